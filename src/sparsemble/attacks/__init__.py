@@ -1,0 +1,1 @@
+"""Find the worst image inside a threat model; never touch the model."""

@@ -1,0 +1,1 @@
+"""The words everybody uses: tensor types, threat model, interfaces, registry, recipe, artifacts."""

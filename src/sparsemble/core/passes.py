@@ -1,0 +1,41 @@
+"""Counts forward and backward passes, in images, by watching the model."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Passes:
+    """Images that went through a model, forward and backward."""
+
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def total(self) -> int:
+        """Forward plus backward passes."""
+        return self.forward + self.backward
+
+
+@contextlib.contextmanager
+def count_passes(*models: nn.Module) -> Iterator[Passes]:
+    """Count the passes of these models while the context is open; each member of a team counts for itself."""
+    passes = Passes()
+
+    def add_backward(gradient: Tensor) -> None:
+        passes.backward += len(gradient)
+
+    def add_forward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        passes.forward += len(output)
+        if output.requires_grad:
+            output.register_hook(add_backward)
+
+    handles = [model.register_forward_hook(add_forward) for model in models]
+    try:
+        yield passes
+    finally:
+        for handle in handles:
+            handle.remove()

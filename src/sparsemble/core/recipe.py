@@ -1,0 +1,151 @@
+"""Strict reading: from TOML to frozen dataclasses, with an error that names the path and the nearest real name."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from sparsemble.core.errors import InputError
+
+D = TypeVar("D")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return '; did you mean "x"?' or, where nothing is near, the list of known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(names)}"
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        InputError: with the place of the fault.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not valid TOML: {error}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a fault is an `InputError` that names the file."""
+    try:
+        return parse_toml(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a TOML file: {error}") from error
+
+
+def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Return the table with each `key.path=value` applied; the value is TOML, a bare word counts as a string.
+
+    Raises:
+        InputError: a setting without `=`, or a path through something that is not a table.
+    """
+    result = _copy(table)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        keys = [key.strip() for key in path.split(".")]
+        if not equals or not all(keys):
+            raise InputError(f'--set "{setting}" must have the form key=value, as in --set train.epochs=5')
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        inner = result
+        for key in keys[:-1]:
+            step = inner.setdefault(key, {})
+            if isinstance(step, str):  # a plug given by its name alone
+                step = inner[key] = {"name": step}
+            if not isinstance(step, dict):
+                raise InputError(f'--set "{setting}": {key} is {step!r}, not a table')
+            inner = step
+        inner[keys[-1]] = value
+    return result
+
+
+def read(cls: type[D], table: Mapping[str, Any], where: str = "") -> D:
+    """Make a frozen dataclass from a table.
+
+    Args:
+        cls: the dataclass; its type hints are checked strictly.
+        table: keys are field names; `"8/255"` is read as a number where a float is due.
+        where: path of the table in its recipe, for messages.
+
+    Raises:
+        InputError: unknown or missing key, value of the wrong type, or a value the class refuses.
+    """
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where or cls.__name__} must be a table, got {table!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
+    for key in table:
+        if key not in fields:
+            raise InputError(f'{_join(where, key)} is not a known setting{nearest(key, fields)}')
+    values = {key: _value(hints[key], value, _join(where, key)) for key, value in table.items()}
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if name not in values and required:
+            raise InputError(f"{_join(where, name)} is missing")
+    try:
+        return cls(**values)
+    except InputError as error:
+        message = str(error)
+        raise error if not where or message.startswith(where) else InputError(f"{where}: {message}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    from sparsemble.core.registry import REGISTRIES
+
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _value(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{where} = {value!r} must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{where} = {value!r} must be a list")
+        return tuple(_value(args[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if hint in REGISTRIES:
+        if not isinstance(value, str | Mapping):
+            raise InputError(f"{where} = {value!r} must be a name or a table with a name")
+        return REGISTRIES[hint].build(typing.cast(Any, value), where)
+    if dataclasses.is_dataclass(hint):
+        return read(typing.cast(Any, hint), value, where)
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float:
+        if isinstance(value, str):
+            try:
+                return float(Fraction(value.replace(" ", "")))
+            except (ValueError, ZeroDivisionError):
+                raise InputError(f'{where} = "{value}" is not a number or a fraction such as "8/255"') from None
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif isinstance(value, hint):
+        return value
+    words = {float: "a number", int: "a whole number", str: "a text in quotes", bool: "true or false"}
+    raise InputError(f"{where} = {value!r} must be {words.get(hint, hint.__name__)}")
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(entry) for key, entry in value.items()}
+    return [_copy(entry) for entry in value] if isinstance(value, list) else value

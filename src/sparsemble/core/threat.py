@@ -1,0 +1,84 @@
+"""What the adversary may do: how far an image may move, in which norm."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, final
+
+import torch
+from torch import Generator, Tensor
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.types import Images, PerImage
+
+LARGEST_EPS = {"linf": 1.0, "l2": 5.0}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ThreatModel:
+    """All images of [0, 1] within distance `eps` of the clean one.
+
+    Raises:
+        InputError: `eps` is negative or larger than an image can move (8 for 8/255).
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the perturbation."""
+    eps: float = 8 / 255
+    """Largest distance, in units where an image spans [0, 1]; linf at most 1, l2 at most 5."""
+
+    def __post_init__(self) -> None:
+        if self.norm not in LARGEST_EPS:
+            raise InputError(f'norm = "{self.norm}" is not known; use "linf" or "l2"')
+        if not math.isfinite(self.eps) or self.eps < 0:
+            raise InputError(f"eps = {self.eps:g} must be 0 or more")
+        if self.eps > LARGEST_EPS[self.norm]:
+            hint = f'; did you mean "{self.eps:g}/255"?' if self.eps >= 1 else ""
+            raise InputError(
+                f"eps = {self.eps:g} is too large for {self.norm}: images lie in [0, 1], "
+                f"so eps must be at most {LARGEST_EPS[self.norm]:g}{hint}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.norm} {as_fraction(self.eps)}"
+
+    def project(self, x_adv: Images, x: Images) -> Images:
+        """Return the allowed image nearest to `x_adv`, coordinate by coordinate for linf, radially for l2."""
+        delta = x_adv - x
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+            delta = delta * (self.eps / length).clamp_max(1.0).view(-1, 1, 1, 1)
+        return (x + delta).clamp(0.0, 1.0)
+
+    def distance(self, x_adv: Images, x: Images) -> PerImage:
+        """Return the distance of each pair in this norm."""
+        delta = (x_adv - x).flatten(1)
+        return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+
+    def random_start(self, x: Images, rng: Generator) -> Images:
+        """Draw an allowed image, uniform in the ball before the box is applied."""
+        if self.norm == "linf":
+            delta = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) * 2 - 1
+        else:
+            delta = self.steepest(torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype))
+            radius = torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype) ** (1 / x[0].numel())
+            delta = delta * radius.view(-1, 1, 1, 1)
+        return self.project(x + self.eps * delta, x)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Return the unit-norm step along which a linear function with this gradient grows fastest."""
+        if self.norm == "linf":
+            return gradient.sign()
+        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return gradient / length.view(-1, 1, 1, 1)
+
+
+def as_fraction(eps: float) -> str:
+    """Write eps as n/255 where it is one, else as a decimal."""
+    near = Fraction(eps).limit_denominator(255)
+    if abs(float(near) - eps) < 1e-9 and 255 % near.denominator == 0 and eps not in (0.0, 1.0):
+        return f"{near.numerator * 255 // near.denominator}/255"
+    return f"{eps:g}"

@@ -1,0 +1,30 @@
+"""Tensor types: `Images` (B, C, H, W) in [0, 1], `Labels` (B), `Logits` (B, K), `MemberLogits` (M, B, K)."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Images = Float[Tensor, "B C H W"]
+"""Batch of images, channels first, float in [0, 1]."""
+Labels = Int[Tensor, "B"]
+"""Class index of each image."""
+Logits = Float[Tensor, "B K"]
+"""Unnormalised log-probabilities."""
+MemberLogits = Float[Tensor, "M B K"]
+"""Logits of every member of an ensemble, in the order in which the members run."""
+PerImage = Float[Tensor, "B"]
+"""One number an image."""
+Flags = Bool[Tensor, "B"]
+"""One yes or no an image."""
+Counts = Int[Tensor, "B"]
+"""One whole number an image."""
+
+Classifier = Callable[[Tensor], Tensor]
+"""From `Images` to `Logits`."""
+
+
+def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Make a generator from a seed; only `pipeline`, `cli` and tests may call this."""
+    return torch.Generator(device=device).manual_seed(seed)

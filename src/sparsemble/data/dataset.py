@@ -1,0 +1,173 @@
+"""What a dataset is: three splits of images in [0, 1], their classes, and how training may vary them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.types import Images, Labels
+
+
+class Split(ABC):
+    """Labelled images that can be asked for by index."""
+
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def images(self, indices: Tensor) -> Images:
+        """Return the images at these indices as float32 in [0, 1], on the device of `labels`."""
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> "Split":
+        """Return a split of these images only."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the split with its images, or those it will read, on a device."""
+
+    def everything(self) -> tuple[Images, Labels]:
+        """Return all images and labels; for splits that fit in memory."""
+        return self.images(torch.arange(len(self), device=self.labels.device)), self.labels
+
+
+@final
+class TensorSplit(Split):
+    """A split held in memory: uint8 (0..255) or float (0..1) images, (N, C, H, W)."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        if pixels.ndim != 4 or len(pixels) != len(labels):
+            raise InputError(
+                f"images must be (N, C, H, W) with one label each, got {tuple(pixels.shape)} and {tuple(labels.shape)}"
+            )
+        self.pixels = pixels
+        self.labels = labels.long()
+
+    def images(self, indices: Tensor) -> Images:
+        """Return the images at these indices as float32 in [0, 1]."""
+        chosen = self.pixels[indices]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
+
+    def subset(self, indices: Tensor) -> "TensorSplit":
+        """Return a split of these images only."""
+        return TensorSplit(self.pixels[indices], self.labels[indices])
+
+    def to(self, device: torch.device | str) -> "TensorSplit":
+        """Return the split on a device."""
+        return TensorSplit(self.pixels.to(device), self.labels.to(device))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random shifts and mirror images, drawn for each image."""
+
+    crop: int = 0
+    """Largest shift in pixels; the border is filled with zeros."""
+    flip: bool = False
+    """Mirror half of the images left to right; only where the data allows it."""
+
+    def __call__(self, x: Images, rng: Generator) -> Images:
+        """Return varied images of the same shape."""
+        if self.flip:
+            mirror = torch.rand(len(x), generator=rng, device=x.device) < 0.5
+            x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
+        if self.crop:
+            x = self._shift(x, rng)
+        return x
+
+    def _shift(self, x: Images, rng: Generator) -> Images:
+        height, width = x.shape[2:]
+        padded = F.pad(x, (self.crop,) * 4)
+        top, left = torch.randint(0, 2 * self.crop + 1, (2, len(x)), generator=rng, device=x.device)
+        rows = (top[:, None] + torch.arange(height, device=x.device)).view(-1, 1, height, 1)
+        columns = (left[:, None] + torch.arange(width, device=x.device)).view(-1, 1, 1, width)
+        image = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
+        channel = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
+        return padded[image, channel, rows, columns]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images with train, held-out and test splits.
+
+    The held-out part is cut from the training images. Its first half chooses (checkpoints, teams), its second
+    calibrates (stopping rules); the test split is for the one final evaluation.
+    """
+
+    train: Split
+    choose: Split
+    """Half of the held-out images: picks checkpoints and teams."""
+    calibrate: Split
+    """The other half: sets the thresholds of stopping rules."""
+    test: Split
+    classes: tuple[str, ...]
+    """Class names, in label order."""
+    shape: tuple[int, int, int]
+    """Channels, height, width of an image."""
+    mean: tuple[float, ...]
+    """Mean of each channel over the training images."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel over the training images."""
+    augmentation: Augmentation = Augmentation()
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """Return the dataset on a device."""
+        parts = ("train", "choose", "calibrate", "test")
+        return replace(self, **{part: getattr(self, part).to(device) for part in parts})
+
+
+class DataSource(Plug):
+    """Where a dataset comes from; its fields are where its files are and how it is split."""
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """Read the dataset.
+
+        Raises:
+            InputError: a file is missing, truncated or has another checksum; the sentence says where to put it.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash of the files, so that results of other data are never mistaken for these."""
+
+
+def stratified(labels: np.ndarray, fraction_or_count: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split indices into (rest, part) with each class in proportion.
+
+    Args:
+        labels: (N,) class indices.
+        fraction_or_count: share of the images in the part if below 1, else their number.
+        seed: fixed for a dataset, so that the split never changes.
+
+    Returns:
+        Two sorted index arrays that together hold every index once.
+    """
+    total = len(labels)
+    count = round(fraction_or_count * total) if fraction_or_count < 1 else int(fraction_or_count)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(total)
+    classes, inverse = np.unique(labels[order], return_inverse=True)
+    exact = np.bincount(inverse, minlength=len(classes)) * count / total
+    quota = np.floor(exact).astype(int)
+    short = count - quota.sum()
+    quota[np.argsort(quota - exact, kind="stable")[:short]] += 1
+    rank = np.empty(total, dtype=int)
+    for label in range(len(classes)):
+        members = np.flatnonzero(inverse == label)
+        rank[members] = np.arange(len(members))
+    part = rank < quota[inverse]
+    return np.sort(order[~part]), np.sort(order[part])
+
+
+data_sources: Registry[DataSource] = Registry("data", DataSource)

@@ -1,0 +1,1 @@
+"""Many sub-models as one: choose the team, combine, diversify, stop early."""

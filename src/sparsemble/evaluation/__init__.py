@@ -1,0 +1,1 @@
+"""How robust, how sure, how costly, and whether to believe it."""

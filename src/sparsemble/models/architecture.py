@@ -1,0 +1,82 @@
+"""What an architecture is, and the normalisation that stands in front of every network."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Generator, nn
+
+from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.types import Images, Logits
+
+
+class Architecture(Plug):
+    """A network layout made of Conv2d, BatchNorm2d, ReLU, pooling, adds and Linear, each a module of its own.
+
+    Every ReLU is an `nn.ReLU()` module (not in place) and is called once a forward pass, so that hooks see all
+    activations; weights are float32.
+    """
+
+    @abstractmethod
+    def build(self, in_channels: int, classes: int) -> nn.Module:
+        """Make the network, from normalised images to logits; its weights are set by `build_model`."""
+
+
+@final
+class Normalised(nn.Module):
+    """Images in [0, 1] to logits: subtract the mean, divide by the standard deviation, run the network."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Images) -> Logits:
+        """Return logits for images in [0, 1]."""
+        logits: Logits = self.body((x - self.mean) / self.std)
+        return logits
+
+
+def build_model(
+    architecture: Architecture,
+    shape: tuple[int, int, int],
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    rng: Generator,
+) -> nn.Module:
+    """Make a classifier with fresh weights: He-normal (fan out) convolutions, BatchNorm at 1 and 0.
+
+    Args:
+        architecture: its layout.
+        shape: channels, height and width of an image.
+        classes: number of logits.
+        mean: of each channel, over the training images.
+        std: of each channel, over the training images.
+        rng: draws the weights, on the CPU.
+
+    Returns:
+        A model on the CPU, in training mode.
+    """
+    model = Normalised(architecture.build(shape[0], classes), mean, std)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=rng)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=rng)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model
+
+
+architectures: Registry[Architecture] = Registry("model", Architecture)

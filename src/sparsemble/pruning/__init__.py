@@ -1,0 +1,1 @@
+"""Decide which weights stay: score, method, granularity, mask."""

@@ -1,0 +1,1 @@
+"""From artifacts to tables, plots and one page to read."""

@@ -1,0 +1,1 @@
+"""Run a sparse ensemble fast on a CPU, with the same answers."""

@@ -1,0 +1,1 @@
+"""One loop, and the objectives that make a model robust."""

@@ -46,6 +46,10 @@ class StoppingRule(Plug):
     def mass(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
         """Return a differentiable probability that prefix 1..M answers, summing to 1 over M; for attackers."""
 
+    @abstractmethod
+    def candidates(self, member_logits: MemberLogits) -> Iterable["StoppingRule"]:
+        """Return the settings worth trying, this one included, given held-out logits; for calibration."""
+
 
 @dataclass(frozen=True)
 class DynamicOutput:

@@ -22,18 +22,26 @@ class Passes:
 
 @contextlib.contextmanager
 def count_passes(*models: nn.Module) -> Iterator[Passes]:
-    """Count the passes of these models while the context is open; each member of a team counts for itself."""
+    """Count the passes of these models while the context is open; each member of a team counts for itself.
+
+    A pass that stops at a hidden layer counts as a whole one.
+    """
     passes = Passes()
 
     def add_backward(gradient: Tensor) -> None:
         passes.backward += len(gradient)
 
-    def add_forward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        passes.forward += len(output)
-        if output.requires_grad:
+    def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        passes.forward += len(inputs[0])
+        if inputs[0].requires_grad:
+            inputs[0].register_hook(add_backward)
+
+    def after(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.requires_grad and not inputs[0].requires_grad:
             output.register_hook(add_backward)
 
-    handles = [model.register_forward_hook(add_forward) for model in models]
+    handles = [model.register_forward_pre_hook(before) for model in models]
+    handles += [model.register_forward_hook(after) for model in models]
     try:
         yield passes
     finally:

@@ -142,7 +142,7 @@ class DataSource(Plug):
         """Return a hash of the files, so that results of other data are never mistaken for these."""
 
 
-def stratified(labels: np.ndarray, fraction_or_count: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified(labels: np.ndarray, fraction_or_count: int | float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split indices into (rest, part) with each class in proportion.
 
     Args:

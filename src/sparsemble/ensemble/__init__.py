@@ -1,1 +1,13 @@
 """Many sub-models as one: choose the team, combine, diversify, stop early."""
+
+from sparsemble.core import interfaces
+from sparsemble.ensemble.dynamic import answer_dynamic, predict_dynamic
+from sparsemble.ensemble.selection.rule import Selected, SelectionRule, robust_diversity, selection_rules
+from sparsemble.training import objective
+
+__all__ = ["Selected", "SelectionRule", "answer_dynamic", "predict_dynamic", "robust_diversity", "selection_rules"]
+
+interfaces.combiners.walk("sparsemble.ensemble.combiners")
+interfaces.stopping_rules.walk("sparsemble.ensemble.stopping")
+objective.objectives.walk("sparsemble.ensemble.objectives")
+selection_rules.walk("sparsemble.ensemble.selection")

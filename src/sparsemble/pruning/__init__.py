@@ -1,1 +1,24 @@
 """Decide which weights stay: score, method, granularity, mask."""
+
+from sparsemble.pruning import granularity
+from sparsemble.pruning.granularity import Granularity
+from sparsemble.pruning.mask import KeepZero, Mask, jaccard, prunable_layers
+from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.score import PruningScore, pruning_scores
+
+__all__ = [
+    "Granularity",
+    "KeepZero",
+    "Mask",
+    "Pruned",
+    "PruningContext",
+    "PruningMethod",
+    "PruningScore",
+    "jaccard",
+    "prunable_layers",
+    "pruning_methods",
+    "pruning_scores",
+]
+
+for registry, folder in ((pruning_scores, "scores"), (pruning_methods, "methods"), (granularity.granularities, "granularities")):
+    registry.walk(f"sparsemble.pruning.{folder}")

@@ -1,0 +1,18 @@
+"""The interface of surrogates: differentiable stand-ins for a deployed team."""
+
+from abc import abstractmethod
+
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.types import Classifier
+
+
+class Surrogate(Plug):
+    """A differentiable classifier made of a team and its stopping rule; any attack can climb it."""
+
+    @abstractmethod
+    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+        """Return the classifier to attack."""
+
+
+surrogates: Registry[Surrogate] = Registry("surrogate", Surrogate)

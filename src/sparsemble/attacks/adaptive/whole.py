@@ -1,0 +1,19 @@
+"""The combined answer of all members."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.attacks.adaptive.surrogate import Surrogate, surrogates
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.types import Classifier
+
+
+@final
+@surrogates.register("whole")
+@dataclass(frozen=True, kw_only=True)
+class Whole(Surrogate):
+    """The static team: all members, whatever the rule says."""
+
+    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+        """Return the team itself."""
+        return ensemble

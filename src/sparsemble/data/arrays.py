@@ -1,0 +1,121 @@
+"""Images of your own in one .npz file of plain arrays."""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from sparsemble.core.artifacts import file_hash
+from sparsemble.core.errors import InputError
+from sparsemble.data.assemble import assemble, tensor_split
+from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources
+
+REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
+GROUPS = ("train_groups", "train_track")
+READ_ERRORS = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@final
+@data_sources.register("arrays")
+@dataclass(frozen=True, kw_only=True)
+class Arrays(DataSource):
+    """train_images, train_labels, test_images, test_labels: uint8 (N, H, W, C) or (N, H, W), and whole numbers (N).
+
+    `classes` (K texts) may name the classes. `train_groups` or `train_track` (N) may name the group of near-duplicates
+    that an image belongs to; then whole groups are held out. A group counts within its class only: group 3 of class 0
+    and group 3 of class 1 are two groups.
+    """
+
+    path: str
+    """The .npz file."""
+    held_out: float = 0.1
+    """Images to hold out, each class in proportion; a share if below 1 (of the groups, where there are any)."""
+    crop: int = 0
+    """Largest random shift in training, in pixels."""
+    flip: bool = False
+    """Mirror half of the images in training; only where left and right do not matter."""
+
+    def load(self) -> Dataset:
+        """Read the file."""
+        path = self._find()
+        arrays = read(path)
+        train, test = (_split(arrays, part, path) for part in ("train", "test"))
+        if train.pixels.shape[1:] != test.pixels.shape[1:]:
+            shapes = f"{tuple(train.pixels.shape[1:])} and {tuple(test.pixels.shape[1:])}"
+            raise InputError(f"{path}: training and test images must have one shape (C, H, W), got {shapes}")
+        return assemble(
+            train,
+            test,
+            _classes(arrays, path),
+            held_out=self.held_out,
+            augmentation=Augmentation(crop=self.crop, flip=self.flip),
+            groups=_groups(arrays, path),
+        )
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the file."""
+        return file_hash(self._find())
+
+    def _find(self) -> Path:
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise InputError(f"{path} is missing; it must be an .npz file with {', '.join(REQUIRED)}")
+        return path
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a dataset from an .npz file; never unpickles.
+
+    Raises:
+        InputError: the file is no .npz file of plain arrays, or lacks one.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            known = [name for name in (*REQUIRED, "classes", *GROUPS) if name in file]
+            arrays = {name: file[name] for name in known}
+    except READ_ERRORS as error:
+        raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+    if missing := [name for name in REQUIRED if name not in arrays]:
+        raise InputError(f"{path} lacks {', '.join(missing)}")
+    return arrays
+
+
+def _split(arrays: dict[str, np.ndarray], part: str, path: Path) -> TensorSplit:
+    images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= images.shape[3] <= 4 or 0 in images.shape:
+        raise InputError(
+            f"{path}: {part}_images must be uint8 (N, H, W) or (N, H, W, C) with at most 4 channels, "
+            f"got {images.dtype} {arrays[f'{part}_images'].shape}"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"{path}: {part}_labels must be {len(images):,} whole numbers, got {labels.dtype} {labels.shape}"
+        )
+    return tensor_split(images.transpose(0, 3, 1, 2), labels)
+
+
+def _classes(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    if "classes" not in arrays:
+        highest = max(int(arrays[f"{part}_labels"].max()) for part in ("train", "test"))
+        return tuple(map(str, range(min(highest + 1, len(arrays["train_labels"])))))  # each class needs an image
+    classes = arrays["classes"]
+    if classes.ndim != 1 or classes.dtype.kind != "U":
+        raise InputError(f"{path}: classes must be a list of texts, got {classes.dtype} {classes.shape}")
+    return tuple(classes.tolist())
+
+
+def _groups(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
+    given = [name for name in GROUPS if name in arrays]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InputError(f"{path} has both {' and '.join(given)}; keep one")
+    groups = arrays[given[0]]
+    if groups.shape != arrays["train_labels"].shape:
+        raise InputError(f"{path}: {given[0]} must have one entry for each training image, got {groups.shape}")
+    return groups

@@ -1,0 +1,141 @@
+"""From a training and a test split to a dataset: cut the held-out part, halve it, measure the channels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sparsemble.core.errors import InputError
+from sparsemble.data.dataset import Augmentation, Dataset, Split, TensorSplit, stratified
+
+SPLIT_SEED = 2009
+CHUNK = 1024
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
+
+
+def assemble(
+    train: Split,
+    test: Split,
+    classes: Sequence[str],
+    *,
+    held_out: int | float,
+    augmentation: Augmentation,
+    groups: np.ndarray | None = None,
+    statistics: Statistics | None = None,
+) -> Dataset:
+    """Cut the held-out part from the training images and make the dataset; the cut never changes.
+
+    Args:
+        train: all training images.
+        test: the test images.
+        classes: class names, in label order.
+        held_out: training images to hold out, or their share if below 1.
+        augmentation: how training varies images.
+        groups: (N,) group of each training image; images of one class and group are never separated.
+        statistics: mean and standard deviation of each channel, where measuring all training images takes too long.
+
+    Raises:
+        InputError: a split is empty, a label is out of range, or a class, the held-out part or `crop` does not fit.
+    """
+    _check_labels(train, test, classes)
+    parts = [train.subset(torch.from_numpy(part)) for part in cut(train.labels.numpy(), held_out, groups)]
+    mean, std = statistics or channel_statistics(parts[0])
+    return Dataset(
+        train=parts[0],
+        choose=parts[1],
+        calibrate=parts[2],
+        test=test,
+        classes=tuple(classes),
+        shape=_shape(test, augmentation.crop),
+        mean=mean,
+        std=std,
+        augmentation=augmentation,
+    )
+
+
+def cut(
+    labels: np.ndarray, held_out: int | float, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the indices to train, to choose and to calibrate with, each class in proportion.
+
+    Whole groups are dealt where there are groups, so there the shares hold for groups, not for images. The only
+    image or group of a class stays in training.
+
+    Raises:
+        InputError: `held_out` leaves nothing to train, choose or calibrate with.
+    """
+    units, unit_of = _units(labels, groups)
+    share = held_out if held_out < 1 else held_out / len(labels)
+    several = np.flatnonzero(np.bincount(units)[units] > 1)
+    count = round(share * len(units)) if 0 < share <= 1 else 0
+    if not 2 <= count < len(several):
+        kind = "training images" if groups is None else f"groups of {len(labels):,} training images"
+        raise InputError(
+            f"held_out = {held_out:g} does not fit {len(units):,} {kind}: 2 to {len(several) - 1:,} can be held out, "
+            "and a value below 1 is a share"
+        )
+    held = several[stratified(units[several], count, SPLIT_SEED)[1]]
+    # Dealt in turn, class after class: the halves of a class differ by one at most, and odd ones even out over classes.
+    mixed = np.random.default_rng(SPLIT_SEED).permutation(held)
+    dealt = mixed[np.argsort(units[mixed], kind="stable")]
+    role = np.zeros(len(units), dtype=int)
+    role[dealt[0::2]], role[dealt[1::2]] = 1, 2
+    train, first, second = (np.flatnonzero(role[unit_of] == number) for number in range(3))
+    if missing := set(labels.tolist()) - set(labels[train].tolist()):
+        raise InputError(f"held_out = {held_out:g} leaves class {min(missing)} without training images; lower it")
+    return train, first, second
+
+
+def _units(labels: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the class of each unit that must stay whole, and the unit of each image."""
+    if groups is None:
+        return labels, np.arange(len(labels))
+    names, group = np.unique(groups, return_inverse=True)
+    keys, unit_of = np.unique(labels.astype(np.int64) * len(names) + group, return_inverse=True)
+    return keys // len(names), unit_of
+
+
+def _check_labels(train: Split, test: Split, classes: Sequence[str]) -> None:
+    for split, part in ((train, "training"), (test, "test")):
+        if not len(split):
+            raise InputError(f"the {part} split is empty; at least one image is needed")
+        lowest, highest = int(split.labels.min()), int(split.labels.max())
+        if lowest < 0 or highest >= len(classes):
+            raise InputError(f"the {part} labels must lie in 0..{len(classes) - 1}, got {lowest}..{highest}")
+    counts = torch.bincount(train.labels, minlength=len(classes)).tolist()
+    if 0 in counts:
+        raise InputError(f'class {counts.index(0)} ("{classes[counts.index(0)]}") has no training image')
+
+
+def _shape(split: Split, crop: int) -> tuple[int, int, int]:
+    channels, height, width = split.images(torch.tensor([0])).shape[1:]
+    most = min(height, width) - 1
+    if not 0 <= crop <= most:
+        raise InputError(f"crop = {crop} must lie in 0..{most} for images of {height} x {width} pixels")
+    return channels, height, width
+
+
+def channel_statistics(split: Split) -> Statistics:
+    """Return the mean and standard deviation of each channel over all pixels of a split.
+
+    Raises:
+        InputError: a channel has one value everywhere, so that it cannot be normalised.
+    """
+    total, squares, count = torch.zeros(1), torch.zeros(1), 0
+    for start in range(0, len(split), CHUNK):
+        x = split.images(torch.arange(start, min(start + CHUNK, len(split)))).double()
+        total = total + x.sum(dim=(0, 2, 3))
+        squares = squares + x.square().sum(dim=(0, 2, 3))
+        count += x[:, 0].numel()
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    if (std < 1e-6).any():
+        raise InputError(f"channel {int(std.argmin())} of the training images has one value everywhere; drop it")
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def tensor_split(pixels: np.ndarray, labels: np.ndarray) -> TensorSplit:
+    """Return uint8 images (N, C, H, W) and their labels as a split in memory."""
+    return TensorSplit(torch.from_numpy(np.ascontiguousarray(pixels)), torch.from_numpy(labels.astype(np.int64)))

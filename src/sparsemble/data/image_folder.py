@@ -1,0 +1,64 @@
+"""Images of your own in class folders.
+
+Small folders are held in memory: each file is decoded once instead of once an epoch, and an unreadable file is found
+before any work. Folders above 2 GiB of pixels are streamed; the images are the same either way.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+
+from sparsemble.data.assemble import assemble, channel_statistics
+from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources
+from sparsemble.data.file_split import FileSplit, View, class_names, file_split, folder_hash
+
+IN_MEMORY = 2 << 30
+MEASURED = 2048
+
+
+@final
+@data_sources.register("image_folder")
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(DataSource):
+    """Folders root/train/CLASS and root/test/CLASS of png, jpg, jpeg, webp or bmp files."""
+
+    root: str
+    """Folder of train and test, each with one folder for each class."""
+    size: int = 32
+    """Side of the images in pixels: the short side is resized to it, the centre square is kept."""
+    grey: bool = False
+    """One channel instead of three."""
+    held_out: float = 0.1
+    """Training images to hold out, each class in proportion; a share if below 1."""
+    crop: int = 0
+    """Largest random shift in training, in pixels."""
+    flip: bool = False
+    """Mirror half of the images in training; only where left and right do not matter."""
+
+    def load(self) -> Dataset:
+        """Read the images into memory, or list them if they are too many.
+
+        Mean and standard deviation of streamed images are those of 2,048 evenly spaced ones.
+        """
+        root = Path(self.root).expanduser()
+        view = View(resize=self.size, size=self.size, grey=self.grey)
+        classes = class_names(root / "train", root / "test")
+        train, test = (file_split(root / part, classes, view) for part in ("train", "test"))
+        augmentation = Augmentation(crop=self.crop, flip=self.flip)
+        if (len(train) + len(test)) * self.size**2 * (1 if self.grey else 3) <= IN_MEMORY:
+            return assemble(_read(train), _read(test), classes, held_out=self.held_out, augmentation=augmentation)
+        sample = train.subset(torch.linspace(0, len(train) - 1, MEASURED).long())
+        measured = channel_statistics(sample)
+        return assemble(train, test, classes, held_out=self.held_out, augmentation=augmentation, statistics=measured)
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of the names and sizes of all files; their content is not read."""
+        root = Path(self.root).expanduser()
+        class_names(root / "train", root / "test")
+        return folder_hash(root, ("train", "test"))
+
+
+def _read(split: FileSplit) -> TensorSplit:
+    return TensorSplit(split.pixels(torch.arange(len(split))), split.labels)

@@ -1,0 +1,1 @@
+"""Ways to make many logit vectors one, one file each."""

@@ -1,0 +1,1 @@
+"""Losses of whole teams, one file each."""

@@ -1,0 +1,98 @@
+"""DVERGE: members learn to withstand each other's weaknesses (Yang et al. 2020)."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from sparsemble.attacks.attack import Attack, input_gradient
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels
+from sparsemble.ensemble.features import feature_layers, features
+from sparsemble.training.objective import LossOutput, Objective, craft, objectives
+
+
+@final
+@objectives.register("dverge")
+@dataclass(frozen=True, kw_only=True)
+class DVERGE(Objective):
+    """Adversarial training of each member, and on images that hold the features another member sees elsewhere.
+
+    sum_i [ CE(F_i(x_adv), y) + beta sum_{j != i} CE(F_i(x~_j), y) ], where x~_j lies near x and imitates, in a hidden
+    layer of member j, the features of another image.
+
+    Source: Yang et al. 2020, "plus adv", as method.md sections 2.6 and 6 state it (EED main paper, eq. 14, Reg = 0).
+    Departs: the other image comes from the same batch, rolled by a random offset, and the layer is drawn for every
+    batch, not every epoch.
+    """
+
+    beta: float = 1.0
+    """Weight of the diversity term, >= 0."""
+    reach: float = 2.25
+    """Radius of the feature search in units of eps; 2.25 makes DVERGE's 0.07 out of 8/255."""
+    steps: int = 10
+    """Steps of the feature search, each of radius / steps, >= 1."""
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Finds the adversarial images."""
+    attack_team: bool = False
+    """Craft one adversarial set on the whole team instead of one on each member."""
+
+    def __post_init__(self) -> None:
+        if self.beta < 0 or self.reach <= 0 or self.steps < 1:
+            raise InputError(
+                f"beta = {self.beta:g} must be 0 or more, reach = {self.reach:g} above 0, steps = {self.steps} 1 or more"
+            )
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Return the loss summed over members."""
+        assert isinstance(model, Ensemble)
+        team_images = craft(model, self.attack, x, y, threat, rng=rng) if self.attack_team else None
+        own = [
+            craft(model, self.attack, x, y, threat, rng=rng, target=member) if team_images is None else team_images
+            for member in model.members
+        ]
+        distilled = self._distilled(model, x, threat, rng) if self.beta else []
+        robust, diversity = x.new_zeros(()), x.new_zeros(())
+        for i, member in enumerate(model.members):
+            others = [images for j, images in enumerate(distilled) if j != i]
+            logits = member(torch.cat([own[i], *others]))
+            losses = F.cross_entropy(logits, y.repeat(1 + len(others)), reduction="none").view(-1, len(x)).mean(1)
+            robust, diversity = robust + losses[0], diversity + losses[1:].sum()
+        terms = {"robust": robust.detach(), "diversity": diversity.detach()}
+        return LossOutput(robust + self.beta * diversity, terms, team_images)
+
+    def _distilled(self, model: Ensemble, x: Images, threat: ThreatModel, rng: Generator) -> list[Images]:
+        """Return x~_j for every member j."""
+        offset = int(torch.randint(1, len(x), (), generator=rng, device=x.device)) if len(x) > 1 else 0
+        layers = feature_layers(model.members[0])
+        layer = layers[int(torch.randint(len(layers), (), generator=rng, device=x.device))]
+        radius = min(self.reach * threat.eps, 1.0) if threat.norm == "linf" else self.reach * threat.eps
+        wide = ThreatModel(norm=threat.norm, eps=radius)
+        training = model.training
+        model.eval()
+        try:
+            return [imitate(member, layer, x, x.roll(offset, 0), wide, self.steps) for member in model.members]
+        finally:
+            model.train(training)
+
+
+def imitate(member: nn.Module, layer: str, x: Images, target: Images, threat: ThreatModel, steps: int) -> Images:
+    """Move x, inside the threat model, until its features in a layer resemble those of the target images.
+
+    Momentum 1 on l1-normalised gradients, no random start.
+    """
+    with torch.no_grad():
+        wanted = features(member, layer, target)
+    point, velocity = x, torch.zeros_like(x)
+    for _ in range(steps):
+        point = point.detach().requires_grad_()
+        distance: Tensor = (features(member, layer, point) - wanted).square().flatten(1).sum(1)
+        gradient = input_gradient(-distance, point)
+        velocity = velocity + gradient / gradient.abs().flatten(1).sum(1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        point = threat.project(point.detach() + threat.eps / steps * threat.steepest(velocity), x)
+    return point.detach()

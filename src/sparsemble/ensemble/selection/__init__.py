@@ -1,0 +1,1 @@
+"""Which sub-models become the team, one file each."""

@@ -1,0 +1,63 @@
+"""How a team is chosen from the pool."""
+
+import itertools
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparsemble.core.registry import Plug, Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """A chosen team and why."""
+
+    team: tuple[int, ...]
+    """Positions in the pool, ascending."""
+    robust_diversity: float
+    reason: str
+    """One sentence: which part of the rule decided."""
+    teams_scored: int
+
+
+class SelectionRule(Plug):
+    """Chooses a team from one failure matrix."""
+
+    @abstractmethod
+    def __call__(self, failures: Bool[Tensor, "N n"], largest: int) -> Selected:
+        """Choose among the teams of 2 to `largest` of the N sub-models.
+
+        Args:
+            failures: whether sub-model i errs on held-out adversarial image j, the same images for all.
+            largest: the most members the budget allows, 2..N.
+        """
+
+
+def robust_diversity(failures: Bool[Tensor, "N n"], team: tuple[int, ...]) -> float:
+    """Return 1 - p_two / p_one of a team: 0 where members always fail together, 1 where never.
+
+    p_one is the mean failure rate, p_two the mean rate at which two members fail together.
+
+    Source: EED main paper, eqs. 12-13, read as generalised diversity (method.md 2.5, E-9).
+    """
+    return float(all_diversities(failures, len(team), [team])[0])
+
+
+def all_diversities(failures: Bool[Tensor, "N n"], size: int, teams: list[tuple[int, ...]]) -> np.ndarray:
+    """Return the robust diversity of each team of this size; 1 for a team that never fails.
+
+    Every team follows from the pairwise co-failure counts, so one matrix product serves all.
+    """
+    counts = failures.double() @ failures.double().T
+    together, index = counts.cpu().numpy(), np.asarray(teams)
+    single = together[index, index].sum(1) / size
+    pairs = sum(together[index[:, i], index[:, j]] for i, j in itertools.combinations(range(size), 2))
+    double = pairs / (size * (size - 1) / 2)
+    return np.where(single > 0, 1 - double / np.maximum(single, 1e-300), 1.0)
+
+
+selection_rules: Registry[SelectionRule] = Registry("selection rule", SelectionRule)

@@ -1,0 +1,1 @@
+"""When to stop running members, one file each."""

@@ -1,0 +1,90 @@
+"""DIE: EED's stopping rule, in its causal form (method.md 2.7)."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
+from sparsemble.core.types import MemberLogits
+
+SMALLEST = 1e-12
+
+
+@final
+@stopping_rules.register("die")
+@dataclass(frozen=True, kw_only=True)
+class DIE(StoppingRule):
+    """Stops when no later step can have a larger stopping probability; the step with the largest answers.
+
+    Hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1, where U_t is the KL
+    divergence (nats) between the averages over t and t - 1 members and C_t the square of the highest average
+    probability. Mass z_t = q_t S(t), S(t + 1) = S(t) - z_t; the last step takes the rest.
+
+    Source: EED main paper, eqs. 20-22, supplement, eqs. 26-31, corrected by method.md 2.7 (E-15 to E-20): as printed
+    the rule always stops after one member.
+    """
+
+    a: float = 8.0
+    """Weight of the change U_t, > 0."""
+    b: float = 8.0
+    """Weight of the confidence C_t, > 0."""
+    tau_u: float = 0.05
+    """Change at which the hazard is balanced, in nats."""
+    tau_c: float = 0.5
+    """Squared confidence at which the hazard is balanced, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not (self.a > 0 and self.b > 0):
+            raise InputError(f"a = {self.a:g} and b = {self.b:g} must be above 0; otherwise doubt would stop early")
+
+    def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
+        """Decide after m members; exact: all later mass sums to S(m + 1), so it cannot exceed the best so far."""
+        mass, rest = self._mass(member_logits)
+        if last:
+            mass = torch.cat([mass[:-1], (mass[-1] + rest).unsqueeze(0)])
+            rest = torch.zeros_like(rest)
+        best, where = mass.max(0)
+        return Decision(stop=best >= rest, answer_with=where + 1)
+
+    def mass(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+        """Return z_1..z_M, the last one with the rest."""
+        mass, rest = self._mass(member_logits)
+        return torch.cat([mass[:-1], (mass[-1] + rest).unsqueeze(0)])
+
+    def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
+        """Try three weights of each quantity, with thresholds at quantiles of what was seen on held-out images."""
+        confidence, change = self._quantities(member_logits)
+        shares = torch.linspace(0.02, 0.9, 12, device=change.device)
+        tau_c = confidence[0].quantile(shares).tolist()
+        tau_u = change.flatten().quantile(shares[::4]).tolist() if len(change) else [self.tau_u]
+        settings = itertools.product((4.0, 32.0), (8.0, 32.0, 128.0), tau_u, tau_c)
+        return [self, *(DIE(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
+
+    def hazards(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+        """Return q_1..q_M."""
+        confidence, change = self._quantities(member_logits)
+        doubt = torch.cat([torch.zeros_like(confidence[:1]), self.a * (change - self.tau_u)])
+        return torch.sigmoid(self.b * (confidence - self.tau_c) - doubt)
+
+    def _quantities(self, member_logits: MemberLogits) -> tuple[Float[Tensor, "M B"], Float[Tensor, "rest B"]]:
+        """Return C_1..C_M and U_2..U_M."""
+        probabilities = member_logits.softmax(-1)
+        counts = torch.arange(1, len(probabilities) + 1, device=probabilities.device).view(-1, 1, 1)
+        average = probabilities.cumsum(0) / counts
+        log_average = average.clamp_min(SMALLEST).log()
+        change = (average[1:] * (log_average[1:] - log_average[:-1])).sum(-1)
+        return average.amax(-1).square(), change
+
+    def _mass(self, member_logits: MemberLogits) -> tuple[Float[Tensor, "M B"], Float[Tensor, " B"]]:
+        masses = []
+        survival = torch.ones_like(member_logits[0, :, 0])
+        for hazard in self.hazards(member_logits):
+            masses.append(hazard * survival)
+            survival = survival - masses[-1]
+        return torch.stack(masses), survival

@@ -1,0 +1,35 @@
+"""Run every member."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
+from sparsemble.core.types import MemberLogits
+
+
+@final
+@stopping_rules.register("never")
+@dataclass(frozen=True, kw_only=True)
+class Never(StoppingRule):
+    """Never stops early: the static team."""
+
+    def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
+        """Stop at the last member only."""
+        members, images, _ = member_logits.shape
+        device = member_logits.device
+        stop = torch.full((images,), last, device=device)
+        return Decision(stop=stop, answer_with=torch.full((images,), members, device=device))
+
+    def mass(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+        """Put all mass on the last member."""
+        mass = torch.zeros_like(member_logits[:, :, 0])
+        return torch.cat([mass[:-1], torch.ones_like(mass[-1:])])
+
+    def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
+        """There is nothing to set."""
+        return [self]

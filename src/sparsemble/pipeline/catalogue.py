@@ -1,0 +1,54 @@
+"""What there is to choose from: every plug and every shipped recipe."""
+
+import dataclasses
+import inspect
+from typing import Any, NamedTuple
+
+import sparsemble.attacks.adaptive
+import sparsemble.ensemble
+import sparsemble.models
+import sparsemble.pruning
+import sparsemble.training  # noqa: F401 (imports register the plugs)
+from sparsemble.core.registry import REGISTRIES, Plug, describe
+from sparsemble.pipeline.recipe import shipped
+
+
+class Entry(NamedTuple):
+    """A part or a recipe."""
+
+    kind: str
+    name: str
+    sentence: str
+    text: str
+
+
+def catalogue() -> list[Entry]:
+    """Return every plug but stages, every alias, and every shipped recipe, by kind and name."""
+    entries = []
+    for registry in REGISTRIES.values():
+        if registry.kind == "stage":
+            continue
+        for name, plug in registry.plugs.items():
+            entries.append(Entry(registry.kind, name, sentence(plug), _settings(plug)))
+        for alias, table in registry.aliases.items():
+            settings = ", ".join(f"{key} = {value!r}" for key, value in table.items())
+            entries.append(Entry(registry.kind, alias, f"short for {settings}", settings))
+    for name, text in shipped().items():
+        entries.append(Entry("recipe", name, text.splitlines()[0].lstrip("# "), text))
+    return sorted(entries)
+
+
+def sentence(plug: type[Plug]) -> str:
+    """Return the first sentence of a plug's docstring."""
+    return inspect.cleandoc(plug.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _settings(plug: type[Plug]) -> str:
+    """Return the docstring and the fields with their types and defaults."""
+    lines = [inspect.cleandoc(plug.__doc__ or ""), ""]
+    for field in dataclasses.fields(plug):  # type: ignore[arg-type]
+        hint = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        default: Any = field.default if field.default is not dataclasses.MISSING else None
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        lines.append(f"  {field.name}: {hint}" + ("  (required)" if required else f" = {describe(default)!r}"))
+    return "\n".join(lines)

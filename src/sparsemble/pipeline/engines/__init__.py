@@ -1,0 +1,1 @@
+"""Who runs the stages: `local` (worker processes of this machine)."""

@@ -1,0 +1,71 @@
+"""What every training stage does around `fit`: checkpoint, choose the epoch, count passes, keep the history."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.artifacts import write_json
+from sparsemble.core.threat import ThreatModel
+from sparsemble.data.dataset import Dataset, Split
+from sparsemble.pipeline.heldout import probe
+from sparsemble.pipeline.stage import Work
+from sparsemble.training.batches import Batches
+from sparsemble.training.callbacks import Callback, KeepBest, Report
+from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.fit import fit
+from sparsemble.training.objective import Objective
+from sparsemble.training.schedule import Schedule
+
+FIRST_KEPT = 0.5
+"""Share of the epochs before which none is chosen: early epochs win on few held-out images by luck only."""
+
+
+def learn(
+    work: Work,
+    model: nn.Module,
+    data: Dataset,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    epochs: int,
+    threat: ThreatModel,
+    held_out_attack: Attack,
+    probe_every: int,
+    split: Split | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train a model in place, resuming a checkpoint in the stage's folder; writes `history.json`.
+
+    Args:
+        work: the running stage.
+        model: what to train.
+        data: its held-out images choose the epoch.
+        objective: the loss.
+        schedule: optimiser, rate and batch size.
+        epochs: passes over the images.
+        threat: handed to the objective and the probe.
+        held_out_attack: measures held-out robustness.
+        probe_every: epochs between measurements.
+        split: training images, where not all of them.
+        callbacks: what else happens.
+    """
+    train = data.train if split is None else split
+    batches = Batches(split=train, batch_size=schedule.batch_size, augmentation=data.augmentation)
+    best = KeepBest(probe(data.choose, held_out_attack, threat, work), probe_every, FIRST_KEPT)
+    checkpoint = Checkpoint(work.folder)
+    history = fit(
+        model,
+        objective,
+        batches,
+        schedule,
+        epochs=epochs,
+        threat=threat,
+        rng=work.rng("train"),
+        callbacks=[*callbacks, best, Report(work.tell)],
+        checkpoint=checkpoint,
+    )
+    work.add_passes(history)
+    write_json(work.folder / "history.json", history)
+    checkpoint.remove()
+

@@ -1,0 +1,273 @@
+"""The whole method, top to bottom: from a recipe to the graph of its stages."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from sparsemble.attacks.adaptive.expectation import Expectation
+from sparsemble.attacks.adaptive.prefix import Prefix
+from sparsemble.attacks.adaptive.surrogate import Surrogate
+from sparsemble.attacks.adaptive.whole import Whole
+from sparsemble.core.errors import InputError
+from sparsemble.pipeline.recipe import Recipe
+from sparsemble.pipeline.rows import ROWS
+from sparsemble.pipeline.stage import Task, dataset
+from sparsemble.pipeline.stages.attack import AttackStage
+from sparsemble.pipeline.stages.calibrate import CalibrateStage
+from sparsemble.pipeline.stages.curve import CurveStage
+from sparsemble.pipeline.stages.ensemble import EnsembleStage
+from sparsemble.pipeline.stages.evaluate import EvaluateStage
+from sparsemble.pipeline.stages.latency import LatencyStage
+from sparsemble.pipeline.stages.prune import PruneStage
+from sparsemble.pipeline.stages.report import ReportStage
+from sparsemble.pipeline.stages.select import SelectStage
+from sparsemble.pipeline.stages.small_dense import SmallDenseStage
+from sparsemble.pipeline.stages.train import TrainStage
+from sparsemble.pruning.score import PruningScore
+from sparsemble.pruning.scores.erm import ERM
+
+COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "report")
+"""The stages that the command line can stop after."""
+
+
+class Method(NamedTuple):
+    """The tasks of a run, in reading order, and where each command stops."""
+
+    tasks: list[Task]
+    until: Mapping[str, list[Task]]
+
+
+def method(recipe: Recipe, title: str, command: str) -> Method:
+    """Lay out the stages of a run; nothing is computed.
+
+    Args:
+        recipe: the settings.
+        title: name of the run, for the report.
+        command: what reproduces the run, for the report.
+    """
+    dense = train(recipe)
+    pool = prune(recipe, dense)
+    select = choose(recipe, pool)
+    team = learn_together(recipe, pool, select)
+    stop = calibrate(recipe, team)
+    harp, small_dense = rivals(recipe, dense, select)
+    made = {"dense": dense, "small_dense": small_dense, "harp": harp, "select": select, "team": team, "stop": stop}
+    attacked = attack(recipe, made, pool)
+    evaluated = evaluate(recipe, made, pool, attacked)
+    latency = Task(
+        "measure latency",
+        LatencyStage(seed=recipe.seed, data=recipe.data, combine=recipe.ensemble.combine),
+        made | pool,
+        cost=2,
+        alone=True,
+    )
+    curves = {role: task for role, task in attacked.items() if role.startswith("curve.")}
+    report = Task(
+        "write the report",
+        ReportStage(seed=recipe.seed, title=title, command=command, recipe=recipe),
+        {**made, **curves, "evaluate": evaluated, "latency": latency},
+        cost=4,
+    )
+    tasks = [dense, *pool.values(), select, team, stop, harp, small_dense, *attacked.values(), evaluated, latency, report]
+    until = {
+        "train": [dense],
+        "prune": list(pool.values()),
+        "select": [select],
+        "ensemble": [team],
+        "calibrate": [stop],
+        "evaluate": [evaluated],
+        "report": [report],
+    }
+    return Method(tasks, until)
+
+
+def train(recipe: Recipe) -> Task:
+    """Section 2.1: adversarial training of one dense parent."""
+    stage = TrainStage(
+        seed=recipe.seed,
+        data=recipe.data,
+        model=recipe.model,
+        threat=recipe.threat,
+        train=recipe.train,
+        held_out_attack=recipe.held_out_attack,
+    )
+    return Task("train the dense parent", stage, {}, cost=recipe.train.epochs)
+
+
+def prune(recipe: Recipe, dense: Task) -> dict[str, Task]:
+    """Sections 2.2 to 2.4: one sparse sub-model for each score and data share."""
+    return {
+        f"pool.{score.name}-{share}": _pruned(recipe, dense, f"prune {score.name}-{share}", score, share, recipe.member_sparsity)
+        for score, share in recipe.prune.pool
+    }
+
+
+def choose(recipe: Recipe, pool: Mapping[str, Task]) -> Task:
+    """Section 2.5: the team, by robust diversity."""
+    stage = SelectStage(
+        seed=recipe.seed,
+        data=recipe.data,
+        threat=recipe.threat,
+        select=recipe.select,
+        team_size=recipe.team_size,
+        combine=recipe.ensemble.combine,
+        held_out_attack=recipe.held_out_attack,
+    )
+    return Task("select the team", stage, pool, cost=2)
+
+
+def learn_together(recipe: Recipe, pool: Mapping[str, Task], select: Task) -> Task:
+    """Section 2.6: ensemble learning."""
+    stage = EnsembleStage(
+        seed=recipe.seed,
+        data=recipe.data,
+        model=recipe.model,
+        threat=recipe.threat,
+        ensemble=recipe.ensemble,
+        held_out_attack=recipe.held_out_attack,
+        probe_every=recipe.train.probe_every,
+    )
+    return Task("train the team", stage, {"select": select, **pool}, cost=recipe.ensemble.epochs * 2.5 * recipe.team_size)
+
+
+def calibrate(recipe: Recipe, team: Task) -> Task:
+    """Section 2.7: the stopping rule."""
+    stage = CalibrateStage(
+        seed=recipe.seed,
+        data=recipe.data,
+        threat=recipe.threat,
+        combine=recipe.ensemble.combine,
+        dynamic=recipe.dynamic,
+        held_out_attack=recipe.held_out_attack,
+    )
+    return Task("calibrate the stopping rule", stage, {"team": team}, cost=8)
+
+
+def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
+    """What the team is compared with: one HARP model of the same total sparsity, one small dense network.
+
+    The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the team together.
+    """
+    longer = replace(recipe.prune, shares=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
+    harp = _pruned(replace(recipe, prune=longer), dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
+    stage = SmallDenseStage(
+        seed=recipe.seed,
+        data=recipe.data,
+        model=recipe.model,
+        threat=recipe.threat,
+        train=recipe.train,
+        held_out_attack=recipe.held_out_attack,
+    )
+    small = Task("train the small dense network", stage, {"select": select}, cost=0.4 * recipe.train.epochs)
+    return harp, small
+
+
+def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -> dict[str, Task]:
+    """Every attack on every row, and the security curves; one task each, so that they run side by side."""
+    tasks = {}
+    for row in ROWS:
+        if row == "team_dynamic":
+            pairs = [(label, surrogate, recipe.evaluate.adaptive) for label, surrogate in adaptive_surrogates(recipe)]
+        else:
+            pairs = [(one.label, Whole(), one) for one in recipe.evaluate.attacks]
+        for label, surrogate, one in pairs:
+            stage = AttackStage(
+                seed=recipe.seed,
+                data=recipe.data,
+                threat=recipe.threat,
+                combine=recipe.ensemble.combine,
+                row=row,
+                surrogate=surrogate,
+                attack=one,
+                images=recipe.evaluate.images,
+            )
+            cost = 4 if row.startswith("team") else 1
+            tasks[f"attack.{row}.{label}"] = Task(f"attack {row}: {label}", stage, row_inputs(row, made, pool), cost=cost)
+    for row in ("dense", "harp", "team_static") if recipe.evaluate.curve_eps else ():
+        curve = CurveStage(
+            seed=recipe.seed,
+            data=recipe.data,
+            threat=recipe.threat,
+            combine=recipe.ensemble.combine,
+            row=row,
+            attack=recipe.evaluate.curve_attack,
+            eps=recipe.evaluate.curve_eps,
+            images=recipe.evaluate.curve_images,
+        )
+        cost = 5 if row.startswith("team") else 1.5
+        tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, row_inputs(row, made, pool), cost=cost)
+    return tasks
+
+
+def evaluate(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task], attacked: Mapping[str, Task]) -> Task:
+    """Put the attacks together."""
+    stage = EvaluateStage(
+        seed=recipe.seed,
+        data=recipe.data,
+        threat=recipe.threat,
+        combine=recipe.ensemble.combine,
+        attacks=recipe.evaluate.attacks,
+        surrogates=tuple(surrogate for _, surrogate in adaptive_surrogates(recipe)),
+        sparsity=recipe.sparsity,
+        images=recipe.evaluate.images,
+    )
+    return Task("evaluate", stage, {**made, **pool, **attacked}, cost=6)
+
+
+def adaptive_surrogates(recipe: Recipe) -> list[tuple[str, Surrogate]]:
+    """What the dynamic team is attacked through, beside the static team: every shorter prefix, and the expectation."""
+    prefixes = [(f"prefix{length}", Prefix(length=length)) for length in range(1, recipe.team_size)]
+    return [*prefixes, ("expectation", Expectation())]
+
+
+def row_inputs(row: str, made: Mapping[str, Task], pool: Mapping[str, Task]) -> dict[str, Task]:
+    """Return the tasks that a row is loaded from."""
+    if row == "best_member":
+        return {"select": made["select"], **pool}
+    if row == "team_dynamic":
+        return {"team": made["team"], "stop": made["stop"]}
+    if row == "team_static":
+        return {"team": made["team"]}
+    return {row: made[row]}
+
+
+def check_against_data(recipe: Recipe) -> None:
+    """Refuse, before any work, what the recipe asks of its data set and cannot have.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    data = dataset(recipe.data)
+    shares = recipe.prune.shares
+    rarest = int(data.train.labels.bincount(minlength=len(data.classes)).min())
+    if shares > rarest:
+        raise InputError(
+            f"prune.shares = {shares} is more than the {rarest} training images of the rarest class; lower it"
+        )
+    smallest = len(data.train) if shares == 1 else 2 * (len(data.train) // shares)
+    for name, size, images in (
+        ("train", recipe.train.schedule.batch_size, len(data.train)),
+        ("prune", recipe.prune.schedule.batch_size, smallest),
+        ("ensemble", recipe.ensemble.schedule.batch_size, len(data.train)),
+    ):
+        if size > images:
+            raise InputError(f"{name}.schedule.batch_size = {size} is more than the {images} images it trains on")
+    if recipe.evaluate.images > len(data.test):
+        raise InputError(f"evaluate.images = {recipe.evaluate.images} is more than the {len(data.test)} test images")
+
+
+def _pruned(recipe: Recipe, dense: Task, title: str, score: PruningScore, share: int, sparsity: float) -> Task:
+    stage = PruneStage(
+        seed=recipe.seed,
+        data=recipe.data,
+        model=recipe.model,
+        threat=recipe.threat,
+        prune=replace(recipe.prune, scores=(score,)),
+        score=score,
+        share=share,
+        sparsity=sparsity,
+        held_out_attack=recipe.held_out_attack,
+        probe_every=recipe.train.probe_every,
+    )
+    part = 2 / max(recipe.prune.shares, 2)
+    return Task(title, stage, {"dense": dense}, cost=1.3 * recipe.prune.finetune_epochs * part)

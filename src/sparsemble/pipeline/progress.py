@@ -1,0 +1,164 @@
+"""What a person sees while a run is at work."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, final
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from sparsemble.pipeline.stage import Task
+
+
+class Progress(ABC):
+    """Hears what happens, and knows the time left."""
+
+    def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
+        self.console = console
+        self.total = sum(task.cost for task in tasks)
+        self.count = len(tasks)
+        self.done = 0
+        self.shares: dict[str, tuple[float, float]] = {}
+        self.began = time.perf_counter()
+
+    def started(self, task: Task) -> None:
+        """A task has begun."""
+        self.shares[task.hash] = (task.cost, 0.0)
+
+    def moved(self, task: Task, share: float, text: str) -> None:
+        """A task says how far it is."""
+        self.shares[task.hash] = (task.cost, share)
+
+    def finished(self, task: Task, seconds: float) -> None:
+        """A task is over."""
+        self.done += 1
+        self.shares[task.hash] = (task.cost, 1.0)
+
+    def tick(self) -> None:
+        """Nothing happened for a moment."""
+
+    @property
+    def share(self) -> float:
+        """Share of the run that is done."""
+        return sum(cost * share for cost, share in self.shares.values()) / self.total if self.total else 1.0
+
+    @property
+    def left(self) -> str:
+        """Time left, in words; empty while it cannot be told."""
+        if self.share < 0.02:
+            return ""
+        seconds = (time.perf_counter() - self.began) * (1 - self.share) / self.share
+        return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
+
+    @abstractmethod
+    def print(self, text: str) -> None:
+        """Show a text."""
+
+    @abstractmethod
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+
+
+@final
+class BarProgress(Progress):
+    """Bars for a terminal: one for the run, one for each running stage."""
+
+    def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
+        super().__init__(console, tasks)
+        self.bars = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[text]}"),
+            console=console,
+            transient=True,
+        )
+        self.whole = self.bars.add_task("[bold]whole run", total=1.0, text="")
+        self.ids: dict[str, TaskID] = {}
+
+    def started(self, task: Task) -> None:
+        """Add a bar."""
+        super().started(task)
+        self.ids[task.hash] = self.bars.add_task(task.title, total=1.0, text="")
+        self.tick()
+
+    def moved(self, task: Task, share: float, text: str) -> None:
+        """Move its bar."""
+        super().moved(task, share, text)
+        self.bars.update(self.ids[task.hash], completed=share, text=text)
+        self.tick()
+
+    def finished(self, task: Task, seconds: float) -> None:
+        """Replace its bar with a line."""
+        super().finished(task, seconds)
+        self.bars.remove_task(self.ids.pop(task.hash))
+        self.bars.console.print(f"[green]done[/] {task.title} [dim]{seconds:.1f} s[/]")
+        self.tick()
+
+    def tick(self) -> None:
+        """Move the bar of the whole run."""
+        self.bars.update(self.whole, completed=self.share, text=self.left)
+
+    def print(self, text: str) -> None:
+        """Print above the bars."""
+        self.bars.console.print(text, markup=False, highlight=False)
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+
+@final
+class PlainProgress(Progress):
+    """One line a finished stage, for logs."""
+
+    def finished(self, task: Task, seconds: float) -> None:
+        """Print a line."""
+        super().finished(task, seconds)
+        left = f", {self.left}" if self.left and self.done < self.count else ""
+        self.print(f"[{self.done}/{self.count}] {task.title}: {seconds:.1f} s{left}")
+
+    def print(self, text: str) -> None:
+        """Print without styles."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close."""
+
+
+@final
+class QuietProgress(Progress):
+    """Says nothing but errors."""
+
+    def print(self, text: str) -> None:
+        """Print without styles."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close."""

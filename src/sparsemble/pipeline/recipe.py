@@ -1,0 +1,211 @@
+"""The recipe of a whole run: what `sparsemble run` reads."""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, final
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Combiner, StoppingRule
+from sparsemble.core.recipe import nearest, override, parse_toml, read, read_toml
+from sparsemble.core.registry import describe
+from sparsemble.core.threat import ThreatModel
+from sparsemble.data.dataset import DataSource
+from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
+from sparsemble.ensemble.selection.rule import SelectionRule
+from sparsemble.ensemble.stopping.die import DIE
+from sparsemble.models.architecture import Architecture
+from sparsemble.pruning.granularities.weight import Weight
+from sparsemble.pruning.granularity import Granularity
+from sparsemble.pruning.method import PruningMethod
+from sparsemble.pruning.score import PruningScore
+from sparsemble.training.objective import Objective
+from sparsemble.training.schedule import Schedule
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Adversarial training of the dense parent."""
+
+    epochs: int
+    """Passes over the training images, >= 1."""
+    objective: Objective
+    schedule: Schedule
+    probe_every: int = 1
+    """Measure held-out accuracy each so many epochs; the best measured epoch of the second half is kept."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(epochs=self.epochs, probe_every=self.probe_every)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """From the dense parent to a pool of sparse sub-models, one for each score and data share."""
+
+    method: PruningMethod
+    scores: tuple[PruningScore, ...]
+    """The paper's four: nis, erm, ase, bnsf."""
+    shares: int = 4
+    """d: folds of the training images; d - 1 sub-models a score, each seeing 2/d of them (1: no split)."""
+    granularity: Granularity = Weight()
+    finetune_epochs: int
+    """Passes over its images that each sub-model trains after its mask is fixed, >= 1."""
+    objective: Objective
+    schedule: Schedule
+    """Of the fine-tuning; its batch size also holds while masks are learned."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(finetune_epochs=self.finetune_epochs, shares=self.shares)
+        if not self.scores:
+            raise InputError("scores is empty; name at least one, such as nis, erm, ase, bnsf")
+        if len({score.name for score in self.scores}) < len(self.scores):
+            raise InputError(f"scores names one twice: {', '.join(score.name for score in self.scores)}")
+
+    @property
+    def pool(self) -> tuple[tuple[PruningScore, int], ...]:
+        """The sub-models: score and number of the share, counted from 1."""
+        return tuple((score, j) for score in self.scores for j in range(1, max(self.shares, 2)))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Ensemble learning of the selected team, on all training images, with masks held."""
+
+    combine: Combiner
+    objective: Objective
+    epochs: int
+    """Passes over the training images, >= 1."""
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        _at_least_one(epochs=self.epochs)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Dynamic:
+    """The stopping rule and how it is set."""
+
+    stop: StoppingRule = DIE()
+    """Its settings are where calibration starts."""
+    max_accuracy_drop: float = 0.002
+    """Accuracy that stopping early may cost on held-out images, clean and in the worst case; at least one image."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_accuracy_drop < 1:
+            raise InputError(f"max_accuracy_drop = {self.max_accuracy_drop:g} must lie in [0, 1)")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """The one final measurement, on test images."""
+
+    attacks: tuple[Attack, ...] = (PGD(steps=20), PGD(steps=50, step_size=0.1, restarts=2))
+    """Run on every row."""
+    adaptive: Attack = PGD(steps=50, step_size=0.1, restarts=2)
+    """Run on every prefix of the team and on its expected answer."""
+    images: int = 0
+    """Test images, drawn stratified; 0 means all."""
+    curve_eps: tuple[float, ...] = ()
+    """Radii of the security curve, ascending from 0; empty: none is drawn."""
+    curve_images: int = 200
+    """Test images of the security curve, drawn stratified."""
+    curve_attack: Attack = PGD(steps=20, step_size=0.1)
+
+    def __post_init__(self) -> None:
+        labels = [attack.label for attack in self.attacks]
+        if not labels or len(set(labels)) < len(labels):
+            raise InputError(f"attacks must have different labels, got {labels}; set label on one of them")
+        if self.images < 0 or self.curve_images < 1:
+            raise InputError(f"images = {self.images} must be 0 (all) or more, curve_images = {self.curve_images} 1 or more")
+        if list(self.curve_eps) != sorted(set(self.curve_eps)) or (self.curve_eps and self.curve_eps[0] != 0):
+            raise InputError(f"curve_eps must rise from 0, got {list(self.curve_eps)}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a run's results."""
+
+    seed: int = 0
+    """Of all randomness, >= 0."""
+    sparsity: float
+    """Of the whole deployed team, all members counted against one dense parent, in [0, 1)."""
+    team_size: int = 4
+    """Members of the deployed team, >= 2."""
+    data: DataSource
+    model: Architecture
+    threat: ThreatModel
+    held_out_attack: Attack = PGD(steps=20)
+    """On held-out images: to choose epochs and the team, and to calibrate."""
+    train: Train
+    prune: Prune
+    select: SelectionRule = RobustDiversity()
+    ensemble: Ensemble
+    dynamic: Dynamic = Dynamic()
+    evaluate: Evaluate = Evaluate()
+
+    def __post_init__(self) -> None:
+        pool = len(self.prune.pool)
+        if self.seed < 0:
+            raise InputError(f"seed = {self.seed} must be 0 or more")
+        if not 0 <= self.sparsity < 1:
+            hint = f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
+            raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1){hint}")
+        if self.team_size < 2:
+            raise InputError(f"team_size = {self.team_size} must be 2 or more; for one sparse model use one member's recipe")
+        if self.team_size > pool:
+            raise InputError(
+                f"team_size = {self.team_size} is more than the {pool} sub-models that {len(self.prune.scores)} scores "
+                f"and shares = {self.prune.shares} give; lower team_size or raise shares"
+            )
+
+    @property
+    def member_sparsity(self) -> float:
+        """Sparsity of each member: 1 - (1 - sparsity) / team_size (method.md section 1)."""
+        return 1 - (1 - self.sparsity) / self.team_size
+
+
+def shipped() -> dict[str, str]:
+    """Return the recipes that come with the package, by name, as TOML text."""
+    folder = resources.files("sparsemble") / "recipes"
+    return {entry.name[:-5]: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(".toml")}
+
+
+def load_recipe(name: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
+    """Read a recipe by name or path and apply `key=value` settings.
+
+    Returns:
+        A short name for the run's folder, and the recipe.
+
+    Raises:
+        InputError: no such recipe, or anything wrong in it.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        table = read_toml(path)
+        stem = path.parent.name if path.name == "recipe.toml" else path.stem
+    elif name in (recipes := shipped()):
+        table, stem = parse_toml(recipes[name], name), name
+    else:
+        raise InputError(f'"{name}" is neither a recipe nor a .toml file{nearest(name, recipes)}')
+    return stem, read(Recipe, override(table, settings))
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values, every default written out."""
+    table: dict[str, Any] = json.loads(json.dumps(describe(recipe)))
+    return table
+
+
+def _at_least_one(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} = {count} must be 1 or more")

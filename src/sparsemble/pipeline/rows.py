@@ -1,0 +1,41 @@
+"""The rows of the result table: each a deployed team and stopping rule; a single model is a team of one."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from sparsemble.core.artifacts import Artifact
+from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, stopping_rules
+from sparsemble.ensemble.stopping.never import Never
+from sparsemble.pipeline.store import load_model
+
+ROWS = ("dense", "small_dense", "harp", "best_member", "team_static", "team_dynamic")
+
+
+class Row(NamedTuple):
+    """What is deployed under a name."""
+
+    ensemble: Ensemble
+    stop: StoppingRule
+
+
+def load_team(artifact: Artifact, combine: Combiner, device: torch.device) -> Ensemble:
+    """Return the trained team in running order, in eval mode."""
+    count = len(artifact.json("team.json")["members"])
+    members = [load_model(artifact, device, f"member{i}") for i in range(1, count + 1)]
+    return Ensemble(members, combine).eval()
+
+
+def load_row(name: str, inputs: Mapping[str, Artifact], combine: Combiner, device: torch.device) -> Row:
+    """Load a row from the artifacts of the stages: `dense`, `small_dense`, `harp`, `select`, `pool.*`, `team`, `stop`."""
+    if name == "team_dynamic":
+        stop = stopping_rules.build(inputs["stop"].json("stopping.json")["stop"])
+        return Row(load_team(inputs["team"], combine, device), stop)
+    if name == "team_static":
+        return Row(load_team(inputs["team"], combine, device), Never())
+    if name == "best_member":
+        artifact = inputs["pool." + inputs["select"].json("select.json")["best_member"]]
+    else:
+        artifact = inputs[name]
+    return Row(Ensemble([load_model(artifact, device)], combine).eval(), Never())

@@ -1,0 +1,155 @@
+"""Run a recipe in a folder: check first, compute what is missing, keep the rest."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from rich.console import Console
+
+from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_bytes
+from sparsemble.core.errors import InputError
+from sparsemble.pipeline.engines.local import LocalEngine
+from sparsemble.pipeline.method import Method, check_against_data, method
+from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress, QuietProgress
+from sparsemble.pipeline.recipe import Recipe, resolved
+from sparsemble.pipeline.stage import Task
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to run; changes no result."""
+
+    folder: Path
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Worker processes; 0: one a core, at most 4, and one on a GPU."""
+    engine: str = "local"
+    until: str = "report"
+    """The command that the run stops after."""
+    quiet: bool = False
+
+
+def run(recipe: Recipe, title: str, command: str, settings: Settings, console: Console | None = None) -> list[Artifact]:
+    """Run a recipe and return the artifacts of the last stage asked for.
+
+    Args:
+        recipe: what to do.
+        title: name of the run, for the report.
+        command: what reproduces it, for the report.
+        settings: where and with what.
+        console: where progress goes; standard error unless given.
+
+    Raises:
+        InputError: anything wrong that can be known before work begins.
+        RunError: a stage failed; what is finished is kept.
+    """
+    console = console or Console(stderr=True)
+    device = check_device(settings.device)
+    workers = check_workers(settings.workers, device)
+    if settings.engine != "local":
+        raise InputError(f'engine = "{settings.engine}" is not known; known: local')
+    plan = method(recipe, title, command)
+    with only_run_in(settings.folder):
+        check_against_data(recipe)
+        wanted = plan.until[settings.until]
+        missing = check_folder(plan, wanted, settings.folder)
+        _write_recipe(recipe, settings.folder)
+        if missing:
+            with _progress(settings, console, missing) as progress:
+                LocalEngine(settings.folder, workers, device, progress).run(missing)
+        if settings.until == "report":
+            _publish(settings.folder / wanted[0].folder, settings.folder / "report")
+        return [Artifact(settings.folder / task.folder) for task in wanted]
+
+
+def check_folder(plan: Method, wanted: Iterable[Task], folder: Path) -> list[Task]:
+    """Return the tasks still to run for the wanted ones, after comparing every finished file with its hash.
+
+    Raises:
+        InputError: an artifact was edited by hand.
+    """
+    needed: set[str] = set()
+    seen: set[tuple[str, bool]] = set()
+
+    def visit(task: Task, required: bool) -> None:
+        if (task.hash, required) in seen:
+            return
+        seen.add((task.hash, required))
+        artifact = Artifact(folder / task.folder)
+        finished = artifact.path.is_dir()
+        if finished:
+            artifact.verify()
+        elif required:
+            needed.add(task.hash)
+        for given in task.inputs.values():
+            visit(given, required and not finished)
+
+    for task in wanted:
+        visit(task, True)
+    return [task for task in plan.tasks if task.hash in needed]
+
+
+def check_device(device: str) -> str:
+    """Return the device to use.
+
+    Raises:
+        InputError: unknown, or not there.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise InputError(f'device = "{device}" is not known; use auto, cpu, cuda or cuda:N')
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f'device = "{device}" is not there: this machine shows {torch.cuda.device_count()} CUDA devices to torch '
+            f"{torch.__version__}; use --device cpu"
+        )
+    return device
+
+
+def check_workers(workers: int, device: str) -> int:
+    """Return the number of worker processes."""
+    if workers < 0:
+        raise InputError(f"workers = {workers} must be 1 or more, or 0 to let sparsemble choose")
+    return workers or (1 if device.startswith("cuda") else min(len(os.sched_getaffinity(0)), 4))
+
+
+def _progress(settings: Settings, console: Console, tasks: list[Task]) -> Progress:
+    if settings.quiet:
+        return QuietProgress(console, tasks)
+    return BarProgress(console, tasks) if console.is_terminal else PlainProgress(console, tasks)
+
+
+def _write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Save the resolved recipe, every default written out, unless it is there already."""
+    import tomli_w
+
+    text = tomli_w.dumps(resolved(recipe)).encode()
+    path = folder / "recipe.toml"
+    if not path.is_file() or path.read_bytes() != text:
+        write_bytes(path, text)
+
+
+def _publish(made: Path, place: Path) -> None:
+    """Copy the report to where people look for it, unless the same one is there."""
+    meta = place / "meta.json"
+    if meta.is_file() and meta.read_bytes() == (made / "meta.json").read_bytes():
+        return
+    beside = place.with_name(".report.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(made, beside)
+    shutil.rmtree(place, ignore_errors=True)
+    beside.rename(place)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a finished run."""
+    summary: dict[str, Any] = read_json(folder / "report" / "summary.json")
+    return summary

@@ -1,0 +1,40 @@
+"""Accuracy of one row against eps."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.artifacts import write_json
+from sparsemble.core.interfaces import Combiner
+from sparsemble.core.threat import ThreatModel
+from sparsemble.pipeline.heldout import adversarial_images, right
+from sparsemble.pipeline.rows import load_row
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.stages.attack import test_images
+
+
+@final
+@stages.register("curve")
+@dataclass(frozen=True, kw_only=True)
+class CurveStage(WithData):
+    """Attack one row at each radius, on the same images, with the same starts."""
+
+    seed: int
+    threat: ThreatModel
+    combine: Combiner
+    row: str
+    attack: Attack
+    eps: tuple[float, ...]
+    images: int
+
+    def run(self, work: Work) -> None:
+        """Leave `curve.json`."""
+        split = test_images(dataset(self.data), self.images).to(work.device)
+        team = load_row(self.row, work.inputs, self.combine, work.device).ensemble
+        accuracy = []
+        for i, eps in enumerate(self.eps):
+            threat = replace(self.threat, eps=eps)
+            x_adv = adversarial_images(team, split, self.attack, threat, work.rng("curve"))
+            accuracy.append(float(right(team, x_adv, split.labels).float().mean()))
+            work.tell((i + 1) / len(self.eps), f"eps {eps:g}")
+        write_json(work.folder / "curve.json", {"eps": list(self.eps), "accuracy": accuracy, "images": len(split)})

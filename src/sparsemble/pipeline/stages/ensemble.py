@@ -1,0 +1,65 @@
+"""Ensemble learning of the selected team (EED main paper, sections 4.2 and 4.3)."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.artifacts import write_json
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.threat import ThreatModel
+from sparsemble.models.architecture import Architecture
+from sparsemble.pipeline import recipe
+from sparsemble.pipeline.heldout import adversarial_images
+from sparsemble.pipeline.learn import learn
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.store import load_model, save_model
+from sparsemble.pruning.mask import KeepZero, Mask
+
+
+@final
+@stages.register("ensemble")
+@dataclass(frozen=True, kw_only=True)
+class EnsembleStage(WithData):
+    """Train the members together on all training images, masks held, and put them in running order."""
+
+    seed: int
+    model: Architecture
+    threat: ThreatModel
+    ensemble: recipe.Ensemble
+    held_out_attack: Attack
+    probe_every: int = 1
+
+    def run(self, work: Work) -> None:
+        """Leave `member1.safetensors` .. in running order, `team.json` and `history.json`."""
+        data = dataset(self.data).to(work.device)
+        pool = work.pool("pool")
+        labels: list[str] = work.inputs["select"].json("select.json")["team"]
+        members = [load_model(pool[label], work.device) for label in labels]
+        masks = {f"members.{i}": Mask.of(member) for i, member in enumerate(members)}
+        team = Ensemble(members, self.ensemble.combine)
+        learn(
+            work,
+            team,
+            data,
+            self.ensemble.objective,
+            self.ensemble.schedule,
+            epochs=self.ensemble.epochs,
+            threat=self.threat,
+            held_out_attack=self.held_out_attack,
+            probe_every=self.probe_every,
+            callbacks=[KeepZero(masks)],
+        )
+        y = data.choose.labels
+        robust = []
+        for member in members:
+            x_adv = adversarial_images(member, data.choose, self.held_out_attack, self.threat, work.rng("order"))
+            with torch.no_grad():
+                robust.append(float((member(x_adv).argmax(1) == y).float().mean()))
+        # The most robust member runs first (method.md 2.7); ties keep the order of the selection.
+        order = sorted(range(len(members)), key=lambda i: -robust[i])
+        for position, i in enumerate(order, start=1):
+            save_model(members[i], work.folder, self.model, data, f"member{position}")
+        facts = {"members": [labels[i] for i in order], "held_out_robust": [robust[i] for i in order]}
+        write_json(work.folder / "team.json", facts)

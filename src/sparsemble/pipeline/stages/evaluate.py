@@ -1,0 +1,222 @@
+"""Put the attacks of every row together: per-image unions, counts, checks."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sparsemble.attacks.adaptive.surrogate import Surrogate
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.artifacts import Artifact, write_json
+from sparsemble.core.interfaces import Combiner
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images
+from sparsemble.data.dataset import Split
+from sparsemble.ensemble.dynamic import predict_dynamic
+from sparsemble.evaluation import checks
+from sparsemble.evaluation.cost import count_macs, count_weights
+from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.packed import save_packed
+from sparsemble.pipeline.rows import ROWS, Row, load_row
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.stages.attack import test_images
+from sparsemble.pruning.mask import Mask, prunable_layers
+
+EXAMPLES = 10
+
+
+@final
+@stages.register("evaluate")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(WithData):
+    """Score every row on clean images and on all adversarial images made for it."""
+
+    seed: int
+    threat: ThreatModel
+    combine: Combiner
+    attacks: tuple[Attack, ...]
+    surrogates: tuple[Surrogate, ...]
+    """What the dynamic row was attacked through."""
+    sparsity: float
+    images: int = 0
+
+    def run(self, work: Work) -> None:
+        """Leave `rows.json`, `checks.json`, `outcomes.safetensors`, `examples.safetensors`."""
+        split = test_images(dataset(self.data), self.images).to(work.device)
+        x, y = split.everything()
+        rows, outcomes, deployed = [], {}, {}
+        for i, name in enumerate(ROWS):
+            row = load_row(name, work.inputs, self.combine, work.device)
+            deployed[name] = row
+            # What is crafted on the static team is an attack on the dynamic one, too, and is judged by what it answers.
+            attacked = self._outcomes(name, row, work)
+            clean = predict_dynamic(row.ensemble, x, row.stop)
+            right = clean.logits.argmax(1) == y
+            outcomes[name] = {"clean": right, **{label: torch.tensor(a["right"]) for label, a in attacked.items()}}
+            rows.append(self._row(name, row, right, clean.members_run, attacked, work))
+            work.tell((i + 1) / (len(ROWS) + 2), f"scored {name}")
+        write_json(work.folder / "rows.json", rows)
+        found = self._checks(split, deployed, outcomes, work)
+        write_json(work.folder / "checks.json", [asdict(check) for check in (*found, *checks.NOT_YET)])
+        flat = {f"{row}.{label}": v.cpu().to(torch.uint8) for row, entry in outcomes.items() for label, v in entry.items()}
+        save_file(flat, work.folder / "outcomes.safetensors")
+        self._examples(split, deployed["team_dynamic"], work)
+
+    def _outcomes(self, name: str, row: Row, work: Work) -> dict[str, dict[str, Any]]:
+        """Return what the row answered on each set of adversarial images made for it, by label."""
+        attacked: dict[str, dict[str, Any]] = {}
+        if name == "team_dynamic":
+            for label, artifact in work.pool("attack.team_static").items():
+                output = predict_dynamic(row.ensemble, stored_images(artifact, work), row.stop)
+                answer, y = output.logits.argmax(1), test_images(dataset(self.data), self.images).labels
+                attacked[label] = {
+                    "answer": answer.tolist(),
+                    "right": (answer.cpu() == y).tolist(),
+                    "members_run": output.members_run.tolist(),
+                }
+        for label, artifact in work.pool(f"attack.{name}").items():
+            attacked[label] = artifact.json("outcome.json")
+        return attacked
+
+    def _row(
+        self,
+        name: str,
+        row: Row,
+        right: torch.Tensor,
+        members_run: torch.Tensor,
+        attacked: dict[str, dict[str, Any]],
+        work: Work,
+    ) -> dict[str, Any]:
+        """Return the row's numbers; latency and training cost are added by the report."""
+        worst = right.cpu() & torch.stack([torch.tensor(a["right"]) for a in attacked.values()]).all(0)
+        shape = dataset(self.data).shape
+        weights = [count_weights(member) for member in row.ensemble.members]
+        parent = count_weights(load_row("dense", work.inputs, self.combine, work.device).ensemble).total
+        macs = [count_macs(member, shape) for member in row.ensemble.members]
+        expected = sum(float((members_run >= m).float().mean()) * cost.nonzero for m, cost in enumerate(macs, start=1))
+        path = work.folder / "size.safetensors"
+        size = 0
+        for member in row.ensemble.members:
+            save_packed(member, path)
+            size += path.stat().st_size
+            path.unlink()
+        nonzeros = sum(w.nonzeros for w in weights)
+        total = sum(w.total for w in weights) if name == "small_dense" else parent
+        runs = {label: sum(a["members_run"]) / len(right) for label, a in attacked.items()}
+        return {
+            "name": name,
+            "clean": float(right.float().mean()),
+            "attacks": {label: sum(a["right"]) / len(right) for label, a in attacked.items()},
+            "worst_case": float(worst.float().mean()),
+            "worst_case_interval": list(wilson(int(worst.sum()), len(worst))),
+            "images": len(right),
+            "sparsity": 1 - nonzeros / total,
+            "nonzeros": nonzeros,
+            "macs_dense": sum(cost.dense for cost in macs),
+            "macs_nonzero": round(expected),
+            "members_run": {"clean": float(members_run.float().mean()), "attacked": max(runs.values())},
+            "members_run_counts": {
+                "clean": members_run.bincount(minlength=len(macs) + 1)[1:].tolist(),
+                "attacked": _histogram(attacked[max(runs, key=lambda label: runs[label])]["members_run"], len(macs)),
+            },
+            "bytes": size,
+        }
+
+    def _checks(
+        self,
+        split: Split,
+        deployed: dict[str, Row],
+        outcomes: dict[str, dict[str, torch.Tensor]],
+        work: Work,
+    ) -> list[checks.Check]:
+        """Run the checks on the dynamic team, the row that the headline is about."""
+        row = deployed["team_dynamic"]
+        x, y = split.everything()
+        sets = {**work.pool("attack.team_static"), **work.pool("attack.team_dynamic")}
+        stored = {label: stored_images(artifact, work) for label, artifact in sets.items()}
+        last = self.surrogates[-1] if self.surrogates else None
+        label = list(work.pool("attack.team_dynamic"))[-1] if last else list(sets)[-1]
+        recorded = sets[label].json("outcome.json")["answer"]
+
+        def decide(images: Images) -> Any:
+            return predict_dynamic(row.ensemble, images, row.stop)
+
+        transferred = [stored_images(a, work) for a in work.pool("attack.dense").values()]
+        on_transfer = torch.stack([decide(images).logits.argmax(1) == y for images in transferred]).all(0)
+        white_box = torch.stack([v.cpu() for v in outcomes["team_dynamic"].values()]).all(0)
+        attacks = [attack.label for attack in self.attacks]
+        weak, strong = (float(outcomes["team_static"][name].float().mean()) for name in (attacks[0], attacks[-1]))
+        return [
+            checks.inside_threat(list(stored.values()), x, self.threat),
+            checks.returns_logits(row.ensemble, x),
+            checks.repeatable(decide, x[:100]),
+            checks.gradients_flow([s(row.ensemble, row.stop) for s in self.surrogates] or [row.ensemble], x, y),
+            checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static team"),
+            *self._curve_checks(outcomes, work),
+            checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
+            checks.reproduces(decide, stored[label], recorded, batch=64),
+            checks.independent_of_batch(decide, x[:256]),
+            checks.sparsity_is_real(self.sparsity, 1 - _nonzeros(row) / count_weights(deployed["dense"].ensemble).total),
+            checks.zeros_stay(_regrown(row, work)),
+        ]
+
+    def _curve_checks(self, outcomes: dict[str, dict[str, torch.Tensor]], work: Work) -> list[checks.Check]:
+        """Check the security curves, where there are any."""
+        found = {row: artifact.json("curve.json") for row, artifact in work.pool("curve").items()}
+        if not found:
+            return []
+        images = next(iter(found.values()))["images"]
+        part = test_images(dataset(self.data), images)
+        chance = 1.5 / len(dataset(self.data).classes)
+        clean = {}
+        for row in found:
+            team = load_row(row, work.inputs, self.combine, work.device).ensemble
+            x, y = part.to(work.device).everything()
+            with torch.no_grad():
+                clean[row] = float((team(x).argmax(1) == y).float().mean())
+        return [checks.falls_with_eps({row: curve["accuracy"] for row, curve in found.items()}, clean, chance)]
+
+    def _examples(self, split: Split, row: Row, work: Work) -> None:
+        """Keep a few images with the adversarial ones that fooled the team, or failed to."""
+        artifact = list({**work.pool("attack.team_static"), **work.pool("attack.team_dynamic")}.values())[-1]
+        answer = torch.tensor(artifact.json("outcome.json")["answer"])
+        x, y = split.everything()
+        broken = (answer != y.cpu()).nonzero()[:, 0][: EXAMPLES // 2]
+        held = (answer == y.cpu()).nonzero()[:, 0][: EXAMPLES - len(broken)]
+        chosen = torch.cat([broken, held])
+        clean = predict_dynamic(row.ensemble, x[chosen], row.stop).logits.argmax(1)
+        save_file(
+            {
+                "clean": x[chosen].cpu().contiguous(),
+                "adversarial": load_file(artifact.file("adversarial.safetensors"))["images"][chosen].contiguous(),
+                "label": y[chosen].cpu(),
+                "clean_prediction": clean.cpu(),
+                "adversarial_prediction": answer[chosen],
+            },
+            work.folder / "examples.safetensors",
+        )
+
+
+def stored_images(artifact: Artifact, work: Work) -> Images:
+    """Read the adversarial images of an attack stage."""
+    return load_file(artifact.file("adversarial.safetensors"))["images"].to(work.device)
+
+
+def _histogram(members_run: list[int], members: int) -> list[int]:
+    return torch.tensor(members_run).bincount(minlength=members + 1)[1:].tolist()
+
+
+def _nonzeros(row: Row) -> int:
+    return sum(count_weights(member).nonzeros for member in row.ensemble.members)
+
+
+def _regrown(row: Row, work: Work) -> int:
+    """Count weights of the team that its sub-models' masks had removed."""
+    labels = work.inputs["team"].json("team.json")["members"]
+    regrown = 0
+    for label, member in zip(labels, row.ensemble.members, strict=True):
+        mask = Mask.load(work.inputs[f"pool.{label}"].file("mask.safetensors"))
+        layers = prunable_layers(member)
+        regrown += sum(int((layers[name].weight.cpu()[~keep] != 0).sum()) for name, keep in mask.items())
+    return regrown

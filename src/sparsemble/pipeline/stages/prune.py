@@ -1,0 +1,105 @@
+"""One sparse sub-model: score, mask learning, fine-tuning (EED main paper, eqs. 6-11; supplement A.2)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from torch import nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.artifacts import write_json
+from sparsemble.core.passes import count_passes
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels
+from sparsemble.data.dataset import Dataset, Split
+from sparsemble.models.architecture import Architecture
+from sparsemble.pipeline.learn import learn
+from sparsemble.pipeline.recipe import Prune
+from sparsemble.pipeline.stage import WithData, Work, dataset, draw_seed, stages
+from sparsemble.pipeline.store import load_model, save_model
+from sparsemble.pruning.mask import KeepZero, Mask
+from sparsemble.pruning.method import Pruned, PruningContext
+from sparsemble.pruning.score import PruningScore
+from sparsemble.pruning.shares import data_shares
+from sparsemble.training.batches import Batches
+from sparsemble.training.callbacks import Report
+from sparsemble.training.checkpoint import Checkpoint
+
+
+@final
+@stages.register("prune")
+@dataclass(frozen=True, kw_only=True)
+class PruneStage(WithData):
+    """Prune the dense parent with one score on one share of the images, then fine-tune what is left."""
+
+    seed: int
+    model: Architecture
+    threat: ThreatModel
+    prune: Prune
+    score: PruningScore
+    share: int
+    """Number of the data share, counted from 1."""
+    sparsity: float
+    """Of this sub-model, in [0, 1)."""
+    held_out_attack: Attack
+    probe_every: int = 1
+
+    @property
+    def stream(self) -> str:
+        """Sub-models differ in their randomness as well as in their images."""
+        return f"prune {self.score.name} {self.share} {self.sparsity:.6f}"
+
+    def run(self, work: Work) -> None:
+        """Leave `model.safetensors`, `mask.safetensors`, `learning.json` and `history.json`."""
+        data = dataset(self.data).to(work.device)
+        # The partition is drawn anew for every score and is the same for its sub-models.
+        partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
+        shares = data_shares(data.train.labels, self.prune.shares, partition)
+        split = data.train.subset(shares[self.share - 1].to(work.device))
+        dense = load_model(work.inputs["dense"], work.device)
+        model, mask, _ = self._masked(work, dense, data, split)
+        learn(
+            work,
+            model,
+            data,
+            self.prune.objective,
+            self.prune.schedule,
+            epochs=self.prune.finetune_epochs,
+            threat=self.threat,
+            held_out_attack=self.held_out_attack,
+            probe_every=self.probe_every,
+            split=split,
+            callbacks=[KeepZero({"": mask})],
+        )
+        save_model(model, work.folder, self.model, data)
+        self._search(work).remove()
+
+    def _masked(self, work: Work, dense: nn.Module, data: Dataset, split: Split) -> Pruned:
+        """Return the pruned model; a search that was interrupted goes on from its last epoch."""
+        rng = work.rng("masks")
+        batches = Batches(split=split, batch_size=self.prune.schedule.batch_size, augmentation=data.augmentation)
+
+        def adversarial() -> Iterator[tuple[Images, Labels]]:
+            for x, y in batches.epoch(work.rng("score")):
+                yield self.held_out_attack(dense, x, y, self.threat, rng=rng), y
+
+        with count_passes(dense) as passes:
+            scores = self.score(dense, adversarial)
+        context = PruningContext(
+            batches=batches,
+            objective=self.prune.objective,
+            threat=self.threat,
+            rng=rng,
+            callbacks=[Report(lambda share, text: work.tell(0.3 * share, f"masks: {text}"))],
+            checkpoint=self._search(work),
+        )
+        pruned = self.prune.method(dense, scores, self.sparsity, self.prune.granularity, context)
+        work.add_passes([{"forward_passes": passes.forward, "backward_passes": passes.backward}, *pruned.history])
+        write_json(work.folder / "learning.json", pruned.history)
+        pruned.mask.save(work.folder / "mask.safetensors")
+        return pruned
+
+    def _search(self, work: Work) -> Checkpoint:
+        """Return the checkpoint of the mask search; it stays until the fine-tuning is over."""
+        return Checkpoint(work.folder, "masks")

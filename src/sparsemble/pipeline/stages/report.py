@@ -1,0 +1,184 @@
+"""Write the page from the artifacts of a run; measures nothing new."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+import sparsemble
+from sparsemble.core.artifacts import Artifact
+from sparsemble.pipeline.recipe import Recipe, resolved
+from sparsemble.pipeline.rows import ROWS
+from sparsemble.pipeline.stage import Stage, Work, dataset, stages
+
+BELONGS_TO = {
+    "dense": "dense",
+    "small_dense": "small_dense",
+    "harp": "harp",
+    "best_member": "select",
+    "team_static": "team",
+    "team_dynamic": "stop",
+}
+"""The stage that a row's training ends with: everything that it was made of counts as its cost."""
+
+
+@final
+@stages.register("report")
+@dataclass(frozen=True, kw_only=True)
+class ReportStage(Stage):
+    """Tables, plots and one page."""
+
+    seed: int
+    title: str
+    """Name of the run."""
+    command: str
+    """What reproduces it."""
+    recipe: Recipe
+
+    def run(self, work: Work) -> None:
+        """Leave `index.html`, `report.md`, `summary.json` and the figures."""
+        from sparsemble.report import write_report
+
+        write_report(self._summary(work), self._figures(work), _examples(work), work.folder)
+
+    def _summary(self, work: Work) -> dict[str, Any]:
+        """Return the numbers of the run (docs/summary.md)."""
+        from sparsemble.report.summary import SCHEMA_VERSION
+
+        latency = work.inputs["latency"].json("latency.json")
+        rows = work.inputs["evaluate"].json("rows.json")
+        for row in rows:
+            del row["members_run_counts"]
+            found = latency["rows"][row["name"]]
+            row["latency_ms"] = {batch: found[batch]["median_ms"] for batch in ("batch_1", "batch_64")}
+            row["training_passes"], row["seconds"] = training_cost(work.inputs[BELONGS_TO[row["name"]]])
+        select = work.inputs["select"].json("select.json")
+        stopping = work.inputs["stop"].json("stopping.json")
+        settings = dict(stopping["stop"])
+        return {
+            "schema": SCHEMA_VERSION,
+            "name": self.title,
+            "threat": {"norm": self.recipe.threat.norm, "eps": self.recipe.threat.eps},
+            "seed": self.seed,
+            "command": self.command,
+            "rows": sorted(rows, key=lambda row: ROWS.index(row["name"])),
+            "checks": work.inputs["evaluate"].json("checks.json"),
+            "selection": {
+                "team": select["team"],
+                "robust_diversity": select["robust_diversity"],
+                "threshold": resolved(self.recipe)["select"].get("threshold"),
+                "rule": select["reason"],
+            },
+            "stopping": {
+                "rule": settings.pop("name"),
+                "settings": settings,
+                "order": work.inputs["team"].json("team.json")["members"],
+            },
+            "machine": machine(work) | {"latency_threads": latency["threads"]},
+            "recipe": resolved(self.recipe),
+            "versions": versions(),
+            "source": source_revision(),
+        }
+
+    def _figures(self, work: Work) -> dict[str, Any]:
+        """Return what the plots need."""
+        data = dataset(self.recipe.data)
+        select = work.inputs["select"].json("select.json")
+        rows = {row["name"]: row for row in work.inputs["evaluate"].json("rows.json")}
+        counts = rows["team_dynamic"]["members_run_counts"]
+        curves = {row: artifact.json("curve.json") for row, artifact in work.pool("curve").items()}
+        first = next(iter(curves.values()), None)
+        by_score = {
+            score.name: np.mean([v for k, v in select["layer_sparsity"].items() if k.startswith(f"{score.name}-")], 0)
+            for score in self.recipe.prune.scores
+        }
+        return {
+            "classes": list(data.classes),
+            "curves": {
+                "eps": first["eps"],
+                "images": first["images"],
+                "rows": {row: curve["accuracy"] for row, curve in curves.items()},
+            }
+            if first
+            else {},
+            "members_run": {"members": len(counts["clean"]), **counts},
+            "layers": {
+                "names": select["layers"],
+                "weights": select["layer_weights"],
+                "sparsity": {score: values.tolist() for score, values in by_score.items()},
+            },
+            "overlap": {"names": select["pool"], "jaccard": select["overlap"]},
+            "training": {
+                name: [_epoch(record) for record in work.inputs[name].json("history.json")]
+                for name in ("dense", "small_dense", "harp", "team")
+            },
+        }
+
+
+def training_cost(artifact: Artifact) -> tuple[int, float]:
+    """Return the passes (images, forward and backward) and seconds of a stage and all it was made from."""
+    seen: dict[str, dict[str, Any]] = {}
+    waiting = [artifact.path]
+    while waiting:
+        path = waiting.pop()
+        if path.name not in seen:
+            meta = seen[path.name] = Artifact(path).meta
+            waiting += [path.parent / folder for folder in meta["inputs"].values()]
+    passes = sum(meta["passes"]["forward"] + meta["passes"]["backward"] for meta in seen.values())
+    return passes, sum(meta["seconds"] for meta in seen.values())
+
+
+def machine(work: Work) -> dict[str, Any]:
+    """Describe this machine."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count() or 1,
+        "device": torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu",
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results may depend on."""
+    return {
+        "sparsemble": sparsemble.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def source_revision() -> str:
+    """Return the git revision of the source, or nothing outside a checkout."""
+    head = Path(sparsemble.__file__).resolve().parents[2] / ".git" / "HEAD"
+    try:
+        text = head.read_text("utf-8").strip()
+        if text.startswith("ref: "):
+            text = (head.parent / text.removeprefix("ref: ")).read_text("utf-8").strip()
+        return text
+    except OSError:
+        return ""
+
+
+def _examples(work: Work) -> dict[str, np.ndarray]:
+    return load_file(work.inputs["evaluate"].file("examples.safetensors"))
+
+
+def _epoch(record: dict[str, Any]) -> dict[str, Any]:
+    keys = ("epoch", "loss", "held_out_clean", "held_out_robust")
+    return {key: record.get(key) for key in keys}

@@ -1,0 +1,55 @@
+"""A small dense network with the team's multiply-accumulates, trained like the parent: the plain alternative."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import seeded
+from sparsemble.data.dataset import Dataset
+from sparsemble.evaluation.cost import count_macs
+from sparsemble.models.architecture import Architecture, build_model
+from sparsemble.pipeline.recipe import Train
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.stages.train import TrainStage
+from sparsemble.pipeline.store import with_width
+
+
+@final
+@stages.register("small_dense")
+@dataclass(frozen=True, kw_only=True)
+class SmallDenseStage(WithData):
+    """Narrow the architecture until its dense work is nearest to the selected team's work on kept weights."""
+
+    seed: int
+    model: Architecture
+    threat: ThreatModel
+    train: Train
+    held_out_attack: Attack
+
+    def run(self, work: Work) -> None:
+        """Leave `model.safetensors` and `history.json`."""
+        target = work.inputs["select"].json("select.json")["macs_nonzero"]
+        width = nearest_width(self.model, dataset(self.data), target)
+        TrainStage(
+            seed=self.seed,
+            data=self.data,
+            model=with_width(self.model, width),
+            threat=self.threat,
+            train=self.train,
+            held_out_attack=self.held_out_attack,
+        ).run(work)
+
+
+def nearest_width(architecture: Architecture, data: Dataset, macs: int) -> int:
+    """Return the width whose dense multiply-accumulates are nearest to `macs`."""
+
+    def macs_at(width: int) -> int:
+        narrow = with_width(architecture, width)
+        model = build_model(narrow, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
+        return count_macs(model, data.shape).dense
+
+    low = 1
+    while macs_at(low + 1) <= macs:
+        low += 1
+    return min((low, low + 1), key=lambda width: abs(macs_at(width) - macs))

@@ -1,0 +1,45 @@
+"""Adversarial training of the dense parent (EED main paper, eqs. 1-2)."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import seeded
+from sparsemble.models.architecture import Architecture, build_model
+from sparsemble.pipeline.learn import learn
+from sparsemble.pipeline.recipe import Train
+from sparsemble.pipeline.stage import WithData, Work, dataset, draw_seed, stages
+from sparsemble.pipeline.store import save_model
+
+
+@final
+@stages.register("train")
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(WithData):
+    """Train the architecture from fresh weights."""
+
+    seed: int
+    model: Architecture
+    threat: ThreatModel
+    train: Train
+    held_out_attack: Attack
+
+    def run(self, work: Work) -> None:
+        """Leave `model.safetensors` and `history.json`."""
+        data = dataset(self.data).to(work.device)
+        fresh = seeded(draw_seed(self.seed, self.stream, "weights"))
+        model = build_model(self.model, data.shape, len(data.classes), data.mean, data.std, rng=fresh)
+        model.to(work.device)
+        learn(
+            work,
+            model,
+            data,
+            self.train.objective,
+            self.train.schedule,
+            epochs=self.train.epochs,
+            threat=self.threat,
+            held_out_attack=self.held_out_attack,
+            probe_every=self.train.probe_every,
+        )
+        save_model(model, work.folder, self.model, data)

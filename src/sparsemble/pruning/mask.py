@@ -1,0 +1,130 @@
+"""Masks: which weights of a model stay, and the only definition of sparsity."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.training.callbacks import Callback
+
+
+def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the layers whose weights can be pruned, by name: all Conv2d and Linear (biases and BatchNorm stay)."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+def keep_top(scores: Tensor, count: int) -> Tensor:
+    """Return a boolean tensor with exactly `count` true entries, at the highest scores; ties go to earlier weights.
+
+    Raises:
+        InputError: NaN scores, or a count outside 0..n.
+    """
+    if not 0 <= count <= scores.numel():
+        raise InputError(f"cannot keep {count} of {scores.numel()} weights")
+    if scores.isnan().any():
+        raise InputError("scores are NaN; the model they come from has NaN weights or gradients")
+    flat = scores.detach().reshape(-1)
+    if count == 0:
+        return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    threshold = flat.kthvalue(flat.numel() - count + 1).values
+    keep, ties = flat > threshold, flat == threshold
+    keep |= ties & (ties.cumsum(0) <= count - keep.sum())
+    return keep.reshape(scores.shape)
+
+
+@final
+class Mask(Mapping[str, Tensor]):
+    """For each prunable layer, by name, a boolean tensor of its weight's shape: true where the weight stays."""
+
+    def __init__(self, keep: Mapping[str, Tensor]) -> None:
+        self._keep = dict(keep)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._keep[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keep)
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    @property
+    def total(self) -> int:
+        """Number of prunable weights."""
+        return sum(keep.numel() for keep in self.values())
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of weights that stay."""
+        return sum(int(keep.sum()) for keep in self.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Share of prunable weights that are removed, in [0, 1]."""
+        return 1 - self.nonzeros / self.total
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> None:
+        """Set the removed weights of a model to 0.
+
+        Raises:
+            InputError: the mask belongs to another architecture.
+        """
+        layers = prunable_layers(model)
+        for name in layers.keys() ^ self.keys():
+            raise InputError(f"the mask and the model differ in layer {name}; it belongs to another architecture")
+        for name, layer in layers.items():
+            if layer.weight.shape != self[name].shape:
+                raise InputError(
+                    f"layer {name} has weights {tuple(layer.weight.shape)}, its mask {tuple(self[name].shape)}; "
+                    "the mask belongs to another architecture"
+                )
+            layer.weight.mul_(self[name].to(layer.weight.device))
+
+    def save(self, path: Path) -> None:
+        """Write the mask as safetensors."""
+        save_file({name: keep.cpu().contiguous() for name, keep in self.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Mask":
+        """Read what `save` wrote."""
+        return cls(load_file(path))
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Mask":
+        """Return the mask of the weights that are not 0."""
+        return cls({name: layer.weight.detach() != 0 for name, layer in prunable_layers(model).items()})
+
+
+@final
+class KeepZero(Callback):
+    """Holds pruned weights at 0 after every step, so that none ever comes back.
+
+    With an elementwise optimiser the kept weights move exactly as if the others did not exist.
+    """
+
+    def __init__(self, mask_of: Mapping[str, Mask]) -> None:
+        """Hold each named sub-module to its mask; the name "" means the model itself."""
+        self.mask_of = mask_of
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module) -> None:
+        """Set the pruned weights to 0 again."""
+        if not self._pairs:
+            for name, mask in self.mask_of.items():
+                layers = prunable_layers(model.get_submodule(name))
+                self._pairs += [(layers[key].weight, keep.to(layers[key].weight)) for key, keep in mask.items()]
+        for weight, keep in self._pairs:
+            weight.mul_(keep)
+
+
+def jaccard(a: Mask, b: Mask) -> float:
+    """Return the overlap of two masks: weights kept by both over weights kept by either, in [0, 1]."""
+    both = sum(int((a[name] & b[name]).sum()) for name in a)
+    either = sum(int((a[name] | b[name]).sum()) for name in a)
+    return both / either if either else 1.0

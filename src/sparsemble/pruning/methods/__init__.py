@@ -1,0 +1,1 @@
+"""Ways from a dense model and a score to a mask, one file each."""

@@ -1,0 +1,221 @@
+"""HARP: learn scores and the keep rate of every layer under one budget (Zhao & Wressnegger 2023)."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels, Logits
+from sparsemble.pruning.granularity import Granularity
+from sparsemble.pruning.mask import Mask, prunable_layers
+from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, kept_weights, pruning_methods
+from sparsemble.pruning.score import Scores, rescaled
+from sparsemble.training.callbacks import Callback
+from sparsemble.training.fit import fit
+from sparsemble.training.objective import LossOutput, Objective
+from sparsemble.training.schedule import Schedule
+from sparsemble.training.schedules.cosine import Cosine
+
+
+@final
+@pruning_methods.register("harp")
+@dataclass(frozen=True, kw_only=True)
+class HARP(PruningMethod):
+    """Scores and per-layer keep rates learned under the robust loss, weights frozen, BatchNorm's affine part free.
+
+    Source: EED supplement, eqs. 23-28, in the consistent form of method.md 2.2 (E-2 to E-5). Departs: the budget is
+    met exactly by a last projection (one shift of all quotas), and the last epoch is taken, not one chosen on test.
+    """
+
+    epochs: int = 20
+    """Epochs of mask learning, >= 1."""
+    schedule: Schedule = Schedule(rate=0.1, decay=Cosine())
+    """HARP's own rate; the batch size of the context holds, not this one's."""
+    penalty: float = 0.01
+    """phi, weight of the budget term; grows by itself every epoch until the budget is met."""
+    floor: float = 0.1
+    """Least keep rate of a layer, as a share of the target keep rate, in (0, 1)."""
+    initial_keep: float = 2.0
+    """Keep rate of every layer at the start, as a multiple of the target; HARP starts at 0.10 for 0.05."""
+
+    def __call__(
+        self, model: nn.Module, scores: Scores, sparsity: float, granularity: Granularity, context: PruningContext
+    ) -> Pruned:
+        """Prune to `sparsity`, in [0, 1)."""
+        if sparsity == 0:
+            everything = Mask({name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()})
+            return Pruned(copy.deepcopy(model), everything, [])
+        learner = LearnedMasks(copy.deepcopy(model), rescaled(scores), 1 - sparsity, self, granularity)
+        ramp = _Ramp(learner)
+        history = fit(
+            learner,
+            _Budgeted(inner=context.objective, learner=learner),
+            context.batches,
+            self.schedule,
+            epochs=self.epochs,
+            threat=context.threat,
+            rng=context.rng,
+            callbacks=[ramp, *context.callbacks],
+            checkpoint=context.checkpoint,
+        )
+        mask = learner.final_mask(kept_weights(sum(s.numel() for s in scores.values()), sparsity))
+        pruned = learner.plain()
+        mask.apply_(pruned)
+        return Pruned(pruned, mask, history)
+
+
+@final
+class LearnedMasks(nn.Module):
+    """A model whose weights are frozen and seen through masks that are learned."""
+
+    ramp: Tensor
+    ramp_stopped: Tensor
+
+    def __init__(self, network: nn.Module, scores: Scores, keep: float, settings: HARP, granularity: Granularity) -> None:
+        super().__init__()
+        self.target = keep
+        self.granularity = granularity
+        least = settings.floor * keep
+        start = min(settings.initial_keep * keep, 0.5 * (1 + keep))
+        quota = math.log((start - least) / (1 - start))
+        norms = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in norms)
+        self.network = network
+        self.layers = prunable_layers(network)
+        self.masks = {}
+        for name, layer in self.layers.items():
+            self.masks[name] = _LayerMask(scores[name], quota, least, granularity)
+            parametrize.register_parametrization(layer, "weight", self.masks[name])
+        self.register_buffer("ramp", torch.tensor(settings.penalty))
+        self.register_buffer("ramp_stopped", torch.tensor(False))
+        self.step = settings.penalty
+
+    def forward(self, x: Images) -> Logits:
+        """Return the logits of the masked network."""
+        logits: Logits = self.network(x)
+        return logits
+
+    def excess(self) -> Tensor:
+        """L_p: by what share the kept weights exceed the budget, at least 0 (method.md 2.2)."""
+        sizes = [mask.scores.numel() for mask in self.masks.values()]
+        kept = sum((n * mask.keep for n, mask in zip(sizes, self.masks.values(), strict=True)), torch.zeros(()))
+        return (kept / (self.target * sum(sizes)) - 1).clamp_min(0)
+
+    @torch.no_grad()
+    def final_mask(self, kept: int) -> Mask:
+        """Shift all quotas by one amount until exactly `kept` weights stay."""
+        sizes = {name: mask.scores.numel() for name, mask in self.masks.items()}
+        quotas = {name: float(mask.quota) for name, mask in self.masks.items()}
+        least = next(iter(self.masks.values())).least
+
+        def rates(shift: float) -> dict[str, float]:
+            return {name: least + (1 - least) / (1 + math.exp(-(quota + shift))) for name, quota in quotas.items()}
+
+        low, high = -60.0, 60.0
+        for _ in range(100):
+            middle = (low + high) / 2
+            too_many = sum(sizes[name] * rate for name, rate in rates(middle).items()) > kept
+            low, high = (low, middle) if too_many else (middle, high)
+        counts = exact_counts(rates((low + high) / 2), sizes, kept)
+        return Mask({n: self.granularity.keep(m.scores.abs(), counts[n]) for n, m in self.masks.items()})
+
+    def plain(self) -> nn.Module:
+        """Take the parametrization off and return the network with its original weights, all trainable."""
+        for layer in self.layers.values():
+            original = layer.parametrizations.weight.original.detach().clone()  # type: ignore[union-attr]
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            with torch.no_grad():
+                layer.weight.copy_(original)
+        return self.network.requires_grad_(True)
+
+
+@final
+class _LayerMask(nn.Module):
+    """Weight times a 0/1 mask of its learned scores; gradients pass straight through the mask."""
+
+    def __init__(self, scores: Tensor, quota: float, least: float, granularity: Granularity) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(scores.clone())
+        self.quota = nn.Parameter(torch.tensor(quota, device=scores.device))
+        self.least = least
+        self.granularity = granularity
+
+    @property
+    def keep(self) -> Tensor:
+        """g(r): the keep rate, between the floor and 1."""
+        return self.least + (1 - self.least) * self.quota.sigmoid()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        pruned = math.floor((1 - float(self.keep.detach())) * weight.numel())
+        hard = self.granularity.keep(self.scores.detach().abs(), weight.numel() - pruned)
+        # Equal to the 0/1 mask in value; its gradient reaches |s| one by one and k as the sum.
+        straight = self.scores.abs() + self.keep
+        return weight * (hard.to(weight.dtype) + straight - straight.detach())
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Budgeted(Objective):
+    """A robust loss plus the ramped budget term."""
+
+    inner: Objective
+    learner: LearnedMasks
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Return the loss; the masks are worked out once a batch, for crafting and training alike."""
+        with parametrize.cached():
+            output = self.inner(model, x, y, threat, rng=rng)
+        excess = self.learner.excess()
+        return LossOutput(
+            output.loss + self.learner.ramp * excess, {**output.terms, "excess": excess.detach()}, output.adversarial
+        )
+
+
+@final
+class _Ramp(Callback):
+    """Raises the weight of the budget term by phi every epoch until the excess rounds to 0 at 4 decimals."""
+
+    def __init__(self, learner: LearnedMasks) -> None:
+        self.learner = learner
+
+    @torch.no_grad()
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
+        """Raise the weight, or stop raising it for good."""
+        if round(float(self.learner.excess()), 4) == 0:
+            self.learner.ramp_stopped.fill_(True)
+        if not self.learner.ramp_stopped:
+            self.learner.ramp.fill_(self.learner.step * (epoch + 1))
+
+
+def exact_counts(rates: Mapping[str, float], sizes: Mapping[str, int], kept: int) -> dict[str, int]:
+    """Round keep rates to whole weights that sum to `kept`: floors first, then the largest remainders.
+
+    Args:
+        rates: keep rate of each layer, in [0, 1].
+        sizes: weights of each layer.
+        kept: weights to keep in all; every layer keeps at least one.
+
+    Raises:
+        InputError: fewer weights than layers.
+    """
+    if kept < len(sizes):
+        raise InputError(f"keeping {kept} weights would empty one of the {len(sizes)} layers; lower the sparsity")
+    exact = {name: rates[name] * size for name, size in sizes.items()}
+    counts = {name: min(max(math.floor(value), 1), sizes[name]) for name, value in exact.items()}
+    by_remainder = sorted(sizes, key=lambda name: counts[name] - exact[name])
+    while (short := kept - sum(counts.values())) != 0:
+        step = 1 if short > 0 else -1
+        names = by_remainder if short > 0 else by_remainder[::-1]
+        for name in names:
+            if short and 1 <= counts[name] + step <= sizes[name]:
+                counts[name] += step
+                short -= step
+    return counts

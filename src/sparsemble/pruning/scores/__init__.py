@@ -1,0 +1,1 @@
+"""How much each weight matters, one file each."""

@@ -1,0 +1,40 @@
+"""BNSF: the weight as BatchNorm scales it (EED main paper, eq. 11)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor, nn
+
+from sparsemble.core.types import Images, Labels
+from sparsemble.pruning.mask import prunable_layers
+from sparsemble.pruning.score import PruningScore, Scores, norms_after, pruning_scores
+
+
+@final
+@pruning_scores.register("bnsf")
+@dataclass(frozen=True, kw_only=True)
+class BNSF(PruningScore):
+    """|gamma_j w_jk| / sqrt(sigma_j^2 + eps) with running sigma; layers without a BatchNorm after them: |w|.
+
+    Source: EED main paper, eq. 11, corrected by method.md E-6.
+    """
+
+    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
+        """Score every prunable weight."""
+        x, _ = next(iter(adversarial()))
+        norms = norms_after(model, x[:1])
+        scores: Scores = {}
+        for name, layer in prunable_layers(model).items():
+            magnitude = layer.weight.detach().abs()
+            if name in norms:
+                factor = norm_factor(norms[name])
+                magnitude = magnitude * factor.view(-1, *[1] * (magnitude.ndim - 1))
+            scores[name] = magnitude
+        return scores
+
+
+def norm_factor(norm: nn.BatchNorm2d) -> Tensor:
+    """Return |gamma| / sqrt(running variance + eps) of each channel."""
+    assert norm.running_var is not None
+    return norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()

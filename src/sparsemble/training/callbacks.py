@@ -1,0 +1,90 @@
+"""What may happen during training without editing the loop."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+
+class Callback:
+    """Hooks of the loop; each does nothing unless overridden."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """Follow an optimiser step."""
+
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
+        """Follow an epoch, counted from 1; may add numbers to its record in the history."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a resumed run needs."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Follow the last epoch."""
+
+
+@final
+class KeepBest(Callback):
+    """Measures held-out accuracy now and then, and hands back the weights of the best epoch.
+
+    Best is the highest held-out robust accuracy plus half of the clean one; equal epochs: the later.
+    """
+
+    def __init__(self, probe: Callable[[nn.Module], dict[str, float]], every: int, first: float = 0.0) -> None:
+        """Set up.
+
+        Args:
+            probe: returns `held_out_clean` and `held_out_robust`, each in [0, 1].
+            every: measure each so many epochs, and after the last.
+            first: share of the epochs before which no epoch is kept.
+        """
+        self.probe = probe
+        self.every = every
+        self.first = first
+        self.best = -1.0
+        self.weights: dict[str, Tensor] = {}
+
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
+        """Measure and remember."""
+        if epoch % self.every and epoch != epochs:
+            return
+        training = model.training
+        model.eval()
+        found = self.probe(model)
+        model.train(training)
+        record.update(found)
+        score = found["held_out_robust"] + 0.5 * found["held_out_clean"]
+        if score >= self.best and epoch >= self.first * epochs:
+            self.best = score
+            self.weights = copy.deepcopy(model.state_dict())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the best weights and their score."""
+        return {"best": torch.tensor(self.best, dtype=torch.float64), **{f"w.{k}": v for k, v in self.weights.items()}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take them back."""
+        self.best = float(state["best"])
+        self.weights = {name[2:]: tensor for name, tensor in state.items() if name.startswith("w.")}
+
+    def finish(self, model: nn.Module) -> None:
+        """Load the best weights."""
+        if self.weights:
+            model.load_state_dict(self.weights)
+
+
+@final
+class Report(Callback):
+    """Tells how far training is, after every epoch."""
+
+    def __init__(self, tell: Callable[[float, str], None]) -> None:
+        self.tell = tell
+
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
+        """Report the share done and the loss."""
+        self.tell(epoch / epochs, f"epoch {epoch}/{epochs}, loss {record['loss']:.3f}")

@@ -1,0 +1,22 @@
+"""Falls by a factor at milestones."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.training.schedule import RateDecay, rate_decays
+
+
+@final
+@rate_decays.register("multi_step")
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(RateDecay):
+    """Multiplies the rate by `factor` at each milestone; the paper's schedule (its milestones are not given)."""
+
+    factor: float = 0.2
+    """What each milestone multiplies the rate by; the paper's lists fall by 5."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of training at which the rate falls."""
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this share of training."""
+        return float(self.factor ** sum(progress >= milestone for milestone in self.milestones))

@@ -1,0 +1,22 @@
+"""Linear rise and fall (Smith & Topin 2018)."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.training.schedule import RateDecay, rate_decays
+
+
+@final
+@rate_decays.register("one_cycle")
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(RateDecay):
+    """Rises linearly from 4 % of the peak, then falls linearly to 0."""
+
+    rise: float = 0.3
+    """Share of training in which the rate rises, in (0, 1)."""
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this share of training."""
+        if progress < self.rise:
+            return 0.04 + 0.96 * progress / self.rise
+        return (1 - progress) / (1 - self.rise)

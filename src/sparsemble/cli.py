@@ -22,12 +22,19 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sparsemble list recipe`) or a .toml file.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sparsemble list recipe`) or a .toml file.")
+]
 Out = Annotated[Optional[Path], typer.Option("--out", help="Folder of the run; runs/NAME unless given.")]  # noqa: UP045
-Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in --set train.epochs=5; repeatable.")]  # noqa: UP045
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in --set train.epochs=5; repeatable."),
+]
 Seed = Annotated[Optional[int], typer.Option("--seed", help="Short for --set seed=N.")]  # noqa: UP045
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Workers = Annotated[int, typer.Option("--workers", help="Worker processes; 0: one a core, at most 4, and one on a GPU.")]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Worker processes; 0: one a core, at most 4, and one on a GPU.")
+]
 Engine = Annotated[str, typer.Option("--engine", help="Who runs the stages: local.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
@@ -64,7 +71,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Turn one image classifier into a robust, compact ensemble of sparse sub-models and run it fast."""
 
@@ -125,7 +134,7 @@ def _run(
 
 @app.command("list")
 def list_plugs(
-    kind: Annotated[Optional[str], typer.Argument(help="Such as attack, objective or recipe; all unless given.")] = None,  # noqa: UP045
+    kind: Annotated[str | None, typer.Argument(help="Such as attack, objective or recipe; all unless given.")] = None,
 ) -> None:
     """List the parts that a recipe can name, and the shipped recipes.
 
@@ -170,10 +179,13 @@ def _need_train(command: str) -> None:
     Raises:
         InputError: naming the extra.
     """
-    missing = [name for name in ("torch", "jaxtyping", "jinja2", "matplotlib", "tomli_w") if not importlib.util.find_spec(name)]
+    missing = [
+        name for name in ("torch", "jaxtyping", "jinja2", "matplotlib", "tomli_w") if not importlib.util.find_spec(name)
+    ]
     if missing:
         raise InputError(
-            f"`sparsemble {command}` needs {', '.join(missing)}; install the extra `train`: pip install 'sparsemble[train]'"
+            f"`sparsemble {command}` needs {', '.join(missing)}; install the extra `train`: "
+            "pip install 'sparsemble[train]'"
         )
 
 

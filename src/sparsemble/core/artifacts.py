@@ -38,7 +38,8 @@ class Artifact:
     @property
     def meta(self) -> dict[str, Any]:
         """Stage, spec, inputs, seconds, versions and the sha256 of every file."""
-        return read_json(self.path / META)
+        meta: dict[str, Any] = read_json(self.path / META)
+        return meta
 
     def file(self, name: str) -> Path:
         """Return the path of one of its files."""
@@ -75,7 +76,7 @@ def finish(partial: Path, final: Path, meta: Mapping[str, Any]) -> Artifact:
     write_json(partial / META, {**meta, "files": files})
     if final.exists():
         shutil.rmtree(final)
-    os.replace(partial, final)
+    partial.replace(final)
     return Artifact(final)
 
 
@@ -99,7 +100,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 @contextlib.contextmanager

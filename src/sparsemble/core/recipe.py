@@ -29,7 +29,8 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
         InputError: with the place of the fault.
     """
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
+        return table
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source} is not valid TOML: {error}") from error
 
@@ -87,7 +88,7 @@ def read(cls: type[D], table: Mapping[str, Any], where: str = "") -> D:
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
     for key in table:
         if key not in fields:
-            raise InputError(f'{_join(where, key)} is not a known setting{nearest(key, fields)}')
+            raise InputError(f"{_join(where, key)} is not a known setting{nearest(key, fields)}")
     values = {key: _value(hints[key], value, _join(where, key)) for key, value in table.items()}
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

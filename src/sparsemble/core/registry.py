@@ -51,8 +51,10 @@ class Registry(Generic[P]):
                 raise TypeError(f'{self.kind} "{name}" must stand in a file named {name}.py, not in {cls.__module__}')
             if not issubclass(cls, self.interface):
                 raise TypeError(f"{cls.__name__} must be a subclass of {self.interface.__name__}")
-            if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-                raise TypeError(f"{cls.__name__} must be a frozen dataclass; put @dataclass(frozen=True) below register")
+            if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:
+                raise TypeError(
+                    f"{cls.__name__} must be a frozen dataclass; put @dataclass(frozen=True) below register"
+                )
             cls.name = name
             self.plugs[name] = cls
             return cls

@@ -72,7 +72,7 @@ class ThreatModel:
         """Return the unit-norm step along which a linear function with this gradient grows fastest."""
         if self.norm == "linf":
             return gradient.sign()
-        length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
+        length: Tensor = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
         return gradient / length.view(-1, 1, 1, 1)
 
 

@@ -1,5 +1,6 @@
 """Whether to believe a robustness number: checks by the numbers of the project's list (docs/concepts.md)."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -66,7 +67,9 @@ def returns_logits(model: Classifier, x: Images) -> Check:
     out = model(x)
     probabilities = bool((out >= 0).all()) and bool(((out.sum(1) - 1).abs() < 1e-4).all())
     finite = bool(out.isfinite().all())
-    detail = "outputs are probabilities" if probabilities else f"outputs in [{float(out.min()):.2f}, {float(out.max()):.2f}]"
+    detail = (
+        "outputs are probabilities" if probabilities else f"outputs in [{float(out.min()):.2f}, {float(out.max()):.2f}]"
+    )
     return verdict(7, "logits reach the attacks", finite and not probabilities, detail)
 
 
@@ -75,7 +78,9 @@ def repeatable(decide: Decide, x: Images, times: int = 5) -> Check:
     """Check 8: repeated passes give the same logits."""
     first = decide(x).logits
     spread = max(float((decide(x).logits - first).abs().max()) for _ in range(times - 1))
-    return verdict(8, "no randomness in the forward pass", spread <= 1e-4, f"largest change over {times} passes {spread:.1e}")
+    return verdict(
+        8, "no randomness in the forward pass", spread <= 1e-4, f"largest change over {times} passes {spread:.1e}"
+    )
 
 
 def gradients_flow(models: Sequence[Classifier], x: Images, y: Labels) -> Check:
@@ -88,7 +93,9 @@ def gradients_flow(models: Sequence[Classifier], x: Images, y: Labels) -> Check:
             gradient = input_gradient(loss(logits, logits.detach(), y), point).flatten(1)
             bad += int(((gradient.abs().amax(1) == 0) | ~gradient.isfinite().all(1)).sum())
     total = 2 * len(models) * len(x)
-    return verdict(9, "gradients are neither zero nor NaN", bad == 0, f"{bad} of {total} gradients are zero or not finite")
+    return verdict(
+        9, "gradients are neither zero nor NaN", bad == 0, f"{bad} of {total} gradients are zero or not finite"
+    )
 
 
 def stronger_is_stronger(weak: float, strong: float, names: str) -> Check:
@@ -99,11 +106,12 @@ def stronger_is_stronger(weak: float, strong: float, names: str) -> Check:
 
 def falls_with_eps(curves: dict[str, list[float]], clean: dict[str, float], chance: float) -> Check:
     """Check 14: accuracy never rises with eps, equals clean accuracy at 0 and ends at chance or below."""
-    rises = [row for row, curve in curves.items() if any(b > a + NOISE for a, b in zip(curve, curve[1:], strict=False))]
+    rises = [row for row, curve in curves.items() if any(b > a + NOISE for a, b in itertools.pairwise(curve))]
     starts = [row for row, curve in curves.items() if abs(curve[0] - clean[row]) > 1e-9]
     ends = [row for row, curve in curves.items() if curve[-1] > chance]
     worst = max(curve[-1] for curve in curves.values())
-    detail = f"rises in {rises or 'none'}, starts off clean accuracy in {starts or 'none'}, last accuracy at most {worst:.3f}"
+    faults = f"rises in {rises or 'none'}, starts off clean accuracy in {starts or 'none'}"
+    detail = f"{faults}, last accuracy at most {worst:.3f}"
     return verdict(14, "accuracy falls with eps down to chance", not (rises or starts or ends), detail)
 
 

@@ -61,5 +61,3 @@ def count_weights(model: nn.Module) -> Weights:
     """Count the prunable weights and those that are not 0."""
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     return Weights(sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights))
-
-

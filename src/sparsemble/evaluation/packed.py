@@ -45,7 +45,9 @@ def load_packed(path: Path, model: nn.Module) -> None:
             array = np.zeros(tensor.numel(), dtype=np.float32)
             kept = np.unpackbits(tensors[name + BITS], count=tensor.numel()).astype(bool)
             if kept.sum() != len(tensors[name + VALUES]):
-                raise InputError(f"{path} is damaged: {name} has {len(tensors[name + VALUES])} values for {kept.sum()} places")
+                raise InputError(
+                    f"{path} is damaged: {name} has {len(tensors[name + VALUES])} values for {kept.sum()} places"
+                )
             array[kept] = tensors[name + VALUES]
             array = array.reshape(tuple(tensor.shape))
         if array.shape != tuple(tensor.shape):

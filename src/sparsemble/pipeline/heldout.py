@@ -30,7 +30,9 @@ def adversarial_images(
 @torch.no_grad()
 def right(model: Classifier, x: Images, y: Labels, batch: int = BATCH) -> Flags:
     """Return which images the model classifies rightly."""
-    return torch.cat([model(part).argmax(1) == target for part, target in zip(x.split(batch), y.split(batch), strict=True)])
+    return torch.cat(
+        [model(part).argmax(1) == target for part, target in zip(x.split(batch), y.split(batch), strict=True)]
+    )
 
 
 def probe(split: Split, attack: Attack, threat: ThreatModel, work: Work) -> Callable[[nn.Module], dict[str, float]]:

@@ -68,4 +68,3 @@ def learn(
     work.add_passes(history)
     write_json(work.folder / "history.json", history)
     checkpoint.remove()
-

@@ -68,7 +68,19 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         {**made, **curves, "evaluate": evaluated, "latency": latency},
         cost=4,
     )
-    tasks = [dense, *pool.values(), select, team, stop, harp, small_dense, *attacked.values(), evaluated, latency, report]
+    tasks = [
+        dense,
+        *pool.values(),
+        select,
+        team,
+        stop,
+        harp,
+        small_dense,
+        *attacked.values(),
+        evaluated,
+        latency,
+        report,
+    ]
     until = {
         "train": [dense],
         "prune": list(pool.values()),
@@ -97,7 +109,9 @@ def train(recipe: Recipe) -> Task:
 def prune(recipe: Recipe, dense: Task) -> dict[str, Task]:
     """Sections 2.2 to 2.4: one sparse sub-model for each score and data share."""
     return {
-        f"pool.{score.name}-{share}": _pruned(recipe, dense, f"prune {score.name}-{share}", score, share, recipe.member_sparsity)
+        f"pool.{score.name}-{share}": _pruned(
+            recipe, dense, f"prune {score.name}-{share}", score, share, recipe.member_sparsity
+        )
         for score, share in recipe.prune.pool
     }
 
@@ -127,7 +141,9 @@ def learn_together(recipe: Recipe, pool: Mapping[str, Task], select: Task) -> Ta
         held_out_attack=recipe.held_out_attack,
         probe_every=recipe.train.probe_every,
     )
-    return Task("train the team", stage, {"select": select, **pool}, cost=recipe.ensemble.epochs * 2.5 * recipe.team_size)
+    return Task(
+        "train the team", stage, {"select": select, **pool}, cost=recipe.ensemble.epochs * 2.5 * recipe.team_size
+    )
 
 
 def calibrate(recipe: Recipe, team: Task) -> Task:
@@ -181,8 +197,10 @@ def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -
                 attack=one,
                 images=recipe.evaluate.images,
             )
-            cost = 4 if row.startswith("team") else 1
-            tasks[f"attack.{row}.{label}"] = Task(f"attack {row}: {label}", stage, row_inputs(row, made, pool), cost=cost)
+            cost = 4.0 if row.startswith("team") else 1.0
+            tasks[f"attack.{row}.{label}"] = Task(
+                f"attack {row}: {label}", stage, row_inputs(row, made, pool), cost=cost
+            )
     for row in ("dense", "harp", "team_static") if recipe.evaluate.curve_eps else ():
         curve = CurveStage(
             seed=recipe.seed,
@@ -194,8 +212,9 @@ def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -
             eps=recipe.evaluate.curve_eps,
             images=recipe.evaluate.curve_images,
         )
-        cost = 5 if row.startswith("team") else 1.5
-        tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, row_inputs(row, made, pool), cost=cost)
+        inputs = row_inputs(row, made, pool)
+        cost = 5.0 if row.startswith("team") else 1.5
+        tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, inputs, cost=cost)
     return tasks
 
 

@@ -37,7 +37,7 @@ class Progress(ABC):
         self.done += 1
         self.shares[task.hash] = (task.cost, 1.0)
 
-    def tick(self) -> None:
+    def tick(self) -> None:  # noqa: B027 (only bars move between events)
         """Nothing happened for a moment."""
 
     @property

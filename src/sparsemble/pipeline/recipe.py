@@ -124,7 +124,9 @@ class Evaluate:
         if not labels or len(set(labels)) < len(labels):
             raise InputError(f"attacks must have different labels, got {labels}; set label on one of them")
         if self.images < 0 or self.curve_images < 1:
-            raise InputError(f"images = {self.images} must be 0 (all) or more, curve_images = {self.curve_images} 1 or more")
+            raise InputError(
+                f"images = {self.images} must be 0 (all) or more, curve_images = {self.curve_images} 1 or more"
+            )
         if list(self.curve_eps) != sorted(set(self.curve_eps)) or (self.curve_eps and self.curve_eps[0] != 0):
             raise InputError(f"curve_eps must rise from 0, got {list(self.curve_eps)}")
 
@@ -160,7 +162,9 @@ class Recipe:
             hint = f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
             raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1){hint}")
         if self.team_size < 2:
-            raise InputError(f"team_size = {self.team_size} must be 2 or more; for one sparse model use one member's recipe")
+            raise InputError(
+                f"team_size = {self.team_size} must be 2 or more; for one sparse model use one member's recipe"
+            )
         if self.team_size > pool:
             raise InputError(
                 f"team_size = {self.team_size} is more than the {pool} sub-models that {len(self.prune.scores)} scores "

@@ -28,7 +28,7 @@ def load_team(artifact: Artifact, combine: Combiner, device: torch.device) -> En
 
 
 def load_row(name: str, inputs: Mapping[str, Artifact], combine: Combiner, device: torch.device) -> Row:
-    """Load a row from the artifacts of the stages: `dense`, `small_dense`, `harp`, `select`, `pool.*`, `team`, `stop`."""
+    """Load a row from the stages' artifacts: `dense`, `small_dense`, `harp`, `select`, `pool.*`, `team`, `stop`."""
     if name == "team_dynamic":
         stop = stopping_rules.build(inputs["stop"].json("stopping.json")["stop"])
         return Row(load_team(inputs["team"], combine, device), stop)

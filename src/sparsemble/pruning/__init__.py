@@ -20,5 +20,9 @@ __all__ = [
     "pruning_scores",
 ]
 
-for registry, folder in ((pruning_scores, "scores"), (pruning_methods, "methods"), (granularity.granularities, "granularities")):
+for registry, folder in (
+    (pruning_scores, "scores"),
+    (pruning_methods, "methods"),
+    (granularity.granularities, "granularities"),
+):
     registry.walk(f"sparsemble.pruning.{folder}")

@@ -27,7 +27,9 @@ class Batches:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= len(self.split):
-            raise InputError(f"batch_size = {self.batch_size} must be between 1 and the {len(self.split)} images there are")
+            raise InputError(
+                f"batch_size = {self.batch_size} must be between 1 and the {len(self.split)} images there are"
+            )
 
     def __len__(self) -> int:
         return len(self.split) // self.batch_size

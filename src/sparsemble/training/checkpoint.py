@@ -42,7 +42,9 @@ class Checkpoint:
         for i, callback in enumerate(callbacks):
             tensors |= {f"callback.{i}.{name}": tensor for name, tensor in callback.state().items()}
         tensors["rng"] = rng.get_state()
-        content = save({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, {"history": json.dumps(history)})
+        content = save(
+            {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, {"history": json.dumps(history)}
+        )
         write_bytes(self.path, content)
 
     def restore(

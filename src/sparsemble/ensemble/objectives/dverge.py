@@ -45,7 +45,8 @@ class DVERGE(Objective):
     def __post_init__(self) -> None:
         if self.beta < 0 or self.reach <= 0 or self.steps < 1:
             raise InputError(
-                f"beta = {self.beta:g} must be 0 or more, reach = {self.reach:g} above 0, steps = {self.steps} 1 or more"
+                f"beta = {self.beta:g} must be 0 or more, reach = {self.reach:g} above 0 and steps = {self.steps} "
+                "1 or more"
             )
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:

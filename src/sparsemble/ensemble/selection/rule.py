@@ -5,7 +5,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 

@@ -49,7 +49,9 @@ class LocalEngine:
             for worker in workers:
                 worker.kill()
 
-    def _start(self, workers: "Sequence[_Worker]", waiting: list[Task], pending: set[str], ahead: Mapping[str, float]) -> None:
+    def _start(
+        self, workers: "Sequence[_Worker]", waiting: list[Task], pending: set[str], ahead: Mapping[str, float]
+    ) -> None:
         """Hand out what can run now."""
         for worker in workers:
             running = [other.task for other in workers if other.task]

@@ -59,7 +59,9 @@ class EvaluateStage(WithData):
         write_json(work.folder / "rows.json", rows)
         found = self._checks(split, deployed, outcomes, work)
         write_json(work.folder / "checks.json", [asdict(check) for check in (*found, *checks.NOT_YET)])
-        flat = {f"{row}.{label}": v.cpu().to(torch.uint8) for row, entry in outcomes.items() for label, v in entry.items()}
+        flat = {
+            f"{row}.{label}": v.cpu().to(torch.uint8) for row, entry in outcomes.items() for label, v in entry.items()
+        }
         save_file(flat, work.folder / "outcomes.safetensors")
         self._examples(split, deployed["team_dynamic"], work)
 
@@ -106,9 +108,9 @@ class EvaluateStage(WithData):
         runs = {label: sum(a["members_run"]) / len(right) for label, a in attacked.items()}
         return {
             "name": name,
-            "clean": float(right.float().mean()),
+            "clean": int(right.sum()) / len(right),
             "attacks": {label: sum(a["right"]) / len(right) for label, a in attacked.items()},
-            "worst_case": float(worst.float().mean()),
+            "worst_case": int(worst.sum()) / len(worst),
             "worst_case_interval": list(wilson(int(worst.sum()), len(worst))),
             "images": len(right),
             "sparsity": 1 - nonzeros / total,
@@ -157,7 +159,9 @@ class EvaluateStage(WithData):
             checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
             checks.reproduces(decide, stored[label], recorded, batch=64),
             checks.independent_of_batch(decide, x[:256]),
-            checks.sparsity_is_real(self.sparsity, 1 - _nonzeros(row) / count_weights(deployed["dense"].ensemble).total),
+            checks.sparsity_is_real(
+                self.sparsity, 1 - _nonzeros(row) / count_weights(deployed["dense"].ensemble).total
+            ),
             checks.zeros_stay(_regrown(row, work)),
         ]
 

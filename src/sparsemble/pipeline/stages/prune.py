@@ -18,7 +18,7 @@ from sparsemble.pipeline.learn import learn
 from sparsemble.pipeline.recipe import Prune
 from sparsemble.pipeline.stage import WithData, Work, dataset, draw_seed, stages
 from sparsemble.pipeline.store import load_model, save_model
-from sparsemble.pruning.mask import KeepZero, Mask
+from sparsemble.pruning.mask import KeepZero
 from sparsemble.pruning.method import Pruned, PruningContext
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.shares import data_shares

@@ -78,7 +78,9 @@ class LearnedMasks(nn.Module):
     ramp: Tensor
     ramp_stopped: Tensor
 
-    def __init__(self, network: nn.Module, scores: Scores, keep: float, settings: HARP, granularity: Granularity) -> None:
+    def __init__(
+        self, network: nn.Module, scores: Scores, keep: float, settings: HARP, granularity: Granularity
+    ) -> None:
         super().__init__()
         self.target = keep
         self.granularity = granularity
@@ -130,10 +132,7 @@ class LearnedMasks(nn.Module):
     def plain(self) -> nn.Module:
         """Take the parametrization off and return the network with its original weights, all trainable."""
         for layer in self.layers.values():
-            original = layer.parametrizations.weight.original.detach().clone()  # type: ignore[union-attr]
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-            with torch.no_grad():
-                layer.weight.copy_(original)
         return self.network.requires_grad_(True)
 
 

@@ -25,7 +25,7 @@ class OneShot(PruningMethod):
         """Prune to `sparsity`."""
         sizes = {name: score.numel() for name, score in scores.items()}
         total = sum(sizes.values())
-        counts = exact_counts({name: 1 - sparsity for name in scores}, sizes, kept_weights(total, sparsity))
+        counts = exact_counts(dict.fromkeys(scores, 1 - sparsity), sizes, kept_weights(total, sparsity))
         mask = Mask({name: granularity.keep(score, counts[name]) for name, score in scores.items()})
         pruned = copy.deepcopy(model)
         mask.apply_(pruned)

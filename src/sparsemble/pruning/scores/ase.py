@@ -30,7 +30,9 @@ class ASE(PruningScore):
         """Score every prunable weight."""
         layers = prunable_layers(model)
         squares_in = {name: torch.zeros_like(layer.weight[:1]) for name, layer in layers.items()}
-        squares_out = {name: torch.zeros(len(layer.weight), device=layer.weight.device) for name, layer in layers.items()}
+        squares_out = {
+            name: torch.zeros(len(layer.weight), device=layer.weight.device) for name, layer in layers.items()
+        }
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add_out(gradient: Tensor) -> None:

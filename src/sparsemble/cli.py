@@ -63,7 +63,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
         typer.echo(f"sparsemble {__version__}")
         raise typer.Exit
@@ -72,8 +72,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+        Optional[bool],  # noqa: UP045
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = None,
 ) -> None:
     """Turn one image classifier into a robust, compact ensemble of sparse sub-models and run it fast."""
 

@@ -1,10 +1,13 @@
 """What a model costs: multiply-accumulates and weights, dense and without the zeros."""
 
-import math
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from sparsemble.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -26,38 +29,60 @@ class Weights:
 
     @property
     def sparsity(self) -> float:
-        """Share of the prunable weights that are 0, in [0, 1]."""
+        """Fraction of the prunable weights that are zero."""
         return 1 - self.nonzeros / self.total
 
 
 def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> Macs:
-    """Count the multiply-accumulates of one image of (channels, height, width); the model is left as found."""
+    """Count the multiply-accumulates of one image in eval mode; the model is left as found.
+
+    A layer that runs twice counts twice; an ensemble costs the sum of its members. Padding counts as image.
+
+    Args:
+        model: any network; only its Conv2d and Linear layers count.
+        shape: channels, height and width of an image.
+    """
     dense = nonzero = 0
 
     def add(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal dense, nonzero
         assert isinstance(module, nn.Conv2d | nn.Linear)
-        # Each weight of a convolution is used once at every output position; grouped weights are stored once.
-        positions = math.prod(output.shape[2:])
+        # Each stored weight, also of a grouped convolution, is used once at every output position.
+        positions = output.numel() // len(module.weight)
         dense += positions * module.weight.numel()
         nonzero += positions * int(module.weight.count_nonzero())
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    training = model.training
     example = next(model.parameters())
-    try:
-        model.eval()
-        with torch.no_grad():
-            model(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    with _eval_mode(model), torch.no_grad(), contextlib.ExitStack() as hooks:
+        for layer in _prunable(model):
+            hooks.callback(layer.register_forward_hook(add).remove)
+        model(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
     return Macs(dense, nonzero)
 
 
 def count_weights(model: nn.Module) -> Weights:
-    """Count the prunable weights and those that are not 0."""
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    """Count the prunable weights and those that are not 0.
+
+    Raises:
+        InputError: the model has none.
+    """
+    weights = [layer.weight for layer in _prunable(model)]
+    if not weights:
+        raise InputError(f"{type(model).__name__} has no Conv2d or Linear layer, so it has no sparsity")
     return Weights(sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights))
+
+
+def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode, then every part of it back into its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

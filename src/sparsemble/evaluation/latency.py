@@ -1,9 +1,11 @@
 """How long calls take, measured side by side."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import perf_counter
+
+from sparsemble.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,24 @@ def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warm
     Args:
         calls: what to time, by name; each returns when its result is ready.
         rounds: timed rounds, >= 2.
-        warm_up: rounds before, not timed.
+        warm_up: rounds before, not timed, >= 0.
+
+    Raises:
+        InputError: too few rounds.
     """
+    if rounds < 2 or warm_up < 0:
+        raise InputError(f"rounds must be at least 2 and warm_up at least 0, got {rounds} and {warm_up}")
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(warm_up + rounds):
         for name, call in calls.items():
-            started = time.perf_counter()
+            started = perf_counter()
             call()
+            elapsed = perf_counter() - started
             if number >= warm_up:
-                times[name].append(1000 * (time.perf_counter() - started))
-    found = {}
-    for name, values in times.items():
-        low, _, high = statistics.quantiles(values, n=4)
-        found[name] = Latency(statistics.median(values), low, high)
-    return found
+                times[name].append(1000 * elapsed)
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _summary(values: list[float]) -> Latency:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Latency(median, low, high)

@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Generator, nn
 
+from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Plug, Registry
 from sparsemble.core.types import Images, Logits
 
@@ -15,8 +16,12 @@ class Architecture(Plug):
     """A network layout made of Conv2d, BatchNorm2d, ReLU, pooling, adds and Linear, each a module of its own.
 
     Every ReLU is an `nn.ReLU()` module (not in place) and is called once a forward pass, so that hooks see all
-    activations; weights are float32.
+    activations; weights are float32. Pooling ends in an `nn.AdaptiveAvgPool2d(1)`, so that images may have any size
+    from `smallest` on. Module names are part of stored models: renaming one raises `version`.
     """
+
+    smallest: ClassVar[int] = 1
+    """Height and width, in pixels, of the smallest image it takes."""
 
     @abstractmethod
     def build(self, in_channels: int, classes: int) -> nn.Module:
@@ -63,8 +68,15 @@ def build_model(
 
     Returns:
         A model on the CPU, in training mode.
+
+    Raises:
+        InputError: the images are too small for the architecture, or the statistics do not fit the channels.
     """
-    model = Normalised(architecture.build(shape[0], classes), mean, std)
+    _check_fit(architecture, shape, mean, std)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # torch fills fresh layers from its global generator; they are redrawn below
+        model = Normalised(architecture.build(shape[0], classes), mean, std)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=rng)
@@ -77,6 +89,28 @@ def build_model(
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     return model
+
+
+def check_positive(name: str, value: int) -> None:
+    """Refuse a setting below 1.
+
+    Raises:
+        InputError: it names the setting.
+    """
+    if value < 1:
+        raise InputError(f"{name} must be at least 1, got {value}")
+
+
+def _check_fit(
+    architecture: Architecture, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+) -> None:
+    channels, height, width = shape
+    if min(height, width) < architecture.smallest:
+        least = f"{architecture.smallest} x {architecture.smallest}"
+        raise InputError(f"{architecture.name} needs images of at least {least} pixels, got {height} x {width}")
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        given = f"{list(mean)} and {list(std)}"
+        raise InputError(f"mean and std need a value for each of {channels} channels, std above 0, got {given}")
 
 
 architectures: Registry[Architecture] = Registry("model", Architecture)

@@ -1,71 +1,77 @@
 """Residual networks (He et al. 2016)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, final
 
 from torch import Tensor, nn
 
-from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Logits
-from sparsemble.models.architecture import Architecture, architectures
+from sparsemble.models.architecture import Architecture, architectures, check_positive
 
-STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-BOTTLENECK_FROM = 50
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+"""Blocks in each stage, by depth; from 50 on they are bottlenecks."""
+STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}
+"""Kernel and stride of the first convolution; a stride is followed by max pooling with the same one."""
+
+Block = Callable[[int, int, int], nn.Module]
+"""From channels in, channels out and stride to a module."""
 
 
 @final
 @architectures.register("resnet")
 @dataclass(frozen=True, kw_only=True)
 class ResNet(Architecture):
-    """ResNet-18, 34, 50 or 101, for small images (3x3 stem) or large ones (7x7 stem and pooling).
+    """Four stages of residual blocks; each after the first halves the image and doubles the channels.
 
-    Source: He et al. 2016, table 1; bottlenecks stride in their 3x3 convolution, as is usual since.
+    Source: He et al. 2016, table 1. Departs from it: a shape change takes a 1x1 convolution with BatchNorm in every
+    depth (their option B), and bottlenecks halve the image in their 3x3 convolution.
     """
 
     depth: Literal[18, 34, 50, 101] = 18
-    """Layers, as in the name."""
+    """Layers with weights; 50 and 101 use bottleneck blocks."""
     width: int = 64
-    """Channels of the first stage."""
+    """Channels of the stem and, in 18 and 34, of the first stage (bottlenecks give four times as many), >= 1."""
     stem: Literal["cifar", "imagenet"] = "cifar"
-    """cifar keeps the image's size, imagenet divides it by 4."""
+    """cifar: 3x3 convolution at full size; imagenet: 7x7 and max pooling, which each halve the image."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise InputError(f"width = {self.width} must be 1 or more")
+        check_positive("width", self.width)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""
-        return ResNetNet(self, in_channels, classes)
+        return ResidualNet(self, in_channels, classes)
+
+
+for _depth in BLOCKS:
+    architectures.alias(f"resnet{_depth}", "resnet", depth=_depth)
 
 
 @final
-class ResNetNet(nn.Module):
+class ResidualNet(nn.Module):
     """The network of `ResNet`."""
 
     def __init__(self, layout: ResNet, in_channels: int, classes: int) -> None:
         super().__init__()
-        large = layout.stem == "imagenet"
-        size, stride, padding = (7, 2, 3) if large else (3, 1, 1)
-        self.conv = nn.Conv2d(in_channels, layout.width, size, stride, padding, bias=False)
-        self.norm = nn.BatchNorm2d(layout.width)
+        width, blocks = layout.width, BLOCKS[layout.depth]
+        kernel, stride = STEMS[layout.stem]
+        self.conv = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.reduce = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        block = Bottleneck if layout.depth >= BOTTLENECK_FROM else BasicBlock
-        blocks: list[nn.Module] = []
-        channels = layout.width
-        for stage, count in enumerate(STAGES[layout.depth]):
-            for number in range(count):
-                width = layout.width * 2**stage
-                blocks.append(block(channels, width, 2 if stage and number == 0 else 1))
-                channels = width * block.expansion
-        self.blocks = nn.Sequential(*blocks)
+        self.stem_pool = nn.Identity() if stride == 1 else nn.MaxPool2d(3, stride, padding=1)
+        block, first = (BasicBlock, width) if layout.depth < 50 else (Bottleneck, 4 * width)
+        self.stage1 = make_stage(block, width, first, blocks[0], stride=1)
+        self.stage2 = make_stage(block, first, 2 * first, blocks[1], stride=2)
+        self.stage3 = make_stage(block, 2 * first, 4 * first, blocks[2], stride=2)
+        self.stage4 = make_stage(block, 4 * first, 8 * first, blocks[3], stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(channels, classes)
+        self.linear = nn.Linear(8 * first, classes)
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
-        x = self.reduce(self.relu(self.norm(self.conv(x))))
-        logits: Logits = self.linear(self.pool(self.blocks(x)).flatten(1))
+        x = self.stem_pool(self.relu(self.norm(self.conv(x))))
+        x = self.stage4(self.stage3(self.stage2(self.stage1(x))))
+        logits: Logits = self.linear(self.pool(x).flatten(1))
         return logits
 
 
@@ -73,52 +79,47 @@ class ResNetNet(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left)."""
 
-    expansion = 1
-
-    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, width, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out)
         self.relu2 = nn.ReLU()
-        self.shortcut = shortcut(channels_in, width, stride)
+        self.shortcut = shortcut(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the block."""
         out = self.relu1(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out)) + self.shortcut(x)
-        features: Tensor = self.relu2(out)
-        return features
+        out = self.relu2(self.norm2(self.conv2(out)) + self.shortcut(x))
+        return out  # type: ignore[no-any-return]
 
 
 @final
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, figure 5 right)."""
+    """A 3x3 convolution on a quarter of the channels, between two 1x1 ones, and a shortcut (figure 5 right)."""
 
-    expansion = 4
-
-    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, width, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
+        inner = channels_out // 4
+        self.conv1 = nn.Conv2d(channels_in, inner, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(width, self.expansion * width, 1, bias=False)
-        self.norm3 = nn.BatchNorm2d(self.expansion * width)
+        self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(channels_out)
         self.relu3 = nn.ReLU()
-        self.shortcut = shortcut(channels_in, self.expansion * width, stride)
+        self.shortcut = shortcut(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the block."""
         out = self.relu1(self.norm1(self.conv1(x)))
         out = self.relu2(self.norm2(self.conv2(out)))
-        out = self.norm3(self.conv3(out)) + self.shortcut(x)
-        features: Tensor = self.relu3(out)
-        return features
+        out = self.relu3(self.norm3(self.conv3(out)) + self.shortcut(x))
+        return out  # type: ignore[no-any-return]
 
 
 def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
@@ -129,5 +130,7 @@ def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
 
 
-for _depth in STAGES:
-    architectures.alias(f"resnet{_depth}", "resnet", depth=_depth)
+def make_stage(block: Block, channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
+    """Return blocks in a row; the first one changes the shape."""
+    rest = [block(channels_out, channels_out, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(block(channels_in, channels_out, stride), *rest)

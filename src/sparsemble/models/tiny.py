@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from sparsemble.core.types import Images, Logits
-from sparsemble.models.architecture import Architecture, architectures
+from sparsemble.models.architecture import Architecture, architectures, check_positive
 from sparsemble.models.resnet import BasicBlock
 
 
@@ -18,6 +18,9 @@ class Tiny(Architecture):
 
     width: int = 16
     """Channels of the stem; the blocks have twice and four times as many."""
+
+    def __post_init__(self) -> None:
+        check_positive("width", self.width)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""

@@ -1,59 +1,71 @@
-"""VGG-16 with BatchNorm and one linear layer (Simonyan & Zisserman 2015, configuration D)."""
+"""Plain convolutional networks (Simonyan and Zisserman 2015)."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import nn
 
-from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Logits
-from sparsemble.models.architecture import Architecture, architectures
+from sparsemble.models.architecture import Architecture, architectures, check_positive
 
-STAGES = (2, 2, 3, 3, 3)
+LAYOUT = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+"""Convolutions of each stage and its channels, in widths."""
 
 
 @final
 @architectures.register("vgg")
 @dataclass(frozen=True, kw_only=True)
 class VGG(Architecture):
-    """Thirteen 3x3 convolutions with BatchNorm in five stages, pooling between them, one linear layer.
+    """Thirteen 3x3 convolutions with BatchNorm in five stages that end in max pooling, then one linear layer: VGG16.
 
-    The paper's 14.7 million parameters are this layout (method.md 2.8); HARP's own VGG-16 has three linear layers.
+    Source: Simonyan and Zisserman 2015, table 1, column D. Departs from it: BatchNorm after every convolution, and one
+    linear layer after global pooling in place of three, as usual for CIFAR.
     """
 
+    smallest: ClassVar[int] = 32
+
     width: int = 64
-    """Channels of the first stage; later ones have 2, 4, 8 and 8 times as many."""
+    """Channels of the first stage; the last two have eight times as many, >= 1."""
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise InputError(f"width = {self.width} must be 1 or more")
+        check_positive("width", self.width)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""
-        return VGGNet(self, in_channels, classes)
+        return VGGNet(in_channels, classes, self.width)
+
+
+architectures.alias("vgg16", "vgg")
 
 
 @final
 class VGGNet(nn.Module):
     """The network of `VGG`."""
 
-    def __init__(self, layout: VGG, in_channels: int, classes: int) -> None:
+    def __init__(self, in_channels: int, classes: int, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        stages = OrderedDict[str, nn.Module]()
         channels = in_channels
-        for stage, count in enumerate(STAGES):
-            width = layout.width * min(2**stage, 8)
-            for _ in range(count):
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-                channels = width
-            layers.append(nn.MaxPool2d(2) if stage < len(STAGES) - 1 else nn.AdaptiveAvgPool2d(1))
-        self.layers = nn.Sequential(*layers)
+        for number, (convolutions, widths) in enumerate(LAYOUT, start=1):
+            stages[f"stage{number}"] = _stage(channels, widths * width, convolutions)
+            channels = widths * width
+        self.stages = nn.Sequential(stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
-        logits: Logits = self.linear(self.layers(x).flatten(1))
+        logits: Logits = self.linear(self.pool(self.stages(x)).flatten(1))
         return logits
 
 
-architectures.alias("vgg16", "vgg")
+def _stage(channels_in: int, channels_out: int, convolutions: int) -> nn.Sequential:
+    layers = OrderedDict[str, nn.Module]()
+    for number in range(1, convolutions + 1):
+        # BatchNorm makes the bias needless; published networks and their parameter counts have it.
+        layers[f"conv{number}"] = nn.Conv2d(channels_in if number == 1 else channels_out, channels_out, 3, padding=1)
+        layers[f"norm{number}"] = nn.BatchNorm2d(channels_out)
+        layers[f"relu{number}"] = nn.ReLU()
+    layers["pool"] = nn.MaxPool2d(2)
+    return nn.Sequential(layers)

@@ -94,7 +94,7 @@ def _one_epoch(
             group["lr"] = rate
         output = objective(model, x, y, threat, rng=rng)
         optimiser.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        output.loss.backward()
         optimiser.step()
         for callback in callbacks:
             callback.after_step(model)

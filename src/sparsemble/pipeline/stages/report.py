@@ -15,6 +15,8 @@ from sparsemble.core.artifacts import Artifact
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
+from sparsemble.report import write_report
+from sparsemble.report.summary import SCHEMA_VERSION
 
 BELONGS_TO = {
     "dense": "dense",
@@ -42,14 +44,10 @@ class ReportStage(Stage):
 
     def run(self, work: Work) -> None:
         """Leave `index.html`, `report.md`, `summary.json` and the figures."""
-        from sparsemble.report import write_report
-
         write_report(self._summary(work), self._figures(work), _examples(work), work.folder)
 
     def _summary(self, work: Work) -> dict[str, Any]:
         """Return the numbers of the run (docs/summary.md)."""
-        from sparsemble.report.summary import SCHEMA_VERSION
-
         latency = work.inputs["latency"].json("latency.json")
         rows = work.inputs["evaluate"].json("rows.json")
         for row in rows:

@@ -80,10 +80,10 @@ def _linearise(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         new: nn.Module | None = None
         if isinstance(module, nn.Conv2d):
-            new = nn.Conv2d(module.in_channels, module.out_channels, 1, groups=module.groups, bias=False)
+            new = nn.Conv2d(module.in_channels, module.out_channels, 1, groups=module.groups, bias=False, device="meta")
             new.weight = nn.Parameter(module.weight.detach().abs().sum((2, 3), keepdim=True))
         elif isinstance(module, nn.Linear):
-            new = nn.Linear(module.in_features, module.out_features, bias=False)
+            new = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             new.weight = nn.Parameter(module.weight.detach().abs())
         elif isinstance(module, nn.BatchNorm2d):
             new = _Scale(norm_factor(module))

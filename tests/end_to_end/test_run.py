@@ -1,0 +1,149 @@
+"""The whole method from the command line, on the smoke recipe."""
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import SMOKE, command, sparsemble, without_timings
+
+ROWS = ["dense", "small_dense", "harp", "best_member", "team_static", "team_dynamic"]
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "report" / "summary.json").read_text("utf-8"))
+
+
+def test_leaves_a_report_with_every_row(finished: Path) -> None:
+    found = summary(finished)
+    assert [row["name"] for row in found["rows"]] == ROWS
+    assert all(row["worst_case"] <= min(row["attacks"].values()) for row in found["rows"])
+    assert all(row["training_passes"] > 0 and row["latency_ms"]["batch_1"] > 0 for row in found["rows"])
+    assert {"prefix1", "expectation", "pgd2", "pgd4x2"} == set(found["rows"][-1]["attacks"])
+    page = (finished / "report" / "index.html").read_text("utf-8")
+    assert "<html" in page and (finished / "report" / "report.md").is_file()
+
+
+def test_the_team_has_the_sparsity_asked_for(finished: Path) -> None:
+    rows = {row["name"]: row for row in summary(finished)["rows"]}
+    for name in ("harp", "team_static", "team_dynamic"):
+        assert rows[name]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert rows["best_member"]["sparsity"] == pytest.approx(0.75, abs=1e-3)
+
+
+def test_training_cost_grows_along_the_method(finished: Path) -> None:
+    passes = {row["name"]: row["training_passes"] for row in summary(finished)["rows"]}
+    assert passes["dense"] < passes["harp"] < passes["best_member"] < passes["team_static"] < passes["team_dynamic"]
+
+
+def test_repeated_run_does_no_work(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    started = time.perf_counter()
+    result = sparsemble("run", SMOKE, "--out", finished)
+    seconds = time.perf_counter() - started
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert result.returncode == 0
+    assert before == after
+    assert seconds < 10  # under 5 on a machine that does nothing else
+
+
+def test_saved_recipe_is_the_same_run(finished: Path) -> None:
+    result = sparsemble("calibrate", finished / "recipe.toml", "--out", finished)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()).name.startswith("calibrate-")
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_summary(finished: Path, tmp_path: Path) -> None:
+    folder, rng = tmp_path / "run", random.Random(0)
+    (tmp_path / "other").mkdir()
+    kills = 0
+    for _ in range(12):
+        # The same command line as the unbroken run: it is quoted in the summary.
+        process = subprocess.Popen(
+            command("run", SMOKE, "--out", folder, "--workers", 2),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(timeout=rng.uniform(4, 12))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            break
+    assert kills >= 1
+    if not (folder / "report").is_dir():
+        assert sparsemble("run", SMOKE, "--out", folder, "--workers", 2).returncode == 0
+    assert without_timings(summary(folder)) == without_timings(summary(finished))
+
+
+def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command("run", SMOKE, "--out", folder, "--set", "train.epochs=2000"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(folder.glob("train-*.partial/checkpoint.safetensors")):
+        time.sleep(0.1)
+        assert process.poll() is None
+    started = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert time.perf_counter() - started < 2
+    assert process.returncode == 1
+    assert "run the same command to go on" in errors
+    assert "Traceback" not in errors
+
+
+def test_second_run_in_a_folder_stops(finished: Path) -> None:
+    with (finished / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = sparsemble("run", SMOKE, "--out", finished)
+    assert result.returncode == 2
+    assert "another run is at work" in result.stderr
+
+
+def test_artifact_edited_by_hand_is_refused(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (edited,) = folder.glob("select-*/select.json")
+    edited.write_text(edited.read_text("utf-8") + " ", "utf-8")
+    result = sparsemble("run", SMOKE, "--out", folder)
+    assert result.returncode == 2
+    assert str(edited) in result.stderr and "was changed" in result.stderr
+
+
+def test_failing_stage_keeps_what_is_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = sparsemble("train", SMOKE, "--out", folder, "--set", "train.schedule.rate=1e30")
+    assert result.returncode == 1
+    assert "the loss became" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_full_disk_is_a_sentence_and_the_run_goes_on(tmp_path: Path) -> None:
+    small = Path("/dev/full")
+    if not small.exists():
+        pytest.skip("no /dev/full on this system")
+    folder = tmp_path / "run"
+    first = sparsemble("train", SMOKE, "--out", folder, "--quiet")
+    assert first.returncode == 0
+    (trained,) = folder.glob("train-*")
+    partial = trained.with_name(trained.name + ".partial")
+    trained.rename(partial)
+    (partial / "meta.json").unlink()
+    (partial / "checkpoint.safetensors.new").symlink_to(small)  # every write to it meets a full disk
+    result = sparsemble("train", SMOKE, "--out", folder)
+    assert result.returncode == 1
+    assert "is full" in result.stderr and "Traceback" not in result.stderr
+    (partial / "checkpoint.safetensors.new").unlink()
+    assert sparsemble("train", SMOKE, "--out", folder).returncode == 0

@@ -33,7 +33,8 @@ CASES = {
 def test_bad_setting(setting: str, tmp_path: Path, in_process) -> None:
     status, errors = in_process("run", SMOKE, "--out", tmp_path / "run", "--set", setting)
     assert status == 2, errors
-    assert errors.startswith("error: ") and len(errors.strip().splitlines()) == 1
+    assert errors.startswith("error: ")
+    assert len(errors.strip().splitlines()) == 1
     for words in CASES[setting]:
         assert words in errors
     assert not list((tmp_path / "run").glob("*-*"))
@@ -70,8 +71,12 @@ def test_truncated_recipe_and_data(tmp_path: Path, in_process) -> None:
     np.savez(whole, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     cut = tmp_path / "cut.npz"
     cut.write_bytes(whole.read_bytes()[:2000])
-    status, errors = in_process("run", SMOKE, "--out", tmp_path / "run", "--set", f"data={{name='arrays', path='{cut}'}}")
-    assert status == 2 and str(cut) in errors and len(errors.strip().splitlines()) == 1
+    status, errors = in_process(
+        "run", SMOKE, "--out", tmp_path / "run", "--set", f"data={{name='arrays', path='{cut}'}}"
+    )
+    assert status == 2
+    assert str(cut) in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 def test_usage_errors_have_status_2() -> None:

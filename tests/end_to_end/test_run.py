@@ -28,7 +28,8 @@ def test_leaves_a_report_with_every_row(finished: Path) -> None:
     assert all(row["training_passes"] > 0 and row["latency_ms"]["batch_1"] > 0 for row in found["rows"])
     assert {"prefix1", "expectation", "pgd2", "pgd4x2"} == set(found["rows"][-1]["attacks"])
     page = (finished / "report" / "index.html").read_text("utf-8")
-    assert "<html" in page and (finished / "report" / "report.md").is_file()
+    assert "<html" in page
+    assert (finished / "report" / "report.md").is_file()
 
 
 def test_the_team_has_the_sparsity_asked_for(finished: Path) -> None:
@@ -72,7 +73,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_summary(finished: Path, tmp_path
             stderr=subprocess.DEVNULL,
         )
         try:
-            process.wait(timeout=rng.uniform(4, 12))
+            process.wait(timeout=rng.uniform(2, 5))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -120,14 +121,16 @@ def test_artifact_edited_by_hand_is_refused(finished: Path, tmp_path: Path) -> N
     edited.write_text(edited.read_text("utf-8") + " ", "utf-8")
     result = sparsemble("run", SMOKE, "--out", folder)
     assert result.returncode == 2
-    assert str(edited) in result.stderr and "was changed" in result.stderr
+    assert str(edited) in result.stderr
+    assert "was changed" in result.stderr
 
 
 def test_failing_stage_keeps_what_is_finished(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = sparsemble("train", SMOKE, "--out", folder, "--set", "train.schedule.rate=1e30")
     assert result.returncode == 1
-    assert "the loss became" in result.stderr and "Traceback" not in result.stderr
+    assert "the loss became" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_full_disk_is_a_sentence_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -144,6 +147,7 @@ def test_full_disk_is_a_sentence_and_the_run_goes_on(tmp_path: Path) -> None:
     (partial / "checkpoint.safetensors.new").symlink_to(small)  # every write to it meets a full disk
     result = sparsemble("train", SMOKE, "--out", folder)
     assert result.returncode == 1
-    assert "is full" in result.stderr and "Traceback" not in result.stderr
+    assert "is full" in result.stderr
+    assert "Traceback" not in result.stderr
     (partial / "checkpoint.safetensors.new").unlink()
     assert sparsemble("train", SMOKE, "--out", folder).returncode == 0

@@ -147,6 +147,21 @@ def test_every_relu_is_a_module_that_runs_once(model: nn.Module) -> None:
     assert not [name for name in operations.seen if name.endswith("_") or "clamp" in name]  # nothing in place
 
 
+@pytest.mark.parametrize(("name", "least"), [("wide_resnet", 3), ("resnet18", 3), ("resnet50", 4)])
+def test_shortcuts_that_change_the_shape_see_what_the_first_convolution_sees(name: str, least: int) -> None:
+    model = build(SMALL[name]).eval()
+    seen: dict[str, torch.Tensor] = {}
+    for part, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _m, given, _o, part=part: seen.update({part: given[0]}))
+    model(images(2))
+    blocks = {part.split(".shortcut")[0]: x for part, x in seen.items() if ".shortcut" in part}
+    assert len(blocks) == least
+    for block, x in blocks.items():
+        assert x is seen[f"{block}.conv1"]
+        assert (x >= 0).all()
+
+
 def test_runs_on_one_pixel_with_pointwise_convolutions_and_no_pooling(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         parent, _, child = name.rpartition(".")

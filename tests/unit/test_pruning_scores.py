@@ -35,6 +35,11 @@ def as_if_trained(model: M) -> M:
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    torch.manual_seed(0)
+
+
 class Residual(nn.Module):
     """Two convolutions and a shortcut, each with a BatchNorm."""
 
@@ -116,7 +121,7 @@ class TestNIS:
         def through(name: str, arriving: list[float]) -> list[float]:
             """Note I of the outputs; return I_k = sum_j |w_jk| I_j with plain loops."""
             importance[name] = arriving
-            weight = model.get_submodule(name).weight.detach().double().flatten(2)
+            weight = model.get_submodule(name).weight.detach().double()
             leaving = [0.0] * weight.shape[1]
             for j, filters in enumerate(weight.reshape(weight.shape[0], weight.shape[1], -1).tolist()):
                 for k, taps in enumerate(filters):

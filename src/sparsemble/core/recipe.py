@@ -49,7 +49,7 @@ def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     Raises:
         InputError: a setting without `=`, or a path through something that is not a table.
     """
-    result = _copy(table)
+    result: dict[str, Any] = _copy(table)
     for setting in settings:
         path, equals, text = setting.partition("=")
         keys = [key.strip() for key in path.split(".")]

@@ -73,22 +73,25 @@ def build_model(
         InputError: the images are too small for the architecture, or the statistics do not fit the channels.
     """
     _check_fit(architecture, shape, mean, std)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # torch fills fresh layers from its global generator; they are redrawn below
+    # Torch fills fresh layers from its global generator, which is left as found; all are redrawn here.
+    with torch.random.fork_rng(devices=[]):
         model = Normalised(architecture.build(shape[0], classes), mean, std)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=rng)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=rng)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+        _draw_(module, rng)
     return model
+
+
+def _draw_(module: nn.Module, rng: Generator) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=rng)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=rng)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
 
 
 def check_positive(name: str, value: int) -> None:

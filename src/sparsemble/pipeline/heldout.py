@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Flags, Images, Labels
+from sparsemble.core.types import Classifier, Flags, Images, Labels, MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.pipeline.stage import Work
 
@@ -33,6 +34,12 @@ def right(model: Classifier, x: Images, y: Labels, batch: int = BATCH) -> Flags:
     return torch.cat(
         [model(part).argmax(1) == target for part, target in zip(x.split(batch), y.split(batch), strict=True)]
     )
+
+
+@torch.no_grad()
+def logits_of(team: Ensemble, x: Images, batch: int = BATCH) -> MemberLogits:
+    """Return the logits of every member on all images."""
+    return torch.cat([team.member_logits(part) for part in x.split(batch)], dim=1)
 
 
 def probe(split: Split, attack: Attack, threat: ThreatModel, work: Work) -> Callable[[nn.Module], dict[str, float]]:

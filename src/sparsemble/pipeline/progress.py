@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -58,7 +58,7 @@ class Progress(ABC):
         """Show a text."""
 
     @abstractmethod
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         """Begin."""
 
     @abstractmethod
@@ -114,7 +114,7 @@ class BarProgress(Progress):
         """Print above the bars."""
         self.bars.console.print(text, markup=False, highlight=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self.bars.start()
         return self
 
@@ -138,7 +138,7 @@ class PlainProgress(Progress):
         """Print without styles."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(
@@ -155,7 +155,7 @@ class QuietProgress(Progress):
         """Print without styles."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(

@@ -1,17 +1,20 @@
 """What a stage is: settings and inputs in, one artifact out."""
 
+import contextlib
 import functools
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
+from torch import nn
 
 from sparsemble.core.artifacts import Artifact, spec_hash
+from sparsemble.core.passes import count_passes
 from sparsemble.core.registry import Plug, Registry, describe
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset, DataSource
@@ -43,6 +46,13 @@ class Work:
     def rng(self, purpose: str) -> torch.Generator:
         """Make this stage's generator for a purpose; the same each time it is asked for."""
         return seeded(draw_seed(self.seed, self.stream, purpose), self.device)
+
+    @contextlib.contextmanager
+    def counting(self, *models: nn.Module) -> Iterator[None]:
+        """Add the passes of these models to the stage's."""
+        with count_passes(*models) as passes:
+            yield
+        self.add_passes([{"forward_passes": passes.forward, "backward_passes": passes.backward}])
 
     def add_passes(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Add the passes of a training history."""
@@ -79,7 +89,7 @@ class Task:
     """For people: `prune nis-1`."""
     stage: Stage
     inputs: Mapping[str, "Task"]
-    cost: float
+    cost: int | float
     """Rough work, in epochs of one dense model; for the time left and the order of starting."""
     alone: bool = False
     """Whether nothing else may run beside it (timings)."""

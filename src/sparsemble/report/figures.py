@@ -28,7 +28,7 @@ INK = "#80868b"
 """Legible on white and on black."""
 MARKERS = {"dense": "s", "small_dense": "v", "harp": "D", "best_member": "o", "team_static": "P", "team_dynamic": "*"}
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sparsemble",  # the same identifiers each time
     "svg.fonttype": "none",
     "font.family": "sans-serif",

@@ -5,7 +5,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from sparsemble.report.summary import NAMES, row_of
+from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of
 
 
 def count(value: float) -> str:
@@ -103,7 +103,7 @@ def cells(summary: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """Return the table that a run ends with, for a terminal of 100 columns."""
+    """Return the table that a run ends with, for a terminal of 80 columns."""
     failed = [check["name"] for check in summary["checks"] if check["status"] == "fail"]
     waived = sum(check["status"] == "waived" for check in summary["checks"])
     verdict = f"failed checks: {'; '.join(failed)}" if failed else "no check failed"
@@ -111,20 +111,21 @@ def summary_table(summary: dict[str, Any]) -> Table:
         title=headline(summary),
         caption=f"{verdict}; {waived} waived. {summary['rows'][0]['images']} test images.",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
         title_justify="left",
         caption_justify="left",
         title_style="bold",
     )
-    table.add_column("", min_width=36, no_wrap=True)
-    for title in ("clean", "worst", "interval", "sparse", "file", "members", "ms b64"):
+    table.add_column("", no_wrap=True)
+    for title in ("clean", "worst case", "sparse", "file", "members", "ms b64"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary["rows"]:
         team = row["name"] == "team_dynamic"
+        low, high = (100 * bound for bound in row["worst_case_interval"])
         table.add_row(
-            NAMES[row["name"]],
+            SHORT_NAMES[row["name"]],
             percent(row["clean"]),
-            percent(row["worst_case"]),
-            interval(row),
+            f"{percent(row['worst_case'])} ({low:.0f}-{high:.0f})",
             percent(row["sparsity"]),
             size(row["bytes"]),
             members(row),

@@ -11,7 +11,6 @@ from sparsemble.attacks.adaptive.surrogate import Surrogate
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
-from sparsemble.core.passes import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, Split, stratified
 from sparsemble.ensemble.dynamic import predict_dynamic
@@ -46,7 +45,7 @@ class AttackStage(WithData):
         started = time.perf_counter()
         crafted, answers, members = [], [], []
         parts = torch.arange(len(split), device=work.device).split(100)
-        with count_passes(*row.ensemble.members) as passes:
+        with work.counting(*row.ensemble.members):
             for i, chosen in enumerate(parts):
                 x, y = split.images(chosen), split.labels[chosen]
                 crafted.append(self.attack(target, x, y, self.threat, rng=rng))
@@ -56,7 +55,6 @@ class AttackStage(WithData):
                 work.tell((i + 1) / len(parts), f"{i + 1}/{len(parts)} batches")
         answer = torch.cat(answers)
         save_file({"images": torch.cat(crafted).cpu()}, work.folder / "adversarial.safetensors")
-        work.passes.update(forward=passes.forward, backward=passes.backward)
         write_json(
             work.folder / "outcome.json",
             {

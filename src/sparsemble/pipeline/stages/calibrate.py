@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from safetensors.torch import save_file
 
 from sparsemble.attacks.adaptive.prefix import Prefix
@@ -13,7 +12,7 @@ from sparsemble.core.interfaces import Combiner
 from sparsemble.core.registry import describe
 from sparsemble.core.threat import ThreatModel
 from sparsemble.ensemble.calibration import calibrate
-from sparsemble.pipeline.heldout import adversarial_images
+from sparsemble.pipeline.heldout import adversarial_images, logits_of
 from sparsemble.pipeline.recipe import Dynamic
 from sparsemble.pipeline.rows import load_team
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
@@ -36,14 +35,15 @@ class CalibrateStage(WithData):
         data = dataset(self.data).to(work.device)
         team = load_team(work.inputs["team"], self.combine, work.device)
         x, y = data.calibrate.everything()
-        with torch.no_grad():
-            logits = {"clean": team.member_logits(x)}
-        for length in range(1, len(team.members) + 1):
-            surrogate = Prefix(length=length)(team, self.dynamic.stop)
-            x_adv = adversarial_images(surrogate, data.calibrate, self.held_out_attack, self.threat, work.rng("stop"))
-            with torch.no_grad():
-                logits[f"prefix{length}"] = team.member_logits(x_adv)
-            work.tell(length / (len(team.members) + 1), f"attacked prefix {length}")
+        with work.counting(*team.members):
+            logits = {"clean": logits_of(team, x)}
+            for length in range(1, len(team.members) + 1):
+                surrogate = Prefix(length=length)(team, self.dynamic.stop)
+                x_adv = adversarial_images(
+                    surrogate, data.calibrate, self.held_out_attack, self.threat, work.rng("stop")
+                )
+                logits[f"prefix{length}"] = logits_of(team, x_adv)
+                work.tell(length / (len(team.members) + 1), f"attacked prefix {length}")
         clean, *adversarial = logits.values()
         found = calibrate(self.dynamic.stop, clean, adversarial, y, self.combine, self.dynamic.max_accuracy_drop)
         save_file({**{k: v.cpu() for k, v in logits.items()}, "labels": y.cpu()}, work.folder / "logits.safetensors")

@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
-
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.models.architecture import Architecture
 from sparsemble.pipeline import recipe
-from sparsemble.pipeline.heldout import adversarial_images
+from sparsemble.pipeline.heldout import adversarial_images, right
 from sparsemble.pipeline.learn import learn
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import load_model, save_model
@@ -54,9 +52,9 @@ class EnsembleStage(WithData):
         y = data.choose.labels
         robust = []
         for member in members:
-            x_adv = adversarial_images(member, data.choose, self.held_out_attack, self.threat, work.rng("order"))
-            with torch.no_grad():
-                robust.append(float((member(x_adv).argmax(1) == y).float().mean()))
+            with work.counting(member):
+                x_adv = adversarial_images(member, data.choose, self.held_out_attack, self.threat, work.rng("order"))
+                robust.append(float(right(member, x_adv, y).float().mean()))
         # The most robust member runs first (method.md 2.7); ties keep the order of the selection.
         order = sorted(range(len(members)), key=lambda i: -robust[i])
         for position, i in enumerate(order, start=1):

@@ -1,7 +1,7 @@
 """One sparse sub-model: score, mask learning, fine-tuning (EED main paper, eqs. 6-11; supplement A.2)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -9,7 +9,6 @@ from torch import nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
-from sparsemble.core.passes import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
 from sparsemble.data.dataset import Dataset, Split
@@ -60,7 +59,7 @@ class PruneStage(WithData):
         dense = load_model(work.inputs["dense"], work.device)
         model, mask, _ = self._masked(work, dense, data, split)
         learn(
-            work,
+            replace(work, tell=lambda share, text: work.tell(0.3 + 0.7 * share, text)),
             model,
             data,
             self.prune.objective,
@@ -84,7 +83,7 @@ class PruneStage(WithData):
             for x, y in batches.epoch(work.rng("score")):
                 yield self.held_out_attack(dense, x, y, self.threat, rng=rng), y
 
-        with count_passes(dense) as passes:
+        with work.counting(dense):
             scores = self.score(dense, adversarial)
         context = PruningContext(
             batches=batches,
@@ -95,7 +94,7 @@ class PruneStage(WithData):
             checkpoint=self._search(work),
         )
         pruned = self.prune.method(dense, scores, self.sparsity, self.prune.granularity, context)
-        work.add_passes([{"forward_passes": passes.forward, "backward_passes": passes.backward}, *pruned.history])
+        work.add_passes(pruned.history)
         write_json(work.folder / "learning.json", pruned.history)
         pruned.mask.save(work.folder / "mask.safetensors")
         return pruned

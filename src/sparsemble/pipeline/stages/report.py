@@ -54,7 +54,11 @@ class ReportStage(Stage):
             del row["members_run_counts"]
             found = latency["rows"][row["name"]]
             row["latency_ms"] = {batch: found[batch]["median_ms"] for batch in ("batch_1", "batch_64")}
-            row["training_passes"], row["seconds"] = training_cost(work.inputs[BELONGS_TO[row["name"]]])
+            last = work.inputs[BELONGS_TO[row["name"]]]
+            # The small dense network only takes its width from the team; nothing of the team goes into it.
+            made_from = [last] if row["name"] == "small_dense" else ancestry(last)
+            row["training_passes"] = sum(sum(stage.meta["passes"].values()) for stage in made_from)
+            row["seconds"] = sum(stage.meta["seconds"] for stage in made_from)
         select = work.inputs["select"].json("select.json")
         stopping = work.inputs["stop"].json("stopping.json")
         settings = dict(stopping["stop"])
@@ -118,17 +122,16 @@ class ReportStage(Stage):
         }
 
 
-def training_cost(artifact: Artifact) -> tuple[int, float]:
-    """Return the passes (images, forward and backward) and seconds of a stage and all it was made from."""
-    seen: dict[str, dict[str, Any]] = {}
-    waiting = [artifact.path]
+def ancestry(artifact: Artifact) -> list[Artifact]:
+    """Return an artifact and all it was made from, each once."""
+    found: dict[str, Artifact] = {}
+    waiting = [artifact]
     while waiting:
-        path = waiting.pop()
-        if path.name not in seen:
-            meta = seen[path.name] = Artifact(path).meta
-            waiting += [path.parent / folder for folder in meta["inputs"].values()]
-    passes = sum(meta["passes"]["forward"] + meta["passes"]["backward"] for meta in seen.values())
-    return passes, sum(meta["seconds"] for meta in seen.values())
+        one = waiting.pop()
+        if one.path.name not in found:
+            found[one.path.name] = one
+            waiting += [Artifact(one.path.parent / folder) for folder in one.meta["inputs"].values()]
+    return list(found.values())
 
 
 def machine(work: Work) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
+from torch import nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
@@ -12,7 +12,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.selection.rule import SelectionRule
 from sparsemble.evaluation.cost import count_macs
-from sparsemble.pipeline.heldout import adversarial_images
+from sparsemble.pipeline.heldout import adversarial_images, logits_of, right
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import load_model
 from sparsemble.pruning.mask import Mask, jaccard
@@ -38,10 +38,11 @@ class SelectStage(WithData):
         labels = list(members)
         pool = Ensemble(members.values(), self.combine).eval()
         x, y = data.choose.everything()
-        x_adv = adversarial_images(pool, data.choose, self.held_out_attack, self.threat, work.rng("select"))
-        with torch.no_grad():
-            failures = pool.member_logits(x_adv).argmax(-1) != y
-            clean = (pool.member_logits(x).argmax(-1) == y).float().mean(1)
+        with work.counting(*members.values()):
+            x_adv = adversarial_images(pool, data.choose, self.held_out_attack, self.threat, work.rng("select"))
+            failures = logits_of(pool, x_adv).argmax(-1) != y
+            clean = (logits_of(pool, x).argmax(-1) == y).float().mean(1)
+            best = self._best(members, data, work)
         selected = self.select(failures, self.team_size)
         chosen = [labels[i] for i in selected.team]
         write_json(
@@ -54,26 +55,25 @@ class SelectStage(WithData):
                 "pool": labels,
                 "held_out_clean": clean.tolist(),
                 "held_out_transfer": (1 - failures.float().mean(1)).tolist(),
-                "best_member": self._best(members, data, work),
+                "best_member": best,
                 "macs_nonzero": sum(count_macs(members[label], data.shape).nonzero for label in chosen),
                 **_masks(members),
             },
         )
 
-    def _best(self, members: dict[str, torch.nn.Module], data: Dataset, work: Work) -> str:
+    def _best(self, members: dict[str, nn.Module], data: Dataset, work: Work) -> str:
         """Return the sub-model that is most robust against its own attack on the choosing images."""
         y = data.choose.labels
 
         def robust(label: str) -> float:
             attack = self.held_out_attack
             x_adv = adversarial_images(members[label], data.choose, attack, self.threat, work.rng("best"))
-            with torch.no_grad():
-                return float((members[label](x_adv).argmax(1) == y).float().mean())
+            return float(right(members[label], x_adv, y).float().mean())
 
         return max(members, key=robust)
 
 
-def _masks(members: dict[str, torch.nn.Module]) -> dict[str, object]:
+def _masks(members: dict[str, nn.Module]) -> dict[str, object]:
     """Return per-layer sparsity of every sub-model and the overlap of all pairs of masks."""
     masks = {label: Mask.of(model) for label, model in members.items()}
     first = next(iter(masks.values()))

@@ -43,12 +43,22 @@ class HARP(PruningMethod):
     floor: float = 0.1
     """Least keep rate of a layer, as a share of the target keep rate, in (0, 1)."""
     initial_keep: float = 2.0
-    """Keep rate of every layer at the start, as a multiple of the target; HARP starts at 0.10 for 0.05."""
+    """Keep rate of every layer at the start, as a multiple of the target, above `floor`; HARP: 0.10 for 0.05."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.penalty < 0:
+            raise InputError(f"epochs = {self.epochs} must be 1 or more and penalty = {self.penalty:g} 0 or more")
+        if not 0 < self.floor < 1 or not self.initial_keep > self.floor:
+            raise InputError(
+                f"floor = {self.floor:g} must lie in (0, 1) and initial_keep = {self.initial_keep:g} above it"
+            )
 
     def __call__(
         self, model: nn.Module, scores: Scores, sparsity: float, granularity: Granularity, context: PruningContext
     ) -> Pruned:
         """Prune to `sparsity`, in [0, 1)."""
+        kept = kept_weights(sum(s.numel() for s in scores.values()), sparsity)
+        check_kept(kept, len(scores))
         if sparsity == 0:
             everything = Mask({name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()})
             return Pruned(copy.deepcopy(model), everything, [])
@@ -65,7 +75,7 @@ class HARP(PruningMethod):
             callbacks=[ramp, *context.callbacks],
             checkpoint=context.checkpoint,
         )
-        mask = learner.final_mask(kept_weights(sum(s.numel() for s in scores.values()), sparsity))
+        mask = learner.final_mask(kept)
         pruned = learner.plain()
         mask.apply_(pruned)
         return Pruned(pruned, mask, history)
@@ -157,7 +167,7 @@ class _LayerMask(nn.Module):
         hard = self.granularity.keep(self.scores.detach().abs(), weight.numel() - pruned)
         # Equal to the 0/1 mask in value; its gradient reaches |s| one by one and k as the sum.
         straight = self.scores.abs() + self.keep
-        return weight * (hard.to(weight.dtype) + straight - straight.detach())
+        return weight * (hard.to(weight.dtype) + (straight - straight.detach()))
 
 
 @final
@@ -171,6 +181,8 @@ class _Budgeted(Objective):
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss; the masks are worked out once a batch, for crafting and training alike."""
         with parametrize.cached():
+            for layer in self.learner.layers.values():
+                _ = layer.weight  # fills the cache with gradients, even where an attack starts without them
             output = self.inner(model, x, y, threat, rng=rng)
         excess = self.learner.excess()
         return LossOutput(
@@ -194,6 +206,12 @@ class _Ramp(Callback):
             self.learner.ramp.fill_(self.learner.step * (epoch + 1))
 
 
+def check_kept(kept: int, layers: int) -> None:
+    """Refuse to keep fewer weights than there are layers."""
+    if kept < layers:
+        raise InputError(f"keeping {kept} weights would empty one of the {layers} layers; lower the sparsity")
+
+
 def exact_counts(rates: Mapping[str, float], sizes: Mapping[str, int], kept: int) -> dict[str, int]:
     """Round keep rates to whole weights that sum to `kept`: floors first, then the largest remainders.
 
@@ -205,8 +223,7 @@ def exact_counts(rates: Mapping[str, float], sizes: Mapping[str, int], kept: int
     Raises:
         InputError: fewer weights than layers.
     """
-    if kept < len(sizes):
-        raise InputError(f"keeping {kept} weights would empty one of the {len(sizes)} layers; lower the sparsity")
+    check_kept(kept, len(sizes))
     exact = {name: rates[name] * size for name, size in sizes.items()}
     counts = {name: min(max(math.floor(value), 1), sizes[name]) for name, value in exact.items()}
     by_remainder = sorted(sizes, key=lambda name: counts[name] - exact[name])

@@ -1,0 +1,299 @@
+"""HARP's budget, gradients and exact result; one-shot pruning."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor, nn
+
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels, seeded
+from sparsemble.data.dataset import TensorSplit
+from sparsemble.models import architectures, build_model
+from sparsemble.pruning import Mask, PruningContext, prunable_layers, pruning_methods
+from sparsemble.pruning.granularities.weight import Weight
+from sparsemble.pruning.method import kept_weights
+from sparsemble.pruning.methods.harp import HARP, LearnedMasks, exact_counts
+from sparsemble.pruning.methods.one_shot import OneShot
+from sparsemble.pruning.score import rescaled
+from sparsemble.training.batches import Batches
+from sparsemble.training.callbacks import Callback
+from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.objective import LossOutput, Objective
+from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.schedule import Schedule
+from sparsemble.training.schedules.cosine import Cosine
+
+HARP_QUICK = HARP(epochs=2, penalty=0.1)
+
+
+@pytest.fixture(autouse=True)
+def same_weights() -> None:
+    torch.manual_seed(0)
+
+
+def make() -> nn.Module:
+    layout = architectures.build({"name": "tiny", "width": 2})
+    return build_model(layout, (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)).eval()
+
+
+def magnitudes(model: nn.Module) -> dict[str, Tensor]:
+    return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
+
+
+def context(objective: Objective = Natural(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
+    images = torch.rand(48, 1, 8, 8, generator=seeded(1))
+    batches = Batches(split=TensorSplit(images, torch.arange(48) % 3), batch_size=16)
+    return PruningContext(batches=batches, objective=objective, threat=ThreatModel(eps=0.1), rng=seeded(2), **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(Objective):
+    """Cross-entropy after a pass without gradients, as attacks make; remembers what it was given."""
+
+    seen: list[tuple[LearnedMasks, float]]
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        assert isinstance(model, LearnedMasks)
+        with torch.no_grad():
+            model(x)
+        self.seen.append((model, float(model.ramp)))
+        return LossOutput(F.cross_entropy(model(x), y))
+
+
+class Catch(Callback):
+    def __init__(self, models: list[Any]) -> None:
+        self.models = models
+
+    def after_step(self, model: nn.Module) -> None:
+        if not self.models:
+            self.models.append(copy.deepcopy(model))
+
+
+class Interrupt(Callback):
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def learner(keep: float = 0.5, **harp: Any) -> LearnedMasks:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+    return LearnedMasks(network, rescaled(magnitudes(network)), keep, HARP(**harp), Weight())
+
+
+class TestEveryMethod:
+    @pytest.mark.parametrize("method", [HARP_QUICK, OneShot()], ids=lambda method: method.name)
+    @pytest.mark.parametrize("sparsity", [0.0, 0.001, 0.3, 0.8, 0.95, 0.99])
+    def test_prunes_exactly_and_leaves_the_given_model_as_found(self, method: Any, sparsity: float) -> None:
+        model = make()
+        before = copy.deepcopy(model.state_dict())
+        pruned, mask, history = method(model, magnitudes(model), sparsity, Weight(), context())
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+        total = mask.total
+        assert mask.nonzeros == kept_weights(total, sparsity)
+        assert all(keep.any() for keep in mask.values())
+        assert Mask.of(pruned).nonzeros == mask.nonzeros
+        for name, layer in prunable_layers(pruned).items():
+            assert torch.equal(layer.weight, torch.where(mask[name], before[f"{name}.weight"], 0.0))
+            assert type(layer) in (nn.Conv2d, nn.Linear)
+        assert pruned.state_dict().keys() == before.keys()
+        assert all(parameter.requires_grad for parameter in pruned.parameters())
+        assert len(history) == (2 if method is HARP_QUICK and sparsity else 0)
+
+    @pytest.mark.parametrize("name", sorted(pruning_methods.plugs))
+    def test_a_sparsity_that_empties_a_layer_gives_a_sentence_before_any_work(self, name: str) -> None:
+        model, seen = make(), []
+        with pytest.raises(InputError, match="keeping 6 weights would empty one of the 8 layers; lower the sparsity"):
+            pruning_methods.build(name)(model, magnitudes(model), 0.995, Weight(), context(Watched(seen=seen)))
+        assert not seen
+
+    def test_one_shot_keeps_the_best_of_every_layer(self) -> None:
+        model = make()
+        scores = magnitudes(model)
+        _, mask, _ = OneShot()(model, scores, 0.7, Weight(), context())
+        for name, keep in mask.items():
+            assert abs(keep.float().mean() - 0.3) <= 1 / keep.numel()
+            assert scores[name][keep].min() >= scores[name][~keep].max()
+
+
+class TestBudget:
+    @given(st.lists(st.floats(-8, 8), min_size=2, max_size=2), st.floats(0.02, 0.9))
+    @settings(deadline=None, max_examples=60)
+    def test_excess_is_0_exactly_within_the_budget(self, quotas: list[float], keep: float) -> None:
+        """Method.md check 6."""
+        masks = learner(keep)
+        for mask, quota in zip(masks.masks.values(), quotas, strict=True):
+            mask.quota.data.fill_(quota)
+        sizes = [60, 15]
+        least = 0.1 * keep
+        rates = [least + (1 - least) / (1 + math.exp(-quota)) for quota in quotas]
+        exact = sum(n * rate for n, rate in zip(sizes, rates, strict=True)) / (keep * sum(sizes)) - 1
+        excess = float(masks.excess().detach())
+        assert excess == pytest.approx(max(exact, 0), abs=1e-5)
+        if abs(exact) > 1e-5:
+            assert (excess == 0) == (exact < 0)
+
+    @given(st.floats(-6, 6))
+    @settings(deadline=None, max_examples=30)
+    def test_the_mask_of_a_layer_keeps_what_its_quota_says(self, quota: float) -> None:
+        masks = learner(0.3)
+        for name, mask in masks.masks.items():
+            mask.quota.data.fill_(quota)
+            layer = masks.network.get_submodule(name)
+            kept = int((layer.weight != 0).sum())
+            assert kept == mask.scores.numel() - math.floor((1 - mask.keep.detach().item()) * mask.scores.numel())
+            assert abs(kept / mask.scores.numel() - mask.keep.detach().item()) <= 1 / mask.scores.numel()
+
+    def test_starts_at_a_multiple_of_the_target_or_halfway_to_1(self) -> None:
+        assert all(mask.keep.detach().item() == pytest.approx(0.2) for mask in learner(0.1).masks.values())
+        assert all(mask.keep.detach().item() == pytest.approx(0.95) for mask in learner(0.9).masks.values())
+
+    def test_the_last_projection_shifts_all_quotas_by_the_same_amount(self) -> None:
+        masks = learner(0.3)
+        for mask, quota in zip(masks.masks.values(), (-1.0, 2.0), strict=True):
+            mask.quota.data.fill_(quota)
+        found = masks.final_mask(30)
+        assert found.nonzeros == 30
+        shifts = []
+        for (name, keep), quota in zip(found.items(), (-1.0, 2.0), strict=True):
+            rate = (float(keep.float().mean()) - 0.03) / 0.97
+            shifts.append(math.log(rate / (1 - rate)) - quota)
+            assert masks.masks[name].scores.abs()[keep].min() >= masks.masks[name].scores.abs()[~keep].max()
+        assert shifts[0] == pytest.approx(shifts[1], abs=0.3)  # whole weights
+
+    @pytest.mark.parametrize(("initial_keep", "expected"), [(2.0, [0.1, 0.2, 0.3]), (1.0, [0.1, 0.1, 0.1])])
+    def test_its_weight_grows_until_it_is_met(self, initial_keep: float, expected: list[float]) -> None:
+        seen: list[tuple[LearnedMasks, float]] = []
+        model = make()
+        slow = HARP(epochs=3, penalty=0.1, initial_keep=initial_keep, schedule=Schedule(rate=1e-9, decay=Cosine()))
+        slow(model, magnitudes(model), 0.9, Weight(), context(Watched(seen=seen)))
+        assert [ramp for _, ramp in seen[::3]] == pytest.approx(expected)
+
+    def test_is_met_by_learning(self) -> None:
+        model = make()
+        quick = HARP(epochs=6, penalty=1.0)
+        _, _, history = quick(model, magnitudes(model), 0.7, Weight(), context())
+        assert history[0]["excess"] > 0.1
+        assert history[-1]["excess"] < 0.02
+
+    @pytest.mark.parametrize(
+        "bad", [{"epochs": 0}, {"penalty": -1.0}, {"floor": 0.0}, {"floor": 1.0}, {"initial_keep": 0.1}]
+    )
+    def test_settings_that_cannot_be_give_a_sentence(self, bad: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match=next(iter(bad))):
+            HARP(**bad)
+
+
+class TestLearning:
+    def test_masked_weights_are_the_dense_ones_or_0(self) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(12, 50))
+        dense = network[1].weight.detach().clone()
+        masks = LearnedMasks(network, rescaled(magnitudes(network)), 0.25, HARP(), Weight())
+        weight = network[1].weight
+        assert torch.equal(weight, torch.where(weight != 0, dense, 0.0))
+
+    def test_gradients_pass_straight_through_the_mask(self) -> None:
+        """d loss / d |s| = dL / dM for every weight, and d loss / d k = sum dL / dM."""
+        masks = learner(0.4)
+        x, y = torch.rand(7, 3, 2, 2), torch.arange(7) % 3
+        layers = prunable_layers(masks.network)
+        dense = {name: layer.parametrizations.weight.original.detach() for name, layer in layers.items()}
+        hard = {name: (layer.weight != 0).float().requires_grad_() for name, layer in layers.items()}
+        for mask in masks.masks.values():
+            mask.scores.data[::2] *= -1  # only |s| counts
+        F.cross_entropy(masks(x), y).backward()
+
+        hidden = F.linear(x.flatten(1), dense["1"] * hard["1"], layers["1"].bias).relu()
+        F.cross_entropy(F.linear(hidden, dense["3"] * hard["3"], layers["3"].bias), y).backward()
+        for name, mask in masks.masks.items():
+            wanted = hard[name].grad
+            assert wanted.abs().max() > 0
+            torch.testing.assert_close(mask.scores.grad * mask.scores.sign(), wanted)
+            slope = (1 - mask.least) * mask.quota.sigmoid() * (1 - mask.quota.sigmoid())
+            torch.testing.assert_close(mask.quota.grad, wanted.sum() * slope.detach())
+
+    def test_weights_and_biases_are_frozen_and_batchnorm_is_not(self) -> None:
+        model = make()
+        masks = LearnedMasks(model, rescaled(magnitudes(model)), 0.5, HARP(), Weight())
+        free = {name for name, parameter in masks.named_parameters() if parameter.requires_grad}
+        norms = {f"network.{n}" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        learned = {name for name in free if name.endswith(("0.scores", "0.quota"))}
+        assert len(learned) == 2 * len(prunable_layers(model))
+        assert free - learned == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+
+    def test_scores_and_quotas_learn_from_an_attack_that_starts_without_gradients(self) -> None:
+        """The masks are worked out once a batch; that one time must carry gradients."""
+        model = make()
+        objective = Madry(attack=PGD(steps=1, keep_best=True))
+        harp = HARP(epochs=1, penalty=0.0, initial_keep=1.0)
+        learned: list[Any] = []
+        harp(model, magnitudes(model), 0.5, Weight(), context(objective, callbacks=[Catch(learned)]))
+        first, start = rescaled(magnitudes(model)), math.log((0.5 - 0.05) / 0.5)
+        for name, mask in learned[0].masks.items():
+            assert not torch.equal(mask.scores, first[name])
+            assert mask.quota.item() != pytest.approx(start, abs=1e-6)
+
+    def test_moves_batchnorm_of_the_result_only(self) -> None:
+        model = make()
+        pruned, _, _ = HARP_QUICK(model, magnitudes(model), 0.5, Weight(), context())
+        assert not torch.equal(pruned.body.norm.running_mean, model.body.norm.running_mean)
+        assert not torch.equal(pruned.body.norm.weight, model.body.norm.weight)
+        assert torch.equal(pruned.body.linear.bias, model.body.linear.bias)
+
+    def test_goes_on_from_a_checkpoint(self, tmp_path: Any) -> None:
+        model, harp = make(), HARP(epochs=4, penalty=0.1)
+        whole = harp(model, magnitudes(model), 0.8, Weight(), context())
+        checkpoint = Checkpoint(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted = context(callbacks=[Interrupt(3)], checkpoint=checkpoint)
+            harp(model, magnitudes(model), 0.8, Weight(), interrupted)
+        again = harp(model, magnitudes(model), 0.8, Weight(), context(callbacks=[Callback()], checkpoint=checkpoint))
+        assert all(torch.equal(whole.mask[name], again.mask[name]) for name in whole.mask)
+        state = again.model.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in whole.model.state_dict().items())
+
+
+class TestExactCounts:
+    @given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1)), min_size=1, max_size=8), st.data())
+    @settings(deadline=None, max_examples=150)
+    def test_sums_exactly_within_bounds_for_any_rates(
+        self, layers: list[tuple[int, float]], data: st.DataObject
+    ) -> None:
+        sizes = {str(i): size for i, (size, _) in enumerate(layers)}
+        rates = {str(i): rate for i, (_, rate) in enumerate(layers)}
+        kept = data.draw(st.integers(len(sizes), sum(sizes.values())))
+        counts = exact_counts(rates, sizes, kept)
+        assert sum(counts.values()) == kept
+        assert all(1 <= counts[name] <= size for name, size in sizes.items())
+
+    @given(st.lists(st.tuples(st.integers(20, 60), st.floats(0.1, 1)), min_size=1, max_size=8))
+    @settings(deadline=None, max_examples=60)
+    def test_each_layer_is_within_one_weight_of_its_rate_when_the_rates_fit(
+        self, layers: list[tuple[int, float]]
+    ) -> None:
+        sizes = {str(i): size for i, (size, _) in enumerate(layers)}
+        rates = {str(i): rate for i, (_, rate) in enumerate(layers)}
+        exact = {name: rates[name] * size for name, size in sizes.items()}
+        counts = exact_counts(rates, sizes, round(sum(exact.values())))
+        assert all(abs(counts[name] - exact[name]) <= 1 + 1e-9 for name in sizes)
+
+    def test_gives_the_last_weights_to_the_largest_remainders(self) -> None:
+        sizes = dict.fromkeys("abc", 10)
+        assert exact_counts({"a": 0.39, "b": 0.31, "c": 0.35}, sizes, 11) == {"a": 4, "b": 3, "c": 4}
+
+    def test_fewer_weights_than_layers_give_a_sentence(self) -> None:
+        with pytest.raises(InputError, match="keeping 1 weights would empty one of the 2 layers"):
+            exact_counts({"a": 0.5, "b": 0.5}, {"a": 4, "b": 4}, 1)

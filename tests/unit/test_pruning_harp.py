@@ -201,8 +201,8 @@ class TestLearning:
     def test_masked_weights_are_the_dense_ones_or_0(self) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(12, 50))
         dense = network[1].weight.detach().clone()
-        masks = LearnedMasks(network, rescaled(magnitudes(network)), 0.25, HARP(), Weight())
-        weight = network[1].weight
+        LearnedMasks(network, rescaled(magnitudes(network)), 0.25, HARP(), Weight())
+        weight = network[1].weight  # seen through its mask
         assert torch.equal(weight, torch.where(weight != 0, dense, 0.0))
 
     def test_gradients_pass_straight_through_the_mask(self) -> None:
@@ -257,8 +257,8 @@ class TestLearning:
         model, harp = make(), HARP(epochs=4, penalty=0.1)
         whole = harp(model, magnitudes(model), 0.8, Weight(), context())
         checkpoint = Checkpoint(tmp_path)
+        interrupted = context(callbacks=[Interrupt(3)], checkpoint=checkpoint)
         with pytest.raises(KeyboardInterrupt):
-            interrupted = context(callbacks=[Interrupt(3)], checkpoint=checkpoint)
             harp(model, magnitudes(model), 0.8, Weight(), interrupted)
         again = harp(model, magnitudes(model), 0.8, Weight(), context(callbacks=[Callback()], checkpoint=checkpoint))
         assert all(torch.equal(whole.mask[name], again.mask[name]) for name in whole.mask)

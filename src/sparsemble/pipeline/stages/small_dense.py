@@ -1,5 +1,6 @@
 """A small dense network with the team's multiply-accumulates, trained like the parent: the plain alternative."""
 
+import bisect
 from dataclasses import dataclass
 from typing import final
 
@@ -49,7 +50,6 @@ def nearest_width(architecture: Architecture, data: Dataset, macs: int) -> int:
         model = build_model(narrow, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
         return count_macs(model, data.shape).dense
 
-    low = 1
-    while macs_at(low + 1) <= macs:
-        low += 1
-    return min((low, low + 1), key=lambda width: abs(macs_at(width) - macs))
+    widest: int = vars(architecture)["width"]
+    above = bisect.bisect_left(range(1, widest + 1), macs, key=macs_at) + 1
+    return min((max(above - 1, 1), min(above, widest)), key=lambda width: abs(macs_at(width) - macs))

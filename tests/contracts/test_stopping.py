@@ -1,0 +1,124 @@
+"""What every stopping rule and every combiner promises."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sparsemble.ensemble  # noqa: F401 (fills the registries)
+from sparsemble.core.interfaces import Combiner, StoppingRule, combiners, stopping_rules
+from sparsemble.core.types import MemberLogits, seeded
+from sparsemble.ensemble import answer_dynamic
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+
+few = settings(deadline=None, max_examples=25)
+
+
+def random_logits(members: int, images: int, classes: int = 5, scale: float = 3.0, seed: int = 0) -> MemberLogits:
+    rng = seeded(seed)
+    common = torch.randn(1, images, classes, generator=rng)
+    return scale * (common + torch.randn(members, images, classes, generator=rng))
+
+
+def every_rule() -> list[StoppingRule]:
+    """Each rule at its defaults and, where it has some, at a few candidate settings."""
+    rules: list[StoppingRule] = []
+    for name in sorted(stopping_rules.plugs):
+        candidates = list(stopping_rules.build(name).candidates(random_logits(4, 64)))
+        rules += [candidates[0], *candidates[1 :: max(len(candidates) // 4, 1)]]
+    return rules
+
+
+@pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.name)
+class TestEveryStoppingRule:
+    @given(st.integers(1, 5), st.integers(1, 6), st.floats(0.01, 1e4), st.integers(0, 999))
+    @few
+    def test_answers_with_a_prefix_that_ran_and_stops_at_the_last(
+        self, rule: StoppingRule, members: int, images: int, scale: float, seed: int
+    ) -> None:
+        logits = random_logits(members, images, scale=scale, seed=seed)
+        for m in range(1, members + 1):
+            decision = rule(logits[:m], last=m == members)
+            assert decision.stop.shape == decision.answer_with.shape == (images,)
+            assert ((decision.answer_with >= 1) & (decision.answer_with <= m)).all()
+        assert decision.stop.all()
+
+    @given(st.integers(1, 5), st.floats(0.01, 1e4), st.integers(0, 999))
+    @few
+    def test_mass_is_a_distribution_over_prefixes(
+        self, rule: StoppingRule, members: int, scale: float, seed: int
+    ) -> None:
+        mass = rule.mass(random_logits(members, 7, scale=scale, seed=seed))
+        assert mass.shape == (members, 7)
+        assert (mass >= 0).all()
+        torch.testing.assert_close(mass.sum(0), torch.ones(7))
+
+    def test_the_answering_prefix_has_the_largest_mass(self, rule: StoppingRule) -> None:
+        logits = random_logits(4, 500)
+        answer = answer_dynamic(logits, MeanProbability(), rule)
+        mass = rule.mass(logits)
+        chosen = mass.gather(0, answer.answered_with[None] - 1)[0]
+        assert torch.equal(chosen, mass.amax(0))
+
+    def test_sees_each_image_alone(self, rule: StoppingRule) -> None:
+        logits = random_logits(4, 256)
+        for m in range(1, 5):
+            whole = rule(logits[:m], last=m == 4)
+            for i in range(256):
+                single = rule(logits[:m, i : i + 1], last=m == 4)
+                assert bool(single.stop) == bool(whole.stop[i])
+                assert int(single.answer_with) == int(whole.answer_with[i])
+
+    def test_a_decision_never_changes_when_more_members_run(self, rule: StoppingRule) -> None:
+        logits = random_logits(5, 300)
+        for m in range(1, 5):
+            early = rule(logits[:m], last=False)
+            later = rule(logits[: m + 1], last=m == 4)
+            assert (later.stop >= early.stop).all()
+            assert torch.equal(later.answer_with[early.stop], early.answer_with[early.stop])
+
+    def test_mass_can_be_differentiated(self, rule: StoppingRule) -> None:
+        logits = random_logits(3, 20).requires_grad_()
+        mass = rule.mass(logits)
+        if mass.requires_grad:
+            (gradient,) = torch.autograd.grad(mass[0].sum(), logits)
+            assert gradient.isfinite().all()
+            assert gradient.abs().max() > 0
+        else:
+            assert torch.equal(mass, rule.mass(random_logits(3, 20, seed=1)))  # it does not depend on the images
+
+    def test_candidates_hold_the_rule_itself_and_are_of_its_kind(self, rule: StoppingRule) -> None:
+        for members in (1, 4):
+            candidates = list(rule.candidates(random_logits(members, 64)))
+            assert candidates[0] == rule
+            assert all(type(candidate) is type(rule) for candidate in candidates)
+            assert len({dataclasses.astuple(candidate) for candidate in candidates}) >= len(candidates) - 1
+
+
+@pytest.mark.parametrize("combine", [combiners.build(name) for name in sorted(combiners.plugs)], ids=lambda c: c.name)
+class TestEveryCombiner:
+    def test_works_for_every_prefix_and_each_image_alone(self, combine: Combiner) -> None:
+        logits = random_logits(4, 9)
+        for m in range(1, 5):
+            whole = combine(logits[:m])
+            assert whole.shape == (9, 5)
+            single = torch.cat([combine(logits[:m, i : i + 1]) for i in range(9)])
+            torch.testing.assert_close(single, whole)
+
+    def test_one_member_or_equal_members_answer_as_that_member(self, combine: Combiner) -> None:
+        one = random_logits(1, 50)
+        for logits in (one, one.expand(3, -1, -1)):
+            assert torch.equal(combine(logits).argmax(1), one[0].argmax(1))
+
+    def test_its_gradient_reaches_every_member_and_is_finite(self, combine: Combiner) -> None:
+        logits = random_logits(3, 4).requires_grad_()
+        assert_reaches(combine(logits)[:, 0].sum(), logits)
+
+
+def assert_reaches(loss: Tensor, logits: Tensor) -> None:
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all()
+    assert (gradient.abs().amax((1, 2)) > 0).all()

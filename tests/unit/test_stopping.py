@@ -1,0 +1,155 @@
+"""DIE against a literal reading of method.md 2.7, and the printed rule that always stops at once."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.types import MemberLogits, seeded
+from sparsemble.ensemble import answer_dynamic
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.stopping.die import DIE
+from sparsemble.ensemble.stopping.never import Never
+
+few = settings(deadline=None, max_examples=40)
+RULES = st.builds(DIE, a=st.floats(0.1, 60), b=st.floats(0.1, 130), tau_u=st.floats(0, 0.5), tau_c=st.floats(0.0, 1.0))
+
+
+def random_logits(members: int, images: int, *, scale: float = 3.0, seed: int = 0) -> MemberLogits:
+    rng = seeded(seed)
+    common = torch.randn(1, images, 5, generator=rng, dtype=torch.float64)
+    return scale * (common + torch.randn(members, images, 5, generator=rng, dtype=torch.float64))
+
+
+def averages(logits: Tensor) -> list[list[float]]:
+    """Running averages of the members' probabilities on one image, (M, K)."""
+    found, total = [], [0.0] * logits.shape[-1]
+    for t, member in enumerate(logits.tolist(), start=1):
+        largest = max(member)
+        weights = [math.exp(value - largest) for value in member]
+        total = [so_far + weight / sum(weights) for so_far, weight in zip(total, weights, strict=True)]
+        found.append([value / t for value in total])
+    return found
+
+
+def quantities(logits: Tensor) -> tuple[list[float], list[float]]:
+    """C_1..C_M, squared confidence, and U_1..U_M, change in nats with U_1 = 0, on one image."""
+    mean = averages(logits)
+    change = [0.0]
+    for now, before in zip(mean[1:], mean, strict=False):
+        pairs = zip(now, before, strict=True)
+        change.append(sum(p * (math.log(max(p, 1e-12)) - math.log(max(q, 1e-12))) for p, q in pairs))
+    return [max(p) ** 2 for p in mean], change
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
+
+
+def literal_mass(rule: DIE, logits: Tensor) -> list[float]:
+    """z_1..z_M of one image with plain loops, the last step taking the rest."""
+    confidence, change = quantities(logits)
+    masses, survival = [], 1.0
+    for t, (c, u) in enumerate(zip(confidence, change, strict=True)):
+        doubt = rule.a * (u - rule.tau_u) if t else 0.0
+        hazard = sigmoid(rule.b * (c - rule.tau_c) - doubt) if t < len(confidence) - 1 else 1.0
+        masses.append(hazard * survival)
+        survival *= 1 - hazard
+    return masses
+
+
+def printed_stop(logits: Tensor, a: float, b: float) -> int:
+    """The paper's rule as printed: z = arg max_t q_t prod_{i<t} (1 - q_i), q_t = sigmoid(a U_t + b C_t)."""
+    confidence, change = quantities(logits)
+    best, answer, survival = -1.0, 0, 1.0
+    for t, (c, u) in enumerate(zip(confidence, change, strict=True), start=1):
+        hazard = sigmoid(a * u + b * c)
+        if hazard * survival > best:
+            best, answer = hazard * survival, t
+        survival *= 1 - hazard
+    return answer
+
+
+class TestDIE:
+    @given(RULES, st.integers(1, 5), st.integers(0, 999))
+    @few
+    def test_mass_equals_the_literal_formula(self, rule: DIE, members: int, seed: int) -> None:
+        """Method.md check 2: sum_t z_t = 1 with the last step absorbing."""
+        logits = random_logits(members, 4, seed=seed)
+        expected = torch.tensor([literal_mass(rule, logits[:, i]) for i in range(4)], dtype=torch.float64).T
+        torch.testing.assert_close(rule.mass(logits), expected)
+        torch.testing.assert_close(expected.sum(0), torch.ones(4, dtype=torch.float64))
+
+    @given(RULES, st.integers(0, 999))
+    @few
+    def test_each_mass_is_what_survival_loses(self, rule: DIE, seed: int) -> None:
+        logits = random_logits(5, 6, seed=seed)
+        survival = torch.cat([torch.ones(1, 6, dtype=torch.float64), (1 - rule.hazards(logits)).cumprod(0)])
+        torch.testing.assert_close(rule.mass(logits)[:-1], (survival[:-1] - survival[1:])[:-1])
+
+    def test_the_causal_certificate_is_the_full_arg_max(self) -> None:
+        """Answers are those of the arg max over all steps, although later members were never run."""
+        saved = 0
+        for seed, scale in enumerate((0.5, 1.0, 3.0, 10.0)):
+            logits = random_logits(5, 2000, scale=scale, seed=seed)
+            for rule in (DIE(), DIE(a=30.0, b=100.0, tau_c=0.9), DIE(a=2.0, b=4.0, tau_u=0.3, tau_c=0.7)):
+                found = answer_dynamic(logits, MeanProbability(), rule)
+                mass = rule.mass(logits)
+                assert torch.equal(found.answered_with - 1, mass.argmax(0))
+                assert (found.answered_with <= found.members_run).all()
+                saved += int((found.members_run < 5).sum())
+        assert saved > 1000
+
+    def test_it_stops_no_later_than_the_arg_max_is_certain(self) -> None:
+        rule, logits = DIE(tau_c=0.9), random_logits(5, 1000)
+        mass = rule.mass(logits)
+        found = answer_dynamic(logits, MeanProbability(), rule)
+        for i in range(1000):
+            z = mass[:, i].tolist()
+            certain = next(t for t in range(1, 6) if t == 5 or max(z[:t]) >= sum(z[t:]))
+            assert int(found.members_run[i]) == certain
+
+    @given(st.floats(-50, 50), st.floats(0.01, 50), st.integers(0, 9999))
+    @settings(deadline=None, max_examples=150)
+    def test_the_printed_rule_always_stops_at_1(self, a: float, b: float, seed: int) -> None:
+        """Method.md check 3: without thresholds q_1 >= 1/2 bounds all later mass."""
+        logits = random_logits(5, 8, seed=seed)
+        assert [printed_stop(logits[:, i], a, b) for i in range(8)] == [1] * 8
+
+    def test_ours_can_run_on_because_its_thresholds_are_on(self) -> None:
+        logits = random_logits(4, 2000, scale=1.0)
+        found = answer_dynamic(logits, MeanProbability(), DIE())
+        assert set(found.answered_with.tolist()) == {1, 2, 3, 4}
+        assert (found.members_run > 1).float().mean() > 0.2
+        assert found.members_run.unique().tolist() == [1, 2, 3, 4]
+
+    def test_a_sure_member_stops_at_once_and_a_doubtful_team_runs_to_the_end(self) -> None:
+        sure, doubtful = torch.zeros(4, 1, 5), torch.zeros(4, 1, 5)
+        sure[:, :, 2] = 50.0
+        doubtful[:, 0, :2] = torch.tensor([[0.3, 0.0], [0.0, 0.3], [0.3, 0.0], [0.0, 0.3]])
+        rule = DIE(a=8.0, b=128.0, tau_c=0.5)
+        assert answer_dynamic(sure, MeanProbability(), rule).members_run.tolist() == [1]
+        assert answer_dynamic(doubtful, MeanProbability(), rule).members_run.tolist() == [4]
+
+    def test_change_lowers_the_hazard(self) -> None:
+        steady, jumping = torch.zeros(2, 1, 3), torch.zeros(2, 1, 3)
+        steady[:, 0, 0] = 2.0
+        jumping[0, 0, 1], jumping[1, 0, 0] = 2.0, 2.0
+        assert DIE().hazards(steady)[1] > DIE().hazards(jumping)[1]
+
+    @pytest.mark.parametrize("settings", [{"a": 0.0}, {"b": -1.0}, {"a": float("nan")}])
+    def test_settings_that_would_stop_on_doubt_give_a_sentence(self, settings: dict[str, float]) -> None:
+        with pytest.raises(InputError, match="must be above 0; otherwise doubt would stop early"):
+            DIE(**settings)
+
+
+def test_never_runs_every_member() -> None:
+    logits = random_logits(4, 10)
+    found = answer_dynamic(logits, MeanProbability(), Never())
+    assert found.answered_with.tolist() == found.members_run.tolist() == [4] * 10
+    assert Never().mass(logits).sum(1).tolist() == [0, 0, 0, 10]
+    assert list(Never().candidates(logits)) == [Never()]

@@ -1,0 +1,188 @@
+"""The average, running members one by one, and calibration."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sparsemble.attacks.losses.margin import Margin
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.types import Logits, MemberLogits, seeded
+from sparsemble.ensemble import answer_dynamic, predict_dynamic
+from sparsemble.ensemble.calibration import calibrate
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.stopping.die import DIE
+from sparsemble.ensemble.stopping.never import Never
+from sparsemble.models import architectures, build_model
+
+average = MeanProbability()
+RULES = [DIE(), DIE(a=20.0, b=60.0, tau_c=0.75), DIE(b=100.0, tau_c=0.2), Never()]
+few = settings(deadline=None, max_examples=40)
+
+
+def random_logits(members: int, images: int, *, scale: float = 3.0, seed: int = 0) -> MemberLogits:
+    rng = seeded(seed)
+    common = torch.randn(1, images, 5, generator=rng)
+    return scale * (common + torch.randn(members, images, 5, generator=rng))
+
+
+def team(members: int = 4) -> Ensemble:
+    layout = architectures.build({"name": "tiny", "width": 2})
+    models = [build_model(layout, (1, 8, 8), 5, (0.5,), (0.3,), rng=seeded(i)) for i in range(members)]
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data.mul_(8)  # so that some images are clear and some are not
+    return Ensemble(models, average).eval()
+
+
+class TestMeanProbability:
+    @given(st.integers(1, 5), st.floats(0.1, 20), st.integers(0, 99))
+    @few
+    def test_is_the_log_of_the_mean_softmax_for_every_prefix(self, members: int, scale: float, seed: int) -> None:
+        logits = random_logits(5, 6, scale=scale, seed=seed)[:members].double()
+        found = average(logits)
+        torch.testing.assert_close(found.exp(), logits.softmax(-1).mean(0))
+        torch.testing.assert_close(found.exp().sum(1), torch.ones(6, dtype=torch.float64))
+
+    def test_stays_finite_at_extreme_logits(self) -> None:
+        logits = torch.tensor([[[1e4, -1e4, 0.0]], [[-1e4, 1e4, 0.0]]], requires_grad=True)
+        found = average(logits)
+        torch.testing.assert_close(found[0, :2], torch.full((2,), -math.log(2)))
+        assert found.isfinite().all()
+        (gradient,) = torch.autograd.grad(found[0, 2], logits)
+        assert gradient.isfinite().all()
+
+    @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+    def test_margin_has_a_gradient_where_the_answer_is_right(self, scale: float) -> None:
+        """Log-probabilities masked with 0 would give none (gradient masking)."""
+        logits = torch.zeros(3, 4, 5)
+        logits[:, :, 1] = scale
+        logits[:, :, 2] = 0.5 * scale
+        logits.requires_grad_()
+        out = average(logits)
+        margin = Margin()(out, out.detach(), torch.ones(4, dtype=torch.long))
+        assert (margin < 0).all()
+        (gradient,) = torch.autograd.grad(margin.sum(), logits)
+        assert (gradient.abs().amax((0, 2)) > 1e-3).all()
+
+
+class TestDynamic:
+    @pytest.mark.parametrize("stop", RULES, ids=str)
+    def test_running_members_equals_reading_stored_logits(self, stop: StoppingRule) -> None:
+        ensemble, x = team(), torch.rand(60, 1, 8, 8, generator=seeded(0))
+        with torch.no_grad():
+            stored = answer_dynamic(ensemble.member_logits(x), average, stop)
+        run = predict_dynamic(ensemble, x, stop)
+        assert torch.equal(run.answered_with, stored.answered_with)
+        assert torch.equal(run.members_run, stored.members_run)
+        torch.testing.assert_close(run.logits, stored.logits, rtol=1e-4, atol=1e-4)
+        for i, prefix in enumerate(stored.answered_with.tolist()):
+            with torch.no_grad():
+                alone = average(torch.stack([member(x[i : i + 1]) for member in ensemble.members[:prefix]]))
+            torch.testing.assert_close(run.logits[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+
+    def test_the_rules_here_answer_with_different_prefixes(self) -> None:
+        x = torch.rand(60, 1, 8, 8, generator=seeded(0))
+        found = {tuple(predict_dynamic(team(), x, stop).members_run.tolist()) for stop in RULES}
+        assert len(found) == len(RULES)
+
+    def test_later_members_see_only_undecided_images(self) -> None:
+        ensemble, x = team(), torch.rand(60, 1, 8, 8, generator=seeded(0))
+        sizes: dict[int, int] = {}
+
+        def count(number: int) -> None:
+            ensemble.members[number].register_forward_pre_hook(
+                lambda _module, inputs: sizes.__setitem__(number, sizes.get(number, 0) + len(inputs[0]))
+            )
+
+        for number in range(4):
+            count(number)
+        run = predict_dynamic(ensemble, x, DIE()).members_run
+        assert sizes == {n: int((run > n).sum()) for n in range(4) if (run > n).any()}
+        assert sizes[0] == 60
+        assert sizes[1] < 60
+
+    def test_no_member_runs_once_every_image_is_decided(self) -> None:
+        ensemble = team()
+        for member in ensemble.members[1:]:
+            member.register_forward_pre_hook(lambda *_: pytest.fail("an undecided member ran"))
+        at_once = DIE(b=1000.0, tau_c=0.0)
+        run = predict_dynamic(ensemble, torch.rand(9, 1, 8, 8), at_once)
+        assert run.members_run.tolist() == run.answered_with.tolist() == [1] * 9
+
+    @pytest.mark.parametrize("stop", RULES, ids=str)
+    def test_the_batch_does_not_matter(self, stop: StoppingRule) -> None:
+        ensemble, x = team(), torch.rand(30, 1, 8, 8, generator=seeded(0))
+        whole = predict_dynamic(ensemble, x, stop)
+        single = [predict_dynamic(ensemble, x[i : i + 1], stop) for i in range(30)]
+        assert torch.equal(torch.cat([one.members_run for one in single]), whole.members_run)
+        assert torch.equal(torch.cat([one.answered_with for one in single]), whole.answered_with)
+        torch.testing.assert_close(torch.cat([one.logits for one in single]), whole.logits, rtol=1e-4, atol=1e-4)
+
+    def test_a_team_of_one_is_its_member(self) -> None:
+        ensemble, x = team(1), torch.rand(5, 1, 8, 8)
+        run = predict_dynamic(ensemble, x, DIE())
+        with torch.no_grad():
+            torch.testing.assert_close(run.logits, ensemble.members[0](x).log_softmax(1))
+        assert run.members_run.tolist() == [1] * 5
+
+    def test_a_team_of_none_gives_a_sentence(self) -> None:
+        with pytest.raises(InputError, match="an ensemble needs at least one member"):
+            Ensemble([], average)
+
+
+class TestCalibrate:
+    @given(st.integers(0, 999), st.integers(2, 40), st.floats(0, 0.3), st.floats(0.3, 4))
+    @settings(deadline=None, max_examples=12)
+    def test_never_loses_more_than_allowed_on_its_images(self, seed: int, images: int, drop: float, scale: float) -> None:
+        y = torch.arange(images) % 5
+        sets = [random_logits(4, images, scale=scale, seed=seed + i) for i in range(3)]
+        for logits in sets:
+            logits[3, torch.arange(images), y] += 4 * scale  # only the last member knows much
+        found = calibrate(DIE(), sets[0], sets[1:], y, average, drop)
+        allowed = max(1, math.floor(drop * images + 1e-9))
+        assert found.allowed in (allowed, allowed - 1)  # a product may fall short of a whole number by rounding
+        assert round((found.static_clean - found.clean) * images) <= found.allowed
+        assert round((found.static_worst_case - found.worst_case) * images) <= found.allowed
+        assert found.images == images
+        assert found.tried == len(list(DIE().candidates(sets[0])))
+
+    def test_reports_what_its_rule_does(self) -> None:
+        y = torch.arange(40) % 5
+        clean, worse = random_logits(3, 40), random_logits(3, 40, seed=1)
+        clean[:, torch.arange(40), y] += 5
+        worse[:, torch.arange(40), y] += 2
+        found = calibrate(DIE(), clean, [worse], y, average, 0.05)
+
+        def right(logits: MemberLogits) -> Logits:
+            return answer_dynamic(logits, average, found.stop).logits.argmax(1) == y
+
+        assert found.clean == pytest.approx(right(clean).float().mean().item())
+        assert found.worst_case == pytest.approx((right(clean) & right(worse)).float().mean().item())
+        assert found.static_clean == pytest.approx((average(clean).argmax(1) == y).float().mean().item())
+        run = answer_dynamic(clean, average, found.stop).members_run.float().mean().item()
+        assert found.members_run == pytest.approx(run)
+        assert run < 2
+
+    def test_equal_members_need_only_one(self) -> None:
+        logits = random_logits(1, 50).expand(4, -1, -1)
+        found = calibrate(DIE(), logits, [logits], logits[0].argmax(1), average, 0.0)
+        assert found.members_run < 1.3
+        assert found.clean == found.worst_case == 1
+
+    def test_a_rule_with_nothing_to_set_is_returned(self) -> None:
+        logits = random_logits(4, 20)
+        found = calibrate(Never(), logits, [logits], torch.arange(20) % 5, average, 0.01)
+        assert (found.stop, found.tried, found.members_run) == (Never(), 1, 4)
+        assert (found.clean, found.worst_case) == (found.static_clean, found.static_worst_case)
+
+    @pytest.mark.parametrize("images", [1, 6])
+    def test_images_of_one_class_give_a_sentence(self, images: int) -> None:
+        y = torch.zeros(images, dtype=torch.long)
+        with pytest.raises(InputError, match=f"images of at least two classes, got {images} images"):
+            calibrate(DIE(), random_logits(2, images), [], y, average, 0.01)

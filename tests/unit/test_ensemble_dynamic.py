@@ -139,7 +139,9 @@ class TestDynamic:
 class TestCalibrate:
     @given(st.integers(0, 999), st.integers(2, 40), st.floats(0, 0.3), st.floats(0.3, 4))
     @settings(deadline=None, max_examples=12)
-    def test_never_loses_more_than_allowed_on_its_images(self, seed: int, images: int, drop: float, scale: float) -> None:
+    def test_never_loses_more_than_allowed_on_its_images(
+        self, seed: int, images: int, drop: float, scale: float
+    ) -> None:
         y = torch.arange(images) % 5
         sets = [random_logits(4, images, scale=scale, seed=seed + i) for i in range(3)]
         for logits in sets:

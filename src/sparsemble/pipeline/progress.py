@@ -23,10 +23,12 @@ class Progress(ABC):
         self.done = 0
         self.shares: dict[str, tuple[float, float]] = {}
         self.began = time.perf_counter()
+        self.begun: dict[str, float] = {}
 
     def started(self, task: Task) -> None:
         """A task has begun."""
         self.shares[task.hash] = (task.cost, 0.0)
+        self.begun[task.hash] = time.perf_counter()
 
     def moved(self, task: Task, share: float, text: str) -> None:
         """A task says how far it is."""
@@ -47,11 +49,8 @@ class Progress(ABC):
 
     @property
     def left(self) -> str:
-        """Time left, in words; empty while it cannot be told."""
-        if self.share < 0.02:
-            return ""
-        seconds = (time.perf_counter() - self.began) * (1 - self.share) / self.share
-        return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
+        """Time left of the run, in words; empty while it cannot be told."""
+        return time_left(self.began, self.share)
 
     @abstractmethod
     def print(self, text: str) -> None:
@@ -96,7 +95,8 @@ class BarProgress(Progress):
     def moved(self, task: Task, share: float, text: str) -> None:
         """Move its bar."""
         super().moved(task, share, text)
-        self.bars.update(self.ids[task.hash], completed=share, text=text)
+        left = time_left(self.begun[task.hash], share)
+        self.bars.update(self.ids[task.hash], completed=share, text=f"{left}, {text}" if left else text)
         self.tick()
 
     def finished(self, task: Task, seconds: float) -> None:
@@ -162,3 +162,11 @@ class QuietProgress(Progress):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing to close."""
+
+
+def time_left(began: float, share: float) -> str:
+    """Return the time left of something that began then and is done to this share; empty while it cannot be told."""
+    if share < 0.02:
+        return ""
+    seconds = (time.perf_counter() - began) * (1 - share) / share
+    return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"

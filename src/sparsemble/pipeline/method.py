@@ -166,14 +166,7 @@ def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
     """
     longer = replace(recipe.prune, shares=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
     harp = _pruned(replace(recipe, prune=longer), dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
-    stage = SmallDenseStage(
-        seed=recipe.seed,
-        data=recipe.data,
-        model=recipe.model,
-        threat=recipe.threat,
-        train=recipe.train,
-        held_out_attack=recipe.held_out_attack,
-    )
+    stage = SmallDenseStage(seed=recipe.seed, parent=dense.stage)
     small = Task("train the small dense network", stage, {"select": select}, cost=0.4 * recipe.train.epochs)
     return harp, small
 

@@ -147,23 +147,6 @@ class PlainProgress(Progress):
         """Nothing to close."""
 
 
-@final
-class QuietProgress(Progress):
-    """Says nothing but errors."""
-
-    def print(self, text: str) -> None:
-        """Print without styles."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to close."""
-
-
 def time_left(began: float, share: float) -> str:
     """Return the time left of something that began then and is done to this share; empty while it cannot be told."""
     if share < 0.02:

@@ -14,7 +14,7 @@ from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_by
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.method import Method, check_against_data, method
-from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress, QuietProgress
+from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.stage import Task
 
@@ -123,7 +123,7 @@ def check_workers(workers: int, device: str) -> int:
 
 def _progress(settings: Settings, console: Console, tasks: list[Task]) -> Progress:
     if settings.quiet:
-        return QuietProgress(console, tasks)
+        return PlainProgress(Console(quiet=True), tasks)
     return BarProgress(console, tasks) if console.is_terminal else PlainProgress(console, tasks)
 
 

@@ -14,6 +14,8 @@ from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
 
 SMALLEST = 1e-12
+NEVER = 2.0
+"""A squared confidence that no image reaches."""
 
 
 @final
@@ -37,7 +39,7 @@ class DIE(StoppingRule):
     tau_u: float = 0.05
     """Change at which the hazard is balanced, in nats."""
     tau_c: float = 0.5
-    """Squared confidence at which the hazard is balanced, in [0, 1]."""
+    """Squared confidence at which the hazard is balanced, in [0, 1]; well above 1 it never stops early."""
 
     def __post_init__(self) -> None:
         if not (self.a > 0 and self.b > 0):
@@ -58,13 +60,17 @@ class DIE(StoppingRule):
         return torch.cat([mass[:-1], (mass[-1] + rest).unsqueeze(0)])
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
-        """Try three weights of each quantity, with thresholds at quantiles of what was seen on held-out images."""
+        """Try weights of each quantity, with thresholds at quantiles of what was seen on held-out images.
+
+        The second candidate never stops early, so that calibration can always fall back to the static team.
+        """
         confidence, change = self._quantities(member_logits)
         shares = torch.linspace(0.02, 0.9, 12, device=change.device)
         tau_c = confidence[0].quantile(shares).tolist()
         tau_u = change.flatten().quantile(shares[::4]).tolist() if len(change) else [self.tau_u]
         settings = itertools.product((4.0, 32.0), (8.0, 32.0, 128.0), tau_u, tau_c)
-        return [self, *(DIE(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
+        static = DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=NEVER)
+        return [self, static, *(DIE(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
 
     def hazards(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
         """Return q_1..q_M."""

@@ -1,17 +1,14 @@
 """A small dense network with the team's multiply-accumulates, trained like the parent: the plain alternative."""
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
-from sparsemble.attacks.attack import Attack
-from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import Architecture, build_model
-from sparsemble.pipeline.recipe import Train
-from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.pipeline.stages.train import TrainStage
 from sparsemble.pipeline.store import with_width
 
@@ -19,27 +16,19 @@ from sparsemble.pipeline.store import with_width
 @final
 @stages.register("small_dense")
 @dataclass(frozen=True, kw_only=True)
-class SmallDenseStage(WithData):
+class SmallDenseStage(Stage):
     """Narrow the architecture until its dense work is nearest to the selected team's work on kept weights."""
 
     seed: int
-    model: Architecture
-    threat: ThreatModel
-    train: Train
-    held_out_attack: Attack
+    parent: Stage
+    """How the parent was trained; only the width changes."""
 
     def run(self, work: Work) -> None:
         """Leave `model.safetensors` and `history.json`."""
+        assert isinstance(self.parent, TrainStage)
         target = work.inputs["select"].json("select.json")["macs_nonzero"]
-        width = nearest_width(self.model, dataset(self.data), target)
-        TrainStage(
-            seed=self.seed,
-            data=self.data,
-            model=with_width(self.model, width),
-            threat=self.threat,
-            train=self.train,
-            held_out_attack=self.held_out_attack,
-        ).run(work)
+        width = nearest_width(self.parent.model, dataset(self.parent.data), target)
+        replace(self.parent, model=with_width(self.parent.model, width)).run(work)
 
 
 def nearest_width(architecture: Architecture, data: Dataset, macs: int) -> int:

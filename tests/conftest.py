@@ -6,7 +6,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("sparsemble", "beartype.beartype")
+import tests.typechecker  # noqa: F401 (the hook looks it up by name)
+
+install_import_hook("sparsemble", "tests.typechecker.check")
 
 import pytest
 import torch

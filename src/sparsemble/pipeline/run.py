@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,8 @@ def check_workers(workers: int, device: str) -> int:
     """Return the number of worker processes."""
     if workers < 0:
         raise InputError(f"workers = {workers} must be 1 or more, or 0 to let sparsemble choose")
-    return workers or (1 if device.startswith("cuda") else min(len(os.sched_getaffinity(0)), 4))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return workers or (1 if device.startswith("cuda") else min(cores, 4))
 
 
 def _progress(settings: Settings, console: Console, tasks: list[Task]) -> Progress:

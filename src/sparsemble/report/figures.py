@@ -1,224 +1,288 @@
-"""The plots of a report, as SVG; drawn from plain numbers, the same bytes each time."""
+"""The plots of a report, drawn from plain numbers."""
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sparsemble.report.summary import SHORT_NAMES
-from sparsemble.report.tables import count
+from sparsemble.report.svg import COLOURS, INK, MARKERS, RULE, SCORE_COLOURS, SCORE_MARKERS, draw, spread
+from sparsemble.report.words import count, duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "dense": "#7f7f7f",
-    "small_dense": "#b8860b",
-    "harp": "#0072b2",
-    "best_member": "#56b4e9",
-    "team_static": "#e69f00",
-    "team_dynamic": "#d55e00",
-    "team": "#d55e00",
-}
-"""One colour a row in every plot, apart for colour-blind eyes (Okabe & Ito)."""
-SCORE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-INK = "#80868b"
-"""Legible on white and on black."""
-MARKERS = {"dense": "s", "small_dense": "v", "harp": "D", "best_member": "o", "team_static": "P", "team_dynamic": "*"}
-
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "sparsemble",  # the same identifiers each time
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-}
+HALF, WIDE = 4.9, 10.0
+"""Widths in inches: two halves stand side by side on the page."""
+MOST_NUMBERS = 16
+"""Sub-models up to which the overlap is also written as numbers."""
+MOST_EXAMPLES = 10
 
 
 def draw_all(summary: dict[str, Any], figures: dict[str, Any], examples: dict[str, np.ndarray]) -> dict[str, str]:
-    """Return every figure that there are numbers for, as SVG text, by name."""
-    plots: dict[str, tuple[bool, Callable[[], Figure]]] = {
-        "robustness_size": (True, lambda: robustness_against_size(summary)),
-        "curves": (bool(figures["curves"]), lambda: security_curves(figures["curves"], summary["threat"]["eps"])),
-        "members_run": (bool(figures["members_run"]), lambda: members_run(figures["members_run"])),
-        "layers": (bool(figures["layers"]), lambda: layer_sparsity(figures["layers"])),
-        "overlap": (bool(figures["overlap"]), lambda: mask_overlap(figures["overlap"])),
-        "training": (bool(figures["training"]), lambda: training_curves(figures["training"])),
-        "examples": (bool(examples), lambda: image_grid(examples, figures["classes"], summary["threat"]["eps"])),
+    """Return every plot that there are numbers for, as SVG text, by name."""
+    norm, eps = summary["threat"]["norm"], summary["threat"]["eps"]
+    found = {name: figures.get(name) for name in ("curves", "members_run", "layers", "overlap", "training", "classes")}
+    shown = examples if len(examples.get("label", ())) else {}
+    plots: dict[str, tuple[Any, Callable[[], Figure]]] = {
+        "size": (True, lambda: robustness_against_size(summary["rows"])),
+        "curves": (found["curves"], lambda: security_curves(figures["curves"], eps, len(found["classes"] or []))),
+        "members_run": (found["members_run"], lambda: members_run(figures["members_run"])),
+        "examples": (shown, lambda: image_grid(shown, found["classes"], eps if norm == "linf" else 0.0)),
+        "layers": (found["layers"], lambda: layer_sparsity(figures["layers"])),
+        "overlap": (found["overlap"], lambda: mask_overlap(figures["overlap"], summary["selection"]["team"])),
+        "training": (found["training"], lambda: training_curves(figures["training"])),
+        "cost": (True, lambda: training_cost(summary["rows"])),
     }
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        return {name: to_svg(draw()) for name, (wanted, draw) in plots.items() if wanted}
+    return {name: draw(plot) for name, (wanted, plot) in plots.items() if wanted}
 
 
-def new_figure(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple["Figure", Any]:
+def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple["Figure", Any]:
     """Make a figure without touching global state."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **options)
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(1, columns, **options)
 
 
-def to_svg(figure: "Figure") -> str:
-    """Write a figure as SVG, without a date."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": "sparsemble"})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
-
-
-def robustness_against_size(summary: dict[str, Any]) -> "Figure":
-    """Worst-case accuracy against the bytes of the stored model."""
-    figure, ax = new_figure(6.4, 3.6)
-    for row in summary["rows"]:
-        low, high = row["worst_case_interval"]
-        value, name = row["worst_case"], row["name"]
-        spread = [[100 * (value - low)], [100 * (high - value)]]
-        # The two rows of the team share a file: a small shift keeps their bars apart.
-        x = row["bytes"] / 1000 * (1.03 if name == "team_dynamic" else 0.97 if name == "team_static" else 1)
-        marker = {"fmt": MARKERS[name], "markersize": 9 if name == "team_dynamic" else 6, "capsize": 3}
-        label = f"{SHORT_NAMES[name]} ({count(row['nonzeros'])} weights)"
-        ax.errorbar(x, 100 * value, yerr=spread, color=COLOURS[name], label=label, elinewidth=1.2, **marker)
-    ax.set_xscale("log")
-    ax.set_xlabel("bytes on disk, kB (log scale)")
-    ax.set_ylabel("worst-case accuracy, %")
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
-    ax.xaxis.set_minor_formatter(lambda v, _: f"{v:g}" if v in (20, 50, 200, 500, 2000, 5000) else "")
-    ax.grid(axis="y", alpha=0.25)
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), labelspacing=0.9)
+def robustness_against_size(rows: list[dict[str, Any]]) -> "Figure":
+    """Worst-case accuracy against non-zero weights and against work, each row labelled."""
+    figure, axes = new_figure(WIDE, 3.7, columns=2, sharey=True)
+    titles = ("non-zero weights stored", "non-zero multiply-accumulates a clean image")
+    for ax, key, title in zip(axes, ("nonzeros", "macs_nonzero"), titles, strict=True):
+        logs = [float(np.log10(max(row[key], 1))) for row in rows]
+        width = max(max(logs) - min(logs), 0.5)
+        # Rows of the same size stand beside each other, so that their bars can be told apart.
+        for row, log in zip(rows, spread(logs, 0.032 * width), strict=True):
+            _point(ax, row, log)
+        ax.set_xlim(min(logs) - 0.09 * width, max(logs) + 0.09 * width)
+        _log_ticks(ax, min(logs) - 0.09 * width, max(logs) + 0.09 * width)
+        ax.set_xlabel(f"{title} (log scale)")
+        ax.grid(axis="y")
+    axes[0].set_ylabel("worst-case accuracy, %")
+    low, high = axes[0].get_ylim()
+    places = spread([100 * row["worst_case"] for row in rows], 0.085 * (high - low))
+    for row, place in zip(rows, places, strict=True):
+        bold = "bold" if row["name"] == "team_dynamic" else "normal"
+        text = f"{SHORT_NAMES[row['name']]}  {100 * row['worst_case']:.1f}"
+        shown = {"color": COLOURS[row["name"]], "va": "center", "annotation_clip": False, "fontweight": bold}
+        where = {"xy": (1.0, 100 * row["worst_case"]), "xytext": (1.07, place)}
+        line = {"arrowstyle": "-", "color": COLOURS[row["name"]], "lw": 0.8, "shrinkA": 2, "shrinkB": 0}
+        axes[1].annotate(text, **where, xycoords=axes[1].get_yaxis_transform(), arrowprops=line, **shown)
     return figure
 
 
-def security_curves(curves: dict[str, Any], eps: float) -> "Figure":
-    """Accuracy against eps."""
-    figure, ax = new_figure(6.4, 3.4)
-    for row, accuracy in curves["rows"].items():
-        colour = COLOURS[row]
-        ax.plot(curves["eps"], [100 * a for a in accuracy], "o-", ms=3.5, lw=1.6, color=colour, label=SHORT_NAMES[row])
-    ax.axvline(eps, color=INK, lw=0.8, ls=":")
-    ax.annotate(" eps of the threat", (eps, 101), color=INK, fontsize=8)
-    ax.set_xlabel("eps")
+def _point(ax: "Axes", row: dict[str, Any], x: float) -> None:
+    """Draw a row with its interval, and a hair line to the right edge that its label continues."""
+    low, high = row["worst_case_interval"]
+    value, name = row["worst_case"], row["name"]
+    bars = [[100 * (value - low)], [100 * (high - value)]]
+    team = name == "team_dynamic"
+    style: dict[str, Any] = {
+        "fmt": MARKERS[name],
+        "markersize": 11 if team else 6.5,
+        "elinewidth": 2 if team else 1.3,
+        "capsize": 2.5,
+    }
+    ax.errorbar([x], [100 * value], yerr=bars, color=COLOURS[name], zorder=4 if team else 3, **style)
+
+
+def _log_ticks(ax: "Axes", low: float, high: float) -> None:
+    """Put round numbers on an axis of decimal logarithms."""
+    steps = (1, 2, 5) if high - low < 2.5 else (1,)
+    ticks = [step * 10.0**power for power in range(int(low) - 1, int(high) + 2) for step in steps]
+    ticks = [tick for tick in ticks if low <= np.log10(tick) <= high]
+    ax.set_xticks(
+        [float(np.log10(tick)) for tick in ticks],
+        [f"{count(tick)}".replace(".00", "").replace(".0", "") for tick in ticks],
+    )
+
+
+def security_curves(curves: dict[str, Any], eps: float, classes: int) -> "Figure":
+    """Accuracy against eps, on a square-root scale that gives small eps room."""
+    figure, ax = new_figure(HALF, 3.3)
+    radii = np.asarray(curves["eps"], float)
+    in_255ths = bool(np.allclose(radii * 255, np.round(radii * 255), atol=1e-6)) and radii.max() < 1
+    for name, accuracy in curves["rows"].items():
+        style = {"color": COLOURS[name], "marker": MARKERS[name], "label": SHORT_NAMES[name]}
+        ax.plot(np.sqrt(radii), 100 * np.asarray(accuracy), **style)
+    ax.axvline(eps**0.5, color=INK, lw=0.9, ls=(0, (1, 2)))
+    ax.annotate("threat model", (eps**0.5, 103), (3, 0), textcoords="offset points", fontsize=8)
+    if classes:
+        ax.axhline(100 / classes, color=INK, lw=0.9, ls=(0, (4, 3)))
+        ax.annotate("chance", (0, 100 / classes), (0, 3), textcoords="offset points", fontsize=8)
+    labels = [f"{255 * r:.0f}" if in_255ths else f"{r:.3g}" for r in radii]
+    ax.set_xticks(np.sqrt(radii), labels)
+    ax.set_xlabel("eps, in 255ths (square-root scale)" if in_255ths else "eps (square-root scale)")
     ax.set_ylabel("accuracy, %")
-    ax.set_ylim(-2, 106)
-    ax.grid(axis="y", alpha=0.25)
-    ax.legend()
+    ax.set_ylim(-3, 108)
+    ax.set_yticks(range(0, 101, 20))
+    ax.grid(axis="y")
+    ax.legend(labelcolor="linecolor", loc="upper right", bbox_to_anchor=(1, 0.95))
     return figure
 
 
 def members_run(counts: dict[str, Any]) -> "Figure":
-    """How many images needed 1, 2, .. members."""
-    figure, ax = new_figure(5.2, 3.0)
-    x = np.arange(1, counts["members"] + 1)
-    for offset, name, colour in ((-0.19, "clean", COLOURS["harp"]), (0.19, "attacked", COLOURS["team_dynamic"])):
-        share = 100 * np.asarray(counts[name]) / max(sum(counts[name]), 1)
-        bars = ax.bar(x + offset, share, 0.36, color=colour, label=f"{name} images")
-        ax.bar_label(bars, fmt="%.0f", color=INK, fontsize=8, padding=2)
-    ax.set_xticks(x)
+    """How many images needed 1, 2, .. members, clean and attacked."""
+    figure, ax = new_figure(HALF, 3.3)
+    run = np.arange(1, counts["members"] + 1)
+    looks = {"clean": {"alpha": 0.35}, "attacked": {}}
+    for offset, (name, look) in zip((-0.2, 0.2), looks.items(), strict=True):
+        images = np.asarray(counts[name], float)
+        share = 100 * images / max(images.sum(), 1)
+        mean = float((images * run).sum() / max(images.sum(), 1))
+        label = f"{name} images: {mean:.2f} members on average"
+        bars = ax.bar(run + offset, share, 0.37, color=COLOURS["team_dynamic"], label=label, linewidth=0, **look)
+        ax.bar_label(bars, [f"{s:.1f}" if 0 < s < 10 else f"{s:.0f}" for s in share], fontsize=8, padding=2)
+    ax.set_xticks(run)
     ax.set_xlabel("members run")
     ax.set_ylabel("share of images, %")
-    ax.margins(y=0.12)
-    ax.legend()
+    ax.set_ylim(0, 118)
+    ax.set_yticks(range(0, 101, 20))
+    ax.grid(axis="y")
+    ax.legend(loc="upper right")
     return figure
 
 
 def layer_sparsity(layers: dict[str, Any]) -> "Figure":
     """Sparsity of each layer, by score (the paper's Figure 5)."""
-    figure, ax = new_figure(6.4, 3.4)
-    x, total = np.arange(len(layers["names"])), len(layers["sparsity"])
-    for i, (score, values) in enumerate(layers["sparsity"].items()):
-        width = 0.8 / total
-        shift = (i - (total - 1) / 2) * width
-        colour = SCORE_COLOURS[i % len(SCORE_COLOURS)]
-        ax.bar(x + shift, 100 * np.asarray(values), width * 0.92, color=colour, label=score.upper())
-    ticks = [
-        f"{name.removeprefix('body.')}\n{count(n)}" for name, n in zip(layers["names"], layers["weights"], strict=True)
-    ]
-    many = len(ticks) > 10
-    ax.set_xticks(x, ticks, rotation=90 if many else 30, ha="center" if many else "right", fontsize=7.5)
+    names, weights = layers["names"], np.asarray(layers["weights"], float)
+    many = len(names) > 12
+    figure, ax = new_figure(HALF if not many else WIDE, 3.6)
+    x, scores = np.arange(len(names)), layers["sparsity"]
+    for i, (score, values) in enumerate(scores.items()):
+        shift = (i - (len(scores) - 1) / 2) * 0.7 / max(len(scores), 1)
+        colour, marker = SCORE_COLOURS[i % len(SCORE_COLOURS)], SCORE_MARKERS[i % len(SCORE_MARKERS)]
+        label = score.upper() if len(score) <= 4 else score
+        ax.plot(x + shift, 100 * np.asarray(values), ls="", marker=marker, ms=5, color=colour, label=label)
+    overall = float(np.mean([np.average(values, weights=weights) for values in scores.values()]))
+    ax.axhline(100 * overall, color=INK, lw=0.9, ls=(0, (4, 3)))
+    for edge in x[:-1] + 0.5:
+        ax.axvline(edge, color=RULE, lw=0.5, alpha=0.35)
+    ticks = [f"{name} ({count(n)})" for name, n in zip(names, weights, strict=True)]
+    ax.set_xticks(
+        x,
+        ticks,
+        rotation=90 if many else 40,
+        ha="center" if many else "right",
+        rotation_mode="anchor" if not many else None,
+        fontsize=8,
+    )
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.5, len(names) - 0.5)
     ax.set_ylabel("sparsity, %")
-    lowest = min(min(values) for values in layers["sparsity"].values())
-    ax.set_ylim(max(0, 100 * lowest - 12), 100)
-    ax.grid(axis="y", alpha=0.25)
-    ax.legend(ncols=total, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax.grid(axis="y")
+    figure.legend(ncols=max(len(scores), 1), loc="outside upper left", handletextpad=0.1, columnspacing=1.2)
     return figure
 
 
-def mask_overlap(overlap: dict[str, Any]) -> "Figure":
-    """Jaccard overlap of the kept weights of all pairs of sub-models."""
-    names, values = overlap["names"], np.asarray(overlap["jaccard"])
-    side = 1.6 + 0.36 * len(names)
-    figure, ax = new_figure(side + 0.6, side)
-    ax.imshow(values, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 24:
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                colour = "white" if value > 0.55 else "#333333"
-                ax.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    ax.set_xticks(range(len(names)), names, rotation=90)
-    ax.set_yticks(range(len(names)), names)
+def mask_overlap(overlap: dict[str, Any], team: list[str]) -> "Figure":
+    """Jaccard overlap of the kept weights of all pairs of sub-models; members of the team stand out."""
+    from matplotlib.patches import Rectangle
+
+    names, values = overlap["names"], np.asarray(overlap["jaccard"], float)
+    figure, ax = new_figure(HALF, 3.6)
+    below = values[np.tril_indices(len(names), -1)]
+    low, high = (float(below.min()), float(below.max())) if below.size else (0.0, 1.0)
+    for i in range(1, len(names)):
+        for j in range(i):
+            depth = (values[i, j] - low) / (high - low) if high > low else 0.5
+            ax.add_patch(
+                Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, color=COLOURS["harp"], alpha=0.08 + 0.87 * depth, lw=0)
+            )
+            if len(names) <= MOST_NUMBERS:
+                colour = "#ffffff" if depth > 0.5 else INK
+                ax.text(
+                    j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center_baseline", fontsize=7.5, color=colour
+                )
+    ax.set_xlim(-0.5, len(names) - 1.5)
+    ax.set_ylim(len(names) - 0.5, 0.5)
+    ax.set_xticks(range(len(names) - 1), names[:-1], rotation=90)
+    ax.set_yticks(range(1, len(names)), names[1:])
+    for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
+        if label.get_text() in team:
+            label.set(color=COLOURS["team_dynamic"], fontweight="bold")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return figure
 
 
 def training_curves(training: dict[str, Any]) -> "Figure":
-    """Held-out robust and clean accuracy, and loss, over epochs."""
-    figure, axes = new_figure(8.4, 3.0, columns=3)
-    for row, records in training.items():
-        colour, name = COLOURS[row], SHORT_NAMES[row]
-        for ax, key, scale in zip(axes, ("held_out_robust", "held_out_clean", "loss"), (100, 100, 1), strict=True):
-            points = [(r["epoch"], scale * r[key]) for r in records if r[key] is not None]
-            if points:
-                ax.plot(*zip(*points, strict=True), color=colour, lw=1.4, label=name)
+    """Robust and clean accuracy on held-out images and the loss, over epochs."""
+    figure, axes = new_figure(WIDE, 3.1, columns=3)
+    keys = {"held_out_robust": 100, "held_out_clean": 100, "loss": 1}
+    for name, records in training.items():
+        for ax, (key, scale) in zip(axes, keys.items(), strict=True):
+            points = [(record["epoch"], scale * record[key]) for record in records if record[key] is not None]
+            ax.plot(*zip(*points, strict=True) if points else ((), ()), color=COLOURS[name], label=SHORT_NAMES[name])
     titles = ("held-out robust accuracy, %", "held-out clean accuracy, %", "training loss (log scale)")
     for ax, title in zip(axes, titles, strict=True):
-        ax.set_title(title, color=INK)
+        ax.set_title(title)
         ax.set_xlabel("epoch")
-        ax.grid(alpha=0.25)
+        ax.grid()
     axes[2].set_yscale("log")
-    axes[0].legend(loc="lower right")
+    axes[2].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes[2].yaxis.set_minor_formatter(lambda value, _: "")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=max(len(labels), 1), loc="outside upper left", labelcolor="linecolor")
     return figure
 
 
-def image_grid(examples: dict[str, np.ndarray], classes: list[str], eps: float) -> "Figure":
-    """Clean images, perturbations and adversarial images, with what the team says."""
-    clean, adversarial = examples["clean"], examples["adversarial"]
-    figure, axes = new_figure(0.95 * len(clean) + 0.6, 3.5, columns=len(clean), rows=3, squeeze=False)
+def training_cost(rows: list[dict[str, Any]]) -> "Figure":
+    """Forward and backward passes that each row was made from."""
+    figure, ax = new_figure(HALF, 2.4)
+    passes = [row["training_passes"] for row in rows]
+    bars = ax.barh(range(len(rows)), passes, 0.62, color=[COLOURS[row["name"]] for row in rows])
+    ax.bar_label(
+        bars, [f"{count(row['training_passes'])}, {duration(row['seconds'])}" for row in rows], padding=4, fontsize=8.5
+    )
+    ax.set_yticks(range(len(rows)), [SHORT_NAMES[row["name"]] for row in rows])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.4 * max(*passes, 1))
+    ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    return figure
+
+
+def image_grid(examples: dict[str, np.ndarray], classes: list[str] | None, eps: float) -> "Figure":
+    """Clean images, changes and adversarial images, with label and answers; eps 0 scales changes by the largest."""
+    clean, adversarial = examples["clean"][:MOST_EXAMPLES], examples["adversarial"][:MOST_EXAMPLES]
+    delta = (adversarial - clean).mean(1)
+    scale = eps or float(np.abs(delta).max()) or 1.0
+    figure, ax = new_figure(WIDE, 0.9 + 2.7 * WIDE / (1.06 * MOST_EXAMPLES + 1) / 0.92 * 1.0)
+    shown = ("label", "clean_prediction", "adversarial_prediction")
     for j in range(len(clean)):
-        delta = (adversarial[j] - clean[j]).mean(0) / max(eps, 1e-9)
-        _show(axes[0, j], clean[j])
-        axes[1, j].imshow(delta, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
-        _show(axes[2, j], adversarial[j])
-        label, before, after = (int(examples[k][j]) for k in ("label", "clean_prediction", "adversarial_prediction"))
-        axes[0, j].set_title(f"{classes[label]} \u2192 {classes[before]}", fontsize=8.5, color=INK)
-        colour = COLOURS["team_dynamic"] if after != label else INK
-        axes[2, j].set_title(f"\u2192 {classes[after]}", fontsize=8.5, color=colour)
-    for ax in axes.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.spines[:].set_visible(False)
-    for ax, name in zip(axes[:, 0], ("clean", "perturbation", "adversarial"), strict=True):
-        ax.set_ylabel(name, color=INK)
+        indices = [int(examples[key][j]) for key in shown]
+        label, before, after = [str(index) if classes is None else classes[index] for index in indices]
+        _picture(ax, clean[j], j, 0)
+        ax.imshow(delta[j], cmap="RdBu", vmin=-scale, vmax=scale, interpolation="none", extent=_place(j, 1))
+        _picture(ax, adversarial[j], j, 2)
+        _verdict(ax, f"{label} \u2192 {before}", j, 0, before != label)
+        _verdict(ax, f"{label} \u2192 {after}", j, 2, after != label)
+    for row, name in enumerate(("clean", "change", "adversarial")):
+        ax.text(-0.12, -row * 1.3 - 0.5, name, ha="right", va="center", fontsize=9)
+    ax.set_xlim(-0.9, 1.06 * max(len(clean), MOST_EXAMPLES))
+    ax.set_ylim(-3.65, 0.3)
+    ax.set_aspect("equal")
+    ax.axis("off")
     return figure
 
 
-def _show(ax: "Axes", image: np.ndarray) -> None:
+def _place(column: int, row: int) -> tuple[float, float, float, float]:
+    left, top = 1.06 * column, -1.3 * row
+    return left, left + 1, top - 1, top
+
+
+def _picture(ax: "Axes", image: np.ndarray, column: int, row: int) -> None:
     grey = len(image) == 1
-    ax.imshow(image[0] if grey else image.transpose(1, 2, 0), cmap="gray" if grey else None, vmin=0, vmax=1)
+    shown = image[0] if grey else np.moveaxis(image, 0, -1)
+    ax.imshow(shown, cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="none", extent=_place(column, row))
+
+
+def _verdict(ax: "Axes", text: str, column: int, row: int, wrong: bool) -> None:
+    """Write label and answer above an image; wrong answers stand out."""
+    left, _, _, top = _place(column, row)
+    style: dict[str, Any] = {"color": COLOURS["team_dynamic"], "fontweight": "bold"} if wrong else {"color": INK}
+    ax.text(left + 0.5, top + 0.05, text, ha="center", va="bottom", fontsize=8.5, **style)

@@ -1,43 +1,30 @@
-"""Write the report: one page, its Markdown twin, the summary and the figures."""
+"""Write the report: one page, its Markdown twin, the summary and the plots."""
 
+import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsemble.core.artifacts import write_json
-from sparsemble.core.threat import as_fraction
-from sparsemble.report.figures import draw_all
+from sparsemble.core.artifacts import write_bytes, write_json
+from sparsemble.report import words
 from sparsemble.report.summary import NAMES, row_of, validate
-from sparsemble.report.tables import cells, columns, duration, headline, interval, markdown, percent, size
+from sparsemble.report.tables import Column, columns, markdown, ordered_checks
 
-CAPTIONS = {
-    "robustness_size": (
-        "Robustness against size",
-        "Worst-case accuracy with its 95 % interval, against the bytes of the stored model.",
-    ),
-    "curves": ("Accuracy against eps", "The same {images} test images at every radius; it must fall to chance."),
-    "members_run": (
-        "Members run an image",
-        "On clean images, and under the attack, of those tried, that costs the most members.",
-    ),
-    "layers": (
-        "Where the weights went",
-        "Sparsity of each layer, averaged over the sub-models of a score, with its number of weights (the paper's "
-        "Figure 5).",
-    ),
-    "examples": (
-        "What the attacks do",
-        "Top: label and answer on the clean image. Middle: the change, red down and blue up, at full scale of eps. "
-        "Bottom: the answer on the adversarial image; coloured where the team is fooled.",
-    ),
-    "training": ("Training", "Held-out images only; the best epoch of the second half is kept."),
-    "overlap": (
-        "How different the masks are",
-        "Jaccard overlap of the kept weights of every two sub-models, in percent.",
-    ),
+FIGURES = {
+    "size": "Robustness against size and work",
+    "curves": "Accuracy against eps",
+    "members_run": "Members run an image",
+    "examples": "What the strongest attack does",
+    "layers": "Where the weights went",
+    "overlap": "How different the masks are",
+    "training": "Training",
+    "cost": "What training cost",
 }
+"""The plots in the order of the page."""
+WIDE = ("size", "examples", "training")
 
 
 def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dict[str, np.ndarray], out: Path) -> None:
@@ -45,76 +32,136 @@ def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dic
 
     Args:
         summary: the numbers, as docs/summary.md describes them.
-        figures: what the plots need, by plot; an empty table leaves its plot out.
-        examples: images in [0, 1] with labels and answers; may be empty.
-        out: an existing folder.
+        figures: what the plots need, by plot (docs/summary.md); an empty table leaves its plot out.
+        examples: images in [0, 1] with labels and answers (docs/summary.md); may be empty.
+        out: folder, made if it is missing.
 
     Raises:
         InputError: the summary breaks its schema.
     """
     validate(summary)
+    from sparsemble.report.figures import draw_all  # matplotlib and jinja2 take a second: only once there is work
+
     drawn = draw_all(summary, figures, examples)
+    titles = captions(summary, figures)
     folder = out / "figures"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, svg in drawn.items():
-        (folder / f"{name}.svg").write_text(svg, "utf-8")
-    (out / "index.html").write_text(render(summary, figures, drawn), "utf-8")
-    (out / "report.md").write_text(markdown(summary), "utf-8")
+        write_bytes(folder / f"{name}.svg", svg.encode())
+    write_bytes(out / "index.html", render(summary, drawn, titles).encode())
+    plots = [f"## {FIGURES[name]}\n\n![{FIGURES[name]}](figures/{name}.svg)\n\n{titles[name]}\n" for name in drawn]
+    write_bytes(out / "report.md", "\n".join([markdown(summary), *plots]).encode())
     write_json(out / "summary.json", summary)
 
 
-def render(summary: dict[str, Any], figures: dict[str, Any], drawn: dict[str, str]) -> str:
+def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str]) -> str:
     """Fill the page's template."""
     import jinja2
 
-    template = (resources.files("sparsemble.report") / "page.html").read_text("utf-8")
+    from sparsemble.report.svg import for_page
+
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(lambda name: (resources.files("sparsemble.report") / name).read_text("utf-8")),
     )
-    images = figures["curves"].get("images", 0)
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     plots = [
-        {"name": name, "title": title, "caption": caption.format(images=images), "svg": _unique(drawn[name], name)}
-        for name, (title, caption) in CAPTIONS.items()
+        (name, title, titles[name], for_page(drawn[name], name, title))
+        for name, title in FIGURES.items()
         if name in drawn
     ]
-    return environment.from_string(template).render(
+    of_table = columns(summary)
+    return environment.get_template("page.html").render(
         summary=summary,
-        headline=headline(summary),
+        words=words,
         facts=facts(summary),
-        columns=columns(summary),
-        rows=[(row["name"], NAMES[row["name"]], cells(summary, row)) for row in summary["rows"]],
-        dynamic=[(label, percent(value)) for label, value in row_of(summary, "team_dynamic")["attacks"].items()],
-        open_checks=[check for check in summary["checks"] if check["status"] != "pass"],
-        passed=sum(check["status"] == "pass" for check in summary["checks"]),
+        columns=of_table,
+        groups=column_groups(of_table),
+        rows=[(row, NAMES[row["name"]], [column.cell(row) for column in of_table]) for row in summary["rows"]],
+        strip=interval_strip(summary),
+        headline=words.headline(summary).partition(words.percent(row_of(summary, "team_dynamic")["worst_case"]) + " %"),
+        attacks=sorted(row_of(summary, "team_dynamic")["attacks"].items(), key=lambda item: item[1]),
+        checks=ordered_checks(summary),
         plots=plots,
+        wide=WIDE,
+        absent=[title for name, title in FIGURES.items() if name not in drawn],
+        settings=list(flat(summary["recipe"])),
     )
 
 
 def facts(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the few numbers at the top of the page: value, what it is, what to compare it with."""
     team, dense = row_of(summary, "team_dynamic"), row_of(summary, "dense")
+    run = team["members_run"]
     return [
-        (f"{percent(team['worst_case'])} %", "accuracy in the worst case", f"95 % interval {interval(team)}"),
-        (f"{percent(team['clean'])} %", "accuracy on clean images", f"dense parent {percent(dense['clean'])} %"),
-        (size(team["bytes"]), "on disk", f"dense parent {size(dense['bytes'])}"),
+        (f"{words.percent(team['clean'])} %", "clean accuracy", f"dense parent {words.percent(dense['clean'])} %"),
+        (words.count(team["nonzeros"]), "weights kept", f"dense parent {words.count(dense['nonzeros'])}"),
+        (words.size(team["bytes"]), "on disk", f"dense parent {words.size(dense['bytes'])}"),
         (
-            f"{team['members_run']['clean']:.2f}",
-            f"of {len(summary['selection']['team'])} members run",
-            f"{team['members_run']['attacked']:.2f} under the costliest attack tried",
+            f"{run['clean']:.2f} of {len(summary['selection']['team'])}",
+            "members run, clean image",
+            f"{run['attacked']:.2f} under the costliest attack tried",
         ),
         (
-            duration(team["seconds"]),
-            "of one core to train",
-            f"dense parent {duration(dense['seconds'])}",
+            words.count(team["macs_nonzero"]),
+            "non-zero MACs, clean image",
+            f"dense parent {words.count(dense['macs_nonzero'])}",
         ),
-        (
-            as_fraction(summary["threat"]["eps"]),
-            f"eps, {summary['threat']['norm']}",
-            f"{team['images']} test images",
-        ),
+        (words.duration(team["seconds"]), "of one core to train", f"dense parent {words.duration(dense['seconds'])}"),
     ]
 
 
-def _unique(svg: str, name: str) -> str:
-    """Give the identifiers of a figure its name, so that several fit into one page."""
-    return svg.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]:
+    """Say under each plot how to read it."""
+    parent = row_of(summary, "best_member")
+    kept = 1 - parent["sparsity"]
+    by_chance = words.round_percent(kept / (2 - kept))
+    images = (figures.get("curves") or {}).get("images", 0)
+    linf = summary["threat"]["norm"] == "linf"
+    return {
+        "size": "Worst-case accuracy with its 95 % interval. Up is more robust, left is smaller (first panel) or less "
+        "work (second panel). Rows of equal size are drawn side by side.",
+        "curves": f"The same {images} test images at every radius. A sound attack takes every row down to chance.",
+        "members_run": "On clean images and under the attack that costs the most members, of those tried.",
+        "examples": "Each image with its label \u2192 the team's answer; wrong answers in colour. Middle row: what was "
+        f"added (blue) or taken away (red), at full colour {'eps' if linf else 'the largest change shown'}.",
+        "layers": "Sparsity of each layer (with its number of weights), averaged over the sub-models of a score; the "
+        "dashed line is the whole network. The paper's Figure 5.",
+        "overlap": "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the team in "
+        f"colour. Masks of the best sub-model's size drawn blindly would share {by_chance}.",
+        "training": "Robust and clean accuracy on held-out images, and the loss on the training images.",
+        "cost": "Images passed forward and backward through a network, attacks included, and seconds of one core, for "
+        "everything a row was made from.",
+    }
+
+
+def column_groups(of_table: list[Column]) -> list[tuple[str, int]]:
+    """Return the groups of the columns with their widths, in order."""
+    names = dict.fromkeys(column.group for column in of_table)
+    return [(name, sum(column.group == name for column in of_table)) for name in names]
+
+
+def interval_strip(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the scale in percent on which the table draws intervals, and each row's place on it in [0, 1]."""
+    rows = summary["rows"]
+    low = 10 * math.floor(10 * min(row["worst_case_interval"][0] for row in rows))
+    high = max(10 * math.ceil(10 * max(row["worst_case_interval"][1] for row in rows)), low + 10)
+    places = {}
+    for row in rows:
+        values = (row["worst_case_interval"][0], row["worst_case"], row["worst_case_interval"][1])
+        places[row["name"]] = [round((100 * value - low) / (high - low), 4) for value in values]
+    return {"low": low, "high": high, "places": places}
+
+
+def flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """Return nested settings as dotted names and values, as `--set` takes them."""
+    found: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found += flat(value, f"{above}{name}.")
+        else:
+            found.append((above + name, json.dumps(value, ensure_ascii=False)))
+    return found

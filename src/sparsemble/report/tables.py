@@ -1,48 +1,37 @@
 """The result table, for terminals, Markdown and the page."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of
-
-
-def count(value: float) -> str:
-    """Write a count with a unit of thousands: 14.5 k, 3.21 M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def size(value: float) -> str:
-    """Write bytes."""
-    return count(value) + "B" if value >= 1000 else f"{value:.0f} B"
-
-
-def percent(share: float) -> str:
-    """Write a share as percent with one decimal."""
-    return f"{100 * share:.1f}"
+from sparsemble.report.summary import NAMES, SHORT_NAMES, STATUSES, row_of
+from sparsemble.report.words import (
+    aim,
+    beside,
+    count,
+    duration,
+    headline,
+    images,
+    interval,
+    members,
+    percent,
+    sentence,
+    size,
+    threat,
+    verdict,
+)
 
 
-def interval(row: dict[str, Any]) -> str:
-    """Write the worst case's interval."""
-    low, high = row["worst_case_interval"]
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+class Column(NamedTuple):
+    """A column of the full table."""
 
-
-def duration(seconds: float) -> str:
-    """Write seconds."""
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def members(row: dict[str, Any]) -> str:
-    """Write the members run, clean and attacked."""
-    run = row["members_run"]
-    if run["clean"] == run["attacked"]:
-        return f"{run['clean']:g}"
-    return f"{run['clean']:.2f} / {run['attacked']:.2f}"
+    group: str
+    title: str
+    meaning: str
+    cell: Callable[[dict[str, Any]], str]
 
 
 def shared_attacks(summary: dict[str, Any]) -> list[str]:
@@ -50,109 +39,141 @@ def shared_attacks(summary: dict[str, Any]) -> list[str]:
     return [label for label in summary["rows"][0]["attacks"] if all(label in row["attacks"] for row in summary["rows"])]
 
 
-def headline(summary: dict[str, Any]) -> str:
-    """Say in a sentence what came out."""
-    team, dense = row_of(summary, "team_dynamic"), row_of(summary, "dense")
-    size_of_team = len(summary["selection"]["team"])
-    return (
-        f"A team of {size_of_team} sub-models, {percent(team['sparsity'])} % sparse in all, keeps "
-        f"{percent(team['worst_case'])} % accuracy in the worst case of all attacks tried "
-        f"(95 % interval {interval(team)}; its dense parent {percent(dense['worst_case'])} %) and runs "
-        f"{team['members_run']['clean']:.2f} members on a clean image."
-    )
-
-
-def columns(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the head of the full table: title and explanation of each column."""
+def columns(summary: dict[str, Any]) -> list[Column]:
+    """Return the columns of the full table."""
+    accuracy, work, torch = "accuracy, %", "work an image", "latency, ms"
     return [
-        ("clean %", "accuracy on clean test images"),
-        *[(f"{label} %", f"accuracy under {label}") for label in shared_attacks(summary)],
-        ("worst case %", "accuracy when every image meets the worst of all attacks made for its row"),
-        ("95 % interval", "Wilson interval of the worst case"),
-        ("sparsity %", "share of the dense parent's prunable weights that are 0, recounted; all members together"),
-        ("non-zeros", "weights that are not 0, all members together"),
-        ("MACs dense", "multiply-accumulates an image, zeros included, all members"),
-        ("MACs non-zero", "those of non-zero weights; for the dynamic team as expected on clean images"),
-        ("members run", "mean number of members run: clean / under the attack that costs most"),
-        ("file", "bytes on disk: non-zero values and a bitmap, all members"),
-        ("ms, batch 1", "median latency in torch, one thread, clean images"),
-        ("ms, batch 64", "median latency in torch, one thread, clean images"),
-        ("training passes", "images forward and backward to get there, attacks included"),
-        ("training time", "seconds of one core to get there"),
+        Column(accuracy, "clean", "on clean test images", lambda row: percent(row["clean"])),
+        *[Column(accuracy, label, f"under the attack {label}", _under(label)) for label in shared_attacks(summary)],
+        Column(
+            accuracy,
+            "worst case",
+            "right under every attack made for the row, image by image",
+            lambda row: percent(row["worst_case"]),
+        ),
+        Column(accuracy, "95 % interval", "Wilson interval of the worst case", interval),
+        Column("size", "sparsity, %", "prunable weights that are 0, all members", lambda row: percent(row["sparsity"])),
+        Column("size", "non-zeros", "weights that are not 0, all members", lambda row: count(row["nonzeros"])),
+        Column("size", "file", "non-zero values and a bitmap, all members", lambda row: size(row["bytes"])),
+        Column(work, "MACs, dense", "multiply-accumulates, zeros included", lambda row: count(row["macs_dense"])),
+        Column(
+            work,
+            "MACs, non-zero",
+            "of non-zero weights; team, dynamic: expected on clean images",
+            lambda row: count(row["macs_nonzero"]),
+        ),
+        Column(work, "members", "mean number run: clean / under the attack that costs most", members),
+        Column(torch, "batch 1", "median, clean images", lambda row: f"{row['latency_ms']['batch_1']:.2f}"),
+        Column(torch, "batch 64", "median, whole batch, clean", lambda row: f"{row['latency_ms']['batch_64']:.2f}"),
+        Column(
+            "training",
+            "passes",
+            "images forward and backward, attacks included",
+            lambda row: count(row["training_passes"]),
+        ),
+        Column(
+            "training", "time", "of one core, everything the row was made from", lambda row: duration(row["seconds"])
+        ),
     ]
 
 
-def cells(summary: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    """Return a row of the full table."""
-    return [
-        percent(row["clean"]),
-        *[percent(row["attacks"][label]) for label in shared_attacks(summary)],
-        percent(row["worst_case"]),
-        interval(row),
-        percent(row["sparsity"]),
-        count(row["nonzeros"]),
-        count(row["macs_dense"]),
-        count(row["macs_nonzero"]),
-        members(row),
-        size(row["bytes"]),
-        f"{row['latency_ms']['batch_1']:.2f}",
-        f"{row['latency_ms']['batch_64']:.2f}",
-        count(row["training_passes"]),
-        duration(row["seconds"]),
-    ]
+def _under(label: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: percent(row["attacks"][label])
+
+
+def ordered_checks(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the checks, failed ones first, then waived ones."""
+    return sorted(summary["checks"], key=lambda check: STATUSES.index(check["status"]))
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """Return the table that a run ends with, for a terminal of 80 columns."""
-    failed = [check["name"] for check in summary["checks"] if check["status"] == "fail"]
-    waived = sum(check["status"] == "waived" for check in summary["checks"])
-    verdict = f"failed checks: {'; '.join(failed)}" if failed else "no check failed"
+    """Return the table that a run ends with, for a terminal of 80 columns or more."""
     table = Table(
         title=headline(summary),
-        caption=f"{verdict}; {waived} waived. {summary['rows'][0]['images']} test images.",
+        caption=_terminal_note(summary),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         title_justify="left",
         caption_justify="left",
         title_style="bold",
+        caption_style="",
     )
     table.add_column("", no_wrap=True)
-    for title in ("clean", "worst case", "sparse", "file", "members", "ms b64"):
+    for title in ("clean", "worst case %", "sparse", "weights", "members", "train"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary["rows"]:
-        team = row["name"] == "team_dynamic"
         low, high = (100 * bound for bound in row["worst_case_interval"])
         table.add_row(
             SHORT_NAMES[row["name"]],
             percent(row["clean"]),
-            f"{percent(row['worst_case'])} ({low:.0f}-{high:.0f})",
+            f"{percent(row['worst_case'])} ({low:.0f}\u2013{high:.0f})",
             percent(row["sparsity"]),
-            size(row["bytes"]),
-            members(row),
-            f"{row['latency_ms']['batch_64']:.2f}",
-            style="bold" if team else None,
+            count(row["nonzeros"]),
+            members(row).replace(" / ", "/"),
+            count(row["training_passes"]),
+            style="bold" if row["name"] == "team_dynamic" else None,
+            end_section=row["name"] == "best_member",
         )
     return table
 
 
+def _terminal_note(summary: dict[str, Any]) -> Text:
+    """Say which checks failed or were waived, and on what the numbers stand."""
+    note = Text(f"Checks: {verdict(summary)}.")
+    for check in ordered_checks(summary):
+        if check["status"] == "fail":
+            note.append(f"\nfailed: {check['name']}: {check['detail']}", style="bold red")
+    waived = [check["name"] for check in summary["checks"] if check["status"] == "waived"]
+    if waived:
+        note.append("\nwaived: " + "; ".join(waived), style="yellow")
+    return note.append(f"\n{threat(summary)} {images(summary)}", style="dim")
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """Return the report as Markdown."""
-    titles = ["", *[title for title, _ in columns(summary)]]
-    lines = [f"# {summary['name']}", "", headline(summary), "", "| " + " | ".join(titles) + " |"]
-    lines.append("|" + "---|" + "---:|" * (len(titles) - 1))
-    lines += ["| " + " | ".join([NAMES[row["name"]], *cells(summary, row)]) + " |" for row in summary["rows"]]
+    of_table = columns(summary)
+    titles = [f"{c.title} %" if c.group.endswith("%") and "%" not in c.title else c.title for c in of_table]
+    titles = [
+        f"{c.group.split(',')[0]} {t}" if c.group.startswith(("lat", "tra")) else t
+        for c, t in zip(of_table, titles, strict=True)
+    ]
     dynamic = row_of(summary, "team_dynamic")["attacks"]
-    lines += [
-        "",
-        "The dynamic team was attacked through: " + ", ".join(f"{k} {percent(v)} %" for k, v in dynamic.items()),
-    ]
-    lines += ["", "## Checks", "", "| check | verdict | detail |", "|---|---|---|"]
-    lines += [f"| {c['number']} {c['name']} | {c['status']} | {c['detail']} |" for c in summary["checks"]]
-    machine = ", ".join(f"{key} {value}" for key, value in summary["machine"].items())
-    versions = ", ".join(f"{key} {value}" for key, value in summary["versions"].items())
-    lines += [
-        "",
-        f"Made by `{summary['command']}`",
-        f"on {machine}; {versions}; source {summary['source'] or 'unknown'}.",
-    ]
+    opened = [check for check in ordered_checks(summary) if check["status"] != "pass"]
+    lines = [f"# {summary['name']}, seed {summary['seed']}", "", f"**{headline(summary)}**", "", beside(summary), ""]
+    lines += [f"{threat(summary)} {images(summary)}", "", f"Checks: {verdict(summary)}.", ""]
+    lines += [f"- **{check['status']}**: {check['name']}: {check['detail']}" for check in opened]
+    lines += ["", "## Results", ""]
+    lines += _table(["row", *titles], [[NAMES[r["name"]], *[c.cell(r) for c in of_table]] for r in summary["rows"]], 1)
+    lines += ["", "## Attacks on the dynamic team", ""]
+    lines += _table(["attack", "made against", "accuracy %"], [[k, aim(k), percent(v)] for k, v in dynamic.items()], 2)
+    lines += ["", "## Checks", ""]
+    checks = [[_number(c), c["name"], c["status"], c["detail"]] for c in ordered_checks(summary)]
+    lines += _table(["number", "check", "verdict", "detail"], checks, 4)
+    lines += ["", "## The team", "", _team(summary), "", "## How it was made", "", f"    {summary['command']}", ""]
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in summary["machine"].items()]
+    lines += [f"- {key} {value}" for key, value in summary["versions"].items()]
+    lines += [f"- source: {summary['source'] or 'unknown'}"]
     return "\n".join(lines) + "\n"
+
+
+def _team(summary: dict[str, Any]) -> str:
+    chosen = summary["selection"]
+    return (
+        f"Members in running order: {', '.join(summary['stopping']['order'])}. Robust diversity "
+        f"{chosen['robust_diversity']:.2f}. {sentence(chosen['rule'])} Stopping rule: {summary['stopping']['rule']}."
+    )
+
+
+def _number(check: dict[str, Any]) -> str:
+    return "" if check["number"] is None else str(check["number"])
+
+
+def _table(titles: list[str], rows: list[list[str]], left: int) -> list[str]:
+    """Write a table of Markdown whose first `left` columns are words and whose others are numbers."""
+    rule = ["---"] * left + ["---:"] * (len(titles) - left)
+    return ["| " + " | ".join(map(_cell, cells)) + " |" for cells in (titles, rule, *rows)]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,6 +1,7 @@
 """The interface of attacks, and the checks around every one of them."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -39,20 +40,26 @@ class Attack(Plug):
             InputError: images outside [0, 1].
             RunError: the attack broke its own box or ball, or met NaN.
         """
-        if not len(x):
-            return x
-        low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):
-            raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
-        x_adv = self.perturb(model, x, y, threat, rng=rng).detach()
-        inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
-        if not inside or not float(threat.distance(x_adv, x).max()) <= threat.eps + TOLERANCE:
-            raise RunError(f"{self.name} left the allowed images ({threat}); the model may return NaN")
-        return x_adv
+        return search_inside(threat, x, lambda: self.perturb(model, x, y, threat, rng=rng), self.name)
 
     @abstractmethod
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search; called with checked images."""
+
+
+def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], name: str) -> Images:
+    """Return what a search finds, with the checks around it: images in [0, 1], result in box and ball."""
+    if not len(x):
+        return x
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+    with torch.enable_grad():
+        x_adv = search().detach()
+    inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
+    if not inside or not float(threat.distance(x_adv, x).max()) <= threat.eps + TOLERANCE:
+        raise RunError(f"{name} left the allowed images ({threat}); the model may return NaN")
+    return x_adv
 
 
 def input_gradient(loss: torch.Tensor, x: Images) -> Images:

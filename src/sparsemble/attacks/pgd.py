@@ -1,17 +1,20 @@
 """Projected gradient descent (Madry et al. 2018)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
-from torch import Generator
+from jaxtyping import Int
+from torch import Generator, Tensor
 
+from sparsemble.attacks.ascent import Outcome
 from sparsemble.attacks.attack import Attack, attacks, input_gradient
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
+from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
 
 
 @final
@@ -20,9 +23,11 @@ from sparsemble.core.types import Classifier, Images, Labels
 class PGD(Attack):
     """Repeated steps up the loss, projected back into the threat model.
 
-    Source: Madry et al. 2018, section 2.1. Departs: keeps the best point of the path over all restarts
-    (misclassified before correct, then the higher loss), where `keep_best` is on.
+    Source: Madry et al. 2018, section 2.1. Departs, where `keep_best` is on: keeps the best point of the path over
+    all restarts (misclassified before correct, then the higher loss), and leaves alone what is broken already.
     """
+
+    version: ClassVar[int] = 2
 
     steps: int = 20
     """Gradient steps, >= 1."""
@@ -34,6 +39,9 @@ class PGD(Attack):
     """Start at a random allowed image, not at the clean one."""
     keep_best: bool = True
     """Return the best point of the path; off for training, where the last point is meant and one pass is saved."""
+    stop_at_success: bool = True
+    """With `keep_best`: return the first misclassified point, and take no passes after it; off where the images are
+    to be shown to other models: then the highest loss is wanted."""
     loss: AttackLoss = CrossEntropy()
     """What the steps climb."""
     label: str = ""
@@ -52,27 +60,62 @@ class PGD(Attack):
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search from each start."""
+        if not self.keep_best:
+            return self._last_point(model, x, y, threat, rng)
         with torch.no_grad():
-            clean_logits = model(x) if self.restarts > 1 or self.keep_best else torch.empty(0, 0, device=x.device)
-        best, best_rank = x, torch.full((len(x),), -float("inf"), device=x.device)
+            clean_logits = model(x)
+        found = Outcome.nothing_yet(x)
+        found.broken = clean_logits.argmax(1) != y
         for _ in range(self.restarts):
-            point = threat.random_start(x, rng) if self.random_start else x
-            for step in range(self.steps + self.keep_best):
-                point = point.detach().requires_grad_()
+            # Drawn for the whole batch, so that an image's start does not depend on which others are left.
+            start = threat.random_start(x, rng) if self.random_start else x
+            rows = (~found.broken if self.stop_at_success else torch.ones_like(found.broken)).nonzero()[:, 0]
+            self._walk(model, x, y, threat, clean_logits, start, rows, found)
+        return found.images
+
+    def _walk(
+        self,
+        model: Classifier,
+        x: Images,
+        y: Labels,
+        threat: ThreatModel,
+        clean_logits: Logits,
+        start: Images,
+        rows: Int[Tensor, "R"],
+        found: Outcome,
+    ) -> None:
+        """Climb with the images at `rows`, and show `found` every point on the way."""
+        point = start[rows]
+        for step in range(self.steps + 1):
+            if not len(rows):
+                return
+            point = point.detach().requires_grad_(step < self.steps)
+            with torch.set_grad_enabled(step < self.steps):
                 logits = model(point)
-                loss = self.loss(logits, clean_logits, y)
-                if self.keep_best:
-                    rank = _rank(loss.detach(), logits.detach(), y)
-                    better = rank > best_rank
-                    best = torch.where(better.view(-1, 1, 1, 1), point.detach(), best)
-                    best_rank = torch.where(better, rank, best_rank)
-                if step < self.steps:
-                    gradient = input_gradient(loss, point)
-                    move = self.step_size * threat.eps * threat.steepest(gradient)
-                    point = threat.project(point.detach() + move, x)
-        return best if self.keep_best else point
+                loss = self.loss(logits, clean_logits[rows], y[rows])
+            seen = logits.detach()
+            margin = Margin()(seen, seen, y[rows])
+            here = Outcome(point.detach(), seen.argmax(1) != y[rows], loss.detach(), margin)
+            if step or self.random_start:  # else it is the clean image, which must not stand for a failure
+                found.improve_(rows, here)
+            if step < self.steps:
+                point = self._step(point, loss, x[rows], threat)
+                going = ~here.broken if self.stop_at_success else torch.ones_like(here.broken)
+                rows, point = rows[going], point[going]
 
+    def _last_point(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, rng: Generator) -> Images:
+        clean_logits = None
+        if not isinstance(self.loss, CrossEntropy | Margin):  # these never look at the clean answer
+            with torch.no_grad():
+                clean_logits = model(x)
+        point = threat.random_start(x, rng) if self.random_start else x
+        for _ in range(self.steps):
+            point = point.detach().requires_grad_()
+            logits = model(point)
+            loss = self.loss(logits, logits.detach() if clean_logits is None else clean_logits, y)
+            point = self._step(point, loss, x, threat)
+        return point
 
-def _rank(loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Order points: misclassified above correct, then by loss squeezed into (-1, 1)."""
-    return 2.0 * (logits.argmax(1) != y) + loss / (1 + loss.abs())
+    def _step(self, point: Images, loss: PerImage, x: Images, threat: ThreatModel) -> Images:
+        move = self.step_size * threat.eps * threat.steepest(input_gradient(loss, point))
+        return threat.project(point.detach() + move, x)

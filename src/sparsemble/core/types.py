@@ -1,7 +1,9 @@
 """Tensor types: `Images` (B, C, H, W) in [0, 1], `Labels` (B), `Logits` (B, K), `MemberLogits` (M, B, K)."""
 
+import zlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,6 +27,11 @@ Classifier = Callable[[Tensor], Tensor]
 """From `Images` to `Logits`."""
 
 
+def draw_seed(seed: int, *words: str) -> int:
+    """Turn a seed and words into a new seed; different words give independent ones."""
+    return int(np.random.default_rng([seed, zlib.crc32(" ".join(words).encode())]).integers(2**62))
+
+
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator from a seed; only `pipeline`, `cli` and tests may call this."""
+    """Make a generator from a seed; only `pipeline`, `cli`, `evaluation` (one stream a shard) and tests may call this."""
     return torch.Generator(device=device).manual_seed(seed)

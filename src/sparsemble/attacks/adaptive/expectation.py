@@ -21,6 +21,11 @@ class Expectation(Surrogate):
     The mass is differentiable, so an attack can push an image towards stopping early as well as across a border.
     """
 
+    @property
+    def label(self) -> str:
+        """Name in results."""
+        return "expectation"
+
     def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
         """Return the expected answer."""
 

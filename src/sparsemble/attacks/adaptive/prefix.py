@@ -20,6 +20,11 @@ class Prefix(Surrogate):
     length: int = 1
     """Number of members, 1..M."""
 
+    @property
+    def label(self) -> str:
+        """Name in results."""
+        return f"prefix{self.length}"
+
     def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
         """Return the classifier made of the first members."""
         members = list(ensemble.members)[: self.length]

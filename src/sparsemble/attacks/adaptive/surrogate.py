@@ -10,6 +10,11 @@ from sparsemble.core.types import Classifier
 class Surrogate(Plug):
     """A differentiable classifier made of a team and its stopping rule; any attack can climb it."""
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name in results, with the settings that tell it from others of its kind."""
+
     @abstractmethod
     def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
         """Return the classifier to attack."""

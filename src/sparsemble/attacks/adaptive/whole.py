@@ -14,6 +14,11 @@ from sparsemble.core.types import Classifier
 class Whole(Surrogate):
     """The static team: all members, whatever the rule says."""
 
+    @property
+    def label(self) -> str:
+        """Name in results."""
+        return "whole"
+
     def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
         """Return the team itself."""
         return ensemble

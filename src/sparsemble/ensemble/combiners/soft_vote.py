@@ -1,0 +1,34 @@
+"""Majority vote, made smooth."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Combiner, combiners
+from sparsemble.core.types import Logits, MemberLogits
+
+
+@final
+@combiners.register("soft_vote")
+@dataclass(frozen=True, kw_only=True)
+class SoftVote(Combiner):
+    """Log of the mean of sharpened member probabilities; near temperature 0 each member casts one whole vote.
+
+    A vote itself has no gradient. Temperature 1 is the mean probability; a very low one brings back the vanishing
+    gradient: cross-entropy dies, in float32, where every member's logits are some 100 temperatures apart.
+    """
+
+    temperature: float = 0.5
+    """What logits are divided by, in (0, 1]; lower is nearer to a vote."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature <= 1:
+            raise InputError(f"temperature = {self.temperature:g} must be above 0 and at most 1")
+
+    def __call__(self, member_logits: MemberLogits) -> Logits:
+        """Combine (m, B, K) into log-probabilities (B, K)."""
+        votes = (member_logits / self.temperature).log_softmax(-1)
+        return torch.logsumexp(votes, dim=0) - math.log(len(votes))

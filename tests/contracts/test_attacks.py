@@ -1,0 +1,190 @@
+"""What every attack promises: stay inside, leave the model alone, break what can be broken and nothing else."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsemble.attacks import Attack, attacks
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Classifier, Images, Labels, PerImage, seeded
+from sparsemble.models import architectures, build_model
+
+QUICK: dict[str, Any] = {"steps": 8, "searches": 2, "queries": 40, "draws": 40, "mode": "fast"}
+"""For every attack that has such a field; on a network, where the least will do."""
+LINEAR: dict[str, Any] = {"steps": 30, "queries": 150, "draws": 60, "mode": "fast"}
+"""On a linear model, where attacks shall find what there is."""
+WITHOUT_GRADIENTS = {"hard_label", "noise", "square"}
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n == "autoattack" else n for n in sorted(attacks.plugs)]
+"""AutoAttack has no cheap settings."""
+NORMS = {"linf": 0.02, "l2": 0.15}
+
+
+def build(name: str, settings: dict[str, Any] = QUICK) -> Attack:
+    fields = {field.name for field in dataclasses.fields(attacks.plugs[name])}
+    return attacks.build({"name": name, **{key: value for key, value in settings.items() if key in fields}})
+
+
+def build_for_linear(name: str) -> Attack:
+    return build(name, {**LINEAR, **({"steps": 80, "searches": 6} if name == "carlini_wagner" else {})})
+
+
+class Linear(nn.Module):
+    """A linear classifier with a tie at the grey image; distances to its borders are known."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, 48, generator=seeded(1)) / 5)
+
+    def forward(self, x: Images) -> Tensor:
+        return (x - 0.5).flatten(1) @ self.weight.T
+
+    def distance(self, x: Images, y: Labels, norm: str) -> PerImage:
+        """Return how far each image is from the nearest border, the box left aside."""
+        logits = self(x).detach()
+        ahead = logits.gather(1, y[:, None]) - logits
+        normal = self.weight.detach() - self.weight.detach()[y][:, None]
+        length = normal.abs().sum(2) if norm == "linf" else normal.norm(dim=2)
+        own = nn.functional.one_hot(y, logits.shape[1]).bool()
+        return (ahead / length).masked_fill(own, float("inf")).amin(1).clamp_min(0)
+
+
+def linear_case(classes: int, norm: str) -> tuple[Linear, Images, Labels, ThreatModel, Tensor]:
+    """Return a model, images that cannot meet the box, and which of them a ball of the threat model breaks."""
+    model = Linear(classes)
+    x = 0.5 + 0.05 * torch.randn(24, 3, 4, 4, generator=seeded(2)).clamp(-3, 3)
+    y = model(x).argmax(1)
+    y[:2] = (y[:2] + 1) % classes
+    distance = model.distance(x, y, norm)
+    threat = ThreatModel(norm=norm, eps=1.2 * float(distance.median()))  # type: ignore[arg-type]
+    clear = (distance / threat.eps - 1).abs() > 0.05
+    breakable = (distance <= threat.eps)[clear]
+    assert breakable.any()
+    assert not breakable.all()
+    return model, x[clear], y[clear], threat, breakable
+
+
+def small_case(norm: str) -> tuple[nn.Module, Images, Labels, ThreatModel]:
+    """Return a network with BatchNorm and images of which some are misclassified as they are."""
+    model = build_model(
+        architectures.build({"name": "tiny", "width": 4}), (3, 8, 8), 4, (0.5,) * 3, (0.25,) * 3, rng=seeded(0)
+    )
+    x = torch.rand(6, 3, 8, 8, generator=seeded(3))
+    model.train()(x)
+    model.eval()
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4
+    return model, x, y, ThreatModel(norm=norm, eps=NORMS[norm])  # type: ignore[arg-type]
+
+
+def broken(model: Classifier, x: Images, y: Labels) -> Tensor:
+    with torch.no_grad():
+        return model(x).argmax(1) != y
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryAttack:
+    def test_stays_inside_and_never_returns_the_clean_image_for_a_failure(self, name: str, norm: str) -> None:
+        model, x, y, threat = small_case(norm)
+        threat = dataclasses.replace(threat, eps=threat.eps / 50)
+        x_adv = build(name)(model, x, y, threat, rng=seeded(0))
+        assert x_adv.shape == x.shape
+        assert x_adv.dtype == x.dtype
+        assert not x_adv.requires_grad
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
+        assert (threat.distance(x_adv, x) <= threat.eps + 1e-6).all()
+        failed = ~broken(model, x_adv, y)
+        assert failed.any()
+        assert (threat.distance(x_adv, x)[failed] > 0).all()
+
+    def test_leaves_the_model_and_the_images_as_found(self, name: str, norm: str) -> None:
+        model, x, y, threat = small_case(norm)
+        parameters = list(model.parameters())
+        parameters[0].requires_grad_(False)
+        for parameter in parameters[1:]:
+            parameter.grad = torch.full_like(parameter, 7.0)
+        before, clean, random_state = copy.deepcopy(model.state_dict()), x.clone(), torch.get_rng_state()
+        build(name)(model, x, y, threat, rng=seeded(0))
+        assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+        assert parameters[0].grad is None
+        assert [parameter.requires_grad for parameter in parameters] == [False] + [True] * (len(parameters) - 1)
+        assert all(torch.equal(p.grad, torch.full_like(p, 7.0)) for p in parameters[1:] if p.grad is not None)
+        assert all(parameter.grad is not None for parameter in parameters[1:])
+        assert not any(module.training for module in model.modules())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert torch.equal(x, clean)
+        assert torch.equal(random_state, torch.get_rng_state())
+
+    def test_is_the_same_twice_and_under_no_grad(self, name: str, norm: str) -> None:
+        model, x, y, threat = small_case(norm)
+        first = build(name)(model, x, y, threat, rng=seeded(0))
+        assert torch.equal(first, build(name)(model, x, y, threat, rng=seeded(0)))
+        with torch.no_grad():
+            assert torch.equal(first, build(name)(model, x, y, threat, rng=seeded(0)))
+
+    @pytest.mark.parametrize("classes", [2, 5])
+    def test_breaks_no_more_of_a_linear_model_than_can_be_broken(self, name: str, norm: str, classes: int) -> None:
+        model, x, y, threat, breakable = linear_case(classes, norm)
+        found = broken(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
+        assert not (found & ~breakable).any()
+        assert found[model.distance(x, y, norm) == 0].all()
+
+    def test_breaks_all_of_a_linear_model_that_can_be_broken(self, name: str, norm: str) -> None:
+        model, x, y, threat, breakable = linear_case(2, norm)
+        found = broken(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
+        if name in WITHOUT_GRADIENTS:  # these need not find everything, but more than the clean errors
+            assert found.sum() > (model.distance(x, y, norm) == 0).sum()
+        else:
+            assert torch.equal(found, breakable)
+
+    def test_log_probabilities_break_as_easily_as_logits(self, name: str, norm: str) -> None:
+        model, x, y, threat, _ = linear_case(5, norm)
+        plain = build_for_linear(name)(model, x, y, threat, rng=seeded(0))
+        logged = build_for_linear(name)(lambda images: model(images).log_softmax(1), x, y, threat, rng=seeded(0))
+        assert torch.equal(broken(model, plain, y), broken(model, logged, y))
+
+    def test_a_ball_of_radius_0_holds_the_clean_image_alone(self, name: str, norm: str) -> None:
+        model, x, y, _ = small_case(norm)
+        x_adv = build(name)(model, x, y, ThreatModel(norm=norm, eps=0.0), rng=seeded(0))  # type: ignore[arg-type]
+        assert torch.equal(x_adv, x)
+
+    def test_takes_one_image_and_none(self, name: str, norm: str) -> None:
+        model, x, y, threat = small_case(norm)
+        assert build(name)(model, x[1:2], y[1:2], threat, rng=seeded(0)).shape == x[1:2].shape
+        assert build(name)(model, x[:0], y[:0], threat, rng=seeded(0)).shape == x[:0].shape
+
+    def test_takes_grey_oblong_and_double_images(self, name: str, norm: str) -> None:
+        threat = ThreatModel(norm=norm, eps=NORMS[norm])  # type: ignore[arg-type]
+        weight = torch.randn(3, 20, generator=seeded(4), dtype=torch.float64)
+
+        def model(images: Tensor) -> Tensor:
+            return images.flatten(1) @ weight.T
+
+        x = torch.rand(3, 1, 4, 5, generator=seeded(5), dtype=torch.float64)
+        x_adv = build(name)(model, x, model(x).argmax(1), threat, rng=seeded(0))
+        assert x_adv.dtype == x.dtype
+        assert x_adv.shape == x.shape
+
+    def test_leaves_alone_a_batch_that_is_wrong_as_it_is(self, name: str, norm: str) -> None:
+        model, x, _, threat, _ = linear_case(2, norm)
+        wrong = 1 - model(x).argmax(1)
+        assert broken(model, build_for_linear(name)(model, x, wrong, threat, rng=seeded(0)), wrong).all()
+
+
+@pytest.mark.parametrize("name", sorted(attacks.plugs))
+def test_refuses_images_outside_the_box(name: str) -> None:
+    model, x, y, threat = small_case("linf")
+    with pytest.raises(InputError, match=r"images must lie in \[0, 1\], got"):
+        build_for_linear(name)(model, 2 * x, y, threat, rng=seeded(0))
+
+
+@pytest.mark.parametrize("name", sorted(attacks.plugs))
+def test_has_a_label(name: str) -> None:
+    assert build(name).label
+    assert dataclasses.replace(build(name), label="mine").label == "mine"

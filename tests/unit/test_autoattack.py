@@ -1,0 +1,229 @@
+"""AutoAttack: its parts, who broke what, few classes, and the same broken images as the authors' code."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemble.attacks import attacks
+from sparsemble.attacks.apgd import APGD
+from sparsemble.attacks.apgd_focused import APGDFocused, way_left
+from sparsemble.attacks.apgd_targeted import APGDTargeted
+from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.losses.cross_entropy import CrossEntropy
+from sparsemble.attacks.losses.dlr import DLR
+from sparsemble.attacks.losses.margin import Margin
+from sparsemble.attacks.square import Square
+from sparsemble.core.errors import InputError
+from sparsemble.core.passes import count_passes
+from sparsemble.core.registry import describe
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import seeded
+
+CLASSES = 6
+
+
+def small_net(classes: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(classes)
+        return nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, classes)
+        )
+
+
+def patterns(count: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images of one faint pattern a class, in noise."""
+    prototypes = torch.rand(classes, 2, 8, 8, generator=seeded(100))
+    y = torch.arange(count) % classes
+    noise = torch.rand(count, 2, 8, 8, generator=seeded(seed))
+    return 0.5 * prototypes[y] + 0.5 * noise, y
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    model = small_net(CLASSES)
+    x, y = patterns(240, CLASSES, seed=1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).argmax(1)
+
+
+def kinds(parts: tuple[object, ...]) -> list[str]:
+    return [type(part).__name__ for part in parts]
+
+
+def test_parts_are_the_published_ones() -> None:
+    standard = AutoAttack().parts(10)
+    assert standard[0] == APGD(steps=100, loss=CrossEntropy())
+    assert standard[1] == APGDTargeted(steps=100, targets=9)
+    assert standard[-1] == Square(queries=5000, rescale=False)
+    plus = AutoAttack(variant="plus").parts(10)
+    assert plus[:2] == (APGD(restarts=5), APGD(restarts=5, loss=DLR()))
+    assert AutoAttack(variant="rand").parts(10) == (APGD(eot=20), APGD(eot=20, loss=DLR()))
+    assert AutoAttack(variant="rand").parts(2)[1] == APGD(eot=20, loss=Margin())
+
+
+def test_labels_name_variant_and_mode() -> None:
+    assert AutoAttack().label == "autoattack"
+    assert AutoAttack(mode="fast").label == "autoattack-fast"
+    assert AutoAttack(variant="rand").label == "autoattack-rand"
+    assert AutoAttack(label="mine").label == "mine"
+    assert attacks.build({"name": "autoattack", "mode": "fast"}) == AutoAttack(mode="fast")
+    assert describe(AutoAttack(), versions=True)["variant"] == "standard"
+    with pytest.raises(InputError, match="fast"):
+        AutoAttack(variant="plus", mode="fast")
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_cascade_says_which_part_broke_each_image(trained, mode) -> None:
+    x, y = patterns(40, CLASSES, seed=2)
+    y = answers(trained, x)
+    y[3] = (y[3] + 1) % CLASSES
+    attack, threat = AutoAttack(mode=mode), ThreatModel(eps=0.1)
+    x_adv, broken_by = attack.cascade(trained, x, y, threat, rng=seeded(0))
+    assert broken_by[3] == -2
+    assert torch.equal(x_adv[3], x[3])
+    assert torch.equal(answers(trained, x_adv) == y, broken_by == -1)
+    assert set(broken_by.tolist()) - {-1, -2} <= set(range(len(attack.parts(CLASSES))))
+    assert torch.equal(attack(trained, x, y, threat, rng=seeded(0)), x_adv)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_works_for_any_number_of_classes(classes, norm, mode) -> None:
+    model = small_net(classes)
+    x, _ = patterns(6, classes, seed=4)
+    y, threat = answers(model, x), ThreatModel(norm=norm, eps=1.0)
+    x_adv = AutoAttack(mode=mode)(model, x, y, threat, rng=seeded(0))
+    assert (answers(model, x_adv) != y).all()
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_never_weaker_than_its_first_part(trained, mode) -> None:
+    x, y = patterns(24, CLASSES, seed=5)
+    threat = ThreatModel(eps=0.05)
+    first = answers(trained, APGD()(trained, x, y, threat, rng=seeded(0))) == y
+    whole = answers(trained, AutoAttack(mode=mode)(trained, x, y, threat, rng=seeded(0))) == y
+    assert 3 < first.sum() < 21
+    assert not (whole & ~first).any()
+
+
+def test_log_probabilities_change_nothing(trained) -> None:
+    x, y = patterns(30, CLASSES, seed=6)
+    threat = ThreatModel(eps=0.05)
+    same = nn.Sequential(trained, nn.LogSoftmax(1))
+    for attack in (AutoAttack(mode="fast"), APGDTargeted()):
+        left, right = (answers(trained, attack(m, x, y, threat, rng=seeded(0))) == y for m in (trained, same))
+        assert (left != right).sum() <= 1
+
+
+def test_model_stays_as_found(trained) -> None:
+    x, y = patterns(12, CLASSES, seed=7)
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    trained.zero_grad()
+    AutoAttack(mode="fast")(trained, x, y, ThreatModel(eps=0.05), rng=seeded(0))
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in trained.parameters())
+    assert not trained.training
+
+
+def masked(model: nn.Module) -> nn.Module:
+    """Hide the gradient behind steps too fine to matter."""
+
+    class Steps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = model(x)
+            return (logits * 200).round() / 200 + 0 * x.sum()
+
+    return Steps()
+
+
+def test_fast_falls_back_where_gradients_are_masked(trained) -> None:
+    x, y = patterns(10, CLASSES, seed=8)
+    threat = ThreatModel(eps=0.1)
+    y = answers(trained, x)
+    model = masked(trained)
+    exact, fast = (
+        answers(model, AutoAttack(mode=mode)(model, x, y, threat, rng=seeded(0))) != y for mode in ("exact", "fast")
+    )
+    assert exact.sum() > 6
+    assert (exact & ~fast).sum() <= 1
+
+
+def test_fast_takes_a_fraction_of_the_passes(trained) -> None:
+    x, y = patterns(12, CLASSES, seed=9)
+    y, threat = answers(trained, x), ThreatModel(eps=0.03)
+    cost = {}
+    for mode in ("exact", "fast"):
+        with count_passes(trained) as passes:
+            AutoAttack(mode=mode)(trained, x, y, threat, rng=seeded(0))
+        cost[mode] = passes.total
+    assert cost["fast"] < 0.2 * cost["exact"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_breaks_the_same_images_as_the_reference(trained, norm) -> None:
+    reference = pytest.importorskip("pyautoattack.autopgd_base")
+    x, y = patterns(120, CLASSES, seed=10)
+    y, eps = answers(trained, x), {"linf": 0.05, "l2": 0.5}[norm]
+    theirs = {
+        "apgd": reference.APGDAttack(trained, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], device="cpu"),
+        "apgd_targeted": reference.APGDAttack_targeted(
+            trained, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], device="cpu", n_target_classes=5
+        ),
+    }
+    for name, other in theirs.items():
+        with torch.random.fork_rng():
+            right = answers(trained, other.perturb(x, y)) == y
+        ours = attacks.build(name)
+        with count_passes(trained) as passes:
+            left = answers(trained, ours(trained, x, y, ThreatModel(norm=norm, eps=eps), rng=seeded(0))) == y
+        with count_passes(trained) as most, torch.random.fork_rng():
+            other.perturb(x, y)
+        assert 20 < right.sum() < 100
+        assert (left != right).sum() <= 2
+        assert passes.total <= most.total
+
+
+def test_focused_walks_as_far_as_targeted_ones_at_less_cost(trained) -> None:
+    x, y = patterns(80, CLASSES, seed=11)
+    y, threat = answers(trained, x), ThreatModel(eps=0.05)
+    standing, cost = {}, {}
+    for name, attack in {"focused": APGDFocused(), "targeted": APGDTargeted()}.items():
+        with count_passes(trained) as passes:
+            standing[name] = answers(trained, attack(trained, x, y, threat, rng=seeded(0))) == y
+        cost[name] = passes.total
+    assert 10 < standing["targeted"].sum() < 70
+    assert (standing["focused"] & ~standing["targeted"]).sum() <= 1
+    assert cost["focused"] < 0.7 * cost["targeted"]
+
+
+def test_focused_gives_long_walks_to_near_targets_only(trained) -> None:
+    x, y = patterns(10, CLASSES, seed=12)
+    y, threat = answers(trained, x), ThreatModel(eps=1e-6)
+    for reach, long in ((1e-9, 0), (1e9, CLASSES - 1)):
+        attack = APGDFocused(glance=3, steps=7, reach=reach)
+        with count_passes(trained) as passes:
+            attack(trained, x, y, threat, rng=seeded(0))
+        assert passes.forward == 10 * (1 + 4 * (CLASSES - 1) + 8 * long)
+        assert passes.backward == 10 * (3 * (CLASSES - 1) + 7 * long)
+
+
+def test_way_left_is_a_share_of_the_way_come() -> None:
+    behind, margin = torch.tensor([4.0, 4.0, 4.0, 4.0]), torch.tensor([-1.0, -2.0, -4.0, -5.0])
+    torch.testing.assert_close(way_left(behind, margin), torch.tensor([1 / 3, 1.0, float("inf"), float("inf")]))
+
+
+@pytest.mark.parametrize("settings", [{"glance": 0}, {"steps": 0}, {"targets": 0}, {"reach": 0.0}], ids=str)
+def test_bad_settings_are_refused(settings) -> None:
+    with pytest.raises(InputError):
+        APGDFocused(**settings)

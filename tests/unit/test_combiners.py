@@ -1,0 +1,110 @@
+"""Combiners against their formulas, and what an attacker's gradient finds behind each of them."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsemble.ensemble  # noqa: F401 (fills the registries)
+from sparsemble.attacks.losses.cross_entropy import CrossEntropy
+from sparsemble.attacks.losses.loss import AttackLoss
+from sparsemble.attacks.losses.margin import Margin
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Combiner, combiners
+from sparsemble.core.types import MemberLogits, seeded
+from sparsemble.ensemble.combiners.maximum import Maximum
+from sparsemble.ensemble.combiners.mean_logit import MeanLogit
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.combiners.soft_vote import SoftVote
+
+
+def sure_logits(members: int, images: int, lead: float, classes: int = 5) -> MemberLogits:
+    """Return logits of members that agree on class 0, ahead of the others by about `lead`."""
+    logits = torch.randn(members, images, classes, generator=seeded(members))
+    logits[..., 0] += lead
+    return logits
+
+
+def probabilities(logits: Tensor) -> list[list[float]]:
+    """Softmax of each member on one image, with plain loops."""
+    found = []
+    for row in logits.tolist():
+        weights = [math.exp(value) for value in row]
+        found.append([weight / sum(weights) for weight in weights])
+    return found
+
+
+def normal(row: list[float]) -> list[float]:
+    return [value / sum(row) for value in row]
+
+
+def literal(combine: Combiner, logits: Tensor) -> list[float]:
+    """Return what the combiner should give on one image, as probabilities."""
+    if combine == MeanLogit():
+        product = [math.prod(column) ** (1 / len(logits)) for column in zip(*probabilities(logits), strict=True)]
+        return normal(product)
+    if combine == Maximum():
+        return normal([max(column) for column in zip(*probabilities(logits), strict=True)])
+    sharp = logits / combine.temperature if isinstance(combine, SoftVote) else logits
+    return normal([sum(column) for column in zip(*probabilities(sharp), strict=True)])
+
+
+@pytest.mark.parametrize("combine", [MeanProbability(), MeanLogit(), Maximum(), SoftVote(), SoftVote(temperature=0.2)])
+class TestEveryFormula:
+    @pytest.mark.parametrize("members", [1, 2, 4])
+    def test_is_its_formula_and_a_distribution(self, combine: Combiner, members: int) -> None:
+        logits = torch.randn(members, 6, 5, generator=seeded(0), dtype=torch.float64) * 3
+        combined = combine(logits)
+        expected = torch.tensor([literal(combine, logits[:, i]) for i in range(6)], dtype=torch.float64)
+        torch.testing.assert_close(combined.exp(), expected)
+        torch.testing.assert_close(combined.logsumexp(1), torch.zeros(6, dtype=torch.float64))
+
+    def test_adding_to_all_logits_of_a_member_changes_nothing(self, combine: Combiner) -> None:
+        logits = torch.randn(3, 6, 5, generator=seeded(1))
+        moved = logits + torch.randn(3, 6, 1, generator=seeded(2)) * 10
+        torch.testing.assert_close(combine(moved), combine(logits), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("loss", [CrossEntropy(), Margin()], ids=lambda loss: loss.name)
+    @pytest.mark.parametrize("lead", [0.0, 10.0, 40.0])
+    @pytest.mark.parametrize("members", [1, 2, 3, 4])
+    def test_no_sure_image_hides_its_gradient(
+        self, combine: Combiner, loss: AttackLoss, lead: float, members: int
+    ) -> None:
+        if isinstance(combine, SoftVote) and combine.temperature < 0.5 and lead == 40:
+            pytest.skip("its docstring says so")
+        logits = sure_logits(members, 50, lead).requires_grad_()
+        combined = combine(logits)
+        y = combined.detach().argmax(1)
+        assert lead == 0 or (y == 0).all()
+        (gradient,) = torch.autograd.grad(loss(combined, combined.detach(), y).sum(), logits)
+        assert gradient.isfinite().all()
+        assert (gradient.abs().amax((0, 2)) > 0).all()
+        # Up the gradient lies a worse image: the loss rises to first order.
+        assert (gradient[..., 0].sum(0) < 0).all() if lead else True
+
+
+def test_they_disagree_where_they_should() -> None:
+    """One member sure of class 0, two a little for class 1."""
+    logits = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6]]).log()[:, None]
+    assert MeanProbability()(logits).argmax() == 0
+    assert MeanLogit()(logits).argmax() == 0
+    assert Maximum()(logits).argmax() == 0
+    assert SoftVote(temperature=0.05)(logits).argmax() == 1
+    sure = torch.tensor([[0.999, 0.001], [0.2, 0.8], [0.2, 0.8]]).log()[:, None]
+    assert MeanProbability()(sure).argmax() == 1
+    assert MeanLogit()(sure).argmax() == 0  # a product lets one member veto
+
+
+def test_a_cold_soft_vote_counts_votes_and_a_warm_one_averages() -> None:
+    logits = torch.randn(5, 200, 4, generator=seeded(3)) * 2
+    votes = torch.nn.functional.one_hot(logits.argmax(-1), 4).float().mean(0)
+    cold = SoftVote(temperature=1e-4)(logits).exp()
+    torch.testing.assert_close(cold, votes, rtol=0, atol=0.01)
+    torch.testing.assert_close(SoftVote(temperature=1.0)(logits), MeanProbability()(logits))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5, math.nan])
+def test_refuses_a_temperature_that_is_no_vote(temperature: float) -> None:
+    with pytest.raises(InputError, match="must be above 0 and at most 1"):
+        combiners.build({"name": "soft_vote", "temperature": temperature})

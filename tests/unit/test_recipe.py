@@ -1,0 +1,302 @@
+"""The strict reader and the recipe of a run: what is refused and with which words, overrides, and the way back."""
+
+import inspect
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparsemble.attacks.adaptive
+import sparsemble.data
+import sparsemble.ensemble
+import sparsemble.models
+import sparsemble.pruning
+import sparsemble.training  # noqa: F401 (imports register the plugs)
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.recipe import nearest, override, parse_toml, read, read_toml
+from sparsemble.models.resnet import ResNet
+from sparsemble.pipeline.recipe import Dynamic, Evaluate, Recipe, load_recipe, resolved, shipped
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "tests" / "end_to_end" / "smoke.toml"
+few = settings(deadline=None, max_examples=60)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oven:
+    degrees: float = 180.0
+    trays: int = 2
+    heat: Literal["top", "fan"] = "top"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cake:
+    layers: int
+    oven: Oven = Oven()
+    ovens: tuple[Oven, ...] = ()
+    shares: tuple[float, ...] = ()
+    icing: float | None = None
+
+
+class TestRead:
+    def test_makes_dataclasses_all_the_way_down(self) -> None:
+        table = {"layers": 3, "oven": {"heat": "fan"}, "ovens": [{"trays": 1}, {}], "shares": [1, "1/3"], "icing": 2}
+        expected = Cake(layers=3, oven=Oven(heat="fan"), ovens=(Oven(trays=1), Oven()), shares=(1.0, 1 / 3), icing=2.0)
+        assert read(Cake, table) == expected
+
+    @pytest.mark.parametrize(
+        ("table", "words"),
+        [
+            ({"layer": 1}, 'layer is not a known setting; did you mean "layers"?'),
+            ({"layers": 1, "oven": {"degree": 1}}, 'oven.degree is not a known setting; did you mean "degrees"?'),
+            ({"layers": 1, "ovens": [{}, {"tray": 1}]}, 'ovens[1].tray is not a known setting; did you mean "trays"?'),
+            ({"layers": 1, "oven": {"zzz": 1}}, "oven.zzz is not a known setting; known: degrees, heat, trays"),
+            ({}, "layers is missing"),
+            ({"layers": "3"}, "layers = '3' must be a whole number"),
+            ({"layers": 3.0}, "layers = 3.0 must be a whole number"),
+            ({"layers": True}, "layers = True must be a whole number"),
+            ({"layers": 1, "oven": {"heat": "fann"}}, "oven.heat = 'fann' must be one of 'top', 'fan'"),
+            ({"layers": 1, "oven": {"heat": ["fan"]}}, "oven.heat = ['fan'] must be one of 'top', 'fan'"),
+            ({"layers": 1, "oven": {"degrees": [1]}}, "oven.degrees = [1] must be a number"),
+            ({"layers": 1, "ovens": {}}, "ovens = {} must be a list"),
+            ({"layers": 1, "shares": [0.1, None]}, "shares[1] = None must be a number"),
+            ({"layers": 1, "icing": "much"}, 'icing = "much" is not a number or a fraction such as "8/255"'),
+        ],
+    )
+    def test_refuses_with_the_path_the_value_and_what_would_be_right(self, table, words) -> None:
+        with pytest.raises(InputError) as refused:
+            read(Cake, table)
+        assert str(refused.value) == words
+
+    def test_what_is_no_table_is_refused(self) -> None:
+        """In a process of its own: the type checker of the tests would refuse it first."""
+        script = (
+            "from sparsemble.core.recipe import read\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
+            f"{inspect.getsource(Oven)}{inspect.getsource(Cake)}"
+            "for table in ([1], 'layers = 3', None, {'layers': 1, 'oven': 180}, {'layers': 1, 'ovens': [3]}):\n"
+            "    try: print(read(Cake, table, 'cake'))\n"
+            "    except ValueError as error: print(error)\n"
+        )
+        result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert result.stdout.splitlines() == [
+            "cake must be a table, got [1]",
+            "cake must be a table, got 'layers = 3'",
+            "cake must be a table, got None",
+            "cake.oven must be a table, got 180",
+            "cake.ovens[0] must be a table, got 3",
+        ]
+
+    @given(st.integers(-999, 999), st.integers(1, 999))
+    @few
+    def test_a_fraction_is_read_as_the_nearest_float(self, top, bottom) -> None:
+        for text in (f"{top}/{bottom}", f" {top} / {bottom} "):
+            assert read(Oven, {"degrees": text}).degrees == float(Fraction(top, bottom))
+
+    def test_a_number_in_quotes_is_read_too(self) -> None:
+        assert read(Oven, {"degrees": "0.25"}).degrees == 0.25
+        assert read(Oven, {"degrees": "1e-3"}).degrees == 1e-3
+
+    @pytest.mark.parametrize("text", ["8/0", "8//255", "8/255/2", "eight", "", "inf", "nan", "0x8", "8,5"])
+    def test_what_is_no_fraction_is_refused(self, text) -> None:
+        with pytest.raises(InputError, match=r'degrees = ".*" is not a number or a fraction such as "8/255"'):
+            read(Oven, {"degrees": text})
+
+    @pytest.mark.xfail(strict=True, reason="OverflowError instead of a sentence", raises=OverflowError)
+    @pytest.mark.parametrize("value", ["1e999", 10**400], ids=["text", "number"])
+    def test_a_number_beyond_floats_is_refused(self, value) -> None:
+        with pytest.raises(InputError, match="degrees"):
+            read(Oven, {"degrees": value})
+
+
+class TestNearest:
+    def test_offers_the_nearest_name_or_all(self) -> None:
+        assert nearest("epoch", ["epochs", "rate"]) == '; did you mean "epochs"?'
+        assert nearest("zzz", ["b", "a"]) == "; known: a, b"
+
+
+class TestToml:
+    def test_a_fault_names_the_file_and_its_place(self, tmp_path: Path) -> None:
+        path = tmp_path / "broken.toml"
+        path.write_text("seed = 0\nsparsity = = 1\n", "utf-8")
+        with pytest.raises(InputError, match=r"broken\.toml is not valid TOML: .*line 2"):
+            read_toml(path)
+        path.write_bytes(b"\xff\xfe")
+        with pytest.raises(InputError, match=r"broken\.toml cannot be read as a TOML file"):
+            read_toml(path)
+        for missing in (tmp_path / "none.toml", tmp_path):
+            with pytest.raises(InputError, match="cannot be read as a TOML file"):
+                read_toml(missing)
+
+    def test_is_read_as_it_stands(self) -> None:
+        assert parse_toml("a = 1\n[b]\nc = [1.5, 'x']", "here") == {"a": 1, "b": {"c": [1.5, "x"]}}
+
+
+class TestOverride:
+    @pytest.mark.parametrize(
+        ("setting", "expected"),
+        [
+            ("seed=7", 7),
+            ("seed = 7 ", 7),
+            ("seed=0.5", 0.5),
+            ("seed=1e-3", 1e-3),
+            ("seed=true", True),
+            ("seed='a b'", "a b"),
+            ('seed="8/255"', "8/255"),
+            ("seed=8/255", "8/255"),
+            ("seed=resnet18", "resnet18"),
+            ("seed=a=b", "a=b"),
+            ("seed=", ""),
+            ("seed=[1, 2]", [1, 2]),
+            ("seed={name = 'pgd', steps = 5}", {"name": "pgd", "steps": 5}),
+        ],
+    )
+    def test_values_are_toml_and_bare_words_texts(self, setting, expected) -> None:
+        found = override({"seed": 0, "other": 1}, [setting])
+        assert found == {"seed": expected, "other": 1}
+        assert type(found["seed"]) is type(expected)
+
+    def test_paths_lead_into_tables_making_those_that_are_missing(self) -> None:
+        table = {"train": {"epochs": 3, "schedule": {"rate": 0.1}}}
+        found = override(table, ["train.schedule.rate=0.2", "evaluate.images=9", "train.epochs=4"])
+        assert found == {"train": {"epochs": 4, "schedule": {"rate": 0.2}}, "evaluate": {"images": 9}}
+
+    def test_a_plug_given_by_its_name_becomes_a_table(self) -> None:
+        assert override({"model": "resnet18"}, ["model.width=8"]) == {"model": {"name": "resnet18", "width": 8}}
+
+    def test_the_last_of_two_wins(self) -> None:
+        assert override({}, ["a.b=1", "a.b=2"]) == {"a": {"b": 2}}
+
+    def test_leaves_the_table_as_found(self) -> None:
+        table = {"a": {"b": [1, {"c": 2}]}, "model": "tiny"}
+        found = override(table, ["a.b=3", "a.d=4", "model.width=2"])
+        found["a"]["e"] = 5
+        assert table == {"a": {"b": [1, {"c": 2}]}, "model": "tiny"}
+
+    @pytest.mark.parametrize("setting", ["seed", "", "=1", ".seed=1", "train.=1", "a..b=1"])
+    def test_what_is_no_setting_is_refused(self, setting) -> None:
+        with pytest.raises(InputError, match="must have the form key=value, as in --set train"):
+            override({"seed": 0}, [setting])
+
+    @pytest.mark.parametrize("inner", [3, [1], True])
+    def test_a_path_through_a_value_is_refused(self, inner) -> None:
+        with pytest.raises(InputError, match=r'--set "seed\.deep=1": seed is .* not a table'):
+            override({"seed": inner}, ["seed.deep=1"])
+
+
+def smoke(*changes: str) -> Recipe:
+    return load_recipe(str(SMOKE), changes)[1]
+
+
+class TestRecipe:
+    @pytest.mark.parametrize("name", ["digits", str(SMOKE)])
+    def test_written_out_it_reads_back_to_the_same(self, name: str, tmp_path: Path) -> None:
+        _, recipe = load_recipe(name)
+        path = tmp_path / "resolved.toml"
+        path.write_text(tomli_w.dumps(resolved(recipe)), "utf-8")
+        title, again = load_recipe(str(path))
+        assert title == "resolved"
+        assert again == recipe
+        assert resolved(again) == resolved(recipe)
+
+    def test_written_out_it_spells_every_default_and_no_alias(self) -> None:
+        table = resolved(smoke("model=resnet18", "dynamic={}"))
+        assert table["model"] == {"name": "resnet", "depth": 18, "width": 64, "stem": "cifar"}
+        assert table["dynamic"]["max_accuracy_drop"] == Dynamic().max_accuracy_drop
+        assert table["dynamic"]["stop"]["name"] == "die"
+        assert table["train"]["probe_every"] == 1
+
+    @given(st.floats(1e-6, 1.0), st.floats(0.0, 0.999))
+    @few
+    def test_no_digit_of_a_number_is_lost(self, eps: float, sparsity: float) -> None:
+        recipe = replace(BASE, sparsity=sparsity, threat=replace(BASE.threat, eps=eps))
+        assert read(Recipe, parse_toml(tomli_w.dumps(resolved(recipe)), "here")) == recipe
+
+    def test_a_fraction_is_read_as_one(self) -> None:
+        assert smoke("threat.eps='8/255'").threat.eps == 8 / 255
+        assert smoke("threat.eps=8/255").threat.eps == 8 / 255
+
+    def test_settings_reach_their_places(self) -> None:
+        recipe = smoke("seed=9", "train.epochs=5", "model.width=2", "train.objective.attack.steps=4")
+        assert (recipe.seed, recipe.train.epochs, recipe.model.width) == (9, 5, 2)
+        assert recipe.train.objective.attack.steps == 4
+        assert recipe == replace(smoke(*("train.epochs=5", "model.width=2", "train.objective.attack.steps=4")), seed=9)
+        assert smoke("model=resnet34").model == ResNet(depth=34)
+
+    @pytest.mark.parametrize(
+        ("setting", "words"),
+        [
+            ("train.schedule.rte=1", 'train.schedule.rte is not a known setting; did you mean "rate"?'),
+            ("trane.epochs=1", 'trane is not a known setting; did you mean "train"?'),
+            ("train.objective=mad", 'train.objective = "mad" is not a known objective; did you mean "madry"?'),
+            (
+                "evaluate.attacks=['pgd', 'pdg']",
+                'evaluate.attacks[1] = "pdg" is not a known attack; did you mean "pgd"?',
+            ),
+            ("evaluate.attacks=[{name='pgd', step=1}]", "evaluate.attacks[0].step is not a known setting"),
+            ("train.objective.attack.steps=0", "train.objective.attack: steps = 0"),
+            ("sparsity='80 %'", 'sparsity = "80 %" is not a number'),
+            ("train.schedule.momentum=1", "train.schedule: momentum = 1"),
+            ("threat.norm=linff", "threat.norm = 'linff' must be one of 'linf', 'l2'"),
+            ("seed=0.5", "seed = 0.5 must be a whole number"),
+            ("prune.scores=nis", "prune.scores = 'nis' must be a list"),
+            ("prune.scores=['nis', 'nis']", "prune: scores names one twice: nis, nis"),
+            ("prune.scores=[]", "prune: scores is empty"),
+            ("dynamic.max_accuracy_drop=1", "dynamic: max_accuracy_drop = 1 must lie in [0, 1)"),
+            ("evaluate.curve_eps=[0.1, 0.2]", "evaluate: curve_eps must rise from 0"),
+            ("evaluate.curve_eps=[0, 0.2, 0.2]", "evaluate: curve_eps must rise from 0"),
+            ("evaluate.attacks=['pgd', 'pgd']", "evaluate: attacks must have different labels"),
+        ],
+    )
+    def test_a_bad_setting_is_refused_with_its_path(self, setting, words) -> None:
+        with pytest.raises(InputError) as refused:
+            smoke(setting)
+        assert str(refused.value).startswith(words)
+
+    def test_a_missing_part_is_named(self, tmp_path: Path) -> None:
+        table = parse_toml(SMOKE.read_text("utf-8"), "smoke")
+        for part in ("sparsity", "data", "model", "threat", "train", "prune", "ensemble"):
+            with pytest.raises(InputError, match=f"^{part} is missing$"):
+                read(Recipe, {key: value for key, value in table.items() if key != part})
+        assert read(Recipe, {key: value for key, value in table.items() if key != "evaluate"}).evaluate == Evaluate()
+
+    def test_is_named_after_its_file_or_its_folder(self, tmp_path: Path) -> None:
+        run = tmp_path / "yesterday"
+        run.mkdir()
+        for path, title in ((run / "recipe.toml", "yesterday"), (run / "other.toml", "other"), (run / "bare", "bare")):
+            path.write_text(SMOKE.read_text("utf-8"), "utf-8")
+            assert load_recipe(str(path)) == (title, BASE)
+        assert load_recipe("digits")[0] == "digits"
+        with pytest.raises(InputError, match=r'"digts" is neither a recipe nor a \.toml file; did you mean "digits"\?'):
+            load_recipe("digts")
+
+    def test_every_shipped_recipe_is_good(self) -> None:
+        assert "digits" in shipped()
+        for name in shipped():
+            assert load_recipe(name)[0] == name
+
+    def test_pool_is_every_score_on_every_share(self) -> None:
+        recipe = smoke("prune.shares=4", "prune.scores=['nis', 'erm']")
+        assert [(score.name, j) for score, j in recipe.prune.pool] == [
+            (name, j) for name in ("nis", "erm") for j in (1, 2, 3)
+        ]
+        assert [j for _, j in smoke("prune.shares=1").prune.pool] == [1] * 4
+
+    @pytest.mark.parametrize(("sparsity", "team_size", "expected"), [(0.8, 4, 0.95), (0.5, 2, 0.75), (0.0, 2, 0.5)])
+    def test_member_sparsity_counts_the_whole_team(self, sparsity, team_size, expected) -> None:
+        recipe = replace(BASE, sparsity=sparsity, team_size=team_size)
+        assert recipe.member_sparsity == pytest.approx(expected)
+
+    def test_same_attack_twice_needs_labels(self) -> None:
+        attacks = "evaluate.attacks=[{name='pgd', label='first'}, {name='pgd', label='second'}]"
+        assert smoke(attacks).evaluate.attacks == (PGD(label="first"), PGD(label="second"))
+
+
+BASE = smoke()

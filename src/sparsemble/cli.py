@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -36,6 +36,7 @@ Workers = Annotated[
     int, typer.Option("--workers", help="Worker processes; 0: one a core, at most 4, and one on a GPU.")
 ]
 Engine = Annotated[str, typer.Option("--engine", help="Who runs the stages: local.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 COMMANDS = {
@@ -45,7 +46,6 @@ COMMANDS = {
     "select": ("select", "Choose the team, making what it is chosen from where that is missing."),
     "ensemble": ("ensemble", "Train the team together, making what it needs where that is missing."),
     "calibrate": ("calibrate", "Set the stopping rule of the team, making what it needs where that is missing."),
-    "evaluate": ("evaluate", "Attack every row of the result table, making what it needs where that is missing."),
     "report": ("report", "Write the report of a recipe's run, making what it needs where that is missing."),
 }
 
@@ -131,6 +131,107 @@ def _run(
     else:
         for artifact in artifacts:
             typer.echo(str(artifact.path))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A run's folder, one of its artifacts, a .safetensors file (with --model), file.py:factory, or a "
+            "recipe (then every row of its table).",
+        ),
+    ],
+    row: Annotated[str, typer.Option("--row", help="Row of a run's table; team_dynamic unless given.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Architecture of a .safetensors file, as in resnet18.")] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="Data set, a table in TOML, or an .npz file; the target's own unless given.")
+    ] = "",
+    attacks: Annotated[
+        str, typer.Option("--attacks", help="Names with commas between them, or a list in TOML.")
+    ] = "autoattack",
+    eps: Annotated[str, typer.Option("--eps", help="As in 8/255; the target's own unless given.")] = "",
+    norm: Annotated[str, typer.Option("--norm", help="linf or l2; the target's own unless given.")] = "",
+    images: Annotated[int, typer.Option("--images", help="Test images, drawn stratified; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the attacks.")] = 0,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive/--no-adaptive", help="Add all attacks on teams and stopping rules.")
+    ] = True,
+    search: Annotated[str, typer.Option("--search", help="float32 or bfloat16; float32 always decides.")] = "float32",
+    shard: Annotated[int, typer.Option("--shard", help="Images attacked at once and kept together.")] = 100,
+    out: Out = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Attack a classifier, check the evaluation, and say how far to believe it.
+
+    Examples: [bold]sparsemble evaluate runs/digits[/], [bold]sparsemble evaluate mine.py:model --data cifar10[/]
+    """
+    _need_train("evaluate")
+    from sparsemble.pipeline import evaluate_command as command
+    from sparsemble.pipeline.recipe import shipped
+
+    if target.endswith(".toml") or (target in shipped() and not Path(target).exists()):
+        _run(target, out, [f"seed={seed}"] if seed else [], device, 0, "local", quiet, "evaluate")
+        return
+    asked = command.Asked(
+        target=target,
+        row=row,
+        model=model,
+        data=data,
+        attacks=attacks,
+        eps=eps,
+        norm=norm,
+        images=images,
+        seed=seed,
+        adaptive=adaptive,
+        search=search,
+        shard=shard,
+        out=out,
+        device=device,
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console(stderr=True, quiet=quiet)
+    plan = command.prepare(asked)
+    try:
+        result = command.run(plan, shlex.join(["sparsemble", *sys.argv[1:]]), console)
+    except KeyboardInterrupt:
+        _say(console, f"stopped; finished shards are kept in {plan.folder}, run the same command to go on")
+        raise typer.Exit(1) from None
+    _show_result(result, plan.folder, "evaluation", json, quiet)
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="Files that evaluate left.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for a page; none unless given.")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Set evaluations side by side: intervals, and paired tests on the same images.
+
+    Example: [bold]sparsemble compare dense/evaluation.json team/evaluation.json[/]
+    """
+    _need_train("compare")
+    from sparsemble.pipeline.compare_command import compare_files
+
+    found = compare_files(results, out)
+    _show_result(found, out, "comparison", json, False)
+
+
+def _show_result(result: dict[str, Any], folder: Path | None, kind: str, json: bool, quiet: bool) -> None:
+    """Print a result as a table or as JSON, and where its page is."""
+    if json:
+        import json as format_
+
+        typer.echo(format_.dumps(result, indent=1))
+    elif not quiet:
+        from sparsemble.report import comparison_table, evaluation_table
+
+        Console().print(evaluation_table(result) if kind == "evaluation" else comparison_table(result))
+        if folder:
+            typer.echo(f"report: {folder / 'index.html'}")
 
 
 @app.command("list")

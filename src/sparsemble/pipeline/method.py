@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from sparsemble.attacks.adaptive.expectation import Expectation
 from sparsemble.attacks.adaptive.prefix import Prefix
-from sparsemble.attacks.adaptive.surrogate import Surrogate
+from sparsemble.attacks.adaptive.suite import full_suite
+from sparsemble.attacks.adaptive.team_attack import TeamAttack
+from sparsemble.attacks.adaptive.through import Through
 from sparsemble.attacks.adaptive.whole import Whole
 from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import combiners
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Task, dataset
@@ -30,6 +32,10 @@ COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "re
 """The stages that the command line can stop after."""
 
 
+MADE = ("dense", "select", "team", "stop", "harp", "small_dense")
+"""Roles of the tasks between the pool and the attacks, in the order in which they start."""
+
+
 class Method(NamedTuple):
     """The tasks of a run, in reading order, and where each command stops."""
 
@@ -45,13 +51,7 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         title: name of the run, for the report.
         command: what reproduces the run, for the report.
     """
-    dense = train(recipe)
-    pool = prune(recipe, dense)
-    select = choose(recipe, pool)
-    team = learn_together(recipe, pool, select)
-    stop = calibrate(recipe, team)
-    harp, small_dense = rivals(recipe, dense, select)
-    made = {"dense": dense, "small_dense": small_dense, "harp": harp, "select": select, "team": team, "stop": stop}
+    made, pool = lay_out(recipe)
     attacked = attack(recipe, made, pool)
     evaluated = evaluate(recipe, made, pool, attacked)
     latency = Task(
@@ -68,29 +68,29 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         {**made, **curves, "evaluate": evaluated, "latency": latency},
         cost=4,
     )
-    tasks = [
-        dense,
-        *pool.values(),
-        select,
-        team,
-        stop,
-        harp,
-        small_dense,
-        *attacked.values(),
-        evaluated,
-        latency,
-        report,
-    ]
+    tasks = [made["dense"], *pool.values(), *(made[name] for name in MADE[1:])]
+    tasks += [*attacked.values(), evaluated, latency, report]
     until = {
-        "train": [dense],
+        "train": [made["dense"]],
         "prune": list(pool.values()),
-        "select": [select],
-        "ensemble": [team],
-        "calibrate": [stop],
+        "select": [made["select"]],
+        "ensemble": [made["team"]],
+        "calibrate": [made["stop"]],
         "evaluate": [evaluated],
         "report": [report],
     }
     return Method(tasks, until)
+
+
+def lay_out(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
+    """Return the tasks that make models and what chooses among them, by role, and the pool of sub-models."""
+    dense = train(recipe)
+    pool = prune(recipe, dense)
+    select = choose(recipe, pool)
+    team = learn_together(recipe, pool, select)
+    stop = calibrate(recipe, team)
+    harp, small_dense = rivals(recipe, dense, select)
+    return dict(zip(MADE, (dense, select, team, stop, harp, small_dense), strict=True)), pool
 
 
 def train(recipe: Recipe) -> Task:
@@ -175,24 +175,19 @@ def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -
     """Every attack on every row, and the security curves; one task each, so that they run side by side."""
     tasks = {}
     for row in ROWS:
-        if row == "team_dynamic":
-            pairs = [(label, surrogate, recipe.evaluate.adaptive) for label, surrogate in adaptive_surrogates(recipe)]
-        else:
-            pairs = [(one.label, Whole(), one) for one in recipe.evaluate.attacks]
-        for label, surrogate, one in pairs:
+        for one in team_attacks_on(row, recipe):
             stage = AttackStage(
                 seed=recipe.seed,
                 data=recipe.data,
                 threat=recipe.threat,
                 combine=recipe.ensemble.combine,
                 row=row,
-                surrogate=surrogate,
                 attack=one,
                 images=recipe.evaluate.images,
             )
             cost = 4.0 if row.startswith("team") else 1.0
-            tasks[f"attack.{row}.{label}"] = Task(
-                f"attack {row}: {label}", stage, row_inputs(row, made, pool), cost=cost
+            tasks[f"attack.{row}.{one.label}"] = Task(
+                f"attack {row}: {one.label}", stage, row_inputs(row, made, pool), cost=cost
             )
     for row in ("dense", "harp", "team_static") if recipe.evaluate.curve_eps else ():
         curve = CurveStage(
@@ -219,17 +214,31 @@ def evaluate(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task],
         threat=recipe.threat,
         combine=recipe.ensemble.combine,
         attacks=recipe.evaluate.attacks,
-        surrogates=tuple(surrogate for _, surrogate in adaptive_surrogates(recipe)),
+        adaptive=recipe.evaluate.adaptive,
         sparsity=recipe.sparsity,
         images=recipe.evaluate.images,
     )
     return Task("evaluate", stage, {**made, **pool, **attacked}, cost=6)
 
 
-def adaptive_surrogates(recipe: Recipe) -> list[tuple[str, Surrogate]]:
-    """What the dynamic team is attacked through, beside the static team: every shorter prefix, and the expectation."""
-    prefixes = [(f"prefix{length}", Prefix(length=length)) for length in range(1, recipe.team_size)]
-    return [*prefixes, ("expectation", Expectation())]
+def team_attacks_on(row: str, recipe: Recipe) -> tuple[TeamAttack, ...]:
+    """Return the attacks on a row, none twice.
+
+    What is crafted for the static team is shown to the dynamic one, too; beside it the dynamic row is attacked where
+    it stops early: on shorter prefixes, on the expected answer, by queries, and on the stopping rule itself.
+    """
+    asked = tuple(Through(attack=one, surrogate=Whole(), label=one.label) for one in recipe.evaluate.attacks)
+    if not row.startswith("team"):
+        return asked
+    others = [combiners.build(name) for name in combiners.names() if name != recipe.ensemble.combine.name]
+    climb, queries = recipe.evaluate.adaptive, recipe.evaluate.black_box
+    static = full_suite(recipe.team_size, [climb], others, stops_early=False)
+    if row == "team_static":
+        return asked + static
+    known = {one.label for one in static}
+    everything = full_suite(recipe.team_size, [climb], others, black_box=queries)
+    first = Through(attack=climb, surrogate=Prefix(length=1)).label  # the first member alone is in `static`
+    return tuple(one for one in everything if one.label not in known | {first})
 
 
 def row_inputs(row: str, made: Mapping[str, Task], pool: Mapping[str, Task]) -> dict[str, Task]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, final
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.pgd import PGD
+from sparsemble.attacks.square import Square
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, StoppingRule
 from sparsemble.core.recipe import nearest, override, parse_toml, read, read_toml
@@ -107,10 +109,12 @@ class Dynamic:
 class Evaluate:
     """The one final measurement, on test images."""
 
-    attacks: tuple[Attack, ...] = (PGD(steps=20), PGD(steps=50, step_size=0.1, restarts=2))
+    attacks: tuple[Attack, ...] = (PGD(steps=20), PGD(steps=50, step_size=0.1, restarts=2), AutoAttack())
     """Run on every row."""
-    adaptive: Attack = PGD(steps=50, step_size=0.1, restarts=2)
-    """Run on every prefix of the team and on its expected answer."""
+    adaptive: Attack = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
+    """Run through every differentiable view of the team: members, combiners, prefixes, its expected answer."""
+    black_box: tuple[Attack, ...] = (Square(queries=1000),)
+    """Run on the deployed decision of the dynamic team."""
     images: int = 0
     """Test images, drawn stratified; 0 means all."""
     curve_eps: tuple[float, ...] = ()
@@ -145,7 +149,7 @@ class Recipe:
     data: DataSource
     model: Architecture
     threat: ThreatModel
-    held_out_attack: Attack = PGD(steps=20)
+    held_out_attack: Attack = PGD(steps=20, stop_at_success=False)
     """On held-out images: to choose epochs and the team, and to calibrate."""
     train: Train
     prune: Prune

@@ -2,27 +2,20 @@
 
 import contextlib
 import functools
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import nn
 
 from sparsemble.core.artifacts import Artifact, spec_hash
 from sparsemble.core.passes import count_passes
 from sparsemble.core.registry import Plug, Registry, describe
-from sparsemble.core.types import seeded
+from sparsemble.core.types import draw_seed, seeded
 from sparsemble.data.dataset import Dataset, DataSource
-
-
-def draw_seed(seed: int, *words: str) -> int:
-    """Turn a seed and words into a new seed; different words give independent ones."""
-    return int(np.random.default_rng([seed, zlib.crc32(" ".join(words).encode())]).integers(2**62))
 
 
 @final

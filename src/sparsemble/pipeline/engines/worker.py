@@ -21,8 +21,8 @@ import sparsemble.pruning  # noqa: F401 (imports register the plugs)
 from sparsemble.core.artifacts import PARTIAL, Artifact, explain_disk, finish
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import describe
+from sparsemble.pipeline.machine import source_revision, versions
 from sparsemble.pipeline.stage import Work, stages
-from sparsemble.pipeline.stages.report import source_revision, versions
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
 """Put the attacks of every row together: per-image unions, counts, checks."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from sparsemble.attacks.adaptive.surrogate import Surrogate
+from sparsemble.attacks.adaptive.suite import every_surrogate
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.artifacts import Artifact, write_json
+from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images
@@ -20,7 +20,7 @@ from sparsemble.evaluation.intervals import wilson
 from sparsemble.evaluation.packed import save_packed
 from sparsemble.pipeline.rows import ROWS, Row, load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.stages.attack import test_images
+from sparsemble.pipeline.stages.attack import stored_images, test_images
 from sparsemble.pruning.mask import Mask, prunable_layers
 
 EXAMPLES = 10
@@ -32,12 +32,14 @@ EXAMPLES = 10
 class EvaluateStage(WithData):
     """Score every row on clean images and on all adversarial images made for it."""
 
+    version: ClassVar[int] = 2
+
     seed: int
     threat: ThreatModel
     combine: Combiner
     attacks: tuple[Attack, ...]
-    surrogates: tuple[Surrogate, ...]
-    """What the dynamic row was attacked through."""
+    adaptive: Attack
+    """What climbed every view of the team."""
     sparsity: float
     images: int = 0
 
@@ -70,7 +72,7 @@ class EvaluateStage(WithData):
         attacked: dict[str, dict[str, Any]] = {}
         if name == "team_dynamic":
             for label, artifact in work.pool("attack.team_static").items():
-                output = predict_dynamic(row.ensemble, stored_images(artifact, work), row.stop)
+                output = predict_dynamic(row.ensemble, stored_images(artifact, work.device), row.stop)
                 answer, y = output.logits.argmax(1), test_images(dataset(self.data), self.images).labels
                 attacked[label] = {
                     "answer": answer.tolist(),
@@ -136,15 +138,16 @@ class EvaluateStage(WithData):
         row = deployed["team_dynamic"]
         x, y = split.everything()
         sets = {**work.pool("attack.team_static"), **work.pool("attack.team_dynamic")}
-        stored = {label: stored_images(artifact, work) for label, artifact in sets.items()}
-        last = self.surrogates[-1] if self.surrogates else None
-        label = list(work.pool("attack.team_dynamic"))[-1] if last else list(sets)[-1]
+        stored = {label: stored_images(artifact, work.device) for label, artifact in sets.items()}
+        label = min(sets, key=lambda one: sum(sets[one].json("outcome.json")["right"]))
         recorded = sets[label].json("outcome.json")["answer"]
+
+        views = [s(row.ensemble, row.stop) for s in every_surrogate(len(row.ensemble.members))]
 
         def decide(images: Images) -> Any:
             return predict_dynamic(row.ensemble, images, row.stop)
 
-        transferred = [stored_images(a, work) for a in work.pool("attack.dense").values()]
+        transferred = [stored_images(a, work.device) for a in work.pool("attack.dense").values()]
         on_transfer = torch.stack([decide(images).logits.argmax(1) == y for images in transferred]).all(0)
         white_box = torch.stack([v.cpu() for v in outcomes["team_dynamic"].values()]).all(0)
         attacks = [attack.label for attack in self.attacks]
@@ -153,7 +156,7 @@ class EvaluateStage(WithData):
             checks.inside_threat(list(stored.values()), x, self.threat),
             checks.returns_logits(row.ensemble, x),
             checks.repeatable(decide, x[:100]),
-            checks.gradients_flow([s(row.ensemble, row.stop) for s in self.surrogates] or [row.ensemble], x, y),
+            checks.gradients_flow(views, x, y),
             checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static team"),
             *self._curve_checks(outcomes, work),
             checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
@@ -183,7 +186,8 @@ class EvaluateStage(WithData):
 
     def _examples(self, split: Split, row: Row, work: Work) -> None:
         """Keep a few images with the adversarial ones that fooled the team, or failed to."""
-        artifact = list({**work.pool("attack.team_static"), **work.pool("attack.team_dynamic")}.values())[-1]
+        sets = work.pool("attack.team_dynamic")
+        artifact = sets[min(sets, key=lambda one: sum(sets[one].json("outcome.json")["right"]))]
         answer = torch.tensor(artifact.json("outcome.json")["answer"])
         x, y = split.everything()
         broken = (answer != y.cpu()).nonzero()[:, 0][: EXAMPLES // 2]
@@ -193,18 +197,13 @@ class EvaluateStage(WithData):
         save_file(
             {
                 "clean": x[chosen].cpu().contiguous(),
-                "adversarial": load_file(artifact.file("adversarial.safetensors"))["images"][chosen].contiguous(),
+                "adversarial": stored_images(artifact, torch.device("cpu"))[chosen].contiguous(),
                 "label": y[chosen].cpu(),
                 "clean_prediction": clean.cpu(),
                 "adversarial_prediction": answer[chosen],
             },
             work.folder / "examples.safetensors",
         )
-
-
-def stored_images(artifact: Artifact, work: Work) -> Images:
-    """Read the adversarial images of an attack stage."""
-    return load_file(artifact.file("adversarial.safetensors"))["images"].to(work.device)
 
 
 def _histogram(members_run: list[int], members: int) -> list[int]:

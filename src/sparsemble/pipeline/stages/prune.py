@@ -10,12 +10,12 @@ from torch import nn
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels
+from sparsemble.core.types import Images, Labels, draw_seed
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.models.architecture import Architecture
 from sparsemble.pipeline.learn import learn
 from sparsemble.pipeline.recipe import Prune
-from sparsemble.pipeline.stage import WithData, Work, dataset, draw_seed, stages
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import load_model, save_model
 from sparsemble.pruning.mask import KeepZero
 from sparsemble.pruning.method import Pruned, PruningContext

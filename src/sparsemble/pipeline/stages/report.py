@@ -1,17 +1,13 @@
 """Write the page from the artifacts of a run; measures nothing new."""
 
-import os
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file
 
-import sparsemble
 from sparsemble.core.artifacts import Artifact
+from sparsemble.pipeline.machine import machine, source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
@@ -81,7 +77,7 @@ class ReportStage(Stage):
                 "settings": settings,
                 "order": work.inputs["team"].json("team.json")["members"],
             },
-            "machine": machine(work) | {"latency_threads": latency["threads"]},
+            "machine": machine(work.device) | {"latency_threads": latency["threads"]},
             "recipe": resolved(self.recipe),
             "versions": versions(),
             "source": source_revision(),
@@ -132,48 +128,6 @@ def ancestry(artifact: Artifact) -> list[Artifact]:
             found[one.path.name] = one
             waiting += [Artifact(one.path.parent / folder) for folder in one.meta["inputs"].values()]
     return list(found.values())
-
-
-def machine(work: Work) -> dict[str, Any]:
-    """Describe this machine."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count() or 1,
-        "device": torch.cuda.get_device_name(work.device) if work.device.type == "cuda" else "cpu",
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that results may depend on."""
-    return {
-        "sparsemble": sparsemble.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-    }
-
-
-def source_revision() -> str:
-    """Return the git revision of the source, or nothing outside a checkout."""
-    head = Path(sparsemble.__file__).resolve().parents[2] / ".git" / "HEAD"
-    try:
-        text = head.read_text("utf-8").strip()
-        if text.startswith("ref: "):
-            text = (head.parent / text.removeprefix("ref: ")).read_text("utf-8").strip()
-        return text
-    except OSError:
-        return ""
 
 
 def _examples(work: Work) -> dict[str, np.ndarray]:

@@ -5,11 +5,11 @@ from typing import final
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import seeded
+from sparsemble.core.types import draw_seed, seeded
 from sparsemble.models.architecture import Architecture, build_model
 from sparsemble.pipeline.learn import learn
 from sparsemble.pipeline.recipe import Train
-from sparsemble.pipeline.stage import WithData, Work, dataset, draw_seed, stages
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import save_model
 
 

@@ -1,0 +1,83 @@
+"""What is wrong with a classifier or its images, said before any work begins."""
+
+import torch
+from torch import Tensor, nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.types import Classifier
+from sparsemble.data.dataset import Split
+
+FIRST = 8
+"""Images that the classifier is tried on."""
+
+
+@torch.no_grad()
+def check_classifier(model: nn.Module, data: Split, classes: int | None = None) -> int:
+    """Try a classifier on the first images and return its number of classes; costs 8 forward passes.
+
+    Args:
+        model: from images in [0, 1] to logits.
+        data: labelled images on the device of the model.
+        classes: how many the data set has, where that is known.
+
+    Raises:
+        InputError: no images, images outside [0, 1], a model in training mode, an output that is not (B, K), is NaN,
+            or is probabilities, or classes that do not fit the labels.
+    """
+    if not len(data):
+        raise InputError("there are no images to evaluate on")
+    first = torch.arange(min(FIRST, len(data)), device=data.labels.device)
+    x = data.images(first)
+    check_range(x)
+    training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise InputError(f"the model is in training mode ({training[0]}); call model.eval() first")
+    logits = _try(model, x)
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise InputError(
+            f"the model turned {len(x)} images into {tuple(logits.shape)}; it must return (images, classes)"
+        )
+    if not logits.isfinite().all():
+        raise InputError("the model returns NaN or infinite logits on clean images")
+    if logits.shape[1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+        raise InputError("the model returns probabilities; attacks need logits: take the softmax off its end")
+    return check_labels(data.labels, int(logits.shape[1]), classes)
+
+
+def check_range(x: Tensor) -> None:
+    """Refuse images outside [0, 1].
+
+    Raises:
+        InputError: with the range seen.
+    """
+    low, high = (float(end) for end in x.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise InputError(
+            f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; normalisation belongs inside the model"
+        )
+
+
+def check_labels(labels: Tensor, outputs: int, classes: int | None) -> int:
+    """Compare the model's number of outputs with the labels and the data set's classes; return it.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    low, high = (int(end) for end in labels.aminmax())
+    if classes is not None and outputs != classes:
+        raise InputError(f"the model has {outputs} outputs but the data set has {classes} classes")
+    if low < 0 or high >= outputs:
+        raise InputError(f"labels must lie in 0..{outputs - 1}, the model's classes; got {low}..{high}")
+    return outputs
+
+
+def _try(model: Classifier, x: Tensor) -> Tensor:
+    try:
+        logits = model(x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        shape = "x".join(map(str, x.shape[1:]))
+        first = str(error).splitlines()[0]
+        raise InputError(f"the model cannot take images of {shape} (channels x height x width): {first}") from error
+    if not isinstance(logits, Tensor):
+        raise InputError(f"the model must return a tensor of logits, got {type(logits).__name__}")
+    return logits

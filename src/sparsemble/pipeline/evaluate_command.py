@@ -1,0 +1,196 @@
+"""`sparsemble evaluate`: from words to a target, attacks and a folder."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from sparsemble.attacks.adaptive.team_attack import TeamAttack, team_attacks
+from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.core.artifacts import only_run_in, read_json
+from sparsemble.core.errors import InputError
+from sparsemble.core.recipe import nearest, parse_toml, read
+from sparsemble.core.registry import describe
+from sparsemble.core.threat import ThreatModel
+from sparsemble.evaluation.robustness import weights_hash
+from sparsemble.pipeline.assess import Settings, Tell, assess
+from sparsemble.pipeline.progress import time_left
+from sparsemble.pipeline.run import check_device
+from sparsemble.pipeline.stage import dataset
+from sparsemble.pipeline.target import Target, load_target, resolve_data
+
+DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The words of the command line."""
+
+    target: str
+    row: str = ""
+    model: str = ""
+    data: str = ""
+    attacks: str = "autoattack"
+    eps: str = ""
+    norm: str = ""
+    images: int = 0
+    seed: int = 0
+    adaptive: bool = True
+    search: str = "float32"
+    shard: int = 100
+    out: Path | None = None
+    device: str = "auto"
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What will be done."""
+
+    target: Target
+    settings: Settings
+    folder: Path
+
+
+def prepare(asked: Asked) -> Plan:
+    """Load the target and settle data, threat model and attacks; nothing is attacked yet.
+
+    Raises:
+        InputError: anything wrong in the words.
+    """
+    device = check_device(asked.device)
+    if asked.images < 0 or asked.shard < 1:
+        raise InputError(f"images = {asked.images} must be 0 (all) or more, shard = {asked.shard} 1 or more")
+    if asked.search not in ("float32", "bfloat16"):
+        raise InputError(f'search = "{asked.search}" is not known; use float32 or bfloat16')
+    chosen = parse_attacks(asked.attacks)
+    given = resolve_data(asked.data) if asked.data else None
+    loaded = dataset(given) if given else None
+    target = load_target(asked.target, row=asked.row, model=asked.model, data=loaded, device=device)
+    data = given or target.data
+    if data is None:
+        raise InputError(f"{asked.target} does not say which images it is for; name them, as in --data cifar10")
+    settings = Settings(
+        data=data,
+        threat=_threat(asked, target),
+        attacks=chosen,
+        adaptive=asked.adaptive,
+        images=asked.images,
+        seed=asked.seed,
+        shard=asked.shard,
+        search=asked.search,
+        device=device,
+    )
+    return Plan(target, settings, asked.out or _place(asked, target, settings))
+
+
+def run(plan: Plan, command: str, console: Console) -> dict[str, Any]:
+    """Carry a plan out and leave the result, the page and the ledger in its folder."""
+    from sparsemble.report import write_evaluation
+
+    _check_folder(plan)
+    with only_run_in(plan.folder), _bar(console, plan.target.name) as tell:
+        result, examples = assess(plan.target, plan.settings, plan.folder, command, tell)
+        write_evaluation(result, {name: np.asarray(value) for name, value in examples.items()}, plan.folder)
+    return result
+
+
+def _check_folder(plan: Plan) -> None:
+    """Refuse a folder that holds the result of another model.
+
+    Raises:
+        InputError: the weights differ.
+    """
+    there = plan.folder / "evaluation.json"
+    if there.is_file():
+        old, new = read_json(there).get("target", {}).get("sha256"), weights_hash(plan.target.model)
+        if old != new:
+            raise InputError(
+                f"{there} is the result of another model (sha256 {str(old)[:8]}, this one has {new[:8]}); choose "
+                "another folder with --out"
+            )
+
+
+def parse_attacks(text: str) -> tuple[Attack | TeamAttack, ...]:
+    """Read `pgd,autoattack` or a list in TOML such as `[{name = "pgd", steps = 100}]`.
+
+    Raises:
+        InputError: an unknown attack or setting.
+    """
+    specs = (
+        parse_toml(f"attacks = {text}", "--attacks")["attacks"] if text.lstrip().startswith("[") else text.split(",")
+    )
+    found = []
+    for spec in specs:
+        word = spec.strip() if isinstance(spec, str) else spec
+        name = word if isinstance(word, str) else word.get("name")
+        known = [*attacks.names(), *team_attacks.names()]
+        if name not in known:
+            raise InputError(f'--attacks: "{name}" is not a known attack{nearest(str(name), known)}')
+        registry = attacks if name in attacks.names() else team_attacks
+        found.append(registry.build(word, "--attacks"))
+    return tuple(found)
+
+
+def _threat(asked: Asked, target: Target) -> ThreatModel:
+    """Return the threat model asked for; what is not said comes from the target, or is the usual one."""
+    norm = asked.norm or (target.threat.norm if target.threat else "linf")
+    eps: Any = asked.eps
+    if not eps:
+        same = target.threat is not None and target.threat.norm == norm
+        eps = target.threat.eps if same and target.threat else DEFAULT_EPS.get(norm, 0.0)
+    elif "/" not in eps:
+        try:
+            eps = float(eps)
+        except ValueError:
+            raise InputError(f'--eps "{eps}" is not a number; write it as 8/255 or 0.031') from None
+    return read(ThreatModel, {"norm": norm, "eps": eps}, "--eps")
+
+
+def _place(asked: Asked, target: Target, settings: Settings) -> Path:
+    """Return the folder of this question, so that asking it again goes on there."""
+    question = json.dumps([describe(settings), asked.target, asked.row, asked.model], sort_keys=True, default=str)
+    name = re.sub(r"[^\w.-]+", "-", target.name)
+    return Path("evaluations") / f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def _bar(console: Console, title: str) -> Iterator[Tell]:
+    """Show one bar with the time left; plain where output is no terminal."""
+    import time
+
+    began = time.perf_counter()
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[text]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(f"evaluate {title}", total=1.0, text="")
+    said = ""
+
+    def tell(share: float, text: str) -> None:
+        nonlocal said
+        left = time_left(began, share)
+        bar.update(task, completed=share, text=f"{left}, {text}" if left else text)
+        what = text.partition(":")[0]
+        if not console.is_terminal and what != said:
+            said = what
+            console.print(f"[{100 * share:3.0f}%] {what}{', ' + left if left else ''}", markup=False, highlight=False)
+
+    with bar:
+        yield tell

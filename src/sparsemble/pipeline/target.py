@@ -1,0 +1,232 @@
+"""What `sparsemble evaluate` can be pointed at: runs, artifacts, files of weights, Python factories."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from sparsemble.core.artifacts import META, Artifact
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Combiner, StoppingRule, combiners
+from sparsemble.core.recipe import nearest, parse_toml, read
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import seeded
+from sparsemble.data.dataset import Dataset, DataSource, data_sources
+from sparsemble.evaluation.packed import VALUES, load_packed
+from sparsemble.models.architecture import architectures, build_model
+from sparsemble.pipeline.method import lay_out, row_inputs
+from sparsemble.pipeline.recipe import load_recipe
+from sparsemble.pipeline.rows import ROWS, load_row
+from sparsemble.pipeline.store import load_model
+
+SINGLE = ("train", "prune", "small_dense")
+"""Stages whose artifact is one model."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A classifier to evaluate, and what is known of it."""
+
+    name: str
+    kind: str
+    """run, artifact, packed, weights or code."""
+    path: str
+    model: nn.Module
+    """In eval mode; an `Ensemble` for a team."""
+    stop: StoppingRule | None = None
+    """The deployed rule of a team; None for a single model."""
+    data: DataSource | None = None
+    """What it was trained on, where that is known."""
+    threat: ThreatModel | None = None
+    """What it was trained against, where that is known."""
+    selected_on: str | None = None
+    """Which images its checkpoint was chosen on, where that is known."""
+    sparsity: float | None = None
+    """What it claims, where it claims any."""
+    parent: nn.Module | None = None
+    """The dense parent, for transferred attacks, where there is one."""
+
+
+def load_target(
+    path: str, *, row: str = "", model: str = "", data: Dataset | None = None, device: str = "cpu"
+) -> Target:
+    """Load what a path stands for.
+
+    Args:
+        path: a run's folder, a stage's artifact, a .safetensors file, or `file.py:factory`.
+        row: which row of a run's result table; team_dynamic unless given.
+        model: architecture of a .safetensors file, such as resnet18.
+        data: images that decide its input shape and number of classes; needed for a .safetensors file.
+        device: where the model goes.
+
+    Raises:
+        InputError: nothing there, or what is there does not fit.
+    """
+    where = torch.device(device)
+    file, _, factory = path.rpartition(":")
+    if file.endswith(".py"):
+        return _from_code(Path(file), factory, where)
+    if path.endswith(".py"):
+        raise InputError(f"{path} needs the name of a function that returns the model, as in {path}:make_model")
+    place = Path(path)
+    if (place / META).is_file():
+        return _from_artifact(Artifact(place), where)
+    if (place / "recipe.toml").is_file():
+        return _from_run(place, row or "team_dynamic", where)
+    if place.is_dir():
+        raise InputError(f"{path} is neither a run (it has no recipe.toml) nor an artifact (it has no {META})")
+    if not place.is_file():
+        raise InputError(
+            f"{path} does not exist; give a run's folder, an artifact, a .safetensors file or file.py:factory"
+        )
+    return _from_weights(place, model, data, where)
+
+
+def resolve_data(text: str) -> DataSource:
+    """Turn `digits`, a table in TOML, or the path of an .npz file into a data source.
+
+    Raises:
+        InputError: unknown.
+    """
+    if text.endswith(".npz"):
+        return data_sources.build({"name": "arrays", "path": text}, "--data")
+    return data_sources.build(_spec(text, "--data"), "--data")
+
+
+def _spec(text: str, option: str) -> str | dict[str, Any]:
+    """Read a plug's name, or a table in TOML such as `{name = "tiny", width = 16}`."""
+    if not text.lstrip().startswith("{"):
+        return text
+    spec: dict[str, Any] = parse_toml(f"value = {text}", option)["value"]
+    return spec
+
+
+def _from_run(folder: Path, row: str, device: torch.device) -> Target:
+    if row not in ROWS:
+        raise InputError(f'row = "{row}" is not in the result table{nearest(row, ROWS)}; known: {", ".join(ROWS)}')
+    _, recipe = load_recipe(str(folder / "recipe.toml"))
+    made, pool = lay_out(recipe)
+    wanted = {**row_inputs(row, made, pool), "dense": made["dense"]}
+    artifacts = {role: Artifact(folder / task.folder) for role, task in wanted.items()}
+    for role, artifact in artifacts.items():
+        if not artifact.path.is_dir():
+            raise InputError(
+                f"{folder} has no finished {role} for its recipe.toml; run `sparsemble run {folder}/recipe.toml "
+                f"--out {folder}` to make it"
+            )
+        artifact.verify()
+    loaded = load_row(row, artifacts, recipe.ensemble.combine, device)
+    team = row.startswith("team")
+    claims = {"best_member": recipe.member_sparsity, "dense": 0.0, "small_dense": 0.0}
+    return Target(
+        name=f"{folder.name}:{row}",
+        kind="run",
+        path=str(folder),
+        model=loaded.ensemble if team else loaded.ensemble.members[0],
+        stop=loaded.stop if team else None,
+        data=recipe.data,
+        threat=recipe.threat,
+        selected_on="held-out",
+        sparsity=claims.get(row, recipe.sparsity),
+        parent=None if row == "dense" else load_model(artifacts["dense"], device),
+    )
+
+
+def _from_artifact(artifact: Artifact, device: torch.device) -> Target:
+    artifact.verify()
+    meta = artifact.meta
+    stage, spec = meta["stage"], meta["spec"]
+    stop: StoppingRule | None = None
+    model: nn.Module
+    if stage in SINGLE:
+        model = load_model(artifact, device)
+    elif stage in ("ensemble", "calibrate"):
+        team = artifact if stage == "ensemble" else Artifact(artifact.path.parent / meta["inputs"]["team"])
+        inputs = {"team": team, "stop": artifact}
+        combine: Combiner = combiners.build(team.meta["spec"]["ensemble"]["combine"])
+        loaded = load_row("team_dynamic" if stage == "calibrate" else "team_static", inputs, combine, device)
+        model, stop = loaded.ensemble, loaded.stop
+    else:
+        known = ", ".join([*SINGLE, "ensemble", "calibrate"])
+        raise InputError(f"{artifact.path} holds no model (it is made by the stage {stage}); known stages: {known}")
+    return Target(
+        name=artifact.path.name,
+        kind="artifact",
+        path=str(artifact.path),
+        model=model,
+        stop=stop,
+        data=data_sources.build(spec["data"]) if "data" in spec else None,
+        threat=read(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
+        selected_on="held-out",
+        sparsity=spec.get("sparsity"),
+    )
+
+
+def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.device) -> Target:
+    if not model:
+        raise InputError(f"{path} holds weights only; name the architecture with --model, such as --model resnet18")
+    if data is None:
+        raise InputError(f"{path} holds weights only; name the images with --data, which decide shape and classes")
+    architecture = architectures.build(_spec(model, "--model"), "--model")
+    network = build_model(architecture, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
+    try:
+        with safe_open(path, "pt") as stored:
+            packed = any(name.endswith(VALUES) for name in stored.keys())  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no safetensors file: {error}") from error
+    if packed:
+        load_packed(path, network)
+    else:
+        _fill(network, load_file(path), path)
+    kind = "packed" if packed else "weights"
+    return Target(name=path.stem, kind=kind, path=str(path), model=network.to(device).eval())
+
+
+def _fill(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Load a state dict of the whole classifier, or of the network behind its normalisation."""
+    body = getattr(network, "body", network)
+    whole = network if tensors.keys() == network.state_dict().keys() else body
+    own = whole.state_dict()
+    odd = sorted(tensors.keys() ^ own.keys())
+    if odd:
+        fault = "does not know" if odd[0] in tensors else "needs, but the file lacks,"
+        raise InputError(f"{path} belongs to another architecture: the model {fault} tensor {odd[0]}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise InputError(
+                f"{path}: tensor {name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}; "
+                "do architecture, width and number of classes fit?"
+            )
+    whole.load_state_dict(tensors)
+
+
+def _from_code(file: Path, factory: str, device: torch.device) -> Target:
+    """Import a file and call its function; what the file imports must be installed."""
+    if not file.is_file():
+        raise InputError(f"{file} does not exist")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        make: Callable[[], Any] | None = getattr(module, factory, None)
+        if not callable(make):
+            known = [name for name in vars(module) if not name.startswith("_")]
+            raise InputError(f"{file} has no function {factory}{nearest(factory, known)}")
+        model = make() if not isinstance(make, nn.Module) else make
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file}:{factory} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{file}:{factory} must return a torch.nn.Module, got {type(model).__name__}")
+    return Target(name=f"{file.stem}:{factory}", kind="code", path=os.fspath(file), model=model.to(device).eval())

@@ -1,20 +1,30 @@
 """The plots of a report, drawn from plain numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsemble.report.against_size import robustness_against_size
 from sparsemble.report.summary import SHORT_NAMES
-from sparsemble.report.svg import COLOURS, INK, MARKERS, RULE, SCORE_COLOURS, SCORE_MARKERS, draw, spread
+from sparsemble.report.svg import (
+    COLOURS,
+    HALF,
+    INK,
+    MARKERS,
+    RULE,
+    SCORE_COLOURS,
+    SCORE_MARKERS,
+    WIDE,
+    draw,
+    new_figure,
+)
 from sparsemble.report.words import count, duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HALF, WIDE = 4.9, 10.0
-"""Widths in inches: two halves stand side by side on the page."""
 MOST_NUMBERS = 16
 """Sub-models up to which the overlap is also written as numbers."""
 MOST_EXAMPLES = 10
@@ -38,81 +48,27 @@ def draw_all(summary: dict[str, Any], figures: dict[str, Any], examples: dict[st
     return {name: draw(plot) for name, (wanted, plot) in plots.items() if wanted}
 
 
-def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple["Figure", Any]:
-    """Make a figure without touching global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    return figure, figure.subplots(1, columns, **options)
-
-
-def robustness_against_size(rows: list[dict[str, Any]]) -> "Figure":
-    """Worst-case accuracy against non-zero weights and against work, each row labelled."""
-    figure, axes = new_figure(WIDE, 3.7, columns=2, sharey=True)
-    titles = ("non-zero weights stored", "non-zero multiply-accumulates a clean image")
-    for ax, key, title in zip(axes, ("nonzeros", "macs_nonzero"), titles, strict=True):
-        logs = [float(np.log10(max(row[key], 1))) for row in rows]
-        width = max(max(logs) - min(logs), 0.5)
-        # Rows of the same size stand beside each other, so that their bars can be told apart.
-        for row, log in zip(rows, spread(logs, 0.032 * width), strict=True):
-            _point(ax, row, log)
-        ax.set_xlim(min(logs) - 0.09 * width, max(logs) + 0.09 * width)
-        _log_ticks(ax, min(logs) - 0.09 * width, max(logs) + 0.09 * width)
-        ax.set_xlabel(f"{title} (log scale)")
-        ax.grid(axis="y")
-    axes[0].set_ylabel("worst-case accuracy, %")
-    low, high = axes[0].get_ylim()
-    places = spread([100 * row["worst_case"] for row in rows], 0.085 * (high - low))
-    for row, place in zip(rows, places, strict=True):
-        bold = "bold" if row["name"] == "team_dynamic" else "normal"
-        text = f"{SHORT_NAMES[row['name']]}  {100 * row['worst_case']:.1f}"
-        shown = {"color": COLOURS[row["name"]], "va": "center", "annotation_clip": False, "fontweight": bold}
-        where = {"xy": (1.0, 100 * row["worst_case"]), "xytext": (1.07, place)}
-        line = {"arrowstyle": "-", "color": COLOURS[row["name"]], "lw": 0.8, "shrinkA": 2, "shrinkB": 0}
-        axes[1].annotate(text, **where, xycoords=axes[1].get_yaxis_transform(), arrowprops=line, **shown)
-    return figure
-
-
-def _point(ax: "Axes", row: dict[str, Any], x: float) -> None:
-    """Draw a row with its interval, and a hair line to the right edge that its label continues."""
-    low, high = row["worst_case_interval"]
-    value, name = row["worst_case"], row["name"]
-    bars = [[100 * (value - low)], [100 * (high - value)]]
-    team = name == "team_dynamic"
-    style: dict[str, Any] = {
-        "fmt": MARKERS[name],
-        "markersize": 11 if team else 6.5,
-        "elinewidth": 2 if team else 1.3,
-        "capsize": 2.5,
-    }
-    ax.errorbar([x], [100 * value], yerr=bars, color=COLOURS[name], zorder=4 if team else 3, **style)
-
-
-def _log_ticks(ax: "Axes", low: float, high: float) -> None:
-    """Put round numbers on an axis of decimal logarithms."""
-    steps = (1, 2, 5) if high - low < 2.5 else (1,)
-    ticks = [step * 10.0**power for power in range(int(low) - 1, int(high) + 2) for step in steps]
-    ticks = [tick for tick in ticks if low <= np.log10(tick) <= high]
-    ax.set_xticks(
-        [float(np.log10(tick)) for tick in ticks],
-        [f"{count(tick)}".replace(".00", "").replace(".0", "") for tick in ticks],
-    )
-
-
-def security_curves(curves: dict[str, Any], eps: float, classes: int) -> "Figure":
-    """Accuracy against eps, on a square-root scale that gives small eps room."""
+def security_curves(
+    curves: dict[str, Any],
+    eps: float,
+    classes: int,
+    names: Mapping[str, str] = SHORT_NAMES,
+    in_255ths: bool | None = None,
+) -> "Figure":
+    """Accuracy against eps, on a square-root scale that gives small eps room; None: in 255ths where all are such."""
     figure, ax = new_figure(HALF, 3.3)
     radii = np.asarray(curves["eps"], float)
-    in_255ths = bool(np.allclose(radii * 255, np.round(radii * 255), atol=1e-6)) and radii.max() < 1
+    if in_255ths is None:
+        in_255ths = bool(np.allclose(radii * 255, np.round(radii * 255), atol=1e-6)) and radii.max() < 1
     for name, accuracy in curves["rows"].items():
-        style = {"color": COLOURS[name], "marker": MARKERS[name], "label": SHORT_NAMES[name]}
+        style = {"color": COLOURS[name], "marker": MARKERS[name], "label": names[name]}
         ax.plot(np.sqrt(radii), 100 * np.asarray(accuracy), **style)
     ax.axvline(eps**0.5, color=INK, lw=0.9, ls=(0, (1, 2)))
     ax.annotate("threat model", (eps**0.5, 103), (3, 0), textcoords="offset points", fontsize=8)
     if classes:
         ax.axhline(100 / classes, color=INK, lw=0.9, ls=(0, (4, 3)))
         ax.annotate("chance", (0, 100 / classes), (0, 3), textcoords="offset points", fontsize=8)
-    labels = [f"{255 * r:.0f}" if in_255ths else f"{r:.3g}" for r in radii]
+    labels = [f"{255 * r:.4g}" if in_255ths else f"{r:.3g}" for r in radii]
     ax.set_xticks(np.sqrt(radii), labels)
     ax.set_xlabel("eps, in 255ths (square-root scale)" if in_255ths else "eps (square-root scale)")
     ax.set_ylabel("accuracy, %")
@@ -179,8 +135,6 @@ def layer_sparsity(layers: dict[str, Any]) -> "Figure":
 
 def mask_overlap(overlap: dict[str, Any], team: list[str]) -> "Figure":
     """Jaccard overlap of the kept weights of all pairs of sub-models; members of the team stand out."""
-    from matplotlib.patches import Rectangle
-
     names, values = overlap["names"], np.asarray(overlap["jaccard"], float)
     figure, ax = new_figure(HALF, 3.6)
     below = values[np.tril_indices(len(names), -1)]
@@ -188,14 +142,8 @@ def mask_overlap(overlap: dict[str, Any], team: list[str]) -> "Figure":
     for i in range(1, len(names)):
         for j in range(i):
             depth = (values[i, j] - low) / (high - low) if high > low else 0.5
-            ax.add_patch(
-                Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, color=COLOURS["harp"], alpha=0.08 + 0.87 * depth, lw=0)
-            )
-            if len(names) <= MOST_NUMBERS:
-                colour = "#ffffff" if depth > 0.5 else INK
-                ax.text(
-                    j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center_baseline", fontsize=7.5, color=colour
-                )
+            text = f"{100 * values[i, j]:.0f}" if len(names) <= MOST_NUMBERS else ""
+            shaded(ax, j, i, depth, text)
     ax.set_xlim(-0.5, len(names) - 1.5)
     ax.set_ylim(len(names) - 0.5, 0.5)
     ax.set_xticks(range(len(names) - 1), names[:-1], rotation=90)
@@ -206,6 +154,16 @@ def mask_overlap(overlap: dict[str, Any], team: list[str]) -> "Figure":
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return figure
+
+
+def shaded(ax: "Axes", x: float, y: float, depth: float, text: str) -> None:
+    """Draw a cell of a matrix, the darker the nearer `depth` is to 1, with a number in it."""
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, color=COLOURS["harp"], alpha=0.08 + 0.87 * depth, lw=0))
+    if text:
+        colour = "#ffffff" if depth > 0.5 else INK
+        ax.text(x, y, text, ha="center", va="center_baseline", fontsize=7.5, color=colour)
 
 
 def training_curves(training: dict[str, Any]) -> "Figure":

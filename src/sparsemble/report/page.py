@@ -1,8 +1,5 @@
 """Write the report: one page, its Markdown twin, the summary and the plots."""
 
-import json
-import math
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ from sparsemble.core.artifacts import write_bytes, write_json
 from sparsemble.report import words
 from sparsemble.report.summary import NAMES, row_of, validate
 from sparsemble.report.tables import Column, columns, markdown, ordered_checks
+from sparsemble.report.template import fill, flat, plots, plots_in_markdown, strip, write_plots
 
 FIGURES = {
     "size": "Robustness against size and work",
@@ -44,37 +42,18 @@ def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dic
 
     drawn = draw_all(summary, figures, examples)
     titles = captions(summary, figures)
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, svg in drawn.items():
-        write_bytes(folder / f"{name}.svg", svg.encode())
+    write_plots(drawn, out)
     write_bytes(out / "index.html", render(summary, drawn, titles).encode())
-    plots = [f"## {FIGURES[name]}\n\n![{FIGURES[name]}](figures/{name}.svg)\n\n{titles[name]}\n" for name in drawn]
-    write_bytes(out / "report.md", "\n".join([markdown(summary), *plots]).encode())
+    text = "\n".join([markdown(summary), *plots_in_markdown(drawn, FIGURES, titles)])
+    write_bytes(out / "report.md", text.encode())
     write_json(out / "summary.json", summary)
 
 
 def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str]) -> str:
     """Fill the page's template."""
-    import jinja2
-
-    from sparsemble.report.svg import for_page
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.FunctionLoader(lambda name: (resources.files("sparsemble.report") / name).read_text("utf-8")),
-    )
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    plots = [
-        (name, title, titles[name], for_page(drawn[name], name, title))
-        for name, title in FIGURES.items()
-        if name in drawn
-    ]
     of_table = columns(summary)
-    return environment.get_template("page.html").render(
+    return fill(
+        "page.html",
         summary=summary,
         words=words,
         facts=facts(summary),
@@ -85,9 +64,7 @@ def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str
         headline=words.headline(summary).partition(words.percent(row_of(summary, "team_dynamic")["worst_case"]) + " %"),
         attacks=sorted(row_of(summary, "team_dynamic")["attacks"].items(), key=lambda item: item[1]),
         checks=ordered_checks(summary),
-        plots=plots,
-        wide=WIDE,
-        absent=[title for name, title in FIGURES.items() if name not in drawn],
+        **plots(drawn, FIGURES, titles, WIDE),
         settings=list(flat(summary["recipe"])),
     )
 
@@ -146,22 +123,4 @@ def column_groups(of_table: list[Column]) -> list[tuple[str, int]]:
 
 def interval_strip(summary: dict[str, Any]) -> dict[str, Any]:
     """Return the scale in percent on which the table draws intervals, and each row's place on it in [0, 1]."""
-    rows = summary["rows"]
-    low = 10 * math.floor(10 * min(row["worst_case_interval"][0] for row in rows))
-    high = max(10 * math.ceil(10 * max(row["worst_case_interval"][1] for row in rows)), low + 10)
-    places = {}
-    for row in rows:
-        values = (row["worst_case_interval"][0], row["worst_case"], row["worst_case_interval"][1])
-        places[row["name"]] = [round((100 * value - low) / (high - low), 4) for value in values]
-    return {"low": low, "high": high, "places": places}
-
-
-def flat(settings: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Return nested settings as dotted names and values, as `--set` takes them."""
-    found: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            found += flat(value, f"{above}{name}.")
-        else:
-            found.append((above + name, json.dumps(value, ensure_ascii=False)))
-    return found
+    return strip({r["name"]: (r["worst_case"], r["worst_case_interval"]) for r in summary["rows"]})

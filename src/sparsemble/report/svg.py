@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ INK = "#767c83"
 """Words and axes: legible on white and on black."""
 RULE = "#a3a9af"
 """Grid lines."""
+
+HALF, WIDE = 4.9, 10.0
+"""Widths in inches: two halves stand side by side on the page."""
 
 THEME = {
     INK: "--plot-ink",
@@ -74,6 +77,20 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "image.composite_image": False,  # images keep their own pixels
 }
+
+
+def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple["Figure", Any]:
+    """Make a figure without touching global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(1, columns, **options)
+
+
+def bars(value: float, interval: Sequence[float]) -> list[list[float]]:
+    """Return the error bars of an accuracy in percent; at 0 and 1 an end may lie on the wrong side by rounding."""
+    low, high = interval
+    return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
 
 
 def draw(plot: Callable[[], "Figure"]) -> str:

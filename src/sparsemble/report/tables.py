@@ -7,7 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sparsemble.report.summary import NAMES, SHORT_NAMES, STATUSES, row_of
+from sparsemble.report.schema import STATUSES
+from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of
 from sparsemble.report.words import (
     aim,
     beside,
@@ -144,12 +145,16 @@ def markdown(summary: dict[str, Any]) -> str:
     lines += [f"{threat(summary)} {images(summary)}", "", f"Checks: {verdict(summary)}.", ""]
     lines += [f"- **{check['status']}**: {check['name']}: {check['detail']}" for check in opened]
     lines += ["", "## Results", ""]
-    lines += _table(["row", *titles], [[NAMES[r["name"]], *[c.cell(r) for c in of_table]] for r in summary["rows"]], 1)
+    lines += markdown_table(
+        ["row", *titles], [[NAMES[r["name"]], *[c.cell(r) for c in of_table]] for r in summary["rows"]], 1
+    )
     lines += ["", "## Attacks on the dynamic team", ""]
-    lines += _table(["attack", "made against", "accuracy %"], [[k, aim(k), percent(v)] for k, v in dynamic.items()], 2)
+    lines += markdown_table(
+        ["attack", "made against", "accuracy %"], [[k, aim(k), percent(v)] for k, v in dynamic.items()], 2
+    )
     lines += ["", "## Checks", ""]
     checks = [[_number(c), c["name"], c["status"], c["detail"]] for c in ordered_checks(summary)]
-    lines += _table(["number", "check", "verdict", "detail"], checks, 4)
+    lines += markdown_table(["number", "check", "verdict", "detail"], checks, 4)
     lines += ["", "## The team", "", _team(summary), "", "## How it was made", "", f"    {summary['command']}", ""]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in summary["machine"].items()]
     lines += [f"- {key} {value}" for key, value in summary["versions"].items()]
@@ -169,7 +174,7 @@ def _number(check: dict[str, Any]) -> str:
     return "" if check["number"] is None else str(check["number"])
 
 
-def _table(titles: list[str], rows: list[list[str]], left: int) -> list[str]:
+def markdown_table(titles: list[str], rows: list[list[str]], left: int) -> list[str]:
     """Write a table of Markdown whose first `left` columns are words and whose others are numbers."""
     rule = ["---"] * left + ["---:"] * (len(titles) - left)
     return ["| " + " | ".join(map(_cell, cells)) + " |" for cells in (titles, rule, *rows)]

@@ -1,6 +1,7 @@
 """Numbers as people read them, and the sentences that hold them."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from sparsemble.report.summary import NAMES, row_of
@@ -32,10 +33,15 @@ def round_percent(share: float) -> str:
     return percent(share).removesuffix(".0") + " %"
 
 
+def span(interval: Sequence[float]) -> str:
+    """Write an interval of shares in percent: 41.0 to 52.2, with a dash."""
+    low, high = interval
+    return f"{percent(low)}\u2013{percent(high)}"
+
+
 def interval(row: dict[str, Any]) -> str:
     """Write the interval of the worst case, in percent."""
-    low, high = row["worst_case_interval"]
-    return f"{percent(low)}\u2013{percent(high)}"
+    return span(row["worst_case_interval"])
 
 
 def duration(seconds: float) -> str:
@@ -100,12 +106,28 @@ def images(summary: dict[str, Any]) -> str:
     return f"{counts[0]} to {counts[-1]} test images: the rows were not measured on the same images."
 
 
+AIMS = (
+    (r"prefix1|member1", "the first member alone"),
+    (r"prefix(\d+)", "the first {} members"),
+    (r"member(\d+)", "member {} alone"),
+    (r"expectation", "the answer expected over all stopping times"),
+    (r"reweighted", "the members, those near a wrong answer first"),
+    (r"deployed", "the deployed decision"),
+    (r"maximum|mean_logit|soft_vote", "all members through another combiner"),
+    (r"sequential", "the members, one after the other"),
+    (r"hijack", "the stopping rule: stop early on a wrong answer"),
+    (r"slowdown.*keep_label", "the stopping rule: run more members, same answer"),
+    (r"slowdown", "the stopping rule: run more members"),
+)
+"""What an attack on a team is made against, by what its label holds."""
+
+
 def aim(label: str) -> str:
-    """Say what an attack on the dynamic team was made against (labels as docs/summary.md gives them)."""
-    if prefix := re.fullmatch(r"prefix(\d+)", label):
-        one = prefix[1] == "1"
-        return "the first member alone" if one else f"the first {prefix[1]} members"
-    return "the answer expected over all stopping times" if label == "expectation" else "all members together"
+    """Say what an attack on a team was made against."""
+    for pattern, text in AIMS:
+        if found := re.search(rf"(?:^|-)(?:{pattern})", label):
+            return text.format(*found.groups())
+    return "all members together"
 
 
 def verdict(summary: dict[str, Any]) -> str:

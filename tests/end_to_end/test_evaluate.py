@@ -156,7 +156,7 @@ def test_bad_targets_are_sentences(finished: Path, tmp_path: Path, in_process) -
 
 def test_a_model_of_other_classes_is_refused(tmp_path: Path, in_process) -> None:
     (tmp_path / "three.py").write_text(
-        "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))\n", "utf-8"
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n", "utf-8"
     )
     status, errors = in_process(
         "evaluate", f"{tmp_path / 'three.py'}:make", "--data", "digits", "--attacks", "fgsm", "--out", tmp_path / "out"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.attacks.adaptive import every_surrogate, surrogates, team_attacks
-from sparsemble.attacks.adaptive.decide import BROKEN, damage, decide, decide_known, log_mass
+from sparsemble.attacks.adaptive.damage import BROKEN, damage, log_mass
 from sparsemble.attacks.adaptive.deployed import Deployed
 from sparsemble.attacks.adaptive.expectation import Expectation
 from sparsemble.attacks.adaptive.hijack import Hijack
@@ -24,6 +24,7 @@ from sparsemble.attacks.adaptive.whole import Whole
 from sparsemble.attacks.climb import At, Value, climb, squash
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.dynamic import decide, decide_known
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Decision, DynamicOutput, Ensemble, StoppingRule
 from sparsemble.core.passes import count_passes

@@ -198,3 +198,10 @@ class TestCalibrate:
         y = torch.zeros(images, dtype=torch.long)
         with pytest.raises(InputError, match=f"images of at least two classes, got {images} images"):
             calibrate(DIE(), random_logits(2, images), [], y, average, 0.01)
+
+
+def test_a_batch_of_no_images_gets_no_answers() -> None:
+    team = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)], MeanProbability()).eval()
+    output = predict_dynamic(team, torch.zeros(0, 1, 2, 2), Never())
+    assert output.logits.shape == (0, 3)
+    assert output.members_run.shape == (0,)

@@ -22,9 +22,9 @@ from sparsemble.core.types import Classifier, Counts, Images, Labels
 
 UNBROKEN, WRONG_WHEN_CLEAN = -1, -2
 
-BLIND = Square(queries=100)
+BLIND = Square(queries=200)
 """Last of the fast parts: where it gets further than the gradients did, they are not to be trusted."""
-FAST = (APGD(steps=20), APGDFocused(), BLIND)
+FAST = (APGD(steps=30), APGD(steps=20, loss=Margin()), APGDFocused(), BLIND)
 
 
 @final
@@ -35,7 +35,7 @@ class AutoAttack(Attack):
 
     Source: Croce & Hein 2020, section 5, and the authors' code for the settings. Few classes: there are
     min(9, K - 1) targets; the ratio of logit differences needs three classes, aimed at a target four, and gives way
-    to the plain difference below that. `fast` is ours: a short APGD, then targets that a glance shows to be near,
+    to the plain difference below that. `fast` is ours: two short APGDs, then targets that a glance shows to be near,
     then a short blind search; an image on which that gets further than the gradients did (they may be masked) goes
     through all published parts as well.
     """

@@ -12,7 +12,7 @@ from sparsemble.attacks.attack import Attack, attacks, input_gradient
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
-from sparsemble.core.errors import InputError
+from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
 
@@ -64,6 +64,7 @@ class PGD(Attack):
             return self._last_point(model, x, y, threat, rng)
         with torch.no_grad():
             clean_logits = model(x)
+        _refuse_nan(clean_logits)
         found = Outcome.nothing_yet(x)
         found.broken = clean_logits.argmax(1) != y
         for _ in range(self.restarts):
@@ -94,6 +95,7 @@ class PGD(Attack):
                 logits = model(point)
                 loss = self.loss(logits, clean_logits[rows], y[rows])
             seen = logits.detach()
+            _refuse_nan(seen)
             margin = Margin()(seen, seen, y[rows])
             here = Outcome(point.detach(), seen.argmax(1) != y[rows], loss.detach(), margin)
             if step or self.random_start:  # else it is the clean image, which must not stand for a failure
@@ -119,3 +121,9 @@ class PGD(Attack):
     def _step(self, point: Images, loss: PerImage, x: Images, threat: ThreatModel) -> Images:
         move = self.step_size * threat.eps * threat.steepest(input_gradient(loss, point))
         return threat.project(point.detach() + move, x)
+
+
+def _refuse_nan(logits: Logits) -> None:
+    """Stop at NaN: its argmax looks like a wrong answer, and no comparison with it holds."""
+    if logits.isnan().any():
+        raise RunError("an attack met NaN; does the model return NaN or infinite logits?")

@@ -33,5 +33,5 @@ def draw_seed(seed: int, *words: str) -> int:
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator from a seed; only `pipeline`, `cli`, `evaluation` (one stream a shard) and tests may call this."""
+    """Make a generator from a seed; only `pipeline`, `cli`, tests and `evaluation` (one a shard) may call this."""
     return torch.Generator(device=device).manual_seed(seed)

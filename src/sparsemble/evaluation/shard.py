@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -66,7 +66,10 @@ def attack_shard(
     everything = _Found.nothing(x)
     everything.fill_(todo, found)
     counts = torch.tensor([[passes.forward, passes.backward]])
-    return _outcome(question, x, everything.images, y, everything, counts, seconds), everything.images.cpu()
+    outcome = _outcome(question, x, everything.images, y, everything, counts, seconds)
+    # What is answered wrongly without an attack is broken, whatever an attack on cost makes of it.
+    outcome = replace(outcome, right=outcome.right & clean_right[chosen.cpu()])
+    return outcome, everything.images.cpu()
 
 
 @final
@@ -135,6 +138,8 @@ def _outcome(
 
 
 def largest_logit(model: nn.Module) -> Decide:
+    """Return the decision of a model that answers with its largest logit; a static team runs all its members."""
+
     @torch.no_grad()
     def decide(x: Images) -> DynamicOutput:
         logits = model(x)

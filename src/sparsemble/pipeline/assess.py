@@ -16,7 +16,7 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.square import Square
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble, combiners
+from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
 from sparsemble.core.registry import describe
 from sparsemble.core.threat import ThreatModel, as_fraction
 from sparsemble.core.types import Images
@@ -85,7 +85,7 @@ def assess(
         split,
         attacks,
         settings.threat,
-        stop=target.stop,
+        stop=rule(target),
         decide=decide,
         classes=len(data.classes),
         seed=settings.seed,
@@ -113,11 +113,16 @@ def assess(
     return result, examples(found, split)
 
 
+def rule(target: Target) -> StoppingRule | None:
+    """Return the deployed stopping rule of a team; None for a single model."""
+    return (target.stop or Never()) if isinstance(target.model, Ensemble) else None
+
+
 def decision(target: Target) -> Decide | None:
     """Return the deployed decision of a team; None for a single model, whose largest logit decides."""
-    if not isinstance(target.model, Ensemble):
+    team, stop = target.model, rule(target)
+    if not isinstance(team, Ensemble) or stop is None:
         return None
-    team, stop = target.model, target.stop or Never()
     return lambda x: predict_dynamic(team, x, stop)
 
 

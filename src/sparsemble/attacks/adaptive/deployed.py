@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import final
 
-from sparsemble.attacks.adaptive.decide import decide
 from sparsemble.attacks.adaptive.surrogate import Surrogate, surrogates
+from sparsemble.core.dynamic import decide
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.types import Classifier, Images, Logits
 

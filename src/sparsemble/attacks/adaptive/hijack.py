@@ -7,9 +7,10 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.attacks.adaptive.decide import BROKEN, damage, decide_known, log_mass
+from sparsemble.attacks.adaptive.damage import BROKEN, damage, log_mass
 from sparsemble.attacks.adaptive.team_attack import TeamAttack, team_attacks
 from sparsemble.attacks.climb import At, Value, check_ascent, climb
+from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsemble.attacks.adaptive.decide import lead
+from sparsemble.attacks.adaptive.damage import lead
 from sparsemble.attacks.adaptive.surrogate import Surrogate, surrogates
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule

@@ -6,9 +6,10 @@ from typing import ClassVar, final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.adaptive.decide import decide_known, lead, log_mass
+from sparsemble.attacks.adaptive.damage import lead, log_mass
 from sparsemble.attacks.adaptive.team_attack import TeamAttack, team_attacks
 from sparsemble.attacks.climb import At, Value, check_ascent, climb, squash
+from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel

@@ -6,10 +6,10 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.adaptive.decide import decide
 from sparsemble.attacks.adaptive.surrogate import Surrogate
 from sparsemble.attacks.adaptive.team_attack import TeamAttack, team_attacks
 from sparsemble.attacks.attack import Attack
+from sparsemble.core.dynamic import decide
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits

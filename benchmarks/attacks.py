@@ -1,0 +1,252 @@
+"""Our attacks beside the reference implementations: wall clock, passes, robust accuracy, agreement image by image.
+
+    pip install --no-deps pyautoattack
+    python benchmarks/attacks.py --data gtsrb32.npz --work WORK --images 500
+
+Trains a ResNet-18 of width 8 adversarially on GTSRB at 32x32 once (kept in WORK), then attacks the same test images
+with every contender in turn, part by part, so that a slow spell of the machine hits all of them. What a reference
+gave is kept in WORK and not computed again. Around every run the same plain passes are timed: where they show that a
+kept reference was timed on a slower or busier machine, no share of its seconds is given (delete the file in WORK and
+run again). Prints a table and writes `WORK/attacks.json`.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsemble.attacks import attacks
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.passes import count_passes
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import seeded
+from sparsemble.data.arrays import Arrays
+from sparsemble.data.dataset import Dataset, stratified
+from sparsemble.models.architecture import build_model
+from sparsemble.models.resnet import ResNet
+from sparsemble.training.batches import Batches
+from sparsemble.training.fit import fit
+from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.schedule import Schedule
+from sparsemble.training.schedules.one_cycle import OneCycle
+
+SEED = 0
+SAME_SPEED = 1.25
+"""Most by which plain passes may differ in two runs whose seconds are compared."""
+TRAINING_ATTACK = PGD(steps=7, step_size=0.35, keep_best=False)
+
+Contender = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
+"""From model, images, labels and threat model to adversarial images."""
+
+
+@dataclasses.dataclass
+class Result:
+    """What a contender did to the images."""
+
+    seconds: float = 0.0
+    forward: int = 0
+    backward: int = 0
+    yardstick: float = 0.0
+    """Seconds of the same plain passes, timed before and after."""
+    standing: list[bool] = dataclasses.field(default_factory=list)
+    """Whether each image is still classified rightly."""
+
+    def add_(self, other: "Result") -> None:
+        """Take over the result of further images."""
+        self.seconds += other.seconds
+        self.forward += other.forward
+        self.backward += other.backward
+        self.yardstick += other.yardstick
+        self.standing += other.standing
+
+
+def ours(name: str, **settings: object) -> Contender:
+    """Make a contender of one of our attacks."""
+    attack = attacks.build({"name": name, **settings})
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        return attack(model, x, y, threat, rng=seeded(SEED, x.device))
+
+    return run
+
+
+def reference_autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """Run pyautoattack, a packaged copy of the authors' code."""
+    from pyautoattack import AutoAttack as Reference
+
+    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    reference = Reference(model, eps=threat.eps, norm=norm, seed=SEED, version="standard", device=x.device)
+    adversarial: Tensor = reference.run_standard_evaluation(x, y, batch_size=len(x))[0]
+    return adversarial
+
+
+CONTENDERS: dict[str, Contender] = {
+    "autoattack": ours("autoattack"),
+    "autoattack-fast": ours("autoattack", mode="fast"),
+    "pyautoattack": reference_autoattack,
+}
+REFERENCES = {"autoattack": "pyautoattack", "autoattack-fast": "pyautoattack"}
+"""What each of our attacks is measured against."""
+
+
+def trained(data: Dataset, threat: ThreatModel, work: Path, epochs: int) -> nn.Module:
+    """Return the model in WORK, or train it and keep it there."""
+    model = build_model(ResNet(depth=18, width=8), data.shape, len(data.classes), data.mean, data.std, rng=seeded(SEED))
+    path = work / f"resnet18-8-{threat.norm}-{threat.eps:.4f}-{epochs}.safetensors"
+    if path.is_file():
+        model.load_state_dict(load_file(path))
+    else:
+        fit(
+            model,
+            Madry(attack=TRAINING_ATTACK),
+            Batches(split=data.train, batch_size=64, augmentation=data.augmentation),
+            Schedule(rate=0.2, decay=OneCycle()),
+            epochs=epochs,
+            threat=threat,
+            rng=seeded(SEED),
+        )
+        save_file(model.state_dict(), path)
+    return model.eval().requires_grad_(False)
+
+
+def plain_passes(model: nn.Module, x: Tensor) -> float:
+    """Time passes that no attack has a part in."""
+    begun = time.perf_counter()
+    for _ in range(10):
+        leaf = x.clone().requires_grad_()
+        torch.autograd.grad(model(leaf).sum(), leaf)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def measure(contender: Contender, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Result:
+    """Run a contender on some images; the last check of its images is not counted."""
+    yardstick = plain_passes(model, x)
+    with count_passes(model) as passes:
+        begun = time.perf_counter()
+        adversarial = contender(model, x, y, threat)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun
+    if float(threat.distance(adversarial, x).max()) > threat.eps + 1e-5:
+        raise SystemExit("a contender left the ball")
+    yardstick += plain_passes(model, x)
+    with torch.no_grad():
+        standing = (model(adversarial).argmax(1) == y).tolist()
+    return Result(seconds, passes.forward, passes.backward, yardstick, standing)
+
+
+def kept(path: Path, compute: Callable[[], Result]) -> Result:
+    """Return the stored result, or compute and store it."""
+    if path.is_file():
+        return Result(**json.loads(path.read_text("utf-8")))
+    result = compute()
+    path.write_text(json.dumps(dataclasses.asdict(result)), "utf-8")
+    return result
+
+
+def compare(
+    names: list[str], model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, work: Path, batch: int
+) -> dict[str, Result]:
+    """Run the contenders in turn on one batch after another."""
+    results = {name: Result() for name in names}
+    weights = b"".join(value.cpu().numpy().tobytes() for value in model.state_dict().values())
+    for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+        what = hashlib.sha256(weights + images.cpu().numpy().tobytes() + str(threat).encode()).hexdigest()[:16]
+        for name in names:
+
+            def run(name: str = name, images: Tensor = images, labels: Tensor = labels) -> Result:
+                return measure(CONTENDERS[name], model, images, labels, threat)
+
+            one = kept(work / f"{name}-{what}.json", run) if name in REFERENCES.values() else run()
+            results[name].add_(one)
+            print(f"{name}: {one.seconds:.1f} s, {sum(one.standing)} of {len(labels)} standing", flush=True)
+    return results
+
+
+def summary(results: dict[str, Result]) -> list[dict[str, Any]]:
+    """Set each result beside its reference."""
+    rows = []
+    for name, result in results.items():
+        row: dict[str, Any] = {
+            "name": name,
+            "seconds": result.seconds,
+            "passes": result.forward + result.backward,
+            "robust_accuracy": float(np.mean(result.standing)),
+        }
+        if (other := results.get(REFERENCES.get(name, ""))) is not None:
+            differ = np.array(result.standing) != np.array(other.standing)
+            speed = other.yardstick / result.yardstick
+            row |= {
+                "reference": REFERENCES[name],
+                "machine_was_slower": speed,
+                "share_of_seconds": result.seconds / other.seconds if 1 / SAME_SPEED < speed < SAME_SPEED else None,
+                "share_of_passes": (result.forward + result.backward) / (other.forward + other.backward),
+                "differ": np.flatnonzero(differ).tolist(),
+                "only_we_broke": int((differ & np.array(other.standing)).sum()),
+            }
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write the rows as a table."""
+    lines = ["| attack | robust % | passes | of reference | seconds | of reference | differs on | only we broke |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for row in rows:
+        shares = [row.get(key) for key in ("share_of_passes", "share_of_seconds")]
+        passes, seconds = ("" if share is None else f"{share:.3f}" for share in shares)
+        lines.append(
+            f"| {row['name']} | {100 * row['robust_accuracy']:.1f} | {row['passes']:,} | {passes} "
+            f"| {row['seconds']:.1f} | {seconds} | {len(row.get('differ', []))} | {row.get('only_we_broke', '')} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="gtsrb32.npz, as read by the data source `arrays`")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the model and the references' results")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--held-out", action="store_true", help="held-out images instead of test images, for tuning")
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--eps", type=float, default=8.0, help="in units of 1/255 (linf)")
+    parser.add_argument("--only", nargs="+", choices=sorted(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    threat = ThreatModel(eps=options.eps / 255)
+    data = Arrays(path=str(options.data), crop=2).load()
+    model = trained(data, threat, options.work, options.epochs).to(options.device)
+    split = data.choose if options.held_out else data.test
+    if options.images < len(split):
+        _, part = stratified(split.labels.numpy(), options.images, SEED)
+        split = split.subset(torch.from_numpy(part))
+    x, y = split.to(options.device).everything()
+    with torch.no_grad():
+        clean = float((model(x).argmax(1) == y).float().mean())
+    print(f"{len(x)} images, clean accuracy {100 * clean:.1f} %, {threat}")
+    rows = summary(compare(options.only, model, x, y, threat, options.work, options.batch))
+    machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    facts = {**machine, "threads": options.threads, "images": len(x), "clean_accuracy": clean, "threat": str(threat)}
+    (options.work / "attacks.json").write_text(json.dumps({**facts, "rows": rows}, indent=1), "utf-8")
+    print(json.dumps({**facts, "rows": rows}))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

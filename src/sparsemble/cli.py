@@ -154,7 +154,7 @@ def evaluate(
     eps: Annotated[str, typer.Option("--eps", help="As in 8/255; the target's own unless given.")] = "",
     norm: Annotated[str, typer.Option("--norm", help="linf or l2; the target's own unless given.")] = "",
     images: Annotated[int, typer.Option("--images", help="Test images, drawn stratified; 0: all.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the attacks.")] = 0,
+    seed: Annotated[Optional[int], typer.Option("--seed", help="Of the attacks; 0 unless given.")] = None,  # noqa: UP045
     adaptive: Annotated[
         bool, typer.Option("--adaptive/--no-adaptive", help="Add all attacks on teams and stopping rules.")
     ] = True,
@@ -174,7 +174,10 @@ def evaluate(
     from sparsemble.pipeline.recipe import shipped
 
     if target.endswith(".toml") or (target in shipped() and not Path(target).exists()):
-        _run(target, out, [f"seed={seed}"] if seed else [], device, 0, "local", quiet, "evaluate")
+        given = {"row": row, "model": model, "data": data, "eps": eps, "norm": norm, "images": images, "json": json}
+        changed = {"attacks": attacks != "autoattack", "search": search != "float32", "shard": shard != 100}
+        _refuse_for_recipes({**given, **changed, "no-adaptive": not adaptive})
+        _run(target, out, [f"seed={seed}"] if seed is not None else [], device, 0, "local", quiet, "evaluate")
         return
     asked = command.Asked(
         target=target,
@@ -185,7 +188,7 @@ def evaluate(
         eps=eps,
         norm=norm,
         images=images,
-        seed=seed,
+        seed=seed or 0,
         adaptive=adaptive,
         search=search,
         shard=shard,
@@ -273,6 +276,20 @@ def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe
         raise InputError(f'"{name}" is neither a part nor a recipe{nearest(name, {entry.name for entry in entries})}')
     for entry in found:
         _say(Console(), f"{entry.kind} {entry.name}\n\n{entry.text}")
+
+
+def _refuse_for_recipes(options: dict[str, object]) -> None:
+    """Refuse options that a recipe's evaluation would ignore.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, given in options.items():
+        if given:
+            raise InputError(
+                f"--{name} does not go with a recipe, which says itself how it is evaluated; name a run's folder, or "
+                "use `sparsemble run RECIPE --set evaluate...`"
+            )
 
 
 def _need_train(command: str) -> None:

@@ -1,203 +1,117 @@
-"""Every evaluation check passes on a sound model and fails on one broken in just that way."""
+"""The fifty checks as a whole: their names, how they are put together, and their page."""
 
-from collections.abc import Callable, Sequence
+import inspect
+import re
+from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
 
-from sparsemble.attacks.pgd import PGD
-from sparsemble.core.interfaces import DynamicOutput, Ensemble
-from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Logits, seeded
-from sparsemble.ensemble import predict_dynamic
-from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from sparsemble.ensemble.stopping.die import DIE
+from sparsemble.core.errors import InputError
 from sparsemble.evaluation import checks
-from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.checks import Check, complete, merged, verdict, waived
 
-THREAT = ThreatModel(eps=8 / 255)
-X, Y = torch.rand(24, 1, 6, 6, generator=seeded(0)), torch.arange(24) % 4
-
-
-class Linear(nn.Module):
-    """A sound member."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 36, generator=seeded(seed)))
-
-    def forward(self, x: Images) -> Logits:
-        return (x - 0.5).flatten(1) @ self.weight.T
+PAGE = (Path(__file__).parents[2] / "docs" / "checks.md").read_text("utf-8")
+ROWS = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if re.match(r"\| \d", line)]
+FUNCTIONS = {
+    name: function
+    for name in checks.__all__
+    if inspect.isfunction(function := getattr(checks, name))
+    and inspect.signature(function).return_annotation in (Check, "Check")
+    and name not in ("verdict", "waived")
+}
 
 
-TEAM = Ensemble([Linear(seed) for seed in range(3)], MeanProbability()).eval()
+def named(row: list[str]) -> list[str]:
+    """Return the functions that a row of the page names."""
+    return re.findall(r"`(\w+)\(\)`", row[2])
 
 
-def decide(x: Images) -> DynamicOutput:
-    return predict_dynamic(TEAM, x, DIE())
+class TestList:
+    def test_there_are_fifty_names_and_no_two_alike(self) -> None:
+        assert list(checks.NAMES) == list(range(1, 51))
+        assert len(set(checks.NAMES.values())) == 50
+
+    def test_no_name_holds_another(self) -> None:
+        # Check 50 looks for names in a text.
+        names = checks.NAMES.values()
+        assert not [(a, b) for a in names for b in names if a != b and a in b]
+
+    def test_a_verdict_takes_its_name_from_the_list(self) -> None:
+        assert verdict(13, True, "why") == Check(13, checks.NAMES[13], "pass", "why")
+        assert verdict(13, False, "why").status == "fail"
+        assert waived(13, "why") == Check(13, checks.NAMES[13], "waived", "why")
 
 
-def altered(change: Callable[[Tensor], Tensor]) -> Callable[[Images], DynamicOutput]:
-    """The team with changed logits."""
+class TestComplete:
+    def test_fills_what_is_missing_in_order(self) -> None:
+        found = complete([verdict(38, False, "differs"), verdict(2, True, "inside")])
+        assert [check.number for check in found] == list(range(1, 51))
+        assert [check.name for check in found] == list(checks.NAMES.values())
+        assert {check.number: check.status for check in found if check.status != "waived"} == {2: "pass", 38: "fail"}
+        assert found[0].detail == "not run in this evaluation"
 
-    def broken(x: Images) -> DynamicOutput:
-        output = decide(x)
-        return DynamicOutput(change(output.logits), output.answered_with, output.members_run)
+    def test_gives_reasons(self) -> None:
+        assert complete([], "a dry run")[49].detail == "a dry run"
+        found = complete([], {45: "one seed of training"})
+        assert (found[44].detail, found[43].detail) == ("one seed of training", "not run in this evaluation")
 
-    return broken
-
-
-def crafted() -> Images:
-    return PGD(steps=3)(TEAM, X, Y, THREAT, rng=seeded(1))
-
-
-class TestInsideThreat:
-    def test_passes_crafted_images(self) -> None:
-        found = checks.inside_threat([X, crafted()], X, THREAT)
-        assert (found.number, found.status) == (2, "pass")
-
-    @pytest.mark.parametrize(
-        "fault",
-        [
-            lambda x: (x + 9 / 255).clamp(0, 1),
-            lambda x: torch.where(x > 0.9, 1.001, x),
-            lambda x: torch.where(x < 0.1, -0.001, x),
-            lambda x: torch.where(x < 0.1, float("nan"), x),
-        ],
-        ids=["outside the ball", "above 1", "below 0", "NaN"],
-    )
-    @pytest.mark.parametrize("last", [False, True])
-    def test_fails_a_fault_in_any_set(self, fault: Callable[[Images], Images], last: bool) -> None:
-        wide = ThreatModel(eps=0.05) if fault(X).max() > 1 or fault(X).min() < 0 else THREAT
-        sets = [X, fault(X)] if last else [fault(X), X]
-        assert checks.inside_threat(sets, X, wide).status == "fail"
-
-    def test_measures_in_the_norm_of_the_threat(self) -> None:
-        moved = (X + 0.01).clamp(0, 1)
-        assert checks.inside_threat([moved], X, ThreatModel(norm="l2", eps=0.07)).status == "pass"
-        assert checks.inside_threat([moved], X, ThreatModel(norm="l2", eps=0.02)).status == "fail"
-
-
-class TestDecisions:
-    def test_sound_team_passes(self) -> None:
-        found = checks.independent_of_batch(decide, X)
-        assert (found.number, found.status) == (38, "pass")
-        assert "0 of 24 images" in found.detail
-        assert checks.repeatable(decide, X).status == "pass"
+    def test_refuses_duplicates_and_unknown_numbers(self) -> None:
+        twice = [verdict(2, True, "inside"), verdict(2, True, "normalised")]
+        with pytest.raises(InputError, match="check 2 is there twice"):
+            complete(twice)
+        assert len(complete(merged(twice))) == 50
+        with pytest.raises(InputError, match="check 51 is not in the list"):
+            complete([Check(51, "one more", "pass", "why")])
 
     @pytest.mark.parametrize(
-        "change", [lambda z: z - z.mean(0), lambda z: z.flip(0), lambda z: z * torch.arange(-5, len(z) - 5)[:, None]]
+        ("statuses", "worst"),
+        [("pf", "fail"), ("fp", "fail"), ("pw", "waived"), ("wf", "fail"), ("ppp", "pass"), ("w", "waived")],
     )
-    def test_logits_that_depend_on_the_batch_fail(self, change: Callable[[Tensor], Tensor]) -> None:
-        assert checks.independent_of_batch(altered(change), X).status == "fail"
+    def test_the_worst_of_duplicates_wins_and_details_are_joined(self, statuses: str, worst: str) -> None:
+        make = {"p": lambda: verdict(3, True, "p"), "f": lambda: verdict(3, False, "f"), "w": lambda: waived(3, "w")}
+        (found,) = merged(make[one]() for one in statuses)
+        assert (found.number, found.name, found.status) == (3, checks.NAMES[3], worst)
+        assert sorted(found.detail.split("; ")) == sorted(set(statuses))
 
-    def test_a_cost_that_depends_on_the_batch_fails(self) -> None:
-        def broken(x: Images) -> DynamicOutput:
-            output = decide(x)
-            return DynamicOutput(output.logits, output.answered_with, output.members_run.amax().expand(len(x)))
-
-        assert decide(X).members_run.unique().numel() > 1
-        assert checks.independent_of_batch(broken, X).status == "fail"
-
-    def test_randomness_fails(self) -> None:
-        rng = seeded(0)
-        noisy = altered(lambda z: z + 0.01 * torch.randn(z.shape, generator=rng))
-        found = checks.repeatable(noisy, X)
-        assert (found.number, found.status) == (8, "fail")
-
-    def test_randomness_in_a_later_pass_fails_even_as_nan(self) -> None:
-        values = iter([0.0, 0.0, 0.0, float("nan"), 0.0])
-        assert checks.repeatable(altered(lambda z: z + next(values)), X).status == "fail"
-
-    def test_stored_images_reproduce_at_another_batch_size(self) -> None:
-        x_adv = crafted()
-        recorded = decide(x_adv).logits.argmax(1).tolist()
-        assert checks.reproduces(decide, x_adv, recorded, 7).status == "pass"
-        found = checks.reproduces(decide, x_adv, [*recorded[:-1], (recorded[-1] + 1) % 4], 7)
-        assert (found.number, found.status) == (23, "fail")
-        assert "1 of 24 answers differ at batch size 7" in found.detail
+    def test_merging_leaves_others_alone_and_in_order(self) -> None:
+        found = merged([verdict(9, True, "b"), verdict(2, True, "a"), verdict(9, False, "c")])
+        assert [(check.number, check.status, check.detail) for check in found] == [
+            (2, "pass", "a"),
+            (9, "fail", "c; b"),
+        ]
 
 
-class TestWhatAttacksSee:
-    @pytest.mark.parametrize("model", [TEAM, TEAM.members[0]], ids=["log-probabilities", "logits"])
-    def test_logits_pass(self, model: nn.Module) -> None:
-        found = checks.returns_logits(model, X)
-        assert (found.number, found.status) == (7, "pass")
-
-    @pytest.mark.parametrize(
-        "change", [lambda z: z.softmax(1), lambda z: z / 0, lambda z: torch.full_like(z, float("nan"))]
-    )
-    def test_probabilities_or_values_that_are_not_finite_fail(self, change: Callable[[Tensor], Tensor]) -> None:
-        assert checks.returns_logits(lambda x: change(TEAM(x)), X).status == "fail"
-
-    def test_gradients_flow_through_a_sound_team(self) -> None:
-        found = checks.gradients_flow([TEAM, *TEAM.members], X, Y)
-        assert (found.number, found.status) == (9, "pass")
-        assert "0 of 192 gradients" in found.detail
-        assert all(parameter.grad is None for parameter in TEAM.parameters())
-
-    @pytest.mark.parametrize(
-        "masked",
-        [
-            lambda x: TEAM((8 * x).round() / 8),  # flat steps
-            lambda x: 1e6 * TEAM.members[0](x),  # saturates the softmax
-            lambda x: TEAM(x) + 0 * (x - x).sqrt().sum((1, 2, 3))[:, None],  # an infinite slope times 0
-        ],
-        ids=["quantised", "saturated", "NaN"],
-    )
-    def test_masked_gradients_fail_on_any_surrogate(self, masked: Callable[[Images], Logits]) -> None:
-        assert checks.gradients_flow([TEAM, masked], X, Y).status == "fail"
-
-
-class TestAttacksCompared:
-    @pytest.mark.parametrize(("strong", "status"), [(0.30, "pass"), (0.40, "pass"), (0.405, "pass"), (0.42, "fail")])
-    def test_more_steps_break_more_up_to_noise(self, strong: float, status: str) -> None:
-        found = checks.stronger_is_stronger(0.40, strong, "pgd20 and pgd50")
-        assert (found.number, found.status) == (13, status)
-
-    @pytest.mark.parametrize(
-        ("curve", "status"),
-        [
-            ([0.9, 0.5, 0.505, 0.0], "pass"),
-            ([0.9, 0.5, 0.6, 0.0], "fail"),
-            ([0.9, 0.5, 0.3, 0.2], "fail"),
-            ([0.89, 0.5, 0.3, 0.0], "fail"),
-        ],
-        ids=["falls", "rises", "ends above chance", "starts off clean accuracy"],
-    )
-    def test_curve_falls_from_clean_accuracy_to_chance(self, curve: Sequence[float], status: str) -> None:
-        good = [0.8, 0.4, 0.2, 0.1]
-        found = checks.falls_with_eps({"dense": good, "team": list(curve)}, {"dense": 0.8, "team": 0.9}, chance=0.1)
-        assert (found.number, found.status) == (14, status)
-
-    def test_transferred_images_break_nothing_more(self) -> None:
-        white = [True, False, True, False]
-        assert checks.transfer_is_weaker(white, [True, True, True, False], "dense").status == "pass"
-        found = checks.transfer_is_weaker(white, [True, True, False, True], "dense")
-        assert (found.number, found.status) == (20, "fail")
-        assert "1 of 4 images are broken only by images crafted on dense" in found.detail
-
-
-class TestSparsity:
-    def test_recounted_from_the_weights(self) -> None:
-        model = nn.Sequential(nn.Conv2d(1, 4, 5), nn.Linear(10, 10))
-        model[0].weight.data.zero_()
-        model[1].weight.data.fill_(1)
-        counted = count_weights(model).sparsity
-        assert counted == 0.5
-        assert checks.sparsity_is_real(0.5, counted).status == "pass"
-        found = checks.sparsity_is_real(0.6, counted)
-        assert (found.number, found.status) == (39, "fail")
-
-    def test_a_single_regrown_weight_fails(self) -> None:
-        assert checks.zeros_stay(0).status == "pass"
-        found = checks.zeros_stay(1)
-        assert (found.number, found.status) == (40, "fail")
-
-
-def test_checks_that_cannot_be_made_yet_are_waived_with_a_reason() -> None:
+def test_checks_that_a_run_cannot_make_yet_are_waived_with_a_reason() -> None:
     assert all(check.status == "waived" and check.detail for check in checks.NOT_YET)
     numbers = [check.number for check in checks.NOT_YET]
     assert numbers == sorted(set(numbers))
     assert not set(numbers) & {2, 7, 8, 9, 13, 14, 20, 23, 38, 39, 40}
+
+
+class TestPage:
+    def test_names_all_fifty_as_the_code_does(self) -> None:
+        assert {int(row[0]): row[1] for row in ROWS} == checks.NAMES
+        assert [int(row[0]) for row in ROWS] == list(checks.NAMES)
+
+    def test_every_row_is_full(self) -> None:
+        assert all(len(row) == 5 and all(row) for row in ROWS)
+
+    def test_functions_stand_in_the_rows_of_their_numbers(self) -> None:
+        for name, function in FUNCTIONS.items():
+            text = inspect.getdoc(function) or ""
+            number = re.match(r"Check (\d+):", text)
+            assert number, f"{name} does not say which check it makes"
+            row = ROWS[int(number[1]) - 1]
+            assert f"`{name}()`" in row[2], f"docs/checks.md, check {number[1]}, lacks `{name}`"
+            assert "passes" in text or "pass an image" in text or "decision" in text, f"{name} does not say its cost"
+        every = [name for row in ROWS for name in named(row)]
+        assert sorted(every) == sorted(FUNCTIONS), "docs/checks.md names a function that is not there, or one twice"
+
+    def test_every_number_has_a_function(self) -> None:
+        assert all(named(row) for row in ROWS)
+
+    def test_functions_that_never_waive_are_said_to(self) -> None:
+        for row in ROWS:
+            functions = [inspect.getsource(inspect.unwrap(FUNCTIONS[name])) for name in named(row)]
+            can = any(re.search(r"\bwaived\(", source) for source in functions)
+            assert can == (row[4] != "never"), f"docs/checks.md, check {row[0]}: {row[4]}"

@@ -104,7 +104,6 @@ class TestBackward:
             model(images())[0].sum().backward()
         assert counts(passes) == (5, 5)
 
-    @pytest.mark.xfail(strict=True, reason=ONCE_TOO_OFTEN)
     def test_twice_through_the_same_images_is_two(self) -> None:
         model, x = linear(), images().requires_grad_()
         with count_passes(model) as passes:
@@ -112,7 +111,6 @@ class TestBackward:
                 torch.autograd.grad(model(x).sum(), x)
         assert counts(passes) == (10, 10)
 
-    @pytest.mark.xfail(strict=True, reason=ONCE_TOO_OFTEN)
     def test_a_look_without_gradient_at_the_same_images_adds_none(self) -> None:
         model, x = linear(), images().requires_grad_()
         with count_passes(model) as passes:
@@ -121,7 +119,6 @@ class TestBackward:
             torch.autograd.grad(model(x).sum(), x)
         assert counts(passes) == (10, 5)
 
-    @pytest.mark.xfail(strict=True, reason=ONCE_TOO_OFTEN)
     def test_one_member_of_two_that_saw_the_same_images_is_one(self) -> None:
         first, second, x = linear(), linear(), images().requires_grad_()
         with count_passes(first, second) as passes:

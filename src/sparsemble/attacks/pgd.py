@@ -119,11 +119,14 @@ class PGD(Attack):
         return point
 
     def _step(self, point: Images, loss: PerImage, x: Images, threat: ThreatModel) -> Images:
-        move = self.step_size * threat.eps * threat.steepest(input_gradient(loss, point))
+        gradient = input_gradient(loss, point)
+        if self.keep_best:  # in training, `fit` finds NaN itself and says what to do
+            _refuse_nan(gradient)
+        move = self.step_size * threat.eps * threat.steepest(gradient)
         return threat.project(point.detach() + move, x)
 
 
-def _refuse_nan(logits: Logits) -> None:
-    """Stop at NaN: its argmax looks like a wrong answer, and no comparison with it holds."""
-    if logits.isnan().any():
+def _refuse_nan(found: Tensor) -> None:
+    """Stop at NaN: its argmax looks like a wrong answer, its sign like no gradient, and no comparison holds."""
+    if found.isnan().any():
         raise RunError("an attack met NaN; does the model return NaN or infinite logits?")

@@ -55,7 +55,10 @@ class Artifact:
         Raises:
             InputError: a file is missing or was changed after it was written.
         """
-        for name, expected in self.meta["files"].items():
+        files = self.meta.get("files")
+        if not isinstance(files, dict):
+            raise InputError(f"{self.path / META} names no files; delete {self.path} to compute it again")
+        for name, expected in files.items():
             path = self.path / name
             if not path.is_file():
                 raise InputError(f"{path} is missing; delete {self.path} to compute it again")
@@ -71,7 +74,7 @@ def finish(partial: Path, final: Path, meta: Mapping[str, Any]) -> Artifact:
     files = {
         str(path.relative_to(partial)): file_hash(path)
         for path in sorted(partial.rglob("*"))
-        if path.is_file() and path.name != META
+        if path.is_file() and path != partial / META
     }
     write_json(partial / META, {**meta, "files": files})
     if final.exists():

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -31,10 +32,14 @@ def count_passes(*models: nn.Module) -> Iterator[Passes]:
     def add_backward(gradient: Tensor) -> None:
         passes.backward += len(gradient)
 
-    def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         passes.forward += len(inputs[0])
-        if inputs[0].requires_grad:
-            inputs[0].register_hook(add_backward)
+        if not (inputs[0].requires_grad and torch.is_grad_enabled()):
+            return inputs
+        # A view of its own: the image may go through other models, or through this one again.
+        entered = inputs[0].view_as(inputs[0])
+        entered.register_hook(add_backward)
+        return entered, *inputs[1:]
 
     def after(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad and not inputs[0].requires_grad:

@@ -71,7 +71,7 @@ def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def read(cls: type[D], table: Mapping[str, Any], where: str = "") -> D:
+def read(cls: type[D], table: Any, where: str = "") -> D:
     """Make a frozen dataclass from a table.
 
     Args:
@@ -129,10 +129,13 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, str):
             try:
                 return float(Fraction(value.replace(" ", "")))
-            except (ValueError, ZeroDivisionError):
+            except (ValueError, ZeroDivisionError, OverflowError):
                 raise InputError(f'{where} = "{value}" is not a number or a fraction such as "8/255"') from None
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise InputError(f"{where} is a number too large to compute with") from None
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value

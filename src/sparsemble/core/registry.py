@@ -51,7 +51,8 @@ class Registry(Generic[P]):
                 raise TypeError(f'{self.kind} "{name}" must stand in a file named {name}.py, not in {cls.__module__}')
             if not issubclass(cls, self.interface):
                 raise TypeError(f"{cls.__name__} must be a subclass of {self.interface.__name__}")
-            if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:
+            own = vars(cls).get("__dataclass_params__")
+            if not (own and own.frozen and dataclasses.is_dataclass(cls)):
                 raise TypeError(
                     f"{cls.__name__} must be a frozen dataclass; put @dataclass(frozen=True) below register"
                 )
@@ -99,6 +100,12 @@ class Registry(Generic[P]):
             raise TypeError(f'{self.kind} "{name}" is registered twice')
 
 
+def _is_automatic(plug: Plug) -> bool:
+    """Say whether the plug's label is the one it gives itself; that one follows its settings."""
+    fresh: Any = dataclasses.replace(plug, label="")  # type: ignore[type-var]
+    return bool(fresh.label == plug.label)  # type: ignore[attr-defined]
+
+
 def describe(value: Any, *, versions: bool = False) -> Any:
     """Write a dataclass, plug or container as plain JSON values, every default spelled out.
 
@@ -109,6 +116,8 @@ def describe(value: Any, *, versions: bool = False) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         table = {f.name: describe(getattr(value, f.name), versions=versions) for f in dataclasses.fields(value)}
         if isinstance(value, Plug):
+            if "label" in table and _is_automatic(value):
+                del table["label"]
             table = {"name": value.name, **table}
             if versions:
                 table["version"] = value.version

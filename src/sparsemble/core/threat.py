@@ -72,13 +72,17 @@ class ThreatModel:
         """Return the unit-norm step along which a linear function with this gradient grows fastest."""
         if self.norm == "linf":
             return gradient.sign()
-        length: Tensor = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-        return gradient / length.view(-1, 1, 1, 1)
+        # Scaled first: the square of a confident model's gradient is below what a float holds.
+        tiny = torch.finfo(gradient.dtype).tiny
+        largest = gradient.flatten(1).abs().amax(1).clamp_min(tiny).view(-1, 1, 1, 1)
+        scaled = gradient / largest
+        length: Tensor = scaled.flatten(1).norm(dim=1).clamp_min(tiny)
+        return scaled / length.view(-1, 1, 1, 1)
 
 
 def as_fraction(eps: float) -> str:
     """Write eps as n/255 where it is one, else as a decimal."""
     near = Fraction(eps).limit_denominator(255)
-    if abs(float(near) - eps) < 1e-9 and 255 % near.denominator == 0 and eps not in (0.0, 1.0):
+    if abs(float(near) - eps) < 1e-9 and 255 % near.denominator == 0 and 0 < eps < 1:
         return f"{near.numerator * 255 // near.denominator}/255"
     return f"{eps:g}"

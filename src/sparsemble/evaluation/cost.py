@@ -1,13 +1,13 @@
 """What a model costs: multiply-accumulates and weights, dense and without the zeros."""
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> Macs:
         nonzero += positions * int(module.weight.count_nonzero())
 
     example = next(model.parameters())
-    with _eval_mode(model), torch.no_grad(), contextlib.ExitStack() as hooks:
+    with eval_mode(model), torch.no_grad(), contextlib.ExitStack() as hooks:
         for layer in _prunable(model):
             hooks.callback(layer.register_forward_hook(add).remove)
         model(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
@@ -74,15 +74,3 @@ def count_weights(model: nn.Module) -> Weights:
 
 def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode, then every part of it back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,6 +1,5 @@
 """Evaluate one classifier: attacks, curve, members, checks, and the result file."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from sparsemble.core.registry import describe
 from sparsemble.core.threat import ThreatModel, as_fraction
 from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset, DataSource, Split
-from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.intervals import wilson
@@ -29,6 +27,8 @@ from sparsemble.evaluation.latency import measure_latency
 from sparsemble.evaluation.packed import save_packed
 from sparsemble.evaluation.robustness import Evaluation, evaluate, weights_hash
 from sparsemble.evaluation.shard import Decide
+from sparsemble.pipeline.assess_checks import all_checks, decided_by
+from sparsemble.pipeline.evidence import gather
 from sparsemble.pipeline.machine import machine, source_revision, versions
 from sparsemble.pipeline.stage import dataset, fingerprint
 from sparsemble.pipeline.stages.attack import SUBSET_SEED, test_images, test_places
@@ -40,7 +40,7 @@ CURVE_IMAGES = 200
 CURVE_ATTACK = PGD(steps=40, step_size=0.1, label="pgd40")
 EPS_STEPS = {"linf": (0.0, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0), "l2": (0.0, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0)}
 """Radii of the security curve, in units of the threat model's eps; the largest the norm allows comes last."""
-LAST_EPS = {"linf": 0.5, "l2": 5.0}
+LAST_EPS = {"linf": 1.0, "l2": 5.0}
 
 
 @final
@@ -79,7 +79,6 @@ def assess(
     split = test_images(data, settings.images).to(settings.device)
     decide = decision(target)
     attacks = all_attacks(target, settings)
-    started = time.perf_counter()
     found = evaluate(
         target.model,
         split,
@@ -101,14 +100,18 @@ def assess(
         "security_curve": curve,
         "members": members_table(target, settings, split, folder),
         "size": size(target, data, found, folder),
-        "latency": latency(decide, split),
-        "seconds": time.perf_counter() - started,
+        "latency": latency(decided_by(target), split),
+        "seconds": sum(float(outcome.seconds.sum()) for outcome in found.attacks.values()),
+        "extra_data": None,
+        "quoted": [],
     }
     result |= robustbench(result, target, attacks)
-    from sparsemble.pipeline.assess_checks import all_checks
-
-    tell(0.93, "checks")
-    result["checks"] = all_checks(result, target, settings, decide, split, found, attacks)
+    tell(0.9, "sanity attacks")
+    evidence = gather(
+        target, split, settings.threat, stop=rule(target), decide=decide, seed=settings.seed, folder=folder
+    )
+    tell(0.97, "checks")
+    result["checks"] = all_checks(result, target, data, split, found, evidence, settings.seed)
     write_json(folder / "evaluation.json", result)
     return result, examples(found, split)
 
@@ -120,10 +123,7 @@ def rule(target: Target) -> StoppingRule | None:
 
 def decision(target: Target) -> Decide | None:
     """Return the deployed decision of a team; None for a single model, whose largest logit decides."""
-    team, stop = target.model, rule(target)
-    if not isinstance(team, Ensemble) or stop is None:
-        return None
-    return lambda x: predict_dynamic(team, x, stop)
+    return decided_by(target) if isinstance(target.model, Ensemble) else None
 
 
 def all_attacks(target: Target, settings: Settings) -> tuple[Attack | TeamAttack, ...]:
@@ -175,7 +175,12 @@ def head(target: Target, settings: Settings, data: Dataset, split: Split, comman
             "classes": len(data.classes),
             "indices": test_places(data, settings.images).tolist(),
         },
-        "threat": {**describe(settings.threat), "eps_text": as_fraction(settings.threat.eps), "knowledge": "white-box"},
+        "threat": {
+            **describe(settings.threat),
+            "eps_text": as_fraction(settings.threat.eps),
+            "knowledge": "white-box",
+            "targeted": False,
+        },
         "seeds": {"attacks": settings.seed},
         "device": settings.device,
         "dtype": "float32",
@@ -304,10 +309,8 @@ def size(target: Target, data: Dataset, found: Evaluation, folder: Path) -> dict
     }
 
 
-def latency(decide: Decide | None, split: Split) -> dict[str, Any] | None:
-    """Time the deployed decision on clean images, one and 64 at a time; None for a single model's plain forward."""
-    if decide is None:
-        return None
+def latency(decide: Decide, split: Split) -> dict[str, Any]:
+    """Time the deployed decision on clean images, one and 64 at a time."""
     x = split.images(torch.arange(min(64, len(split)), device=split.labels.device))
     calls = {"batch_1": lambda: decide(x[:1]), "batch_64": lambda: decide(x)}
     found = measure_latency(calls, rounds=7, warm_up=2)

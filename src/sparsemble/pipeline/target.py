@@ -2,8 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -51,6 +51,8 @@ class Target:
     """Which images its checkpoint was chosen on, where that is known."""
     sparsity: float | None = None
     """What it claims, where it claims any."""
+    masks: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Which weights were kept, by the layer's name in `model`; empty where that is not known."""
     parent: nn.Module | None = None
     """The dense parent, for transferred attacks, where there is one."""
 

@@ -7,6 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.modes import eval_mode
+
 
 class Callback:
     """Hooks of the loop; each does nothing unless overridden."""
@@ -53,10 +55,8 @@ class KeepBest(Callback):
         """Measure and remember."""
         if epoch % self.every and epoch != epochs:
             return
-        training = model.training
-        model.eval()
-        found = self.probe(model)
-        model.train(training)
+        with eval_mode(model):
+            found = self.probe(model)
         record.update(found)
         score = found["held_out_robust"] + 0.5 * found["held_out_clean"]
         if score >= self.best and epoch >= self.first * epochs:

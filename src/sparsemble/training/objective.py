@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.core.modes import eval_mode
 from sparsemble.core.registry import Plug, Registry
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
@@ -52,12 +53,8 @@ def craft(
         rng: draws random starts.
         target: what to climb where it is not the model itself.
     """
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         return attack(target or model, x, y, threat, rng=rng)
-    finally:
-        model.train(training)
 
 
 objectives: Registry[Objective] = Registry("objective", Objective)

@@ -1,5 +1,6 @@
 """How fast to learn: stochastic gradient descent and the course of its rate."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class Schedule:
             raise InputError(f"rate = {self.rate:g} must be above 0")
         if self.batch_size < 2:
             raise InputError(f"batch_size = {self.batch_size} must be 2 or more (BatchNorm needs two images)")
-        if not 0 <= self.momentum < 1 or self.weight_decay < 0:
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov = true needs a momentum above 0")
+        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
             raise InputError(
                 f"momentum = {self.momentum:g} must lie in [0, 1) and weight_decay = {self.weight_decay:g} be 0 or more"
             )

@@ -11,6 +11,7 @@ from sparsemble.attacks.attack import Attack, input_gradient
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.modes import eval_mode
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
 from sparsemble.ensemble.features import feature_layers, features
@@ -74,12 +75,8 @@ class DVERGE(Objective):
         layer = layers[int(torch.randint(len(layers), (), generator=rng, device=x.device))]
         radius = min(self.reach * threat.eps, 1.0) if threat.norm == "linf" else self.reach * threat.eps
         wide = ThreatModel(norm=threat.norm, eps=radius)
-        training = model.training
-        model.eval()
-        try:
+        with eval_mode(model):
             return [imitate(member, layer, x, x.roll(offset, 0), wide, self.steps) for member in model.members]
-        finally:
-            model.train(training)
 
 
 def imitate(member: nn.Module, layer: str, x: Images, target: Images, threat: ThreatModel, steps: int) -> Images:

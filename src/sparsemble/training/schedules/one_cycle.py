@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+from sparsemble.core.errors import InputError
 from sparsemble.training.schedule import RateDecay, rate_decays
 
 
@@ -14,6 +15,10 @@ class OneCycle(RateDecay):
 
     rise: float = 0.3
     """Share of training in which the rate rises, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rise < 1:
+            raise InputError(f"rise = {self.rise:g} must lie in (0, 1): a share of training")
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this share of training."""

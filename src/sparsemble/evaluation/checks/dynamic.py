@@ -1,0 +1,164 @@
+"""Was the stopping rule attacked, and does it judge each image alone (checks 33 to 38)."""
+
+from collections.abc import Callable
+
+import torch
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import DynamicOutput, StoppingRule
+from sparsemble.core.types import Images, Labels
+from sparsemble.evaluation.checks.check import Check, verdict, waived
+from sparsemble.evaluation.checks.result import Result, is_whole, named, settings_of, stops_early
+from sparsemble.evaluation.shard import Decide
+
+ALWAYS_ALL = "the target always runs all of itself"
+BLACK_BOX = ("square", "noise", "hard_label", "rays", "hop_skip_jump", "transfer")
+NUDGE = 0.1
+"""Share by which thresholds are moved."""
+EDGE = 0.02
+"""Accuracy that moved thresholds may cost."""
+
+
+def stopping_attacked(result: Result) -> Check:
+    """Check 33: the relaxed rule, every prefix, the whole team, and blindly the true rule were attacked; no passes."""
+    if not stops_early(result):
+        return waived(33, ALWAYS_ALL)
+    settings = list(settings_of(result).values())
+    prefixes = {one["length"] for each in settings for one in named(each, "prefix")}
+    lacking = [f"prefix {length}" for length in range(1, int(result["target"]["members"])) if length not in prefixes]
+    if not any(list(named(each, "expectation")) for each in settings):
+        lacking.append("the expected answer over all stopping times")
+    if not any(is_whole(each) for each in settings):
+        lacking.append("the whole team")
+    blind = [each for each in settings if any(list(named(each, name)) for name in BLACK_BOX)]
+    if not any(each.get("surrogate", {}).get("name") == "deployed" for each in blind):
+        lacking.append("a black-box attack on the deployed decision")
+    return verdict(33, not lacking, f"not attacked: {', '.join(lacking) or 'nothing'}")
+
+
+def hijack_counted(result: Result) -> Check:
+    """Check 34: an attack pushed the rule to stop early on a wrong label, and the worst case counts it; no passes."""
+    if not stops_early(result):
+        return waived(34, ALWAYS_ALL)
+    ran = [label for label, each in settings_of(result).items() if each.get("name") == "hijack"]
+    if not ran:
+        return verdict(34, False, "no attack aimed at an early stop on a wrong label")
+    worst = result["worst_case"]["outcomes"]
+    broken = {i for label in ran for i, right in enumerate(result["attacks"][label]["outcomes"]) if not right}
+    missed = sum(worst[i] for i in broken)
+    detail = f"{', '.join(ran)} leaves {len(worst) - len(broken)} of {len(worst)} images right"
+    return verdict(34, missed == 0, detail + (f", but {missed} broken ones count as right" if missed else ""))
+
+
+def cost_under_attack(result: Result) -> Check:
+    """Check 35: members run on clean images, under attacks on the answer and under attacks on cost; no passes.
+
+    Attacks on cost ran with and without keeping the label, and cost no less than clean images do.
+    """
+    if not stops_early(result):
+        return waived(35, ALWAYS_ALL)
+    runs, most = result.get("members_run", {}), int(result["target"]["members"])
+    slow = [one for each in settings_of(result).values() for one in named(each, "slowdown")]
+    faults = [
+        f"no attack on cost that {words}"
+        for words, keep in (("keeps the label", True), ("is free", False))
+        if not any(one.get("keep_label") is keep for one in slow)
+    ]
+    numbers = {name: runs.get(name) for name in ("clean", "attacked", "slowdown")}
+    faults += [f"members run {name} is not given" for name, value in numbers.items() if value is None]
+    if not faults and not 1 <= numbers["clean"] <= numbers["slowdown"] + 1e-6 <= most + 1e-5:
+        faults.append("an attack on cost must not make the team faster, nor run more than all members")
+    told = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items() if value is not None)
+    return verdict(35, not faults, "; ".join([*faults, f"members run of {most}: {told}"]))
+
+
+def speed_beside_cost(result: Result) -> Check:
+    """Check 36: speed of a team that stops early stands only beside members run under attack on cost; no passes."""
+    if not stops_early(result):
+        return waived(36, ALWAYS_ALL)
+    claims = [name for name in ("latency", "size") if result.get(name)]
+    if not claims:
+        return waived(36, "the result says nothing about speed")
+    slow = result.get("members_run", {}).get("slowdown")
+    detail = f"{' and '.join(claims)} on clean images, " + (
+        "alone" if slow is None else f"up to {slow:.2f} members under attack"
+    )
+    return verdict(36, slow is not None, detail)
+
+
+@torch.no_grad()
+def no_knifes_edge(
+    decide_with: Callable[[StoppingRule], Decide], stop: StoppingRule, x: Images, y: Labels, tuned_on: str | None
+) -> Check:
+    """Check 37: thresholds come from held-out images, and moving each by a tenth costs at most two points.
+
+    Costs a decision an image for the rule itself and two for each of its numbers.
+
+    Args:
+        decide_with: the deployed decision under another rule.
+        stop: the deployed rule.
+        x: images.
+        y: their classes.
+        tuned_on: `held-out`, `test`, or None where that is not known.
+    """
+
+    def accuracy(rule: StoppingRule) -> tuple[float, float]:
+        output = decide_with(rule)(x)
+        return float((output.logits.argmax(1) == y).float().mean()), float(output.members_run.float().mean())
+
+    right, runs = accuracy(stop)
+    others = {words: accuracy(rule) for words, rule in nudged(stop).items()}
+    worst = max(others, key=lambda words: right - others[words][0], default="")
+    lost = right - others[worst][0] if worst else 0.0
+    detail = f"tuned on {tuned_on or 'unknown'} images; accuracy {right:.3f}, members {runs:.2f}"
+    detail += f"; {worst}: {others[worst][0]:.3f}, {others[worst][1]:.2f}" if worst else "; the rule has no numbers"
+    if tuned_on != "test" and lost <= EDGE and tuned_on is None:
+        return waived(37, f"it is not known which images tuned the rule; {detail}")
+    return verdict(37, tuned_on != "test" and lost <= EDGE, detail)
+
+
+def nudged(stop: StoppingRule) -> dict[str, StoppingRule]:
+    """Return the rule with each of its numbers a tenth lower and higher, by words such as `tau_c x 0.9`."""
+    settings = {name: value for name, value in vars(stop).items() if isinstance(value, float) and value}
+    rules: dict[str, StoppingRule] = {}
+    for name, value in settings.items():
+        for factor in (1 - NUDGE, 1 + NUDGE):
+            try:
+                rules[f"{name} x {factor:g}"] = type(stop)(**{**vars(stop), name: value * factor})
+            except InputError:
+                continue  # a number at the end of its range has no neighbour beyond it
+    return rules
+
+
+@torch.no_grad()
+def independent_of_batch(decide: Decide, x: Images) -> Check:
+    """Check 38: answers and members run are the same one by one, in a batch, and in reversed order.
+
+    Costs 3 decisions an image.
+    """
+    whole, turned = decide(x), decide(x.flip(0))
+    single = [decide(one) for one in x.split(1)]
+    differ = _differ(whole, turned.logits.argmax(1).flip(0), turned.members_run.flip(0))
+    differ |= _differ(
+        whole, torch.cat([o.logits.argmax(1) for o in single]), torch.cat([o.members_run for o in single])
+    )
+    detail = f"{int(differ.sum())} of {len(x)} images decided differently alone, in a batch or in reversed order"
+    return verdict(38, not differ.any(), detail)
+
+
+def same_decisions(first: DynamicOutput, second: DynamicOutput, where: str) -> Check:
+    """Check 38: two places, such as a CPU and a GPU, decide alike on the same images; no passes.
+
+    A hundredth of the images may differ: sums are rounded otherwise elsewhere.
+    """
+    differ = int(
+        _differ(
+            first, second.logits.argmax(1).to(first.logits.device), second.members_run.to(first.members_run.device)
+        ).sum()
+    )
+    total = len(first.members_run)
+    return verdict(38, differ <= total / 100, f"{differ} of {total} images decided differently on {where}")
+
+
+def _differ(output: DynamicOutput, labels: torch.Tensor, members_run: torch.Tensor) -> torch.Tensor:
+    return (output.logits.argmax(1) != labels) | (output.members_run != members_run)

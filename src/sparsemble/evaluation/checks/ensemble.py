@@ -1,0 +1,109 @@
+"""Was a team attacked as a team, and compared fairly (checks 28 to 32)."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sparsemble.evaluation.checks.check import NOISE, Check, verdict, waived
+from sparsemble.evaluation.checks.result import Result, is_team, is_whole, named, settings_of
+
+SINGLE = "the target is a single model"
+MARGINS = ("margin", "dlr", "apgd_targeted", "autoattack", "carlini_wagner", "square", "deepfool", "fmn")
+"""Losses, and attacks that climb one, that speak of margins rather than of cross-entropy."""
+EQUAL_COST = 0.05
+"""Share by which costs that are called equal may differ."""
+ABLATIONS = ("combiner only", "no regularisers", "no stopping rule", "dense members")
+"""Rows that show what each part of a method brings."""
+
+
+def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -> Check:
+    """Check 28: the whole team was attacked through its own combiner and through every other one; no passes.
+
+    Args:
+        result: of the team.
+        deployed: name of its combiner.
+        others: names of all others, such as `combiners.names()`.
+    """
+    if not is_team(result):
+        return waived(28, SINGLE)
+    settings = list(settings_of(result).values())
+    seen = {one["combine"]["name"] for each in settings for one in named(each, "combined")}
+    seen |= {deployed} if any(is_whole(each) for each in settings) else set()
+    lacking = sorted({deployed, *others} - seen)
+    detail = f"attacked through {', '.join(sorted(seen)) or 'none'}; not through {', '.join(lacking) or 'none'}"
+    return verdict(28, not lacking, detail)
+
+
+def members_attacked(result: Result) -> Check:
+    """Check 29: every member alone, one after the other, re-weighted, and a margin of the whole team; no passes."""
+    if not is_team(result):
+        return waived(29, SINGLE)
+    settings = list(settings_of(result).values())
+    alone = {one["index"] for each in settings for one in named(each, "member")}
+    # Member 1 is the prefix of length 1.
+    alone |= {1 for each in settings for one in named(each, "prefix") if one["length"] == 1}
+    lacking = [f"member {i}" for i in range(1, int(result["target"]["members"]) + 1) if i not in alone]
+    lacking += [name for name in ("sequential", "reweighted") if not any(list(named(each, name)) for each in settings)]
+    if not any(is_whole(each) and any(list(named(each, name)) for name in MARGINS) for each in settings):
+        lacking.append("a margin of the whole team")
+    return verdict(29, not lacking, f"not attacked: {', '.join(lacking) or 'nothing'}")
+
+
+def members_reported(result: Result) -> Check:
+    """Check 30: each member's own accuracy and the transfer from each to each, and these fit together; no passes.
+
+    Images crafted on one member must not break another more than those crafted on itself; and the detail says where a
+    team is no better than its best member.
+    """
+    if not is_team(result):
+        return waived(30, SINGLE)
+    count, table = int(result["target"]["members"]), result.get("members")
+    if not table:
+        return verdict(30, False, f"the accuracies of {count} members are not in the result")
+    robust, transfer = table["robust"], table["transfer"]
+    if len(robust) != count or [len(row) for row in transfer] != [count] * count:
+        return verdict(30, False, f"the table of members has {len(robust)} rows for {count} members")
+    faults = [
+        f"member {i + 1}: {robust[i]:.3f} alone, {transfer[i][i]:.3f} in the table of transfer"
+        for i in range(count)
+        if abs(transfer[i][i] - robust[i]) > NOISE
+    ]
+    faults += [
+        f"images crafted on member {i + 1} break member {j + 1} more than its own do"
+        for i in range(count)
+        for j in range(count)
+        if transfer[i][j] < robust[j] - NOISE
+    ]
+    detail = "; ".join(faults) or f"{count} members, best alone {max(robust):.3f}"
+    if "worst_case" in result and result["worst_case"]["accuracy"] <= max(robust):
+        detail += f"; FLAG: the team ({result['worst_case']['accuracy']:.3f}, all attacks) is no better than that"
+    return verdict(30, not faults, detail)
+
+
+def single_models_beside(
+    team: Mapping[str, Any], member: Mapping[str, Any] | None, dense: Mapping[str, Any] | None
+) -> Check:
+    """Check 31: the best member at equal non-zeros and a dense model at equal operations stand beside; no passes.
+
+    Args:
+        team: `accuracy`, `nonzeros` and `macs` of the team.
+        member: the same of the best single sparse model, trained with as many non-zeros as the whole team.
+        dense: the same of one adversarially trained dense model of as many operations.
+    """
+    if member is None or dense is None:
+        lacking = [name for name, row in (("a sparse model", member), ("a dense model", dense)) if row is None]
+        return waived(31, f"{' and '.join(lacking)} of equal cost was not evaluated")
+    unequal = [
+        f"{name} has {row[cost]:g} {cost}, the team {team[cost]:g}"
+        for name, row, cost in (("the sparse model", member, "nonzeros"), ("the dense model", dense, "macs"))
+        if abs(row[cost] - team[cost]) > EQUAL_COST * team[cost]
+    ]
+    told = f"team {team['accuracy']:.3f}, sparse model {member['accuracy']:.3f}, dense model {dense['accuracy']:.3f}"
+    return verdict(31, not unequal, "; ".join([*unequal, told]))
+
+
+def ablations_reported(rows: Collection[str]) -> Check:
+    """Check 32: the rows without each part are there (`ABLATIONS`); no passes."""
+    lacking = [name for name in ABLATIONS if name not in rows]
+    if len(lacking) == len(ABLATIONS):
+        return waived(32, "one target was evaluated; ablations are rows of a study")
+    return verdict(32, not lacking, f"missing: {', '.join(lacking) or 'none'}")

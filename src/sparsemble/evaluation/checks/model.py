@@ -1,0 +1,232 @@
+"""Can attacks see this model as it is: inputs, outputs, gradients (checks 2, 3, 7 to 10 and 12)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sparsemble.attacks.losses.cross_entropy import CrossEntropy
+from sparsemble.attacks.losses.loss import AttackLoss
+from sparsemble.attacks.losses.margin import Margin
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Classifier, Flags, Images, Labels, Logits
+from sparsemble.evaluation.checks.check import Check, verdict
+from sparsemble.evaluation.shard import Decide
+
+DARKEST = 2 / 255
+"""Images whose brightest pixel is below this were divided by 255 twice."""
+SURE = 3.0
+"""Standard deviations of a fair coin that a difference of two accuracies on the same images must exceed."""
+SAME = 1e-3
+"""Share of the spread of the logits by which an output may differ between batches: other kernels, other rounding."""
+REPEATED = 1e-4
+"""The same, between passes of the same batch."""
+SATURATED = 87.0
+"""Lead of the first logit over the second, in nats, from which cross-entropy's gradient underflows in float32."""
+PROBE = 1e-3
+"""Length of a finite-difference step, in each pixel."""
+DISAGREEMENT = 0.2
+"""Share by which gradient and finite difference of an image may differ: pieces of a network end inside a step."""
+ROUGH = 1.0
+"""Change of the margin under random steps of length eps, in units of its usual size, from which a loss is rough."""
+SHORTER = 16.0
+"""A step this many times shorter must change a smooth loss by clearly less."""
+RUGGED = 0.5
+"""Share of the long step's change that the short one may reach; 1 / 16 on a plane."""
+
+
+@torch.no_grad()
+def normalised_once(model: Classifier, x: Images, y: Labels) -> Check:
+    """Check 2: images span [0, 1], and the model wants them so: normalisation is inside it, once.
+
+    The model is also asked about the images normalised by their own mean and deviation, and with one normalisation
+    undone. If it answers more of those rightly, beyond chance, it lacks its normalisation or has it twice. A model
+    that is wrong either way cannot be told from one that was trained so. Costs 3 forward passes an image.
+    """
+    low, high = (float(end) for end in x.aminmax())
+    faults = [] if low >= 0 and DARKEST < high <= 1 else [f"images span [{low:.4g}, {high:.4g}], not [0, 1]"]
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    right = model(x).argmax(1) == y
+    variants = {"normalised beforehand": (x - mean) / std, "with a normalisation undone": x * std + mean}
+    for words, images in variants.items():
+        now = model(images).argmax(1) == y
+        gained, lost = int((now & ~right).sum()), int((right & ~now).sum())
+        if gained - lost > SURE * math.sqrt(gained + lost):
+            faults.append(
+                f"{int(now.sum())} of {len(x)} images are answered rightly {words}, {int(right.sum())} as given"
+            )
+    detail = "; ".join(faults) or f"images span [{low:.3f}, {high:.3f}], and normalising them outside gains nothing"
+    return verdict(2, not faults, detail)
+
+
+@torch.no_grad()
+def independent_of_neighbours(model: Classifier, x: Images) -> Check:
+    """Check 3: eval mode, frozen BatchNorm, and the same output alone, in the batch and in the reversed batch.
+
+    Also: a pass leaves every parameter and buffer as it was. Costs 3 forward passes an image.
+    """
+    if fault := _fault_of_mode(model):
+        return verdict(3, False, fault)
+    before = _state(model)
+    whole = model(x)
+    differ = _differ(model(x.flip(0)).flip(0), whole) | _differ(torch.cat([model(one) for one in x.split(1)]), whole)
+    moved = [name for name, tensor in _state(model).items() if not torch.equal(tensor, before[name])]
+    if isinstance(model, nn.Module) and moved:
+        model.load_state_dict(before)
+    words = f"; passes changed {moved[0]}" if moved else ""
+    detail = f"{int(differ.sum())} of {len(x)} images get another output alone, in a batch or in reversed order{words}"
+    return verdict(3, not (differ.any() or moved), detail)
+
+
+@torch.no_grad()
+def returns_logits(model: Classifier, x: Images) -> Check:
+    """Check 7: finite logits or log-probabilities, neither probabilities nor saturated; 1 forward pass an image."""
+    out = model(x)
+    detail = f"outputs in [{float(out.min()):.2f}, {float(out.max()):.2f}]"
+    if not out.isfinite().all():
+        return verdict(7, False, f"outputs are not finite: {detail}")
+    if (out >= 0).all() and ((out.sum(1) - 1).abs() < 1e-4).all():
+        return verdict(7, False, "outputs are probabilities")
+    first, second = out.topk(2, dim=1).values.unbind(1)
+    saturated = int((first - second > SATURATED).sum())
+    return verdict(7, not saturated, f"{detail}, {saturated} of {len(x)} images saturate the softmax")
+
+
+@torch.no_grad()
+def repeatable(decide: Decide, x: Images, times: int = 5) -> Check:
+    """Check 8: repeated passes give the same labels and logits; `times` decisions an image."""
+    first = decide(x).logits
+    others = [decide(x).logits for _ in range(times - 1)]
+    spread = float(torch.stack([(other - first).abs().max() for other in others]).max() / _spread(first))
+    flips = int(torch.stack([other.argmax(1) != first.argmax(1) for other in others]).any(0).sum())
+    detail = f"largest change over {times} passes {spread:.1e} of the logits' spread, {flips} labels change"
+    return verdict(8, spread <= REPEATED and not flips, detail)
+
+
+@torch.enable_grad()
+def gradients_flow(
+    models: Sequence[Classifier],
+    x: Images,
+    y: Labels,
+    *,
+    losses: Sequence[AttackLoss] = (CrossEntropy(), Margin()),
+    path: Sequence[Images] = (),
+) -> Check:
+    """Check 9: no image has a zero, NaN or infinite gradient, for any loss, on any surrogate.
+
+    DLR is not among the losses by default: once an image is broken and its true class is third, it is constant.
+    Costs a forward and a backward pass an image for each model, loss and set of points.
+
+    Args:
+        models: whatever attacks differentiate.
+        x: clean images.
+        y: their classes.
+        losses: what attacks climb.
+        path: further points for each image, such as stored adversarial images.
+    """
+    bad = 0
+    for model in models:
+        for loss in losses:
+            for images in (x, *path):
+                point = images.clone().requires_grad_()
+                logits = model(point)
+                gradient = _gradient(loss(logits, logits.detach(), y), point).flatten(1)
+                bad += int(((gradient.abs().amax(1) == 0) | ~gradient.isfinite().all(1)).sum())
+    total = len(losses) * len(models) * len(x) * (1 + len(path))
+    return verdict(9, bad == 0, f"{bad} of {total} gradients are zero or not finite")
+
+
+@torch.enable_grad()
+def agrees_with_differences(model: Classifier, x: Images, y: Labels, *, rng: Generator, directions: int = 8) -> Check:
+    """Check 10: the gradient of the lead over one wrong class foretells its change along random directions.
+
+    An image disagrees if gradient and differences are apart by more than a fifth of their size over the directions
+    (random signs in every pixel, plus the gradient's own); half of the images must agree. Costs a forward and a
+    backward pass an image and two forward passes for each direction.
+    """
+    point = x.clone().requires_grad_()
+    logits = model(point)
+    rival = logits.detach().scatter(1, y[:, None], -math.inf).argmax(1)
+    gradient = _gradient(_lead(logits, y, rival), point)
+    told, seen = [], []
+    for i in range(directions + 1):
+        noise = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 0.5
+        step = PROBE * (noise if i else gradient.nan_to_num()).sign()
+        with torch.no_grad():
+            change = _lead(model(x + step), y, rival) - _lead(model(x - step), y, rival)
+        told.append(2 * (gradient * step).flatten(1).sum(1))
+        seen.append(change)
+    apart, size = torch.stack(told) - torch.stack(seen), torch.stack(told).norm(dim=0) + torch.stack(seen).norm(dim=0)
+    # Neither told nor seen is no agreement: a flat spot gives an attack nothing to climb.
+    share = (2 * apart.norm(dim=0) / size).nan_to_num(nan=2.0, posinf=2.0)
+    median = float(share.median())
+    detail = f"gradient and finite differences are {100 * median:.1f} % apart on the median of {len(x)} images"
+    return verdict(10, median <= DISAGREEMENT, detail)
+
+
+@torch.no_grad()
+def smooth_loss(
+    model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator, draws: int = 4
+) -> Check:
+    """Check 12: random steps of length eps change the margin little, and 16 times shorter ones far less.
+
+    Costs 1 + 2 `draws` forward passes an image.
+    """
+    clean = _margin(model, x, y)
+    long, short = [], []
+    for _ in range(draws):
+        noise = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) * 2 - 1
+        step = threat.eps * threat.steepest(noise)
+        long.append((_margin(model, (x + step).clamp(0, 1), y) - clean).abs().mean())
+        short.append((_margin(model, (x + step / SHORTER).clamp(0, 1), y) - clean).abs().mean())
+    far, near = (float(torch.stack(changes).mean()) for changes in (long, short))
+    size = float(clean.abs().mean())
+    good = far <= ROUGH * size and near <= RUGGED * far
+    detail = f"margins of size {size:.2e} change by {far:.2e} within eps, by {near:.2e} within eps / {SHORTER:g}"
+    return verdict(12, good, detail)
+
+
+def _fault_of_mode(model: Classifier) -> str:
+    """Say which part of a network would look at the whole batch, if any."""
+    if not isinstance(model, nn.Module):
+        return ""
+    for name, part in model.named_modules():
+        words = name or type(part).__name__
+        if part.training:
+            return f"{words} is in training mode"
+        if isinstance(part, _BatchNorm) and part.running_mean is None:
+            return f"{words} keeps no statistics and normalises by the batch's own"
+    return ""
+
+
+def _state(model: Classifier) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()} if isinstance(model, nn.Module) else {}
+
+
+def _spread(logits: Logits) -> Tensor:
+    """Return the size of the differences between an image's logits, over all images."""
+    return (logits - logits.mean(1, keepdim=True)).abs().max().clamp_min(1e-12)
+
+
+def _differ(logits: Logits, others: Logits) -> Flags:
+    """Say which outputs differ by more than rounding; NaN differs from everything."""
+    return ~((logits - others).abs().amax(1) <= SAME * _spread(others))
+
+
+def _gradient(value: Tensor, point: Images) -> Images:
+    """Return the gradient of summed values, 0 where none leads back to the images."""
+    if not value.requires_grad:
+        return torch.zeros_like(point)
+    (gradient,) = torch.autograd.grad(value.sum(), point, allow_unused=True)
+    return torch.zeros_like(point) if gradient is None else gradient
+
+
+def _lead(logits: Logits, y: Labels, rival: Labels) -> Tensor:
+    return (logits.gather(1, y[:, None]) - logits.gather(1, rival[:, None]))[:, 0]
+
+
+def _margin(model: Classifier, x: Images, y: Labels) -> Tensor:
+    logits = model(x)
+    return Margin()(logits, logits, y)

@@ -1,0 +1,208 @@
+"""What every part promises: one frozen dataclass in one file, its settings explained, built from words and back."""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import tomli_w
+
+import sparsemble
+import sparsemble.attacks.adaptive
+import sparsemble.data
+import sparsemble.ensemble
+import sparsemble.models
+import sparsemble.pruning
+import sparsemble.training
+from sparsemble.core.errors import InputError
+from sparsemble.core.recipe import parse_toml
+from sparsemble.core.registry import REGISTRIES, Plug, Registry, describe
+from sparsemble.pipeline.catalogue import catalogue, sentence
+from sparsemble.pipeline.method import method
+from sparsemble.pipeline.recipe import load_recipe
+from sparsemble.pipeline.stage import Stage, stages
+
+stages.walk("sparsemble.pipeline.stages")
+
+SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
+PACKAGE = Path(sparsemble.__file__).parent
+PLUGS = [
+    pytest.param(registry, plug, id=f"{registry.kind}-{name}")
+    for registry in REGISTRIES.values()
+    if registry.interface.__module__.startswith("sparsemble.")
+    for name, plug in sorted(registry.plugs.items())
+]
+PARTS = [parameter for parameter in PLUGS if parameter.values[0] is not stages]
+ALIASES = [
+    pytest.param(registry, alias, id=alias) for registry in REGISTRIES.values() for alias in sorted(registry.aliases)
+]
+
+
+@functools.cache
+def stage_examples() -> dict[str, Stage]:
+    """Return a stage of each kind, as a run makes them."""
+    return {task.stage.name: task.stage for task in method(load_recipe(str(SMOKE))[1], "title", "command").tasks}
+
+
+def required(plug: type[Plug]) -> list[str]:
+    """Return the settings without a default."""
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(plug)  # type: ignore[arg-type]
+    return [f.name for f in fields if f.default is missing and f.default_factory is missing]
+
+
+def example(hint: Any) -> Any:
+    """Make up a value as a recipe would have it."""
+    if hint in REGISTRIES:
+        return next(name for name, plug in sorted(REGISTRIES[hint].plugs.items()) if not required(plug))
+    return {str: "somewhere", int: 3, float: 0.5, bool: True}[hint]
+
+
+def specification(registry: Registry[Any], plug: type[Plug]) -> dict[str, Any]:
+    """Return the shortest table that builds a plug."""
+    if registry is stages:
+        table: dict[str, Any] = describe(stage_examples()[plug.name])
+        return table
+    hints = typing.get_type_hints(plug)
+    return {"name": plug.name, **{name: example(hints[name]) for name in required(plug)}}
+
+
+def others(hint: Any, value: Any) -> list[Any]:
+    """Return values of a setting that differ from this one, as a recipe would have them."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return others(next(a for a in args if a is not type(None)), value)
+    if origin is Literal:
+        return [entry for entry in args if entry != value]
+    if origin is tuple:
+        return [[*describe(value), *others(args[0], None)[:1]], *([describe(value)[:-1]] if value else [])]
+    if hint in REGISTRIES:
+        names = sorted(name for name, plug in REGISTRIES[hint].plugs.items() if not required(plug))
+        return [name for name in names if value is None or name != value.name]
+    if dataclasses.is_dataclass(hint):
+        return []
+    if hint is bool:
+        return [not value]
+    if hint is str:
+        return ["another"]
+    numbers = [(value or 0) + 1, 2] if hint is int else [(value or 1.0) / 2, 0.75, 2.5]
+    return [number for number in numbers if number != value]
+
+
+@pytest.mark.parametrize(("registry", "plug"), PLUGS)
+class TestEveryPlug:
+    def test_is_one_frozen_final_dataclass_in_a_file_of_its_name(self, registry: Registry[Any], plug: Any) -> None:
+        assert plug.__dict__["__dataclass_params__"].frozen
+        assert plug.__dict__.get("__final__"), "put @final above register"
+        assert all(field.kw_only for field in dataclasses.fields(plug))
+        assert issubclass(plug, registry.interface)
+        assert not inspect.isabstract(plug)
+        path = Path(inspect.getsourcefile(plug) or "")
+        assert path.stem == plug.name == next(name for name, found in registry.plugs.items() if found is plug)
+        assert path.is_relative_to(PACKAGE)
+        beside = [
+            found for r in REGISTRIES.values() for found in r.plugs.values() if found.__module__ == plug.__module__
+        ]
+        assert beside == [plug]
+
+    def test_says_what_it_is(self, registry: Registry[Any], plug: Any) -> None:
+        first = sentence(plug)
+        assert first.endswith("."), first
+        assert 10 < len(first) < 200
+        assert not first.startswith(plug.__name__ + "("), "the docstring is the one that dataclass makes"
+        assert (inspect.getmodule(plug).__doc__ or "").strip()
+
+    def test_is_built_and_written_back(self, registry: Registry[Any], plug: Any) -> None:
+        table = specification(registry, plug)
+        built = registry.build(table)
+        assert type(built) is plug
+        written = describe(built)
+        assert registry.build(json.loads(json.dumps(written))) == built
+        assert registry.build(parse_toml(tomli_w.dumps(written), "here")) == built
+        assert describe(registry.build(written)) == written
+        fields = {field.name for field in dataclasses.fields(plug) if getattr(built, field.name) is not None}
+        if "label" in fields and "label" not in table:
+            fields.remove("label")  # it follows the settings, so that a changed setting changes it, too
+        assert set(written) == {"name", *fields}
+
+    def test_is_a_value(self, registry: Registry[Any], plug: Any) -> None:
+        first, second = (registry.build(specification(registry, plug)) for _ in range(2))
+        assert first == second
+        assert hash(first) == hash(second)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            first.anything = 1
+
+    def test_carries_a_version(self, registry: Registry[Any], plug: Any) -> None:
+        assert isinstance(plug.version, int)
+        assert plug.version >= 1
+        assert describe(registry.build(specification(registry, plug)), versions=True)["version"] == plug.version
+
+    def test_refuses_an_unknown_setting(self, registry: Registry[Any], plug: Any) -> None:
+        with pytest.raises(InputError, match=r"here\.surely_not is not a known setting"):
+            registry.build({**specification(registry, plug), "surely_not": 1}, "here")
+
+    def test_every_setting_counts(self, registry: Registry[Any], plug: Any) -> None:
+        """A changed setting gives an unequal plug, another hash and the same thing back from its words."""
+        table = specification(registry, plug)
+        built, hints = registry.build(table), typing.get_type_hints(plug)
+        for field in dataclasses.fields(plug):
+            for value in others(hints[field.name], getattr(built, field.name)):
+                try:
+                    changed = registry.build({**table, field.name: value})
+                except InputError:  # outside its range, or at odds with another setting
+                    continue
+                assert changed != built, f"{field.name} = {value!r}"
+                assert describe(changed, versions=True) != describe(built, versions=True)
+                assert registry.build(describe(changed)) == changed
+
+
+@pytest.mark.parametrize(("registry", "plug"), PARTS)
+class TestEveryPart:
+    """Stages are made by the pipeline, the other plugs by people: for them every setting has a word of explanation."""
+
+    def test_every_setting_has_a_docstring_below_it(self, registry: Registry[Any], plug: Any) -> None:
+        tree = ast.parse(Path(inspect.getsourcefile(plug) or "").read_text("utf-8"))
+        (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == plug.__name__]
+        bare = [
+            node.target.id
+            for node, below in zip(body, [*body[1:], None], strict=True)
+            if isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and "ClassVar" not in ast.dump(node.annotation)
+            and not (isinstance(below, ast.Expr) and isinstance(getattr(below.value, "value", None), str))
+        ]
+        assert not bare, f"explain {', '.join(bare)} in a docstring below"
+
+    def test_is_in_the_catalogue_with_its_settings(self, registry: Registry[Any], plug: Any) -> None:
+        (entry,) = [e for e in catalogue() if (e.kind, e.name) == (registry.kind, plug.name)]
+        assert entry.sentence == sentence(plug)
+        for field in dataclasses.fields(plug):
+            (line,) = [line for line in entry.text.splitlines() if line.startswith(f"  {field.name}: ")]
+            assert line.endswith("(required)") == (field.name in required(plug))
+
+
+@pytest.mark.parametrize(("registry", "alias"), ALIASES)
+def test_every_alias_stands_for_a_plug(registry: Registry[Any], alias: str) -> None:
+    built = registry.build(alias)
+    assert type(built) is registry.plugs[registry.aliases[alias]["name"]]
+    assert registry.build(describe(built)) == built
+
+
+def test_nothing_that_could_be_a_plug_is_forgotten() -> None:
+    """A class below an interface that has no name was dropped into a folder that nobody walks.
+
+    Those that a recipe cannot name, because they hold a model, have a name of their own or are private.
+    """
+    found, waiting = set(), [*REGISTRIES]
+    while waiting:
+        below = waiting.pop().__subclasses__()
+        waiting += below
+        found |= {cls for cls in below if not inspect.isabstract(cls) and cls.__module__.startswith("sparsemble.")}
+    assert len(found) > 30
+    assert not {cls for cls in found if "name" not in cls.__dict__ and not cls.__name__.startswith("_")}

@@ -1,0 +1,375 @@
+"""Checks of the model pass on sound networks and fail on one broken in just that way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import DynamicOutput
+from sparsemble.core.passes import count_passes
+from sparsemble.core.types import Images, Logits, seeded
+from sparsemble.evaluation import checks
+from tests.unit.sound_team import MEMBER, RIGHT, TEAM, THREAT, Linear, X, Y, altered, decide, expect, network
+
+LEVELS = torch.tensor([-1.2, -0.4, 0.4, 1.2])
+
+
+class Brightness(nn.Module):
+    """Tells four levels of brightness apart, after normalising as often as it is told."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: Images) -> Logits:
+        for _ in range(self.times):
+            x = (x - 0.5) / 0.3
+        return -(x.mean((1, 2, 3))[:, None] - LEVELS).square()
+
+
+def bright(count: int = 40) -> tuple[Images, Tensor]:
+    """Images of the four levels, for a model that normalises once."""
+    y = torch.arange(count) % 4
+    noise = 0.02 * torch.rand(count, 1, 6, 6, generator=seeded(0))
+    return (0.5 + 0.3 * LEVELS[y].view(-1, 1, 1, 1) + noise).clamp(0, 1), y
+
+
+class TestNormalisedOnce:
+    def test_normalisation_inside_passes(self) -> None:
+        x, y = bright()
+        assert (Brightness(1)(x).argmax(1) == y).all()
+        expect(checks.normalised_once(Brightness(1), x, y), 2, "pass")
+
+    def test_normalising_twice_fails(self) -> None:
+        x, y = bright()
+        expect(checks.normalised_once(Brightness(2), x, y), 2, "fail", "with a normalisation undone")
+
+    def test_no_normalisation_inside_fails(self) -> None:
+        x, y = bright()
+        expect(checks.normalised_once(Brightness(0), x, y), 2, "fail", "normalised beforehand")
+
+    @pytest.mark.parametrize("change", [lambda x: (x - 0.5) / 0.3, lambda x: 255 * x, lambda x: x / 255])
+    def test_images_of_another_range_fail(self, change: Callable[[Images], Images]) -> None:
+        x, y = bright()
+        expect(checks.normalised_once(Brightness(1), change(x), y), 2, "fail", "not [0, 1]")
+
+
+class TestNeighbours:
+    @pytest.mark.parametrize("model", [TEAM, network(), MEMBER.forward], ids=["team", "BatchNorm", "function"])
+    def test_sound_models_pass(self, model: Any) -> None:
+        expect(checks.independent_of_neighbours(model, X), 3, "pass", "0 of 24")
+
+    def test_train_mode_batchnorm_fails(self) -> None:
+        model = network()
+        model[1].train()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        expect(checks.independent_of_neighbours(model, X), 3, "fail", "1 is in training mode")
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def test_batchnorm_without_statistics_fails_in_eval_mode(self) -> None:
+        model = network()
+        model[1] = nn.BatchNorm2d(4, track_running_stats=False).eval()
+        expect(checks.independent_of_neighbours(model, X), 3, "fail", "the batch's own")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda z: z - z.mean(0),
+            lambda z: z.flip(0),
+            lambda z: z + 0.1 * len(z),
+            lambda z: 1e-3 * (z - z.mean(0)),
+            lambda z: z / 0 if len(z) > 1 else z,
+        ],
+        ids=["mean", "order", "size", "small logits", "NaN"],
+    )
+    def test_neighbours_that_change_outputs_fail(self, change: Callable[[Tensor], Tensor]) -> None:
+        expect(checks.independent_of_neighbours(lambda x: change(TEAM(x)), X), 3, "fail", "24 of 24")
+
+    def test_a_pass_that_moves_a_buffer_fails_and_is_undone(self) -> None:
+        class Counting(nn.Module):
+            seen: Tensor
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("seen", torch.zeros(()))
+
+            def forward(self, x: Images) -> Logits:
+                self.seen += len(x)
+                return MEMBER(x)
+
+        model = Counting().eval()
+        expect(checks.independent_of_neighbours(model, X), 3, "fail", "passes changed seen")
+        assert model.seen == 0
+
+
+class TestLogits:
+    @pytest.mark.parametrize("model", [TEAM, MEMBER], ids=["log-probabilities", "logits"])
+    def test_logits_pass(self, model: nn.Module) -> None:
+        expect(checks.returns_logits(model, X), 7, "pass")
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda z: z.softmax(1), "probabilities"),
+            (lambda z: z / 0, "not finite"),
+            (lambda z: torch.full_like(z, float("nan")), "not finite"),
+            (lambda z: 1000 * z, "24 images saturate"),
+            (lambda z: (1000 * z).log_softmax(1).clamp_min(-300), "saturate"),
+        ],
+        ids=["probabilities", "infinite", "NaN", "saturated logits", "saturated log-probabilities"],
+    )
+    def test_what_attacks_cannot_climb_fails(self, change: Callable[[Tensor], Tensor], words: str) -> None:
+        expect(checks.returns_logits(lambda x: change(10 * MEMBER(x)), X), 7, "fail", words)
+
+
+class TestRandomness:
+    def test_sound_team_passes(self) -> None:
+        expect(checks.repeatable(decide, X), 8, "pass", "0 labels change")
+
+    @pytest.mark.parametrize("size", [0.01, 1.0])
+    def test_randomness_fails_whatever_the_scale(self, size: float) -> None:
+        rng = seeded(0)
+        noisy = altered(lambda z: size * (z + 0.01 * torch.randn(z.shape, generator=rng)))
+        expect(checks.repeatable(noisy, X), 8, "fail")
+
+    def test_randomness_in_a_later_pass_fails_even_as_nan(self) -> None:
+        values = iter([0.0, 0.0, 0.0, float("nan"), 0.0])
+        expect(checks.repeatable(altered(lambda z: z + next(values)), X), 8, "fail")
+
+    def test_a_label_that_flips_within_rounding_fails(self) -> None:
+        values = iter([1e-6, -1e-6, 1e-6, 1e-6, 1e-6])
+
+        def tied(x: Images) -> DynamicOutput:
+            logits = torch.tensor([[1.0, 1.0 + next(values), 0.0]]).expand(len(x), 3)
+            ones = torch.ones(len(x), dtype=torch.long)
+            return DynamicOutput(logits, ones, ones)
+
+        expect(checks.repeatable(tied, X), 8, "fail", "24 labels change")
+
+
+class StraightThrough(torch.autograd.Function):
+    """Rounds forwards, and pretends backwards that it did not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+MASKED = {
+    "output rounded": lambda x: (8 * MEMBER(x)).round() / 8,
+    "input quantised": lambda x: MEMBER((8 * x).round() / 8),
+    "detached": lambda x: MEMBER(x.detach()) + 0 * x.sum((1, 2, 3))[:, None],
+    "decided by argmax": lambda x: nn.functional.one_hot(MEMBER(x).argmax(1), 4) + 0 * x.sum((1, 2, 3))[:, None],
+}
+
+
+class TestGradients:
+    def test_gradients_flow_through_a_sound_team(self) -> None:
+        expect(checks.gradients_flow([TEAM, *TEAM.members], X, Y), 9, "pass", "0 of 192 gradients")
+        assert all(parameter.grad is None for parameter in TEAM.parameters())
+
+    @pytest.mark.parametrize(
+        "masked",
+        [
+            *MASKED.values(),
+            lambda x: MEMBER(x.detach()),
+            torch.no_grad()(MEMBER.forward),
+            lambda x: 1e6 * MEMBER(x),
+            lambda x: TEAM(x) + 0 * (x - x).sqrt().sum((1, 2, 3))[:, None],  # an infinite slope times 0
+        ],
+        ids=[*MASKED, "none", "no_grad", "saturated", "NaN"],
+    )
+    def test_masked_gradients_fail_on_any_surrogate(self, masked: Callable[[Images], Logits]) -> None:
+        expect(checks.gradients_flow([TEAM, masked], X, Y), 9, "fail")
+
+    def test_gradients_masked_on_the_path_only_fail(self) -> None:
+        def flat_above(x: Images) -> Logits:
+            return MEMBER(x.clamp_max(0.999))
+
+        inside, beyond = 0.9 * X, torch.ones_like(X)
+        expect(checks.gradients_flow([flat_above], inside, Y), 9, "pass")
+        expect(checks.gradients_flow([flat_above], inside, Y, path=[beyond]), 9, "fail", "48 of 96")
+
+
+class TestDifferences:
+    @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["team", "linear", "network"])
+    def test_true_gradients_pass(self, model: nn.Module) -> None:
+        expect(checks.agrees_with_differences(model, X, Y, rng=seeded(0)), 10, "pass")
+
+    @pytest.mark.parametrize(
+        "masked",
+        [
+            *MASKED.values(),
+            lambda x: TEAM.members[1](x) + (MEMBER(x) - TEAM.members[1](x)).detach(),
+            lambda x: MEMBER(StraightThrough.apply(x)),
+            lambda x: MEMBER(x) + 0.1 * (1e4 * x.sum((1, 2, 3))[:, None] * torch.arange(4)).sin(),
+            lambda x: MEMBER(x.detach()),
+        ],
+        ids=[*MASKED, "another model's", "straight-through", "jagged", "none"],
+    )
+    def test_gradients_that_are_not_the_slope_fail(self, masked: Callable[[Images], Logits]) -> None:
+        expect(checks.agrees_with_differences(masked, X, Y, rng=seeded(0)), 10, "fail")
+
+    def test_half_a_gradient_fails(self) -> None:
+        half = checks.agrees_with_differences(lambda x: MEMBER((x + x.detach()) / 2), X, Y, rng=seeded(0))
+        expect(half, 10, "fail")
+
+
+class Stopping(nn.Module):
+    """Runs its second layer only where the first is in doubt, and says nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Linear(0), Linear(1)
+
+    def forward(self, x: Images) -> Logits:
+        logits: Logits = self.first(x)
+        if logits.softmax(1).amax() < 0.8:
+            logits = logits + self.second(x)
+        return logits
+
+
+class Looping(nn.Module):
+    """Runs the same layer ten times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Images) -> Logits:
+        for _ in range(10):
+            x = self.step(x)
+        return MEMBER(x)
+
+
+class Purifying(nn.Module):
+    """Moves the image by a gradient of its own before it answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Linear(0)
+
+    def forward(self, x: Images) -> Logits:
+        (step,) = torch.autograd.grad(self.body(x).logsumexp(1).sum(), x)
+        logits: Logits = self.body(x + 0.01 * step)
+        return logits
+
+
+class Dropping(nn.Module):
+    """Drops out in eval mode, too."""
+
+    def forward(self, x: Images) -> Logits:
+        return MEMBER(nn.functional.dropout(x, 0.5, training=True))
+
+
+class TestForward:
+    @pytest.mark.parametrize(
+        "model", [TEAM, network(), nn.Sequential(nn.Dropout(0.5), Linear(0)).eval()], ids=["team", "network", "dropout"]
+    )
+    def test_plain_networks_pass(self, model: nn.Module) -> None:
+        expect(checks.plain_forward(model, X), 11, "pass", "undeclared: nothing")
+
+    @pytest.mark.parametrize(
+        ("model", "kind"),
+        [
+            (Stopping(), "early stopping (second"),
+            (Stopping(), "control flow (bool"),
+            (Looping(), "loops (step x10)"),
+            (Purifying(), "gradient calls (grad"),
+            (Dropping(), "randomness (dropout"),
+            (lambda x: MEMBER(x + 0.01 * torch.randn_like(x)), "randomness (randn_like"),
+            (lambda x: MEMBER(StraightThrough.apply(x)), "own backward (StraightThroughBackward"),
+            (lambda x: MEMBER(x.detach() + 0 * x), "no gradient (detach"),
+            (lambda x: MEMBER(x) * MEMBER(x).argmax(1)[:, None], "no gradient (argmax"),
+            (lambda x: MEMBER((8 * x).round() / 8), "no gradient (round"),
+            (lambda x: MEMBER(x.data), "no gradient (data"),
+            (torch.no_grad()(MEMBER.forward), "no gradient (no_grad"),
+            (lambda x: torch.cat([MEMBER(x[x.mean((1, 2, 3)) >= 0]), MEMBER(x)])[-len(x) :], "control flow (mask"),
+            (lambda x: MEMBER(x) if x.mean().item() > 0 else MEMBER(-x), "control flow (item"),
+        ],
+    )
+    def test_a_detour_is_named(self, model: Any, kind: str) -> None:
+        expect(checks.plain_forward(model, X), 11, "fail", kind)
+
+    def test_what_does_not_depend_on_the_image_is_no_detour(self) -> None:
+        def masked(x: Images) -> Logits:
+            kept = MEMBER.weight.detach()
+            return x.flatten(1) @ kept.T if kept.sum() != 0 else MEMBER(x)
+
+        expect(checks.plain_forward(masked, X), 11, "pass")
+
+    def test_a_team_that_stops_early_must_say_so(self) -> None:
+        def logits(x: Images) -> Logits:
+            return decide(x).logits
+
+        expect(checks.plain_forward(logits, X, layers=TEAM), 11, "fail", "early stopping")
+        expect(checks.plain_forward(logits, X, layers=TEAM, declared=checks.STOPPING), 11, "pass", "early stopping")
+
+    def test_the_model_is_left_as_found(self) -> None:
+        model = Looping()
+        checks.plain_forward(model, X)
+        assert not model.step._forward_pre_hooks
+        assert model.step.weight.grad is None
+        assert model.step.weight.requires_grad
+
+    def test_unknown_kinds_are_refused(self) -> None:
+        with pytest.raises(InputError, match='"magic" is no kind of detour'):
+            checks.plain_forward(TEAM, X, declared=["magic"])
+
+
+class TestSmoothness:
+    @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["team", "linear", "network"])
+    def test_smooth_models_pass(self, model: nn.Module) -> None:
+        expect(checks.smooth_loss(model, X, Y, THREAT, rng=seeded(0)), 12, "pass")
+
+    @pytest.mark.parametrize(
+        "rough",
+        [
+            lambda x: MEMBER(x) + 9 * (1e4 * x.sum((1, 2, 3))[:, None] * torch.arange(4)).sin(),
+            lambda x: MEMBER(X) + MEMBER(0.5 + 1000 * (x - X)),
+            lambda x: MEMBER(x) / 0,
+        ],
+        ids=["jagged", "steep", "NaN"],
+    )
+    def test_rough_models_fail(self, rough: Callable[[Images], Logits]) -> None:
+        expect(checks.smooth_loss(rough, X, Y, THREAT, rng=seeded(0)), 12, "fail")
+
+
+@pytest.mark.parametrize(
+    ("check", "forward", "backward"),
+    [
+        (lambda model: checks.normalised_once(model, X, RIGHT), 72, 0),
+        (lambda model: checks.independent_of_neighbours(model, X), 72, 0),
+        (lambda model: checks.returns_logits(model, X), 24, 0),
+        (lambda model: checks.gradients_flow([model], X, Y, path=[X]), 96, 96),
+        (lambda model: checks.agrees_with_differences(model, X, Y, rng=seeded(0), directions=3), 24 * 9, 24),
+        (lambda model: checks.plain_forward(model, X), 16, 0),
+        (lambda model: checks.smooth_loss(model, X, Y, THREAT, rng=seeded(0), draws=3), 24 * 7, 0),
+    ],
+)
+def test_checks_cost_what_they_say(check: Callable[[nn.Module], checks.Check], forward: int, backward: int) -> None:
+    model = network()
+    with count_passes(model) as passes:
+        expect(check(model), check(network()).number, "pass")
+    assert (passes.forward, passes.backward) == (forward, backward)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 11])
+def test_any_number_of_classes(classes: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, classes))
+    y = torch.arange(24) % classes
+    found = [
+        checks.returns_logits(model, X),
+        checks.gradients_flow([model], X, y),
+        checks.agrees_with_differences(model, X, y, rng=seeded(0)),
+        checks.plain_forward(model.eval(), X),
+        checks.independent_of_neighbours(model, X),
+    ]
+    assert all(check.status == "pass" for check in found), found

@@ -1,0 +1,205 @@
+"""Natural and adversarial training losses against slow literal versions, with their gradients."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsemble.attacks.losses.margin import Margin
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels, seeded
+from sparsemble.models import architectures, build_model
+from sparsemble.training.objective import Objective, craft, objectives
+from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.objectives.natural import Natural
+
+STEPS, STEP_SIZE = 3, 0.4
+LINF = ThreatModel(norm="linf", eps=0.1)
+L2 = ThreatModel(norm="l2", eps=0.5)
+OBJECTIVES = [Natural(), Madry(attack=PGD(steps=STEPS, step_size=STEP_SIZE, keep_best=False))]
+
+
+def net() -> nn.Module:
+    """A small network in training mode whose BatchNorms have seen something."""
+    rng = seeded(0)
+    layout = architectures.build({"name": "tiny", "width": 3})
+    model = build_model(layout, (1, 8, 8), 3, (0.5,), (0.3,), rng=rng).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=rng)
+            nn.init.uniform_(module.running_var, 0.5, 2.0, generator=rng)
+    return model
+
+
+def batch(images: int = 6) -> tuple[Images, Labels]:
+    return torch.rand(images, 1, 8, 8, generator=seeded(1)), torch.arange(images) % 3
+
+
+def literal_cross_entropy(logits: Tensor, y: Labels) -> Tensor:
+    """Mean of log(sum_k exp z_k) - z_y, a number at a time."""
+    total = torch.zeros(())
+    for row, label in zip(logits, y.tolist(), strict=True):
+        total = total + torch.stack([value.exp() for value in row]).sum().log() - row[label]
+    return total / len(y)
+
+
+def literal_worst(model: nn.Module, x: Images, y: Labels, threat: ThreatModel, seed: int) -> Images:
+    """Madry et al. 2018, section 2.1, with BatchNorm as at test time: an image at a time from the same starts."""
+    quiet = copy.deepcopy(model).eval()
+    start = threat.random_start(x, seeded(seed))
+    result = []
+    for clean, label, point in zip(x.split(1), y.split(1), start.split(1), strict=True):
+        for _ in range(STEPS):
+            leaf = point.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(literal_cross_entropy(quiet(leaf), label), leaf)
+            step = gradient.sign() if threat.norm == "linf" else gradient / gradient.norm()
+            delta = point + STEP_SIZE * threat.eps * step - clean
+            if threat.norm == "linf":
+                delta = torch.maximum(torch.minimum(delta, torch.tensor(threat.eps)), torch.tensor(-threat.eps))
+            else:
+                delta = delta * min(1.0, threat.eps / float(delta.norm()))
+            point = (clean + delta).clamp(0, 1)
+        result.append(point)
+    return torch.cat(result)
+
+
+def seen_by(objective: Objective) -> Callable[[nn.Module, Images, Labels, ThreatModel], Images]:
+    """Return which images the loss is taken on, by the literal version."""
+    if isinstance(objective, Natural):
+        return lambda model, x, y, threat: x
+    return lambda model, x, y, threat: literal_worst(model, x, y, threat, seed=4)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+class TestAgainstALiteralVersion:
+    def test_loss_and_every_gradient(self, objective: Objective, threat: ThreatModel) -> None:
+        ours, literal = net(), net()
+        x, y = batch()
+        output = objective(ours, x, y, threat, rng=seeded(4))
+        output.loss.backward()
+        expected = literal_cross_entropy(literal(seen_by(objective)(literal, x, y, threat)), y)
+        expected.backward()
+        torch.testing.assert_close(output.loss, expected)
+        for (name, parameter), other in zip(ours.named_parameters(), literal.parameters(), strict=True):
+            assert other.grad is not None
+            assert other.grad.abs().max() > 0, name
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+    def test_batchnorm_moves_by_the_one_training_pass(self, objective: Objective, threat: ThreatModel) -> None:
+        ours, literal = net(), net()
+        x, y = batch()
+        objective(ours, x, y, threat, rng=seeded(4))
+        literal(seen_by(objective)(literal, x, y, threat))
+        for (name, tensor), expected in zip(ours.named_buffers(), literal.buffers(), strict=True):
+            torch.testing.assert_close(tensor, expected, msg=name)
+        counted = [tensor for name, tensor in ours.named_buffers() if name.endswith("num_batches_tracked")]
+        assert counted
+        assert all(int(tensor) == 1 for tensor in counted)
+
+    def test_changes_nothing_else(self, objective: Objective, threat: ThreatModel) -> None:
+        model = net()
+        before, state = copy.deepcopy(dict(model.named_parameters())), torch.get_rng_state()
+        x, y = batch()
+        kept = x.clone()
+        objective(model, x, y, threat, rng=seeded(4))
+        assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+        assert all(p.grad is None and p.requires_grad for p in model.parameters())
+        assert all(module.training for module in model.modules())
+        assert torch.equal(x, kept)
+        assert torch.equal(state, torch.get_rng_state())
+
+    def test_is_a_mean_so_that_a_doubled_batch_changes_nothing(self, objective: Objective, threat: ThreatModel) -> None:
+        if isinstance(objective, Madry):
+            objective = Madry(attack=PGD(steps=STEPS, random_start=False, keep_best=False))
+        x, y = batch()
+        once = objective(net(), x, y, threat, rng=seeded(0)).loss
+        twice = objective(net(), torch.cat([x, x]), torch.cat([y, y]), threat, rng=seeded(0)).loss
+        torch.testing.assert_close(twice, once)
+
+
+class TestMadry:
+    @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+    def test_hands_out_the_images_that_it_made(self, threat: ThreatModel) -> None:
+        model = net()
+        x, y = batch()
+        made = OBJECTIVES[1](model, x, y, threat, rng=seeded(4)).adversarial
+        assert made is not None
+        assert not made.requires_grad
+        torch.testing.assert_close(made, literal_worst(net(), x, y, threat, seed=4))
+        assert (threat.distance(made, x) <= threat.eps + 1e-6).all()
+        assert Natural()(model, x, y, threat, rng=seeded(4)).adversarial is None
+
+    def test_without_a_budget_is_natural(self) -> None:
+        x, y = batch()
+        none = ThreatModel(eps=0.0)
+        losses = [objective(net(), x, y, none, rng=seeded(0)).loss for objective in OBJECTIVES]
+        assert torch.equal(*losses)
+
+    def test_is_above_natural(self) -> None:
+        x, y = batch(60)
+        natural, madry = (objective(net(), x, y, LINF, rng=seeded(0)).loss for objective in OBJECTIVES)
+        assert madry > natural
+
+    def test_takes_another_attack(self) -> None:
+        """One long step up the margin of two classes, from the clean image: the sign of a difference of weights."""
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
+        attack = PGD(steps=1, step_size=1.0, random_start=False, keep_best=False, loss=Margin())
+        x, y = batch(4)[0] * 0.5 + 0.25, torch.tensor([0, 1, 0, 1])
+        output = Madry(attack=attack)(linear, x, y, LINF, rng=seeded(0))
+        way = (linear[1].weight[1] - linear[1].weight[0]).detach().sign().view(1, 1, 8, 8)
+        expected = x + LINF.eps * torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * way
+        torch.testing.assert_close(output.adversarial, expected)
+
+
+class TestCraft:
+    @pytest.mark.parametrize("training", [False, True])
+    def test_leaves_the_mode_as_found_even_after_an_error(self, training: bool) -> None:
+        model = net().train(training)
+        x, y = batch()
+        craft(model, PGD(steps=1), x, y, LINF, rng=seeded(0))
+        assert all(module.training == training for module in model.modules())
+        with pytest.raises(InputError, match="images must lie in"):
+            craft(model, PGD(steps=1), x + 2, y, LINF, rng=seeded(0))
+        assert all(module.training == training for module in model.modules())
+
+    def test_leaves_a_part_in_eval_mode_where_it_was(self) -> None:
+        model = net()
+        frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+        craft(model, PGD(steps=1), *batch(), LINF, rng=seeded(0))
+        assert model.training
+        assert not frozen.training
+
+    def test_does_not_move_batchnorm(self) -> None:
+        model = net()
+        before = copy.deepcopy(model.state_dict())
+        craft(model, PGD(steps=2), *batch(), LINF, rng=seeded(0))
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+    def test_climbs_another_target_where_given(self) -> None:
+        x, _ = batch()
+
+        def brighter(images: Images) -> Tensor:
+            light = images.flatten(1).sum(1)
+            return torch.stack([torch.zeros_like(light), light], dim=1)
+
+        attack = PGD(steps=1, step_size=1.0, random_start=False, keep_best=False, loss=Margin())
+        made = craft(net(), attack, x, torch.zeros(len(x)).long(), LINF, rng=seeded(0), target=brighter)
+        torch.testing.assert_close(made, (x + LINF.eps).clamp_max(1))
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_an_untrained_guess_costs_log_of_the_classes(classes: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    x, y = batch()
+    for objective in OBJECTIVES:
+        loss = objective(model, x, y % classes, LINF, rng=seeded(0)).loss
+        assert float(loss.detach()) == pytest.approx(math.log(classes))
+    assert {"natural", "madry"} <= set(objectives.plugs)

@@ -24,6 +24,10 @@ UNBROKEN, WRONG_WHEN_CLEAN = -1, -2
 
 BLIND = Square(queries=200)
 """Last of the fast parts: where it gets further than the gradients did, they are not to be trusted."""
+LONGER = Square(queries=1000)
+"""For the images on which it did, where they are few."""
+MASKED = 0.25
+"""Share of the images still standing from which on gradients are not to be trusted anywhere."""
 FAST = (APGD(steps=30), APGD(steps=20, loss=Margin()), APGDFocused(), BLIND)
 
 
@@ -36,8 +40,8 @@ class AutoAttack(Attack):
     Source: Croce & Hein 2020, section 5, and the authors' code for the settings. Few classes: there are
     min(9, K - 1) targets; the ratio of logit differences needs three classes, aimed at a target four, and gives way
     to the plain difference below that. `fast` is ours: two short APGDs, then targets that a glance shows to be near,
-    then a short blind search; an image on which that gets further than the gradients did (they may be masked) goes
-    through all published parts as well.
+    then a short blind search. An image on which that gets further than the gradients did goes through a longer one;
+    where there are many such images, gradients are masked, and all that stand go through the published parts, too.
     """
 
     variant: Literal["standard", "plus", "rand"] = "standard"
@@ -69,7 +73,7 @@ class AutoAttack(Attack):
             untargeted = APGD(restarts=5), APGD(restarts=5, loss=ratio), FAB(restarts=5)
             return *untargeted, square, APGDTargeted(), FABTargeted()
         published = APGD(), APGDTargeted(), FABTargeted(), square
-        return (*FAST, *published) if self.mode == "fast" else published
+        return (*FAST, LONGER, *published) if self.mode == "fast" else published
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Run the cascade."""
@@ -87,13 +91,18 @@ class AutoAttack(Attack):
         found.broken = logits.argmax(1) != y
         broken_by = torch.where(found.broken, WRONG_WHEN_CLEAN, UNBROKEN)
         due = torch.ones_like(found.broken)
+        masked = False
         for place, part in enumerate(self.parts(logits.shape[1])):
             rows = (due & ~found.broken).nonzero()[:, 0]
             if not len(rows):
                 break
             now = self._judge(model, part(model, x[rows], y[rows], threat, rng=rng), y[rows])
             if part is BLIND:
-                due = torch.zeros_like(due).index_put((rows,), now.margin > found.margin[rows])
+                further = now.margin > found.margin[rows]
+                masked = float(further.float().mean()) > MASKED
+                due = due if masked else torch.zeros_like(due).index_put((rows,), further)
+            elif part is LONGER and not masked:
+                due = torch.zeros_like(due)
             found.improve_(rows, now)
             broken_by[rows[found.broken[rows]]] = place
         return found.images, broken_by

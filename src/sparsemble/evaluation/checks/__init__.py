@@ -17,7 +17,7 @@ from sparsemble.evaluation.checks.attacks import (
     transfer_is_weaker,
     validated,
 )
-from sparsemble.evaluation.checks.check import NAMES, NOT_YET, Check, complete, merged, verdict, waived
+from sparsemble.evaluation.checks.check import NAMES, Check, complete, merged, verdict, waived
 from sparsemble.evaluation.checks.dynamic import (
     cost_under_attack,
     hijack_counted,
@@ -72,7 +72,6 @@ from sparsemble.evaluation.shard import Decide
 
 __all__ = [
     "NAMES",
-    "NOT_YET",
     "STOPPING",
     "Check",
     "Decide",

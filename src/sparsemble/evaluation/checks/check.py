@@ -131,13 +131,3 @@ def _fold(checks: list[Check]) -> Check:
     ordered = sorted(checks, key=lambda check: WORST_FIRST.index(check.status))
     details = dict.fromkeys(check.detail for check in ordered)
     return Check(ordered[0].number, ordered[0].name, ordered[0].status, "; ".join(details))
-
-
-NOT_YET = (
-    waived(18, "not run: comes with the evaluator"),
-    waived(19, "not run: comes with the evaluator"),
-    waived(34, "no attack aims at it alone yet"),
-    waived(35, "not run: comes with the evaluator"),
-    waived(36, "speed is given on clean images; see check 35"),
-)
-"""Checks that the pipeline's own evaluation does not make; they stand in every report of a run."""

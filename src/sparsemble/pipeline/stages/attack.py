@@ -20,6 +20,8 @@ from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 SUBSET_SEED = 50
 """Fixed, so that every run and row is measured on the same test images."""
 LEDGER = "ledger"
+SHARD = 250
+"""Images attacked at once; small networks gain from many."""
 
 
 @final
@@ -52,6 +54,7 @@ class AttackStage(WithData):
             decide=lambda x: predict_dynamic(team, x, stop),
             classes=len(data.classes),
             seed=self.seed,
+            shard=SHARD,
             folder=work.folder / LEDGER,
             tell=work.tell,
         )

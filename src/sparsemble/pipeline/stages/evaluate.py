@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from sparsemble.attacks.adaptive.suite import every_surrogate
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.artifacts import write_json
-from sparsemble.core.interfaces import Combiner
+from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.core.artifacts import Artifact, write_json
+from sparsemble.core.interfaces import Combiner, combiners
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images
 from sparsemble.data.dataset import Split
@@ -18,6 +19,7 @@ from sparsemble.evaluation import checks
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.intervals import wilson
 from sparsemble.evaluation.packed import save_packed
+from sparsemble.pipeline.assess_checks import only_by_square
 from sparsemble.pipeline.rows import ROWS, Row, load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import stored_images, test_images
@@ -60,7 +62,7 @@ class EvaluateStage(WithData):
             work.tell((i + 1) / (len(ROWS) + 2), f"scored {name}")
         write_json(work.folder / "rows.json", rows)
         found = self._checks(split, deployed, outcomes, work)
-        write_json(work.folder / "checks.json", [asdict(check) for check in (*found, *checks.NOT_YET)])
+        write_json(work.folder / "checks.json", [asdict(check) for check in found])
         flat = {
             f"{row}.{label}": v.cpu().to(torch.uint8) for row, entry in outcomes.items() for label, v in entry.items()
         }
@@ -152,21 +154,60 @@ class EvaluateStage(WithData):
         white_box = torch.stack([v.cpu() for v in outcomes["team_dynamic"].values()]).all(0)
         attacks = [attack.label for attack in self.attacks]
         weak, strong = (float(outcomes["team_static"][name].float().mean()) for name in (attacks[0], attacks[-1]))
-        return [
-            checks.inside_threat(list(stored.values()), x, self.threat),
-            checks.returns_logits(row.ensemble, x),
-            checks.repeatable(decide, x[:100]),
-            checks.gradients_flow(views, x, y),
-            checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static team"),
-            *self._curve_checks(outcomes, work),
-            checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
-            checks.reproduces(decide, stored[label], recorded, batch=64),
-            checks.independent_of_batch(decide, x[:256]),
-            checks.sparsity_is_real(
-                self.sparsity, 1 - _nonzeros(row) / count_weights(deployed["dense"].ensemble).total
-            ),
-            checks.zeros_stay(_regrown(row, work)),
-        ]
+        with torch.no_grad():
+            clean_runs = float(decide(x).members_run.float().mean())
+        claims = self._as_result(row, outcomes["team_dynamic"], sets, clean_runs)
+        parts = {label: torch.tensor(artifact.json("outcome.json")["part"]) for label, artifact in sets.items()}
+        rights = {label: right.cpu() for label, right in outcomes["team_dynamic"].items()}
+        return checks.merged(
+            [
+                checks.inside_threat(list(stored.values()), x, self.threat),
+                checks.returns_logits(row.ensemble, x),
+                checks.repeatable(decide, x[:100]),
+                checks.gradients_flow(views, x, y),
+                checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static team"),
+                *self._curve_checks(outcomes, work),
+                only_by_square(claims, rights, parts),
+                checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
+                checks.headline_is_union(claims),
+                checks.reproduces(decide, stored[label], recorded, batch=64),
+                checks.combiners_attacked(claims, self.combine.name, combiners.names()),
+                checks.members_attacked(claims),
+                checks.stopping_attacked(claims),
+                checks.hijack_counted(claims),
+                checks.cost_under_attack(claims),
+                checks.independent_of_batch(decide, x[:256]),
+                checks.sparsity_is_real(
+                    self.sparsity, 1 - _nonzeros(row) / count_weights(deployed["dense"].ensemble).total
+                ),
+                checks.zeros_stay(_regrown(row, work)),
+                checks.waived(19, "too slow for this run; `sparsemble evaluate` on its folder makes it"),
+            ]
+        )
+
+    def _as_result(
+        self, row: Row, outcomes: dict[str, torch.Tensor], sets: dict[str, Artifact], clean_runs: float
+    ) -> dict[str, Any]:
+        """Return what checks of a result ask for, in the shape of `evaluation.json`."""
+        worst = torch.stack([right.cpu() for right in outcomes.values()]).all(0)
+        count = len(row.ensemble.members)
+        found = {}
+        for label, artifact in sets.items():
+            settings = artifact.meta["spec"]["attack"]
+            found[label] = {"settings": settings, "outcomes": outcomes[label].int().tolist()}
+            for one in self.attacks:
+                if isinstance(one, AutoAttack) and one.label == label:
+                    parts = one.parts(len(dataset(self.data).classes))
+                    found[label] |= {"mode": one.mode, "parts": {part.label: None for part in parts}}
+        runs = {label: _mean(artifact.json("outcome.json")["members_run"]) for label, artifact in sets.items()}
+        slow = [runs[label] for label, each in found.items() if each["settings"]["name"] == "slowdown"]
+        return {
+            "target": {"members": count, "stopping": row.stop.name},
+            "clean_outcomes": outcomes["clean"].int().tolist(),
+            "attacks": found,
+            "worst_case": {"outcomes": worst.int().tolist(), "accuracy": int(worst.sum()) / len(worst)},
+            "members_run": {"clean": clean_runs, "attacked": max(runs.values()), "slowdown": max(slow, default=None)},
+        }
 
     def _curve_checks(self, outcomes: dict[str, dict[str, torch.Tensor]], work: Work) -> list[checks.Check]:
         """Check the security curves, where there are any."""
@@ -204,6 +245,10 @@ class EvaluateStage(WithData):
             },
             work.folder / "examples.safetensors",
         )
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / len(values)
 
 
 def _histogram(members_run: list[int], members: int) -> list[int]:

@@ -1,6 +1,6 @@
 """All fifty checks of one evaluation: what each needs, gathered and put in order."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,6 @@ from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.checks import Check
-from sparsemble.evaluation.checks.result import named
 from sparsemble.evaluation.robustness import Evaluation, accuracy
 from sparsemble.evaluation.shard import Decide
 from sparsemble.pipeline.evidence import TRANSFERRED, USUAL, Evidence
@@ -140,7 +139,7 @@ def _of_attacks(
     yield checks.loss_converged(paths)
     yield checks.keeps_best(paths)
     right = {"clean": found.clean.right, **{label: one.right for label, one in found.attacks.items()}}
-    yield only_by_square(result, right, {label: one.part for label, one in found.attacks.items()})
+    yield checks.only_by_square(result, right, {label: one.part for label, one in found.attacks.items()})
     few = found.worst_case[: len(evidence.blind.labels)].tolist()
     for label, one in evidence.blind.attacks.items():
         yield checks.blind_is_weaker(few, one.right.tolist(), label)
@@ -157,34 +156,6 @@ def _of_attacks(
     held = (outcome.answer == found.labels)[first_part].tolist()
     yield checks.decided_in_float32(decide, stored[first_part].to(device), found.labels[first_part].to(device), held)
     yield checks.minimum_norms_told(result)
-
-
-def only_by_square(
-    result: dict[str, Any], right: Mapping[str, torch.Tensor], part: Mapping[str, torch.Tensor]
-) -> Check:
-    """Check 18: whether Square, alone or inside AutoAttack, broke what all other attacks had left.
-
-    Args:
-        result: with the settings of each attack and, for AutoAttack, the labels of its parts in order.
-        right: (n) images right under each attack, by label, and when clean.
-        part: (n) place of the part of AutoAttack that broke each image.
-    """
-    blind = {label for label, one in result["attacks"].items() if list(named(one["settings"], "square"))}
-    cascades = {label for label, one in result["attacks"].items() if one.get("parts")}
-    if not blind | cascades:
-        return checks.waived(18, "Square was not among the attacks")
-    everything = torch.ones_like(next(iter(right.values())))
-    white, square = everything.clone(), everything.clone()
-    for label, outcome in right.items():
-        by_square = torch.zeros_like(everything)
-        if label in blind:
-            by_square = ~outcome
-        elif label in cascades:
-            for place, name in enumerate(result["attacks"][label]["parts"]):
-                by_square |= (part[label] == place) & name.startswith("square") & ~outcome
-        white &= outcome | by_square
-        square &= ~by_square
-    return checks.square_finds_nothing(white.tolist(), square.tolist())
 
 
 def _of_teams(result: dict[str, Any], target: Target, decide: Decide, x: Images, y: torch.Tensor) -> Iterable[Check]:

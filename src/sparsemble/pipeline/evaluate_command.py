@@ -21,7 +21,8 @@ from sparsemble.core.recipe import nearest, parse_toml, read
 from sparsemble.core.registry import describe
 from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.robustness import weights_hash
-from sparsemble.pipeline.assess import Settings, Tell, assess
+from sparsemble.pipeline.assess import Settings, assess
+from sparsemble.pipeline.measure import Tell
 from sparsemble.pipeline.progress import time_left
 from sparsemble.pipeline.run import check_device
 from sparsemble.pipeline.stage import dataset

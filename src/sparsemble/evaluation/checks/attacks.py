@@ -91,6 +91,32 @@ def square_finds_nothing(white_box_right: Sequence[bool], square_right: Sequence
     return verdict(18, more <= SQUARE * len(white_box_right), detail)
 
 
+def only_by_square(result: Result, right: Mapping[str, Flags], part: Mapping[str, Counts]) -> Check:
+    """Check 18: whether Square, alone or inside AutoAttack, broke what all other attacks had left; no passes.
+
+    Args:
+        result: with the settings of each attack and, for AutoAttack, the labels of its parts in order.
+        right: (n) images right under each attack, by label, and when clean.
+        part: (n) place of the part of AutoAttack that broke each image.
+    """
+    blind = {label for label, one in result["attacks"].items() if list(named(one["settings"], "square"))}
+    cascades = {label for label, one in result["attacks"].items() if one.get("parts")}
+    if not blind | cascades:
+        return waived(18, "Square was not among the attacks")
+    everything = torch.ones_like(next(iter(right.values())))
+    white, square = everything.clone(), everything.clone()
+    for label, outcome in right.items():
+        by_square = torch.zeros_like(everything)
+        if label in blind:
+            by_square = ~outcome
+        elif label in cascades:
+            for place, name in enumerate(result["attacks"][label]["parts"]):
+                by_square |= (part[label] == place) & name.startswith("square") & ~outcome
+        white &= outcome | by_square
+        square &= ~by_square
+    return square_finds_nothing(white.tolist(), square.tolist())
+
+
 def blind_is_weaker(white_box_right: Sequence[bool], blind_right: Sequence[bool], name: str) -> Check:
     """Check 19: an attack that sees labels only, or random noise, breaks nothing that gradients do not; no passes."""
     more = _only_by(blind_right, white_box_right)

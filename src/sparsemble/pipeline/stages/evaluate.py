@@ -19,7 +19,6 @@ from sparsemble.evaluation import checks
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.intervals import wilson
 from sparsemble.evaluation.packed import save_packed
-from sparsemble.pipeline.assess_checks import only_by_square
 from sparsemble.pipeline.rows import ROWS, Row, load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import stored_images, test_images
@@ -167,7 +166,7 @@ class EvaluateStage(WithData):
                 checks.gradients_flow(views, x, y),
                 checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static team"),
                 *self._curve_checks(outcomes, work),
-                only_by_square(claims, rights, parts),
+                checks.only_by_square(claims, rights, parts),
                 checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
                 checks.headline_is_union(claims),
                 checks.reproduces(decide, stored[label], recorded, batch=64),

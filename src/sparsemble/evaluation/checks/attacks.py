@@ -9,7 +9,7 @@ import torch
 from sparsemble.attacks.attack import TOLERANCE, attacks
 from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels
+from sparsemble.core.types import Counts, Flags, Images, Labels
 from sparsemble.evaluation.checks.check import NOISE, Check, verdict, waived
 from sparsemble.evaluation.checks.result import Result, missing, named, settings_of
 from sparsemble.evaluation.shard import Decide

@@ -25,6 +25,8 @@ def stopping_attacked(result: Result) -> Check:
         return waived(33, ALWAYS_ALL)
     settings = list(settings_of(result).values())
     prefixes = {one["length"] for each in settings for one in named(each, "prefix")}
+    # Member 1 is the prefix of length 1.
+    prefixes |= {one["index"] for each in settings for one in named(each, "member") if one["index"] == 1}
     lacking = [f"prefix {length}" for length in range(1, int(result["target"]["members"])) if length not in prefixes]
     if not any(list(named(each, "expectation")) for each in settings):
         lacking.append("the expected answer over all stopping times")

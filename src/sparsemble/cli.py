@@ -151,6 +151,7 @@ def evaluate(
     attacks: Annotated[
         str, typer.Option("--attacks", help="Names with commas between them, or a list in TOML.")
     ] = "autoattack",
+    transfer: Annotated[str, typer.Option("--transfer", help="Another TARGET, on which images are crafted, too.")] = "",
     eps: Annotated[str, typer.Option("--eps", help="As in 8/255; the target's own unless given.")] = "",
     norm: Annotated[str, typer.Option("--norm", help="linf or l2; the target's own unless given.")] = "",
     images: Annotated[int, typer.Option("--images", help="Test images, drawn stratified; 0: all.")] = 0,
@@ -174,8 +175,14 @@ def evaluate(
     from sparsemble.pipeline.recipe import shipped
 
     if target.endswith(".toml") or (target in shipped() and not Path(target).exists()):
-        given = {"row": row, "model": model, "data": data, "eps": eps, "norm": norm, "images": images, "json": json}
-        changed = {"attacks": attacks != "autoattack", "search": search != "float32", "shard": shard != 100}
+        given = {"row": row, "model": model, "data": data, "transfer": transfer, "eps": eps, "norm": norm}
+        changed = {
+            "images": images,
+            "json": json,
+            "attacks": attacks != "autoattack",
+            "search": search != "float32",
+            "shard": shard != 100,
+        }
         _refuse_for_recipes({**given, **changed, "no-adaptive": not adaptive})
         _run(target, out, [f"seed={seed}"] if seed is not None else [], device, 0, "local", quiet, "evaluate")
         return
@@ -185,6 +192,7 @@ def evaluate(
         model=model,
         data=data,
         attacks=attacks,
+        transfer=transfer,
         eps=eps,
         norm=norm,
         images=images,

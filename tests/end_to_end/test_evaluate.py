@@ -61,6 +61,13 @@ def test_a_team_is_attacked_through_everything(team: tuple[Path, dict]) -> None:
     assert result["members_run"]["slowdown"] >= result["members_run"]["clean"]
 
 
+def test_images_of_another_model_are_tried_too(finished: Path, tmp_path: Path) -> None:
+    words = ("--row", "dense", "--transfer", artifact(finished, "prune"), "--out", tmp_path / "out")
+    result = evaluate(finished, *words, "--attacks", "fgsm", "--images", 20)
+    assert result["attacks"]["transfer"]["settings"]["source"] != result["target"]["sha256"]
+    assert len(result["attacks"]["transfer"]["settings"]["source"]) == 64
+
+
 def test_asked_again_it_does_no_attack(finished: Path, team: tuple[Path, dict]) -> None:
     folder, result = team
     shards = {path: path.stat().st_mtime_ns for path in folder.rglob("ledger/*/*.safetensors")}

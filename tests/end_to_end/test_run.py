@@ -26,7 +26,12 @@ def test_leaves_a_report_with_every_row(finished: Path) -> None:
     assert [row["name"] for row in found["rows"]] == ROWS
     assert all(row["worst_case"] <= min(row["attacks"].values()) for row in found["rows"])
     assert all(row["training_passes"] > 0 and row["latency_ms"]["batch_1"] > 0 for row in found["rows"])
-    assert {"prefix1", "expectation", "pgd2", "pgd4x2"} == set(found["rows"][-1]["attacks"])
+    attacks = {row["name"]: set(row["attacks"]) for row in found["rows"]}
+    assert attacks["dense"] == {"pgd2", "pgd4x2"}
+    static = {f"pgd4x2-{view}" for view in ("whole", "reweighted", "maximum", "mean_logit", "member1", "member2")}
+    assert attacks["dense"] | static | {"sequential20x2"} <= attacks["team_static"]
+    stopping = {"pgd4x2-expectation", "square20-deployed", "hijack40", "slowdown50", "slowdown50-keep_label"}
+    assert attacks["team_static"] | stopping <= attacks["team_dynamic"]
     page = (finished / "report" / "index.html").read_text("utf-8")
     assert "<html" in page
     assert (finished / "report" / "report.md").is_file()

@@ -41,7 +41,7 @@ class AutoAttack(Attack):
     min(9, K - 1) targets; the ratio of logit differences needs three classes, aimed at a target four, and gives way
     to the plain difference below that. `fast` is ours: two short APGDs, then targets that a glance shows to be near,
     then a short blind search. An image on which that gets further than the gradients did goes through a longer one;
-    where there are many such images, gradients are masked, and all that stand go through the published parts, too.
+    where there are many such images, gradients are masked, and all that stand go through the published blind search.
     """
 
     variant: Literal["standard", "plus", "rand"] = "standard"
@@ -73,7 +73,7 @@ class AutoAttack(Attack):
             untargeted = APGD(restarts=5), APGD(restarts=5, loss=ratio), FAB(restarts=5)
             return *untargeted, square, APGDTargeted(), FABTargeted()
         published = APGD(), APGDTargeted(), FABTargeted(), square
-        return (*FAST, LONGER, *published) if self.mode == "fast" else published
+        return (*FAST, LONGER, square) if self.mode == "fast" else published
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Run the cascade."""
@@ -96,12 +96,14 @@ class AutoAttack(Attack):
             rows = (due & ~found.broken).nonzero()[:, 0]
             if not len(rows):
                 break
+            if part is LONGER and masked:
+                continue
             now = self._judge(model, part(model, x[rows], y[rows], threat, rng=rng), y[rows])
             if part is BLIND:
                 further = now.margin > found.margin[rows]
                 masked = float(further.float().mean()) > MASKED
                 due = due if masked else torch.zeros_like(due).index_put((rows,), further)
-            elif part is LONGER and not masked:
+            elif part is LONGER:
                 due = torch.zeros_like(due)
             found.improve_(rows, now)
             broken_by[rows[found.broken[rows]]] = place

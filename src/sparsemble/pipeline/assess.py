@@ -1,5 +1,6 @@
 """Evaluate one classifier: attacks, curve, members, checks, and the result file."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,8 @@ def numbers(found: Evaluation, attacks: Sequence[Attack | TeamAttack], classes: 
     table = found.to_json()
     for attack in attacks:
         entry = table["attacks"][attack.label]
-        entry["settings"] = describe(attack)
+        # What images are transferred from is told by the hash of its weights.
+        entry["settings"] = json.loads(json.dumps(describe(attack), default=weights_hash))
         entry["kind"] = "team attack" if isinstance(attack, TeamAttack) else "attack"
         entry["mode"] = attack.mode if isinstance(attack, AutoAttack) else None
         if isinstance(attack, AutoAttack):

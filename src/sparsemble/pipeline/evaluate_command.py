@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from sparsemble.attacks.adaptive.team_attack import TeamAttack, team_attacks
 from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.artifacts import only_run_in, read_json
 from sparsemble.core.errors import InputError
 from sparsemble.core.recipe import nearest, parse_toml, read
@@ -22,6 +23,7 @@ from sparsemble.core.registry import describe
 from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.robustness import weights_hash
 from sparsemble.pipeline.assess import Settings, assess
+from sparsemble.pipeline.evidence import TRANSFERRED
 from sparsemble.pipeline.measure import Tell
 from sparsemble.pipeline.progress import time_left
 from sparsemble.pipeline.run import check_device
@@ -41,6 +43,7 @@ class Asked:
     model: str = ""
     data: str = ""
     attacks: str = "autoattack"
+    transfer: str = ""
     eps: str = ""
     norm: str = ""
     images: int = 0
@@ -80,6 +83,9 @@ def prepare(asked: Asked) -> Plan:
     data = given or target.data
     if data is None:
         raise InputError(f"{asked.target} does not say which images it is for; name them, as in --data cifar10")
+    if asked.transfer:
+        source = load_target(asked.transfer, model=asked.model, data=dataset(data), device=device)
+        chosen = (*chosen, Transfer(attack=TRANSFERRED, source=source.model, label="transfer"))
     settings = Settings(
         data=data,
         threat=_threat(asked, target),
@@ -159,7 +165,9 @@ def _threat(asked: Asked, target: Target) -> ThreatModel:
 
 def _place(asked: Asked, target: Target, settings: Settings) -> Path:
     """Return the folder of this question, so that asking it again goes on there."""
-    question = json.dumps([describe(settings), asked.target, asked.row, asked.model], sort_keys=True, default=str)
+    question = json.dumps(
+        [describe(settings), asked.target, asked.row, asked.model, asked.transfer], sort_keys=True, default=str
+    )
     name = re.sub(r"[^\w.-]+", "-", target.name)
     return Path("evaluations") / f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:8]}"
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from sparsemble.attacks.adaptive.hijack import Hijack
 from sparsemble.attacks.adaptive.prefix import Prefix
+from sparsemble.attacks.adaptive.slowdown import Slowdown
 from sparsemble.attacks.adaptive.suite import full_suite
 from sparsemble.attacks.adaptive.team_attack import TeamAttack
 from sparsemble.attacks.adaptive.through import Through
@@ -185,7 +187,9 @@ def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -
                 attack=one,
                 images=recipe.evaluate.images,
             )
-            cost = 4.0 if row.startswith("team") else 1.0
+            # Long ones begin first, so that none is left alone at the end.
+            long = 10.0 if one.label.startswith("autoattack") else 3.0 if isinstance(one, Hijack | Slowdown) else 1.0
+            cost = long * (4.0 if row.startswith("team") else 1.0)
             tasks[f"attack.{row}.{one.label}"] = Task(
                 f"attack {row}: {one.label}", stage, row_inputs(row, made, pool), cost=cost
             )

@@ -33,7 +33,7 @@ EXAMPLES = 10
 class EvaluateStage(WithData):
     """Score every row on clean images and on all adversarial images made for it."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     seed: int
     threat: ThreatModel
@@ -140,8 +140,9 @@ class EvaluateStage(WithData):
         x, y = split.everything()
         sets = {**work.pool("attack.team_static"), **work.pool("attack.team_dynamic")}
         stored = {label: stored_images(artifact, work.device) for label, artifact in sets.items()}
-        label = min(sets, key=lambda one: sum(sets[one].json("outcome.json")["right"]))
-        recorded = sets[label].json("outcome.json")["answer"]
+        own = work.pool("attack.team_dynamic")  # what was recorded for the static row is the static row's answer
+        label = min(own, key=lambda one: sum(own[one].json("outcome.json")["right"]))
+        recorded = own[label].json("outcome.json")["answer"]
 
         views = [s(row.ensemble, row.stop) for s in every_surrogate(len(row.ensemble.members))]
 

@@ -148,7 +148,7 @@ def test_bad_targets_are_sentences(finished: Path, tmp_path: Path, in_process) -
         ([finished, "--attacks", "[{name = 'pgd', step = 3}]"], 'did you mean "steps"'),
         ([finished, "--eps", "8"], '"8/255"'),
         ([finished, "--eps", "eight"], "not a number"),
-        ([finished, "--norm", "l1"], '"linf" or "l2"'),
+        ([finished, "--norm", "l1"], "norm = 'l1' must be one of 'linf', 'l2'"),
         ([finished, "--images", 501, "--attacks", "fgsm"], "501 is more than the 500"),
         ([finished, "--images", -1], "images = -1"),
         ([finished, "--search", "int8"], "use float32 or bfloat16"),

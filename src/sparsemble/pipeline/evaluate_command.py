@@ -160,7 +160,7 @@ def _threat(asked: Asked, target: Target) -> ThreatModel:
             eps = float(eps)
         except ValueError:
             raise InputError(f'--eps "{eps}" is not a number; write it as 8/255 or 0.031') from None
-    return read(ThreatModel, {"norm": norm, "eps": eps}, "--eps")
+    return read(ThreatModel, {"norm": norm, "eps": eps})
 
 
 def _place(asked: Asked, target: Target, settings: Settings) -> Path:

@@ -25,6 +25,7 @@ from sparsemble.pipeline.method import lay_out, row_inputs
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.rows import ROWS, load_row
 from sparsemble.pipeline.store import load_model
+from sparsemble.pruning.mask import Mask
 
 SINGLE = ("train", "prune", "small_dense")
 """Stages whose artifact is one model."""
@@ -138,6 +139,7 @@ def _from_run(folder: Path, row: str, device: torch.device) -> Target:
         threat=recipe.threat,
         selected_on="held-out",
         sparsity=claims.get(row, recipe.sparsity),
+        masks=_masks(row, artifacts),
         parent=None if row == "dense" else load_model(artifacts["dense"], device),
     )
 
@@ -148,6 +150,7 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> Target:
     stage, spec = meta["stage"], meta["spec"]
     stop: StoppingRule | None = None
     model: nn.Module
+    inputs: dict[str, Artifact] = {}
     if stage in SINGLE:
         model = load_model(artifact, device)
     elif stage in ("ensemble", "calibrate"):
@@ -169,7 +172,32 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> Target:
         threat=read(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
         selected_on="held-out",
         sparsity=spec.get("sparsity"),
+        masks=_masks_of(artifact) if stage in SINGLE else _team_masks(inputs["team"]),
     )
+
+
+def _masks(row: str, artifacts: Mapping[str, Artifact]) -> dict[str, torch.Tensor]:
+    """Return which weights of a run's row were kept."""
+    if row.startswith("team"):
+        return _team_masks(artifacts["team"])
+    if row == "best_member":
+        return _masks_of(artifacts["pool." + artifacts["select"].json("select.json")["best_member"]])
+    return _masks_of(artifacts[row])
+
+
+def _masks_of(artifact: Artifact) -> dict[str, torch.Tensor]:
+    """Return the mask that lies beside a model; empty where there is none."""
+    file = artifact.file("mask.safetensors")
+    return dict(Mask.load(file).items()) if file.is_file() else {}
+
+
+def _team_masks(team: Artifact) -> dict[str, torch.Tensor]:
+    """Return the masks of a team's members, from the sub-models that it was made of."""
+    found: dict[str, torch.Tensor] = {}
+    for i, label in enumerate(team.json("team.json")["members"]):
+        member = Artifact(team.path.parent / team.meta["inputs"][f"pool.{label}"])
+        found |= {f"members.{i}.{name}": keep for name, keep in _masks_of(member).items()}
+    return found
 
 
 def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.device) -> Target:

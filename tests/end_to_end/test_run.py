@@ -98,6 +98,8 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(folder.glob("train-*.partial/checkpoint.safetensors")):
         time.sleep(0.1)

@@ -114,3 +114,6 @@ class AutoAttack(Attack):
         logits = mean_logits(model, x_adv, self.eot)
         margin = Margin()(logits, logits, y)
         return Outcome(x_adv, logits.argmax(1) != y, margin, margin)
+
+
+attacks.alias("autoattack-fast", "autoattack", mode="fast")

@@ -238,7 +238,7 @@ class TestRecipe:
             ("evaluate.attacks=[{name='pgd', step=1}]", "evaluate.attacks[0].step is not a known setting"),
             ("train.objective.attack.steps=0", "train.objective.attack: steps = 0"),
             ("sparsity='80 %'", 'sparsity = "80 %" is not a number'),
-            ("train.schedule.momentum=1", "train.schedule: momentum = 1"),
+            ("train.schedule.optimiser={name='sgd', momentum=1}", "train.schedule.optimiser: momentum = 1"),
             ("threat.norm=linff", "threat.norm = 'linff' must be one of 'linf', 'l2'"),
             ("seed=0.5", "seed = 0.5 must be a whole number"),
             ("prune.scores=nis", "prune.scores = 'nis' must be a list"),

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
-from sparsemble.training import Batches, Callback, KeepBest, Schedule, fit, rate_decays
+from sparsemble.training import Batches, Callback, Guard, KeepBest, Schedule, fit, rate_decays
 from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedules.cosine import Cosine
 from sparsemble.training.schedules.multi_step import MultiStep
 from sparsemble.training.schedules.one_cycle import OneCycle
@@ -85,9 +87,9 @@ class TestSchedule:
             ({"rate": 0.0}, "rate = 0 must be above 0"),
             ({"rate": math.nan}, "rate = nan must be above 0"),
             ({"batch_size": 1}, "batch_size = 1 must be 2 or more"),
-            ({"momentum": 1.0}, "momentum = 1 must lie in [0, 1)"),
-            ({"momentum": -0.1}, "momentum = -0.1 must lie in [0, 1)"),
-            ({"weight_decay": -0.1}, "momentum = 0.9 must lie in [0, 1) and weight_decay = -0.1 be 0 or more"),
+            ({"rate": math.inf}, "rate = inf must be above 0"),
+            ({"warm_up": 1.0}, "warm_up = 1 must lie in [0, 1): a share of training"),
+            ({"clip": -1.0}, "clip = -1 must be 0 (off) or a norm above 0"),
         ],
     )
     def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
@@ -98,8 +100,8 @@ class TestSchedule:
     @pytest.mark.parametrize(
         "make",
         [
-            lambda: Schedule(weight_decay=math.nan, decay=Cosine()),
-            lambda: Schedule(momentum=0.0, nesterov=True, decay=Cosine()).optimiser([nn.Parameter(torch.ones(1))]),
+            lambda: SGD(weight_decay=math.nan),
+            lambda: SGD(momentum=0.0, nesterov=True),
             lambda: OneCycle(rise=1.5),
             lambda: OneCycle(rise=-0.5),
             lambda: MultiStep(factor=-1.0),
@@ -114,10 +116,9 @@ class TestSchedule:
     def test_makes_plain_sgd_of_what_wants_a_gradient(self) -> None:
         model = net()
         model.get_submodule("0").requires_grad_(False)
-        schedule = Schedule(rate=0.3, momentum=0.7, nesterov=True, weight_decay=0.01, decay=Cosine())
-        (group,) = schedule.optimiser(model.parameters()).param_groups
+        (group,) = SGD(momentum=0.7, nesterov=True, weight_decay=0.01)(model.parameters()).param_groups
         assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters() if p.requires_grad]
-        assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.3, 0.7, True, 0.01)
+        assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.7, True, 0.01)
 
 
 class TestKeepBest:
@@ -139,7 +140,8 @@ class TestKeepBest:
         model = net()
         callbacks = [Watch(), KeepBest(probe, every, first)]
         settings = {"epochs": len(clean), "threat": THREAT, "rng": seeded(5), "callbacks": callbacks}
-        history = fit(model, Natural(), batches(), SCHEDULE, **settings)
+        unguarded = replace(SCHEDULE, guard=Guard(fall=1.0))
+        history = fit(model, Natural(), batches(), unguarded, **settings)
         assert asked == [e for e in range(1, len(clean) + 1) if e % every == 0 or e == len(clean)]
         assert [record["epoch"] for record in history if "held_out_robust" in record] == asked
         assert all(kept.training for kept in weights)

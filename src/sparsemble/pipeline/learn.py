@@ -13,6 +13,7 @@ from sparsemble.pipeline.stage import Work
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback, KeepBest, Report
 from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.computing import Computing
 from sparsemble.training.fit import fit
 from sparsemble.training.objective import Objective
 from sparsemble.training.schedule import Schedule
@@ -32,6 +33,7 @@ def learn(
     threat: ThreatModel,
     held_out_attack: Attack,
     probe_every: int,
+    computing: Computing,
     split: Split | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
@@ -42,11 +44,12 @@ def learn(
         model: what to train.
         data: its held-out images choose the epoch.
         objective: the loss.
-        schedule: optimiser, rate and batch size.
+        schedule: steps, rate, averaging and guard.
         epochs: passes over the images.
         threat: handed to the objective and the probe.
         held_out_attack: measures held-out robustness.
         probe_every: epochs between measurements.
+        computing: number format, layout, compilation.
         split: training images, where not all of them.
         callbacks: what else happens.
     """
@@ -64,6 +67,7 @@ def learn(
         rng=work.rng("train"),
         callbacks=[*callbacks, best, Report(work.tell)],
         checkpoint=checkpoint,
+        computing=computing,
     )
     work.add_passes(history)
     write_json(work.folder / "history.json", history)

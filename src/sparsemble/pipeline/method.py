@@ -104,6 +104,7 @@ def train(recipe: Recipe) -> Task:
         threat=recipe.threat,
         train=recipe.train,
         held_out_attack=recipe.held_out_attack,
+        computing=recipe.computing,
     )
     return Task("train the dense parent", stage, {}, cost=recipe.train.epochs)
 
@@ -142,6 +143,7 @@ def learn_together(recipe: Recipe, pool: Mapping[str, Task], select: Task) -> Ta
         ensemble=recipe.ensemble,
         held_out_attack=recipe.held_out_attack,
         probe_every=recipe.train.probe_every,
+        computing=recipe.computing,
     )
     return Task(
         "train the team", stage, {"select": select, **pool}, cost=recipe.ensemble.epochs * 2.5 * recipe.team_size
@@ -293,6 +295,7 @@ def _pruned(recipe: Recipe, dense: Task, title: str, score: PruningScore, share:
         sparsity=sparsity,
         held_out_attack=recipe.held_out_attack,
         probe_every=recipe.train.probe_every,
+        computing=recipe.computing,
     )
     part = 2 / max(recipe.prune.shares, 2)
     return Task(title, stage, {"dense": dense}, cost=1.3 * recipe.prune.finetune_epochs * part)

@@ -24,6 +24,7 @@ from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.granularity import Granularity
 from sparsemble.pruning.method import PruningMethod
 from sparsemble.pruning.score import PruningScore
+from sparsemble.training.computing import Computing
 from sparsemble.training.objective import Objective
 from sparsemble.training.schedule import Schedule
 
@@ -156,6 +157,8 @@ class Recipe:
     select: SelectionRule = RobustDiversity()
     ensemble: Ensemble
     dynamic: Dynamic = Dynamic()
+    computing: Computing = Computing()
+    """Of every training in the run; held-out and test images are judged in float32."""
     evaluate: Evaluate = Evaluate()
 
     def __post_init__(self) -> None:

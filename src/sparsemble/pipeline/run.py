@@ -52,6 +52,7 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
     """
     console = console or Console(stderr=True)
     device = check_device(settings.device)
+    recipe.computing.check(device)
     workers = check_workers(settings.workers, device)
     if settings.engine != "local":
         raise InputError(f'engine = "{settings.engine}" is not known; known: local')

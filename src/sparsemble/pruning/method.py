@@ -15,6 +15,7 @@ from sparsemble.pruning.score import Scores
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.computing import Computing
 from sparsemble.training.objective import Objective
 
 
@@ -32,6 +33,8 @@ class PruningContext:
     """What else happens while the method trains."""
     checkpoint: Checkpoint | None = None
     """Where to keep the state of a long search."""
+    computing: Computing = Computing()
+    """Number format and layout of what the method trains."""
 
 
 class Pruned(NamedTuple):

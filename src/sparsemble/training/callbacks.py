@@ -19,6 +19,9 @@ class Callback:
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Follow an epoch, counted from 1; may add numbers to its record in the history."""
 
+    def after_rollback(self, sentence: str) -> None:
+        """Follow a return to an earlier epoch."""
+
     def state(self) -> dict[str, Tensor]:
         """Return what a resumed run needs."""
         return {}
@@ -84,7 +87,13 @@ class Report(Callback):
 
     def __init__(self, tell: Callable[[float, str], None]) -> None:
         self.tell = tell
+        self.share = 0.0
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Report the share done and the loss."""
-        self.tell(epoch / epochs, f"epoch {epoch}/{epochs}, loss {record['loss']:.3f}")
+        self.share = epoch / epochs
+        self.tell(self.share, f"epoch {epoch}/{epochs}, loss {record['loss']:.3f}")
+
+    def after_rollback(self, sentence: str) -> None:
+        """Say what went wrong."""
+        self.tell(self.share, sentence)

@@ -1,20 +1,20 @@
 """The only training loop."""
 
-import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Generator, nn
 
-from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.passes import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.computing import EXACT, Computing
+from sparsemble.training.guard import Fault
+from sparsemble.training.loop import Loop
 from sparsemble.training.objective import Objective
 from sparsemble.training.schedule import Schedule
 
@@ -30,80 +30,58 @@ def fit(
     rng: Generator,
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
+    computing: Computing = EXACT,
 ) -> list[dict[str, Any]]:
     """Train a model in place.
+
+    Where training goes wrong it goes back to the last good epoch, and on more gently (`Schedule.guard`).
 
     Args:
         model: any module; its parameters that want a gradient are trained.
         objective: what goes down.
         batches: where the images come from.
-        schedule: optimiser and rate.
+        schedule: steps, rate, averaging, guard.
         epochs: passes over the batches, >= 1.
         threat: handed to the objective.
         rng: draws order, augmentation and attack starts, on the model's device.
         callbacks: what else happens.
         checkpoint: where to keep the state after every epoch; an existing one is resumed, bit for bit on a CPU.
+        computing: number format, layout, compilation.
 
     Returns:
         One record an epoch: `epoch`, `loss`, parts of the loss, `rate`, `seconds`, `forward_passes` and
-        `backward_passes` (images, attacks and probes included), and what callbacks added.
+        `backward_passes` (images, attacks and probes included), what callbacks added, and `rolled_back`: sentences
+        on the tries at this epoch that went wrong.
 
     Raises:
-        InputError: epochs below 1.
-        RunError: the loss became NaN or infinite.
+        InputError: epochs below 1, a number format that the device lacks, or a checkpoint of other settings.
+        RunError: training went wrong once more than the guard allows.
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs} must be 1 or more")
-    optimiser = schedule.optimiser(model.parameters())
-    history = checkpoint.restore(model, optimiser, rng, callbacks) if checkpoint else []
-    counted = list(model.members) if isinstance(model, Ensemble) else [model]
-    for epoch in range(len(history), epochs):
-        with count_passes(*counted) as passes:
-            record = _one_epoch(model, objective, batches, schedule, optimiser, epoch, epochs, threat, rng, callbacks)
-            for callback in callbacks:
-                callback.after_epoch(model, epoch + 1, epochs, record)
-        record |= {"forward_passes": passes.forward, "backward_passes": passes.backward}
-        history.append(record)
-        if checkpoint:
-            checkpoint.save(model, optimiser, rng, callbacks, history)
-    for callback in callbacks:
-        callback.finish(model)
+    computing.check(rng.device)
+    parts = list(model.members) if isinstance(model, Ensemble) else [model]
+    loop = Loop(
+        model=model,
+        objective=objective,
+        batches=batches,
+        schedule=schedule,
+        epochs=epochs,
+        threat=threat,
+        rng=rng,
+        callbacks=callbacks,
+        checkpoint=checkpoint or Checkpoint(),
+        computing=computing,
+    )
+    loop.resume()
+    with computing.applied(model, parts):
+        while len(loop.history) < epochs:
+            with count_passes(*parts, *loop.averaged_parts()) as passes:
+                found = loop.epoch()
+            if isinstance(found, Fault):
+                loop.roll_back(found, passes)
+            else:
+                loop.keep(found, passes)
+    loop.finish()
     model.eval()
-    return history
-
-
-def _one_epoch(
-    model: nn.Module,
-    objective: Objective,
-    batches: Batches,
-    schedule: Schedule,
-    optimiser: torch.optim.Optimizer,
-    epoch: int,
-    epochs: int,
-    threat: ThreatModel,
-    rng: Generator,
-    callbacks: Sequence[Callback],
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    model.train()
-    sums: dict[str, torch.Tensor] = {}
-    rate = 0.0
-    for i, (x, y) in enumerate(batches.epoch(rng)):
-        rate = schedule.rate * schedule.decay((epoch + i / len(batches)) / epochs)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        output = objective(model, x, y, threat, rng=rng)
-        optimiser.zero_grad(set_to_none=True)
-        output.loss.backward()
-        optimiser.step()
-        for callback in callbacks:
-            callback.after_step(model)
-        for name, term in {"loss": output.loss.detach(), **output.terms}.items():
-            sums[name] = sums.get(name, torch.zeros_like(term)) + term
-    means = {name: float(total) / len(batches) for name, total in sums.items()}
-    if not math.isfinite(means["loss"]):
-        raise RunError(
-            f"the loss became {means['loss']} in epoch {epoch + 1}; lower rate = {schedule.rate:g} and run again "
-            "(earlier epochs are kept)"
-        )
-    return {"epoch": epoch + 1, **means, "rate": rate, "seconds": time.perf_counter() - started}
+    return loop.history

@@ -31,6 +31,10 @@ class Objective(Plug):
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch; the model is in training mode."""
 
+    def gentler(self, factor: float) -> "Objective | None":
+        """Return this objective with its attack step times a factor; only single-step ones have such a knob."""
+        return None
+
 
 def craft(
     model: nn.Module,

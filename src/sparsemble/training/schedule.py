@@ -1,16 +1,16 @@
-"""How fast to learn: stochastic gradient descent and the course of its rate."""
+"""How to learn: steps and their rate, averaging, and what happens when it goes wrong."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
-import torch
-from torch import nn
-
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Plug, Registry
+from sparsemble.training.average import Average
+from sparsemble.training.guard import Guard
+from sparsemble.training.optimiser import Optimiser
+from sparsemble.training.optimisers.sgd import SGD
 
 
 class RateDecay(Plug):
@@ -27,39 +27,36 @@ rate_decays: Registry[RateDecay] = Registry("rate decay", RateDecay)
 @final
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """SGD with momentum, and how its rate moves."""
+    """Everything about learning that is neither the loss nor the data."""
 
     rate: float = 0.1
     """Peak learning rate, > 0."""
     batch_size: int = 128
-    """Images a step; an incomplete last batch is left out."""
-    momentum: float = 0.9
-    """In [0, 1)."""
-    nesterov: bool = False
-    """Look ahead by one momentum step."""
-    weight_decay: float = 5e-4
-    """L2 penalty on every trained tensor, >= 0."""
+    """Images a step, over all processes; an incomplete last batch is left out."""
+    optimiser: Optimiser = SGD()
+    """Turns gradients into steps."""
     decay: RateDecay
     """Course of the rate."""
+    warm_up: float = 0.0
+    """Share of training over which the rate rises linearly, before `decay` alone sets it, in [0, 1)."""
+    clip: float = 0.0
+    """Largest l2 norm of the gradient of all weights together; 0: as it comes."""
+    average: Average | None = None
+    """Average the weights over the steps; held-out images judge the average, and it is what comes back."""
+    guard: Guard = Guard()
+    """What happens when training goes wrong."""
 
     def __post_init__(self) -> None:
-        if not self.rate > 0:
+        if not 0 < self.rate < math.inf:
             raise InputError(f"rate = {self.rate:g} must be above 0")
         if self.batch_size < 2:
             raise InputError(f"batch_size = {self.batch_size} must be 2 or more (BatchNorm needs two images)")
-        if self.nesterov and not self.momentum:
-            raise InputError("nesterov = true needs a momentum above 0")
-        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
-            raise InputError(
-                f"momentum = {self.momentum:g} must lie in [0, 1) and weight_decay = {self.weight_decay:g} be 0 or more"
-            )
+        if not 0 <= self.warm_up < 1:
+            raise InputError(f"warm_up = {self.warm_up:g} must lie in [0, 1): a share of training")
+        if not 0 <= self.clip < math.inf:
+            raise InputError(f"clip = {self.clip:g} must be 0 (off) or a norm above 0")
 
-    def optimiser(self, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-        """Make the optimiser of the parameters that want a gradient."""
-        return torch.optim.SGD(
-            [p for p in parameters if p.requires_grad],
-            lr=self.rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
+    def rate_at(self, progress: float) -> float:
+        """Return the rate at this share of training, progress in [0, 1)."""
+        rising = min(1.0, progress / self.warm_up) if self.warm_up else 1.0
+        return self.rate * rising * self.decay(progress)

@@ -1,6 +1,6 @@
 """Ensemble learning of the selected team (EED main paper, sections 4.2 and 4.3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from sparsemble.attacks.attack import Attack
@@ -14,6 +14,7 @@ from sparsemble.pipeline.learn import learn
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import load_model, save_model
 from sparsemble.pruning.mask import KeepZero, Mask
+from sparsemble.training.computing import Computing
 
 
 @final
@@ -28,6 +29,7 @@ class EnsembleStage(WithData):
     ensemble: recipe.Ensemble
     held_out_attack: Attack
     probe_every: int = 1
+    computing: Computing = Computing()
 
     def run(self, work: Work) -> None:
         """Leave `member1.safetensors` .. in running order, `team.json` and `history.json`."""
@@ -47,6 +49,7 @@ class EnsembleStage(WithData):
             threat=self.threat,
             held_out_attack=self.held_out_attack,
             probe_every=self.probe_every,
+            computing=replace(self.computing, compile=False),  # objectives look into members
             callbacks=[KeepZero(masks)],
         )
         y = data.choose.labels

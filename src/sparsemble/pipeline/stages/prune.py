@@ -24,6 +24,7 @@ from sparsemble.pruning.shares import data_shares
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Report
 from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.computing import Computing
 
 
 @final
@@ -43,6 +44,7 @@ class PruneStage(WithData):
     """Of this sub-model, in [0, 1)."""
     held_out_attack: Attack
     probe_every: int = 1
+    computing: Computing = Computing()
 
     @property
     def stream(self) -> str:
@@ -68,6 +70,7 @@ class PruneStage(WithData):
             threat=self.threat,
             held_out_attack=self.held_out_attack,
             probe_every=self.probe_every,
+            computing=self.computing,
             split=split,
             callbacks=[KeepZero({"": mask})],
         )
@@ -92,6 +95,7 @@ class PruneStage(WithData):
             rng=rng,
             callbacks=[Report(lambda share, text: work.tell(0.3 * share, f"masks: {text}"))],
             checkpoint=self._search(work),
+            computing=replace(self.computing, compile=False),  # masked networks are looked into
         )
         pruned = self.prune.method(dense, scores, self.sparsity, self.prune.granularity, context)
         work.add_passes(pruned.history)

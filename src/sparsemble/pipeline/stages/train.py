@@ -11,6 +11,7 @@ from sparsemble.pipeline.learn import learn
 from sparsemble.pipeline.recipe import Train
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import save_model
+from sparsemble.training.computing import Computing
 
 
 @final
@@ -24,6 +25,7 @@ class TrainStage(WithData):
     threat: ThreatModel
     train: Train
     held_out_attack: Attack
+    computing: Computing = Computing()
 
     def run(self, work: Work) -> None:
         """Leave `model.safetensors` and `history.json`."""
@@ -41,5 +43,6 @@ class TrainStage(WithData):
             threat=self.threat,
             held_out_attack=self.held_out_attack,
             probe_every=self.train.probe_every,
+            computing=self.computing,
         )
         save_model(model, work.folder, self.model, data)

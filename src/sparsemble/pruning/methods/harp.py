@@ -74,6 +74,7 @@ class HARP(PruningMethod):
             rng=context.rng,
             callbacks=[ramp, *context.callbacks],
             checkpoint=context.checkpoint,
+            computing=context.computing,
         )
         mask = learner.final_mask(kept)
         pruned = learner.plain()

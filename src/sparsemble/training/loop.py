@@ -1,0 +1,260 @@
+"""The state of a training, and what moves it: an epoch, a rollback, a checkpoint."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.passes import Passes
+from sparsemble.core.registry import describe
+from sparsemble.core.threat import ThreatModel
+from sparsemble.training.average import Averaged
+from sparsemble.training.batches import Batches
+from sparsemble.training.callbacks import Callback
+from sparsemble.training.checkpoint import Checkpoint, Facts, optimiser_state, part, restore_optimiser
+from sparsemble.training.computing import Computing
+from sparsemble.training.guard import Fault, divergence
+from sparsemble.training.objective import LossOutput, Objective
+from sparsemble.training.schedule import Schedule
+
+LOOK_EVERY = 20
+"""Steps between looks at the loss on a GPU, where each look waits for it."""
+
+
+@final
+@dataclass(kw_only=True)
+class Loop:
+    """One training on its way; `fit` drives it."""
+
+    model: nn.Module
+    objective: Objective
+    batches: Batches
+    schedule: Schedule
+    epochs: int
+    threat: ThreatModel
+    rng: Generator
+    callbacks: Sequence[Callback]
+    checkpoint: Checkpoint
+    computing: Computing
+    history: list[dict[str, Any]] = field(default_factory=list)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+    """Every time training went wrong: `epoch`, `sentence`, and what was made gentler: `rate` or `step`."""
+
+    def __post_init__(self) -> None:
+        self.optimiser = self.schedule.optimiser(self.model.parameters())
+        self.averaged = Averaged(self.model, self.schedule.average) if self.schedule.average else None
+
+    def averaged_parts(self) -> list[nn.Module]:
+        """Return the networks of the average, whose passes count as well."""
+        if not self.averaged:
+            return []
+        model = self.averaged.model
+        return list(model.members) if isinstance(model, Ensemble) else [model]
+
+    def epoch(self) -> dict[str, Any] | Fault:
+        """Train one epoch and have it measured; return its record, or what is wrong with it."""
+        started = time.perf_counter()
+        number = len(self.history) + 1
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        rate = 0.0
+        for i, (x, y) in enumerate(self.batches.epoch(self.rng)):
+            rate = self._set_rate((number - 1 + i / len(self.batches)) / self.epochs)
+            output = self._step(self.computing.images(x), y)
+            if output is None:
+                return Fault("the weights became NaN or infinite", "diverged")
+            for name, term in {"loss": output.loss.detach(), **output.terms}.items():
+                sums[name] = sums.get(name, torch.zeros_like(term)) + term
+            if (not x.is_cuda or i % LOOK_EVERY == 0) and (fault := divergence(float(output.loss.detach()))):
+                return fault
+        means = {name: float(total) / len(self.batches) for name, total in sums.items()}
+        record = {"epoch": number, **means, "rate": rate}
+        return self._measured(record, started)
+
+    def _set_rate(self, progress: float) -> float:
+        slower = sum(rollback["gentler"] == "rate" for rollback in self.rollbacks)
+        rate: float = self.schedule.rate_at(progress) * self.schedule.guard.gentler**slower
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _step(self, x: Tensor, y: Tensor) -> LossOutput | None:
+        """Take a step on a batch; nothing is returned where an attack met NaN weights."""
+        try:
+            output = self._objective()(self.model, x, y, self.threat, rng=self.rng)
+        except RunError:
+            if self._sound():
+                raise
+            return None
+        self.optimiser.zero_grad(set_to_none=True)
+        output.loss.backward()
+        if self.schedule.clip:
+            nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.schedule.clip)
+        self.optimiser.step()
+        for callback in self.callbacks:
+            callback.after_step(self.model)
+        if self.averaged:
+            self.averaged.follow(self.model, x if output.adversarial is None else output.adversarial.detach())
+        return output
+
+    def _objective(self) -> Objective:
+        """Return the loss, its attack step as small as rollbacks made it."""
+        objective = self.objective
+        for rollback in self.rollbacks:
+            if rollback["gentler"] == "step":
+                objective = objective.gentler(self.schedule.guard.gentler) or objective
+        return objective
+
+    def _measured(self, record: dict[str, Any], started: float) -> dict[str, Any] | Fault:
+        """Have an epoch judged by the callbacks and the guard."""
+        if fault := divergence(record["loss"]):
+            return fault
+        shown = self.averaged.refresh() if self.averaged else self.model
+        if not (self._sound() and _finite(shown)):
+            return Fault("the weights became NaN or infinite", "diverged")
+        record["seconds"] = time.perf_counter() - started
+        for callback in self.callbacks:
+            callback.after_epoch(shown, record["epoch"], self.epochs, record)
+        return self.schedule.guard.collapse(record, self.history) or record
+
+    def _sound(self) -> bool:
+        return _finite(self.model)
+
+    def keep(self, record: dict[str, Any], passes: Passes) -> None:
+        """Enter an epoch in the history, with what came to nothing before it, and write the state."""
+        tries = [rollback for rollback in self.rollbacks if rollback["epoch"] == record["epoch"]]
+        if tries:
+            record["rolled_back"] = [rollback["sentence"] for rollback in tries]
+        record["forward_passes"] = passes.forward + sum(rollback["forward_passes"] for rollback in tries)
+        record["backward_passes"] = passes.backward + sum(rollback["backward_passes"] for rollback in tries)
+        self.history.append(record)
+        self._save()
+
+    def roll_back(self, fault: Fault, passes: Passes) -> None:
+        """Go back to the last good state, to go on more gently.
+
+        Raises:
+            RunError: it has been tried often enough.
+        """
+        number = len(self.history) + 1
+        guard = self.schedule.guard
+        step = fault.kind == "collapsed" and self._objective().gentler(guard.gentler) is not None
+        gentler = "step" if step else "rate"
+        if len(self.rollbacks) >= guard.tries:
+            raise RunError(
+                f"{fault.sentence} in epoch {number}; training went back {len(self.rollbacks)} times and stops here; "
+                f"lower rate = {self.schedule.rate:g} or use an attack of more steps (earlier epochs are kept)"
+            )
+        state = self.checkpoint.read_good()
+        assert state is not None, "a state is called good before the first epoch"
+        tries, lost = self.rollbacks, self._passes_after(state[1])
+        self._take(*state)
+        back = len(self.history)
+        what = "attack step" if step else "rate"
+        sentence = f"{fault.sentence} in epoch {number}; back to epoch {back} with {guard.gentler:g} times the {what}"
+        forward, backward = lost[0] + passes.forward, lost[1] + passes.backward
+        cost = {"forward_passes": forward, "backward_passes": backward}
+        self.rollbacks = [*tries, {"epoch": back + 1, "sentence": sentence, "gentler": gentler, **cost}]
+        for callback in self.callbacks:
+            callback.after_rollback(sentence)
+        self._save()
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, or call the fresh state the first good one."""
+        state = self.checkpoint.read()
+        if state is None:
+            self._save()
+            return
+        self._take(*state)
+        self._call_good()  # it may have been killed between the two
+
+    def finish(self) -> None:
+        """Put the weights in place that training hands back."""
+        if self.averaged:
+            self.model.load_state_dict(self.averaged.model.state_dict())
+        for callback in self.callbacks:
+            callback.finish(self.model)
+
+    def _save(self) -> None:
+        self.checkpoint.save(self._tensors(), self._facts())
+        self._call_good()
+
+    def _call_good(self) -> None:
+        """Keep the state as a good one: a measured epoch, or any epoch where none was ever measured."""
+        measured = ["held_out_robust" in record for record in self.history]
+        if not any(measured) or measured[-1]:
+            self.checkpoint.keep_good()
+
+    def _passes_after(self, facts: Facts) -> tuple[int, int]:
+        """Return the passes of the epochs that going back to a state undoes."""
+        undone = self.history[len(facts["history"]) :]
+        return sum(r["forward_passes"] for r in undone), sum(r["backward_passes"] for r in undone)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimiser.{name}": value for name, value in optimiser_state(self.optimiser).items()}
+        for i, callback in enumerate(self.callbacks):
+            tensors |= {f"callback.{i}.{name}": tensor for name, tensor in callback.state().items()}
+        if self.averaged:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state().items()}
+        return tensors | {"rng": self.rng.get_state()}
+
+    def _facts(self) -> Facts:
+        return {"history": self.history, "rollbacks": self.rollbacks, "settings": self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what two trainings must share for one to go on from the other's checkpoint."""
+        registered = hasattr(self.objective, "name")
+        settings = {
+            "objective": describe(self.objective) if registered else type(self.objective).__name__,
+            "schedule": describe(self.schedule),
+            "epochs": self.epochs,
+            "threat": describe(self.threat),
+            "images": len(self.batches.split),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
+
+    def _take(self, tensors: dict[str, Tensor], facts: Facts) -> None:
+        """Become the state that was written.
+
+        Raises:
+            InputError: it belongs to a training of other settings.
+        """
+        ours, theirs = dict(_flat(self._settings())), dict(_flat(facts["settings"]))
+        for key in sorted(ours.keys() | theirs.keys()):
+            mine, its = ours.get(key, "unset"), theirs.get(key, "unset")
+            if mine != its:
+                raise InputError(
+                    f"the checkpoint {self.checkpoint.path} is of a training with {key} = {its}, this one has {mine}; "
+                    "remove it to train anew"
+                )
+        self.model.load_state_dict(part(tensors, "model."))
+        restore_optimiser(self.optimiser, part(tensors, "optimiser."))
+        for i, callback in enumerate(self.callbacks):
+            callback.restore(part(tensors, f"callback.{i}."))
+        if self.averaged:
+            self.averaged.restore(part(tensors, "average."))
+        self.rng.set_state(tensors["rng"])
+        self.history, self.rollbacks = facts["history"], facts["rollbacks"]
+
+
+def _finite(model: nn.Module) -> bool:
+    """Return whether every weight and statistic is a number."""
+    floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    return all(bool(tensor.isfinite().all()) for tensor in floating)
+
+
+def _flat(table: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a nested table by their dotted paths, in a fixed order."""
+    if isinstance(table, dict):
+        for key in sorted(table):
+            yield from _flat(table[key], f"{path}.{key}" if path else key)
+    else:
+        yield path, table

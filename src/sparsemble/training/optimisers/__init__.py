@@ -1,0 +1,1 @@
+"""Step rules, one file each."""

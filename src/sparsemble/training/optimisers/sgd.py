@@ -1,0 +1,43 @@
+"""Stochastic gradient descent with momentum (Sutskever et al. 2013)."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.training.optimiser import Optimiser, optimisers, trained
+
+
+@final
+@optimisers.register("sgd")
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimiser):
+    """Steps along a running sum of gradients."""
+
+    momentum: float = 0.9
+    """In [0, 1)."""
+    nesterov: bool = False
+    """Look ahead by one momentum step."""
+    weight_decay: float = 5e-4
+    """L2 penalty on every trained tensor, >= 0."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+            raise InputError(
+                f"momentum = {self.momentum:g} must lie in [0, 1) and weight_decay = {self.weight_decay:g} be 0 or more"
+            )
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov = true needs a momentum above 0")
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Make the optimiser."""
+        return torch.optim.SGD(
+            trained(parameters),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )

@@ -92,7 +92,7 @@ def assess(
         **numbers(found, attacks, len(data.classes)),
         "security_curve": curve,
         "members": members_table(target, split, threat, settings.seed, folder),
-        "size": size(target, data, found, folder),
+        "size": size(target, data, split, found, decided_by(target), folder),
         "latency": latency(decided_by(target), split),
         "seconds": sum(float(outcome.seconds.sum()) for outcome in found.attacks.values()),
         "extra_data": None,

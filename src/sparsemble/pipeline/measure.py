@@ -14,6 +14,7 @@ from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.latency import measure_latency
+from sparsemble.evaluation.memory import peak_memory
 from sparsemble.evaluation.packed import save_packed
 from sparsemble.evaluation.robustness import Evaluation, evaluate
 from sparsemble.evaluation.shard import Decide
@@ -102,8 +103,10 @@ def _accuracy(model: torch.nn.Module, x: Images, y: torch.Tensor) -> float:
     return float((model(x).argmax(1) == y).float().mean())
 
 
-def size(target: Target, data: Dataset, found: Evaluation, folder: Path) -> dict[str, Any]:
-    """Return bytes, non-zero weights and multiply-accumulates; those of a dynamic team as expected on clean images."""
+def size(
+    target: Target, data: Dataset, split: Split, found: Evaluation, decide: Decide, folder: Path
+) -> dict[str, Any]:
+    """Return bytes, memory, non-zero weights and multiply-accumulates; those of a dynamic team as on clean images."""
     parts = list(target.model.members) if isinstance(target.model, Ensemble) else [target.model]
     macs = [count_macs(part, data.shape) for part in parts]
     runs = found.clean.members_run
@@ -115,15 +118,21 @@ def size(target: Target, data: Dataset, found: Evaluation, folder: Path) -> dict
     path.unlink()
     return {
         "bytes": total,
+        "peak_memory": peak_memory(target.model, lambda: decide(some_images(split))),
         "nonzeros": count_weights(target.model).nonzeros,
         "macs_dense": sum(cost.dense for cost in macs),
         "macs_nonzero": sum(float((runs >= m).float().mean()) * cost.nonzero for m, cost in enumerate(macs, 1)),
     }
 
 
+def some_images(split: Split) -> Images:
+    """Return the large batch that memory and latency are measured on: 64 images, where there are as many."""
+    return split.images(torch.arange(min(64, len(split)), device=split.labels.device))
+
+
 def latency(decide: Decide, split: Split) -> dict[str, Any]:
     """Time the deployed decision on clean images, one and 64 at a time."""
-    x = split.images(torch.arange(min(64, len(split)), device=split.labels.device))
+    x = some_images(split)
     calls = {"batch_1": lambda: decide(x[:1]), "batch_64": lambda: decide(x)}
     found = measure_latency(calls, rounds=7, warm_up=2)
     return {

@@ -98,7 +98,7 @@ EVALUATION = {
     "security_curve": OrNull({"attack": TEXT, "images": POSITIVE_COUNT, "eps": [AMOUNT], "accuracy": [SHARE]}),
     "members": OrNull({"names": [TEXT], "clean": [SHARE], "robust": [SHARE], "transfer": [[SHARE]]}),
     "members_run": {"clean": AMOUNT, "attacked": AMOUNT, "slowdown": NUMBER_OR_NULL},
-    "size": {"bytes": COUNT, "nonzeros": COUNT, "macs_dense": COUNT, "macs_nonzero": AMOUNT},
+    "size": {"bytes": COUNT, "peak_memory": COUNT, "nonzeros": COUNT, "macs_dense": COUNT, "macs_nonzero": AMOUNT},
     "latency": OrNull({"batch_1": TIMES, "batch_64": TIMES}),
     "machine": TABLE,
     "versions": Each(TEXT),

@@ -94,7 +94,11 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         (f"{percent(result['clean_accuracy'])} %", "clean accuracy", f"95 % interval {span(result['clean_interval'])}"),
         (f"{percent(result['attacks'][label]['robust_accuracy'])} %", "under the strongest single attack", label),
         (count(of_size["nonzeros"]), "non-zero weights", f"{round_percent(result['target']['sparsity'])} sparse"),
-        (size(of_size["bytes"]), "on disk", f"{count(of_size['macs_nonzero'])} non-zero MACs a clean image"),
+        (
+            size(of_size["bytes"]),
+            "on disk",
+            f"{count(of_size['macs_nonzero'])} non-zero MACs a clean image, {size(of_size['peak_memory'])} in use for 64",
+        ),
         _members(result),
         (count(passes), "passes of the attacks", f"{duration(result['seconds'])} on {result['device']} in all"),
     ]

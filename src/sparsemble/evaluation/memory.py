@@ -23,7 +23,8 @@ def peak_memory(model: nn.Module, call: Callable[[], object]) -> int:
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in model.state_dict().values()}
     with torch.no_grad(), _Alive() as alive:
         call()
-    return sum(held.values()) + alive.most
+    total: int = sum(held.values()) + alive.most
+    return total
 
 
 @final
@@ -31,7 +32,7 @@ class _Alive(TorchDispatchMode):
     """Follows the storages that operations make, from their making to their end."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 

@@ -97,7 +97,7 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str, str]]:
         (
             size(of_size["bytes"]),
             "on disk",
-            f"{count(of_size['macs_nonzero'])} non-zero MACs a clean image, {size(of_size['peak_memory'])} in use for 64",
+            f"{count(of_size['macs_nonzero'])} non-zero MACs an image, {size(of_size['peak_memory'])} in use for 64",
         ),
         _members(result),
         (count(passes), "passes of the attacks", f"{duration(result['seconds'])} on {result['device']} in all"),

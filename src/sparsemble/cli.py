@@ -36,6 +36,7 @@ Workers = Annotated[
     int, typer.Option("--workers", help="Worker processes; 0: one a core, at most 4, and one on a GPU.")
 ]
 Engine = Annotated[str, typer.Option("--engine", help="Who runs the stages: local.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write training curves to RUN/tensorboard, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
@@ -90,10 +91,12 @@ def _add(name: str, until: str, text: str) -> None:
         device: Device = "auto",
         workers: Workers = 0,
         engine: Engine = "local",
+        tensorboard: TensorBoard = False,
         quiet: Quiet = False,
     ) -> None:
         changes = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
-        _run(recipe, out, changes, device, workers, engine, quiet, until)
+        how = {"device": device, "workers": workers, "engine": engine, "quiet": quiet, "tensorboard": tensorboard}
+        _run(recipe, out, changes, until, how)
 
     app.command(name, help=f"{text}\n\nExample: [bold]sparsemble {name} digits[/]")(command)
 
@@ -102,9 +105,7 @@ for _name, (_until, _text) in COMMANDS.items():
     _add(_name, _until, _text)
 
 
-def _run(
-    name: str, out: Path | None, changes: list[str], device: str, workers: int, engine: str, quiet: bool, until: str
-) -> None:
+def _run(name: str, out: Path | None, changes: list[str], until: str, given: dict[str, Any]) -> None:
     """Run a recipe and say what came out."""
     _need_train("run")
     from sparsemble.pipeline.recipe import load_recipe
@@ -114,14 +115,14 @@ def _run(
     title, recipe = load_recipe(name, tuple(changes))
     folder = out or Path("runs") / title
     words = ["sparsemble", "run", name, *(word for change in changes for word in ("--set", change))]
-    settings = Settings(folder=folder, device=device, workers=workers, engine=engine, until=until, quiet=quiet)
+    settings = Settings(folder=folder, until=until, **given)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         artifacts = run(recipe, title, shlex.join(words), settings, console)
     except KeyboardInterrupt:
         _say(console, f"stopped; what is finished is kept in {folder}, run the same command to go on")
         raise typer.Exit(1) from None
-    if quiet:
+    if settings.quiet:
         return
     if until == "report":
         from sparsemble.report.tables import summary_table
@@ -184,7 +185,7 @@ def evaluate(
             "shard": shard != 100,
         }
         _refuse_for_recipes({**given, **changed, "no-adaptive": not adaptive})
-        _run(target, out, [f"seed={seed}"] if seed is not None else [], device, 0, "local", quiet, "evaluate")
+        _run(target, out, [f"seed={seed}"] if seed is not None else [], "evaluate", {"device": device, "quiet": quiet})
         return
     asked = command.Asked(
         target=target,

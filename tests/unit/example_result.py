@@ -86,7 +86,13 @@ def example_result(
         },
         "members": table_of_members(members, rng) if members > 1 else None,
         "members_run": {"clean": 1.21, "attacked": 1.87, "slowdown": 2.64 if members > 1 else None},
-        "size": {"bytes": 1_330_000, "peak_memory": 9_000_000, "nonzeros": 2_240_000, "macs_dense": 1_670_000_000, "macs_nonzero": 122_000_000.5},
+        "size": {
+            "bytes": 1_330_000,
+            "peak_memory": 9_000_000,
+            "nonzeros": 2_240_000,
+            "macs_dense": 1_670_000_000,
+            "macs_nonzero": 122_000_000.5,
+        },
         "latency": {
             "batch_1": {"median_ms": 4.1, "spread_ms": 0.2},
             "batch_64": {"median_ms": 101.0, "spread_ms": 3.0},

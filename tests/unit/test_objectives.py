@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.models import architectures, build_model
-from sparsemble.training.objective import Objective, craft, objectives
+from sparsemble.training.objective import Objective, objectives
 from sparsemble.training.objectives.madry import Madry
 from sparsemble.training.objectives.natural import Natural
 
@@ -48,17 +49,27 @@ def literal_cross_entropy(logits: Tensor, y: Labels) -> Tensor:
     return total / len(y)
 
 
-def literal_worst(model: nn.Module, x: Images, y: Labels, threat: ThreatModel, seed: int) -> Images:
-    """Madry et al. 2018, section 2.1, with BatchNorm as at test time: an image at a time from the same starts."""
+def literal_walk(
+    model: nn.Module,
+    x: Images,
+    start: Images,
+    threat: ThreatModel,
+    loss: Callable[[Tensor, int], Tensor],
+    steps: int = STEPS,
+    step_size: float = STEP_SIZE,
+) -> Images:
+    """Madry et al. 2018, section 2.1, with BatchNorm as at test time: an image at a time.
+
+    The loss takes the logits of one image (1, K) and its place in the batch.
+    """
     quiet = copy.deepcopy(model).eval()
-    start = threat.random_start(x, seeded(seed))
     result = []
-    for clean, label, point in zip(x.split(1), y.split(1), start.split(1), strict=True):
-        for _ in range(STEPS):
+    for i, (clean, point) in enumerate(zip(x.split(1), start.split(1), strict=True)):
+        for _ in range(steps):
             leaf = point.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(literal_cross_entropy(quiet(leaf), label), leaf)
+            (gradient,) = torch.autograd.grad(loss(quiet(leaf), i), leaf)
             step = gradient.sign() if threat.norm == "linf" else gradient / gradient.norm()
-            delta = point + STEP_SIZE * threat.eps * step - clean
+            delta = point + step_size * threat.eps * step - clean
             if threat.norm == "linf":
                 delta = torch.maximum(torch.minimum(delta, torch.tensor(threat.eps)), torch.tensor(-threat.eps))
             else:
@@ -66,6 +77,12 @@ def literal_worst(model: nn.Module, x: Images, y: Labels, threat: ThreatModel, s
             point = (clean + delta).clamp(0, 1)
         result.append(point)
     return torch.cat(result)
+
+
+def literal_worst(model: nn.Module, x: Images, y: Labels, threat: ThreatModel, seed: int, **walk: Any) -> Images:
+    """Climb the cross-entropy from a random start."""
+    start = threat.random_start(x, seeded(seed))
+    return literal_walk(model, x, start, threat, lambda z, i: literal_cross_entropy(z, y[i : i + 1]), **walk)
 
 
 def seen_by(objective: Objective) -> Callable[[nn.Module, Images, Labels, ThreatModel], Images]:
@@ -123,6 +140,28 @@ class TestAgainstALiteralVersion:
         torch.testing.assert_close(twice, once)
 
 
+@pytest.mark.parametrize("kind", [Natural, Madry])
+class TestLabelSmoothing:
+    def test_spreads_a_share_of_the_label_evenly(self, kind: type[Any]) -> None:
+        x, y = batch()
+        share, still = 0.3, ThreatModel(eps=0.0)
+        found = kind(label_smoothing=share)(net(), x, y, still, rng=seeded(0)).loss
+        logits = net()(x)
+        even = torch.stack([literal_cross_entropy(logits, torch.full_like(y, c)) for c in range(3)]).mean()
+        torch.testing.assert_close(found, (1 - share) * literal_cross_entropy(logits, y) + share * even)
+
+    def test_zero_is_none(self, kind: type[Any]) -> None:
+        x, y = batch()
+        still = ThreatModel(eps=0.0)
+        found = kind(label_smoothing=0.0)(net(), x, y, still, rng=seeded(0)).loss
+        assert torch.equal(found, nn.functional.cross_entropy(net()(x), y))
+
+    @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+    def test_must_be_a_share(self, kind: type[Any], share: float) -> None:
+        with pytest.raises(InputError, match=r"label_smoothing = .* must lie in \[0, 1\)"):
+            kind(label_smoothing=share)
+
+
 class TestMadry:
     @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
     def test_hands_out_the_images_that_it_made(self, threat: ThreatModel) -> None:
@@ -155,42 +194,6 @@ class TestMadry:
         way = (linear[1].weight[1] - linear[1].weight[0]).detach().sign().view(1, 1, 8, 8)
         expected = x + LINF.eps * torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * way
         torch.testing.assert_close(output.adversarial, expected)
-
-
-class TestCraft:
-    @pytest.mark.parametrize("training", [False, True])
-    def test_leaves_the_mode_as_found_even_after_an_error(self, training: bool) -> None:
-        model = net().train(training)
-        x, y = batch()
-        craft(model, PGD(steps=1), x, y, LINF, rng=seeded(0))
-        assert all(module.training == training for module in model.modules())
-        with pytest.raises(InputError, match="images must lie in"):
-            craft(model, PGD(steps=1), x + 2, y, LINF, rng=seeded(0))
-        assert all(module.training == training for module in model.modules())
-
-    def test_leaves_a_part_in_eval_mode_where_it_was(self) -> None:
-        model = net()
-        frozen = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
-        craft(model, PGD(steps=1), *batch(), LINF, rng=seeded(0))
-        assert model.training
-        assert not frozen.training
-
-    def test_does_not_move_batchnorm(self) -> None:
-        model = net()
-        before = copy.deepcopy(model.state_dict())
-        craft(model, PGD(steps=2), *batch(), LINF, rng=seeded(0))
-        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-    def test_climbs_another_target_where_given(self) -> None:
-        x, _ = batch()
-
-        def brighter(images: Images) -> Tensor:
-            light = images.flatten(1).sum(1)
-            return torch.stack([torch.zeros_like(light), light], dim=1)
-
-        attack = PGD(steps=1, step_size=1.0, random_start=False, keep_best=False, loss=Margin())
-        made = craft(net(), attack, x, torch.zeros(len(x)).long(), LINF, rng=seeded(0), target=brighter)
-        torch.testing.assert_close(made, (x + LINF.eps).clamp_max(1))
 
 
 @pytest.mark.parametrize("classes", [2, 10])

@@ -299,3 +299,20 @@ class TestRefuses:
         assert PGD(steps=7).label == "pgd7"
         assert PGD(steps=7, restarts=3).label == "pgd7x3"
         assert PGD(label="mine").label == "mine"
+
+
+def test_a_start_near_the_clean_image() -> None:
+    """The first point seen is the clean image with normal noise, in the box."""
+    x = torch.rand(50, 1, 4, 4, generator=seeded(0))
+    seen: list[Tensor] = []
+
+    def flat(images: Tensor) -> Tensor:
+        seen.append(images.detach())
+        return images.flatten(1)[:, :3]
+
+    PGD(steps=1, start_noise=0.001, keep_best=False)(flat, x, torch.zeros(50).long(), ThreatModel(), rng=seeded(1))
+    expected = (x + 0.001 * torch.randn(x.shape, generator=seeded(1))).clamp(0, 1)
+    torch.testing.assert_close(seen[0], expected)
+    for settings in ({"start_noise": 0.0}, {"start_noise": 0.1, "random_start": False}):
+        with pytest.raises(InputError, match=r"start_noise = .* must be above 0 and needs random_start"):
+            PGD(**settings)

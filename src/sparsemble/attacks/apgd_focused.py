@@ -1,83 +1,130 @@
 """Targeted Auto-PGD that spends its steps where a border is near."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from sparsemble.attacks.apgd_targeted import Towards, likeliest_wrong
 from sparsemble.attacks.ascent import Ascent, Outcome, mean_logits, start_at_edge
 from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.search_on import search_on
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels, PerImage
+from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, PerImage
 
 
 @final
 @attacks.register("apgd_focused")
 @dataclass(frozen=True, kw_only=True)
 class APGDFocused(Attack):
-    """A short walk towards every target, then long ones towards those that the short ones nearly reached.
+    """A short walk towards every target, then walk after walk towards the one that was nearly reached.
 
-    A target is nearly reached if the way left to its border is at most `reach` times the way that the short walk
-    came; the nearest comes first. The measure has no unit, so that the scale of the logits does not matter. The
-    walks are those of `apgd_targeted` (Croce & Hein 2020); the division of steps is ours.
+    How near a target is: the way left to its border, the way that the best walk came being 1. The measure has no
+    unit, so that the scale of the logits does not matter. Every further walk costs its target `toll`, so that an
+    image gets the more walks the nearer it is, spread over its targets; it is left alone once no target is within
+    `reach`. Last, where a target came within `reach`, a blind search goes on from the best point. The walks are those
+    of `apgd_targeted` (Croce & Hein 2020); how steps are divided and the end are ours.
     """
 
+    version: ClassVar[int] = 2
+
     glance: int = 15
-    """Steps of the short walks, >= 1."""
+    """Steps of the walk towards every target, >= 1."""
     steps: int = 100
-    """Steps of the long walks, >= 1."""
+    """Steps of the first further walk towards a target, >= 1."""
+    again: int = 30
+    """Steps of all later ones, >= 1; a new start finds more than a long walk."""
     targets: int = 9
     """Wrong classes to glance at, the likeliest on the clean image first, >= 1."""
     reach: float = 0.3
-    """How far a long walk may have to go, the short one's way being 1; > 0."""
+    """How far a target may be, tolls included, to be walked to; > 0."""
+    toll: float = 0.03
+    """What each further walk adds to the way left to its target, > 0."""
+    queries: int = 500
+    """Points that the blind search tries, >= 0."""
     label: str = ""
     """Name in results."""
 
     def __post_init__(self) -> None:
-        if self.glance < 1 or self.steps < 1 or self.targets < 1:
-            counts = f"glance = {self.glance}, steps = {self.steps} and targets = {self.targets}"
-            raise InputError(f"{counts} must be 1 or more")
-        if not self.reach > 0:
-            raise InputError(f"reach = {self.reach:g} must be above 0")
+        if min(self.glance, self.steps, self.again, self.targets) < 1:
+            steps = f"glance = {self.glance}, steps = {self.steps}, again = {self.again}"
+            raise InputError(f"{steps} and targets = {self.targets} must be 1 or more")
+        if not (self.reach > 0 and self.toll > 0):
+            raise InputError(f"reach = {self.reach:g} and toll = {self.toll:g} must be above 0")
+        if self.queries < 0:
+            raise InputError(f"queries = {self.queries} must be 0 or more")
         if not self.label:
             object.__setattr__(self, "label", f"apgd{self.glance}+{self.steps}t{self.targets}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Glance, then walk."""
-        clean_logits = mean_logits(model, x, 1)
-        found = Outcome.nothing_yet(x)
-        found.broken = clean_logits.argmax(1) != y
-        targets = likeliest_wrong(clean_logits, y, self.targets)
-        behind = clean_logits.gather(1, y[:, None]) - clean_logits.gather(1, targets)
-        left = torch.full_like(behind, float("inf"))
-        for i, target in enumerate(targets.unbind(1)):
-            start = start_at_edge(x, threat, rng)
-            rows = (~found.broken).nonzero()[:, 0]
-            if not len(rows):
-                return found.images
-            short = walk_towards(target[rows], model, x[rows], y[rows], threat, start[rows], self.glance)
-            found.improve_(rows, short)
-            left[rows, i] = way_left(behind[rows, i], short.margin)
-        for turn in left.argsort(dim=1).split(1, dim=1):
-            start = start_at_edge(x, threat, rng)
-            nearly = left.gather(1, turn)[:, 0] <= self.reach
-            rows = (~found.broken & nearly).nonzero()[:, 0]
-            if not len(rows):
+        """Glance, walk, search."""
+        hunt = Hunt.begin(model, x, y, threat, self.targets)
+        for target in range(hunt.targets.shape[1]):
+            rows = hunt.standing().nonzero()[:, 0]
+            hunt.walk_(rows, torch.full_like(rows, target), self.glance, start_at_edge(x, threat, rng))
+        walks = torch.zeros_like(hunt.left)
+        while True:
+            price, which = (hunt.left + self.toll * walks).min(1)
+            due = hunt.standing() & (price <= self.reach)
+            if not due.any():
                 break
-            target = targets.gather(1, turn)[rows, 0]
-            found.improve_(rows, walk_towards(target, model, x[rows], y[rows], threat, start[rows], self.steps))
-        return found.images
+            start = start_at_edge(x, threat, rng)
+            fresh = walks.gather(1, which[:, None])[:, 0] == 0
+            for some, steps in ((due & fresh, self.steps), (due & ~fresh, self.again)):
+                rows = some.nonzero()[:, 0]
+                hunt.walk_(rows, which[rows], steps, start)
+            walks[due, which[due]] += 1
+        near = (hunt.standing() & (hunt.left.amin(1) <= self.reach)).nonzero()[:, 0]
+        hunt.found.improve_(
+            near, search_on(model, hunt.found.only(near), x[near], y[near], threat, self.queries, rng=rng)
+        )
+        return hunt.found.images
 
 
-def walk_towards(
-    target: Labels, model: Classifier, x: Images, y: Labels, threat: ThreatModel, start: Images, steps: int
-) -> Outcome:
-    """Walk towards one target an image; scored by margin, since ratios towards two targets cannot be compared."""
-    walked = Ascent(steps=steps)(model, x, y, threat, start, Towards(target, y))
-    return replace(walked, score=walked.margin)
+@final
+@dataclass
+class Hunt:
+    """What is known of each image's targets while walks are made."""
+
+    model: Classifier
+    x: Images
+    y: Labels
+    threat: ThreatModel
+    targets: Tensor
+    """Wrong classes, (B, targets)."""
+    behind: Tensor
+    """By how much their logits are below the true one on the clean image, (B, targets)."""
+    left: Tensor
+    """Least way left to their borders so far, (B, targets)."""
+    found: Outcome
+    """The best points, scored by margin, since ratios towards two targets cannot be compared."""
+
+    @classmethod
+    def begin(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, most: int) -> "Hunt":
+        """Look at the clean images."""
+        logits = mean_logits(model, x, 1)
+        targets = likeliest_wrong(logits, y, most)
+        behind = logits.gather(1, y[:, None]) - logits.gather(1, targets)
+        found = Outcome.nothing_yet(x)
+        found.broken = logits.argmax(1) != y
+        return cls(model, x, y, threat, targets, behind, torch.full_like(behind, float("inf")), found)
+
+    def standing(self) -> Flags:
+        """Say which images no walk has broken."""
+        return ~self.found.broken
+
+    def walk_(self, rows: Counts, which: Counts, steps: int, start: Images) -> None:
+        """Walk from `start` towards one target an image, named by its place in `targets`."""
+        if not len(rows):
+            return
+        x, y = self.x[rows], self.y[rows]
+        walk = Towards(self.targets[rows, which], y)
+        walked = Ascent(steps=steps)(self.model, x, y, self.threat, start[rows], walk)
+        self.found.improve_(rows, replace(walked, score=walked.margin))
+        now = way_left(self.behind[rows, which], walked.margin)
+        self.left[rows, which] = torch.minimum(self.left[rows, which], now)
 
 
 def way_left(behind: PerImage, margin: PerImage) -> PerImage:

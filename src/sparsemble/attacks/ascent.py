@@ -41,6 +41,10 @@ class Outcome:
         lowest = torch.full_like(x[:, 0, 0, 0], -float("inf"))
         return cls(x.clone(), torch.zeros_like(lowest, dtype=torch.bool), lowest, lowest.clone())
 
+    def only(self, rows: Counts) -> "Outcome":
+        """Return copies of some of them."""
+        return Outcome(*(getattr(self, field.name)[rows] for field in fields(self)))
+
     def improve_(self, rows: Counts, other: "Outcome") -> None:
         """Take over the points of `other` that are better; its images stand at `rows` of this batch."""
         was, now = self.broken[rows], other.broken

@@ -1,7 +1,7 @@
 """AutoAttack (Croce & Hein 2020): several attacks, each on what the ones before left standing."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Generator
@@ -39,10 +39,12 @@ class AutoAttack(Attack):
 
     Source: Croce & Hein 2020, section 5, and the authors' code for the settings. Few classes: there are
     min(9, K - 1) targets; the ratio of logit differences needs three classes, aimed at a target four, and gives way
-    to the plain difference below that. `fast` is ours: two short APGDs, then targets that a glance shows to be near,
-    then a short blind search. An image on which that gets further than the gradients did goes through a longer one;
+    to the plain difference below that. `fast` is ours: two short APGDs, then walk after walk to targets that a glance
+    shows to be near, then a short blind search. An image on which that gets further than the gradients did goes through a longer one;
     where there are many such images, gradients are masked, and all that stand go through the published blind search.
     """
+
+    version: ClassVar[int] = 2
 
     variant: Literal["standard", "plus", "rand"] = "standard"
     """standard: the usual one; plus: more parts and restarts; rand: for models that answer at random."""

@@ -14,7 +14,7 @@ from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
+from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage, normal_like
 
 
 @final
@@ -37,6 +37,9 @@ class PGD(Attack):
     """Independent starts, >= 1."""
     random_start: bool = True
     """Start at a random allowed image, not at the clean one."""
+    start_noise: float | None = None
+    """Standard deviation of the normal noise of the random start, > 0, where images span [0, 1]; none: the start is
+    uniform in the ball."""
     keep_best: bool = True
     """Return the best point of the path; off for training, where the last point is meant and one pass is saved."""
     stop_at_success: bool = True
@@ -52,6 +55,8 @@ class PGD(Attack):
             raise InputError(f"steps = {self.steps} and restarts = {self.restarts} must be 1 or more")
         if not self.step_size > 0:
             raise InputError(f"step_size = {self.step_size:g} must be above 0 (it is in units of eps)")
+        if self.start_noise is not None and not (self.start_noise > 0 and self.random_start):
+            raise InputError(f"start_noise = {self.start_noise:g} must be above 0 and needs random_start")
         if self.restarts > 1 and not (self.random_start and self.keep_best):
             raise InputError(f"restarts = {self.restarts} need random_start and keep_best")
         if not self.label:
@@ -69,10 +74,17 @@ class PGD(Attack):
         found.broken = clean_logits.argmax(1) != y
         for _ in range(self.restarts):
             # Drawn for the whole batch, so that an image's start does not depend on which others are left.
-            start = threat.random_start(x, rng) if self.random_start else x
+            start = self._start(x, threat, rng)
             rows = (~found.broken if self.stop_at_success else torch.ones_like(found.broken)).nonzero()[:, 0]
             self._walk(model, x, y, threat, clean_logits, start, rows, found)
         return found.images
+
+    def _start(self, x: Images, threat: ThreatModel, rng: Generator) -> Images:
+        if not self.random_start:
+            return x
+        if self.start_noise is None:
+            return threat.random_start(x, rng)
+        return threat.project(x + self.start_noise * normal_like(x, rng), x)
 
     def _walk(
         self,
@@ -110,7 +122,7 @@ class PGD(Attack):
         if not isinstance(self.loss, CrossEntropy | Margin):  # these never look at the clean answer
             with torch.no_grad():
                 clean_logits = model(x)
-        point = threat.random_start(x, rng) if self.random_start else x
+        point = self._start(x, threat, rng)
         for _ in range(self.steps):
             point = point.detach().requires_grad_()
             logits = model(point)

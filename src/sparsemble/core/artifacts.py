@@ -49,6 +49,10 @@ class Artifact:
         """Read one of its JSON files."""
         return read_json(self.path / name)
 
+    def json_lines(self, name: str) -> list[Any]:
+        """Read one of its files of one JSON value a line."""
+        return read_json_lines(self.path / name)
+
     def verify(self) -> None:
         """Compare every file with its recorded sha256.
 
@@ -89,6 +93,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read a file of one JSON value a line; a fault is an `InputError` that names it."""
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as one JSON value a line: {error}") from error
+
+
+def json_line(value: Any) -> str:
+    """Write a value as one line of JSON."""
+    return json.dumps(value, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:

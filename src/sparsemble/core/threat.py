@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import Images, PerImage
+from sparsemble.core.types import Images, PerImage, normal_like, uniform_like
 
 LARGEST_EPS = {"linf": 1.0, "l2": 5.0}
 
@@ -61,10 +61,10 @@ class ThreatModel:
     def random_start(self, x: Images, rng: Generator) -> Images:
         """Draw an allowed image, uniform in the ball before the box is applied."""
         if self.norm == "linf":
-            delta = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) * 2 - 1
+            delta = uniform_like(x, rng) * 2 - 1
         else:
-            delta = self.steepest(torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype))
-            radius = torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype) ** (1 / x[0].numel())
+            delta = self.steepest(normal_like(x, rng))
+            radius = uniform_like(x.new_empty(len(x)), rng) ** (1 / x[0].numel())
             delta = delta * radius.view(-1, 1, 1, 1)
         return self.project(x + self.eps * delta, x)
 

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.artifacts import write_json
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.pipeline.heldout import probe
 from sparsemble.pipeline.stage import Work
 from sparsemble.training.batches import Batches
-from sparsemble.training.callbacks import Callback, KeepBest, Report
+from sparsemble.training.callbacks import Callback, KeepBest, Report, Show, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.computing import Computing
 from sparsemble.training.fit import fit
@@ -37,7 +36,7 @@ def learn(
     split: Split | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> None:
-    """Train a model in place, resuming a checkpoint in the stage's folder; writes `history.json`.
+    """Train a model in place, resuming a checkpoint in the stage's folder; writes `history.jsonl`.
 
     Args:
         work: the running stage.
@@ -65,10 +64,9 @@ def learn(
         epochs=epochs,
         threat=threat,
         rng=work.rng("train"),
-        callbacks=[*callbacks, best, Report(work.tell)],
+        callbacks=[*callbacks, best, Report(work.tell), Show(work.show), WriteHistory(work.folder / "history.jsonl")],
         checkpoint=checkpoint,
         computing=computing,
     )
     work.add_passes(history)
-    write_json(work.folder / "history.json", history)
     checkpoint.remove()

@@ -4,20 +4,36 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import final
+from typing import Any, final
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from sparsemble.pipeline.epochs import epochs_table, line
 from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.tensorboard import Board
+
+LONG_EPOCH = 30.0
+"""Seconds from which on a log gets a line for every epoch."""
 
 
 class Progress(ABC):
     """Hears what happens, and knows the time left."""
 
-    def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
+    def __init__(self, console: Console, tasks: Sequence[Task], board: Board | None = None) -> None:
+        """Set up.
+
+        Args:
+            console: where it shows.
+            tasks: what will run.
+            board: where epochs are drawn, too.
+        """
         self.console = console
+        self.board = board
+        self.trainings: dict[str, list[dict[str, Any]]] = {}
+        """The epochs of the running trainings, by title."""
         self.total = sum(task.cost for task in tasks)
         self.count = len(tasks)
         self.done = 0
@@ -34,8 +50,18 @@ class Progress(ABC):
         """A task says how far it is."""
         self.shares[task.hash] = (task.cost, share)
 
+    def epoch(self, task: Task, record: dict[str, Any]) -> None:
+        """A training has finished an epoch; what the guard did is printed."""
+        known = self.trainings.setdefault(task.title, [])
+        known[:] = [before for before in known if before["epoch"] < record["epoch"]] + [record]
+        if self.board:
+            self.board.write(task.title, record)
+        for sentence in record.get("rolled_back", []):
+            self.print(f"{task.title}: {sentence}")
+
     def finished(self, task: Task, seconds: float) -> None:
         """A task is over."""
+        self.trainings.pop(task.title, None)
         self.done += 1
         self.shares[task.hash] = (task.cost, 1.0)
 
@@ -71,8 +97,8 @@ class Progress(ABC):
 class BarProgress(Progress):
     """Bars for a terminal: one for the run, one for each running stage."""
 
-    def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
-        super().__init__(console, tasks)
+    def __init__(self, console: Console, tasks: Sequence[Task], board: Board | None = None) -> None:
+        super().__init__(console, tasks, board)
         self.bars = Bars(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -81,8 +107,8 @@ class BarProgress(Progress):
             TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[text]}"),
             console=console,
-            transient=True,
         )
+        self.live = Live(get_renderable=self._shown, console=console, transient=True, refresh_per_second=4)
         self.whole = self.bars.add_task("[bold]whole run", total=1.0, text="")
         self.ids: dict[str, TaskID] = {}
 
@@ -103,8 +129,12 @@ class BarProgress(Progress):
         """Replace its bar with a line."""
         super().finished(task, seconds)
         self.bars.remove_task(self.ids.pop(task.hash))
-        self.bars.console.print(f"[green]done[/] {task.title} [dim]{seconds:.1f} s[/]")
+        self.live.console.print(f"[green]done[/] {task.title} [dim]{seconds:.1f} s[/]")
         self.tick()
+
+    def _shown(self) -> Group:
+        table = epochs_table(self.trainings)
+        return Group(table, self.bars) if table else Group(self.bars)
 
     def tick(self) -> None:
         """Move the bar of the whole run."""
@@ -112,21 +142,27 @@ class BarProgress(Progress):
 
     def print(self, text: str) -> None:
         """Print above the bars."""
-        self.bars.console.print(text, markup=False, highlight=False)
+        self.live.console.print(text, markup=False, highlight=False)
 
     def __enter__(self) -> "Progress":
-        self.bars.start()
+        self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bars.stop()
+        self.live.stop()
 
 
 @final
 class PlainProgress(Progress):
-    """One line a finished stage, for logs."""
+    """One line a finished stage, and one a long epoch, for logs."""
+
+    def epoch(self, task: Task, record: dict[str, Any]) -> None:
+        """Print a line where the next one will take a while."""
+        super().epoch(task, record)
+        if record["seconds"] >= LONG_EPOCH:
+            self.print(line(task.title, record))
 
     def finished(self, task: Task, seconds: float) -> None:
         """Print a line."""

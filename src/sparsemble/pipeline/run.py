@@ -18,6 +18,7 @@ from sparsemble.pipeline.method import Method, check_against_data, method
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.tensorboard import Board
 
 
 @final
@@ -34,6 +35,8 @@ class Settings:
     until: str = "report"
     """The command that the run stops after."""
     quiet: bool = False
+    tensorboard: bool = False
+    """Write training curves for TensorBoard under the folder, too."""
 
 
 def run(recipe: Recipe, title: str, command: str, settings: Settings, console: Console | None = None) -> list[Artifact]:
@@ -56,6 +59,7 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
     workers = check_workers(settings.workers, device)
     if settings.engine != "local":
         raise InputError(f'engine = "{settings.engine}" is not known; known: local')
+    board = Board(settings.folder / "tensorboard") if settings.tensorboard else None
     plan = method(recipe, title, command)
     with only_run_in(settings.folder):
         check_against_data(recipe)
@@ -63,7 +67,7 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
         missing = check_folder(plan, wanted, settings.folder)
         _write_recipe(recipe, settings.folder)
         if missing:
-            with _progress(settings, console, missing) as progress:
+            with _progress(settings, console, missing, board) as progress:
                 LocalEngine(settings.folder, workers, device, progress).run(missing)
         if settings.until == "report":
             _publish(settings.folder / wanted[0].folder, settings.folder / "report")
@@ -124,10 +128,10 @@ def check_workers(workers: int, device: str) -> int:
     return workers or (1 if device.startswith("cuda") else min(cores, 4))
 
 
-def _progress(settings: Settings, console: Console, tasks: list[Task]) -> Progress:
+def _progress(settings: Settings, console: Console, tasks: list[Task], board: Board | None) -> Progress:
     if settings.quiet:
-        return PlainProgress(Console(quiet=True), tasks)
-    return BarProgress(console, tasks) if console.is_terminal else PlainProgress(console, tasks)
+        return PlainProgress(Console(quiet=True), tasks, board)
+    return BarProgress(console, tasks, board) if console.is_terminal else PlainProgress(console, tasks, board)
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:

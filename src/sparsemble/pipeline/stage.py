@@ -33,6 +33,8 @@ class Work:
     """Keeps the randomness of this stage apart from that of others with the same seed."""
     tell: Callable[[float, str], None]
     """Hears the share done, in [0, 1], and a few words."""
+    show: Callable[[dict[str, Any]], None] = lambda record: None
+    """Hears the record of every epoch that a training stage finishes."""
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     """Images through models in this stage; goes into `meta.json`."""
 

@@ -174,6 +174,9 @@ def training_curves(training: dict[str, Any]) -> "Figure":
         for ax, (key, scale) in zip(axes, keys.items(), strict=True):
             points = [(record["epoch"], scale * record[key]) for record in records if record[key] is not None]
             ax.plot(*zip(*points, strict=True) if points else ((), ()), color=COLOURS[name], label=SHORT_NAMES[name])
+            for record in records:
+                if record.get("rolled_back"):
+                    ax.axvline(record["epoch"] - 0.5, color=COLOURS[name], linestyle=":", linewidth=1)
     titles = ("held-out robust accuracy, %", "held-out clean accuracy, %", "training loss (log scale)")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title)

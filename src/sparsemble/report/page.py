@@ -7,8 +7,8 @@ import numpy as np
 
 from sparsemble.core.artifacts import write_bytes, write_json
 from sparsemble.report import words
-from sparsemble.report.summary import NAMES, row_of, validate
-from sparsemble.report.tables import Column, columns, markdown, ordered_checks
+from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of, validate
+from sparsemble.report.tables import Column, columns, markdown, markdown_table, ordered_checks
 from sparsemble.report.template import fill, flat, plots, plots_in_markdown, strip, write_plots
 
 FIGURES = {
@@ -26,7 +26,7 @@ WIDE = ("size", "examples", "training")
 
 
 def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dict[str, np.ndarray], out: Path) -> None:
-    """Write `index.html`, `report.md`, `summary.json` and `figures/*.svg`.
+    """Write `index.html`, `report.md`, `summary.json`, `training.json` and `figures/*.svg`.
 
     Args:
         summary: the numbers, as docs/summary.md describes them.
@@ -44,9 +44,11 @@ def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dic
     titles = captions(summary, figures)
     write_plots(drawn, out)
     write_bytes(out / "index.html", render(summary, drawn, titles).encode())
-    text = "\n".join([markdown(summary), *plots_in_markdown(drawn, FIGURES, titles)])
+    trainings = figures.get("training") or {}
+    text = "\n".join([markdown(summary), *training_table(trainings), *plots_in_markdown(drawn, FIGURES, titles)])
     write_bytes(out / "report.md", text.encode())
     write_json(out / "summary.json", summary)
+    write_json(out / "training.json", trainings)
 
 
 def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str]) -> str:
@@ -109,10 +111,47 @@ def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]
         "dashed line is the whole network. The paper's Figure 5.",
         "overlap": "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the team in "
         f"colour. Masks of the best sub-model's size drawn blindly would share {by_chance}.",
-        "training": "Robust and clean accuracy on held-out images, and the loss on the training images.",
+        "training": "Robust and clean accuracy on held-out images, and the loss on the training images."
+        + taken_back(figures.get("training") or {}),
         "cost": "Images passed forward and backward through a network, attacks included, and seconds of one core, for "
         "everything a row was made from.",
     }
+
+
+def taken_back(trainings: dict[str, list[dict[str, Any]]]) -> str:
+    """Say where trainings went wrong and went back (dotted lines)."""
+    found = [
+        f"{SHORT_NAMES[name]}: {sentence}"
+        for name, records in trainings.items()
+        for record in records
+        for sentence in record.get("rolled_back") or []
+    ]
+    return " Dotted lines: training went back. " + "; ".join(found) + "." if found else ""
+
+
+def training_table(trainings: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return the trainings as a table of Markdown: epochs, loss, and the epoch that held-out images liked best."""
+    rows = []
+    for name, records in trainings.items():
+        measured = [record for record in records if record["held_out_robust"] is not None]
+        if not measured:
+            continue
+        best = max(measured, key=lambda record: (record["held_out_robust"], record["epoch"]))
+        rows.append(
+            [
+                SHORT_NAMES[name],
+                str(len(records)),
+                f"{records[0]['loss']:.3f}",
+                f"{records[-1]['loss']:.3f}",
+                str(best["epoch"]),
+                words.percent(best["held_out_clean"]),
+                words.percent(best["held_out_robust"]),
+                str(sum(len(record.get("rolled_back") or []) for record in records)),
+            ]
+        )
+    titles = ["training", "epochs", "first loss", "last loss", "most robust epoch", "held-out clean %"]
+    titles += ["held-out robust %", "went back"]
+    return ["", "## Trainings", "", *markdown_table(titles, rows, 1), ""] if rows else []
 
 
 def column_groups(of_table: list[Column]) -> list[tuple[str, int]]:

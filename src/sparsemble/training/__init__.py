@@ -3,7 +3,7 @@
 from sparsemble.training import objective, optimiser
 from sparsemble.training.average import Average
 from sparsemble.training.batches import Batches
-from sparsemble.training.callbacks import Callback, KeepBest, Report
+from sparsemble.training.callbacks import Callback, KeepBest, Report, Show, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.computing import Computing
 from sparsemble.training.fit import fit
@@ -26,6 +26,8 @@ __all__ = [
     "RateDecay",
     "Report",
     "Schedule",
+    "Show",
+    "WriteHistory",
     "craft",
     "fit",
     "rate_decays",

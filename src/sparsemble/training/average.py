@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.modes import NORMS
 from sparsemble.core.types import Images
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @final

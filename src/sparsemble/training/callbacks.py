@@ -1,13 +1,16 @@
 """What may happen during training without editing the loop."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.artifacts import json_line, write_bytes
 from sparsemble.core.modes import eval_mode
+from sparsemble.training.computing import exactly
 
 
 class Callback:
@@ -18,6 +21,9 @@ class Callback:
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Follow an epoch, counted from 1; may add numbers to its record in the history."""
+
+    def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
+        """Follow a change of the history: an epoch more, a resumed one, or a shorter one after a rollback."""
 
     def after_rollback(self, sentence: str) -> None:
         """Follow a return to an earlier epoch."""
@@ -58,7 +64,7 @@ class KeepBest(Callback):
         """Measure and remember."""
         if epoch % self.every and epoch != epochs:
             return
-        with eval_mode(model):
+        with eval_mode(model), exactly(model):
             found = self.probe(model)
         record.update(found)
         score = found["held_out_robust"] + 0.5 * found["held_out_clean"]
@@ -97,3 +103,40 @@ class Report(Callback):
     def after_rollback(self, sentence: str) -> None:
         """Say what went wrong."""
         self.tell(self.share, sentence)
+
+
+@final
+class WriteHistory(Callback):
+    """Keeps a file of one JSON record an epoch that always equals the history; `tail -f` follows it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] | None = None
+
+    def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
+        """Append the last epoch, or write the file anew where epochs were taken back."""
+        lines = [json_line(record) for record in history]
+        if lines and self.lines == lines[:-1]:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(lines[-1])
+        else:
+            write_bytes(self.path, "".join(lines).encode())
+        self.lines = lines
+
+
+@final
+class Show(Callback):
+    """Hands every finished epoch's record on, with the number of epochs there will be."""
+
+    def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
+        self.show = show
+        self.epochs = 0
+
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
+        """Learn how many epochs there will be."""
+        self.epochs = epochs
+
+    def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
+        """Hand the last record on, if it is a new one."""
+        if self.epochs and history:
+            self.show({**history[-1], "epochs": self.epochs})

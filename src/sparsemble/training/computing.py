@@ -1,6 +1,7 @@
 """How a training computes: number format, memory layout, compilation."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -35,7 +36,7 @@ class Computing:
         if torch.device(device).type == "cuda":
             supported, needs = torch.cuda.is_bf16_supported(including_emulation=False), "a GPU from 2020 or later"
         else:
-            supported, needs = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()), "AVX-512"
+            supported, needs = _cpu_has_bf16(), "AVX-512"
         if not supported:
             raise InputError(
                 f'precision = "bfloat16" is not supported on this {torch.device(device).type} (it needs {needs}); '
@@ -45,23 +46,25 @@ class Computing:
     @contextlib.contextmanager
     def applied(self, model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
         """Compute the model's parts (its members, or itself) in this way while the context is open."""
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        before = [part.__dict__.get("forward") for part in parts]
-        for part in parts:
-            forward = torch.compile(part.forward) if self.compile else part.forward
-            if self.precision == "bfloat16":
-                forward = in_16_bits(forward)
-            part.forward = forward
+        with contextlib.ExitStack() as stack:
+            if self.channels_last:
+                stack.enter_context(_in_channels_last(model))
+            if self.compile or self.precision == "bfloat16":
+                for part in parts:
+                    stack.enter_context(self._faster(part))
+            yield
+
+    @contextlib.contextmanager
+    def _faster(self, part: nn.Module) -> Iterator[None]:
+        own = part.__dict__.get("forward")
+        fast = torch.compile(part.forward) if self.compile else part.forward
+        part.forward = _Forward(part.forward, in_16_bits(fast) if self.precision == "bfloat16" else fast)
         try:
             yield
         finally:
-            for part, own in zip(parts, before, strict=True):
-                del part.forward
-                if own is not None:
-                    part.forward = own
-            if self.channels_last:
-                model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            del part.forward
+            if own is not None:
+                part.forward = own
 
     def images(self, x: Images) -> Images:
         """Return the images in the layout of the filters."""
@@ -70,6 +73,61 @@ class Computing:
 
 EXACT = Computing()
 """float32 throughout."""
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextlib.contextmanager
+def exactly(model: nn.Module) -> Iterator[None]:
+    """Let a model that is in training compute in float32, uncompiled, while the context is open."""
+    found = [module.__dict__.get("forward") for module in model.modules()]
+    forwards = [forward for forward in found if isinstance(forward, _Forward)]
+    for forward in forwards:
+        forward.exact = True
+    try:
+        yield
+    finally:
+        for forward in forwards:
+            forward.exact = False
+
+
+@final
+class _Forward:
+    """The forward pass of a network in training; a copy of the network gets its own plain one, not this one's."""
+
+    def __init__(self, plain: Callable[..., Any], fast: Callable[..., Any]) -> None:
+        self.plain = plain
+        self.fast = fast
+        self.exact = False
+
+    def __call__(self, x: Images) -> Tensor:
+        answer: Tensor = self.plain(x) if self.exact else self.fast(x)
+        return answer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        return copy.deepcopy(self.plain, memo)
+
+
+@contextlib.contextmanager
+def _in_channels_last(model: nn.Module) -> Iterator[None]:
+    """Hold filters with the channels innermost while the context is open, then each as it was found."""
+    before = {name: tensor.stride() for name, tensor in _filters(model).items()}
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        for name, tensor in _filters(model).items():
+            if tensor.stride() != before.get(name, tensor.stride()):
+                tensor.data = torch.empty_strided(
+                    tensor.shape, before[name], dtype=tensor.dtype, device=tensor.device
+                ).copy_(tensor.data)
+
+
+def _filters(model: nn.Module) -> dict[str, Tensor]:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor for name, tensor in tensors if tensor.ndim == 4}
 
 
 def in_16_bits(forward: Callable[..., Any]) -> Callable[[Images], Tensor]:

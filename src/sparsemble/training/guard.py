@@ -1,14 +1,17 @@
 """Noticing that training has gone wrong: NaN, or robustness that collapses (Wong et al. 2020, section 5.4)."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from sparsemble.core.errors import InputError
 
-LEAST_FALL = 0.1
+LEAST_FALL = 0.15
 """A smaller fall, in accuracy, may be chance on few held-out images."""
+RECENT = 5
+"""Measurements whose median is what held-out robust accuracy lately was; their best would be so by chance."""
 
 
 @final
@@ -26,7 +29,7 @@ class Guard:
     """Goes back to the last good epoch and goes on more gently, a few times; then stops."""
 
     fall: float = 0.5
-    """Share of the best held-out robust accuracy so far that must not be lost (and 10 points), in (0, 1]; 1: never."""
+    """Share of the recent held-out robust accuracy that must not be lost (and 15 points), in (0, 1]; 1: never."""
     tries: int = 3
     """How often to go back before training stops, >= 0."""
     gentler: float = 0.5
@@ -46,9 +49,10 @@ class Guard:
         if "held_out_robust" not in record:
             return None
         now = record["held_out_robust"]
-        best = max((before.get("held_out_robust", 0.0) for before in history), default=0.0)
-        if now < (1 - self.fall) * best and best - now > LEAST_FALL:
-            return Fault(f"held-out robust accuracy fell from {best:.1%} to {now:.1%}", "collapsed")
+        before = [past["held_out_robust"] for past in history if "held_out_robust" in past]
+        lately = statistics.median(before[-RECENT:]) if before else 0.0
+        if now < (1 - self.fall) * lately and lately - now > LEAST_FALL:
+            return Fault(f"held-out robust accuracy fell from {lately:.1%} to {now:.1%}", "collapsed")
         return None
 
 

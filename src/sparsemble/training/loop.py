@@ -65,8 +65,9 @@ class Loop:
         sums: dict[str, Tensor] = {}
         rate = 0.0
         for i, (x, y) in enumerate(self.batches.epoch(self.rng)):
-            rate = self._set_rate((number - 1 + i / len(self.batches)) / self.epochs)
-            output = self._step(self.computing.images(x), y)
+            progress = (number - 1 + i / len(self.batches)) / self.epochs
+            rate = self._set_rate(progress)
+            output = self._step(self.computing.images(x), y, progress)
             if output is None:
                 return Fault("the weights became NaN or infinite", "diverged")
             for name, term in {"loss": output.loss.detach(), **output.terms}.items():
@@ -84,10 +85,10 @@ class Loop:
             group["lr"] = rate
         return rate
 
-    def _step(self, x: Tensor, y: Tensor) -> LossOutput | None:
+    def _step(self, x: Tensor, y: Tensor, progress: float) -> LossOutput | None:
         """Take a step on a batch; nothing is returned where an attack met NaN weights."""
         try:
-            output = self._objective()(self.model, x, y, self.threat, rng=self.rng)
+            output = self._objective().at(progress)(self.model, x, y, self.threat, rng=self.rng)
         except RunError:
             if self._sound():
                 raise
@@ -135,6 +136,7 @@ class Loop:
         record["backward_passes"] = passes.backward + sum(rollback["backward_passes"] for rollback in tries)
         self.history.append(record)
         self._save()
+        self._tell()
 
     def roll_back(self, fault: Fault, passes: Passes) -> None:
         """Go back to the last good state, to go on more gently.
@@ -164,6 +166,7 @@ class Loop:
         for callback in self.callbacks:
             callback.after_rollback(sentence)
         self._save()
+        self._tell()
 
     def resume(self) -> None:
         """Go on from the checkpoint, or call the fresh state the first good one."""
@@ -173,6 +176,7 @@ class Loop:
             return
         self._take(*state)
         self._call_good()  # it may have been killed between the two
+        self._tell()
 
     def finish(self) -> None:
         """Put the weights in place that training hands back."""
@@ -180,6 +184,10 @@ class Loop:
             self.model.load_state_dict(self.averaged.model.state_dict())
         for callback in self.callbacks:
             callback.finish(self.model)
+
+    def _tell(self) -> None:
+        for callback in self.callbacks:
+            callback.after_keep(self.history)
 
     def _save(self) -> None:
         self.checkpoint.save(self._tensors(), self._facts())
@@ -192,9 +200,13 @@ class Loop:
             self.checkpoint.keep_good()
 
     def _passes_after(self, facts: Facts) -> tuple[int, int]:
-        """Return the passes of the epochs that going back to a state undoes."""
-        undone = self.history[len(facts["history"]) :]
-        return sum(r["forward_passes"] for r in undone), sum(r["backward_passes"] for r in undone)
+        """Return the passes of the epochs that going back to a state undoes, without tries that were entered before."""
+        kept = len(facts["history"])
+        undone = self.history[kept:]
+        tries = [rollback for rollback in self.rollbacks if kept < rollback["epoch"] <= len(self.history)]
+        forward = sum(r["forward_passes"] for r in undone) - sum(r["forward_passes"] for r in tries)
+        backward = sum(r["backward_passes"] for r in undone) - sum(r["backward_passes"] for r in tries)
+        return forward, backward
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -228,7 +240,7 @@ class Loop:
             InputError: it belongs to a training of other settings.
         """
         ours, theirs = dict(_flat(self._settings())), dict(_flat(facts["settings"]))
-        for key in sorted(ours.keys() | theirs.keys()):
+        for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key not in ours or key not in theirs, key)):
             mine, its = ours.get(key, "unset"), theirs.get(key, "unset")
             if mine != its:
                 raise InputError(

@@ -1,15 +1,20 @@
 """What training minimises: one signature for single models, sparse models and teams."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal, final
 
+import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.modes import eval_mode
+from sparsemble.core.errors import InputError
+from sparsemble.core.modes import batch_statistics, eval_mode, still_weights
 from sparsemble.core.registry import Plug, Registry
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.core.types import Classifier, Images, Labels, Logits
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,57 @@ class Objective(Plug):
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch; the model is in training mode."""
 
+    def prepare(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Callable[[], LossOutput]:
+        """Return what computes the loss of a batch at the weights of the moment, with the same draws every time.
+
+        Objectives that craft first (`Crafting`) do so here, once; others start from the beginning at every call.
+        """
+        state = rng.get_state()
+
+        def loss() -> LossOutput:
+            rng.set_state(state)
+            return self(model, x, y, threat, rng=rng)
+
+        return loss
+
     def gentler(self, factor: float) -> "Objective | None":
         """Return this objective with its attack step times a factor; only single-step ones have such a knob."""
         return None
+
+    def at(self, progress: float) -> "Objective":
+        """Return what this objective is after a share of the training, in [0, 1]; it differs where one warms up."""
+        return self
+
+    def with_teacher(self, teacher: Classifier) -> "Objective":
+        """Return this objective with a trained model to learn from, in eval mode; most have no use for one."""
+        return self
+
+
+class Crafting(Objective):
+    """An objective in two halves, so that another may come between them: craft images, then take the loss on them."""
+
+    @abstractmethod
+    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
+        """Craft the adversarial images of a batch; the model is left as found."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
+        """Return the loss of a batch whose adversarial images are there."""
+
+    @final
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Craft, and return the loss."""
+        return self.loss(model, x, self.images(model, x, y, threat, rng=rng), y)
+
+    @final
+    def prepare(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Callable[[], LossOutput]:
+        """Craft, and return what computes the loss at the weights of the moment."""
+        x_adv = self.images(model, x, y, threat, rng=rng)
+        return lambda: self.loss(model, x, x_adv, y)
 
 
 def craft(
@@ -45,8 +98,9 @@ def craft(
     *,
     rng: Generator,
     target: Classifier | None = None,
+    batch_norm: Literal["eval", "train"] = "eval",
 ) -> Images:
-    """Make adversarial images with BatchNorm in eval mode, and leave the mode as found.
+    """Make adversarial images without gradients of weights; mode, statistics and weights are left as found.
 
     Args:
         model: the module whose mode is switched.
@@ -56,9 +110,32 @@ def craft(
         threat: where to search.
         rng: draws random starts.
         target: what to climb where it is not the model itself.
+        batch_norm: what BatchNorm normalises by: its running statistics (eval), or those of the batch (train).
     """
-    with eval_mode(model):
+    mode = {"eval": eval_mode, "train": batch_statistics}[batch_norm]
+    with mode(model), still_weights(model):
         return attack(target or model, x, y, threat, rng=rng)
 
 
+def in_full(logits: Logits) -> Logits:
+    """Return logits in at least 32 bits, as logarithms need them."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def cross_entropy(logits: Logits, y: Labels, label_smoothing: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy, a share of every label spread evenly over all classes."""
+    return F.cross_entropy(in_full(logits), y, label_smoothing=label_smoothing)
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Refuse a share that is none.
+
+    Raises:
+        InputError: it lies outside [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing = {label_smoothing:g} must lie in [0, 1)")
+
+
 objectives: Registry[Objective] = Registry("objective", Objective)
+"""Training losses, one file each."""

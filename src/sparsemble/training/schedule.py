@@ -38,7 +38,7 @@ class Schedule:
     decay: RateDecay
     """Course of the rate."""
     warm_up: float = 0.0
-    """Share of training over which the rate rises linearly, before `decay` alone sets it, in [0, 1)."""
+    """Share of training over which the rate rises linearly from 4 %, before `decay` alone sets it, in [0, 1)."""
     clip: float = 0.0
     """Largest l2 norm of the gradient of all weights together; 0: as it comes."""
     average: Average | None = None
@@ -58,5 +58,5 @@ class Schedule:
 
     def rate_at(self, progress: float) -> float:
         """Return the rate at this share of training, progress in [0, 1)."""
-        rising = min(1.0, progress / self.warm_up) if self.warm_up else 1.0
+        rising = min(1.0, 0.04 + 0.96 * progress / self.warm_up) if self.warm_up else 1.0
         return self.rate * rising * self.decay(progress)

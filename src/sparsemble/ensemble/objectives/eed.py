@@ -1,7 +1,7 @@
 """EED's loss of a team (main paper, eqs. 14-19)."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -64,7 +64,7 @@ class EED(Objective):
             compact = compact + self.lambda2 * torch.stack([soft_nonzero(a, EDGE) for a in activations]).mean()
         loss = output.loss + self.omega * mistakes + self.gamma * compact
         terms = {"misclassification": mistakes.detach(), "compactness": compact.detach()}
-        return LossOutput(loss, {**output.terms, **terms}, x_adv)
+        return replace(output, loss=loss, terms={**output.terms, **terms}, adversarial=x_adv)
 
 
 def misclassification(member_logits: Tensor, team_logits: Tensor, y: Labels) -> Tensor:

@@ -84,6 +84,8 @@ class LocalEngine:
             )
         elif task and kind == "progress":
             self.progress.moved(task, message["share"], message["text"])
+        elif task and kind == "epoch":
+            self.progress.epoch(task, message["record"])
         elif task and kind == "done":
             pending.discard(task.hash)
             worker.task = None

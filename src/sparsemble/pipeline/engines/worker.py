@@ -69,6 +69,7 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, news: Tex
         seed=stage.seed,
         stream=stage.stream,
         tell=tell,
+        show=lambda record: _say(news, kind="epoch", record=record),
     )
     stage.run(work)
     for leftover in [*partial.glob("*.tmp"), *partial.glob("*.new")]:

@@ -32,7 +32,7 @@ class EnsembleStage(WithData):
     computing: Computing = Computing()
 
     def run(self, work: Work) -> None:
-        """Leave `member1.safetensors` .. in running order, `team.json` and `history.json`."""
+        """Leave `member1.safetensors` .. in running order, `team.json` and `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         pool = work.pool("pool")
         labels: list[str] = work.inputs["select"].json("select.json")["team"]

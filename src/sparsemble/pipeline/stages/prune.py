@@ -8,7 +8,6 @@ import numpy as np
 from torch import nn
 
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.artifacts import write_json
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, draw_seed
 from sparsemble.data.dataset import Dataset, Split
@@ -22,9 +21,10 @@ from sparsemble.pruning.method import Pruned, PruningContext
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.shares import data_shares
 from sparsemble.training.batches import Batches
-from sparsemble.training.callbacks import Report
+from sparsemble.training.callbacks import Report, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.computing import Computing
+from sparsemble.training.objective import Objective
 
 
 @final
@@ -52,19 +52,20 @@ class PruneStage(WithData):
         return f"prune {self.score.name} {self.share} {self.sparsity:.6f}"
 
     def run(self, work: Work) -> None:
-        """Leave `model.safetensors`, `mask.safetensors`, `learning.json` and `history.json`."""
+        """Leave `model.safetensors`, `mask.safetensors`, `learning.jsonl` and `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         # The partition is drawn anew for every score and is the same for its sub-models.
         partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
         shares = data_shares(data.train.labels, self.prune.shares, partition)
         split = data.train.subset(shares[self.share - 1].to(work.device))
         dense = load_model(work.inputs["dense"], work.device)
-        model, mask, _ = self._masked(work, dense, data, split)
+        objective = self.prune.objective.with_teacher(dense)
+        model, mask, _ = self._masked(work, dense, data, split, objective)
         learn(
             replace(work, tell=lambda share, text: work.tell(0.3 + 0.7 * share, text)),
             model,
             data,
-            self.prune.objective,
+            objective,
             self.prune.schedule,
             epochs=self.prune.finetune_epochs,
             threat=self.threat,
@@ -77,7 +78,7 @@ class PruneStage(WithData):
         save_model(model, work.folder, self.model, data)
         self._search(work).remove()
 
-    def _masked(self, work: Work, dense: nn.Module, data: Dataset, split: Split) -> Pruned:
+    def _masked(self, work: Work, dense: nn.Module, data: Dataset, split: Split, objective: Objective) -> Pruned:
         """Return the pruned model; a search that was interrupted goes on from its last epoch."""
         rng = work.rng("masks")
         batches = Batches(split=split, batch_size=self.prune.schedule.batch_size, augmentation=data.augmentation)
@@ -90,16 +91,18 @@ class PruneStage(WithData):
             scores = self.score(dense, adversarial)
         context = PruningContext(
             batches=batches,
-            objective=self.prune.objective,
+            objective=objective,
             threat=self.threat,
             rng=rng,
-            callbacks=[Report(lambda share, text: work.tell(0.3 * share, f"masks: {text}"))],
+            callbacks=[
+                Report(lambda share, text: work.tell(0.3 * share, f"masks: {text}")),
+                WriteHistory(work.folder / "learning.jsonl"),
+            ],
             checkpoint=self._search(work),
             computing=replace(self.computing, compile=False),  # masked networks are looked into
         )
         pruned = self.prune.method(dense, scores, self.sparsity, self.prune.granularity, context)
         work.add_passes(pruned.history)
-        write_json(work.folder / "learning.json", pruned.history)
         pruned.mask.save(work.folder / "mask.safetensors")
         return pruned
 

@@ -112,7 +112,7 @@ class ReportStage(Stage):
             },
             "overlap": {"names": select["pool"], "jaccard": select["overlap"]},
             "training": {
-                name: [_epoch(record) for record in work.inputs[name].json("history.json")]
+                name: [_epoch(record) for record in work.inputs[name].json_lines("history.jsonl")]
                 for name in ("dense", "small_dense", "harp", "team")
             },
         }
@@ -135,5 +135,5 @@ def _examples(work: Work) -> dict[str, np.ndarray]:
 
 
 def _epoch(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("epoch", "loss", "held_out_clean", "held_out_robust")
+    keys = ("epoch", "loss", "held_out_clean", "held_out_robust", "rate", "rolled_back")
     return {key: record.get(key) for key in keys}

@@ -24,7 +24,7 @@ class SmallDenseStage(Stage):
     """How the parent was trained; only the width changes."""
 
     def run(self, work: Work) -> None:
-        """Leave `model.safetensors` and `history.json`."""
+        """Leave `model.safetensors` and `history.jsonl`."""
         assert isinstance(self.parent, TrainStage)
         target = work.inputs["select"].json("select.json")["macs_nonzero"]
         width = nearest_width(self.parent.model, dataset(self.parent.data), target)

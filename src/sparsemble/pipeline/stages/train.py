@@ -28,7 +28,7 @@ class TrainStage(WithData):
     computing: Computing = Computing()
 
     def run(self, work: Work) -> None:
-        """Leave `model.safetensors` and `history.json`."""
+        """Leave `model.safetensors` and `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         fresh = seeded(draw_seed(self.seed, self.stream, "weights"))
         model = build_model(self.model, data.shape, len(data.classes), data.mean, data.std, rng=fresh)

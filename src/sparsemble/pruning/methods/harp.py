@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -186,9 +186,8 @@ class _Budgeted(Objective):
                 _ = layer.weight  # fills the cache with gradients, even where an attack starts without them
             output = self.inner(model, x, y, threat, rng=rng)
         excess = self.learner.excess()
-        return LossOutput(
-            output.loss + self.learner.ramp * excess, {**output.terms, "excess": excess.detach()}, output.adversarial
-        )
+        terms = {**output.terms, "excess": excess.detach()}
+        return replace(output, loss=output.loss + self.learner.ramp * excess, terms=terms)
 
 
 @final

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch.nn.functional as F
 from torch import Generator, nn
 
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.objective import LossOutput, Objective, objectives
+from sparsemble.training.objective import LossOutput, Objective, check_smoothing, cross_entropy, objectives
 
 
 @final
@@ -17,6 +16,12 @@ from sparsemble.training.objective import LossOutput, Objective, objectives
 class Natural(Objective):
     """Cross-entropy on clean images; gives no robustness."""
 
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the mean cross-entropy."""
-        return LossOutput(F.cross_entropy(model(x), y))
+        return LossOutput(cross_entropy(model(x), y, self.label_smoothing))

@@ -1,0 +1,202 @@
+"""Training objectives at equal processor time: held-out and test accuracy, clean and under AutoAttack.
+
+    python benchmarks/objectives.py --data gtsrb32.npz --minutes 3 --out results/objectives-gtsrb.json
+
+Every row trains the same fresh ResNet-18 (bfloat16, channels last, one thread) on the same images for the same
+processor time: an epoch of each is timed first, and its one-cycle schedule made as long as the time allows. One
+thread's processor time is wall-clock time on a free core, and other work on the machine does not change it. The best
+epoch is chosen by PGD-10 on one half of the held-out images; AutoAttack (fast) on the other half is what objectives
+are compared by; the test images are only reported. Finished rows are kept in `--out` and not run again.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.artifacts import write_json
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import seeded
+from sparsemble.data import data_sources
+from sparsemble.data.dataset import Dataset, Split
+from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.robustness import evaluate
+from sparsemble.models.architecture import architectures, build_model
+from sparsemble.pipeline.machine import machine, source_revision
+from sparsemble.training import Average, Batches, Computing, Guard, KeepBest, Schedule, fit
+from sparsemble.training.objective import Objective, objectives
+from sparsemble.training.optimisers.sgd import SGD
+from sparsemble.training.schedules.one_cycle import OneCycle
+
+PGD_STEPS = 7
+MULTI = {"name": "pgd", "steps": PGD_STEPS, "step_size": 2.5 / PGD_STEPS, "keep_best": False}
+PLAIN: dict[str, dict[str, Any]] = {
+    "madry": {"name": "madry", "attack": MULTI},
+    "trades": {"name": "trades", "attack": {**MULTI, "loss": "kl"}},
+    "mart": {"name": "mart", "attack": MULTI},
+    "n_fgsm": {"name": "n_fgsm"},
+}
+PROBES = 15
+"""How often a training is measured."""
+
+
+def rows() -> dict[str, tuple[Objective, bool]]:
+    """Return objective and averaging of each row, by name."""
+    made: dict[str, tuple[Objective, bool]] = {}
+    for name, spec in PLAIN.items():
+        made[name] = objectives.build(spec), False
+    for name in ("madry", "n_fgsm"):
+        made[f"{name} + averaging"] = objectives.build(PLAIN[name]), True
+    for name in ("madry", "n_fgsm"):
+        perturbed = {"name": "weight_perturbation", "inner": PLAIN[name]}
+        made[f"{name} + averaging + weight perturbation"] = objectives.build(perturbed), True
+    return made
+
+
+def accuracy(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> dict[str, Any]:
+    """Return clean accuracy and accuracy under AutoAttack (fast), with 95 % intervals."""
+    attack = AutoAttack(mode="fast")
+    found = evaluate(model, split, [attack], threat, seed=seed)
+    clean, robust = int(found.clean.right.sum()), int(found.worst_case.sum())
+    return {
+        "images": len(split),
+        "clean": clean / len(split),
+        "clean_interval": list(wilson(clean, len(split))),
+        "autoattack": robust / len(split),
+        "autoattack_interval": list(wilson(robust, len(split))),
+    }
+
+
+def train(
+    objective: Objective, averaging: bool, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel
+) -> dict[str, Any]:
+    """Train one row for its time and measure it."""
+
+    def fresh() -> nn.Module:
+        spec = architectures.build(json.loads(chosen.model))
+        return build_model(spec, data.shape, len(data.classes), data.mean, data.std, rng=seeded(chosen.seed))
+
+    def probe(model: nn.Module) -> dict[str, float]:
+        x, y = data.choose.everything()
+        x_adv = PGD(steps=10, stop_at_success=False)(model, x, y, threat, rng=seeded(chosen.seed))
+        with torch.no_grad():
+            clean, robust = (float((model(images).argmax(1) == y).float().mean()) for images in (x, x_adv))
+        return {"held_out_clean": clean, "held_out_robust": robust}
+
+    def run(epochs: int, best: KeepBest | None = None) -> tuple[nn.Module, list[dict[str, Any]]]:
+        model = fresh()
+        steps = epochs * len(batches)
+        # The average spans about a twentieth of the training, whatever its length.
+        average = Average(decay=max(0.9, 1 - 20 / steps)) if averaging else None
+        schedule = Schedule(
+            rate=chosen.rate,
+            batch_size=chosen.batch,
+            optimiser=SGD(nesterov=True),
+            decay=OneCycle(),
+            average=average,
+            guard=Guard(),
+        )
+        history = fit(
+            model,
+            objective,
+            batches,
+            schedule,
+            epochs=epochs,
+            threat=threat,
+            rng=seeded(chosen.seed + 1),
+            callbacks=[best] if best else [],
+            computing=Computing(precision="bfloat16"),
+        )
+        return model, history
+
+    batches = Batches(split=data.train, batch_size=chosen.batch, augmentation=data.augmentation)
+    if chosen.timing_batches < len(batches):
+        subset = data.train.subset(torch.arange(chosen.timing_batches * chosen.batch))
+        whole, batches = batches, Batches(split=subset, batch_size=chosen.batch, augmentation=data.augmentation)
+    else:
+        whole = batches
+    run(1)  # warm-up: the first steps choose kernels
+    began = time.process_time()
+    run(1)
+    a_batch = (time.process_time() - began) / len(batches)
+    batches = whole
+    epochs = max(1, round(60 * chosen.minutes / (a_batch * len(batches))))
+    began, clock = time.process_time(), time.perf_counter()
+    best = KeepBest(probe, max(1, math.ceil(epochs / PROBES)), first=0.5)
+    model, history = run(epochs, best)
+    used, passed = time.process_time() - began, time.perf_counter() - clock
+    images = len(batches) * chosen.batch * epochs
+    test = data.test.subset(torch.arange(min(chosen.images, len(data.test))))
+    return {
+        "epochs": epochs,
+        "processor_seconds": used,
+        "wall_seconds": passed,
+        "images_per_second": images / used,
+        "chosen_by": best.best,
+        "rolled_back": [sentence for record in history for sentence in record.get("rolled_back", [])],
+        "held_out": accuracy(model, data.calibrate, threat, chosen.seed),
+        "test": accuracy(model, test, threat, chosen.seed),
+        "history": history,
+    }
+
+
+def show(table: dict[str, Any]) -> None:
+    """Print the rows as Markdown."""
+    print("\n| objective | epochs | images / s | held-out clean | held-out AutoAttack | test clean | test AutoAttack |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, row in table.items():
+        held, test = row["held_out"], row["test"]
+        low, high = (100 * bound for bound in test["autoattack_interval"])
+        print(
+            f"| {name} | {row['epochs']} | {row['images_per_second']:.0f} | {held['clean']:.1%} | "
+            f"{held['autoattack']:.1%} | {test['clean']:.1%} | {test['autoattack']:.1%} ({low:.1f} to {high:.1f}) |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="an .npz file of arrays (docs/data.md), or digits")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=3.0, help="processor time of each training")
+    parser.add_argument("--model", default='{"name": "resnet18", "width": 8}')
+    parser.add_argument("--eps", type=float, default=8 / 255)
+    parser.add_argument("--rate", type=float, default=0.2)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--images", type=int, default=500, help="first test images that are attacked")
+    parser.add_argument("--timing-batches", type=int, default=20)
+    parser.add_argument("--crop", type=int, default=4)
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--held-out", type=float, default=0.1)
+    parser.add_argument("--only", nargs="*", default=[], help="names of rows")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.data == "digits":
+        data = data_sources.build("digits").load()
+    else:
+        source = {"path": chosen.data, "crop": chosen.crop, "flip": chosen.flip, "held_out": chosen.held_out}
+        data = data_sources.build({"name": "arrays", **source}).load()
+    found: dict[str, Any] = json.loads(chosen.out.read_text("utf-8")) if chosen.out.is_file() else {"rows": {}}
+    settings = {key: str(value) for key, value in vars(chosen).items() if key not in ("out", "only", "data")}
+    if found.setdefault("settings", settings) != settings:
+        parser.error(f"{chosen.out} holds rows of other settings: {found['settings']}; name another file")
+    found |= {"machine": machine(torch.device("cpu")), "source": source_revision(), "data": Path(chosen.data).name}
+    for name, (objective, averaging) in rows().items():
+        if name in found["rows"] or (chosen.only and name not in chosen.only):
+            continue
+        found["rows"][name] = train(objective, averaging, data, chosen, ThreatModel(eps=chosen.eps))
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(chosen.out, found)
+        show({name: found["rows"][name]})
+    show(found["rows"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Single-step training: where its images lie, and how it is made gentler."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import seeded
+from sparsemble.training.objectives.distillation import Distillation
+from sparsemble.training.objectives.fgsm_rs import FGSMRS
+from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.objectives.mart import MART
+from sparsemble.training.objectives.n_fgsm import NFGSM
+from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.objectives.trades import TRADES
+from tests.unit.test_objectives import LINF, batch, net
+
+
+def test_reach() -> None:
+    """N-FGSM leaves the ball, by as much as noise and step allow, and no image leaves the box."""
+    x, y = batch(60)
+    made = {}
+    for objective in (FGSMRS(), NFGSM(), NFGSM(noise=0.5, step_size=0.25)):
+        x_adv = objective(net(), x, y, LINF, rng=seeded(0)).adversarial
+        assert x_adv is not None
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
+        made[objective] = float(LINF.distance(x_adv, x).max()) / LINF.eps
+    assert list(made.values()) == pytest.approx([1.0, 3.0, 0.75], rel=0.02)
+
+
+def test_noise_wider_than_images_are() -> None:
+    x, y = batch()
+    output = NFGSM(noise=100.0, step_size=50.0)(net(), x, y, LINF, rng=seeded(0))
+    assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("objective", [FGSMRS(), NFGSM(noise=1.5)], ids=lambda objective: objective.name)
+def test_gentler_is_a_smaller_step(objective: Any) -> None:
+    softer = objective.gentler(0.5)
+    assert softer == replace(objective, step_size=0.5 * objective.step_size)
+    assert softer.gentler(0.5).step_size == pytest.approx(0.25 * objective.step_size)
+    x, y = batch(30)
+    losses = [o(net(), x, y, LINF, rng=seeded(0)).loss for o in (objective, softer, softer.gentler(0.01))]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_others_have_no_such_knob() -> None:
+    assert [o.gentler(0.5) for o in (Natural(), Madry(), TRADES(), MART(), Distillation())] == [None] * 5
+
+
+def test_without_a_budget_is_natural() -> None:
+    x, y = batch()
+    none = ThreatModel(eps=0.0)
+    natural = Natural()(net(), x, y, none, rng=seeded(0)).loss
+    assert all(torch.equal(o(net(), x, y, none, rng=seeded(0)).loss, natural) for o in (FGSMRS(), NFGSM()))

@@ -2,7 +2,7 @@
 
     python benchmarks/objectives.py --data gtsrb32.npz --minutes 3 --out results/objectives-gtsrb.json
 
-Every row trains the same fresh ResNet-18 (bfloat16, channels last, one thread) on the same images for the same
+Every row trains the same fresh network (bfloat16, channels last, one thread) on the same images for the same
 processor time: an epoch of each is timed first, and its one-cycle schedule made as long as the time allows. One
 thread's processor time is wall-clock time on a free core, and other work on the machine does not change it. The best
 epoch is chosen by PGD-10 on one half of the held-out images; AutoAttack (fast) on the other half is what objectives
@@ -112,7 +112,7 @@ def train(
             threat=threat,
             rng=seeded(chosen.seed + 1),
             callbacks=[best] if best else [],
-            computing=Computing(precision="bfloat16"),
+            computing=Computing(precision=chosen.precision),
         )
         return model, history
 
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--held-out", type=float, default=0.1)
     parser.add_argument("--only", nargs="*", default=[], help="names of rows")
+    parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     torch.set_num_threads(1)

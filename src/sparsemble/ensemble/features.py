@@ -23,7 +23,7 @@ def features(model: nn.Module, layer: str, x: Images) -> Tensor:
     found: list[Tensor] = []
 
     def stop_here(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        found.append(output)
+        found.append(output.float())
         raise _Reached
 
     handle = model.get_submodule(layer).register_forward_hook(stop_here)
@@ -42,7 +42,7 @@ def watch_activations(model: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        seen.append(output)
+        seen.append(output.float())
 
     handles = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, nn.ReLU)]
     try:

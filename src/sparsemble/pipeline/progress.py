@@ -56,7 +56,7 @@ class Progress(ABC):
         known[:] = [before for before in known if before["epoch"] < record["epoch"]] + [record]
         if self.board:
             self.board.write(task.title, record)
-        for sentence in record.get("rolled_back", []):
+        for sentence in [*record.get("rolled_back", []), *filter(None, [record.get("stopped")])]:
             self.print(f"{task.title}: {sentence}")
 
     def finished(self, task: Task, seconds: float) -> None:

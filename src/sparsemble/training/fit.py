@@ -51,11 +51,11 @@ def fit(
     Returns:
         One record an epoch: `epoch`, `loss`, parts of the loss, `rate`, `seconds`, `forward_passes` and
         `backward_passes` (images, attacks and probes included), what callbacks added, and `rolled_back`: sentences
-        on the tries at this epoch that went wrong.
+        on the tries at this epoch that went wrong; `stopped`: why it is the last one, where robustness collapsed.
 
     Raises:
         InputError: epochs below 1, a number format that the device lacks, or a checkpoint of other settings.
-        RunError: training went wrong once more than the guard allows.
+        RunError: the weights blew up once more than the guard allows.
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs} must be 1 or more")
@@ -73,9 +73,9 @@ def fit(
         checkpoint=checkpoint or Checkpoint(),
         computing=computing,
     )
-    loop.resume()
     with computing.applied(model, parts):
-        while len(loop.history) < epochs:
+        loop.resume()
+        while len(loop.history) < epochs and not loop.stopped:
             with count_passes(*parts, *loop.averaged_parts()) as passes:
                 found = loop.epoch()
             if isinstance(found, Fault):

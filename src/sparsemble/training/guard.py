@@ -33,8 +33,8 @@ class Guard:
     tries: int = 3
     """How often to go back before training stops, >= 0."""
     gentler: float = 0.5
-    """Factor on the rate after NaN or infinity; after a collapse on the attack step of single-step objectives, or on
-    the rate of others; in (0, 1)."""
+    """Factor on the rate after NaN or infinity; after a collapse how much gentler the attack of single-step objectives
+    becomes (`Objective.gentler`), or the rate of others; in (0, 1)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fall <= 1:

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.modes import eval_mode
 from sparsemble.core.passes import Passes
 from sparsemble.core.registry import describe
 from sparsemble.core.threat import ThreatModel
@@ -23,6 +24,7 @@ from sparsemble.training.guard import Fault, divergence
 from sparsemble.training.objective import LossOutput, Objective
 from sparsemble.training.schedule import Schedule
 
+BLOWN_UP = Fault("weights or answers became NaN or infinite", "diverged")
 LOOK_EVERY = 20
 """Steps between looks at the loss on a GPU, where each look waits for it."""
 
@@ -44,7 +46,9 @@ class Loop:
     computing: Computing
     history: list[dict[str, Any]] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Every time training went wrong: `epoch`, `sentence`, and what was made gentler: `rate` or `step`."""
+    """Every time training went wrong: `epoch`, `sentence`, and what was made gentler: `rate` or `attack`."""
+    stopped: bool = False
+    """Whether robustness collapsed once too often."""
 
     def __post_init__(self) -> None:
         self.optimiser = self.schedule.optimiser(self.model.parameters())
@@ -69,14 +73,14 @@ class Loop:
             rate = self._set_rate(progress)
             output = self._step(self.computing.images(x), y, progress)
             if output is None:
-                return Fault("the weights became NaN or infinite", "diverged")
+                return BLOWN_UP
             for name, term in {"loss": output.loss.detach(), **output.terms}.items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
             if (not x.is_cuda or i % LOOK_EVERY == 0) and (fault := divergence(float(output.loss.detach()))):
                 return fault
         means = {name: float(total) / len(self.batches) for name, total in sums.items()}
         record = {"epoch": number, **means, "rate": rate}
-        return self._measured(record, started)
+        return self._measured(record, x, started)
 
     def _set_rate(self, progress: float) -> float:
         slower = sum(rollback["gentler"] == "rate" for rollback in self.rollbacks)
@@ -89,8 +93,8 @@ class Loop:
         """Take a step on a batch; nothing is returned where an attack met NaN weights."""
         try:
             output = self._objective().at(progress)(self.model, x, y, self.threat, rng=self.rng)
-        except RunError:
-            if self._sound():
+        except RunError:  # an attack met NaN
+            if self._sound(x):
                 raise
             return None
         self.optimiser.zero_grad(set_to_none=True)
@@ -105,27 +109,36 @@ class Loop:
         return output
 
     def _objective(self) -> Objective:
-        """Return the loss, its attack step as small as rollbacks made it."""
+        """Return the loss, its attack as gentle as rollbacks made it."""
         objective = self.objective
         for rollback in self.rollbacks:
-            if rollback["gentler"] == "step":
+            if rollback["gentler"] == "attack":
                 objective = objective.gentler(self.schedule.guard.gentler) or objective
         return objective
 
-    def _measured(self, record: dict[str, Any], started: float) -> dict[str, Any] | Fault:
-        """Have an epoch judged by the callbacks and the guard."""
+    def _measured(self, record: dict[str, Any], x: Tensor, started: float) -> dict[str, Any] | Fault:
+        """Have an epoch, whose last batch was `x`, judged by the callbacks and the guard."""
         if fault := divergence(record["loss"]):
             return fault
         shown = self.averaged.refresh() if self.averaged else self.model
-        if not (self._sound() and _finite(shown)):
-            return Fault("the weights became NaN or infinite", "diverged")
+        if not (_finite(self.model) and _finite(shown)):
+            return BLOWN_UP
         record["seconds"] = time.perf_counter() - started
-        for callback in self.callbacks:
-            callback.after_epoch(shown, record["epoch"], self.epochs, record)
+        try:
+            for callback in self.callbacks:
+                callback.after_epoch(shown, record["epoch"], self.epochs, record)
+        except RunError:  # the attack of a probe met NaN
+            if self._sound(x):
+                raise
+            return BLOWN_UP
         return self.schedule.guard.collapse(record, self.history) or record
 
-    def _sound(self) -> bool:
-        return _finite(self.model)
+    def _sound(self, x: Tensor) -> bool:
+        """Return whether weights, and answers to these images, are numbers."""
+        if not _finite(self.model):
+            return False
+        with torch.no_grad(), eval_mode(self.model):
+            return bool(self.model(x).isfinite().all())
 
     def keep(self, record: dict[str, Any], passes: Passes) -> None:
         """Enter an epoch in the history, with what came to nothing before it, and write the state."""
@@ -139,30 +152,35 @@ class Loop:
         self._tell()
 
     def roll_back(self, fault: Fault, passes: Passes) -> None:
-        """Go back to the last good state, to go on more gently.
+        """Go back to the last good state: to go on more gently, or to stop there after a last collapse.
 
         Raises:
-            RunError: it has been tried often enough.
+            RunError: the weights blew up, and going back has been tried often enough.
         """
-        number = len(self.history) + 1
-        guard = self.schedule.guard
-        step = fault.kind == "collapsed" and self._objective().gentler(guard.gentler) is not None
-        gentler = "step" if step else "rate"
-        if len(self.rollbacks) >= guard.tries:
+        number, guard = len(self.history) + 1, self.schedule.guard
+        attack = fault.kind == "collapsed" and self._objective().gentler(guard.gentler) is not None
+        last = len(self.rollbacks) >= guard.tries
+        if last and fault.kind == "diverged":
             raise RunError(
                 f"{fault.sentence} in epoch {number}; training went back {len(self.rollbacks)} times and stops here; "
-                f"lower rate = {self.schedule.rate:g} or use an attack of more steps (earlier epochs are kept)"
+                f"lower rate = {self.schedule.rate:g} or use an attack of more steps"
             )
-        state = self.checkpoint.read_good()
-        assert state is not None, "a state is called good before the first epoch"
+        state = self.checkpoint.read_good() or self.checkpoint.read()
+        assert state is not None, "a state is written before the first epoch"
         tries, lost = self.rollbacks, self._passes_after(state[1])
         self._take(*state)
         back = len(self.history)
-        what = "attack step" if step else "rate"
-        sentence = f"{fault.sentence} in epoch {number}; back to epoch {back} with {guard.gentler:g} times the {what}"
+        then = "training stops there" if last else f"on with {'a gentler attack' if attack else 'a lower rate'}"
+        sentence = f"{fault.sentence} in epoch {number}; back to epoch {back}, {then}"
         forward, backward = lost[0] + passes.forward, lost[1] + passes.backward
         cost = {"forward_passes": forward, "backward_passes": backward}
-        self.rollbacks = [*tries, {"epoch": back + 1, "sentence": sentence, "gentler": gentler, **cost}]
+        self.rollbacks = [
+            *tries,
+            {"epoch": back + 1, "sentence": sentence, "gentler": "attack" if attack else "rate", **cost},
+        ]
+        self.stopped = last
+        if last and self.history:
+            self.history[-1]["stopped"] = sentence
         for callback in self.callbacks:
             callback.after_rollback(sentence)
         self._save()
@@ -218,7 +236,9 @@ class Loop:
         return tensors | {"rng": self.rng.get_state()}
 
     def _facts(self) -> Facts:
-        return {"history": self.history, "rollbacks": self.rollbacks, "settings": self._settings()}
+        return {name: getattr(self, name) for name in ("history", "rollbacks", "stopped")} | {
+            "settings": self._settings()
+        }
 
     def _settings(self) -> dict[str, Any]:
         """Return what two trainings must share for one to go on from the other's checkpoint."""
@@ -254,7 +274,7 @@ class Loop:
         if self.averaged:
             self.averaged.restore(part(tensors, "average."))
         self.rng.set_state(tensors["rng"])
-        self.history, self.rollbacks = facts["history"], facts["rollbacks"]
+        self.history, self.rollbacks, self.stopped = facts["history"], facts["rollbacks"], facts["stopped"]
 
 
 def _finite(model: nn.Module) -> bool:

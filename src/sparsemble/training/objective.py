@@ -52,7 +52,7 @@ class Objective(Plug):
         return loss
 
     def gentler(self, factor: float) -> "Objective | None":
-        """Return this objective with its attack step times a factor; only single-step ones have such a knob."""
+        """Return this objective with an attack less prone to collapse; only single-step ones have such a knob."""
         return None
 
     def at(self, progress: float) -> "Objective":

@@ -53,8 +53,8 @@ class NFGSM(Crafting):
         return LossOutput(cross_entropy(model(x_adv), y, self.label_smoothing), adversarial=x_adv)
 
     def gentler(self, factor: float) -> "NFGSM":
-        """Return this objective with a smaller step."""
-        return replace(self, step_size=self.step_size * factor)
+        """Return this objective with more noise, the authors' own remedy; a smaller step made collapses worse."""
+        return replace(self, noise=max(self.noise / factor, 1.0))
 
 
 def _scaled(threat: ThreatModel, factor: float) -> ThreatModel:

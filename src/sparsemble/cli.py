@@ -1,6 +1,7 @@
 """The command line: words into calls of the pipeline; rooms are imported when a command needs them."""
 
 import importlib.util
+import os
 import shlex
 import signal
 import sys
@@ -40,6 +41,9 @@ TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write training
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
+FOLLOWS = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+"""Whether torchrun started this process beside a first one, which does the talking."""
+
 COMMANDS = {
     "run": ("report", "Run a whole recipe: train, prune, select, ensemble, calibrate, evaluate, report."),
     "train": ("train", "Train the dense parent of a recipe."),
@@ -53,7 +57,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command line; exit status 0 done, 1 the run failed or was stopped, 2 bad input."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=FOLLOWS)
     try:
         app()
     except InputError as error:
@@ -95,8 +99,8 @@ def _add(name: str, until: str, text: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         changes = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
-        how = {"device": device, "workers": workers, "engine": engine, "quiet": quiet, "tensorboard": tensorboard}
-        _run(recipe, out, changes, until, how)
+        how = {"device": device, "workers": workers, "engine": engine, "tensorboard": tensorboard}
+        _run(recipe, out, changes, until, how | {"quiet": quiet or FOLLOWS})
 
     app.command(name, help=f"{text}\n\nExample: [bold]sparsemble {name} digits[/]")(command)
 

@@ -7,11 +7,13 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from sparsemble.core.artifacts import read_json_lines
 from tests.end_to_end.conftest import SMOKE, command, sparsemble, without_timings
 
 ROWS = ["dense", "small_dense", "harp", "best_member", "team_static", "team_dynamic"]
@@ -158,3 +160,23 @@ def test_full_disk_is_a_sentence_and_the_run_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     (partial / "checkpoint.safetensors.new").unlink()
     assert sparsemble("train", SMOKE, "--out", folder).returncode == 0
+
+
+def test_two_processes_share_a_training(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, "-m", "sparsemble", "train", str(SMOKE), "--out", str(folder)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("train the dense parent") == 1  # the first process does the talking
+    (ours,), (theirs,) = folder.glob("train-*/history.jsonl"), finished.glob("train-*/history.jsonl")
+    losses = [[record["loss"] for record in read_json_lines(path)] for path in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.01)
+    refused = subprocess.run(
+        [*words[:5], "3", *words[6:], "--set", "train.schedule.batch_size=50"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "train.schedule.batch_size = 50 cannot be divided among 3 processes" in refused.stderr

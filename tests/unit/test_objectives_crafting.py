@@ -12,8 +12,9 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
+from sparsemble.core.shard import normal_like, uniform_like
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels, normal_like, seeded, uniform_like
+from sparsemble.core.types import Classifier, Images, Labels, seeded
 from sparsemble.training.objective import craft
 from sparsemble.training.objectives.madry import Madry
 from tests.unit.test_objectives import L2, LINF, batch, literal_cross_entropy, net

@@ -251,7 +251,7 @@ class TestAround:
 
     def test_delegates(self) -> None:
         wrapped = WeightPerturbation(inner=NFGSM())
-        assert wrapped.gentler(0.5) == WeightPerturbation(inner=NFGSM(step_size=0.5))
+        assert wrapped.gentler(0.5) == WeightPerturbation(inner=NFGSM(noise=4.0))
         assert WeightPerturbation(inner=Madry()).gentler(0.5) is None
         taught: Any = WeightPerturbation(inner=Distillation(attack=SHORT)).with_teacher(net().eval())
         assert taught == WeightPerturbation(inner=Distillation(attack=SHORT))

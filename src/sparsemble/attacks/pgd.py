@@ -13,8 +13,9 @@ from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.shard import normal_like
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage, normal_like
+from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
 
 
 @final

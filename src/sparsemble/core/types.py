@@ -27,16 +27,6 @@ Classifier = Callable[[Tensor], Tensor]
 """From `Images` to `Logits`."""
 
 
-def uniform_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw numbers from [0, 1) in the shape of a batch, whose first axis counts images."""
-    return torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-
-
-def normal_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw standard normal numbers in the shape of a batch, whose first axis counts images."""
-    return torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-
-
 def draw_seed(seed: int, *words: str) -> int:
     """Turn a seed and words into a new seed; different words give independent ones."""
     return int(np.random.default_rng([seed, zlib.crc32(" ".join(words).encode())]).integers(2**62))

@@ -29,6 +29,7 @@ from sparsemble.pipeline.stages.small_dense import SmallDenseStage
 from sparsemble.pipeline.stages.train import TrainStage
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.scores.erm import ERM
+from sparsemble.training import parallel
 
 COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "report")
 """The stages that the command line can stop after."""
@@ -279,6 +280,11 @@ def check_against_data(recipe: Recipe) -> None:
     ):
         if size > images:
             raise InputError(f"{name}.schedule.batch_size = {size} is more than the {images} images it trains on")
+        if size % parallel.world():
+            raise InputError(
+                f"{name}.schedule.batch_size = {size} cannot be divided among {parallel.world()} processes; set a "
+                "multiple of that number"
+            )
     if recipe.evaluate.images > len(data.test):
         raise InputError(f"evaluate.images = {recipe.evaluate.images} is more than the {len(data.test)} test images")
 

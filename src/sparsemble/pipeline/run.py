@@ -1,5 +1,6 @@
 """Run a recipe in a folder: check first, compute what is missing, keep the rest."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -14,11 +15,13 @@ from rich.console import Console
 from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_bytes
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
+from sparsemble.pipeline.engines.parallel import ParallelEngine
 from sparsemble.pipeline.method import Method, check_against_data, method
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
+from sparsemble.training import parallel
 
 
 @final
@@ -54,24 +57,32 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
         RunError: a stage failed; what is finished is kept.
     """
     console = console or Console(stderr=True)
-    device = check_device(settings.device)
+    device = parallel.start(check_device(settings.device))
     recipe.computing.check(device)
     workers = check_workers(settings.workers, device)
     if settings.engine != "local":
         raise InputError(f'engine = "{settings.engine}" is not known; known: local')
-    board = Board(settings.folder / "tensorboard") if settings.tensorboard else None
+    board = Board(settings.folder / "tensorboard") if settings.tensorboard and parallel.rank() == 0 else None
     plan = method(recipe, title, command)
-    with only_run_in(settings.folder):
+    leads = parallel.rank() == 0
+    with only_run_in(settings.folder) if leads else contextlib.nullcontext():
         check_against_data(recipe)
         wanted = plan.until[settings.until]
-        missing = check_folder(plan, wanted, settings.folder)
-        _write_recipe(recipe, settings.folder)
+        missing = check_folder(plan, wanted, settings.folder) if leads else []
+        still = parallel.from_first([task.hash for task in missing])
+        missing = [task for task in plan.tasks if task.hash in still]
+        if leads:
+            _write_recipe(recipe, settings.folder)
         if missing:
             with _progress(settings, console, missing, board) as progress:
-                LocalEngine(settings.folder, workers, device, progress).run(missing)
-        if settings.until == "report":
+                if parallel.world() > 1:
+                    ParallelEngine(settings.folder, device, progress).run(missing)
+                else:
+                    LocalEngine(settings.folder, workers, device, progress).run(missing)
+        if leads and settings.until == "report":
             _publish(settings.folder / wanted[0].folder, settings.folder / "report")
-        return [Artifact(settings.folder / task.folder) for task in wanted]
+    parallel.stop()
+    return [Artifact(settings.folder / task.folder) for task in wanted]
 
 
 def check_folder(plan: Method, wanted: Iterable[Task], folder: Path) -> list[Task]:

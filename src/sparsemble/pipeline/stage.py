@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -63,6 +63,8 @@ class Work:
 class Stage(Plug):
     """A step of the method; its fields, inputs and version decide its result."""
 
+    parallel: ClassVar[bool] = False
+    """Whether several processes may share the work (`torchrun`): all of them then call `run`."""
     seed: int
 
     @property

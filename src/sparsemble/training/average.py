@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.modes import NORMS
 from sparsemble.core.types import Images
+from sparsemble.training import parallel
 
 
 @final
@@ -65,8 +66,9 @@ class Averaged:
             norm.momentum = None  # a plain mean over the batches
             norm.train()
         if norms:
-            for x in self.recent:
-                self.model(x)
+            with parallel.one_batch_norm(self.model):
+                for x in self.recent:
+                    self.model(x)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         self.recent.clear()

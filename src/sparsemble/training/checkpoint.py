@@ -3,16 +3,18 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from sparsemble.core.artifacts import write_bytes
+from sparsemble.core.errors import InputError
+from sparsemble.training import parallel
 
 Facts = dict[str, Any]
 """What of a state is no tensor: history, rollbacks, hash of the settings."""
@@ -32,7 +34,9 @@ class Checkpoint:
         self.held = self.held_good = b""
 
     def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
-        """Write a state."""
+        """Write a state; of several processes the first one does."""
+        if parallel.rank():
+            return
         apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         content = save(apart, {"facts": json.dumps(facts)})
         if self.path:
@@ -42,6 +46,8 @@ class Checkpoint:
 
     def keep_good(self) -> None:
         """Call the state written last a good one."""
+        if parallel.rank():
+            return
         if not (self.path and self.good):
             self.held_good = self.held
             return
@@ -55,12 +61,12 @@ class Checkpoint:
         beside.unlink(missing_ok=True)  # renaming one name of a file to another name of it does nothing
 
     def read(self) -> tuple[dict[str, Tensor], Facts] | None:
-        """Return the state written last, if there is one."""
-        return _read(self.path) if self.path else _loaded(self.held)
+        """Return the state written last, if there is one; of several processes all get the first one's."""
+        return _loaded(parallel.bytes_from_first(_content(self.path) if self.path else self.held))
 
     def read_good(self) -> tuple[dict[str, Tensor], Facts] | None:
-        """Return the last good state, if there is one."""
-        return _read(self.good) if self.good else _loaded(self.held_good)
+        """Return the last good state in the same way."""
+        return _loaded(parallel.bytes_from_first(_content(self.good) if self.good else self.held_good))
 
     def remove(self) -> None:
         """Delete the files once their training is over."""
@@ -95,19 +101,40 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Tens
         optimiser.state[parameter][word] = like.copy_(value)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Facts] | None:
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _loaded(content: bytes) -> tuple[dict[str, Tensor], Facts] | None:
+    """Return the state in a file's content; None where it is cut off or of another kind."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            facts: Facts = json.loads((file.metadata() or {})["facts"])
-    except (FileNotFoundError, SafetensorError, KeyError):
+        tensors = load(content)
+        length = int.from_bytes(content[:8], "little")
+        facts: Facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
+    except (SafetensorError, KeyError):
         return None
     return tensors, facts
 
 
-def _loaded(content: bytes) -> tuple[dict[str, Tensor], Facts] | None:
-    if not content:
-        return None
-    length = int.from_bytes(content[:8], "little")
-    facts: Facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
-    return load(content), facts
+def check_settings(ours: Facts, theirs: Facts, path: Path | None) -> None:
+    """Refuse to go on from the checkpoint of another training.
+
+    Raises:
+        InputError: naming a setting in which they differ, one that both have if possible.
+    """
+    mine, its = dict(_flat(ours)), dict(_flat(theirs))
+    for key in sorted(mine.keys() | its.keys(), key=lambda key: (key not in mine or key not in its, key)):
+        if mine.get(key, "unset") != its.get(key, "unset"):
+            raise InputError(
+                f"the checkpoint {path} is of a training with {key} = {its.get(key, 'unset')}, this one has "
+                f"{mine.get(key, 'unset')}; remove it to train anew"
+            )
+
+
+def _flat(table: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a nested table by their dotted paths, in a fixed order."""
+    if isinstance(table, dict):
+        for key in sorted(table):
+            yield from _flat(table[key], f"{path}.{key}" if path else key)
+    else:
+        yield path, table

@@ -2,26 +2,28 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
 from torch import Generator, Tensor, nn
 
-from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.modes import eval_mode
 from sparsemble.core.passes import Passes
 from sparsemble.core.registry import describe
+from sparsemble.core.shard import sharded
 from sparsemble.core.threat import ThreatModel
+from sparsemble.training import parallel
 from sparsemble.training.average import Averaged
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.checkpoint import Checkpoint, Facts, optimiser_state, part, restore_optimiser
+from sparsemble.training.checkpoint import Checkpoint, Facts, check_settings, optimiser_state, part, restore_optimiser
 from sparsemble.training.computing import Computing
 from sparsemble.training.guard import Fault, divergence
-from sparsemble.training.objective import LossOutput, Objective
+from sparsemble.training.objective import Objective
 from sparsemble.training.schedule import Schedule
 
 BLOWN_UP = Fault("weights or answers became NaN or infinite", "diverged")
@@ -51,6 +53,8 @@ class Loop:
     """Whether robustness collapsed once too often."""
 
     def __post_init__(self) -> None:
+        parallel.broadcast_(self.model)
+        self.batches = replace(self.batches, shard=(parallel.rank(), parallel.world()))
         self.optimiser = self.schedule.optimiser(self.model.parameters())
         self.averaged = Averaged(self.model, self.schedule.average) if self.schedule.average else None
 
@@ -71,12 +75,12 @@ class Loop:
         for i, (x, y) in enumerate(self.batches.epoch(self.rng)):
             progress = (number - 1 + i / len(self.batches)) / self.epochs
             rate = self._set_rate(progress)
-            output = self._step(self.computing.images(x), y, progress)
-            if output is None:
+            terms = self._step(self.computing.images(x), y, progress)
+            if terms is None:
                 return BLOWN_UP
-            for name, term in {"loss": output.loss.detach(), **output.terms}.items():
+            for name, term in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
-            if (not x.is_cuda or i % LOOK_EVERY == 0) and (fault := divergence(float(output.loss.detach()))):
+            if (not x.is_cuda or i % LOOK_EVERY == 0) and (fault := divergence(float(terms["loss"]))):
                 return fault
         means = {name: float(total) / len(self.batches) for name, total in sums.items()}
         record = {"epoch": number, **means, "rate": rate}
@@ -89,16 +93,20 @@ class Loop:
             group["lr"] = rate
         return rate
 
-    def _step(self, x: Tensor, y: Tensor, progress: float) -> LossOutput | None:
-        """Take a step on a batch; nothing is returned where an attack met NaN weights."""
-        try:
-            output = self._objective().at(progress)(self.model, x, y, self.threat, rng=self.rng)
-        except RunError:  # an attack met NaN
-            if self._sound(x):
-                raise
-            return None
+    def _step(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor] | None:
+        """Take a step on a batch and return the loss and its parts; nothing where an attack met NaN weights."""
         self.optimiser.zero_grad(set_to_none=True)
-        output.loss.backward()
+        with sharded(*self.batches.shard), parallel.one_batch_norm(self.model):
+            try:
+                output = self._objective().at(progress)(self.model, x, y, self.threat, rng=self.rng)
+            except RunError:  # an attack met NaN
+                if self._sound(x):
+                    raise
+                return None
+            output.loss.backward()
+        terms = parallel.mean_terms({"loss": output.loss.detach(), **output.terms})
+        parallel.average_gradients(self.optimiser.param_groups[0]["params"])
+        parallel.same_state(self.rng)
         if self.schedule.clip:
             nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.schedule.clip)
         self.optimiser.step()
@@ -106,7 +114,7 @@ class Loop:
             callback.after_step(self.model)
         if self.averaged:
             self.averaged.follow(self.model, x if output.adversarial is None else output.adversarial.detach())
-        return output
+        return terms
 
     def _objective(self) -> Objective:
         """Return the loss, its attack as gentle as rollbacks made it."""
@@ -131,6 +139,7 @@ class Loop:
             if self._sound(x):
                 raise
             return BLOWN_UP
+        record = parallel.from_first(record)  # a GPU may not measure the same twice
         return self.schedule.guard.collapse(record, self.history) or record
 
     def _sound(self, x: Tensor) -> bool:
@@ -145,8 +154,9 @@ class Loop:
         tries = [rollback for rollback in self.rollbacks if rollback["epoch"] == record["epoch"]]
         if tries:
             record["rolled_back"] = [rollback["sentence"] for rollback in tries]
-        record["forward_passes"] = passes.forward + sum(rollback["forward_passes"] for rollback in tries)
-        record["backward_passes"] = passes.backward + sum(rollback["backward_passes"] for rollback in tries)
+        forward, backward = parallel.total([passes.forward, passes.backward])
+        record["forward_passes"] = forward + sum(rollback["forward_passes"] for rollback in tries)
+        record["backward_passes"] = backward + sum(rollback["backward_passes"] for rollback in tries)
         self.history.append(record)
         self._save()
         self._tell()
@@ -172,7 +182,8 @@ class Loop:
         back = len(self.history)
         then = "training stops there" if last else f"on with {'a gentler attack' if attack else 'a lower rate'}"
         sentence = f"{fault.sentence} in epoch {number}; back to epoch {back}, {then}"
-        forward, backward = lost[0] + passes.forward, lost[1] + passes.backward
+        forward, backward = parallel.total([passes.forward, passes.backward])
+        forward, backward = lost[0] + forward, lost[1] + backward
         cost = {"forward_passes": forward, "backward_passes": backward}
         self.rollbacks = [
             *tries,
@@ -202,6 +213,7 @@ class Loop:
             self.model.load_state_dict(self.averaged.model.state_dict())
         for callback in self.callbacks:
             callback.finish(self.model)
+        parallel.broadcast_(self.model)
 
     def _tell(self) -> None:
         for callback in self.callbacks:
@@ -259,14 +271,7 @@ class Loop:
         Raises:
             InputError: it belongs to a training of other settings.
         """
-        ours, theirs = dict(_flat(self._settings())), dict(_flat(facts["settings"]))
-        for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key not in ours or key not in theirs, key)):
-            mine, its = ours.get(key, "unset"), theirs.get(key, "unset")
-            if mine != its:
-                raise InputError(
-                    f"the checkpoint {self.checkpoint.path} is of a training with {key} = {its}, this one has {mine}; "
-                    "remove it to train anew"
-                )
+        check_settings(self._settings(), facts["settings"], self.checkpoint.path)
         self.model.load_state_dict(part(tensors, "model."))
         restore_optimiser(self.optimiser, part(tensors, "optimiser."))
         for i, callback in enumerate(self.callbacks):
@@ -281,12 +286,3 @@ def _finite(model: nn.Module) -> bool:
     """Return whether every weight and statistic is a number."""
     floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     return all(bool(tensor.isfinite().all()) for tensor in floating)
-
-
-def _flat(table: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a nested table by their dotted paths, in a fixed order."""
-    if isinstance(table, dict):
-        for key in sorted(table):
-            yield from _flat(table[key], f"{path}.{key}" if path else key)
-    else:
-        yield path, table

@@ -4,12 +4,14 @@ Run as `python -m sparsemble.pipeline.engines.worker FOLDER DEVICE`. JSON keeps 
 parent but a pipe; when the pipe closes, because the parent is gone in whatever way, the worker ends at once.
 """
 
+import functools
 import json
 import os
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -37,7 +39,7 @@ def main() -> None:
     while True:
         task = tasks.get()
         try:
-            seconds = run_task(task, folder, device, news)
+            seconds = run_task(task, folder, device, functools.partial(_say, news))
             _say(news, kind="done", seconds=seconds)
         except (InputError, RunError) as error:
             _say(news, kind="failed", sentence=str(error))
@@ -49,7 +51,7 @@ def main() -> None:
             _say(news, kind="failed", sentence=sentence, details=traceback.format_exc())
 
 
-def run_task(task: dict[str, Any], folder: Path, device: torch.device, news: TextIO) -> float:
+def run_task(task: dict[str, Any], folder: Path, device: torch.device, say: Callable[..., None]) -> float:
     """Run one stage and put its artifact in place; return its seconds, interrupted tries included."""
     final = folder / task["folder"]
     partial = folder / (task["folder"] + PARTIAL)
@@ -60,7 +62,7 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, news: Tex
 
     def tell(share: float, text: str) -> None:
         (partial / "seconds.tmp").write_text(str(before + time.perf_counter() - started), "utf-8")
-        _say(news, kind="progress", share=share, text=text)
+        say(kind="progress", share=share, text=text)
 
     work = Work(
         folder=partial,
@@ -69,7 +71,7 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, news: Tex
         seed=stage.seed,
         stream=stage.stream,
         tell=tell,
-        show=lambda record: _say(news, kind="epoch", record=record),
+        show=lambda record: say(kind="epoch", record=record),
     )
     stage.run(work)
     for leftover in [*partial.glob("*.tmp"), *partial.glob("*.new")]:

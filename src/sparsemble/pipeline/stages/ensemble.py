@@ -1,7 +1,7 @@
 """Ensemble learning of the selected team (EED main paper, sections 4.2 and 4.3)."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
@@ -22,6 +22,8 @@ from sparsemble.training.computing import Computing
 @dataclass(frozen=True, kw_only=True)
 class EnsembleStage(WithData):
     """Train the members together on all training images, masks held, and put them in running order."""
+
+    parallel: ClassVar[bool] = True
 
     seed: int
     model: Architecture

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 from torch import nn
@@ -32,6 +32,8 @@ from sparsemble.training.objective import Objective
 @dataclass(frozen=True, kw_only=True)
 class PruneStage(WithData):
     """Prune the dense parent with one score on one share of the images, then fine-tune what is left."""
+
+    parallel: ClassVar[bool] = True
 
     seed: int
     model: Architecture

@@ -2,7 +2,7 @@
 
 import bisect
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset
@@ -18,6 +18,8 @@ from sparsemble.pipeline.store import with_width
 @dataclass(frozen=True, kw_only=True)
 class SmallDenseStage(Stage):
     """Narrow the architecture until its dense work is nearest to the selected team's work on kept weights."""
+
+    parallel: ClassVar[bool] = True
 
     seed: int
     parent: Stage

@@ -1,7 +1,7 @@
 """Adversarial training of the dense parent (EED main paper, eqs. 1-2)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.threat import ThreatModel
@@ -19,6 +19,8 @@ from sparsemble.training.computing import Computing
 @dataclass(frozen=True, kw_only=True)
 class TrainStage(WithData):
     """Train the architecture from fresh weights."""
+
+    parallel: ClassVar[bool] = True
 
     seed: int
     model: Architecture

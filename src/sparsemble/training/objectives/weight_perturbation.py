@@ -13,6 +13,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.modes import still_statistics
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.training import parallel
 from sparsemble.training.objective import LossOutput, Objective, objectives
 from sparsemble.training.objectives.madry import Madry
 
@@ -54,6 +55,7 @@ class WeightPerturbation(Objective):
             return loss()
         with still_statistics(model):
             gradients = torch.autograd.grad(loss().loss, weights, allow_unused=True, materialize_grads=True)
+        parallel.average_(gradients)
         worse = [weight + self._step(weight.detach(), g) for weight, g in zip(weights, gradients, strict=True)]
         with seen_as(model, weights, worse):
             return loss()

@@ -1,0 +1,181 @@
+"""Several processes train one model: each on its slice of every batch, with one gradient (`torchrun`).
+
+Not torch's DistributedDataParallel: that averages in the backward pass of a wrapped model's own forward pass, and our
+objectives call members, features and inner losses directly. Here gradients are averaged once, after the backward
+pass; the steps of attacks never synchronise. With a single process every function returns what it was given.
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from sparsemble.core.modes import NORMS
+
+PATIENCE = datetime.timedelta(days=7)
+"""How long a process waits for another, which may be at a stage of its own."""
+
+
+def asked_for() -> bool:
+    """Return whether this process was started by torchrun as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def start(device: str) -> str:
+    """Join the other processes, and return this one's device.
+
+    Args:
+        device: cpu, or cuda, of which each process takes its own.
+    """
+    if not asked_for():
+        return device
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    return device
+
+
+def stop() -> None:
+    """Leave the other processes, once all of them are here."""
+    if dist.is_initialized():
+        wait()
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    total([0])
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Return how many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their mean over the processes, in one exchange for each number format."""
+    if world() == 1:
+        return
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        together = torch.cat([tensor.reshape(-1) for tensor in alike])
+        dist.all_reduce(together)
+        together /= world()
+        for tensor, mean in zip(alike, together.split([t.numel() for t in alike]), strict=True):
+            tensor.copy_(mean.view(tensor.shape))
+
+
+def mean_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the means of scalars over the processes, by name."""
+    if world() == 1:
+        return terms
+    means = {name: term.detach().clone() for name, term in terms.items()}
+    average_(list(means.values()))
+    return means
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of parameters that have one."""
+    average_([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def total(counts: Sequence[int]) -> list[int]:
+    """Return the sums of whole numbers over the processes."""
+    if world() == 1:
+        return list(counts)
+    together = torch.tensor(counts, dtype=torch.int64, device=_meeting_place())
+    dist.all_reduce(together)
+    return [int(count) for count in together]
+
+
+def same_state(rng: torch.Generator) -> None:
+    """Give every process the generator of the first."""
+    if world() > 1:
+        state = bytes_from_first(rng.get_state().numpy().tobytes())
+        rng.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def bytes_from_first(content: bytes) -> bytes:
+    """Return the first process's bytes."""
+    if world() == 1:
+        return content
+    length = torch.tensor([len(content)], device=_meeting_place())
+    dist.broadcast(length, 0)
+    buffer = torch.zeros(int(length), dtype=torch.uint8, device=_meeting_place())
+    if rank() == 0 and content:
+        buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    dist.broadcast(buffer, 0)
+    return buffer.cpu().numpy().tobytes()
+
+
+def from_first(value: Any) -> Any:
+    """Return the first process's value, which JSON can hold."""
+    return value if world() == 1 else json.loads(bytes_from_first(json.dumps(value).encode()))
+
+
+def _meeting_place() -> torch.device:
+    """Return where tensors must lie to be exchanged."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+@torch.no_grad()
+def broadcast_(model: nn.Module) -> None:
+    """Give every process the first one's weights and statistics."""
+    if world() > 1:
+        for tensor in model.state_dict().values():
+            held = tensor.contiguous()
+            dist.broadcast(held, 0)
+            tensor.copy_(held)
+
+
+@contextlib.contextmanager
+def one_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm in train mode use the statistics of the whole batch, over all processes."""
+    norms = [module for module in model.modules() if isinstance(module, NORMS)] if world() > 1 else []
+    for norm in norms:
+        norm.forward = functools.partial(_batch_norm, norm)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _batch_norm(norm: Any, x: Tensor) -> Tensor:
+    if not (norm.training or norm.running_mean is None):
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    axes = [0, *range(2, x.ndim)]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    count = world() * x.numel() // x.shape[1]
+    mean = all_reduce(full.sum(axes)) / count
+    centred = full - mean.view(shape)
+    variance = all_reduce(centred.square().sum(axes)) / count
+    if norm.track_running_stats and norm.training:
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            momentum = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean, momentum)
+            norm.running_var.lerp_(variance * (count / (count - 1)), momentum)
+    normal = centred * (variance.view(shape) + norm.eps).rsqrt()
+    if norm.affine:
+        normal = normal * norm.weight.view(shape) + norm.bias.view(shape)
+    answer: Tensor = normal.to(x.dtype)
+    return answer

@@ -264,6 +264,23 @@ class TestDeepFool:
             assert passes.backward % backward == 0
             assert passes.backward < 4 * backward * len(x)
 
+    @pytest.mark.parametrize("norm", NORMS)
+    def test_following_the_nearest_borders_only_is_cheaper_and_comes_about_as_near(self, norm: Norm) -> None:
+        model, x, y = network()
+        found, passes = {}, {}
+        for followed in (1, CLASSES - 1):
+            with count_passes(model) as counted:
+                images, broken = DeepFool(followed=followed).minimum(model, x, y, norm, rng=seeded(0))
+            assert broken.all()
+            found[followed] = float(ThreatModel(norm=norm).distance(images, x).median())
+            passes[followed] = counted.backward
+        assert passes[1] < passes[CLASSES - 1]
+        assert found[1] <= 1.05 * found[CLASSES - 1]
+
+    def test_needs_a_border_to_follow(self) -> None:
+        with pytest.raises(InputError, match="followed = 0 must be 1 or more"):
+            DeepFool(followed=0)
+
 
 class TestFAB:
     @pytest.mark.parametrize("norm", NORMS)

@@ -8,10 +8,10 @@ from torch import Generator
 
 from sparsemble.attacks.apgd_targeted import likeliest_wrong
 from sparsemble.attacks.attack import attacks
-from sparsemble.attacks.border import nearest_border
+from sparsemble.attacks.border import nearest_of
 from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import Classifier
+from sparsemble.core.types import Classifier, Images, Logits
 
 
 @final
@@ -21,7 +21,8 @@ class DeepFool(MinimumNorm):
     """Steps to the nearest linearised border until the class changes; each image leaves the batch when it has.
 
     Source: Moosavi-Dezfooli et al. 2016, algorithm 2, in both norms. Departs: each step is the shortest one that
-    stays in the box. The sum of the steps is overshot, as in the paper.
+    stays in the box; after the first step only the borders that were nearest in it are compared. The sum of the steps
+    is overshot, as in the paper.
     """
 
     steps: int = 50
@@ -30,10 +31,14 @@ class DeepFool(MinimumNorm):
     """How much further than the border to go, as a share of the way, > 0."""
     candidates: int = 10
     """Classes whose borders are compared, the true one included, the likeliest on the clean image first, >= 2."""
+    followed: int = 3
+    """Borders compared after the first step: those that were nearest in it, >= 1."""
     label: str = ""
     """Name in results."""
 
     def __post_init__(self) -> None:
+        if self.followed < 1:
+            raise InputError(f"followed = {self.followed} must be 1 or more")
         if self.steps < 1:
             raise InputError(f"steps = {self.steps} must be 1 or more")
         if not self.overshoot > 0:
@@ -46,18 +51,31 @@ class DeepFool(MinimumNorm):
     def approach(self, model: Classifier, nearest: Nearest, *, rng: Generator) -> None:
         """Step until misclassified.
 
-        Passes, each image and step: 2 forward and candidates - 1 backward.
+        Passes, each image: 1 forward and candidates - 1 backward for the first step, at most 2 forward and `followed`
+        backward for each of the others, and 1 forward to judge the last.
         """
         others = likeliest_wrong(nearest.clean_logits, nearest.y, self.candidates - 1)
         rows = nearest.open_rows()
-        point = nearest.x[rows]
-        total = torch.zeros_like(point)
+        total = torch.zeros_like(nearest.x[rows])
+        others = others[rows]
+        leaf, logits = looked_at(model, nearest.x[rows])
         for _ in range(self.steps):
             if not len(rows):
                 return
-            border = nearest_border(model, point, nearest.y[rows], others[rows], nearest.norm)
-            total = total + border.move_from(point, nearest.norm)
+            border, distances = nearest_of(leaf, logits, nearest.y[rows], others, nearest.norm)
+            if others.shape[1] > self.followed:
+                others = others.gather(1, distances.topk(self.followed, largest=False).indices)
+            total = total + border.move_from(leaf.detach(), nearest.norm)
             point = (nearest.x[rows] + (1 + self.overshoot) * total).clamp(0, 1)
-            with torch.no_grad():
-                going = ~nearest.see_(rows, point, model(point))
-            rows, point, total = rows[going], point[going], total[going]
+            leaf, logits = looked_at(model, point)
+            going = ~nearest.see_(rows, point, logits.detach())
+            if not bool(going.all()):
+                rows, total, others = rows[going], total[going], others[going]
+                # Backward passes through images that are done cost more than one more forward pass without them.
+                leaf, logits = looked_at(model, point[going]) if len(rows) else (leaf, logits)
+
+
+def looked_at(model: Classifier, point: Images) -> tuple[Images, Logits]:
+    """Return a point that wants a gradient, and its logits."""
+    leaf = point.detach().requires_grad_()
+    return leaf, model(leaf)

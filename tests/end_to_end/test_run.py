@@ -162,6 +162,21 @@ def test_full_disk_is_a_sentence_and_the_run_goes_on(tmp_path: Path) -> None:
     assert sparsemble("train", SMOKE, "--out", folder).returncode == 0
 
 
+def test_tensorboard_draws_every_epoch_and_changes_no_result(finished: Path, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = sparsemble("train", SMOKE, "--out", tmp_path / "run", "--tensorboard", "--quiet")
+    assert result.returncode == 0, result.stderr
+    (ours,), (theirs,) = (tmp_path / "run").glob("train-*"), finished.glob("train-*")
+    assert ours.name == theirs.name
+    history, before = (read_json_lines(folder / "history.jsonl") for folder in (ours, theirs))
+    assert without_timings(history) == without_timings(before)
+    found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard" / "train-the-dense-parent"))
+    found.Reload()
+    for name in ("loss", "rate", "held_out_clean", "held_out_robust"):
+        drawn = [(event.step, event.value) for event in found.Scalars(name)]
+        assert drawn == [(one["epoch"], pytest.approx(one[name])) for one in history]
+
+
 def test_two_processes_share_a_training(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,22 +1,34 @@
 """Watching a training: the file of epochs, the table, the log, TensorBoard, and the report's training part."""
 
 import io
+import json
+import re
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from rich.console import Console
 from torch import nn
 
 from sparsemble.core.artifacts import read_json_lines
 from sparsemble.core.errors import InputError
+from sparsemble.pipeline.engines.worker import run_task
 from sparsemble.pipeline.epochs import LAST, epochs_table, line
-from sparsemble.pipeline.progress import LONG_EPOCH, BarProgress, PlainProgress
-from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.progress import LONG_EPOCH, BarProgress, PlainProgress, Progress
+from sparsemble.pipeline.stage import Task, Work, stages
 from sparsemble.pipeline.tensorboard import Board
-from sparsemble.report.page import taken_back, training_table
-from sparsemble.training import Show, WriteHistory
+from sparsemble.report import write_report
+from sparsemble.report.page import trainings_in_markdown
+from sparsemble.report.trainings import epoch_rows, marks, taken_back
+from sparsemble.training import Callback, Checkpoint, Guard, Report, Show, WriteHistory
+from sparsemble.training.objectives.natural import Natural
+from tests.unit.test_guard import SCHEDULE, Kill, Killed, net, train
+from tests.unit.test_report import summary  # noqa: F401 (a fixture)
 from tests.unit.test_stage import Bake
 
 
@@ -53,6 +65,16 @@ class TestWriteHistory:
             callback.after_keep([record(1), record(2)])
             assert '"epoch": 2' in follower.read()
 
+    def test_a_reader_keeps_following_where_epochs_were_taken_back(self, tmp_path: Path) -> None:
+        path = tmp_path / "history.jsonl"
+        callback = WriteHistory(path)
+        callback.after_keep([record(1), record(2), record(3)])
+        with path.open("rb", buffering=0) as follower:
+            follower.readline()
+            callback.after_keep([record(1)])
+            callback.after_keep([record(1), record(2, rolled_back=["it fell"])])
+            assert json.loads(follower.read()) == record(2, rolled_back=["it fell"])
+
     def test_a_resumed_training_writes_over_what_it_does_not_know(self, tmp_path: Path) -> None:
         path = tmp_path / "history.jsonl"
         path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch"', "utf-8")
@@ -65,14 +87,69 @@ class TestWriteHistory:
             read_json_lines(tmp_path / "history.jsonl")
 
 
-def test_show_hands_on_new_epochs_only() -> None:
-    seen: list[dict[str, Any]] = []
-    show = Show(seen.append)
-    show.after_keep([record(1)])  # resumed: nothing was trained yet
-    assert seen == []
-    show.after_epoch(nn.Identity(), 2, 9, {})
-    show.after_keep([record(1), record(2)])
-    assert [one["epoch"] for one in seen] == [2]
+class Falls(Callback):
+    """Says how robust each tried epoch is."""
+
+    def __init__(self, *robust: float) -> None:
+        self.robust = list(robust)
+
+    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
+        record |= {"held_out_clean": 0.9, "held_out_robust": self.robust.pop(0)}
+
+
+def plain(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in one.items() if key not in ("seconds", "epochs")} for one in records]
+
+
+class TestWatchedTraining:
+    """A training whose third epoch collapses once, or again and again."""
+
+    COLLAPSES: ClassVar[dict[str, tuple[float, ...]]] = {
+        "never": (0.4, 0.5, 0.5, 0.5, 0.5),
+        "once": (0.4, 0.5, 0.0, 0.5, 0.5, 0.5),
+        "then the next": (0.4, 0.5, 0.0, 0.5, 0.0, 0.5, 0.5),
+        "for good": (0.4, 0.5, 0.0, 0.0),
+    }
+
+    def watch(self, folder: Path, *more: Callback, robust: tuple[float, ...]) -> tuple[list[Any], list[Any], list[str]]:
+        """Return the history, what was shown, and what was said."""
+        shown: list[dict[str, Any]] = []
+        said: list[str] = []
+        watchers = (Report(lambda share, text: None, said.append), Show(shown.append), WriteHistory(folder / "h.jsonl"))
+        schedule = replace(SCHEDULE, guard=Guard(tries=1 if len(robust) < 5 else 2))
+        history = train(net(), Natural(), Falls(*robust), *watchers, *more, schedule=schedule, epochs=5)
+        return history, shown, said
+
+    @pytest.mark.parametrize("robust", COLLAPSES.values(), ids=list(COLLAPSES))
+    def test_file_screen_and_log_agree_with_the_history(self, tmp_path: Path, robust: tuple[float, ...]) -> None:
+        history, shown, said = self.watch(tmp_path, robust=robust)
+        assert plain(read_json_lines(tmp_path / "h.jsonl")) == history
+        expected = [{key: value for key, value in one.items() if key != "stopped"} for one in history]
+        assert plain(shown) == expected, "every epoch that was kept is shown once"
+        assert all(one["epochs"] == 5 for one in shown)
+        stopped = [one["stopped"] for one in history if "stopped" in one]
+        entered = [sentence for one in history for sentence in one.get("rolled_back", [])] + stopped
+        assert [sentence for sentence in said if sentence in entered] == entered
+        assert len(said) == robust.count(0.0)
+
+    def test_what_went_wrong_is_said_before_the_next_epoch(self, tmp_path: Path) -> None:
+        heard: list[object] = []
+        watchers = (Report(lambda share, text: None, heard.append), Show(lambda one: heard.append(one["epoch"])))
+        train(net(), Natural(), Falls(0.5, 0.0, 0.5), *watchers, epochs=2)
+        assert [type(one) for one in heard] == [int, str, int]
+
+    def test_a_killed_training_goes_on_in_the_same_file(self, tmp_path: Path) -> None:
+        def start(*more: Callback, robust: tuple[float, ...]) -> list[dict[str, Any]]:
+            watcher = WriteHistory(tmp_path / "h.jsonl")
+            return train(net(), Natural(), Falls(*robust), watcher, *more, checkpoint=Checkpoint(tmp_path), epochs=4)
+
+        with pytest.raises(Killed):
+            start(Kill(epochs=3), robust=(0.4, 0.5, 0.5))
+        with (tmp_path / "h.jsonl").open("a") as stream:
+            stream.write('{"epoch": 3, "lo')  # killed while it wrote
+        history = start(robust=(0.5, 0.5))
+        assert [one["epoch"] for one in history] == [1, 2, 3, 4]
+        assert plain(read_json_lines(tmp_path / "h.jsonl")) == history
 
 
 class TestTable:
@@ -110,17 +187,90 @@ class TestProgress:
         assert self.log(long) == line("train the dense parent", long) + "\n"
         assert "held-out clean 50.0 %, robust 25.0 %" in self.log(long)
 
-    def test_what_the_guard_did_is_printed_and_the_epochs_it_took_back_are_gone(self) -> None:
+    def test_what_is_said_stays(self) -> None:
         console = Console(file=io.StringIO(), width=120, force_terminal=True)
         with BarProgress(console, [task()]) as progress:
             progress.started(task())
-            for one in (record(1), record(2), record(3), record(2, rolled_back=["it fell in epoch 4"])):
-                progress.epoch(task(), one)
+            progress.hear(task(), {"kind": "said", "sentence": "it [fell] in epoch 4"})
+        assert isinstance(console.file, io.StringIO)
+        assert "train the dense parent: it [fell] in epoch 4" in console.file.getvalue()
+
+    def test_epochs_that_were_taken_back_leave_the_table(self) -> None:
+        with BarProgress(Console(file=io.StringIO(), force_terminal=True), [task()]) as progress:
+            progress.started(task())
+            for one in (record(1), record(2), record(3), record(2)):
+                progress.hear(task(), {"kind": "epoch", "record": one})
             assert [one["epoch"] for one in progress.trainings["train the dense parent"]] == [1, 2]
             progress.finished(task(), 1.0)
             assert not progress.trainings
-        assert isinstance(console.file, io.StringIO)
-        assert "train the dense parent: it fell in epoch 4" in console.file.getvalue()
+
+
+class TestTimeLeft:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [0.0]
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        return now
+
+    @pytest.fixture
+    def progress(self, clock: list[float]) -> Iterator[Progress]:
+        with PlainProgress(Console(file=io.StringIO()), [task()]) as progress:
+            progress.started(task())
+            yield progress
+
+    def tell(self, progress: Progress, share: float) -> tuple[str, str]:
+        progress.hear(task(), {"kind": "progress", "share": share, "text": ""})
+        return progress.left, progress.left_of(task())
+
+    def test_is_in_proportion(self, progress: Progress, clock: list[float]) -> None:
+        clock[0] = 10.0
+        assert self.tell(progress, 0.25) == ("30 s left",) * 2
+
+    def test_counts_the_time_of_an_interrupted_try(self, progress: Progress, clock: list[float]) -> None:
+        progress.hear(task(), {"kind": "resumed", "seconds": 20.0, "share": 0.5})
+        assert progress.share == 0.5
+        clock[0] = 10.0
+        assert self.tell(progress, 0.75) == ("10 s left",) * 2
+
+    def test_forgets_a_try_of_which_nothing_was_kept(self, progress: Progress, clock: list[float]) -> None:
+        progress.hear(task(), {"kind": "resumed", "seconds": 20.0, "share": 0.5})
+        clock[0] = 10.0
+        assert self.tell(progress, 0.25) == ("30 s left",) * 2
+
+
+class Simmer(Bake):
+    """Trains, so to say, and is interrupted the first time."""
+
+    def run(self, work: Work) -> None:
+        work.show(record(1))
+        work.say("it boiled over")
+        work.tell(0.5, "half done")
+        if not (work.folder / "lid.txt").is_file():
+            (work.folder / "lid.txt").touch()
+            raise KeyboardInterrupt
+
+
+def test_news_travel_from_a_stage_to_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stages.plugs, "bake", Simmer)
+    heard: list[dict[str, Any]] = []
+
+    def start() -> None:
+        run_task(
+            task().to_json(), tmp_path, torch.device("cpu"), lambda **news: heard.append(json.loads(json.dumps(news)))
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    start()
+    told = [
+        {"kind": "epoch", "record": record(1)},
+        {"kind": "said", "sentence": "it boiled over"},
+        {"kind": "progress", "share": 0.5, "text": "half done"},
+    ]
+    resumed = heard.pop(3)
+    assert heard == told * 2
+    assert resumed.pop("seconds") > 0
+    assert resumed == {"kind": "resumed", "share": 0.5}
 
 
 class TestBoard:
@@ -134,6 +284,37 @@ class TestBoard:
         found.Reload()
         assert set(found.Tags()["scalars"]) == {"loss", "rate", "seconds"}
         assert [(e.step, round(e.value, 4)) for e in found.Scalars("loss")] == [(1, 2.5), (2, 1.25)]
+
+    def losses(self, folder: Path) -> list[tuple[int, float]]:
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        found = accumulator.EventAccumulator(str(folder / "train-the-dense-parent"))
+        found.Reload()
+        return [(event.step, event.value) for event in found.Scalars("loss")]
+
+    def test_epochs_that_were_taken_back_are_gone(self, tmp_path: Path) -> None:
+        board = Board(tmp_path)
+        for epoch, loss in ((1, 4.0), (2, 3.0), (3, 9.0), (2, 2.0), (3, 1.0)):
+            board.write("train the dense parent", record(epoch) | {"loss": loss})
+        board.close()
+        assert self.losses(tmp_path) == [(1, 4.0), (2, 2.0), (3, 1.0)]
+
+    def test_a_resumed_training_goes_on_with_its_curve(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for start, now in ((1, 1000.0), (2, 2000.0)):
+            monkeypatch.setattr(time, "time", lambda now=now: now)  # names of files tell their order in seconds
+            board = Board(tmp_path)
+            for epoch in (start, start + 1):
+                board.write("train the dense parent", record(epoch) | {"loss": float(10 * start + epoch)})
+            board.close()
+        assert self.losses(tmp_path) == [(1, 11.0), (2, 22.0), (3, 23.0)]
+
+    def test_is_closed_with_the_screen(self, tmp_path: Path) -> None:
+        closed: list[bool] = []
+        board = Board(tmp_path)
+        board.close = lambda: closed.append(True)  # type: ignore[method-assign]
+        for kind in (PlainProgress, BarProgress):
+            with kind(Console(file=io.StringIO()), [task()], board):
+                pass
+        assert len(closed) == 2
 
     def test_its_absence_is_a_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -152,10 +333,39 @@ class TestReport:
         }
 
     def test_rollbacks_are_said_and_there_is_nothing_to_say_without(self) -> None:
-        assert taken_back(self.trainings()) == " Dotted lines: training went back. dense parent: it fell in epoch 3."
-        assert taken_back({"dense": [record(1, rolled_back=None)]}) == ""
+        assert taken_back(self.trainings()) == "Dotted lines: training went back. Dense parent: it fell in epoch 3."
+        ended = {"team": [record(1, stopped="it fell again")]}
+        assert taken_back(ended) == "Dotted lines: training went back. Team: it fell again."
+        assert taken_back({"dense": [record(1, rolled_back=None, stopped=None)]}) == ""
+
+    def test_a_line_stands_between_the_last_good_epoch_and_the_next(self) -> None:
+        assert marks(self.trainings()["dense"]) == [1.5]
+        assert marks([record(1), record(2, stopped="it fell")]) == [2.5]
+        assert marks([record(1, rolled_back=None, stopped=None)]) == []
 
     def test_the_table_names_the_most_robust_epoch(self) -> None:
-        row = training_table(self.trainings())[-3]
-        assert row == "| dense parent | 3 | 2.500 | 0.833 | 2 | 90.0 | 50.0 | 1 |"
-        assert training_table({}) == []
+        table = trainings_in_markdown(self.trainings())
+        assert "| dense parent | 3 | 2.500 | 0.833 | 2 | 90.0 | 50.0 | 1 |" in table
+        assert trainings_in_markdown({}) == []
+
+    def test_an_epoch_that_was_not_measured_leaves_cells_empty(self) -> None:
+        unmeasured = record(1, held_out_clean=None, held_out_robust=None)
+        assert epoch_rows([unmeasured]) == [["1", "2.500", "", "", "0.1"]]
+
+    def test_every_epoch_is_on_the_page_and_in_the_file(self, summary: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+        trainings = self.trainings()
+        write_report(summary, {"training": trainings}, {}, tmp_path)
+        assert json.loads((tmp_path / "training.json").read_text("utf-8")) == trainings
+        page = (tmp_path / "index.html").read_text("utf-8")
+        for one in trainings["dense"]:
+            cells = [str(one["epoch"]), f"{one['loss']:.3f}", "90.0", f"{100 * one['held_out_robust']:.1f}", "0.1"]
+            assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in page
+        assert page.count("it fell in epoch 3") == 1
+        drawing = (tmp_path / "figures" / "training.svg").read_text("utf-8")
+        assert len(re.findall(r"<path[^>]*stroke-dasharray", drawing)) == 4, "one dotted line in each panel"
+        assert all(f">{title}" in drawing for title in ("held-out robust", "held-out clean", "loss", "rate"))
+
+    def test_a_run_without_trainings_says_nothing_of_them(self, summary: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
+        write_report(summary, {}, {}, tmp_path)
+        assert "Every epoch" not in (tmp_path / "index.html").read_text("utf-8")
+        assert "## Trainings" not in (tmp_path / "report.md").read_text("utf-8")

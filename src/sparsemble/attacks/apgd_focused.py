@@ -22,35 +22,35 @@ class APGDFocused(Attack):
     """A short walk towards every target, then walk after walk towards the one that was nearly reached.
 
     How near a target is: the way left to its border, the way that the best walk came being 1. The measure has no
-    unit, so that the scale of the logits does not matter. Every further walk costs its target `toll`, so that an
-    image gets the more walks the nearer it is, spread over its targets; it is left alone once no target is within
-    `reach`. Last, where a target came within `reach`, a blind search goes on from the best point. The walks are those
-    of `apgd_targeted` (Croce & Hein 2020); how steps are divided and the end are ours.
+    unit, so that the scale of the logits does not matter. Every further walk, from a new start, costs its target
+    `toll`, so that an image gets the more walks the nearer it is, spread over its targets; it is left alone once no
+    target is within `reach`. Last, where a target came within `reach`, a blind search goes on from the best point.
+    The walks are those of `apgd_targeted` (Croce & Hein 2020); how steps are divided and the end are ours.
     """
 
     version: ClassVar[int] = 2
 
     glance: int = 15
     """Steps of the walk towards every target, >= 1."""
-    steps: int = 100
-    """Steps of the first further walk towards a target, >= 1."""
-    again: int = 30
-    """Steps of all later ones, >= 1; a new start finds more than a long walk."""
+    steps: int = 30
+    """Steps of the further walks, >= 1; ten of these find more than three of 100 steps."""
     targets: int = 9
     """Wrong classes to glance at, the likeliest on the clean image first, >= 1."""
     reach: float = 0.3
     """How far a target may be, tolls included, to be walked to; > 0."""
     toll: float = 0.03
     """What each further walk adds to the way left to its target, > 0."""
+    walks: int = 20
+    """Most further walks of an image, >= 1."""
     queries: int = 500
     """Points that the blind search tries, >= 0."""
     label: str = ""
     """Name in results."""
 
     def __post_init__(self) -> None:
-        if min(self.glance, self.steps, self.again, self.targets) < 1:
-            steps = f"glance = {self.glance}, steps = {self.steps}, again = {self.again}"
-            raise InputError(f"{steps} and targets = {self.targets} must be 1 or more")
+        if min(self.glance, self.steps, self.targets, self.walks) < 1:
+            counts = f"glance = {self.glance}, steps = {self.steps}, targets = {self.targets}"
+            raise InputError(f"{counts} and walks = {self.walks} must be 1 or more")
         if not (self.reach > 0 and self.toll > 0):
             raise InputError(f"reach = {self.reach:g} and toll = {self.toll:g} must be above 0")
         if self.queries < 0:
@@ -63,19 +63,15 @@ class APGDFocused(Attack):
         hunt = Hunt.begin(model, x, y, threat, self.targets)
         for target in range(hunt.targets.shape[1]):
             rows = hunt.standing().nonzero()[:, 0]
-            hunt.walk_(rows, torch.full_like(rows, target), self.glance, start_at_edge(x, threat, rng))
-        walks = torch.zeros_like(hunt.left)
-        while True:
-            price, which = (hunt.left + self.toll * walks).min(1)
-            due = hunt.standing() & (price <= self.reach)
-            if not due.any():
+            hunt.walk_(rows, torch.full_like(rows, target), self.glance, start_at_edge(x, threat, rng)[rows])
+        made = torch.zeros_like(hunt.left)
+        for _ in range(self.walks):
+            price, which = (hunt.left + self.toll * made).min(1)
+            rows = (hunt.standing() & (price <= self.reach)).nonzero()[:, 0]
+            if not len(rows):
                 break
-            start = start_at_edge(x, threat, rng)
-            fresh = walks.gather(1, which[:, None])[:, 0] == 0
-            for some, steps in ((due & fresh, self.steps), (due & ~fresh, self.again)):
-                rows = some.nonzero()[:, 0]
-                hunt.walk_(rows, which[rows], steps, start)
-            walks[due, which[due]] += 1
+            hunt.walk_(rows, which[rows], self.steps, start_at_edge(x, threat, rng)[rows])
+            made[rows, which[rows]] += 1
         near = (hunt.standing() & (hunt.left.amin(1) <= self.reach)).nonzero()[:, 0]
         hunt.found.improve_(
             near, search_on(model, hunt.found.only(near), x[near], y[near], threat, self.queries, rng=rng)
@@ -116,12 +112,12 @@ class Hunt:
         return ~self.found.broken
 
     def walk_(self, rows: Counts, which: Counts, steps: int, start: Images) -> None:
-        """Walk from `start` towards one target an image, named by its place in `targets`."""
+        """Walk with some images, each towards one target, named by its place in `targets`."""
         if not len(rows):
             return
         x, y = self.x[rows], self.y[rows]
         walk = Towards(self.targets[rows, which], y)
-        walked = Ascent(steps=steps)(self.model, x, y, self.threat, start[rows], walk)
+        walked = Ascent(steps=steps)(self.model, x, y, self.threat, start, walk)
         self.found.improve_(rows, replace(walked, score=walked.margin))
         now = way_left(self.behind[rows, which], walked.margin)
         self.left[rows, which] = torch.minimum(self.left[rows, which], now)

@@ -23,7 +23,7 @@ from sparsemble.core.types import Classifier, Counts, Images, Labels
 UNBROKEN, WRONG_WHEN_CLEAN = -1, -2
 
 BLIND = Square(queries=200)
-"""Last of the fast parts: where it gets further than the gradients did, they are not to be trusted."""
+"""Last of the fast parts: where it gets further than those led by gradients, these are not to be trusted."""
 LONGER = Square(queries=1000)
 """For the images on which it did, where they are few."""
 MASKED = 0.25
@@ -39,9 +39,10 @@ class AutoAttack(Attack):
 
     Source: Croce & Hein 2020, section 5, and the authors' code for the settings. Few classes: there are
     min(9, K - 1) targets; the ratio of logit differences needs three classes, aimed at a target four, and gives way
-    to the plain difference below that. `fast` is ours: two short APGDs, then walk after walk to targets that a glance
-    shows to be near, then a short blind search. An image on which that gets further than the gradients did goes through a longer one;
-    where there are many such images, gradients are masked, and all that stand go through the published blind search.
+    to the plain difference below that. `fast` is ours: two short APGDs, then walk after walk towards targets that a
+    glance shows to be near and a blind search from where they end, then a short one from the usual start. An image on
+    which the latter gets further than all before goes through a longer one; where there are many such images,
+    gradients are masked, and all that stand go through the published blind search.
     """
 
     version: ClassVar[int] = 2

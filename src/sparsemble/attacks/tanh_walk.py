@@ -26,17 +26,18 @@ class TanhWalk:
 
     steps: int
     step_size: float
+    """Of Adam at the first step; falls linearly to nothing."""
     kappa: float
 
-    def __call__(self, model: Classifier, nearest: Nearest, rows: Counts, c: PerImage) -> Flags:
-        """Walk from the clean images at `rows`, and return which became misclassified on the way.
+    def __call__(self, model: Classifier, nearest: Nearest, rows: Counts, c: PerImage, start: Images) -> Flags:
+        """Walk from these points for the images at `rows`, and return which were misclassified on the way.
 
         Passes, each image: steps + 1 forward and steps backward; none once its loss stops falling or it is near
         enough.
         """
         broken = torch.zeros_like(c, dtype=torch.bool)
         active = torch.arange(len(rows), device=rows.device)
-        w = torch.atanh((2 * nearest.x[rows] - 1) * INSIDE)
+        w = torch.atanh((2 * start - 1) * INSIDE)
         adam = Adam(torch.zeros_like(w), torch.zeros_like(w), self.step_size)
         least = checked = torch.full_like(c, float("inf"))
         window = max(self.steps // CHECKS, LULL)
@@ -46,11 +47,10 @@ class TanhWalk:
                 point = (leaf.tanh() + 1) / 2
                 logits = model(point)
                 loss = self._loss(point, logits, nearest, rows[active], c[active])
-            if step:  # before the first step the point is the clean image
-                broken[active] |= nearest.see_(rows[active], point.detach(), logits.detach(), self.kappa)
+            broken[active] |= nearest.see_(rows[active], point.detach(), logits.detach(), self.kappa)
             if step == self.steps:
                 break
-            w = adam.step(w, input_gradient(loss, leaf), step + 1)
+            w = adam.step(w, input_gradient(loss, leaf), step + 1, 1 - step / self.steps)
             going = nearest.is_open()[rows[active]]
             least = torch.minimum(least, loss.detach())
             if step % window == 0:
@@ -78,13 +78,13 @@ class Adam:
     step_size: float
     decay: tuple[float, ...] = (0.9, 0.999)
 
-    def step(self, w: Tensor, gradient: Tensor, count: int) -> Tensor:
-        """Return the variables after step number `count`, from 1."""
+    def step(self, w: Tensor, gradient: Tensor, count: int, share: float = 1.0) -> Tensor:
+        """Return the variables after step number `count`, from 1, at a share of the step size."""
         a, b = self.decay
         self.first = a * self.first + (1 - a) * gradient
         self.second = b * self.second + (1 - b) * gradient.square()
         scale = (self.second / (1 - b**count)).sqrt() + 1e-8
-        return w - self.step_size * self.first / (1 - a**count) / scale
+        return w - share * self.step_size * self.first / (1 - a**count) / scale
 
     def only(self, kept: Flags) -> "Adam":
         """Return the moments of some images."""

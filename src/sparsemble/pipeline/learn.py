@@ -64,7 +64,13 @@ def learn(
         epochs=epochs,
         threat=threat,
         rng=work.rng("train"),
-        callbacks=[*callbacks, best, Report(work.tell), Show(work.show), WriteHistory(work.folder / "history.jsonl")],
+        callbacks=[
+            *callbacks,
+            best,
+            Report(work.tell, work.say),
+            Show(work.show),
+            WriteHistory(work.folder / "history.jsonl"),
+        ],
         checkpoint=checkpoint,
         computing=computing,
     )

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, final
 
@@ -40,24 +40,38 @@ class Progress(ABC):
         self.shares: dict[str, tuple[float, float]] = {}
         self.began = time.perf_counter()
         self.begun: dict[str, float] = {}
+        self.before: dict[str, tuple[float, float]] = {}
+        """Of tasks that go on where an earlier try was interrupted: its seconds and the share it had reached."""
 
     def started(self, task: Task) -> None:
         """A task has begun."""
         self.shares[task.hash] = (task.cost, 0.0)
         self.begun[task.hash] = time.perf_counter()
 
+    def hear(self, task: Task, message: Mapping[str, Any]) -> None:
+        """A running task sends news."""
+        if message["kind"] == "progress":
+            self.moved(task, message["share"], message["text"])
+        elif message["kind"] == "epoch":
+            self.epoch(task, message["record"])
+        elif message["kind"] == "resumed":
+            self.before[task.hash] = (message["seconds"], message["share"])
+            self.moved(task, message["share"], "resumed")
+        else:
+            self.print(f"{task.title}: {message['sentence']}")
+
     def moved(self, task: Task, share: float, text: str) -> None:
         """A task says how far it is."""
         self.shares[task.hash] = (task.cost, share)
+        if share < self.before.get(task.hash, (0.0, 0.0))[1]:  # nothing of the earlier try was of use
+            del self.before[task.hash]
 
     def epoch(self, task: Task, record: dict[str, Any]) -> None:
-        """A training has finished an epoch; what the guard did is printed."""
+        """A training has kept an epoch."""
         known = self.trainings.setdefault(task.title, [])
         known[:] = [before for before in known if before["epoch"] < record["epoch"]] + [record]
         if self.board:
             self.board.write(task.title, record)
-        for sentence in [*record.get("rolled_back", []), *filter(None, [record.get("stopped")])]:
-            self.print(f"{task.title}: {sentence}")
 
     def finished(self, task: Task, seconds: float) -> None:
         """A task is over."""
@@ -76,7 +90,14 @@ class Progress(ABC):
     @property
     def left(self) -> str:
         """Time left of the run, in words; empty while it cannot be told."""
-        return time_left(self.began, self.share)
+        # Tries that were interrupted together had run side by side.
+        earlier = max((seconds for seconds, _ in self.before.values()), default=0.0)
+        return time_left(self.began - earlier, self.share)
+
+    def left_of(self, task: Task) -> str:
+        """Time left of a running task."""
+        earlier, _ = self.before.get(task.hash, (0.0, 0.0))
+        return time_left(self.begun[task.hash] - earlier, self.shares[task.hash][1])
 
     @abstractmethod
     def print(self, text: str) -> None:
@@ -86,11 +107,12 @@ class Progress(ABC):
     def __enter__(self) -> "Progress":
         """Begin."""
 
-    @abstractmethod
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End."""
+        if self.board:
+            self.board.close()
 
 
 @final
@@ -121,7 +143,7 @@ class BarProgress(Progress):
     def moved(self, task: Task, share: float, text: str) -> None:
         """Move its bar."""
         super().moved(task, share, text)
-        left = time_left(self.begun[task.hash], share)
+        left = self.left_of(task)
         self.bars.update(self.ids[task.hash], completed=share, text=f"{left}, {text}" if left else text)
         self.tick()
 
@@ -152,6 +174,7 @@ class BarProgress(Progress):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.live.stop()
+        super().__exit__(kind, error, trace)
 
 
 @final
@@ -176,11 +199,6 @@ class PlainProgress(Progress):
 
     def __enter__(self) -> "Progress":
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to close."""
 
 
 def time_left(began: float, share: float) -> str:

@@ -35,6 +35,8 @@ class Work:
     """Hears the share done, in [0, 1], and a few words."""
     show: Callable[[dict[str, Any]], None] = lambda record: None
     """Hears the record of every epoch that a training stage finishes."""
+    say: Callable[[str], None] = lambda sentence: None
+    """Hears sentences that stay on the screen."""
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     """Images through models in this stage; goes into `meta.json`."""
 

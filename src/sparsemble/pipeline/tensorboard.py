@@ -24,18 +24,24 @@ class Board:
             ) from error
         self.make = SummaryWriter
         self.folder = folder
-        self.writers: dict[str, Any] = {}
+        self.writers: dict[str, tuple[int, Any]] = {}
+        """The last epoch of each training, and what writes its events."""
 
     def write(self, title: str, record: dict[str, Any]) -> None:
-        """Add an epoch of a training."""
-        if title not in self.writers:
-            self.writers[title] = self.make(str(self.folder / title.replace(" ", "-")))
+        """Add an epoch of a training, in place of those that were drawn from it on and taken back since."""
+        epoch = record["epoch"]
+        last, writer = self.writers.get(title, (epoch, None))
+        if epoch <= last:  # also the first: an earlier run of this folder may have drawn further
+            if writer:
+                writer.close()
+            writer = self.make(str(self.folder / title.replace(" ", "-")), purge_step=epoch)
         for name, value in record.items():
             if isinstance(value, int | float) and name not in ("epoch", "epochs"):
-                self.writers[title].add_scalar(name, value, record["epoch"])
-        self.writers[title].flush()
+                writer.add_scalar(name, value, epoch)
+        writer.flush()
+        self.writers[title] = epoch, writer
 
     def close(self) -> None:
         """Close the files."""
-        for writer in self.writers.values():
+        for _, writer in self.writers.values():
             writer.close()

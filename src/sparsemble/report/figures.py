@@ -19,6 +19,7 @@ from sparsemble.report.svg import (
     draw,
     new_figure,
 )
+from sparsemble.report.trainings import marks
 from sparsemble.report.words import count, duration
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 MOST_NUMBERS = 16
 """Sub-models up to which the overlap is also written as numbers."""
 MOST_EXAMPLES = 10
+CURVES = {
+    "held_out_robust": ("held-out robust, %", 100, "linear"),
+    "held_out_clean": ("held-out clean, %", 100, "linear"),
+    "loss": ("loss (log scale)", 1, "log"),
+    "rate": ("rate", 1, "linear"),
+}
+"""What is drawn of each training: title, factor, scale."""
 
 
 def draw_all(summary: dict[str, Any], figures: dict[str, Any], examples: dict[str, np.ndarray]) -> dict[str, str]:
@@ -167,24 +175,26 @@ def shaded(ax: "Axes", x: float, y: float, depth: float, text: str) -> None:
 
 
 def training_curves(training: dict[str, Any]) -> "Figure":
-    """Robust and clean accuracy on held-out images and the loss, over epochs."""
-    figure, axes = new_figure(WIDE, 3.1, columns=3)
-    keys = {"held_out_robust": 100, "held_out_clean": 100, "loss": 1}
-    for name, records in training.items():
-        for ax, (key, scale) in zip(axes, keys.items(), strict=True):
+    """Accuracy on held-out images, loss and rate over epochs; dotted where training went back."""
+    figure, axes = new_figure(WIDE, 2.9, columns=len(CURVES))
+    for ax, (key, (title, scale, yscale)) in zip(axes, CURVES.items(), strict=True):
+        for name, records in training.items():
             points = [(record["epoch"], scale * record[key]) for record in records if record[key] is not None]
-            ax.plot(*zip(*points, strict=True) if points else ((), ()), color=COLOURS[name], label=SHORT_NAMES[name])
-            for record in records:
-                if record.get("rolled_back"):
-                    ax.axvline(record["epoch"] - 0.5, color=COLOURS[name], linestyle=":", linewidth=1)
-    titles = ("held-out robust accuracy, %", "held-out clean accuracy, %", "training loss (log scale)")
-    for ax, title in zip(axes, titles, strict=True):
+            epochs, values = zip(*points, strict=True) if points else ((), ())
+            ax.plot(
+                epochs, values, color=COLOURS[name], label=SHORT_NAMES[name], marker="o" if len(points) == 1 else ""
+            )
+            for epoch in marks(records):
+                ax.axvline(epoch, color=COLOURS[name], linestyle=":", linewidth=1)
         ax.set_title(title)
         ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid()
-    axes[2].set_yscale("log")
-    axes[2].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes[2].yaxis.set_minor_formatter(lambda value, _: "")
+        ax.set_yscale(yscale)
+        if yscale == "log":
+            ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ax.yaxis.set_minor_formatter(lambda value, _: "")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=max(len(labels), 1), loc="outside upper left", labelcolor="linecolor")
     return figure

@@ -10,6 +10,7 @@ from sparsemble.report import words
 from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of, validate
 from sparsemble.report.tables import Column, columns, markdown, markdown_table, ordered_checks
 from sparsemble.report.template import fill, flat, plots, plots_in_markdown, strip, write_plots
+from sparsemble.report.trainings import COLUMNS, EPOCH_COLUMNS, Trainings, epoch_rows, taken_back, training_rows
 
 FIGURES = {
     "size": "Robustness against size and work",
@@ -42,16 +43,16 @@ def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dic
 
     drawn = draw_all(summary, figures, examples)
     titles = captions(summary, figures)
-    write_plots(drawn, out)
-    write_bytes(out / "index.html", render(summary, drawn, titles).encode())
     trainings = figures.get("training") or {}
-    text = "\n".join([markdown(summary), *training_table(trainings), *plots_in_markdown(drawn, FIGURES, titles)])
+    write_plots(drawn, out)
+    write_bytes(out / "index.html", render(summary, drawn, titles, trainings).encode())
+    text = "\n".join([markdown(summary), *trainings_in_markdown(trainings), *plots_in_markdown(drawn, FIGURES, titles)])
     write_bytes(out / "report.md", text.encode())
     write_json(out / "summary.json", summary)
     write_json(out / "training.json", trainings)
 
 
-def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str]) -> str:
+def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str], trainings: Trainings) -> str:
     """Fill the page's template."""
     of_table = columns(summary)
     return fill(
@@ -67,6 +68,11 @@ def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str
         attacks=sorted(row_of(summary, "team_dynamic")["attacks"].items(), key=lambda item: item[1]),
         checks=ordered_checks(summary),
         **plots(drawn, FIGURES, titles, WIDE),
+        training_columns=COLUMNS,
+        trainings=[
+            (name, SHORT_NAMES[name], cells, epoch_rows(trainings[name])) for name, cells in training_rows(trainings)
+        ],
+        epoch_columns=EPOCH_COLUMNS,
         settings=list(flat(summary["recipe"])),
     )
 
@@ -100,6 +106,7 @@ def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]
     by_chance = words.round_percent(kept / (2 - kept))
     images = (figures.get("curves") or {}).get("images", 0)
     linf = summary["threat"]["norm"] == "linf"
+    trainings = figures.get("training") or {}
     return {
         "size": "Worst-case accuracy with its 95 % interval. Up is more robust, left is smaller (first panel) or less "
         "work (second panel). Rows of equal size are drawn side by side.",
@@ -111,47 +118,21 @@ def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]
         "dashed line is the whole network. The paper's Figure 5.",
         "overlap": "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the team in "
         f"colour. Masks of the best sub-model's size drawn blindly would share {by_chance}.",
-        "training": "Robust and clean accuracy on held-out images, and the loss on the training images."
-        + taken_back(figures.get("training") or {}),
+        "training": " ".join(
+            ["Accuracy on held-out images, the loss on training images, and the rate.", taken_back(trainings)]
+        ).strip(),
         "cost": "Images passed forward and backward through a network, attacks included, and seconds of one core, for "
         "everything a row was made from.",
     }
 
 
-def taken_back(trainings: dict[str, list[dict[str, Any]]]) -> str:
-    """Say where trainings went wrong and went back (dotted lines)."""
-    found = [
-        f"{SHORT_NAMES[name]}: {sentence}"
-        for name, records in trainings.items()
-        for record in records
-        for sentence in record.get("rolled_back") or []
-    ]
-    return " Dotted lines: training went back. " + "; ".join(found) + "." if found else ""
-
-
-def training_table(trainings: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Return the trainings as a table of Markdown: epochs, loss, and the epoch that held-out images liked best."""
-    rows = []
-    for name, records in trainings.items():
-        measured = [record for record in records if record["held_out_robust"] is not None]
-        if not measured:
-            continue
-        best = max(measured, key=lambda record: (record["held_out_robust"], record["epoch"]))
-        rows.append(
-            [
-                SHORT_NAMES[name],
-                str(len(records)),
-                f"{records[0]['loss']:.3f}",
-                f"{records[-1]['loss']:.3f}",
-                str(best["epoch"]),
-                words.percent(best["held_out_clean"]),
-                words.percent(best["held_out_robust"]),
-                str(sum(len(record.get("rolled_back") or []) for record in records)),
-            ]
-        )
-    titles = ["training", "epochs", "first loss", "last loss", "most robust epoch", "held-out clean %"]
-    titles += ["held-out robust %", "went back"]
-    return ["", "## Trainings", "", *markdown_table(titles, rows, 1), ""] if rows else []
+def trainings_in_markdown(trainings: Trainings) -> list[str]:
+    """Return a section with a row for each training; `training.json` beside it has every epoch."""
+    rows = [[SHORT_NAMES[name], *cells] for name, cells in training_rows(trainings)]
+    if not rows:
+        return []
+    table = markdown_table(["training", *(column.title for column in COLUMNS)], rows, 1)
+    return ["", "## Trainings", "", *table, "", "Every epoch: `training.json`.", ""]
 
 
 def column_groups(of_table: list[Column]) -> list[tuple[str, int]]:

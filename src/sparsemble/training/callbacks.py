@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.core.artifacts import json_line, write_bytes
+from sparsemble.core.artifacts import json_line
 from sparsemble.core.modes import eval_mode
 from sparsemble.training.computing import exactly
 
@@ -89,10 +89,17 @@ class KeepBest(Callback):
 
 @final
 class Report(Callback):
-    """Tells how far training is, after every epoch."""
+    """Tells how far training is after every epoch, and at once what went wrong."""
 
-    def __init__(self, tell: Callable[[float, str], None]) -> None:
+    def __init__(self, tell: Callable[[float, str], None], say: Callable[[str], None] = lambda sentence: None) -> None:
+        """Set up.
+
+        Args:
+            tell: hears the share done and a few words, which the next ones replace.
+            say: hears sentences that stay.
+        """
         self.tell = tell
+        self.say = say
         self.share = 0.0
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
@@ -103,6 +110,7 @@ class Report(Callback):
     def after_rollback(self, sentence: str) -> None:
         """Say what went wrong."""
         self.tell(self.share, sentence)
+        self.say(sentence)
 
 
 @final
@@ -111,32 +119,40 @@ class WriteHistory(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: list[str] | None = None
 
     def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
-        """Append the last epoch, or write the file anew where epochs were taken back."""
-        lines = [json_line(record) for record in history]
-        if lines and self.lines == lines[:-1]:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(lines[-1])
-        else:
-            write_bytes(self.path, "".join(lines).encode())
-        self.lines = lines
+        """Leave the lines that are right already, cut off those that are not, append what is missing."""
+        lines = [json_line(record).encode() for record in history]
+        # The same file throughout: a reader that follows it would miss what another file in its place gets.
+        with self.path.open("a+b") as stream:
+            stream.seek(0)
+            there = stream.readlines()
+            right = 0
+            while right < len(lines) and there[right : right + 1] == [lines[right]]:
+                right += 1
+            stream.truncate(sum(map(len, lines[:right])))
+            stream.writelines(lines[right:])
 
 
 @final
 class Show(Callback):
-    """Hands every finished epoch's record on, with the number of epochs there will be."""
+    """Hands the record of every epoch that is kept on, once, with the number of epochs there will be."""
 
     def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
         self.show = show
         self.epochs = 0
+        """Epochs there will be, while one is finished and not yet kept; else 0."""
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        """Learn how many epochs there will be."""
+        """Expect a record; the guard may still refuse the epoch."""
         self.epochs = epochs
+
+    def after_rollback(self, sentence: str) -> None:
+        """Expect none."""
+        self.epochs = 0
 
     def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
         """Hand the last record on, if it is a new one."""
-        if self.epochs and history:
+        if self.epochs:
             self.show({**history[-1], "epochs": self.epochs})
+            self.epochs = 0

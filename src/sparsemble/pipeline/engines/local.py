@@ -82,10 +82,6 @@ class LocalEngine:
                 f"a worker process ended {what} (exit status {worker.process.wait()}; a negative number is a signal, "
                 "-9 often means out of memory); run the same command to go on"
             )
-        elif task and kind == "progress":
-            self.progress.moved(task, message["share"], message["text"])
-        elif task and kind == "epoch":
-            self.progress.epoch(task, message["record"])
         elif task and kind == "done":
             pending.discard(task.hash)
             worker.task = None
@@ -94,6 +90,8 @@ class LocalEngine:
             if message.get("details"):
                 self.progress.print(message["details"])
             raise RunError(f'the stage "{task.title}" failed: {message["sentence"]}')
+        elif task:
+            self.progress.hear(task, message)
 
 
 @final

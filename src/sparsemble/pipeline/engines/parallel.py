@@ -37,11 +37,8 @@ class ParallelEngine:
             parallel.wait()
 
     def _lead(self, task: Task) -> None:
-        def say(kind: str, **message: Any) -> None:
-            if kind == "epoch":
-                self.progress.epoch(task, message["record"])
-            else:
-                self.progress.moved(task, message["share"], message["text"])
+        def say(**message: Any) -> None:
+            self.progress.hear(task, message)
 
         self.progress.started(task)
         seconds = run_task(task.to_json(), self.folder, self.device, say)

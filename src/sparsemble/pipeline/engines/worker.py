@@ -57,11 +57,13 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, say: Call
     partial = folder / (task["folder"] + PARTIAL)
     partial.mkdir(parents=True, exist_ok=True)
     stage = stages.build(task["stage"])
-    before = _seconds_before(partial)
+    before, reached = _earlier_tries(partial)
     started = time.perf_counter()
+    if before:
+        say(kind="resumed", share=reached, seconds=before)
 
     def tell(share: float, text: str) -> None:
-        (partial / "seconds.tmp").write_text(str(before + time.perf_counter() - started), "utf-8")
+        (partial / "tries.tmp").write_text(f"{before + time.perf_counter() - started} {share}", "utf-8")
         say(kind="progress", share=share, text=text)
 
     work = Work(
@@ -72,6 +74,7 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, say: Call
         stream=stage.stream,
         tell=tell,
         show=lambda record: say(kind="epoch", record=record),
+        say=lambda sentence: say(kind="said", sentence=sentence),
     )
     stage.run(work)
     for leftover in [*partial.glob("*.tmp"), *partial.glob("*.new")]:
@@ -94,11 +97,13 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, say: Call
     return seconds
 
 
-def _seconds_before(partial: Path) -> float:
+def _earlier_tries(partial: Path) -> tuple[float, float]:
+    """Return the seconds of interrupted tries, and the share that the last one reached."""
     try:
-        return float((partial / "seconds.tmp").read_text("utf-8"))
+        seconds, share = (partial / "tries.tmp").read_text("utf-8").split()
+        return float(seconds), float(share)
     except (OSError, ValueError):
-        return 0.0
+        return 0.0, 0.0
 
 
 def _listen(tasks: "SimpleQueue[dict[str, Any]]") -> None:

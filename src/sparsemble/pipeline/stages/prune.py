@@ -97,7 +97,7 @@ class PruneStage(WithData):
             threat=self.threat,
             rng=rng,
             callbacks=[
-                Report(lambda share, text: work.tell(0.3 * share, f"masks: {text}")),
+                Report(lambda share, text: work.tell(0.3 * share, f"masks: {text}"), work.say),
                 WriteHistory(work.folder / "learning.jsonl"),
             ],
             checkpoint=self._search(work),

@@ -1,7 +1,7 @@
 """Write the page from the artifacts of a run; measures nothing new."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -31,6 +31,7 @@ BELONGS_TO = {
 class ReportStage(Stage):
     """Tables, plots and one page."""
 
+    version: ClassVar[int] = 2
     seed: int
     title: str
     """Name of the run."""
@@ -135,5 +136,5 @@ def _examples(work: Work) -> dict[str, np.ndarray]:
 
 
 def _epoch(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("epoch", "loss", "held_out_clean", "held_out_robust", "rate", "rolled_back")
+    keys = ("epoch", "loss", "held_out_clean", "held_out_robust", "rate", "rolled_back", "stopped")
     return {key: record.get(key) for key in keys}

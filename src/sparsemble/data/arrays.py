@@ -35,6 +35,8 @@ class Arrays(DataSource):
     """Images to hold out, each class in proportion; a share if below 1 (of the groups, where there are any)."""
     crop: int = 0
     """Largest random shift in training, in pixels."""
+    cutout: int = 0
+    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
     flip: bool = False
     """Mirror half of the images in training; only where left and right do not matter."""
 
@@ -51,7 +53,7 @@ class Arrays(DataSource):
             test,
             _classes(arrays, path),
             held_out=self.held_out,
-            augmentation=Augmentation(crop=self.crop, flip=self.flip),
+            augmentation=Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip),
             groups=_groups(arrays, path),
         )
 

@@ -51,6 +51,8 @@ class CIFAR100(DataSource):
     """Images cut from the training images, each class in proportion."""
     crop: int = 4
     """Largest random shift in training, in pixels."""
+    cutout: int = 0
+    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
     flip: bool = True
     """Mirror half of the images in training."""
 
@@ -61,7 +63,7 @@ class CIFAR100(DataSource):
             self.root,
             download=self.download,
             held_out=self.held_out,
-            augmentation=Augmentation(crop=self.crop, flip=self.flip),
+            augmentation=Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip),
         )
 
     def fingerprint(self) -> str:

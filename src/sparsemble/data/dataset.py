@@ -68,12 +68,18 @@ class TensorSplit(Split):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random shifts and mirror images, drawn for each image."""
+    """Random shifts, mirror images and covered squares (DeVries & Taylor 2017), drawn for each image."""
 
     crop: int = 0
     """Largest shift in pixels; the border is filled with zeros."""
     flip: bool = False
     """Mirror half of the images left to right; only where the data allows it."""
+    cutout: int = 0
+    """Side in pixels of a square set to zero, its centre anywhere in the image; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.cutout < 0:
+            raise InputError(f"cutout = {self.cutout} must be 0 or more pixels")
 
     def __call__(self, x: Images, rng: Generator) -> Images:
         """Return varied images of the same shape."""
@@ -82,7 +88,17 @@ class Augmentation:
             x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
         if self.crop:
             x = self._shift(x, rng)
-        return x
+        return self._cover(x, rng) if self.cutout else x
+
+    def _cover(self, x: Images, rng: Generator) -> Images:
+        covered = []
+        for side in x.shape[2:]:
+            centre = torch.randint(0, side, (len(x), 1), generator=rng, device=x.device)
+            first = centre - self.cutout // 2
+            place = torch.arange(side, device=x.device)
+            covered.append((place >= first) & (place < first + self.cutout))
+        rows, columns = covered
+        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
     def _shift(self, x: Images, rng: Generator) -> Images:
         height, width = x.shape[2:]

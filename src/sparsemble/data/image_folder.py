@@ -34,6 +34,8 @@ class ImageFolder(DataSource):
     """Training images to hold out, each class in proportion; a share if below 1."""
     crop: int = 0
     """Largest random shift in training, in pixels."""
+    cutout: int = 0
+    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
     flip: bool = False
     """Mirror half of the images in training; only where left and right do not matter."""
 
@@ -46,7 +48,7 @@ class ImageFolder(DataSource):
         view = View(resize=self.size, size=self.size, grey=self.grey)
         classes = class_names(root / "train", root / "test")
         train, test = (file_split(root / part, classes, view) for part in ("train", "test"))
-        augmentation = Augmentation(crop=self.crop, flip=self.flip)
+        augmentation = Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip)
         if (len(train) + len(test)) * self.size**2 * (1 if self.grey else 3) <= IN_MEMORY:
             return assemble(_read(train), _read(test), classes, held_out=self.held_out, augmentation=augmentation)
         sample = train.subset(torch.linspace(0, len(train) - 1, MEASURED).long())

@@ -45,11 +45,13 @@ class SVHN(DataSource):
     """Images cut from the training images, each class in proportion."""
     crop: int = 4
     """Largest random shift in training, in pixels; digits are never mirrored."""
+    cutout: int = 0
+    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
 
     def load(self) -> Dataset:
         """Read the two files, fetching them first where they are absent."""
         train, test = (tensor_split(*read(path)) for path in self._find())
-        augmentation = Augmentation(crop=self.crop)
+        augmentation = Augmentation(cutout=self.cutout, crop=self.crop)
         return assemble(train, test, tuple("0123456789"), held_out=self.held_out, augmentation=augmentation)
 
     def fingerprint(self) -> str:

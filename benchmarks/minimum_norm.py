@@ -78,6 +78,7 @@ def main() -> None:
         "DeepFool, torchattacks": torchattacks.DeepFool(model, steps=50, overshoot=0.02),
         "DeepFool": ours(DeepFool(), model),
         "C&W 50 steps, torchattacks": torchattacks.CW(model, c=1, kappa=0, steps=50, lr=0.01),
+        "C&W 20 steps, one c": ours(CarliniWagner(steps=20, searches=1), model),
         "C&W 50 steps, one c": ours(CarliniWagner(steps=50, searches=1), model),
         "C&W": ours(CarliniWagner(), model),
         "FMN": ours(FMN(), model),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks import Attack, attacks
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, PerImage, seeded
 from sparsemble.models import architectures, build_model
@@ -188,3 +189,29 @@ def test_refuses_images_outside_the_box(name: str) -> None:
 def test_has_a_label(name: str) -> None:
     assert build(name).label
     assert dataclasses.replace(build(name), label="mine").label == "mine"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_passes_are_put_down_to_the_image_that_took_them(name: str, norm: str) -> None:
+    """What an image takes is its own: whole numbers, and as many when the others are not attacked at all."""
+    model, x, y, threat = small_case(norm)
+    attack = build(name)
+
+    def taken(labels: Labels) -> Tensor:
+        with count_passes(model, images=len(x)) as passes:
+            attack(model, x, labels, threat, rng=seeded(5))
+        assert passes.by_image.sum(0).tolist() == [passes.forward, passes.backward]
+        return passes.by_image
+
+    together = taken(y)
+    assert torch.equal(together, together.round())
+    assert bool((together[0] <= together[1:]).all()), "the first image is wrong when clean and needs nothing"
+    if name == "autoattack":
+        return  # its parts draw for the images that are left, so their paths depend on the others
+    # DeepFool looks again, without them, when others leave the batch.
+    ways = slice(1, 2) if name in ("deepfool", "carlini_wagner") else slice(0, 2)
+    others_wrong = (y + 1) % 4
+    for i in range(1, len(x)):
+        alone = torch.where(torch.arange(len(x)) == i, y, others_wrong)
+        assert torch.equal(taken(alone)[i, ways], together[i, ways])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
-from sparsemble.core.passes import Passes, count_passes
+from sparsemble.core.passes import Passes, count_passes, for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
@@ -212,3 +212,31 @@ def test_pgd_for_training_takes_as_many_passes_as_steps(steps: int, random_start
     with count_passes(model) as passes:
         attack(model, images(), torch.tensor([0, 1, 2, 0, 1]), ThreatModel(eps=0.1), rng=seeded(0))
     assert counts(passes) == (5 * steps, 5 * steps)
+
+
+class TestByImage:
+    def test_contexts_nest_and_rows_may_stand_twice(self) -> None:
+        model, x = linear(), images(6)
+        with count_passes(model, images=6) as passes:
+            model(x)
+            with for_images(torch.tensor([1, 3, 5])):
+                leaf = x[[1, 3, 5]].requires_grad_()
+                torch.autograd.grad(model(leaf).sum(), leaf)
+                with for_images(torch.tensor([2, 2])):
+                    model(x[[5, 5]])
+        assert passes.by_image[:, 0].tolist() == [1, 2, 1, 2, 1, 4]
+        assert passes.by_image[:, 1].tolist() == [0, 1, 0, 1, 0, 1]
+
+    def test_backward_belongs_to_the_images_that_went_forward(self) -> None:
+        model, x = linear(), images(2).requires_grad_()
+        with count_passes(model, images=2) as passes:
+            with for_images(torch.tensor([1])):
+                logits = model(x[1:])
+            torch.autograd.grad(logits.sum(), x)
+        assert passes.by_image.tolist() == [[0, 0], [1, 1]]
+
+    def test_who_does_not_say_shares_alike(self) -> None:
+        model = linear()
+        with count_passes(model, images=4) as passes:
+            model(images(2))
+        assert passes.by_image[:, 0].tolist() == [0.5] * 4

@@ -59,7 +59,7 @@ def test_images_wrong_when_clean_cost_nothing() -> None:
     wrong = evaluate(model, data, [PGD(steps=3)], THREAT).clean.right.logical_not()
     assert 5 < int(wrong.sum()) < 45
     outcome = evaluate(model, data.subset(wrong.nonzero()[:, 0]), [PGD(steps=3)], THREAT).attacks["pgd3"]
-    assert outcome.passes.tolist() == [[0, 0]]
+    assert not outcome.passes.any()
     assert not outcome.right.any()
     assert outcome.distance.max() == 0
 

@@ -11,6 +11,7 @@ from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits
 
@@ -61,7 +62,9 @@ class APGD(Attack):
             if not len(rows):
                 break
             loss = self._climbed(clean_logits[rows], y[rows])
-            found.improve_(rows, ascent(model, x[rows], y[rows], threat, start[rows], loss))
+            with for_images(rows):
+                walked = ascent(model, x[rows], y[rows], threat, start[rows], loss)
+            found.improve_(rows, walked)
         return found.images
 
     def _climbed(self, clean_logits: Logits, y: Labels) -> RowLoss:

@@ -11,6 +11,7 @@ from sparsemble.attacks.ascent import Ascent, Outcome, mean_logits, start_at_edg
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.search_on import search_on
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, PerImage
 
@@ -73,9 +74,9 @@ class APGDFocused(Attack):
             hunt.walk_(rows, which[rows], self.steps, start_at_edge(x, threat, rng)[rows])
             made[rows, which[rows]] += 1
         near = (hunt.standing() & (hunt.left.amin(1) <= self.reach)).nonzero()[:, 0]
-        hunt.found.improve_(
-            near, search_on(model, hunt.found.only(near), x[near], y[near], threat, self.queries, rng=rng)
-        )
+        with for_images(near):
+            last = search_on(model, hunt.found.only(near), x[near], y[near], threat, self.queries, rng=rng)
+        hunt.found.improve_(near, last)
         return hunt.found.images
 
 
@@ -117,7 +118,8 @@ class Hunt:
             return
         x, y = self.x[rows], self.y[rows]
         walk = Towards(self.targets[rows, which], y)
-        walked = Ascent(steps=steps)(self.model, x, y, self.threat, start, walk)
+        with for_images(rows):
+            walked = Ascent(steps=steps)(self.model, x, y, self.threat, start, walk)
         self.found.improve_(rows, replace(walked, score=walked.margin))
         now = way_left(self.behind[rows, which], walked.margin)
         self.left[rows, which] = torch.minimum(self.left[rows, which], now)

@@ -9,6 +9,7 @@ from torch import Generator
 from sparsemble.attacks.ascent import Ascent, Outcome, mean_logits, start_at_edge
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels, Logits, PerImage
 
@@ -60,7 +61,8 @@ class APGDTargeted(Attack):
                 rows = (~found.broken if self.stop_at_success else torch.ones_like(found.broken)).nonzero()[:, 0]
                 if not len(rows):
                     return found.images
-                walked = ascent(model, x[rows], y[rows], threat, start[rows], Towards(target[rows], y[rows]))
+                with for_images(rows):
+                    walked = ascent(model, x[rows], y[rows], threat, start[rows], Towards(target[rows], y[rows]))
                 # Ratios towards different targets cannot be compared; margins can.
                 found.improve_(rows, replace(walked, score=walked.margin))
         return found.images

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from sparsemble.attacks.attack import input_gradient
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage
 
@@ -163,7 +164,7 @@ class Ascent:
         said, height = [], []
         for _ in range(self.eot):
             leaf = point.detach().requires_grad_(with_gradient)
-            with torch.set_grad_enabled(with_gradient):
+            with torch.set_grad_enabled(with_gradient), for_images(rows):
                 logits = model(leaf)
                 value = loss(logits, rows)
             if with_gradient:

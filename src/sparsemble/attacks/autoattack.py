@@ -17,6 +17,7 @@ from sparsemble.attacks.losses.dlr import DLR
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.square import Square
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels
 
@@ -101,7 +102,8 @@ class AutoAttack(Attack):
                 break
             if part is LONGER and masked:
                 continue
-            now = self._judge(model, part(model, x[rows], y[rows], threat, rng=rng), y[rows])
+            with for_images(rows):
+                now = self._judge(model, part(model, x[rows], y[rows], threat, rng=rng), y[rows])
             if part is BLIND:
                 further = now.margin > found.margin[rows]
                 masked = float(further.float().mean()) > MASKED

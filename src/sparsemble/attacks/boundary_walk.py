@@ -11,6 +11,7 @@ from sparsemble.attacks.border import nearest_border
 from sparsemble.attacks.hyperplane import random_direction
 from sparsemble.attacks.minimum_norm import Nearest
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images
 
@@ -51,7 +52,7 @@ class BoundaryWalk:
             if not len(rows):
                 return
             point = self._move(model, nearest.x[rows], nearest, others[rows], point, rows)
-            with torch.no_grad():
+            with torch.no_grad(), for_images(rows):
                 logits = model(point)
             broken = nearest.see_(rows, point, logits).view(-1, 1, 1, 1)
             x = nearest.x[rows]
@@ -70,7 +71,8 @@ class BoundaryWalk:
         rows: Int[Tensor, "B"],
     ) -> Images:
         """Overstep the nearest border, from the point and from the clean image, and mix the two."""
-        border = nearest_border(model, point, nearest.y[rows], others, nearest.norm)
+        with for_images(rows):
+            border = nearest_border(model, point, nearest.y[rows], others, nearest.norm)
         here, there = border.move_from(point, nearest.norm), border.move_from(x, nearest.norm)
         threat = ThreatModel(norm=nearest.norm)
         step, back = threat.distance(point + here, point), threat.distance(x + there, x)

@@ -13,6 +13,7 @@ from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.tanh_walk import TanhWalk
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, PerImage
 
@@ -92,7 +93,7 @@ class CarliniWagner(MinimumNorm):
         threat = ThreatModel(norm=nearest.norm, eps=nearest.enough)
         point = pgd.perturb(model, nearest.x, nearest.y, threat, rng=rng)
         rows = nearest.open_rows()
-        with torch.no_grad():
+        with torch.no_grad(), for_images(rows):
             nearest.see_(rows, point[rows], model(point[rows]), self.kappa)
 
     def _search_balls(self, model: Classifier, nearest: Nearest, rng: Generator) -> None:
@@ -103,9 +104,11 @@ class CarliniWagner(MinimumNorm):
             if not len(rows):
                 break
             threat = ThreatModel(norm=nearest.norm, eps=2.0**-halvings)
-            point = pgd.perturb(model, nearest.x[rows], nearest.y[rows], threat, rng=rng)
-            with torch.no_grad():
-                rows = rows[~nearest.see_(rows, point, model(point), self.kappa)]
+            with for_images(rows):
+                point = pgd.perturb(model, nearest.x[rows], nearest.y[rows], threat, rng=rng)
+            with torch.no_grad(), for_images(rows):
+                broken = nearest.see_(rows, point, model(point), self.kappa)
+            rows = rows[~broken]
         self._search_back(model, nearest)
 
     def _search_back(self, model: Classifier, nearest: Nearest) -> None:

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from sparsemble.attacks.attack import input_gradient
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, PerImage
 
@@ -69,7 +70,8 @@ def climb(
             if not len(rows):
                 break
             point = point.detach().requires_grad_()
-            loss, rank = value(point, At(rows, step, restart))
+            with for_images(rows):
+                loss, rank = value(point, At(rows, step, restart))
             rank = rank.detach().to(best_rank.dtype)
             if rank.isnan().any():
                 raise RunError("an attack met NaN; does the model return NaN or infinite logits?")

@@ -11,7 +11,8 @@ from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.border import nearest_of
 from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import Classifier, Images, Logits
+from sparsemble.core.passes import for_images
+from sparsemble.core.types import Classifier, Counts, Images, Logits
 
 
 @final
@@ -58,7 +59,7 @@ class DeepFool(MinimumNorm):
         rows = nearest.open_rows()
         total = torch.zeros_like(nearest.x[rows])
         others = others[rows]
-        leaf, logits = looked_at(model, nearest.x[rows])
+        leaf, logits = looked_at(model, nearest.x[rows], rows)
         for _ in range(self.steps):
             if not len(rows):
                 return
@@ -67,15 +68,16 @@ class DeepFool(MinimumNorm):
                 others = others.gather(1, distances.topk(self.followed, largest=False).indices)
             total = total + border.move_from(leaf.detach(), nearest.norm)
             point = (nearest.x[rows] + (1 + self.overshoot) * total).clamp(0, 1)
-            leaf, logits = looked_at(model, point)
+            leaf, logits = looked_at(model, point, rows)
             going = ~nearest.see_(rows, point, logits.detach())
             if not bool(going.all()):
                 rows, total, others = rows[going], total[going], others[going]
                 # Backward passes through images that are done cost more than one more forward pass without them.
-                leaf, logits = looked_at(model, point[going]) if len(rows) else (leaf, logits)
+                leaf, logits = looked_at(model, point[going], rows) if len(rows) else (leaf, logits)
 
 
-def looked_at(model: Classifier, point: Images) -> tuple[Images, Logits]:
+def looked_at(model: Classifier, point: Images, rows: Counts) -> tuple[Images, Logits]:
     """Return a point that wants a gradient, and its logits."""
     leaf = point.detach().requires_grad_()
-    return leaf, model(leaf)
+    with for_images(rows):
+        return leaf, model(leaf)

@@ -12,6 +12,7 @@ from sparsemble.attacks.hyperplane import SMALLEST, dual_length
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Flags, Images, PerImage
 
@@ -64,7 +65,8 @@ class FMN(MinimumNorm):
                 return
             x, share = nearest.x[rows], step / self.steps
             leaf = point.detach().requires_grad_()
-            logits = model(leaf)
+            with for_images(rows):
+                logits = model(leaf)
             margin = Margin()(logits, logits, nearest.y[rows])
             slope, margin, logits = input_gradient(margin, leaf), margin.detach(), logits.detach()
             # The clean image is worth nothing to `nearest`, which would return it where no step moves the margin.
@@ -78,7 +80,7 @@ class FMN(MinimumNorm):
             open_still = nearest.is_open()[rows]
             rows, point, radius = rows[open_still], point[open_still], radius[open_still]
         if len(rows):
-            with torch.no_grad():
+            with torch.no_grad(), for_images(rows):
                 nearest.see_(rows, point, model(point))
 
     def _breathe(self, radius: PerImage, broken: Flags, reach: PerImage, best: PerImage, share: float) -> PerImage:

@@ -11,6 +11,7 @@ from sparsemble.attacks.attack import TOLERANCE, Attack
 from sparsemble.attacks.hyperplane import Norm
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage
 
@@ -81,7 +82,7 @@ class Nearest:
             share = torch.where(share.isfinite(), share, 0.5).clamp(0.01, 0.99)
             at = low + share * (high - low)
             point = (x + at.view(-1, 1, 1, 1) * away).clamp(0, 1)
-            with torch.no_grad():
+            with torch.no_grad(), for_images(rows):
                 logits = model(point)
             broken, margin = self.see_(rows, point, logits), Margin()(logits, logits, y)
             low, low_margin = torch.where(broken, low, at), torch.where(broken, low_margin, margin)
@@ -152,7 +153,9 @@ def bring_inside(
     clean, away = x[rows], point[rows] - x[rows]
     shorter = (threat.eps / distance[rows].clamp_min(1e-12)).clamp_max(1.0).view(-1, 1, 1, 1)
     inside = (point[rows], clean + shorter * away, start[rows])
-    return point.index_copy(0, rows, worst(model, clean, y[rows], [threat.project(p, clean) for p in inside]))
+    with for_images(rows):
+        chosen = worst(model, clean, y[rows], [threat.project(p, clean) for p in inside])
+    return point.index_copy(0, rows, chosen)
 
 
 def worst(model: Classifier, x: Images, y: Labels, candidates: list[Images]) -> Images:

@@ -11,6 +11,7 @@ from sparsemble.attacks.ascent import Outcome
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 
@@ -51,7 +52,9 @@ class Noise(Attack):
                 if not len(rows):
                     break
                 for part in rows.split(max(POINTS_AT_ONCE // len(delta), 1)):
-                    found.improve_(part, best_of(model, x[part], y[part], threat, delta))
+                    with for_images(part.repeat_interleave(len(delta))):
+                        best = best_of(model, x[part], y[part], threat, delta)
+                    found.improve_(part, best)
         return found.images
 
 

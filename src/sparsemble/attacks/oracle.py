@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, PerImage
 
@@ -52,7 +53,8 @@ class Oracle:
     @torch.no_grad()
     def ask(self, rows: Int[Tensor, "P"], points: Float[Tensor, "P C H W"]) -> Bool[Tensor, "P"]:
         """Return which points are misclassified; `rows` are the images they belong to, each at most once."""
-        broken: Tensor = self.model(points).argmax(1) != self.y[rows]
+        with for_images(rows):
+            broken: Tensor = self.model(points).argmax(1) != self.y[rows]
         self.spent[rows] += 1
         distance = self.threat.distance(points, self.x[rows])
         nearer = broken & (distance < self.distance[rows])
@@ -61,9 +63,11 @@ class Oracle:
 
     def ask_around(self, rows: Counts, points: Float[Tensor, "B N C H W"]) -> Bool[Tensor, "B N"]:
         """Return which of the N points of each image are misclassified."""
-        parts = points.split(max(POINTS_AT_ONCE // points.shape[1], 1))
-        with torch.no_grad():
-            answers = [self.model(part.flatten(0, 1)).argmax(1).view(len(part), -1) for part in parts]
+        most = max(POINTS_AT_ONCE // points.shape[1], 1)
+        answers = []
+        for part, whose in zip(points.split(most), rows.split(most), strict=True):
+            with torch.no_grad(), for_images(whose.repeat_interleave(part.shape[1])):
+                answers.append(self.model(part.flatten(0, 1)).argmax(1).view(len(part), -1))
         self.spent[rows] += points.shape[1]
         return torch.cat(answers) != self.y[rows][:, None]
 

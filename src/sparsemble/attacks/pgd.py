@@ -13,6 +13,7 @@ from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.passes import for_images
 from sparsemble.core.shard import normal_like
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
@@ -104,7 +105,7 @@ class PGD(Attack):
             if not len(rows):
                 return
             point = point.detach().requires_grad_(step < self.steps)
-            with torch.set_grad_enabled(step < self.steps):
+            with torch.set_grad_enabled(step < self.steps), for_images(rows):
                 logits = model(point)
                 loss = self.loss(logits, clean_logits[rows], y[rows])
             seen = logits.detach()

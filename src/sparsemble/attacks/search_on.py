@@ -6,6 +6,7 @@ from torch import Generator
 from sparsemble.attacks.ascent import Outcome
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.square import LONGEST, Draw, L2Moves, LinfMoves, Moves, Square
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 
@@ -32,7 +33,8 @@ def search_on(
         at = BEGUN + query * (LONGEST - BEGUN) // queries
         draw = Draw.sample(x, Square(queries=LONGEST).side(at, x.shape[2], x.shape[3]), rng)
         tried = moves.step(best.images[rows], x[rows], threat, draw.only(rows))
-        logits = model(tried)
+        with for_images(rows):
+            logits = model(tried)
         margin = Margin()(logits, logits, y[rows])
         best.improve_(rows, Outcome(tried, logits.argmax(1) != y[rows], margin, margin))
     return best

@@ -12,6 +12,7 @@ from sparsemble.attacks.ascent import Outcome
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
+from sparsemble.core.passes import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels
 
@@ -63,7 +64,8 @@ class Square(Attack):
             # Drawn for the whole batch, so that an image's luck does not hang on which others are broken.
             draw = Draw.sample(x, self.side(query, x.shape[2], x.shape[3]), rng)
             tried = start[rows] if not query else moves.step(found.images[rows], x[rows], threat, draw.only(rows))
-            logits = model(tried)
+            with for_images(rows):
+                logits = model(tried)
             margin = Margin()(logits, logits, y[rows])
             found.improve_(rows, Outcome(tried, logits.argmax(1) != y[rows], margin, margin))
         return found.images

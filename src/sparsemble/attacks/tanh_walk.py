@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsemble.attacks.attack import input_gradient
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.minimum_norm import Nearest
+from sparsemble.core.passes import for_images
 from sparsemble.core.types import Classifier, Counts, Flags, Images, PerImage
 
 INSIDE = 1 - 1e-6
@@ -43,7 +44,7 @@ class TanhWalk:
         window = max(self.steps // CHECKS, LULL)
         for step in range(self.steps + 1):
             leaf = w.detach().requires_grad_(step < self.steps)
-            with torch.set_grad_enabled(step < self.steps):
+            with torch.set_grad_enabled(step < self.steps), for_images(rows[active]):
                 point = (leaf.tanh() + 1) / 2
                 logits = model(point)
                 loss = self._loss(point, logits, nearest, rows[active], c[active])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule
+from sparsemble.core.passes import for_images
 from sparsemble.core.types import Images, Logits, MemberLogits
 
 
@@ -13,7 +14,8 @@ def decide(ensemble: Ensemble, x: Images, stop: StoppingRule) -> DynamicOutput:
     """Run members one after the other, only on images still undecided; gradients reach the members that answer."""
 
     def ask(m: int, rows: Tensor) -> Logits:
-        logits: Logits = ensemble.members[m](x[rows])
+        with for_images(rows):
+            logits: Logits = ensemble.members[m](x[rows])
         return logits
 
     return _decide(ask, len(ensemble.members), torch.arange(len(x), device=x.device), ensemble.combine, stop)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -36,10 +36,16 @@ class Outcome:
     other attacks."""
     part: Counts
     """AutoAttack: place of the part that broke the image; -1 where none did, and for other attacks."""
-    passes: Int[Tensor, "shards 2"]
-    """Images sent forward and backward through models by the attack, one row a shard."""
+    passes: Float[Tensor, "B 2"]
+    """How often each image was sent forward and backward through models; whole numbers where the attack says whose
+    points it asks about (`core.passes.for_images`), else equal shares."""
     seconds: Float[Tensor, " shards"]
     """Time that the attack took, one entry a shard."""
+
+    def total_passes(self) -> tuple[int, int]:
+        """Return the passes of all images, forward and backward."""
+        forward, backward = self.passes.sum(0).round().long().tolist()
+        return forward, backward
 
     @staticmethod
     def join(parts: Sequence["Outcome"]) -> "Outcome":

@@ -27,8 +27,9 @@ from sparsemble.evaluation.shard import Decide, Question, answer_clean, attack_s
 
 CLEAN = "clean"
 """Label of the shards that hold the clean images' answers."""
-VERSION = 1
-"""Raised when the same question gets another answer."""
+VERSION = 2
+"""Raised when the same question gets another answer, or answers keep other fields."""
+WAYS = "forward", "backward"
 
 
 @final
@@ -87,8 +88,8 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         "outcomes": outcome.right.int().tolist(),
         "distances": [round(value, 7) for value in outcome.distance.tolist()],
         "members_run": outcome.members_run.tolist(),
-        "passes": dict(zip(("forward", "backward"), outcome.passes.sum(0).tolist(), strict=True)),
-        "passes_by_shard": outcome.passes.tolist(),
+        "passes": dict(zip(WAYS, outcome.total_passes(), strict=True)),
+        "passes_by_image": {way: _short(outcome.passes[:, i]) for i, way in enumerate(WAYS)},
         "seconds": float(outcome.seconds.sum()),
     }
     if not outcome.minimum.isnan().any():
@@ -96,6 +97,10 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         table["median_distance"] = median if math.isfinite(median) else None
         table["minimum_distances"] = [value if math.isfinite(value) else None for value in outcome.minimum.tolist()]
     return table
+
+
+def _short(values: Tensor) -> list[float]:
+    return [int(value) if value == int(value) else round(value, 3) for value in values.tolist()]
 
 
 def evaluate(

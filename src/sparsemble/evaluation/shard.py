@@ -45,7 +45,7 @@ def answer_clean(question: Question, chosen: Tensor) -> tuple[Outcome, Images]:
     """Answer clean images; what is kept beside the answers is no image."""
     x, y = question.data.images(chosen), question.data.labels[chosen]
     check_range(x)
-    outcome = _outcome(question, x, x, y, _Found.nothing(x), torch.zeros(1, 2, dtype=torch.long), 0.0)
+    outcome = _outcome(question, x, x, y, _Found.nothing(x), torch.zeros(len(x), 2, dtype=torch.float64), 0.0)
     return outcome, x[:0].cpu()
 
 
@@ -60,12 +60,13 @@ def attack_shard(
     rng = seeded(draw_seed(question.seed, "evaluate", attack.label, str(i)), x.device)
     members = list(question.model.members) if isinstance(question.model, Ensemble) else [question.model]
     started = time.perf_counter()
-    with count_passes(*members) as passes:
+    with count_passes(*members, images=len(todo)) as passes:
         found = _search(question, attack, x[todo], y[todo], rng)
     seconds = time.perf_counter() - started
     everything = _Found.nothing(x)
     everything.fill_(todo, found)
-    counts = torch.tensor([[passes.forward, passes.backward]])
+    counts = torch.zeros(len(x), 2, dtype=torch.float64)
+    counts[todo.cpu()] = passes.by_image.cpu()
     outcome = _outcome(question, x, everything.images, y, everything, counts, seconds)
     # What is answered wrongly without an attack is broken, whatever an attack on cost makes of it.
     outcome = replace(outcome, right=outcome.right & clean_right[chosen.cpu()])

@@ -198,7 +198,7 @@ def numbers(found: Evaluation, attacks: Sequence[Attack | TeamAttack], classes: 
             entry["parts"] = {part.label: int((broken == place).sum()) for place, part in enumerate(parts)}
     runs = {label: float(outcome.members_run.float().mean()) for label, outcome in found.attacks.items()}
     slow = [runs[a.label] for a in attacks if isinstance(a, TeamAttack) and a.aims_at_cost]
-    totals = torch.stack([outcome.passes.sum(0) for outcome in found.attacks.values()]).sum(0).tolist()
+    totals = [sum(way) for way in zip(*(outcome.total_passes() for outcome in found.attacks.values()), strict=True)]
     return {
         **table,
         "clean_interval": list(wilson(clean, len(found.labels))),

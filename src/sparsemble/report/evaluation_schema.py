@@ -42,6 +42,7 @@ ATTACK = {
     "distances": [AMOUNT],
     "members_run": [COUNT],
     "passes": PASSES,
+    "passes_by_image": IfThere(Each([AMOUNT])),
     "seconds": AMOUNT,
     "median_distance": IfThere(NUMBER_OR_NULL),
     "minimum_distances": IfThere([NUMBER_OR_NULL]),

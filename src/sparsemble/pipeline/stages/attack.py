@@ -59,7 +59,7 @@ class AttackStage(WithData):
             tell=work.tell,
         )
         outcome = found.attacks[self.attack.label]
-        forward, backward = outcome.passes.sum(0).tolist()
+        forward, backward = outcome.total_passes()
         work.add_passes([{"forward_passes": forward, "backward_passes": backward}])
         write_json(
             work.folder / "outcome.json",

@@ -47,7 +47,8 @@ ALIASES = [
 @functools.cache
 def stage_examples() -> dict[str, Stage]:
     """Return a stage of each kind, as a run makes them."""
-    return {task.stage.name: task.stage for task in method(load_recipe(str(SMOKE))[1], "title", "command").tasks}
+    recipes = [load_recipe(str(SMOKE), settings)[1] for settings in ((), ("parent={}",))]
+    return {task.stage.name: task.stage for recipe in recipes for task in method(recipe, "title", "command").tasks}
 
 
 def required(plug: type[Plug]) -> list[str]:

@@ -18,12 +18,12 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.models import architectures, build_model
+from sparsemble.models.graph import Graph
 from sparsemble.pruning import Mask, PruningContext, prunable_layers, pruning_methods
-from sparsemble.pruning.granularities.weight import Weight
-from sparsemble.pruning.method import kept_weights
-from sparsemble.pruning.methods.harp import HARP, LearnedMasks, exact_counts
+from sparsemble.pruning.methods.harp import HARP, LearnedMasks
 from sparsemble.pruning.methods.one_shot import OneShot
 from sparsemble.pruning.score import rescaled
+from sparsemble.pruning.target import Target
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
@@ -44,6 +44,10 @@ def same_weights() -> None:
 def make() -> nn.Module:
     layout = architectures.build({"name": "tiny", "width": 2})
     return build_model(layout, (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)).eval()
+
+
+def target(model: nn.Module, sparsity: float, shape: tuple[int, int, int] = (1, 8, 8)) -> Target:
+    return Target(graph=Graph(model, shape), sparsity=sparsity)
 
 
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
@@ -90,7 +94,7 @@ class Interrupt(Callback):
 
 def learner(keep: float = 0.5, **harp: Any) -> LearnedMasks:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
-    return LearnedMasks(network, rescaled(magnitudes(network)), keep, HARP(**harp), Weight())
+    return LearnedMasks(network, rescaled(magnitudes(network)), target(network, 1 - keep, (3, 2, 2)), HARP(**harp))
 
 
 class TestEveryMethod:
@@ -99,11 +103,11 @@ class TestEveryMethod:
     def test_prunes_exactly_and_leaves_the_given_model_as_found(self, method: Any, sparsity: float) -> None:
         model = make()
         before = copy.deepcopy(model.state_dict())
-        pruned, mask, history = method(model, magnitudes(model), sparsity, Weight(), context())
+        pruned, mask, history = method(model, magnitudes(model), target(model, sparsity), context())
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
         total = mask.total
-        assert mask.nonzeros == kept_weights(total, sparsity)
+        assert mask.nonzeros == math.floor((1 - sparsity) * total + 0.5)
         assert all(keep.any() for keep in mask.values())
         assert Mask.of(pruned).nonzeros == mask.nonzeros
         for name, layer in prunable_layers(pruned).items():
@@ -116,14 +120,15 @@ class TestEveryMethod:
     @pytest.mark.parametrize("name", sorted(pruning_methods.plugs))
     def test_a_sparsity_that_empties_a_layer_gives_a_sentence_before_any_work(self, name: str) -> None:
         model, seen = make(), []
-        with pytest.raises(InputError, match="keeping 6 weights would empty one of the 8 layers; lower the sparsity"):
-            pruning_methods.build(name)(model, magnitudes(model), 0.995, Weight(), context(Watched(seen=seen)))
+        run, given = pruning_methods.build(name), context(Watched(seen=seen))
+        with pytest.raises(InputError, match=r"sparsity = 0.995 would empty one of the 8 layers.*lower the sparsity"):
+            run(model, magnitudes(model), target(model, 0.995), given)
         assert not seen
 
     def test_one_shot_keeps_the_best_of_every_layer(self) -> None:
         model = make()
         scores = magnitudes(model)
-        _, mask, _ = OneShot()(model, scores, 0.7, Weight(), context())
+        _, mask, _ = OneShot()(model, scores, target(model, 0.7), context())
         for name, keep in mask.items():
             assert abs(keep.float().mean() - 0.3) <= 1 / keep.numel()
             assert scores[name][keep].min() >= scores[name][~keep].max()
@@ -162,14 +167,14 @@ class TestBudget:
         assert all(mask.keep.detach().item() == pytest.approx(0.95) for mask in learner(0.9).masks.values())
 
     def test_the_last_projection_shifts_all_quotas_by_the_same_amount(self) -> None:
-        masks = learner(0.3)
+        masks = learner(0.4)
         for mask, quota in zip(masks.masks.values(), (-1.0, 2.0), strict=True):
             mask.quota.data.fill_(quota)
-        found = masks.final_mask(30)
+        found = masks.final_mask()
         assert found.nonzeros == 30
         shifts = []
         for (name, keep), quota in zip(found.items(), (-1.0, 2.0), strict=True):
-            rate = (float(keep.float().mean()) - 0.03) / 0.97
+            rate = (float(keep.float().mean()) - 0.04) / 0.96
             shifts.append(math.log(rate / (1 - rate)) - quota)
             assert masks.masks[name].scores.abs()[keep].min() >= masks.masks[name].scores.abs()[~keep].max()
         assert shifts[0] == pytest.approx(shifts[1], abs=0.3)  # whole weights
@@ -179,13 +184,13 @@ class TestBudget:
         seen: list[tuple[LearnedMasks, float]] = []
         model = make()
         slow = HARP(epochs=3, penalty=0.1, initial_keep=initial_keep, schedule=Schedule(rate=1e-9, decay=Cosine()))
-        slow(model, magnitudes(model), 0.9, Weight(), context(Watched(seen=seen)))
+        slow(model, magnitudes(model), target(model, 0.9), context(Watched(seen=seen)))
         assert [ramp for _, ramp in seen[::3]] == pytest.approx(expected)
 
     def test_is_met_by_learning(self) -> None:
         model = make()
         quick = HARP(epochs=6, penalty=1.0)
-        _, _, history = quick(model, magnitudes(model), 0.7, Weight(), context())
+        _, _, history = quick(model, magnitudes(model), target(model, 0.7), context())
         assert history[0]["excess"] > 0.1
         assert history[-1]["excess"] < 0.02
 
@@ -201,7 +206,7 @@ class TestLearning:
     def test_masked_weights_are_the_dense_ones_or_0(self) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(12, 50))
         dense = network[1].weight.detach().clone()
-        LearnedMasks(network, rescaled(magnitudes(network)), 0.25, HARP(), Weight())
+        LearnedMasks(network, rescaled(magnitudes(network)), target(network, 0.75, (3, 2, 2)), HARP())
         weight = network[1].weight  # seen through its mask
         assert torch.equal(weight, torch.where(weight != 0, dense, 0.0))
 
@@ -227,7 +232,7 @@ class TestLearning:
 
     def test_weights_and_biases_are_frozen_and_batchnorm_is_not(self) -> None:
         model = make()
-        masks = LearnedMasks(model, rescaled(magnitudes(model)), 0.5, HARP(), Weight())
+        masks = LearnedMasks(model, rescaled(magnitudes(model)), target(model, 0.5), HARP())
         free = {name for name, parameter in masks.named_parameters() if parameter.requires_grad}
         norms = {f"network.{n}" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
         learned = {name for name in free if name.endswith(("0.scores", "0.quota"))}
@@ -240,7 +245,7 @@ class TestLearning:
         objective = Madry(attack=PGD(steps=1, keep_best=True))
         harp = HARP(epochs=1, penalty=0.0, initial_keep=1.0)
         learned: list[Any] = []
-        harp(model, magnitudes(model), 0.5, Weight(), context(objective, callbacks=[Catch(learned)]))
+        harp(model, magnitudes(model), target(model, 0.5), context(objective, callbacks=[Catch(learned)]))
         first, start = rescaled(magnitudes(model)), math.log((0.5 - 0.05) / 0.5)
         for name, mask in learned[0].masks.items():
             assert not torch.equal(mask.scores, first[name])
@@ -248,52 +253,21 @@ class TestLearning:
 
     def test_moves_batchnorm_of_the_result_only(self) -> None:
         model = make()
-        pruned, _, _ = HARP_QUICK(model, magnitudes(model), 0.5, Weight(), context())
+        pruned, _, _ = HARP_QUICK(model, magnitudes(model), target(model, 0.5), context())
         assert not torch.equal(pruned.body.norm.running_mean, model.body.norm.running_mean)
         assert not torch.equal(pruned.body.norm.weight, model.body.norm.weight)
         assert torch.equal(pruned.body.linear.bias, model.body.linear.bias)
 
     def test_goes_on_from_a_checkpoint(self, tmp_path: Any) -> None:
         model, harp = make(), HARP(epochs=4, penalty=0.1)
-        whole = harp(model, magnitudes(model), 0.8, Weight(), context())
+        whole = harp(model, magnitudes(model), target(model, 0.8), context())
         checkpoint = Checkpoint(tmp_path)
         interrupted = context(callbacks=[Interrupt(3)], checkpoint=checkpoint)
         with pytest.raises(KeyboardInterrupt):
-            harp(model, magnitudes(model), 0.8, Weight(), interrupted)
-        again = harp(model, magnitudes(model), 0.8, Weight(), context(callbacks=[Callback()], checkpoint=checkpoint))
+            harp(model, magnitudes(model), target(model, 0.8), interrupted)
+        again = harp(
+            model, magnitudes(model), target(model, 0.8), context(callbacks=[Callback()], checkpoint=checkpoint)
+        )
         assert all(torch.equal(whole.mask[name], again.mask[name]) for name in whole.mask)
         state = again.model.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in whole.model.state_dict().items())
-
-
-class TestExactCounts:
-    @given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1)), min_size=1, max_size=8), st.data())
-    @settings(deadline=None, max_examples=150)
-    def test_sums_exactly_within_bounds_for_any_rates(
-        self, layers: list[tuple[int, float]], data: st.DataObject
-    ) -> None:
-        sizes = {str(i): size for i, (size, _) in enumerate(layers)}
-        rates = {str(i): rate for i, (_, rate) in enumerate(layers)}
-        kept = data.draw(st.integers(len(sizes), sum(sizes.values())))
-        counts = exact_counts(rates, sizes, kept)
-        assert sum(counts.values()) == kept
-        assert all(1 <= counts[name] <= size for name, size in sizes.items())
-
-    @given(st.lists(st.tuples(st.integers(20, 60), st.floats(0.1, 1)), min_size=1, max_size=8))
-    @settings(deadline=None, max_examples=60)
-    def test_each_layer_is_within_one_weight_of_its_rate_when_the_rates_fit(
-        self, layers: list[tuple[int, float]]
-    ) -> None:
-        sizes = {str(i): size for i, (size, _) in enumerate(layers)}
-        rates = {str(i): rate for i, (_, rate) in enumerate(layers)}
-        exact = {name: rates[name] * size for name, size in sizes.items()}
-        counts = exact_counts(rates, sizes, round(sum(exact.values())))
-        assert all(abs(counts[name] - exact[name]) <= 1 + 1e-9 for name in sizes)
-
-    def test_gives_the_last_weights_to_the_largest_remainders(self) -> None:
-        sizes = dict.fromkeys("abc", 10)
-        assert exact_counts({"a": 0.39, "b": 0.31, "c": 0.35}, sizes, 11) == {"a": 4, "b": 3, "c": 4}
-
-    def test_fewer_weights_than_layers_give_a_sentence(self) -> None:
-        with pytest.raises(InputError, match="keeping 1 weights would empty one of the 2 layers"):
-            exact_counts({"a": 0.5, "b": 0.5}, {"a": 4, "b": 4}, 1)

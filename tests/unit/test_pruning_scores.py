@@ -95,7 +95,7 @@ class TestNIS:
     def test_importance_is_conserved_by_a_convolution(self, stride: int) -> None:
         conv = nn.Conv2d(3, 5, 3, stride, padding=1)
         model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4))
-        outputs, inputs = neuron_importance(model, 3)
+        outputs, inputs = neuron_importance(model, (3, 6, 6))
         assert_close(returned(conv, outputs["0"]), inputs["0"])
         assert_close(returned(model[4], outputs["4"]), inputs["4"])
         assert_close(outputs["4"], torch.ones(4, dtype=torch.float64))
@@ -104,7 +104,7 @@ class TestNIS:
     def test_importance_is_conserved_by_a_residual_block(self) -> None:
         model = residual_net()
         block = model[3]
-        outputs, inputs = neuron_importance(model, 2)
+        outputs, inputs = neuron_importance(model, (2, 6, 6))
         both = returned(block.conv1, outputs["3.conv1"]) + returned(block.side[0], outputs["3.side.0"])
         assert_close(inputs["3.conv1"], both)
         assert_close(inputs["3.side.0"], both)
@@ -140,7 +140,7 @@ class TestNIS:
         long = through("3.conv1", scale("3.norm1", through("3.conv2", scale("3.norm2", flow))))
         through("0", scale("1", [a + b for a, b in zip(short, long, strict=True)]))
 
-        outputs, _ = neuron_importance(model, 2)
+        outputs, _ = neuron_importance(model, (2, 6, 6))
         scores = NIS()(model, batches)
         assert set(importance) == set(outputs)
         for name, expected in importance.items():

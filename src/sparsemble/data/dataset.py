@@ -1,8 +1,11 @@
 """What a dataset is: three splits of images in [0, 1], their classes, and how training may vary them."""
 
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ class Split(ABC):
     """Labelled images that can be asked for by index."""
 
     labels: Labels
+    ahead: ClassVar[int] = 0
+    """Batches that `stream` reads in the background while one is in use."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,6 +38,24 @@ class Split(ABC):
     @abstractmethod
     def to(self, device: torch.device | str) -> "Split":
         """Return the split with its images, or those it will read, on a device."""
+
+    @final
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Images]:
+        """Yield the images of each batch of indices, in order, the next ones being read meanwhile."""
+        if not self.ahead:
+            yield from map(self.images, batches)
+            return
+        reader = ThreadPoolExecutor(1)
+        try:
+            waiting: deque[Future[Images]] = deque()
+            for indices in batches:
+                waiting.append(reader.submit(self.images, indices))
+                if len(waiting) > self.ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            reader.shutdown(cancel_futures=True)
 
     def everything(self) -> tuple[Images, Labels]:
         """Return all images and labels; for splits that fit in memory."""

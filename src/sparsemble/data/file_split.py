@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -57,7 +57,9 @@ class View:
 
 @final
 class FileSplit(Split):
-    """A split whose images stay on disk; a small pool of threads decodes each batch."""
+    """A split whose images stay on disk; a small pool of threads decodes each batch, two of them ahead."""
+
+    ahead: ClassVar[int] = 2
 
     def __init__(self, folder: Path, names: Sequence[str], labels: Labels, view: View) -> None:
         self.folder = folder

@@ -22,6 +22,8 @@ class Architecture(Plug):
 
     smallest: ClassVar[int] = 1
     """Height and width, in pixels, of the smallest image it takes."""
+    normalises: ClassVar[bool] = False
+    """Whether the network normalises its images itself, so that nothing needs to stand in front."""
 
     @abstractmethod
     def build(self, in_channels: int, classes: int) -> nn.Module:
@@ -75,10 +77,17 @@ def build_model(
     _check_fit(architecture, shape, mean, std)
     # Torch fills fresh layers from its global generator, which is left as found; all are redrawn here.
     with torch.random.fork_rng(devices=[]):
-        model = Normalised(architecture.build(shape[0], classes), mean, std)
+        model = Normalised(architecture.build(shape[0], classes), *normalisation(architecture, mean, std))
     for module in model.modules():
         _draw_(module, rng)
     return model
+
+
+def normalisation(
+    architecture: Architecture, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and deviation that stand in front of a network."""
+    return ((0.0,) * len(mean), (1.0,) * len(std)) if architecture.normalises else (mean, std)
 
 
 def _draw_(module: nn.Module, rng: Generator) -> None:
@@ -88,8 +97,9 @@ def _draw_(module: nn.Module, rng: Generator) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear):
         nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=rng)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.BatchNorm2d):
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d) and module.affine:
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
 

@@ -16,6 +16,7 @@ from sparsemble.core.interfaces import combiners
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Task, dataset
+from sparsemble.pipeline.stages.adopt import AdoptStage, adopted
 from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.stages.calibrate import CalibrateStage
 from sparsemble.pipeline.stages.curve import CurveStage
@@ -97,8 +98,23 @@ def lay_out(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
 
 
 def train(recipe: Recipe) -> Task:
-    """Section 2.1: adversarial training of one dense parent."""
-    stage = TrainStage(
+    """Section 2.1: adversarial training of one dense parent, unless a trained one is brought along."""
+    if recipe.parent:
+        adopt = AdoptStage(
+            seed=recipe.seed,
+            data=recipe.data,
+            model=recipe.model,
+            threat=recipe.threat,
+            parent=recipe.parent,
+            held_out_attack=recipe.held_out_attack,
+        )
+        return Task("take over the dense parent", adopt, {}, cost=1)
+    return Task("train the dense parent", training(recipe), {}, cost=recipe.train.epochs)
+
+
+def training(recipe: Recipe) -> TrainStage:
+    """Return the stage that trains a network from fresh weights."""
+    return TrainStage(
         seed=recipe.seed,
         data=recipe.data,
         model=recipe.model,
@@ -107,7 +123,6 @@ def train(recipe: Recipe) -> Task:
         held_out_attack=recipe.held_out_attack,
         computing=recipe.computing,
     )
-    return Task("train the dense parent", stage, {}, cost=recipe.train.epochs)
 
 
 def prune(recipe: Recipe, dense: Task) -> dict[str, Task]:
@@ -171,7 +186,7 @@ def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
     """
     longer = replace(recipe.prune, shares=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
     harp = _pruned(replace(recipe, prune=longer), dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
-    stage = SmallDenseStage(seed=recipe.seed, parent=dense.stage)
+    stage = SmallDenseStage(seed=recipe.seed, parent=training(recipe))
     small = Task("train the small dense network", stage, {"select": select}, cost=0.4 * recipe.train.epochs)
     return harp, small
 
@@ -266,6 +281,7 @@ def check_against_data(recipe: Recipe) -> None:
         InputError: naming the setting.
     """
     data = dataset(recipe.data)
+    adopted(recipe.model, recipe.parent, data)
     shares = recipe.prune.shares
     rarest = int(data.train.labels.bincount(minlength=len(data.classes)).min())
     if shares > rarest:

@@ -10,6 +10,7 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.square import Square
+from sparsemble.core.artifacts import file_hash
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, StoppingRule
 from sparsemble.core.recipe import nearest, override, parse_toml, read, read_toml
@@ -20,9 +21,13 @@ from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
 from sparsemble.ensemble.selection.rule import SelectionRule
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.models.architecture import Architecture
+from sparsemble.pruning.budget import Budget
+from sparsemble.pruning.budgets.weights import Weights
 from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.granularity import Granularity
+from sparsemble.pruning.layer_rates import LayerRates
 from sparsemble.pruning.method import PruningMethod
+from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore
 from sparsemble.training.computing import Computing
 from sparsemble.training.objective import Objective
@@ -47,6 +52,27 @@ class Train:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A classifier that was trained elsewhere and takes the dense parent's place; `train` then only trains rivals."""
+
+    weights: str = ""
+    """A .safetensors file of weights for `model`; empty: those with which `model` makes its network."""
+    weights_hash: str = ""
+    """sha256 of the file, filled in."""
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            return
+        if not Path(self.weights).is_file():
+            raise InputError(f"parent.weights = {self.weights} does not exist")
+        found = file_hash(Path(self.weights))
+        if self.weights_hash not in ("", found):
+            raise InputError(f"parent.weights = {self.weights} was changed since this run began with it")
+        object.__setattr__(self, "weights_hash", found)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Prune:
     """From the dense parent to a pool of sparse sub-models, one for each score and data share."""
 
@@ -56,14 +82,22 @@ class Prune:
     shares: int = 4
     """d: folds of the training images; d - 1 sub-models a score, each seeing 2/d of them (1: no split)."""
     granularity: Granularity = Weight()
+    budget: Budget = Weights()
+    """What sparsity is a share of."""
+    rates: LayerRates = Uniform()
+    """How the budget is divided among layers, where the method does not learn it."""
+    floor: float = 0.1
+    """Least keep rate of a layer, as a share of the whole network's, in [0, 1)."""
     finetune_epochs: int
-    """Passes over its images that each sub-model trains after its mask is fixed, >= 1."""
+    """Passes over its images that each sub-model trains after its mask is fixed, >= 0."""
     objective: Objective
     schedule: Schedule
     """Of the fine-tuning; its batch size also holds while masks are learned."""
 
     def __post_init__(self) -> None:
-        _at_least_one(finetune_epochs=self.finetune_epochs, shares=self.shares)
+        _at_least_one(shares=self.shares)
+        if self.finetune_epochs < 0:
+            raise InputError(f"finetune_epochs = {self.finetune_epochs} must be 0 or more")
         if not self.scores:
             raise InputError("scores is empty; name at least one, such as nis, erm, ase, bnsf")
         if len({score.name for score in self.scores}) < len(self.scores):
@@ -153,6 +187,8 @@ class Recipe:
     held_out_attack: Attack = PGD(steps=20, stop_at_success=False)
     """On held-out images: to choose epochs and the team, and to calibrate."""
     train: Train
+    parent: Parent | None = None
+    """A trained classifier to begin with; none: the parent is trained as `train` says."""
     prune: Prune
     select: SelectionRule = RobustDiversity()
     ensemble: Ensemble

@@ -1,15 +1,13 @@
 """What `sparsemble evaluate` can be pointed at: runs, artifacts, files of weights, Python factories."""
 
-import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from sparsemble.core.artifacts import META, Artifact
@@ -21,10 +19,11 @@ from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.evaluation.packed import VALUES, load_packed
 from sparsemble.models.architecture import architectures, build_model
+from sparsemble.models.code import made_by
 from sparsemble.pipeline.method import lay_out, row_inputs
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.rows import ROWS, load_row
-from sparsemble.pipeline.store import load_model
+from sparsemble.pipeline.store import fill, load_model
 from sparsemble.pruning.mask import Mask
 
 SINGLE = ("train", "prune", "small_dense")
@@ -215,48 +214,12 @@ def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.de
     if packed:
         load_packed(path, network)
     else:
-        _fill(network, load_file(path), path)
+        fill(network, path)
     kind = "packed" if packed else "weights"
     return Target(name=path.stem, kind=kind, path=str(path), model=network.to(device).eval())
 
 
-def _fill(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Load a state dict of the whole classifier, or of the network behind its normalisation."""
-    body = getattr(network, "body", network)
-    whole = network if tensors.keys() == network.state_dict().keys() else body
-    own = whole.state_dict()
-    odd = sorted(tensors.keys() ^ own.keys())
-    if odd:
-        fault = "does not know" if odd[0] in tensors else "needs, but the file lacks,"
-        raise InputError(f"{path} belongs to another architecture: the model {fault} tensor {odd[0]}")
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise InputError(
-                f"{path}: tensor {name} is {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}; "
-                "do architecture, width and number of classes fit?"
-            )
-    whole.load_state_dict(tensors)
-
-
 def _from_code(file: Path, factory: str, device: torch.device) -> Target:
     """Import a file and call its function; what the file imports must be installed."""
-    if not file.is_file():
-        raise InputError(f"{file} does not exist")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        make: Callable[[], Any] | None = getattr(module, factory, None)
-        if not callable(make):
-            known = [name for name in vars(module) if not name.startswith("_")]
-            raise InputError(f"{file} has no function {factory}{nearest(factory, known)}")
-        model = make() if not isinstance(make, nn.Module) else make
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{file}:{factory} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{file}:{factory} must return a torch.nn.Module, got {type(model).__name__}")
+    model = made_by(file, factory)
     return Target(name=f"{file.stem}:{factory}", kind="code", path=os.fspath(file), model=model.to(device).eval())

@@ -1,10 +1,11 @@
 """Decide which weights stay: score, method, granularity, mask."""
 
-from sparsemble.pruning import granularity
+from sparsemble.pruning import budget, granularity, layer_rates
 from sparsemble.pruning.granularity import Granularity
 from sparsemble.pruning.mask import KeepZero, Mask, jaccard, prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import PruningScore, pruning_scores
+from sparsemble.pruning.target import Target
 
 __all__ = [
     "Granularity",
@@ -14,6 +15,7 @@ __all__ = [
     "PruningContext",
     "PruningMethod",
     "PruningScore",
+    "Target",
     "jaccard",
     "prunable_layers",
     "pruning_methods",
@@ -24,5 +26,7 @@ for registry, folder in (
     (pruning_scores, "scores"),
     (pruning_methods, "methods"),
     (granularity.granularities, "granularities"),
+    (budget.budgets, "budgets"),
+    (layer_rates.layer_rates, "rates"),
 ):
     registry.walk(f"sparsemble.pruning.{folder}")

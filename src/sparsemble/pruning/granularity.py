@@ -1,6 +1,7 @@
 """What is kept or removed together."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,9 +11,33 @@ from sparsemble.core.registry import Plug, Registry
 class Granularity(Plug):
     """The smallest piece of a layer that a mask can remove."""
 
+    whole_channels: ClassVar[bool] = False
+    """Whether pieces are whole channels, of which several layers share each (`pruning.channels`)."""
+
+    @abstractmethod
+    def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
+        """Refuse what it cannot do, before any work.
+
+        Args:
+            shapes: of the layers' weights, by name.
+            sparsity: share of the weights to remove.
+
+        Raises:
+            InputError: a sparsity that it cannot reach, or a layer that it does not fit.
+        """
+
+    @abstractmethod
+    def capacity(self, shape: tuple[int, ...]) -> int:
+        """Return the most weights that a layer of this shape may keep."""
+
     @abstractmethod
     def keep(self, scores: Tensor, count: int) -> Tensor:
-        """Return a boolean tensor of the shape of `scores` with exactly `count` true entries, the best ones."""
+        """Return a boolean tensor of the shape of `scores` with exactly `count` true entries, the best ones.
+
+        Args:
+            scores: of a layer's weights; higher stays.
+            count: 0 to `capacity`.
+        """
 
 
 granularities: Registry[Granularity] = Registry("granularity", Granularity)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
@@ -86,13 +87,31 @@ class Mask(Mapping[str, Tensor]):
             layer.weight.mul_(self[name].to(layer.weight.device))
 
     def save(self, path: Path) -> None:
-        """Write the mask as safetensors."""
-        save_file({name: keep.cpu().contiguous() for name, keep in self.items()}, path)
+        """Write the mask as safetensors, with its own count beside it."""
+        counted = {"weights": str(self.total), "nonzeros": str(self.nonzeros)}
+        save_file({name: keep.cpu().contiguous() for name, keep in self.items()}, path, metadata=counted)
 
     @classmethod
     def load(cls, path: Path) -> "Mask":
-        """Read what `save` wrote."""
-        return cls(load_file(path))
+        """Read what `save` wrote, and count again.
+
+        Raises:
+            InputError: no mask, or one that does not keep as many weights as it says.
+        """
+        try:
+            with safe_open(path, "pt") as stored:
+                said = stored.metadata() or {}
+                mask = cls({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path} cannot be read as a mask: {error}") from None
+        if any(keep.dtype != torch.bool for keep in mask.values()):
+            raise InputError(f"{path} is no mask: a mask holds only true and false")
+        if said != {"weights": str(mask.total), "nonzeros": str(mask.nonzeros)}:
+            raise InputError(
+                f"{path} says that it keeps {said.get('nonzeros', 'nothing')} of {said.get('weights', '?')} weights, "
+                f"but keeps {mask.nonzeros} of {mask.total}; the file was changed"
+            )
+        return mask
 
     @classmethod
     def of(cls, model: nn.Module) -> "Mask":

@@ -1,17 +1,18 @@
 """Ways from a dense model and a score to a sparse model and its mask."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Generator, nn
 
+from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Plug, Registry
 from sparsemble.core.threat import ThreatModel
-from sparsemble.pruning.granularity import Granularity
 from sparsemble.pruning.mask import Mask
 from sparsemble.pruning.score import Scores
+from sparsemble.pruning.target import Target
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
@@ -23,18 +24,30 @@ from sparsemble.training.objective import Objective
 class PruningContext:
     """What a method that learns while it prunes needs."""
 
-    batches: Batches
-    """Training images."""
+    batches: Batches | None
+    """Training images; none where there are none, which only methods that learn nothing can do with."""
     objective: Objective
     """The robust loss."""
     threat: ThreatModel
     rng: Generator
+    held_out: Callable[[nn.Module], dict[str, float]] | None = None
+    """Measures a model on held-out images: `held_out_clean` and `held_out_robust`, in [0, 1]."""
     callbacks: Sequence[Callback] = ()
     """What else happens while the method trains."""
     checkpoint: Checkpoint | None = None
     """Where to keep the state of a long search."""
     computing: Computing = Computing()
     """Number format and layout of what the method trains."""
+
+    def images(self, method: str) -> Batches:
+        """Return the training images.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.batches is None:
+            raise InputError(f'method "{method}" learns while it prunes and needs training images; give it some')
+        return self.batches
 
 
 class Pruned(NamedTuple):
@@ -52,16 +65,12 @@ class PruningMethod(Plug):
     A method returns the model and not only its mask, because some (Flying Bird, R-ADMM) train while they choose.
     """
 
+    fine_tunes: ClassVar[bool] = True
+    """Whether the weights that are left may be trained afterwards."""
+
     @abstractmethod
-    def __call__(
-        self, model: nn.Module, scores: Scores, sparsity: float, granularity: Granularity, context: PruningContext
-    ) -> Pruned:
-        """Prune to `sparsity`, in [0, 1), exactly: round((1 - sparsity) * n) of the n prunable weights stay."""
-
-
-def kept_weights(total: int, sparsity: float) -> int:
-    """Return how many of `total` weights stay at this sparsity."""
-    return round((1 - sparsity) * total)
+    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+        """Prune to the target, exactly; a pruned weight is 0 and stays so unless the method says otherwise."""
 
 
 pruning_methods: Registry[PruningMethod] = Registry("pruning method", PruningMethod)

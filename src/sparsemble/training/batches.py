@@ -47,9 +47,9 @@ class Batches:
         order = torch.randperm(len(labels), generator=rng, device=labels.device)
         own = self.batch_size // self.shard[1]
         mine = slice(self.shard[0] * own, (self.shard[0] + 1) * own)
-        for chosen in order[: len(self) * self.batch_size].split(self.batch_size):
-            x = self.split.images(chosen[mine])
-            yield self._augmented(x, mine, rng), labels[chosen[mine]]
+        own_rows = [batch[mine] for batch in order[: len(self) * self.batch_size].split(self.batch_size)]
+        for chosen, x in zip(own_rows, self.split.stream(own_rows), strict=True):
+            yield self._augmented(x, mine, rng), labels[chosen]
 
     def _augmented(self, x: Images, mine: slice, rng: Generator) -> Images:
         """Vary the own slice of a batch by what is drawn for all of it."""

@@ -151,15 +151,18 @@ class Loop:
 
     def keep(self, record: dict[str, Any], passes: Passes) -> None:
         """Enter an epoch in the history, with what came to nothing before it, and write the state."""
-        tries = [rollback for rollback in self.rollbacks if rollback["epoch"] == record["epoch"]]
-        if tries:
-            record["rolled_back"] = [rollback["sentence"] for rollback in tries]
-        forward, backward = parallel.total([passes.forward, passes.backward])
-        record["forward_passes"] = forward + sum(rollback["forward_passes"] for rollback in tries)
-        record["backward_passes"] = backward + sum(rollback["backward_passes"] for rollback in tries)
+        record["forward_passes"], record["backward_passes"] = parallel.total([passes.forward, passes.backward])
+        self._enter_tries(record, [one for one in self.rollbacks if one["epoch"] == record["epoch"]])
         self.history.append(record)
         self._save()
         self._tell()
+
+    def _enter_tries(self, record: dict[str, Any], tries: list[dict[str, Any]]) -> None:
+        """Add what came to nothing to the record of an epoch."""
+        if tries:
+            record["rolled_back"] = [*record.get("rolled_back", []), *(one["sentence"] for one in tries)]
+        for way in ("forward_passes", "backward_passes"):
+            record[way] += sum(one[way] for one in tries)
 
     def roll_back(self, fault: Fault, passes: Passes) -> None:
         """Go back to the last good state: to go on more gently, or to stop there after a last collapse.
@@ -191,6 +194,7 @@ class Loop:
         ]
         self.stopped = last
         if last and self.history:
+            self._enter_tries(self.history[-1], [one for one in self.rollbacks if one["epoch"] == back + 1])
             self.history[-1]["stopped"] = sentence
         for callback in self.callbacks:
             callback.after_rollback(sentence)

@@ -8,18 +8,23 @@ import numpy as np
 from torch import nn
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.core.artifacts import write_bytes, write_json
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, draw_seed
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.models.architecture import Architecture
+from sparsemble.models.graph import Graph
+from sparsemble.pipeline.heldout import probe
 from sparsemble.pipeline.learn import learn
 from sparsemble.pipeline.recipe import Prune
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import load_model, save_model
+from sparsemble.pruning.dead import find_dead
 from sparsemble.pruning.mask import KeepZero
 from sparsemble.pruning.method import Pruned, PruningContext
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.shares import data_shares
+from sparsemble.pruning.target import Target
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Report, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
@@ -34,6 +39,7 @@ class PruneStage(WithData):
     """Prune the dense parent with one score on one share of the images, then fine-tune what is left."""
 
     parallel: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     seed: int
     model: Architecture
@@ -54,7 +60,7 @@ class PruneStage(WithData):
         return f"prune {self.score.name} {self.share} {self.sparsity:.6f}"
 
     def run(self, work: Work) -> None:
-        """Leave `model.safetensors`, `mask.safetensors`, `learning.jsonl` and `history.jsonl`."""
+        """Leave `model.safetensors`, `mask.safetensors`, `pruned.json`, `learning.jsonl` and `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         # The partition is drawn anew for every score and is the same for its sub-models.
         partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
@@ -63,20 +69,23 @@ class PruneStage(WithData):
         dense = load_model(work.inputs["dense"], work.device)
         objective = self.prune.objective.with_teacher(dense)
         model, mask, _ = self._masked(work, dense, data, split, objective)
-        learn(
-            replace(work, tell=lambda share, text: work.tell(0.3 + 0.7 * share, text)),
-            model,
-            data,
-            objective,
-            self.prune.schedule,
-            epochs=self.prune.finetune_epochs,
-            threat=self.threat,
-            held_out_attack=self.held_out_attack,
-            probe_every=self.probe_every,
-            computing=self.computing,
-            split=split,
-            callbacks=[KeepZero({"": mask})],
-        )
+        if self.prune.finetune_epochs and self.prune.method.fine_tunes:
+            learn(
+                replace(work, tell=lambda share, text: work.tell(0.3 + 0.7 * share, text)),
+                model,
+                data,
+                objective,
+                self.prune.schedule,
+                epochs=self.prune.finetune_epochs,
+                threat=self.threat,
+                held_out_attack=self.held_out_attack,
+                probe_every=self.probe_every,
+                computing=self.computing,
+                split=split,
+                callbacks=[KeepZero({"": mask})],
+            )
+        else:
+            write_bytes(work.folder / "history.jsonl", b"")
         save_model(model, work.folder, self.model, data)
         self._search(work).remove()
 
@@ -91,8 +100,10 @@ class PruneStage(WithData):
 
         with work.counting(dense):
             scores = self.score(dense, adversarial)
+        target = self.target(dense, data)
         context = PruningContext(
             batches=batches,
+            held_out=probe(data.choose, self.held_out_attack, self.threat, work),
             objective=objective,
             threat=self.threat,
             rng=rng,
@@ -103,10 +114,38 @@ class PruneStage(WithData):
             checkpoint=self._search(work),
             computing=replace(self.computing, compile=False),  # masked networks are looked into
         )
-        pruned = self.prune.method(dense, scores, self.sparsity, self.prune.granularity, context)
+        pruned = self.prune.method(dense, scores, target, context)
         work.add_passes(pruned.history)
-        pruned.mask.save(work.folder / "mask.safetensors")
-        return pruned
+        return self._without_dead(work, pruned, data)
+
+    def target(self, dense: nn.Module, data: Dataset) -> Target:
+        """Return how much of the parent shall stay."""
+        return Target(
+            graph=Graph(dense, data.shape),
+            sparsity=self.sparsity,
+            granularity=self.prune.granularity,
+            budget=self.prune.budget,
+            rates=self.prune.rates,
+            floor=self.prune.floor,
+        )
+
+    def _without_dead(self, work: Work, pruned: Pruned, data: Dataset) -> Pruned:
+        """Take out what has no influence any more, and write down what stays."""
+        dead = find_dead(pruned.mask, Graph(pruned.model, data.shape))
+        dead.mask.apply_(pruned.model)
+        dead.mask.save(work.folder / "mask.safetensors")
+        told = {
+            "sparsity": pruned.mask.sparsity,
+            "nonzeros": pruned.mask.nonzeros,
+            "dead_channels": dead.channels,
+            "dead_weights": dead.weights,
+            "layers": {name: [int(keep.sum()), keep.numel()] for name, keep in dead.mask.items()},
+            "held_out_before_fine_tuning": probe(data.choose, self.held_out_attack, self.threat, work)(
+                pruned.model.eval()
+            ),
+        }
+        write_json(work.folder / "pruned.json", told)
+        return pruned._replace(mask=dead.mask)
 
     def _search(self, work: Work) -> Checkpoint:
         """Return the checkpoint of the mask search; it stays until the fine-tuning is over."""

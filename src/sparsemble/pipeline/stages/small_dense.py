@@ -8,9 +8,13 @@ from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import Architecture, build_model
+from sparsemble.models.resnet import ResNet
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.pipeline.stages.train import TrainStage
 from sparsemble.pipeline.store import with_width
+
+PHOTOGRAPH = 64
+"""Height and width, in pixels, from which on images are treated as photographs."""
 
 
 @final
@@ -29,8 +33,17 @@ class SmallDenseStage(Stage):
         """Leave `model.safetensors` and `history.jsonl`."""
         assert isinstance(self.parent, TrainStage)
         target = work.inputs["select"].json("select.json")["macs_nonzero"]
-        width = nearest_width(self.parent.model, dataset(self.parent.data), target)
-        replace(self.parent, model=with_width(self.parent.model, width)).run(work)
+        data = dataset(self.parent.data)
+        wide = widest(self.parent.model, data.shape)
+        narrow = with_width(wide, nearest_width(wide, data, target))
+        replace(self.parent, model=narrow).run(work)
+
+
+def widest(architecture: Architecture, shape: tuple[int, int, int]) -> Architecture:
+    """Return the layout that is narrowed: the parent's own, or a ResNet-18 where that has no width to set."""
+    if "width" in vars(architecture):
+        return architecture
+    return ResNet(stem="imagenet" if min(shape[1:]) >= PHOTOGRAPH else "cifar")
 
 
 def nearest_width(architecture: Architecture, data: Dataset, macs: int) -> int:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -13,15 +12,18 @@ from torch.nn.utils import parametrize
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits
-from sparsemble.pruning.granularity import Granularity
 from sparsemble.pruning.mask import Mask, prunable_layers
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, kept_weights, pruning_methods
+from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores, rescaled
+from sparsemble.pruning.target import Target
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
 from sparsemble.training.objective import LossOutput, Objective
 from sparsemble.training.schedule import Schedule
 from sparsemble.training.schedules.cosine import Cosine
+
+FARTHEST = 60.0
+"""Shift of a quota that takes any keep rate to its floor or to 1."""
 
 
 @final
@@ -53,21 +55,17 @@ class HARP(PruningMethod):
                 f"floor = {self.floor:g} must lie in (0, 1) and initial_keep = {self.initial_keep:g} above it"
             )
 
-    def __call__(
-        self, model: nn.Module, scores: Scores, sparsity: float, granularity: Granularity, context: PruningContext
-    ) -> Pruned:
-        """Prune to `sparsity`, in [0, 1)."""
-        kept = kept_weights(sum(s.numel() for s in scores.values()), sparsity)
-        check_kept(kept, len(scores))
-        if sparsity == 0:
-            everything = Mask({name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()})
-            return Pruned(copy.deepcopy(model), everything, [])
-        learner = LearnedMasks(copy.deepcopy(model), rescaled(scores), 1 - sparsity, self, granularity)
+    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+        """Learn the mask; rates are learned too, whatever those of the target."""
+        batches = context.images(self.name)
+        if target.sparsity == 0:
+            return Pruned(copy.deepcopy(model), target.mask(scores), [])
+        learner = LearnedMasks(copy.deepcopy(model), rescaled(scores), target, self)
         ramp = _Ramp(learner)
         history = fit(
             learner,
             _Budgeted(inner=context.objective, learner=learner),
-            context.batches,
+            batches,
             self.schedule,
             epochs=self.epochs,
             threat=context.threat,
@@ -76,7 +74,7 @@ class HARP(PruningMethod):
             checkpoint=context.checkpoint,
             computing=context.computing,
         )
-        mask = learner.final_mask(kept)
+        mask = learner.final_mask()
         pruned = learner.plain()
         mask.apply_(pruned)
         return Pruned(pruned, mask, history)
@@ -89,12 +87,10 @@ class LearnedMasks(nn.Module):
     ramp: Tensor
     ramp_stopped: Tensor
 
-    def __init__(
-        self, network: nn.Module, scores: Scores, keep: float, settings: HARP, granularity: Granularity
-    ) -> None:
+    def __init__(self, network: nn.Module, scores: Scores, target: Target, settings: HARP) -> None:
         super().__init__()
-        self.target = keep
-        self.granularity = granularity
+        self.target = target
+        keep = 1 - target.sparsity
         least = settings.floor * keep
         start = min(settings.initial_keep * keep, 0.5 * (1 + keep))
         quota = math.log((start - least) / (1 - start))
@@ -105,7 +101,7 @@ class LearnedMasks(nn.Module):
         self.layers = prunable_layers(network)
         self.masks = {}
         for name, layer in self.layers.items():
-            self.masks[name] = _LayerMask(scores[name], quota, least, granularity)
+            self.masks[name] = _LayerMask(name, scores[name], quota, least, target)
             parametrize.register_parametrization(layer, "weight", self.masks[name])
         self.register_buffer("ramp", torch.tensor(settings.penalty))
         self.register_buffer("ramp_stopped", torch.tensor(False))
@@ -118,27 +114,19 @@ class LearnedMasks(nn.Module):
 
     def excess(self) -> Tensor:
         """L_p: by what share the kept weights exceed the budget, at least 0 (method.md 2.2)."""
-        sizes = [mask.scores.numel() for mask in self.masks.values()]
-        kept = sum((n * mask.keep for n, mask in zip(sizes, self.masks.values(), strict=True)), torch.zeros(()))
-        return (kept / (self.target * sum(sizes)) - 1).clamp_min(0)
+        return self.target.excess(torch.stack([mask.keep for mask in self.masks.values()]))
 
     @torch.no_grad()
-    def final_mask(self, kept: int) -> Mask:
-        """Shift all quotas by one amount until exactly `kept` weights stay."""
-        sizes = {name: mask.scores.numel() for name, mask in self.masks.items()}
+    def final_mask(self) -> Mask:
+        """Shift all quotas by one amount until the budget is met."""
         quotas = {name: float(mask.quota) for name, mask in self.masks.items()}
         least = next(iter(self.masks.values())).least
 
-        def rates(shift: float) -> dict[str, float]:
+        def rates(level: float) -> dict[str, float]:
+            shift = FARTHEST * (2 * level - 1)
             return {name: least + (1 - least) / (1 + math.exp(-(quota + shift))) for name, quota in quotas.items()}
 
-        low, high = -60.0, 60.0
-        for _ in range(100):
-            middle = (low + high) / 2
-            too_many = sum(sizes[name] * rate for name, rate in rates(middle).items()) > kept
-            low, high = (low, middle) if too_many else (middle, high)
-        counts = exact_counts(rates((low + high) / 2), sizes, kept)
-        return Mask({n: self.granularity.keep(m.scores.abs(), counts[n]) for n, m in self.masks.items()})
+        return self.target.mask({name: mask.scores.abs() for name, mask in self.masks.items()}, rates)
 
     def plain(self) -> nn.Module:
         """Take the parametrization off and return the network with its original weights, all trainable."""
@@ -151,12 +139,13 @@ class LearnedMasks(nn.Module):
 class _LayerMask(nn.Module):
     """Weight times a 0/1 mask of its learned scores; gradients pass straight through the mask."""
 
-    def __init__(self, scores: Tensor, quota: float, least: float, granularity: Granularity) -> None:
+    def __init__(self, name: str, scores: Tensor, quota: float, least: float, target: Target) -> None:
         super().__init__()
+        self.name = name
         self.scores = nn.Parameter(scores.clone())
         self.quota = nn.Parameter(torch.tensor(quota, device=scores.device))
         self.least = least
-        self.granularity = granularity
+        self.target = target
 
     @property
     def keep(self) -> Tensor:
@@ -165,7 +154,7 @@ class _LayerMask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         pruned = math.floor((1 - float(self.keep.detach())) * weight.numel())
-        hard = self.granularity.keep(self.scores.detach().abs(), weight.numel() - pruned)
+        hard = self.target.keep(self.name, self.scores.detach().abs(), weight.numel() - pruned)
         # Equal to the 0/1 mask in value; its gradient reaches |s| one by one and k as the sum.
         straight = self.scores.abs() + self.keep
         return weight * (hard.to(weight.dtype) + (straight - straight.detach()))
@@ -204,34 +193,3 @@ class _Ramp(Callback):
             self.learner.ramp_stopped.fill_(True)
         if not self.learner.ramp_stopped:
             self.learner.ramp.fill_(self.learner.step * (epoch + 1))
-
-
-def check_kept(kept: int, layers: int) -> None:
-    """Refuse to keep fewer weights than there are layers."""
-    if kept < layers:
-        raise InputError(f"keeping {kept} weights would empty one of the {layers} layers; lower the sparsity")
-
-
-def exact_counts(rates: Mapping[str, float], sizes: Mapping[str, int], kept: int) -> dict[str, int]:
-    """Round keep rates to whole weights that sum to `kept`: floors first, then the largest remainders.
-
-    Args:
-        rates: keep rate of each layer, in [0, 1].
-        sizes: weights of each layer.
-        kept: weights to keep in all; every layer keeps at least one.
-
-    Raises:
-        InputError: fewer weights than layers.
-    """
-    check_kept(kept, len(sizes))
-    exact = {name: rates[name] * size for name, size in sizes.items()}
-    counts = {name: min(max(math.floor(value), 1), sizes[name]) for name, value in exact.items()}
-    by_remainder = sorted(sizes, key=lambda name: counts[name] - exact[name])
-    while (short := kept - sum(counts.values())) != 0:
-        step = 1 if short > 0 else -1
-        names = by_remainder if short > 0 else by_remainder[::-1]
-        for name in names:
-            if short and 1 <= counts[name] + step <= sizes[name]:
-                counts[name] += step
-                short -= step
-    return counts

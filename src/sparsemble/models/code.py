@@ -1,0 +1,94 @@
+"""A network of your own."""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.recipe import nearest
+from sparsemble.models.architecture import Architecture, architectures
+
+
+@final
+@architectures.register("code")
+@dataclass(frozen=True, kw_only=True)
+class Code(Architecture):
+    """What a function in a Python file makes, called without arguments; made of the layers that `Architecture` names.
+
+    The function decides the number of classes and of input channels; both must be those of the images.
+    """
+
+    factory: str
+    """`file.py:function`; the path is relative to where the command runs."""
+    normalises: bool = False  # type: ignore[misc] # a setting here, fixed elsewhere
+    """Whether the network normalises its images itself; else those of the training images stand in front."""
+    source_hash: str = ""
+    """sha256 of the file, filled in; stored results are computed anew when the file changes."""
+
+    def __post_init__(self) -> None:
+        file = Path(self.factory.rpartition(":")[0])
+        if not file.is_file():
+            return  # `build` says so
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if self.source_hash not in ("", found):
+            raise InputError(f"{file} was changed since this was made with it; bring the old file back or start anew")
+        object.__setattr__(self, "source_hash", found)
+
+    def build(self, in_channels: int, classes: int) -> nn.Module:
+        """Import the file and call its function."""
+        file, _, function = self.factory.rpartition(":")
+        if not file.endswith(".py") or not function:
+            raise InputError(f'factory = "{self.factory}" must name a file and a function, as in net.py:make_model')
+        return made_by(Path(file), function)
+
+
+def made_by(file: Path, function: str) -> nn.Module:
+    """Import a file and return the network that a function in it makes; what the file imports must be installed.
+
+    Raises:
+        InputError: no such file or function, the function failed, or it did not return a module.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} does not exist")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        make: Callable[[], Any] | None = getattr(module, function, None)
+        if not callable(make):
+            known = [name for name in vars(module) if not name.startswith("_")]
+            raise InputError(f"{file} has no function {function}{nearest(function, known)}")
+        model = make() if not isinstance(make, nn.Module) else make
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file}:{function} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{file}:{function} must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def imported(package: str) -> Any:
+    """Import a package that makes networks.
+
+    Raises:
+        InputError: it is not installed, or does not import here.
+    """
+    try:
+        return importlib.import_module(package)
+    except Exception as error:
+        # A package that imports halfway and fails leaves pieces behind that fail differently the next time.
+        sys.modules.pop(package, None)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f'model "{package}" needs the package {package}, which does not import here ({reason}); install it: '
+            f"pip install {package}"
+        ) from error

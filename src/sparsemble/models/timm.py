@@ -1,0 +1,28 @@
+"""Networks of the package timm."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+
+from sparsemble.models.architecture import Architecture, architectures
+from sparsemble.models.code import imported
+
+
+@final
+@architectures.register("timm")
+@dataclass(frozen=True, kw_only=True)
+class Timm(Architecture):
+    """`timm.create_model`, for those of its networks that are made of the layers that `Architecture` names."""
+
+    model: str
+    """Its name there, such as resnet18."""
+    pretrained: bool = False
+    """With the package's own weights, which it downloads."""
+
+    def build(self, in_channels: int, classes: int) -> nn.Module:
+        """Make the network."""
+        network: nn.Module = imported("timm").create_model(
+            self.model, pretrained=self.pretrained, in_chans=in_channels, num_classes=classes
+        )
+        return network

@@ -1,0 +1,1 @@
+"""What sparsity is a share of, one file each."""

@@ -1,0 +1,22 @@
+"""Multiply-accumulates."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from sparsemble.pruning.budget import Budget, budgets
+
+
+@final
+@budgets.register("macs")
+@dataclass(frozen=True, kw_only=True)
+class Macs(Budget):
+    """A weight costs one multiply-accumulate at every position: what sets speed.
+
+    In a ResNet-18 at 32x32 the first stage holds 27 % of these and 1.3 % of the weights.
+    """
+
+    def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
+        """Count the multiply-accumulates."""
+        return kept * positions

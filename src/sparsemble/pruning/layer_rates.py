@@ -1,0 +1,25 @@
+"""How a budget is divided among layers."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from sparsemble.core.registry import Plug, Registry
+from sparsemble.pruning.score import Scores
+
+Family = Callable[[float], dict[str, float]]
+"""Keep rates of the layers, in [0, 1], rising with the level from nothing at 0 to everything at 1."""
+
+
+class LayerRates(Plug):
+    """Says what share of each layer stays, at any level of the whole."""
+
+    @abstractmethod
+    def family(self, scores: Scores) -> Family:
+        """Return the keep rates at each level.
+
+        Args:
+            scores: of the weights, by layer; for whole channels, of the channels.
+        """
+
+
+layer_rates: Registry[LayerRates] = Registry("layer rates", LayerRates)

@@ -1,0 +1,1 @@
+"""How a budget is divided among layers, one file each."""

@@ -1,0 +1,33 @@
+"""One threshold for all layers."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from sparsemble.pruning.layer_rates import Family, LayerRates, layer_rates
+from sparsemble.pruning.score import Scores
+
+
+@final
+@layer_rates.register("global_threshold")
+@dataclass(frozen=True, kw_only=True)
+class GlobalThreshold(LayerRates):
+    """The highest scores of the whole network stay, so scores must mean the same in every layer."""
+
+    def family(self, scores: Scores) -> Family:
+        """Return the share of each layer above the threshold that keeps a share of all weights."""
+        ordered = {name: score.detach().double().flatten().sort().values for name, score in scores.items()}
+        everything = torch.cat(list(ordered.values())).sort().values
+
+        def rates(level: float) -> dict[str, float]:
+            kept = round(level * len(everything))
+            if kept == 0:
+                return dict.fromkeys(scores, 0.0)
+            threshold = everything[len(everything) - kept]
+            return {name: 1 - int(torch.searchsorted(one, threshold)) / len(one) for name, one in ordered.items()}
+
+        return rates
+
+
+layer_rates.alias("global", "global_threshold")

@@ -1,0 +1,18 @@
+"""The same share of every layer."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.pruning.layer_rates import Family, LayerRates, layer_rates
+from sparsemble.pruning.score import Scores
+
+
+@final
+@layer_rates.register("uniform")
+@dataclass(frozen=True, kw_only=True)
+class Uniform(LayerRates):
+    """The same share of every layer stays."""
+
+    def family(self, scores: Scores) -> Family:
+        """Return the level itself for each layer."""
+        return lambda level: dict.fromkeys(scores, level)

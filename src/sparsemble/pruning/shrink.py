@@ -1,0 +1,73 @@
+"""A smaller dense network with the same answers: dead channels physically removed."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sparsemble.models.graph import Graph
+from sparsemble.models.spaces import spaces
+from sparsemble.pruning.dead import find_dead
+from sparsemble.pruning.mask import Mask
+
+
+@torch.no_grad()
+def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+    """Return a copy without the channels that cannot influence the logits.
+
+    Channels that are added to each other stay or go together. At least one channel of each stays, so that every layer
+    can still run.
+
+    Args:
+        model: pruned; left as found.
+        shape: channels, height and width of an image.
+
+    Raises:
+        InputError: an operation that is not one of ours.
+    """
+    small = copy.deepcopy(model)
+    graph = Graph(small, shape)
+    dead = find_dead(Mask.of(small), graph)
+    dead.mask.apply_(small)
+    for space in spaces(graph):
+        if not space.free:
+            continue
+        alive = dead.alive[space.producers[0]].clone()
+        alive[0] |= not bool(alive.any())
+        stays = alive.nonzero()[:, 0]
+        for name in space.operations:
+            module = graph.by_name[name].module
+            if isinstance(module, nn.BatchNorm2d):
+                _narrow_norm_(module, stays)
+        for name in space.producers:
+            _narrow_(graph.by_name[name].module, stays, 0)
+        for name in space.consumers:
+            _narrow_(graph.by_name[name].module, stays, 1, space.channels)
+    return small
+
+
+def _narrow_(layer: nn.Module | None, stays: Tensor, way: int, channels: int = 0) -> None:
+    """Keep some outputs (way 0) or inputs (way 1) of a layer; a linear layer may read each channel several times."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    stays = stays.to(layer.weight.device)
+    if way == 1 and isinstance(layer, nn.Linear):
+        spread = layer.in_features // channels
+        stays = (stays[:, None] * spread + torch.arange(spread, device=stays.device)).flatten()
+    layer.weight = nn.Parameter(layer.weight.index_select(way, stays), layer.weight.requires_grad)
+    if way == 0 and layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[stays], layer.bias.requires_grad)
+    if isinstance(layer, nn.Conv2d):
+        layer.out_channels, layer.in_channels = layer.weight.shape[:2]
+    else:
+        layer.out_features, layer.in_features = layer.weight.shape
+
+
+def _narrow_norm_(norm: nn.BatchNorm2d, stays: Tensor) -> None:
+    for name in ("weight", "bias"):
+        old = getattr(norm, name)
+        if old is not None:
+            setattr(norm, name, nn.Parameter(old[stays.to(old.device)], old.requires_grad))
+    for name in ("running_mean", "running_var"):
+        old = norm.get_buffer(name)
+        norm.register_buffer(name, old[stays.to(old.device)])
+    norm.num_features = len(stays)

@@ -1,0 +1,96 @@
+"""A trained classifier of one's own goes through the whole method; what cannot be pruned is named before any work."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sparsemble.evaluation.cost import count_weights
+from sparsemble.models.code import made_by
+from tests.end_to_end.conftest import SMOKE, sparsemble
+
+NETWORK = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 6, 3, padding=1)
+        self.rest = nn.ModuleDict({"a": nn.Conv2d(6, 6, 3, padding=1, bias=False), "n": nn.BatchNorm2d(6)})
+        self.answer = nn.Linear(6, 10)
+        ACTIVATION
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        x = self.act(x + self.rest["n"](self.rest["a"](x)))
+        return self.answer(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def make():
+    torch.manual_seed(5)
+    return Mine()
+"""
+
+
+def own(folder: Path, activation: str = "self.act = nn.ReLU(inplace=True)") -> str:
+    file = folder / "mine.py"
+    file.write_text(NETWORK.replace("ACTIVATION", activation), "utf-8")
+    return f"{file}:make"
+
+
+def test_goes_through_the_whole_method(tmp_path: Path) -> None:
+    factory = own(tmp_path)
+    weights = tmp_path / "mine.safetensors"
+    trained = made_by(tmp_path / "mine.py", "make")
+    with torch.no_grad():
+        trained.answer.weight.mul_(3)  # what training did
+    save_file(trained.state_dict(), weights)
+    settings = [f'model={{name="code", factory="{factory}"}}', f'parent={{weights="{weights}"}}']
+    words = [word for setting in settings for word in ("--set", setting)]
+    result = sparsemble("run", SMOKE, "--out", tmp_path / "run", *words, "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert "take over the dense parent" in result.stderr
+    assert not list((tmp_path / "run").glob("train-*"))
+    (adopted,) = (tmp_path / "run").glob("adopt-*")
+    stored = load_file(adopted / "model.safetensors")
+    assert all(torch.equal(stored[f"body.{name}"], tensor) for name, tensor in trained.state_dict().items())
+    pruned = next((tmp_path / "run").glob("prune-*"))
+    facts = json.loads((pruned / "pruned.json").read_text("utf-8"))
+    assert facts["nonzeros"] == round(0.25 * count_weights(trained).total)
+    summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text("utf-8"))
+    assert {row["name"] for row in summary["rows"]} >= {"dense", "small_dense", "harp", "team_dynamic"}
+
+
+def test_the_first_layer_that_is_not_ours_is_named(tmp_path: Path, in_process) -> None:
+    model = f'model={{name="code", factory="{own(tmp_path, "self.act = nn.GELU()")}"}}'
+    status, errors = in_process("prune", SMOKE, "--out", tmp_path / "run", "--set", model, "--set", "parent={}")
+    assert status == 2
+    assert "layer body.act is GELU" in errors
+    assert not list((tmp_path / "run").glob("*-*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (['model={name="code", factory="nowhere.py:make"}'], "nowhere.py does not exist"),
+        (['model={name="code", factory="make"}'], "must name a file and a function"),
+        (['model={name="timm", model="resnet18"}', "parent={}"], "needs the package timm"),
+        (['model={name="robustbench", model="Standard"}', "parent={}"], "needs the package robustbench"),
+        (['model={name="torchvision", model="resnet18"}', "parent={}", "data={name='digits'}"], "3 channels"),
+        (['parent={weights="nowhere.safetensors"}'], "nowhere.safetensors does not exist"),
+        ([f'parent={{weights="{SMOKE}"}}'], "no safetensors file"),
+    ],
+)
+def test_what_cannot_be_taken_over_gives_a_sentence(
+    settings: list[str], words: str, tmp_path: Path, in_process
+) -> None:
+    given = [word for setting in settings for word in ("--set", setting)]
+    status, errors = in_process("run", SMOKE, "--out", tmp_path / "run", *given)
+    assert status == 2
+    assert words in errors
+    assert len(errors.strip().splitlines()) == 1

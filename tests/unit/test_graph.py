@@ -1,0 +1,111 @@
+"""Networks as operations: ours whatever the modules are called, and a sentence for all others."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.types import seeded
+from sparsemble.models import architectures, build_model
+from sparsemble.models.graph import Graph
+from sparsemble.models.spaces import spaces
+
+SHAPE = (3, 16, 16)
+
+
+class Odd(nn.Module):
+    """Other names, functions in place of modules, a layer in a list, a flattened map larger than a pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stuff = nn.ModuleList([nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, bias=False)])
+        self.bn = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6 * 16, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stuff[0](x * 2 - 1))
+        x = torch.add(x, self.bn(self.stuff[1](x)))
+        x = F.avg_pool2d(F.max_pool2d(x.relu(), 2), kernel_size=2)
+        logits: Tensor = self.head(x.view(x.size(0), -1))
+        return logits
+
+
+class Says(nn.Module):
+    """A convolution, and then something else."""
+
+    def __init__(self, then: Any, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.layer = layer or nn.Identity()
+        self.then = then
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.then(self, self.layer(self.conv(x)))
+
+
+def test_follows_any_names_and_functions() -> None:
+    graph = Graph(Odd(), SHAPE)
+    kinds = [operation.kind for operation in graph.operations]
+    assert kinds == [
+        *("input", "affine", "affine", "conv", "relu", "conv", "norm", "add", "relu", "pool", "pool"),
+        *("flatten", "linear"),
+    ]
+    assert list(graph.layers()) == ["stuff.0", "stuff.1", "head"]
+    assert [layer.positions for layer in graph.layers().values()] == [256, 256, 1]
+    assert graph.by_name["stuff.1"].shape == (6, 16, 16)
+    tied = [space for space in spaces(graph) if space.free]
+    assert len(tied) == 1
+    assert tied[0].producers == ("stuff.0", "stuff.1")
+    assert sorted(tied[0].consumers) == ["head", "stuff.1"]
+
+
+@pytest.mark.parametrize("name", sorted({"tiny", "resnet18", "resnet50", "vgg16", "wide_resnet"}))
+def test_residual_streams_are_one_space(name: str) -> None:
+    spec: Any = {"name": name, "width": 4} if name in ("tiny", "resnet18", "resnet50") else name
+    shape = (3, 32, 32)
+    model = build_model(architectures.build(spec), shape, 10, (0.5,) * 3, (0.5,) * 3, rng=seeded(0))
+    graph = Graph(model, shape)
+    layers = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert graph.layers().keys() == layers
+    found = spaces(graph)
+    assert sorted(producer for space in found for producer in space.producers) == sorted(layers)
+    streams = sum(len(space.producers) > 1 for space in found)
+    assert streams == {"tiny": 2, "resnet18": 4, "resnet50": 4, "vgg16": 0, "wide_resnet": 3}[name]
+
+
+def test_leaves_the_model_as_found() -> None:
+    model = Odd().train()
+    model.bn.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Graph(model, SHAPE)
+    assert model.training
+    assert model.stuff[0].training
+    assert not model.bn.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Says(None, nn.Sigmoid()), "layer layer is Sigmoid()"),
+        (Says(None, nn.Conv2d(4, 4, 3, groups=2)), "layer layer is Conv2d(4, 4"),
+        (Says(lambda own, x: F.gelu(x)), "layer (gelu) is gelu"),
+        (Says(lambda own, x: torch.cat([x, x], 1)), "layer (cat) is cat"),
+        (Says(lambda own, x: own.conv(x[:, :3])), "layer (getitem) is getitem"),
+        (Says(lambda own, x: x + 1), "adds something that is not a feature map"),
+        (Says(lambda own, x: x * x), "combines feature maps by mul"),
+        (Says(lambda own, x: own.head(x.mean((2, 3))) if x.sum() > 0 else x), "decides by its input what it computes"),
+        (Says(lambda own, x: (x, x)), "must return the result of its last operation"),
+        (Says(lambda own, x: own.head(x.mean((2, 3))) + own.head(x.mean((2, 3)))), "runs twice in a pass"),
+    ],
+)
+def test_the_first_thing_that_is_not_ours_is_named(model: Says, words: str) -> None:
+    if model.then is None:
+        model.then = lambda own, x: own.head(x.mean((2, 3)))
+    with pytest.raises(InputError, match=re.escape(words)):
+        Graph(model, SHAPE)

@@ -170,11 +170,10 @@ def test_goes_on_where_it_was_interrupted(name: str, epoch: int, tmp_path: Any) 
 @pytest.mark.parametrize("name", METHODS)
 def test_bad_input_gives_a_sentence(name: str) -> None:
     model = make()
-    trains = bool(quick(name)(model, magnitudes(model), target(model, 0.5), context()).history)
-    if trains:
-        with pytest.raises(InputError, match=rf"method \"{name}\".*needs training images"):
-            quick(name)(model, magnitudes(model), target(model, 0.5), context(batches=None))
-    else:
+    if name == "one_shot":  # the only one that can do without
+        quick(name)(model, magnitudes(model), target(model, 0.5), context(batches=None))
+        return
+    with pytest.raises(InputError, match=f'method "{name}".*needs training images'):
         quick(name)(model, magnitudes(model), target(model, 0.5), context(batches=None))
 
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from sparsemble.core.artifacts import write_bytes, write_json
 from sparsemble.report import words
+from sparsemble.report.pool import COLUMNS as POOL_COLUMNS
+from sparsemble.report.pool import Pool, pool_rows
 from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of, validate
 from sparsemble.report.tables import Column, columns, markdown, markdown_table, ordered_checks
 from sparsemble.report.template import fill, flat, plots, plots_in_markdown, strip, write_plots
@@ -27,7 +29,7 @@ WIDE = ("size", "examples", "training")
 
 
 def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dict[str, np.ndarray], out: Path) -> None:
-    """Write `index.html`, `report.md`, `summary.json`, `training.json` and `figures/*.svg`.
+    """Write `index.html`, `report.md`, `summary.json`, `training.json`, `pool.json` and `figures/*.svg`.
 
     Args:
         summary: the numbers, as docs/summary.md describes them.
@@ -45,14 +47,19 @@ def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dic
     titles = captions(summary, figures)
     trainings = figures.get("training") or {}
     write_plots(drawn, out)
-    write_bytes(out / "index.html", render(summary, drawn, titles, trainings).encode())
-    text = "\n".join([markdown(summary), *trainings_in_markdown(trainings), *plots_in_markdown(drawn, FIGURES, titles)])
+    pool = figures.get("pool") or {}
+    write_bytes(out / "index.html", render(summary, drawn, titles, trainings, pool).encode())
+    tables = [*pool_in_markdown(pool, summary), *trainings_in_markdown(trainings)]
+    text = "\n".join([markdown(summary), *tables, *plots_in_markdown(drawn, FIGURES, titles)])
     write_bytes(out / "report.md", text.encode())
     write_json(out / "summary.json", summary)
     write_json(out / "training.json", trainings)
+    write_json(out / "pool.json", pool)
 
 
-def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str], trainings: Trainings) -> str:
+def render(
+    summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str], trainings: Trainings, pool: Pool
+) -> str:
     """Fill the page's template."""
     of_table = columns(summary)
     return fill(
@@ -73,6 +80,8 @@ def render(summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str
             (name, SHORT_NAMES[name], cells, epoch_rows(trainings[name])) for name, cells in training_rows(trainings)
         ],
         epoch_columns=EPOCH_COLUMNS,
+        pool=pool_rows(pool, summary["selection"]["team"]),
+        pool_columns=POOL_COLUMNS,
         settings=list(flat(summary["recipe"])),
     )
 
@@ -124,6 +133,18 @@ def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]
         "cost": "Images passed forward and backward through a network, attacks included, and seconds of one core, for "
         "everything a row was made from.",
     }
+
+
+def pool_in_markdown(pool: Pool, summary: dict[str, Any]) -> list[str]:
+    """Return a section with a row for each sub-model."""
+    rows = [
+        [f"**{label}**" if chosen else label, *cells]
+        for label, chosen, cells in pool_rows(pool, summary["selection"]["team"])
+    ]
+    if not rows:
+        return []
+    table = markdown_table(["sub-model", *(column.title for column in POOL_COLUMNS)], rows, 1)
+    return ["", "## Sub-models", "", *table, "", "In bold: members of the team.", ""]
 
 
 def trainings_in_markdown(trainings: Trainings) -> list[str]:

@@ -195,6 +195,7 @@ class Loop:
         self.stopped = last
         if last and self.history:
             self._enter_tries(self.history[-1], [one for one in self.rollbacks if one["epoch"] == back + 1])
+            self.history[-1]["rolled_back"].pop()
             self.history[-1]["stopped"] = sentence
         for callback in self.callbacks:
             callback.after_rollback(sentence)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 from torch import nn
@@ -12,6 +12,7 @@ from sparsemble.core.artifacts import write_bytes, write_json
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, draw_seed
 from sparsemble.data.dataset import Dataset, Split
+from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.graph import Graph
 from sparsemble.pipeline.heldout import probe
@@ -20,7 +21,7 @@ from sparsemble.pipeline.recipe import Prune
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import load_model, save_model
 from sparsemble.pruning.dead import find_dead
-from sparsemble.pruning.mask import KeepZero
+from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.pruning.method import Pruned, PruningContext
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.shares import data_shares
@@ -68,7 +69,7 @@ class PruneStage(WithData):
         split = data.train.subset(shares[self.share - 1].to(work.device))
         dense = load_model(work.inputs["dense"], work.device)
         objective = self.prune.objective.with_teacher(dense)
-        model, mask, _ = self._masked(work, dense, data, split, objective)
+        model, mask, told = self._masked(work, dense, data, split, objective)
         if self.prune.finetune_epochs and self.prune.method.fine_tunes:
             learn(
                 replace(work, tell=lambda share, text: work.tell(0.3 + 0.7 * share, text)),
@@ -87,10 +88,16 @@ class PruneStage(WithData):
         else:
             write_bytes(work.folder / "history.jsonl", b"")
         save_model(model, work.folder, self.model, data)
+        macs = count_macs(model, data.shape)
+        told |= {"macs_dense": macs.dense, "macs_nonzero": macs.nonzero}
+        told["held_out_after"] = probe(data.choose, self.held_out_attack, self.threat, work)(model.eval())
+        write_json(work.folder / "pruned.json", told)
         self._search(work).remove()
 
-    def _masked(self, work: Work, dense: nn.Module, data: Dataset, split: Split, objective: Objective) -> Pruned:
-        """Return the pruned model; a search that was interrupted goes on from its last epoch."""
+    def _masked(
+        self, work: Work, dense: nn.Module, data: Dataset, split: Split, objective: Objective
+    ) -> tuple[nn.Module, Mask, dict[str, Any]]:
+        """Return the pruned model, its mask and the facts; an interrupted search goes on from its last epoch."""
         rng = work.rng("masks")
         batches = Batches(split=split, batch_size=self.prune.schedule.batch_size, augmentation=data.augmentation)
 
@@ -129,7 +136,7 @@ class PruneStage(WithData):
             floor=self.prune.floor,
         )
 
-    def _without_dead(self, work: Work, pruned: Pruned, data: Dataset) -> Pruned:
+    def _without_dead(self, work: Work, pruned: Pruned, data: Dataset) -> tuple[nn.Module, Mask, dict[str, Any]]:
         """Take out what has no influence any more, and write down what stays."""
         dead = find_dead(pruned.mask, Graph(pruned.model, data.shape))
         dead.mask.apply_(pruned.model)
@@ -140,12 +147,9 @@ class PruneStage(WithData):
             "dead_channels": dead.channels,
             "dead_weights": dead.weights,
             "layers": {name: [int(keep.sum()), keep.numel()] for name, keep in dead.mask.items()},
-            "held_out_before_fine_tuning": probe(data.choose, self.held_out_attack, self.threat, work)(
-                pruned.model.eval()
-            ),
+            "held_out_before": probe(data.choose, self.held_out_attack, self.threat, work)(pruned.model.eval()),
         }
-        write_json(work.folder / "pruned.json", told)
-        return pruned._replace(mask=dead.mask)
+        return pruned.model, dead.mask, told
 
     def _search(self, work: Work) -> Checkpoint:
         """Return the checkpoint of the mask search; it stays until the fine-tuning is over."""

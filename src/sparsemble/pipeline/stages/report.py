@@ -112,11 +112,22 @@ class ReportStage(Stage):
                 "sparsity": {score: values.tolist() for score, values in by_score.items()},
             },
             "overlap": {"names": select["pool"], "jaccard": select["overlap"]},
+            "pool": {label: artifact.json("pruned.json") for label, artifact in _pool(work.inputs["select"]).items()},
             "training": {
                 name: [_epoch(record) for record in work.inputs[name].json_lines("history.jsonl")]
                 for name in ("dense", "small_dense", "harp", "team")
             },
         }
+
+
+def _pool(select: Artifact) -> dict[str, Artifact]:
+    """Return the sub-models that the team was chosen from."""
+    beside = select.path.parent
+    return {
+        role.removeprefix("pool."): Artifact(beside / folder)
+        for role, folder in select.meta["inputs"].items()
+        if role.startswith("pool.")
+    }
 
 
 def ancestry(artifact: Artifact) -> list[Artifact]:

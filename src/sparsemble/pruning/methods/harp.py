@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits
+from sparsemble.pruning.learned_mask import plain_, worked_out_once
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores, rescaled
@@ -130,9 +131,7 @@ class LearnedMasks(nn.Module):
 
     def plain(self) -> nn.Module:
         """Take the parametrization off and return the network with its original weights, all trainable."""
-        for layer in self.layers.values():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-        return self.network.requires_grad_(True)
+        return plain_(self.network, self.layers)
 
 
 @final
@@ -170,9 +169,7 @@ class _Budgeted(Objective):
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss; the masks are worked out once a batch, for crafting and training alike."""
-        with parametrize.cached():
-            for layer in self.learner.layers.values():
-                _ = layer.weight  # fills the cache with gradients, even where an attack starts without them
+        with worked_out_once(self.learner.layers):
             output = self.inner(model, x, y, threat, rng=rng)
         excess = self.learner.excess()
         terms = {**output.terms, "excess": excess.detach()}

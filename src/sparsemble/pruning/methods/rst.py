@@ -1,0 +1,90 @@
+"""RST: robust masks in a random network (Fu et al. 2021)."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Generator, nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.pruning.learned_mask import ScoredNetwork, masked
+from sparsemble.pruning.mask import prunable_layers
+from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.score import Scores, fan_in
+from sparsemble.pruning.target import Target
+from sparsemble.training.fit import fit
+from sparsemble.training.optimisers.sgd import SGD
+from sparsemble.training.schedule import Schedule
+from sparsemble.training.schedules.multi_step import MultiStep
+
+
+@final
+@pruning_methods.register("rst")
+@dataclass(frozen=True, kw_only=True)
+class RST(PruningMethod):
+    """A mask found under the robust loss in a network of random signs, whose weights are never trained.
+
+    Weights are plus or minus sqrt(2 / fan_in), biases 0, BatchNorm has no affine part; scores are drawn uniformly and
+    learned (edge-popup). The trained weights and scores that it is given are not looked at, and what it returns is not
+    fine-tuned.
+
+    Source: Fu et al. 2021 (Drawing robust scratch tickets), section 4; settings as in method.md section 4.
+    """
+
+    fine_tunes: ClassVar[bool] = False
+
+    epochs: int = 160
+    """Epochs of mask learning, >= 1."""
+    schedule: Schedule = Schedule(
+        rate=0.1, optimiser=SGD(weight_decay=5e-4), decay=MultiStep(factor=0.1, milestones=(0.5, 0.75))
+    )
+    """Of the scores; the batch size of the context holds, not this one's."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"epochs = {self.epochs} must be 1 or more")
+
+    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+        """Draw a network and learn its mask."""
+        batches = context.images(self.name)
+        target.mask(scores)  # refuses what cannot be before any work
+        network = copy.deepcopy(model)
+        drawn = _redraw_(network, context.rng)
+        learner = ScoredNetwork(network, drawn, target, free_norms=False)
+        history = fit(
+            learner,
+            masked(context.objective, learner.layers),
+            batches,
+            self.schedule,
+            epochs=self.epochs,
+            threat=context.threat,
+            rng=context.rng,
+            callbacks=context.callbacks,
+            checkpoint=context.checkpoint,
+            computing=context.computing,
+        )
+        mask = learner.final_mask()
+        pruned = learner.plain()
+        mask.apply_(pruned)
+        return Pruned(pruned, mask, history)
+
+
+@torch.no_grad()
+def _redraw_(network: nn.Module, rng: Generator) -> Scores:
+    """Set weights to random signs of one size and BatchNorm to its start, and draw scores."""
+    scores: Scores = {}
+    for name, layer in prunable_layers(network).items():
+        weight = layer.weight
+        sign = 2.0 * (torch.rand(weight.shape, generator=rng, device=weight.device) < 0.5) - 1
+        weight.copy_(sign * math.sqrt(2 / fan_in(weight)))
+        if layer.bias is not None:
+            layer.bias.zero_()
+        bound = 1 / math.sqrt(fan_in(weight))  # Kaiming's uniform range with a = sqrt(5)
+        scores[name] = bound * (2 * torch.rand(weight.shape, generator=rng, device=weight.device) - 1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.reset_parameters()
+    return scores

@@ -1,0 +1,32 @@
+"""Taylor: squared first-order change of the adversarial loss (Molchanov et al. 2019)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import nn
+
+from sparsemble.core.types import Images, Labels
+from sparsemble.pruning.gradients import weight_gradients
+from sparsemble.pruning.mask import prunable_layers
+from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
+
+
+@final
+@pruning_scores.register("taylor")
+@dataclass(frozen=True, kw_only=True)
+class Taylor(PruningScore):
+    """(g w)^2, summed over batches: gradients that point here and there do not cancel, as they do in `snip`.
+
+    Source: Molchanov et al. 2019, eq. 8, for single weights and on adversarial images.
+    """
+
+    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
+        """Score every prunable weight."""
+        layers = prunable_layers(model)
+        total = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
+        for found in weight_gradients(model, iter(adversarial())):
+            for name, gradient in found.items():
+                total[name] += (gradient * layers[name].weight.detach()).square()
+        return total

@@ -220,6 +220,38 @@ def evaluate(
 
 
 @app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study: a recipe, axes with values, seeds.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder; runs/NAME unless given.")] = None,  # noqa: UP045
+    device: Device = "auto",
+    workers: Workers = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Run every combination of settings and seeds, and put them in one table; finished cells are kept.
+
+    Example: [bold]sparsemble study studies/pruning-digits.toml[/]
+    """
+    _need_train("study")
+    from sparsemble.pipeline.study import load_study
+    from sparsemble.pipeline.study_command import run_study
+
+    console = Console(stderr=True)
+    folder = out or Path("runs") / file.stem
+    signal.signal(signal.SIGTERM, _interrupt)
+    command = shlex.join(["sparsemble", "study", str(file)])
+    try:
+        asked = load_study(file)
+        result = run_study(asked, folder, command, device=device, workers=workers, console=console, quiet=quiet)
+    except KeyboardInterrupt:
+        _say(console, f"stopped; finished cells are kept in {folder}, run the same command to go on")
+        raise typer.Exit(1) from None
+    if not quiet:
+        _say(Console(), (folder / "study.md").read_text("utf-8"))
+    if any("failed" in cell for cell in result["cells"]):
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     results: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="Files that evaluate left.")],
     out: Annotated[Optional[Path], typer.Option("--out", help="Folder for a page; none unless given.")] = None,  # noqa: UP045

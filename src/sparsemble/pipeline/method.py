@@ -13,7 +13,7 @@ from sparsemble.attacks.adaptive.through import Through
 from sparsemble.attacks.adaptive.whole import Whole
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import combiners
-from sparsemble.pipeline.recipe import Recipe
+from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Task, dataset
 from sparsemble.pipeline.stages.adopt import AdoptStage, adopted
@@ -128,8 +128,8 @@ def training(recipe: Recipe) -> TrainStage:
 def prune(recipe: Recipe, dense: Task) -> dict[str, Task]:
     """Sections 2.2 to 2.4: one sparse sub-model for each score and data share."""
     return {
-        f"pool.{score.name}-{share}": _pruned(
-            recipe, dense, f"prune {score.name}-{share}", score, share, recipe.member_sparsity
+        f"pool.{score.name}-{share}": pruned(
+            recipe, recipe.prune, dense, f"prune {score.name}-{share}", score, share, recipe.member_sparsity
         )
         for score, share in recipe.prune.pool
     }
@@ -185,7 +185,7 @@ def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
     The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the team together.
     """
     longer = replace(recipe.prune, shares=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
-    harp = _pruned(replace(recipe, prune=longer), dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
+    harp = pruned(recipe, longer, dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
     stage = SmallDenseStage(seed=recipe.seed, parent=training(recipe))
     small = Task("train the small dense network", stage, {"select": select}, cost=0.4 * recipe.train.epochs)
     return harp, small
@@ -305,13 +305,16 @@ def check_against_data(recipe: Recipe) -> None:
         raise InputError(f"evaluate.images = {recipe.evaluate.images} is more than the {len(data.test)} test images")
 
 
-def _pruned(recipe: Recipe, dense: Task, title: str, score: PruningScore, share: int, sparsity: float) -> Task:
+def pruned(
+    recipe: Recipe, prune: Prune, dense: Task, title: str, score: PruningScore, share: int, sparsity: float
+) -> Task:
+    """Prune the dense parent with one score on one share of the images, to a sparsity of its own."""
     stage = PruneStage(
         seed=recipe.seed,
         data=recipe.data,
         model=recipe.model,
         threat=recipe.threat,
-        prune=replace(recipe.prune, scores=(score,)),
+        prune=replace(prune, scores=(score,)),
         score=score,
         share=share,
         sparsity=sparsity,
@@ -319,5 +322,5 @@ def _pruned(recipe: Recipe, dense: Task, title: str, score: PruningScore, share:
         probe_every=recipe.train.probe_every,
         computing=recipe.computing,
     )
-    part = 2 / max(recipe.prune.shares, 2)
-    return Task(title, stage, {"dense": dense}, cost=1.3 * recipe.prune.finetune_epochs * part)
+    part = 2 / max(prune.shares, 2)
+    return Task(title, stage, {"dense": dense}, cost=1.3 * prune.finetune_epochs * part)

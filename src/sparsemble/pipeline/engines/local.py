@@ -19,7 +19,12 @@ from sparsemble.pipeline.stage import Task
 class LocalEngine:
     """A few workers; a task starts when its inputs are finished, the one with the longest way to go first."""
 
-    def __init__(self, folder: Path, workers: int, device: str, progress: Progress) -> None:
+    def __init__(
+        self, folder: Path, workers: int, device: str, progress: Progress, *, keep_going: bool = False
+    ) -> None:
+        self.keep_going = keep_going
+        self.failures: dict[str, str] = {}
+        """Sentences of the stages that failed, by hash, where others go on without them (`keep_going`)."""
         self.folder = folder
         self.device = device
         self.progress = progress
@@ -38,6 +43,9 @@ class LocalEngine:
         workers = [_Worker(self.folder, self.device, self.news) for _ in range(min(self.count, len(waiting)))]
         try:
             while pending:
+                self._give_up(waiting, pending)
+                if not pending:
+                    break
                 self._start(workers, waiting, pending, ahead)
                 try:
                     worker, message = self.news.get(timeout=0.2)
@@ -48,6 +56,16 @@ class LocalEngine:
         finally:
             for worker in workers:
                 worker.kill()
+
+    def _give_up(self, waiting: list[Task], pending: set[str]) -> None:
+        """Strike what failed off the list, and all that waits for it."""
+        for task in list(waiting):
+            lost = [given for given in task.inputs.values() if given.hash in self.failures]
+            if lost:
+                waiting.remove(task)
+                self.failures[task.hash] = self.failures[lost[0].hash]
+                self.progress.finished(task, 0.0)
+        pending -= self.failures.keys()
 
     def _start(
         self, workers: "Sequence[_Worker]", waiting: list[Task], pending: set[str], ahead: Mapping[str, float]
@@ -89,7 +107,13 @@ class LocalEngine:
         elif task and kind == "failed":
             if message.get("details"):
                 self.progress.print(message["details"])
-            raise RunError(f'the stage "{task.title}" failed: {message["sentence"]}')
+            sentence = f'the stage "{task.title}" failed: {message["sentence"]}'
+            if not self.keep_going:
+                raise RunError(sentence)
+            self.progress.print(sentence)
+            self.failures[task.hash] = sentence
+            worker.task = None
+            self.progress.finished(task, 0.0)
         elif task:
             self.progress.hear(task, message)
 

@@ -31,9 +31,10 @@ NEARLY_ONE = 0.99
 class MAD(PruningMethod):
     """Removes the weights whose part in adversarial damage is least, by soft masks and second-order information.
 
-    For each batch of adversarial images a soft mask m in [0, 1] of all weights is fitted to lower the loss; dw = w - m w is
-    what it takes away. A weight is worth 1/2 G_jj dw_ja (dw_j A)_a, with K-FAC's A = E[a a^T] of the inputs and the
-    diagonal of G = E[g g^T] of the output gradients (true labels), averaged over batches; it may be negative.
+    For each batch of adversarial images a soft mask m in [0, 1] of all weights is fitted to lower the loss, and
+    dw = w - m w is what it takes away. A weight is worth 1/2 G_jj dw_ja (dw_j A)_a, with K-FAC's A = E[a a^T] of the
+    inputs and the diagonal of G = E[g g^T] of the output gradients (true labels), averaged over batches; it may be
+    negative.
 
     Source: Lee et al. 2022, section 3, with the settings of method.md section 4. Departs: the target divides the budget
     (theirs: one threshold for all convolutions, `rates = "global"`); scores it is given are not looked at. Memory: the

@@ -1,0 +1,177 @@
+"""Many recipes at once: what a study file asks for, and the cells that it expands to."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, final
+
+from sparsemble.attacks.adaptive.through import Through
+from sparsemble.attacks.adaptive.whole import Whole
+from sparsemble.core.errors import InputError
+from sparsemble.core.recipe import nearest, read_toml
+from sparsemble.pipeline.method import check_against_data, method, pruned, train
+from sparsemble.pipeline.recipe import Recipe, load_recipe
+from sparsemble.pipeline.rows import ROWS
+from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.stages.attack import AttackStage
+
+KEYS = ("title", "recipe", "kind", "set", "seeds", "rows", "axes")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Every value of every axis, with every seed."""
+
+    title: str
+    recipe: str
+    """Name or path of the recipe that all cells begin with."""
+    kind: Literal["pruned", "run"] = "pruned"
+    """pruned: a cell is one dense parent and one pruned model; run: the whole method."""
+    settings: tuple[str, ...] = ()
+    """Changes for all cells, as after --set."""
+    seeds: tuple[int, ...] = (0,)
+    rows: tuple[str, ...] = ("pruned",)
+    """What of a cell is shown: of kind run, rows of its report."""
+    axes: Mapping[str, Mapping[str, tuple[str, ...]]]
+    """Axis -> value -> its changes."""
+
+
+class Cell(NamedTuple):
+    """One model, or one run, of a study."""
+
+    values: dict[str, str]
+    """Axis -> value; the dense parent of kind pruned has none."""
+    seed: int
+    recipe: Recipe
+    made: dict[str, Task]
+    """Row -> the task that makes it."""
+    attacks: dict[str, dict[str, Task]]
+    """Row -> attack -> task."""
+    report: Task | None
+    """Kind run: the task whose artifact holds the summary."""
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All tasks of the cell, those it shares with others included."""
+        found: dict[str, Task] = {}
+        waiting = [*self.made.values(), *(t for ones in self.attacks.values() for t in ones.values())]
+        waiting += [self.report] if self.report else []
+        while waiting:
+            task = waiting.pop()
+            if task.hash not in found:
+                found[task.hash] = task
+                waiting += task.inputs.values()
+        return list(found.values())
+
+    @property
+    def label(self) -> str:
+        """Say which cell it is."""
+        said = ", ".join(f"{axis} = {value}" for axis, value in self.values.items()) or "dense parent"
+        return f"{said}, seed {self.seed}"
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        InputError: no such file, or anything wrong in it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; a study is a .toml file (docs/studies.md)")
+    table = read_toml(path)
+    for key in table:
+        if key not in KEYS:
+            raise InputError(f'"{key}" is not a setting of a study{nearest(key, KEYS)}; known: {", ".join(KEYS)}')
+    for key in ("recipe", "axes"):
+        if key not in table:
+            raise InputError(f"{path} lacks {key}")
+    kind = table.get("kind", "pruned")
+    if kind not in ("pruned", "run"):
+        raise InputError(f'kind = "{kind}" is not known; use pruned or run')
+    rows = tuple(table.get("rows", ["pruned"] if kind == "pruned" else ["team_dynamic"]))
+    known = ("pruned",) if kind == "pruned" else ROWS
+    for row in rows:
+        if row not in known:
+            raise InputError(f'rows names "{row}"{nearest(row, known)}; known: {", ".join(known)}')
+    seeds = table.get("seeds", [0])
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)):
+        raise InputError(f"seeds = {seeds!r} must be a list of whole numbers, 0 or more")
+    beside = path.parent / table["recipe"]
+    return Study(
+        title=table.get("title", path.stem),
+        recipe=str(beside) if beside.is_file() else table["recipe"],
+        kind=kind,
+        settings=_changes(table.get("set", []), "set"),
+        seeds=tuple(seeds),
+        rows=rows,
+        axes={axis: _values(axis, values) for axis, values in table["axes"].items()},
+    )
+
+
+def _values(axis: str, values: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"axes.{axis} must be a table of values, each a list of settings")
+    return {name: _changes(changes, f"axes.{axis}.{name}") for name, changes in values.items()}
+
+
+def _changes(changes: Any, where: str) -> tuple[str, ...]:
+    if not (isinstance(changes, list) and all(isinstance(change, str) for change in changes)):
+        raise InputError(f'{where} must be a list of settings, as in ["sparsity=0.9"], got {changes!r}')
+    return tuple(changes)
+
+
+def cells(study: Study) -> list[Cell]:
+    """Expand a study; of kind pruned, the dense parent of every seed comes first.
+
+    Raises:
+        InputError: a cell's recipe is wrong; it names the cell.
+    """
+    found: list[Cell] = []
+    parents: dict[str, Cell] = {}
+    for seed in study.seeds:
+        for chosen in itertools.product(*(values.items() for values in study.axes.values())):
+            values = dict(zip(study.axes, (name for name, _ in chosen), strict=True))
+            recipe = _recipe(study, values, [change for _, ones in chosen for change in ones], seed)
+            if study.kind == "run":
+                report = method(recipe, study.title, f"a cell of {study.title}").until["report"][0]
+                found.append(Cell(values, seed, recipe, {}, {}, report))
+                continue
+            dense, whole = train(recipe), replace(recipe.prune, shares=1)
+            title = "prune " + " ".join(values.values())
+            made = {"pruned": pruned(recipe, whole, dense, title, whole.scores[0], 1, recipe.sparsity)}
+            found.append(Cell(values, seed, recipe, made, _attacked(recipe, made), None))
+            parent = {"dense": dense}
+            parents.setdefault(dense.hash, Cell({}, seed, recipe, parent, _attacked(recipe, parent), None))
+    return [*parents.values(), *found]
+
+
+def _recipe(study: Study, values: Mapping[str, str], changes: list[str], seed: int) -> Recipe:
+    try:
+        _, recipe = load_recipe(study.recipe, (*study.settings, *changes, f"seed={seed}"))
+        check_against_data(recipe)
+    except InputError as error:
+        said = ", ".join(f"{axis} = {value}" for axis, value in values.items())
+        raise InputError(f"in the cell {said}: {error}") from None
+    return recipe
+
+
+def _attacked(recipe: Recipe, made: Mapping[str, Task]) -> dict[str, dict[str, Task]]:
+    """Attack single models as `evaluate.attacks` says."""
+    found: dict[str, dict[str, Task]] = {}
+    for row, task in made.items():
+        for one in recipe.evaluate.attacks:
+            stage = AttackStage(
+                seed=recipe.seed,
+                data=recipe.data,
+                threat=recipe.threat,
+                combine=recipe.ensemble.combine,
+                row=row,
+                attack=Through(attack=one, surrogate=Whole(), label=one.label),
+                images=recipe.evaluate.images,
+            )
+            what = task.title.removeprefix("prune ") if row == "pruned" else row
+            attack = Task(f"attack {what}: {one.label}", stage, {row: task}, cost=10)
+            found.setdefault(row, {})[one.label] = attack
+    return found

@@ -65,7 +65,7 @@ class LocalEngine:
                 waiting.remove(task)
                 self.failures[task.hash] = self.failures[lost[0].hash]
                 self.progress.finished(task, 0.0)
-        pending -= self.failures.keys()
+        pending.difference_update(self.failures)
 
     def _start(
         self, workers: "Sequence[_Worker]", waiting: list[Task], pending: set[str], ahead: Mapping[str, float]

@@ -1,0 +1,140 @@
+"""A study runs shared stages once, keeps finished cells, goes on after a failed one, and writes one table."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sparsemble.pipeline.study import cells, load_study
+from tests.end_to_end.conftest import SMOKE, command, sparsemble
+
+STUDY = f"""
+title = "Two by two"
+recipe = "{SMOKE}"
+set = ["evaluate.images=40", "evaluate.attacks=[{{name='pgd', steps=2}}]"]
+seeds = [3, 4]
+
+[axes.method]
+one_shot = ["prune.method={{name='one_shot'}}"]
+twinrep = ["prune.method={{name='twinrep', epochs=2, prune_at=1}}"]
+
+[axes.sparsity]
+"0.5" = ["sparsity=0.5"]
+"0.8" = ["sparsity=0.8"]
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.toml").write_text(STUDY, "utf-8")
+    result = sparsemble("study", folder / "study.toml", "--out", folder / "out", "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert "| twinrep | 0.8 |" in result.stdout
+    return folder
+
+
+def test_every_cell_is_there_with_its_numbers(done: Path) -> None:
+    result = json.loads((done / "out" / "study.json").read_text("utf-8"))
+    found = {(cell["values"].get("method"), cell["values"].get("sparsity"), cell["seed"]) for cell in result["cells"]}
+    assert found == {
+        *(
+            (method, sparsity, seed)
+            for method in ("one_shot", "twinrep")
+            for sparsity in ("0.5", "0.8")
+            for seed in (3, 4)
+        ),
+        *((None, None, seed) for seed in (3, 4)),
+    }
+    for cell in result["cells"]:
+        assert len(cell["outcomes"]) == cell["images"] == 40
+        assert cell["worst_case"] == sum(cell["outcomes"]) / 40 <= cell["clean"]
+        if cell["values"]:
+            assert cell["sparsity"] >= float(cell["values"]["sparsity"]) - 0.001
+    lines = list(csv.DictReader((done / "out" / "study.csv").read_text("utf-8").splitlines()))
+    assert len(lines) == 5
+    assert all(float(line["low"]) <= float(line["worst_case"]) <= float(line["high"]) for line in lines)
+    assert (done / "out" / "study.png").stat().st_size > 5000
+
+
+def test_shared_stages_ran_once_and_finished_ones_are_not_run_again(done: Path) -> None:
+    assert len(list((done / "out").glob("train-*"))) == 2
+    assert len(list((done / "out").glob("prune-*"))) == 8
+    again = sparsemble("study", done / "study.toml", "--out", done / "out")
+    assert again.returncode == 0
+    assert json.loads((done / "out" / "study.json").read_text("utf-8"))["stages_run"] == 0
+
+
+def test_a_failed_cell_is_told_and_the_others_go_on(done: Path, tmp_path: Path) -> None:
+    """A rate at which the weights blow up, found only while it runs."""
+    text = STUDY.replace("seeds = [3, 4]", "seeds = [3]").replace(
+        "twinrep = [\"prune.method={name='twinrep', epochs=2, prune_at=1}\"]",
+        "twinrep = [\"prune.method={name='twinrep', epochs=2, prune_at=1, schedule={rate=1e30, decay='cosine'}}\"]",
+    )
+    assert "1e30" in text
+    (tmp_path / "study.toml").write_text(text, "utf-8")
+    result = sparsemble("study", tmp_path / "study.toml", "--out", done / "out", "--workers", 2)
+    assert result.returncode == 1, result.stderr
+    assert "| one_shot | 0.5 |" in result.stdout
+    assert "| twinrep | 0.5 | failed |" in result.stdout
+    assert 'the stage "prune twinrep 0.5" failed' in result.stdout
+    found = json.loads((done / "out" / "study.json").read_text("utf-8"))["cells"]
+    assert sum("failed" in cell for cell in found) == 2
+
+
+def test_killed_it_goes_on(done: Path, tmp_path: Path) -> None:
+    work = subprocess.Popen(
+        command("study", done / "study.toml", "--out", tmp_path / "out", "--workers", 1), env=os.environ
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("prune-*[0-9a-f]")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    work.send_signal(signal.SIGINT)
+    assert work.wait(60) == 1
+    result = sparsemble("study", done / "study.toml", "--out", tmp_path / "out", "--workers", 2)
+    assert result.returncode == 0, result.stderr
+    first, second = (
+        json.loads((place / "out" / "study.json").read_text("utf-8"))["cells"] for place in (done, tmp_path)
+    )
+    by_artifact = {cell["artifact"]: cell for cell in second}
+    for cell in first:
+        if "failed" not in cell:
+            assert by_artifact[cell["artifact"]]["outcomes"] == cell["outcomes"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"sparsity=0.8"', '"sparsity=8"', "in the cell method = one_shot, sparsity = 0.8: sparsity = 8"),
+        ("seeds = [3, 4]", "seeds = []", "seeds = []"),
+        ("seeds = [3, 4]", "sedes = [3]", '"sedes" is not a setting of a study; did you mean "seeds"'),
+        ("[axes.method]", "[axis.method]", '"axis" is not a setting'),
+        ("seeds = [3, 4]", 'kind = "all"', 'kind = "all" is not known'),
+        ("seeds = [3, 4]", 'rows = ["harp"]', 'rows names "harp"'),
+        ('one_shot = ["', 'one_shot = [1, "', "axes.method.one_shot must be a list of settings"),
+    ],
+)
+def test_bad_input_gives_a_sentence_before_any_work(old: str, new: str, words: str, tmp_path: Path, in_process) -> None:
+    assert old in STUDY
+    (tmp_path / "study.toml").write_text(STUDY.replace(old, new), "utf-8")
+    status, errors = in_process("study", tmp_path / "study.toml", "--out", tmp_path / "out")
+    assert status == 2, errors
+    assert words in errors
+    assert not list(tmp_path.glob("out/*-*"))
+
+
+def test_whole_runs_are_cells_too(tmp_path: Path) -> None:
+    text = STUDY[: STUDY.index("[axes.method]")].replace(
+        "seeds = [3, 4]", 'kind = "run"\nrows = ["team_static", "harp"]\nseeds = [3]'
+    )
+    text += "[axes.combine]\nmean = []\nmaximum = [\"ensemble.combine='maximum'\"]\n"
+    (tmp_path / "study.toml").write_text(text, "utf-8")
+    expanded = cells(load_study(tmp_path / "study.toml"))
+    assert [cell.label for cell in expanded] == ["combine = mean, seed 3", "combine = maximum, seed 3"]
+    shared = {task.hash for task in expanded[0].tasks} & {task.hash for task in expanded[1].tasks}
+    assert len(shared) >= 6  # the parent, its four sub-models and the single HARP model

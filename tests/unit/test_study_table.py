@@ -1,0 +1,32 @@
+"""The intervals of a study's table."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsemble.evaluation.intervals import wilson
+from sparsemble.report.study import interval
+
+
+def test_one_seed_has_wilsons_interval() -> None:
+    assert interval([0.8], 50) == wilson(40, 50)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.integers(10, 500))
+def test_several_seeds_never_narrow_it_below_one_seeds_images(shares: list[float], images: int) -> None:
+    low, high = interval(shares, images)
+    mean = sum(shares) / len(shares)
+    one = wilson(round(mean * images), images)
+    assert 0 <= low <= one[0] + 1e-9
+    assert one[1] - 1e-9 <= high <= 1
+
+
+def test_seeds_that_differ_widen_it() -> None:
+    """Two seeds 20 points apart: t = 12.7 at one degree of freedom makes it as good as no information."""
+    same, apart = interval([0.5, 0.5], 400), interval([0.4, 0.6], 400)
+    assert apart[1] - apart[0] > 0.9 > 0.2 > same[1] - same[0]
+    three = interval([0.48, 0.5, 0.52], 400)
+    spread = 4.30 * 0.02 / 3**0.5
+    low, high = wilson(200, 400)
+    assert three[0] == pytest.approx(0.5 - ((0.5 - low) ** 2 + spread**2) ** 0.5, abs=1e-3)
+    assert three[1] == pytest.approx(0.5 + ((high - 0.5) ** 2 + spread**2) ** 0.5, abs=1e-3)

@@ -25,6 +25,11 @@ CASES = {
     "evaluate.images=501": ["evaluate.images = 501", "500"],
     "data={name='cifar10', root='/nowhere', download=false}": ["/nowhere"],
     "data={name='arrays', path='/nowhere/x.npz'}": ["/nowhere/x.npz"],
+    "prune.granularity='n_m'": ["2:4 is sparsity 0.5 exactly", "0.75"],
+    "prune.granularity={name='block', outputs=16}": ["16", "too few for blocks"],
+    "sparsity=0.998": ["would empty one of the 8 layers", "lower the sparsity"],
+    "prune.finetune_epochs=-1": ["finetune_epochs = -1", "0 or more"],
+    "prune.method={name='hydro'}": ["hydro", "hydra"],
     "nonsense": ["key=value"],
 }
 

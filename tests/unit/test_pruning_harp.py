@@ -20,6 +20,7 @@ from sparsemble.data.dataset import TensorSplit
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
 from sparsemble.pruning import Mask, PruningContext, prunable_layers, pruning_methods
+from sparsemble.pruning.budget import budgets
 from sparsemble.pruning.methods.harp import HARP, LearnedMasks
 from sparsemble.pruning.methods.one_shot import OneShot
 from sparsemble.pruning.score import rescaled
@@ -271,3 +272,18 @@ class TestLearning:
         assert all(torch.equal(whole.mask[name], again.mask[name]) for name in whole.mask)
         state = again.model.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in whole.model.state_dict().items())
+
+
+class TestOtherBudgets:
+    @pytest.mark.parametrize("budget", ["macs", "bytes"])
+    def test_rates_are_learned_under_any_budget(self, budget: str) -> None:
+        model = make()
+        asked = Target(graph=Graph(model, (1, 8, 8)), sparsity=0.7, budget=budgets.build(budget))
+        quick = HARP(epochs=6, penalty=1.0)
+        _, mask, history = quick(model, magnitudes(model), asked, context())
+        assert history[0]["excess"] > 0.1
+        assert history[-1]["excess"] < 0.05
+        kept = torch.tensor([float(mask[name].sum()) for name in asked.shapes], dtype=torch.float64)
+        spent = float(asked.budget.cost(kept, asked.sizes, asked.positions).sum())
+        assert 0.98 * asked.allowed < spent <= asked.allowed
+        assert len({round(float(keep.float().mean()), 2) for keep in mask.values()}) > 2, "rates are the layers' own"

@@ -1,6 +1,6 @@
 """The whole method, top to bottom: from a recipe to the graph of its stages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from sparsemble.attacks.adaptive.through import Through
 from sparsemble.attacks.adaptive.whole import Whole
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import combiners
+from sparsemble.models.graph import Graph
 from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Task, dataset
@@ -28,6 +29,8 @@ from sparsemble.pipeline.stages.report import ReportStage
 from sparsemble.pipeline.stages.select import SelectStage
 from sparsemble.pipeline.stages.small_dense import SmallDenseStage
 from sparsemble.pipeline.stages.train import TrainStage
+from sparsemble.pruning.granularities.n_m import NM
+from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.scores.erm import ERM
 from sparsemble.training import parallel
@@ -182,9 +185,12 @@ def calibrate(recipe: Recipe, team: Task) -> Task:
 def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
     """What the team is compared with: one HARP model of the same total sparsity, one small dense network.
 
-    The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the team together.
+    The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the team together. It
+    keeps single weights where the members are N:M, which has one sparsity only.
     """
     longer = replace(recipe.prune, shares=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
+    if isinstance(longer.granularity, NM):
+        longer = replace(longer, granularity=Weight())
     harp = pruned(recipe, longer, dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
     stage = SmallDenseStage(seed=recipe.seed, parent=training(recipe))
     small = Task("train the small dense network", stage, {"select": select}, cost=0.4 * recipe.train.epochs)
@@ -274,14 +280,20 @@ def row_inputs(row: str, made: Mapping[str, Task], pool: Mapping[str, Task]) -> 
     return {row: made[row]}
 
 
-def check_against_data(recipe: Recipe) -> None:
+def check_against_data(recipe: Recipe, sparsities: Sequence[float] = ()) -> None:
     """Refuse, before any work, what the recipe asks of its data set and cannot have.
+
+    Args:
+        recipe: the settings.
+        sparsities: of the models that are pruned; that of the members unless given.
 
     Raises:
         InputError: naming the setting.
     """
     data = dataset(recipe.data)
-    adopted(recipe.model, recipe.parent, data)
+    graph = Graph(adopted(recipe.model, recipe.parent, data), data.shape)
+    for sparsity in sparsities or (recipe.member_sparsity,):
+        recipe.prune.target(graph, sparsity)
     shares = recipe.prune.shares
     rarest = int(data.train.labels.bincount(minlength=len(data.classes)).min())
     if shares > rarest:

@@ -21,6 +21,7 @@ from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
 from sparsemble.ensemble.selection.rule import SelectionRule
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.models.architecture import Architecture
+from sparsemble.models.graph import Graph
 from sparsemble.pruning.budget import Budget
 from sparsemble.pruning.budgets.weights import Weights
 from sparsemble.pruning.granularities.weight import Weight
@@ -29,6 +30,7 @@ from sparsemble.pruning.layer_rates import LayerRates
 from sparsemble.pruning.method import PruningMethod
 from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore
+from sparsemble.pruning.target import Target
 from sparsemble.training.computing import Computing
 from sparsemble.training.objective import Objective
 from sparsemble.training.schedule import Schedule
@@ -102,6 +104,21 @@ class Prune:
             raise InputError("scores is empty; name at least one, such as nis, erm, ase, bnsf")
         if len({score.name for score in self.scores}) < len(self.scores):
             raise InputError(f"scores names one twice: {', '.join(score.name for score in self.scores)}")
+
+    def target(self, graph: Graph, sparsity: float) -> Target:
+        """Return how much of a network shall stay.
+
+        Raises:
+            InputError: a sparsity that cannot be reached.
+        """
+        return Target(
+            graph=graph,
+            sparsity=sparsity,
+            granularity=self.granularity,
+            budget=self.budget,
+            rates=self.rates,
+            floor=self.floor,
+        )
 
     @property
     def pool(self) -> tuple[tuple[PruningScore, int], ...]:

@@ -150,7 +150,7 @@ def cells(study: Study) -> list[Cell]:
 def _recipe(study: Study, values: Mapping[str, str], changes: list[str], seed: int) -> Recipe:
     try:
         _, recipe = load_recipe(study.recipe, (*study.settings, *changes, f"seed={seed}"))
-        check_against_data(recipe)
+        check_against_data(recipe, (recipe.sparsity,) if study.kind == "pruned" else ())
     except InputError as error:
         said = ", ".join(f"{axis} = {value}" for axis, value in values.items())
         raise InputError(f"in the cell {said}: {error}") from None

@@ -25,7 +25,6 @@ from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.pruning.method import Pruned, PruningContext
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.shares import data_shares
-from sparsemble.pruning.target import Target
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Report, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
@@ -107,7 +106,7 @@ class PruneStage(WithData):
 
         with work.counting(dense):
             scores = self.score(dense, adversarial)
-        target = self.target(dense, data)
+        target = self.prune.target(Graph(dense, data.shape), self.sparsity)
         context = PruningContext(
             batches=batches,
             held_out=probe(data.choose, self.held_out_attack, self.threat, work),
@@ -124,17 +123,6 @@ class PruneStage(WithData):
         pruned = self.prune.method(dense, scores, target, context)
         work.add_passes(pruned.history)
         return self._without_dead(work, pruned, data)
-
-    def target(self, dense: nn.Module, data: Dataset) -> Target:
-        """Return how much of the parent shall stay."""
-        return Target(
-            graph=Graph(dense, data.shape),
-            sparsity=self.sparsity,
-            granularity=self.prune.granularity,
-            budget=self.prune.budget,
-            rates=self.prune.rates,
-            floor=self.prune.floor,
-        )
 
     def _without_dead(self, work: Work, pruned: Pruned, data: Dataset) -> tuple[nn.Module, Mask, dict[str, Any]]:
         """Take out what has no influence any more, and write down what stays."""

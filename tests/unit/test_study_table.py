@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.evaluation.intervals import wilson
-from sparsemble.report.study import interval
+from sparsemble.pipeline.study_table import interval
 
 
 def test_one_seed_has_wilsons_interval() -> None:

@@ -17,6 +17,7 @@ from sparsemble.pipeline.run import check_device, check_workers
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.report import ancestry
 from sparsemble.pipeline.study import Cell, Study, cells
+from sparsemble.pipeline.study_table import rows
 from sparsemble.report.study import write_study
 
 SCHEMA_VERSION = 1
@@ -81,6 +82,7 @@ def run_study(
         "stages_run": len(missing) - len(failures),
         "cells": [row for cell in expanded for row in _rows(cell, study, folder, failures)],
     }
+    result["table"] = rows(result)
     write_json(folder / "study.json", result)
     write_study(result, folder)
     return result

@@ -15,6 +15,7 @@ from sparsemble.pruning.dynamic_mask import DynamicNetwork, Moves, Plan, final_m
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import Target
+from sparsemble.training import parallel
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.computing import exactly
 from sparsemble.training.fit import fit
@@ -125,7 +126,7 @@ class Watch(Callback):
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Measure, and decide how the next moves go."""
         with eval_mode(self.learner), exactly(self.learner):
-            found = self.held_out(self.learner)
+            found = parallel.from_first(self.held_out(self.learner))  # all processes must decide alike
         record |= {f"watched_{key}": value for key, value in found.items()}
         self.seen.append((float(record["loss"]), found["held_out_robust"]))
         self._decide()

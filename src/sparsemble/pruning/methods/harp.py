@@ -59,8 +59,9 @@ class HARP(PruningMethod):
     def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
         """Learn the mask; rates are learned too, whatever those of the target."""
         batches = context.images(self.name)
+        start = target.mask(scores)  # refuses what cannot be before any work
         if target.sparsity == 0:
-            return Pruned(copy.deepcopy(model), target.mask(scores), [])
+            return Pruned(copy.deepcopy(model), start, [])
         learner = LearnedMasks(copy.deepcopy(model), rescaled(scores), target, self)
         ramp = _Ramp(learner)
         history = fit(

@@ -247,8 +247,9 @@ def study(
         raise typer.Exit(1) from None
     if not quiet:
         _say(Console(), (folder / "study.md").read_text("utf-8"))
-    if any("failed" in cell for cell in result["cells"]):
-        raise typer.Exit(1)
+    failed = sum("failed" in cell for cell in result["cells"])
+    if failed:
+        raise RunError(f"{failed} of {len(result['cells'])} models; {folder / 'study.md'} says why")
 
 
 @app.command()

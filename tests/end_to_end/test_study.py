@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -82,7 +83,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on(done: Path, tmp_path: Path) 
     assert result.returncode == 1, result.stderr
     assert "| one_shot | 0.5 |" in result.stdout
     assert "| twinrep | 0.5 | failed |" in result.stdout
-    assert 'the stage "prune twinrep 0.5" failed' in result.stdout
+    assert 'the stage "prune twinrep, 0.5, seed 3" failed' in result.stdout
     found = json.loads((done / "out" / "study.json").read_text("utf-8"))["cells"]
     assert sum("failed" in cell for cell in found) == 2
 
@@ -138,3 +139,21 @@ def test_whole_runs_are_cells_too(tmp_path: Path) -> None:
     assert [cell.label for cell in expanded] == ["combine = mean, seed 3", "combine = maximum, seed 3"]
     shared = {task.hash for task in expanded[0].tasks} & {task.hash for task in expanded[1].tasks}
     assert len(shared) >= 6  # the parent, its four sub-models and the single HARP model
+
+
+def test_rows_of_whole_runs_are_those_of_their_reports(finished: Path, tmp_path: Path) -> None:
+    """A run's folder already holds all that its cell needs, but the report, which names the study."""
+    text = f'recipe = "{SMOKE}"\nkind = "run"\nrows = ["team_dynamic", "harp"]\nseeds = [3]\n[axes.as_is]\nyes = []\n'
+    (tmp_path / "study.toml").write_text(text, "utf-8")
+    shutil.copytree(finished, tmp_path / "out")
+    result = sparsemble("study", tmp_path / "study.toml", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    study = json.loads((tmp_path / "out" / "study.json").read_text("utf-8"))
+    assert study["stages_run"] == 1
+    reported = json.loads((finished / "report" / "summary.json").read_text("utf-8"))["rows"]
+    for cell in study["cells"]:
+        (row,) = (row for row in reported if row["name"] == cell["row"])
+        assert cell["worst_case"] == row["worst_case"] == sum(cell["outcomes"]) / cell["images"]
+        assert cell["training_passes"] == row["training_passes"]
+        assert cell["members_run"] == row["members_run"]
+    assert [cell["row"] for cell in study["cells"]] == ["harp", "team_dynamic"]

@@ -79,6 +79,13 @@ class Progress(ABC):
         self.done += 1
         self.shares[task.hash] = (task.cost, 1.0)
 
+    def failed(self, task: Task) -> None:
+        """A task failed, or will never begin because one that it needs did; it is no work any more."""
+        self.trainings.pop(task.title, None)
+        self.done += 1
+        self.shares.pop(task.hash, None)
+        self.total -= task.cost
+
     def tick(self) -> None:  # noqa: B027 (only bars move between events)
         """Nothing happened for a moment."""
 
@@ -152,6 +159,13 @@ class BarProgress(Progress):
         super().finished(task, seconds)
         self.bars.remove_task(self.ids.pop(task.hash))
         self.live.console.print(f"[green]done[/] {task.title} [dim]{seconds:.1f} s[/]")
+        self.tick()
+
+    def failed(self, task: Task) -> None:
+        """Take its bar away, where it had one."""
+        super().failed(task)
+        if task.hash in self.ids:
+            self.bars.remove_task(self.ids.pop(task.hash))
         self.tick()
 
     def _shown(self) -> Group:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 
 from sparsemble.core.artifacts import Artifact, only_run_in, write_json
+from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.machine import machine, source_revision
 from sparsemble.pipeline.progress import BarProgress, PlainProgress
@@ -56,6 +58,11 @@ def run_study(
     device = check_device(device)
     count = check_workers(workers, device)
     expanded = cells(study)
+    for cell in expanded:
+        try:
+            cell.recipe.computing.check(device)
+        except InputError as error:
+            raise InputError(f"in the cell {cell.label}: {error}") from None
     failures: dict[str, str] = {}
     began = time.perf_counter()
     with only_run_in(folder):
@@ -68,17 +75,21 @@ def run_study(
                 stack.enter_context(progress)
                 engine.run(missing)
             failures = engine.failures
+    finished = [artifact.meta for artifact in _finished(expanded, folder)]
     result = {
         "schema": SCHEMA_VERSION,
         "title": study.title,
         "kind": study.kind,
         "recipe": study.recipe,
+        "set": list(study.settings),
         "axes": {axis: list(values) for axis, values in study.axes.items()},
         "seeds": list(study.seeds),
         "command": command,
         "machine": machine(torch.device(device)),
         "source": source_revision(),
+        "stage_sources": sorted({meta["source"] for meta in finished}),
         "wall_seconds": time.perf_counter() - began,
+        "stage_seconds": sum(meta["seconds"] for meta in finished),
         "stages_run": len(missing) - len(failures),
         "cells": [row for cell in expanded for row in _rows(cell, study, folder, failures)],
     }
@@ -90,7 +101,12 @@ def run_study(
 
 def _missing(expanded: Sequence[Cell], folder: Path) -> list[Task]:
     """Return the tasks still to run, each once; finished artifacts are held to their hashes."""
-    tasks = {task.hash: task for cell in expanded for task in cell.tasks}
+    tasks: dict[str, Task] = {}
+    for cell in expanded:
+        for task in cell.tasks:
+            # Stages of whole runs are called the same in every cell; one that is shared is named by its first.
+            title = f"{task.title} ({cell.label})" if cell.report else task.title
+            tasks.setdefault(task.hash, replace(task, title=title))
     missing = []
     for task in tasks.values():
         artifact = Artifact(folder / task.folder)
@@ -101,9 +117,15 @@ def _missing(expanded: Sequence[Cell], folder: Path) -> list[Task]:
     return missing
 
 
+def _finished(expanded: Sequence[Cell], folder: Path) -> list[Artifact]:
+    """Return the artifacts that are there, each once."""
+    names = {task.folder for cell in expanded for task in cell.tasks}
+    return [Artifact(folder / name) for name in sorted(names) if (folder / name).is_dir()]
+
+
 def _rows(cell: Cell, study: Study, folder: Path, failures: dict[str, str]) -> list[dict[str, Any]]:
     """Return what became of a cell, one entry for each row of it that is shown."""
-    told: dict[str, Any] = {"values": cell.values, "seed": cell.seed}
+    told: dict[str, Any] = {"values": cell.values, "seed": cell.seed, "settings": list(study.changes(cell.values))}
     failed = [failures[task.hash] for task in cell.tasks if task.hash in failures]
     if failed:
         return [told | {"row": row, "failed": failed[0]} for row in (cell.made or study.rows)]
@@ -114,11 +136,16 @@ def _rows(cell: Cell, study: Study, folder: Path, failures: dict[str, str]) -> l
 
 
 def _of_summary(row: dict[str, Any], folder: Path, cell: Cell) -> dict[str, Any]:
-    names = ("clean", "worst_case", "attacks", "images", "sparsity", "nonzeros", "macs_nonzero", "members_run")
+    from safetensors.torch import load_file
+
+    names = ("clean", "worst_case", "attacks", "images", "sparsity", "nonzeros", "macs_dense", "macs_nonzero")
     assert cell.report is not None
+    judged = load_file(folder / cell.report.inputs["evaluate"].folder / "outcomes.safetensors")
+    right = torch.stack([found for label, found in judged.items() if label.startswith(row["name"] + ".")]).amin(0)
     return {
         "row": row["name"],
-        **{name: row[name] for name in (*names, "training_passes", "seconds")},
+        **{name: row[name] for name in (*names, "members_run", "training_passes", "seconds")},
+        "outcomes": right.tolist(),
         "artifact": cell.report.folder,
     }
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from sparsemble.evaluation.intervals import wilson
 
-T_975 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""97.5 % points of Student's t with 0 to 9 degrees of freedom; 1.96 beyond."""
+T_975 = (math.inf, 12.707, 4.303, 3.183, 2.777, 2.571, 2.447, 2.365, 2.307, 2.263)
+"""97.5 % points of Student's t with 0 to 9 degrees of freedom, rounded up; the last one holds, too wide, beyond."""
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -50,6 +50,6 @@ def interval(shares: Sequence[float], images: int) -> tuple[float, float]:
     if len(shares) == 1:
         return low, high
     variance = sum((share - mean) ** 2 for share in shares) / (len(shares) - 1)
-    t = T_975[len(shares) - 1] if len(shares) <= len(T_975) else 1.96
+    t = T_975[min(len(shares), len(T_975)) - 1]
     spread = t * math.sqrt(variance / len(shares))
     return max(mean - math.hypot(mean - low, spread), 0.0), min(mean + math.hypot(high - mean, spread), 1.0)

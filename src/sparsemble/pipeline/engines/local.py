@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 from sparsemble.core.errors import RunError
 from sparsemble.pipeline.progress import Progress
@@ -58,14 +58,16 @@ class LocalEngine:
                 worker.kill()
 
     def _give_up(self, waiting: list[Task], pending: set[str]) -> None:
-        """Strike what failed off the list, and all that waits for it."""
-        for task in list(waiting):
-            lost = [given for given in task.inputs.values() if given.hash in self.failures]
-            if lost:
+        """Strike what failed off the list, and all that waits for it, however far behind."""
+        while lost := [task for task in waiting if any(i.hash in self.failures for i in task.inputs.values())]:
+            for task in lost:
                 waiting.remove(task)
-                self.failures[task.hash] = self.failures[lost[0].hash]
-                self.progress.finished(task, 0.0)
+                self._fail(task, next(self.failures[i.hash] for i in task.inputs.values() if i.hash in self.failures))
         pending.difference_update(self.failures)
+
+    def _fail(self, task: Task, sentence: str) -> None:
+        self.failures[task.hash] = sentence
+        self.progress.failed(task)
 
     def _start(
         self, workers: "Sequence[_Worker]", waiting: list[Task], pending: set[str], ahead: Mapping[str, float]
@@ -96,10 +98,16 @@ class LocalEngine:
             worker.ready = True
         elif kind == "gone":
             what = f'while it ran "{task.title}"' if task else "before it began"
-            raise RunError(
+            sentence = (
                 f"a worker process ended {what} (exit status {worker.process.wait()}; a negative number is a signal, "
                 "-9 often means out of memory); run the same command to go on"
             )
+            if not (self.keep_going and task):
+                raise RunError(sentence)
+            self.progress.print(sentence)
+            self._fail(task, sentence)
+            worker.kill()
+            worker.begin()
         elif task and kind == "done":
             pending.discard(task.hash)
             worker.task = None
@@ -111,9 +119,8 @@ class LocalEngine:
             if not self.keep_going:
                 raise RunError(sentence)
             self.progress.print(sentence)
-            self.failures[task.hash] = sentence
+            self._fail(task, sentence)
             worker.task = None
-            self.progress.finished(task, 0.0)
         elif task:
             self.progress.hear(task, message)
 
@@ -123,11 +130,18 @@ class _Worker:
     """One worker process and the task it is at."""
 
     def __init__(self, folder: Path, device: str, news: "queue.SimpleQueue[tuple[_Worker, dict[str, Any]]]") -> None:
+        self.folder = folder
+        self.device = device
+        self.news = news
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the process; after it died, a new one."""
         self.task: Task | None = None
         self.ready = False
         # A session of its own: Ctrl-C in the terminal reaches the parent only, which then ends its workers.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sparsemble.pipeline.engines.worker", str(folder), device],
+            [sys.executable, "-m", "sparsemble.pipeline.engines.worker", str(self.folder), self.device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -135,7 +149,7 @@ class _Worker:
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )
-        threading.Thread(target=self._listen, args=(news,), daemon=True).start()
+        threading.Thread(target=self._listen, args=(self.process.stdout,), daemon=True).start()
 
     def start(self, task: Task) -> None:
         """Hand over a task."""
@@ -152,14 +166,13 @@ class _Worker:
             if stream:
                 stream.close()
 
-    def _listen(self, news: "queue.SimpleQueue[tuple[_Worker, dict[str, Any]]]") -> None:
-        assert self.process.stdout is not None
+    def _listen(self, stream: IO[str]) -> None:
         try:
-            for line in self.process.stdout:
-                news.put((self, json.loads(line)))
+            for line in stream:
+                self.news.put((self, json.loads(line)))
         except ValueError:  # the stream was closed by `kill`
             return
-        news.put((self, {"kind": "gone"}))
+        self.news.put((self, {"kind": "gone"}))
 
 
 def _work_ahead(tasks: Sequence[Task]) -> dict[str, float]:

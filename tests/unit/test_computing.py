@@ -15,10 +15,11 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, seeded
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from sparsemble.pruning.granularities.weight import Weight
+from sparsemble.models.graph import Graph
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import PruningContext
 from sparsemble.pruning.methods.harp import HARP
+from sparsemble.pruning.target import Target
 from sparsemble.training import Batches, Callback, Computing, Guard, KeepBest, Schedule, fit
 from sparsemble.training.computing import exactly
 from sparsemble.training.objective import Objective, objectives
@@ -280,7 +281,10 @@ class TestChannelsLast:
     @pytest.mark.parametrize("objective", [Natural(), MADRY], ids=["natural", "madry"])
     def test_learns_the_same_masks(self, objective: Objective) -> None:
         model = net().eval()
+        torch.manual_seed(6)
+        model[6] = nn.Conv2d(6, 6, 3, bias=False)  # grouped ones cannot be pruned
         scores = {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
+        target = Target(graph=Graph(model, tuple(split().pixels.shape[1:])), sparsity=0.5)
         masks: list[Mask] = []
         for computing in (Computing(), Computing(channels_last=False)):
             context = PruningContext(
@@ -290,7 +294,7 @@ class TestChannelsLast:
                 rng=seeded(3),
                 computing=computing,
             )
-            pruned = HARP(epochs=2, penalty=0.1, schedule=SCHEDULE)(model, scores, 0.5, Weight(), context)
+            pruned = HARP(epochs=2, penalty=0.1, schedule=SCHEDULE)(model, scores, target, context)
             masks.append(pruned.mask)
             assert all(layer.weight.is_contiguous() for layer in prunable_layers(pruned.model).values())
         assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])

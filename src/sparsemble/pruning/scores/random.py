@@ -17,7 +17,7 @@ from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
 @pruning_scores.register("random")
 @dataclass(frozen=True, kw_only=True)
 class Random(PruningScore):
-    """Uniform numbers in [0, 1): what any other score must beat."""
+    """Uniform numbers in [0, 1), 0 for weights that are 0 already: what any other score must beat."""
 
     seed: int = 0
     """Of the numbers, >= 0."""
@@ -29,7 +29,8 @@ class Random(PruningScore):
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
         """Draw a score for every prunable weight."""
         rng = seeded(self.seed)
-        return {
-            name: torch.rand(layer.weight.shape, generator=rng).to(layer.weight.device)
-            for name, layer in prunable_layers(model).items()
-        }
+        scores: Scores = {}
+        for name, layer in prunable_layers(model).items():
+            drawn = torch.rand(layer.weight.shape, generator=rng).to(layer.weight.device)
+            scores[name] = drawn * (layer.weight.detach() != 0)
+        return scores

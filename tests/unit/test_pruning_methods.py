@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
@@ -23,7 +24,7 @@ from sparsemble.pruning.learned_mask import ScoredNetwork
 from sparsemble.pruning.methods.flying_bird import FlyingBird
 from sparsemble.pruning.methods.flying_bird_plus import FlyingBirdPlus, Watch
 from sparsemble.pruning.methods.hydra import HYDRA
-from sparsemble.pruning.methods.mad import MAD, outputs_last, unfolded, watched
+from sparsemble.pruning.methods.mad import MAD, equal_rows, outputs_last, unfolded, watched
 from sparsemble.pruning.methods.radmm import RADMM, DrawnNetwork
 from sparsemble.pruning.methods.rst import RST
 from sparsemble.pruning.methods.twinrep import TwinNetwork, TwinRep
@@ -372,7 +373,11 @@ class TestMAD:
         mad = MAD(fits=3)
         found = mad._worth(copy.deepcopy(model).requires_grad_(False), x, y)
         soft = mad.fit_masks(copy.deepcopy(model).requires_grad_(False), x, y)
-        inputs, gradients = watched(model, x, y)
+        masked = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, layer in prunable_layers(masked).items():
+                layer.weight.mul_(soft[name])
+        inputs, gradients = watched(masked, x, y)
         for name, layer in prunable_layers(model).items():
             a, g = unfolded(layer, inputs[name]), outputs_last(gradients[name])
             big_a = sum(torch.outer(row, row) for row in a) / len(x)
@@ -394,6 +399,35 @@ class TestMAD:
             for name, layer in prunable_layers(other).items():
                 layer.weight.mul_(soft[name])
             assert F.cross_entropy(other(x), y) < before - 0.005
+
+    def test_a_mask_that_wants_to_grow_stays_at_1_and_may_come_back(self) -> None:
+        """After every step the free values are projected, so that none is lost above 1 where the gradient is 0."""
+        model = net(3).eval()
+        x, y = torch.rand(9, *SHAPE, generator=seeded(3)), torch.arange(9) % 3
+        free = {n: torch.full_like(m.weight, math.log(math.e - 1)) for n, m in prunable_layers(model).items()}
+        adam = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in free.items()}
+        for step in range(1, 6):
+            leaves = {name: value.clone().requires_grad_() for name, value in free.items()}
+            masked = {f"{n}.weight": model.get_submodule(n).weight * F.softplus(v) for n, v in leaves.items()}
+            F.cross_entropy(functional_call(model, masked, (x,)), y).backward()
+            for name, leaf in leaves.items():
+                first, second = adam[name]
+                first.mul_(0.9).add_(0.1 * leaf.grad)
+                second.mul_(0.999).add_(0.001 * leaf.grad**2)
+                move = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+                free[name] = (free[name] - 0.1 * move).clamp(math.log(math.expm1(1e-4)), math.log(math.e - 1))
+        soft = MAD(fits=5).fit_masks(model, x, y)
+        for name, value in free.items():
+            torch.testing.assert_close(soft[name], F.softplus(value), atol=1e-4, rtol=1e-4)
+        assert any(float((mask == 1).float().mean()) > 0.1 for mask in soft.values())
+
+    def test_every_class_keeps_as_many_weights(self) -> None:
+        worth = torch.tensor([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0], [0.4, 0.1, 0.2, 0.3]])
+        equal = equal_rows(worth)
+        assert torch.equal(equal.argsort(1), worth.argsort(1))
+        torch.testing.assert_close(equal.sort(1).values, worth.sort(1).values.mean(0).expand(3, -1))
+        kept = equal.flatten() >= equal.flatten().sort(descending=True).values[5]
+        assert kept.view(3, 4).sum(1).tolist() == [2, 2, 2]
 
     def test_trains_nothing(self) -> None:
         model = net()

@@ -117,7 +117,7 @@ def craft(
         return attack(target or model, x, y, threat, rng=rng)
 
 
-def in_full(logits: Logits) -> Logits:
+def in_full(logits: Tensor) -> Tensor:
     """Return logits in at least 32 bits, as logarithms need them."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

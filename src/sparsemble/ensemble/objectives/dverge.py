@@ -14,8 +14,9 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.modes import eval_mode
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
+from sparsemble.ensemble.crafting import images_for_members
 from sparsemble.ensemble.features import feature_layers, features
-from sparsemble.training.objective import LossOutput, Objective, craft, objectives
+from sparsemble.training.objective import LossOutput, Objective, objectives
 
 
 @final
@@ -53,11 +54,7 @@ class DVERGE(Objective):
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss summed over members."""
         assert isinstance(model, Ensemble)
-        team_images = craft(model, self.attack, x, y, threat, rng=rng) if self.attack_team else None
-        own = [
-            craft(model, self.attack, x, y, threat, rng=rng, target=member) if team_images is None else team_images
-            for member in model.members
-        ]
+        own = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_team)
         distilled = self._distilled(model, x, threat, rng) if self.beta else []
         robust, diversity = x.new_zeros(()), x.new_zeros(())
         for i, member in enumerate(model.members):
@@ -66,7 +63,7 @@ class DVERGE(Objective):
             losses = F.cross_entropy(logits, y.repeat(1 + len(others)), reduction="none").view(-1, len(x)).mean(1)
             robust, diversity = robust + losses[0], diversity + losses[1:].sum()
         terms = {"robust": robust.detach(), "diversity": diversity.detach()}
-        return LossOutput(robust + self.beta * diversity, terms, team_images)
+        return LossOutput(robust + self.beta * diversity, terms, own[0] if self.attack_team else None)
 
     def _distilled(self, model: Ensemble, x: Images, threat: ThreatModel, rng: Generator) -> list[Images]:
         """Return x~_j for every member j."""

@@ -1,0 +1,31 @@
+"""The adversarial images that members of a team are trained on."""
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels
+from sparsemble.training.objective import craft, in_full
+
+
+def images_for_members(
+    team: Ensemble, attack: Attack, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator, together: bool
+) -> list[Images]:
+    """Return the adversarial images of each member: its own, or, `together`, one set crafted on the whole team."""
+    if together:
+        return [craft(team, attack, x, y, threat, rng=rng)] * len(team.members)
+    return [craft(team, attack, x, y, threat, rng=rng, target=member) for member in team.members]
+
+
+def member_losses(member_logits: Tensor, y: Labels) -> Tensor:
+    """Return the cross-entropy of every member on every image, (M, B), from logits (M, B, K)."""
+    labels = y.expand(len(member_logits), -1)
+    return F.cross_entropy(in_full(member_logits).transpose(1, 2), labels, reduction="none")
+
+
+def each_on_its_own(team: Ensemble, images: list[Images]) -> Tensor:
+    """Return the logits (M, B, K) of every member on the images that are its own."""
+    return torch.stack([member(own) for member, own in zip(team.members, images, strict=True)])

@@ -1,0 +1,284 @@
+"""Losses of teams, each with its gradient, against slow literal versions of their formulas."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels, seeded
+from sparsemble.ensemble.objectives.adp import ADP, log_volume
+from sparsemble.ensemble.objectives.cldl import CLDL
+from sparsemble.ensemble.objectives.dverge import DVERGE
+from sparsemble.ensemble.objectives.eed import EED
+from sparsemble.ensemble.objectives.gal import GAL
+from sparsemble.ensemble.objectives.igat import IGAT, distributed
+from sparsemble.ensemble.objectives.joint import Joint
+from sparsemble.ensemble.objectives.soe import SoE
+from sparsemble.pruning import prunable_layers
+from sparsemble.training.objective import Objective, objectives
+from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.objectives.n_fgsm import NFGSM
+from tests.unit.test_ensemble_losses import batch, team
+
+THREAT = ThreatModel(eps=0.1)
+ATTACK = PGD(steps=2, step_size=0.5)
+
+Literal = Callable[[Ensemble, Images, Labels], Tensor]
+
+
+def own(ensemble: Ensemble, x: Images, y: Labels, together: bool) -> list[Images]:
+    """Return what the objectives craft, from the same draws."""
+    rng = seeded(5)
+    if together:
+        return [ATTACK(ensemble, x, y, THREAT, rng=rng)] * len(ensemble.members)
+    return [ATTACK(member, x, y, THREAT, rng=rng) for member in ensemble.members]
+
+
+def ce(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy of one image."""
+    return logits.exp().sum().log() - logits[label]
+
+
+def literal_adp(ensemble: Ensemble, x: Images, y: Labels) -> Tensor:
+    images, total = own(ensemble, x, y, True), torch.zeros(())
+    for b, label in enumerate(y):
+        outputs = [member(own[b : b + 1])[0] for member, own in zip(ensemble.members, images, strict=True)]
+        p = [output.softmax(0) for output in outputs]
+        mean = torch.stack(p).mean(0)
+        entropy = -sum(value * value.log() for value in mean)
+        columns = [torch.cat([one[:label], one[label + 1 :]]).double() for one in p]
+        matrix = torch.stack([one / one.pow(2).sum().sqrt() for one in columns], dim=1)
+        volume = torch.linalg.det(matrix.T @ matrix + 1e-6 * torch.eye(len(p))).log()
+        total = total + sum(ce(output, label) for output in outputs) - 2.0 * entropy - 0.5 * volume
+    return total / len(y)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum() / (a.pow(2).sum().sqrt() * b.pow(2).sum().sqrt())
+
+
+def literal_gal(ensemble: Ensemble, x: Images, y: Labels) -> Tensor:
+    images, total, count = own(ensemble, x, y, False), torch.zeros(()), len(ensemble.members)
+    for b, label in enumerate(y):
+        leaf = x[b : b + 1].clone().requires_grad_()
+        losses = [ce(member(leaf)[0], label) for member in ensemble.members]
+        gradients = [torch.autograd.grad(loss, leaf, create_graph=True)[0] for loss in losses]
+        pairs = itertools.combinations(gradients, 2)
+        aligned = torch.stack([cosine(one, other).exp() for one, other in pairs]).sum().log()
+        hard = [ce(member(own[b : b + 1])[0], label) for member, own in zip(ensemble.members, images, strict=True)]
+        total = total + sum(losses) / count + 0.5 * aligned + sum(hard) / count
+    return total / len(y)
+
+
+def literal_cldl(ensemble: Ensemble, x: Images, y: Labels) -> Tensor:
+    images, total, count = own(ensemble, x, y, False), torch.zeros(()), len(ensemble.members)
+    for b, label in enumerate(y):
+        leaf = x[b : b + 1].clone().requires_grad_()
+        p = [member(leaf)[0].softmax(0) for member in ensemble.members]
+        hard = F.one_hot(label, 3).float()
+        soft = [0.9 * hard + 0.1 * one for one in p]
+        losses = [(s.detach() * (s.detach() / h).log()).sum() for s, h in zip(soft, p, strict=True)]
+        gradients = [torch.autograd.grad(loss, leaf, create_graph=True)[0] for loss in losses]
+        distance, aligned = torch.zeros(()), torch.zeros(())
+        pairs = list(itertools.combinations(range(count), 2))
+        for i, j in pairs:
+            middle = (soft[i] + soft[j]) / 2
+            jsd = sum((s * (s / middle).log()).sum() for s in (soft[i], soft[j])) / 2
+            distance = distance + jsd.exp() / len(pairs)
+            aligned = aligned + cosine(gradients[i], gradients[j]) / len(pairs)
+        worst = [ce(member(own[b : b + 1])[0], label) for member, own in zip(ensemble.members, images, strict=True)]
+        total = total + sum(losses) / count - 2.0 * distance.log() + 0.5 * aligned + sum(worst) / count
+    return total / len(y)
+
+
+def literal_soe(ensemble: Ensemble, x: Images, y: Labels) -> Tensor:
+    images, total = own(ensemble, x, y, False), torch.zeros(())
+    for against in images:
+        for b, label in enumerate(y):
+            outputs = [member(against[b : b + 1])[0] for member in ensemble.members]
+            total = total - sum((-ce(output, label)).exp() for output in outputs).log()
+            for output in outputs:
+                confidence, true = output.softmax(0).max(), output.softmax(0)[label].detach()
+                total = total - true * confidence.log() - (1 - true) * (1 - confidence).log()
+    return total / (len(y) * len(images))
+
+
+def literal_joint(ensemble: Ensemble, x: Images, y: Labels) -> Tensor:
+    x_adv, total = own(ensemble, x, y, True)[0], torch.zeros(())
+    for b, label in enumerate(y):
+        p = torch.stack([member(x_adv[b : b + 1])[0].softmax(0) for member in ensemble.members])
+        means = [-p[:m].mean(0)[label].log() for m in range(1, len(p) + 1)]
+        total = total + means[-1] + 0.5 * (-p[:, label].log()).mean() + 0.25 * sum(means[:-1]) / (len(p) - 1)
+    return total / len(y)
+
+
+CASES: list[tuple[Objective, Literal]] = [
+    (ADP(attack=ATTACK), literal_adp),
+    (GAL(attack=ATTACK), literal_gal),
+    (CLDL(attack=ATTACK), literal_cldl),
+    (SoE(attack=ATTACK), literal_soe),
+    (Joint(base=Madry(attack=ATTACK), alone=0.5, prefixes=0.25), literal_joint),
+]
+OBJECTIVES = [
+    *(objective for objective, _ in CASES),
+    IGAT(attack=ATTACK),
+    IGAT(attack=ATTACK, base=ADP(attack=ATTACK)),
+    EED(base=GAL(attack=ATTACK), attack=ATTACK),
+    DVERGE(steps=2, attack=ATTACK),
+]
+
+
+def named(value: Any) -> str | None:
+    return value.name if isinstance(value, Objective) else None
+
+
+def gradients(loss: Tensor, ensemble: Ensemble) -> dict[str, Tensor]:
+    names, weights = zip(*ensemble.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
+
+
+@pytest.mark.parametrize("members", [2, 3])
+@pytest.mark.parametrize(("objective", "literal"), CASES, ids=named)
+def test_loss_and_gradient_are_those_of_the_literal_formula(
+    objective: Objective, literal: Literal, members: int
+) -> None:
+    ensemble, (x, y) = team(members).eval(), batch(4)
+    found = objective(ensemble, x, y, THREAT, rng=seeded(5)).loss
+    expected = literal(ensemble, x, y)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    ours, theirs = gradients(found, ensemble), gradients(expected, ensemble)
+    largest = max(float(value.abs().max()) for value in theirs.values())
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=2e-3, atol=1e-4 * largest, msg=name)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+class TestEveryLossOfATeam:
+    def test_changes_nothing_but_batchnorm_statistics(self, objective: Objective) -> None:
+        ensemble, (x, y) = team(3).train(), batch()
+        before = copy.deepcopy(ensemble.state_dict())
+        objective(ensemble, x, y, THREAT, rng=seeded(5))
+        assert all(parameter.grad is None for parameter in ensemble.parameters())
+        assert all(module.training for module in ensemble.modules())
+        moved = {n.rpartition(".")[2] for n, t in ensemble.state_dict().items() if not torch.equal(t, before[n])}
+        assert moved <= {"running_mean", "running_var", "num_batches_tracked"}
+
+    def test_its_gradient_is_finite_and_reaches_every_member(self, objective: Objective) -> None:
+        ensemble, (x, y) = team(3).train(), batch()
+        output = objective(ensemble, x, y, THREAT, rng=seeded(5))
+        assert output.terms
+        assert all(not term.requires_grad and term.ndim == 0 for term in output.terms.values())
+        output.loss.backward()
+        for member in ensemble.members:
+            found = [layer.weight.grad for layer in prunable_layers(member).values()]
+            assert all(gradient is not None and gradient.isfinite().all() for gradient in found)
+            assert any(float(gradient.abs().max()) > 0 for gradient in found)
+
+    def test_takes_a_team_of_one(self, objective: Objective) -> None:
+        ensemble, (x, y) = team(1).train(), batch()
+        assert objective(ensemble, x, y, THREAT, rng=seeded(5)).loss.isfinite()
+
+    def test_survives_members_that_are_sure(self, objective: Objective) -> None:
+        ensemble, (x, y) = team(2).eval(), batch()
+        with torch.no_grad():
+            for member in ensemble.members:
+                for layer in prunable_layers(member).values():
+                    if isinstance(layer, nn.Linear):
+                        layer.weight.mul_(1e4)
+        output = objective(ensemble, x, y, THREAT, rng=seeded(5))
+        output.loss.backward()
+        assert output.loss.isfinite()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in ensemble.parameters())
+
+
+def test_there_are_no_losses_of_teams_without_a_test_here() -> None:
+    tested = {one.name for one in OBJECTIVES}
+    ours = {name for name, plug in objectives.plugs.items() if plug.__module__.startswith("sparsemble.ensemble")}
+    assert ours == tested
+
+
+class TestADP:
+    def test_volume_is_largest_where_members_disagree_about_what_is_wrong(self) -> None:
+        apart = torch.tensor([[[9.0, 5.0, -20.0]], [[9.0, -20.0, 5.0]]])
+        alike = torch.tensor([[[9.0, 5.0, -20.0]], [[9.0, 5.0, -20.0]]])
+        y = torch.tensor([0])
+        assert float(log_volume(apart, y)) == pytest.approx(0, abs=1e-4)
+        assert float(log_volume(alike, y)) == pytest.approx(math.log(2e-6 + 1e-12), rel=0.05)
+
+    def test_a_volume_does_not_see_the_true_class(self) -> None:
+        logits = torch.randn(2, 5, 4, generator=seeded(0))
+        y = torch.arange(5) % 4
+        moved = logits.scatter(2, y.expand(2, -1)[..., None], 7.0)
+        torch.testing.assert_close(log_volume(moved, y), log_volume(logits, y))
+
+
+class TestIGAT:
+    def test_right_images_go_to_all_and_wrong_ones_to_the_better_members(self) -> None:
+        """Three members, of ranks 0, 1, 2 on every image: drawn with probabilities 1/7, 2/7, 4/7."""
+        logits = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0]])[:, None].expand(3, 21_000, 2).clone()
+        y, errs = torch.zeros(21_000, dtype=torch.long), torch.arange(21_000) % 2 == 0
+        sent = distributed(logits, errs, y, seeded(0))
+        assert sent[:, ~errs].all()
+        assert (sent[:, errs].sum(0) == 1).all()
+        shares = sent[:, errs].float().mean(1)
+        torch.testing.assert_close(shares, torch.tensor([1 / 7, 4 / 7, 2 / 7]), atol=0.015, rtol=0)
+
+    def test_equals_a_literal_version(self) -> None:
+        ensemble, (x, y) = team(3).eval(), batch()
+        found = IGAT(attack=ATTACK, beta=2.0)(ensemble, x, y, THREAT, rng=seeded(5))
+        rng = seeded(5)
+        x_adv = ATTACK(ensemble, x, y, THREAT, rng=rng)
+        member_logits = ensemble.member_logits(x_adv)
+        errs = ensemble(x_adv).argmax(1) != y
+        sent = distributed(member_logits.detach(), errs, y, rng)
+        total = torch.zeros(())
+        for b in range(len(y)):
+            for i in range(3):
+                total = total + ce(member_logits[i, b], y[b]) * sent[i, b]
+            if errs[b]:
+                p = member_logits[:, b].softmax(-1)
+                worst = max(float(p[i, c].detach()) for i in range(3) for c in range(3) if c != int(y[b]))
+                total = total - 2 * math.log(1 - worst)
+        assert bool(errs.any())
+        assert float(found.loss.detach()) == pytest.approx(float(total.detach()) / len(y), rel=1e-4)
+
+
+class TestJoint:
+    def test_on_its_own_is_adversarial_training_of_the_team_as_one_network(self) -> None:
+        ensemble, (x, y) = team(3).eval(), batch()
+        found = Joint()(ensemble, x, y, THREAT, rng=seeded(5)).loss
+        expected = NFGSM()(ensemble, x, y, THREAT, rng=seeded(5)).loss
+        torch.testing.assert_close(found, expected)
+
+    def test_hands_the_gentler_attack_on(self) -> None:
+        gentler = Joint(alone=0.5).gentler(0.5)
+        assert gentler == Joint(base=NFGSM().gentler(0.5), alone=0.5)
+        assert Joint(base=Madry()).gentler(0.5) is None
+        assert Joint().at(0.5) == Joint()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("adp", {"alpha": -1.0}, "alpha = -1 and beta = 0.5 must be 0 or more"),
+        ("gal", {"adversarial": -0.5}, "adversarial = -0.5 must be 0 or more"),
+        ("cldl", {"smoothing": 1.0}, r"smoothing = 1 lie in \(0, 1\)"),
+        ("soe", {"sigma": 0.0}, "sigma = 0 must be above 0"),
+        ("igat", {"beta": -2.0}, "beta = -2 must be 0 or more"),
+        ("joint", {"prefixes": -0.1}, "prefixes = -0.1 must be 0 or more"),
+        ("joint", {"base": "eed"}, "base"),
+    ],
+)
+def test_settings_that_cannot_be_give_a_sentence(name: str, settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        objectives.build({"name": name, **settings})

@@ -100,9 +100,10 @@ def as_csv(result: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
     out = io.StringIO()
     attacks = sorted({label for line in lines for label in line.get("attacks", {})})
     names = ("clean", "worst_case", "seeds", "sparsity", "nonzeros", "macs_nonzero", "training_passes", "seconds")
+    shown = ["model_sparsity" if name == "sparsity" else name for name in names]  # an axis may be called sparsity
     runs = ("clean", "attacked")
     writer = csv.writer(out)
-    titles = [*result["axes"], "row", *names, "low", "high", *(f"members_run_{how}" for how in runs)]
+    titles = [*result["axes"], "row", *shown, "low", "high", *(f"members_run_{how}" for how in runs)]
     writer.writerow([*titles, *attacks, "failed"])
     for line in lines:
         low, high = line.get("interval", ("", ""))

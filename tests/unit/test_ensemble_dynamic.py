@@ -1,5 +1,6 @@
 """The average, running members one by one, and calibration."""
 
+import dataclasses
 import math
 
 import pytest
@@ -10,11 +11,12 @@ from torch import nn
 
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble, StoppingRule
-from sparsemble.core.types import Logits, MemberLogits, seeded
+from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
+from sparsemble.core.types import Flags, Labels, MemberLogits, seeded
 from sparsemble.ensemble import answer_dynamic, predict_dynamic
-from sparsemble.ensemble.calibration import calibrate
+from sparsemble.ensemble.calibration import HeldOut, calibrate, orders
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.stopping.agreement import Agreement
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.models import architectures, build_model
@@ -136,40 +138,52 @@ class TestDynamic:
             Ensemble([], average)
 
 
+def held_out(clean: MemberLogits, attacked: list[MemberLogits], y: Labels) -> HeldOut:
+    return HeldOut(clean=clean, attacked={f"set{i}": one for i, one in enumerate(attacked)}, y=y, combine=average)
+
+
 class TestCalibrate:
+    @pytest.mark.parametrize("name", stopping_rules.names())
     @pytest.mark.parametrize(
         ("seed", "images", "drop", "scale"),
         [(0, 2, 0.0, 0.5), (184, 34, 0.0, 1.0), (1, 33, 0.1, 1.0), (2, 40, 0.3, 4.0)],
     )
     def test_never_loses_more_than_allowed_on_its_images(
-        self, seed: int, images: int, drop: float, scale: float
+        self, name: str, seed: int, images: int, drop: float, scale: float
     ) -> None:
         y = torch.arange(images) % 5
         sets = [random_logits(4, images, scale=scale, seed=seed + i) for i in range(3)]
         for logits in sets:
             logits[3, torch.arange(images), y] += 4 * scale  # only the last member knows much
-        found = calibrate(DIE(), sets[0], sets[1:], y, average, drop)
+        start = stopping_rules.build(name)
+        found = calibrate(start, held_out(sets[0], sets[1:], y), max_accuracy_drop=drop)
         assert found.allowed == max(1, math.floor(drop * images))
-        assert round((found.static_clean - found.clean) * images) <= found.allowed
-        assert round((found.static_worst_case - found.worst_case) * images) <= found.allowed
-        assert (found.images, found.tried) == (images, len(list(DIE().candidates(sets[0]))))
+        if name != "at_once":  # which has no choice
+            assert round((found.static.clean - found.outcome.clean) * images) <= found.allowed
+            assert round((found.static.worst_case - found.outcome.worst_case) * images) <= found.allowed
+        assert (found.images, found.tried) == (images, len(list(start.candidates(sets[0]))))
 
-    def test_reports_what_its_rule_does(self) -> None:
+    @pytest.mark.parametrize("name", stopping_rules.names())
+    def test_reports_what_its_rule_does(self, name: str) -> None:
         y = torch.arange(40) % 5
         clean, worse = random_logits(3, 40), random_logits(3, 40, seed=1)
         clean[:, torch.arange(40), y] += 5
         worse[:, torch.arange(40), y] += 2
-        found = calibrate(DIE(), clean, [worse], y, average, 0.05)
+        found = calibrate(stopping_rules.build(name), held_out(clean, [worse], y), max_accuracy_drop=0.05)
 
-        def right(logits: MemberLogits) -> Logits:
-            return answer_dynamic(logits, average, found.stop).logits.argmax(1) == y
+        def right(logits: MemberLogits, rule: StoppingRule) -> Flags:
+            return answer_dynamic(logits, average, rule).logits.argmax(1) == y
 
-        assert found.clean == pytest.approx(right(clean).float().mean().item())
-        assert found.worst_case == pytest.approx((right(clean) & right(worse)).float().mean().item())
-        assert found.static_clean == pytest.approx((average(clean).argmax(1) == y).float().mean().item())
-        run = answer_dynamic(clean, average, found.stop).members_run.float().mean().item()
-        assert found.members_run == pytest.approx(run)
-        assert run < 2
+        def run(logits: MemberLogits) -> float:
+            return answer_dynamic(logits, average, found.stop).members_run.float().mean().item()
+
+        for outcome, rule in ((found.outcome, found.stop), (found.static, Never())):
+            assert outcome.clean == pytest.approx(right(clean, rule).float().mean().item())
+            both = right(clean, rule) & right(worse, rule)
+            assert outcome.worst_case == pytest.approx(both.float().mean().item())
+        assert found.outcome.members_run == pytest.approx(run(clean))
+        assert found.outcome.attacked_members_run == pytest.approx(max(run(clean), run(worse)))
+        assert found.static.members_run == found.static.attacked_members_run == 3
 
     def test_falls_back_to_the_static_team_where_stopping_early_costs_too_much(self) -> None:
         """The first member is sure and wrong, as the others are sure and right."""
@@ -177,27 +191,70 @@ class TestCalibrate:
         logits = torch.zeros(4, 40, 5)
         logits[0, torch.arange(40), (y + 1) % 5] = 30.0
         logits[1:, torch.arange(40), y] = 30.0
-        found = calibrate(DIE(), logits, [logits], y, average, 0.0)
-        assert found.clean == found.static_clean == 1
+        found = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
+        assert found.outcome.clean == found.static.clean == 1
         assert answer_dynamic(logits, average, found.stop).logits.argmax(1).equal(y)
+
+    def test_puts_the_member_first_that_needs_no_other(self) -> None:
+        y = torch.arange(40) % 5
+        logits = torch.zeros(4, 40, 5)
+        logits[:, torch.arange(40), (y + torch.arange(40) % 2) % 5] = 1.0  # wrong on every other image
+        logits[2] = 0
+        logits[2, torch.arange(40), y] = 30.0
+        found = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0, reorder=True)
+        assert found.order[0] == 2
+        assert sorted(found.order) == [0, 1, 2, 3]
+        assert found.outcome.members_run == 1
+        assert found.tried == 24 * len(list(DIE().candidates(logits)))
+        kept = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
+        assert kept.order == (0, 1, 2, 3)
+
+    def test_orders_of_large_teams_differ_in_who_is_first(self) -> None:
+        assert len(orders(4)) == 24
+        assert orders(6) == [(i, *(j for j in range(6) if j != i)) for i in range(6)]
+        assert all(orders(members)[0] == tuple(range(members)) for members in range(1, 7))
+
+    def test_the_cost_under_attack_counts_as_much_as_asked(self) -> None:
+        """Sure on clean images, torn on attacked ones, and right everywhere: who looks at attacks votes early."""
+        y = torch.arange(200) % 5
+        clean, attacked = 0.2 * random_logits(4, 200), 0.2 * random_logits(4, 200, seed=3)
+        clean[:, torch.arange(200), y] += 9.0
+        attacked[:, torch.arange(200), y] += 2.5
+        sets = held_out(clean, [attacked], y)
+        found = [calibrate(Agreement(), sets, max_accuracy_drop=0.01, attacked_share=w).outcome for w in (0.0, 1.0)]
+        assert found[0].members_run <= found[1].members_run
+        assert found[1].attacked_members_run <= found[0].attacked_members_run
+
+    def test_says_what_a_tenth_more_or_less_of_every_constant_does(self) -> None:
+        y = torch.arange(60) % 5
+        logits = random_logits(3, 60)
+        logits[:, torch.arange(60), y] += 2
+        found = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.05)
+        tried = {(one.setting, one.factor) for one in found.sensitivity}
+        assert tried == {(name, factor) for name in ("a", "b", "tau_u", "tau_c") for factor in (0.9, 1.1)}
+        for one in found.sensitivity:
+            rule = dataclasses.replace(found.stop, **{one.setting: one.factor * getattr(found.stop, one.setting)})
+            output = answer_dynamic(logits, average, rule)
+            assert one.outcome.members_run == pytest.approx(output.members_run.float().mean().item())
+            assert one.outcome.clean == pytest.approx((output.logits.argmax(1) == y).float().mean().item())
 
     def test_equal_members_need_only_one(self) -> None:
         logits = random_logits(1, 50).expand(4, -1, -1)
-        found = calibrate(DIE(), logits, [logits], logits[0].argmax(1), average, 0.0)
-        assert found.members_run < 1.3
-        assert found.clean == found.worst_case == 1
+        found = calibrate(DIE(), held_out(logits, [logits], logits[0].argmax(1)), max_accuracy_drop=0.0)
+        assert found.outcome.members_run < 1.3
+        assert found.outcome.clean == found.outcome.worst_case == 1
 
     def test_a_rule_with_nothing_to_set_is_returned(self) -> None:
         logits = random_logits(4, 20)
-        found = calibrate(Never(), logits, [logits], torch.arange(20) % 5, average, 0.01)
-        assert (found.stop, found.tried, found.members_run) == (Never(), 1, 4)
-        assert (found.clean, found.worst_case) == (found.static_clean, found.static_worst_case)
+        found = calibrate(Never(), held_out(logits, [logits], torch.arange(20) % 5), max_accuracy_drop=0.01)
+        assert (found.stop, found.tried, found.outcome) == (Never(), 1, found.static)
+        assert found.sensitivity == ()
 
-    @pytest.mark.parametrize("images", [1, 6])
-    def test_images_of_one_class_give_a_sentence(self, images: int) -> None:
+    @pytest.mark.parametrize("images", [0, 1, 6])
+    def test_images_of_one_class_or_none_give_a_sentence(self, images: int) -> None:
         y = torch.zeros(images, dtype=torch.long)
         with pytest.raises(InputError, match=f"images of at least two classes, got {images} images"):
-            calibrate(DIE(), random_logits(2, images), [], y, average, 0.01)
+            held_out(random_logits(2, images), [], y)
 
 
 def test_a_batch_of_no_images_gets_no_answers() -> None:

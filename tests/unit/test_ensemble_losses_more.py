@@ -27,7 +27,9 @@ from sparsemble.ensemble.objectives.soe import SoE
 from sparsemble.pruning import prunable_layers
 from sparsemble.training.objective import Objective, objectives
 from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.objectives.mart import MART
 from sparsemble.training.objectives.n_fgsm import NFGSM
+from sparsemble.training.objectives.trades import TRADES
 from tests.unit.test_ensemble_losses import batch, team
 
 THREAT = ThreatModel(eps=0.1)
@@ -135,6 +137,7 @@ OBJECTIVES = [
     IGAT(attack=ATTACK, base=ADP(attack=ATTACK)),
     EED(base=GAL(attack=ATTACK), attack=ATTACK),
     DVERGE(steps=2, attack=ATTACK),
+    Joint(base=TRADES(attack=ATTACK), attack_prefixes=True, prefixes=1.0),
 ]
 
 
@@ -256,12 +259,39 @@ class TestIGAT:
 class TestJoint:
     def test_on_its_own_is_adversarial_training_of_the_team_as_one_network(self) -> None:
         ensemble, (x, y) = team(3).eval(), batch()
-        found = Joint()(ensemble, x, y, THREAT, rng=seeded(5)).loss
-        expected = NFGSM()(ensemble, x, y, THREAT, rng=seeded(5)).loss
-        torch.testing.assert_close(found, expected)
+        for base in (NFGSM(), TRADES(attack=ATTACK), MART(attack=ATTACK)):
+            found = Joint(base=base)(ensemble, x, y, THREAT, rng=seeded(5)).loss
+            torch.testing.assert_close(found, base(ensemble, x, y, THREAT, rng=seeded(5)).loss)
+
+    def test_every_part_has_the_loss_of_the_base_and_members_run_once_an_image(self) -> None:
+        ensemble, (x, y) = team(3).eval(), batch()
+        base, runs = TRADES(attack=ATTACK), []
+        x_adv = base.images(ensemble, x, y, THREAT, rng=seeded(5))
+        expected = base.loss(ensemble, x, x_adv, y).loss
+        expected = expected + 0.5 * sum(base.loss(m, x, x_adv, y).loss for m in ensemble.members) / 3
+        pair = Ensemble(ensemble.members[:2], ensemble.combine)
+        shorter = [base.loss(ensemble.members[0], x, x_adv, y).loss, base.loss(pair, x, x_adv, y).loss]
+        expected = expected + 0.25 * sum(shorter) / 2
+        ensemble.members[0].register_forward_hook(lambda *_: runs.append(1))
+        found = Joint(base=base, alone=0.5, prefixes=0.25).loss(ensemble, x, x_adv, y)
+        torch.testing.assert_close(found.loss, expected)
+        assert len(runs) == 2
+
+    def test_may_craft_on_a_prefix_drawn_for_the_batch(self) -> None:
+        ensemble, (x, y) = team(3).eval(), batch()
+        objective = Joint(base=Madry(attack=ATTACK), attack_prefixes=True)
+        drawn = set()
+        for seed in range(12):
+            found = objective.images(ensemble, x, y, THREAT, rng=seeded(seed))
+            rng = seeded(seed)
+            length = int(torch.randint(1, 4, (), generator=rng))
+            prefix = Ensemble(ensemble.members[:length], ensemble.combine)
+            assert torch.equal(found, ATTACK(prefix, x, y, THREAT, rng=rng))
+            drawn.add(length)
+        assert drawn == {1, 2, 3}
 
     def test_hands_the_gentler_attack_on(self) -> None:
-        gentler = Joint(alone=0.5).gentler(0.5)
+        gentler = Joint(base=NFGSM(), alone=0.5).gentler(0.5)
         assert gentler == Joint(base=NFGSM().gentler(0.5), alone=0.5)
         assert Joint(base=Madry()).gentler(0.5) is None
         assert Joint().at(0.5) == Joint()

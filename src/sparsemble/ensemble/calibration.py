@@ -1,90 +1,203 @@
-"""Set a stopping rule on stored logits of held-out images; attacks nothing itself."""
+"""Set a stopping rule, and the order of members, on stored logits of held-out images; attacks nothing itself."""
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Combiner, StoppingRule
-from sparsemble.core.types import Flags, Labels, MemberLogits
-from sparsemble.ensemble.dynamic import answer_dynamic
+from sparsemble.core.interfaces import Combiner, StoppingRule, stopping_rules
+from sparsemble.core.registry import describe
+from sparsemble.core.types import Counts, Flags, Labels, MemberLogits
+
+ALL_ORDERS_UP_TO = 4
+"""Members of which all orders are compared (24); of larger teams, who runs first."""
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What members say to held-out images, clean and attacked."""
+
+    clean: MemberLogits
+    attacked: Mapping[str, MemberLogits]
+    """One set for each attack; an image is right in the worst case if it is right in all of them and clean."""
+    y: Labels
+    combine: Combiner
+
+    def __post_init__(self) -> None:
+        if len(self.y) < 2 or len(self.y.unique()) < 2:
+            raise InputError(f"calibration needs images of at least two classes, got {len(self.y)} images")
+
+    def ordered(self, order: Sequence[int]) -> "HeldOut":
+        """Return the same with members in another order."""
+        chosen = list(order)
+        attacked = {name: logits[chosen] for name, logits in self.attacked.items()}
+        return dataclasses.replace(self, clean=self.clean[chosen], attacked=attacked)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a rule does on held-out images."""
+
+    clean: float
+    """Accuracy."""
+    worst_case: float
+    """Share of images that are right clean and under every attack."""
+    members_run: float
+    """Mean on clean images."""
+    attacked_members_run: float
+    """Mean on the attacked images of the set on which the rule runs the most."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What one constant of the rule does when it is a tenth smaller or larger."""
+
+    setting: str
+    factor: float
+    outcome: Outcome
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
     """A stopping rule and what it did on the calibration images."""
 
     stop: StoppingRule
+    order: tuple[int, ...]
+    """Members, as places in the order that was given."""
     tried: int
-    """Settings compared."""
+    """Settings compared, over all orders."""
     images: int
     allowed: int
     """Images the rule may lose against the static team, clean and in the worst case."""
-    clean: float
-    worst_case: float
-    static_clean: float
-    static_worst_case: float
-    members_run: float
-    """Mean on clean images."""
+    outcome: Outcome
+    static: Outcome
+    sensitivity: tuple[Sensitivity, ...]
 
 
 def calibrate(
     start: StoppingRule,
-    clean: MemberLogits,
-    adversarial: Sequence[MemberLogits],
-    y: Labels,
-    combine: Combiner,
+    held_out: HeldOut,
+    *,
     max_accuracy_drop: float,
+    attacked_share: float = 0.0,
+    reorder: bool = False,
 ) -> Calibrated:
-    """Choose the settings that run the fewest members on clean images without losing accuracy.
+    """Choose the settings, and with `reorder` the order of members, that cost least without losing accuracy.
 
-    An adversarial image set counts as a whole: an image is right in the worst case if it is right in all sets.
+    Settings that lose more than is allowed are ranked by what they lose.
 
     Args:
         start: the rule; its `candidates` are compared.
-        clean: (M, B, K) logits of clean calibration images, members in running order.
-        adversarial: the same for each set of adversarial images.
-        y: (B) true classes.
-        combine: the team's combiner.
+        held_out: logits, members in the present order.
         max_accuracy_drop: allowed loss against the static team, in [0, 1]; never finer than one image.
-
-    Raises:
-        InputError: fewer than two images or only one class.
+        attacked_share: how much of the cost is that under attack, in [0, 1]; the rest is that of clean images.
+        reorder: compare orders, too.
     """
-    if len(y) < 2 or len(y.unique()) < 2:
-        raise InputError(f"calibration needs images of at least two classes, got {len(y)} images")
-    sets = [clean, *adversarial]
-    allowed = max(1, int(max_accuracy_drop * len(y)))
-    static_clean, static_worst = _right([combine(logits).argmax(1) for logits in sets], y)
-    best: tuple[tuple[float, ...], StoppingRule, float] | None = None
+    members, count = len(held_out.clean), len(held_out.y)
+    allowed = max(1, int(max_accuracy_drop * count))
+    best: tuple[tuple[float, ...], tuple[int, ...], StoppingRule] | None = None
     tried = 0
-    for rule in start.candidates(clean):
-        outputs = [answer_dynamic(logits, combine, rule) for logits in sets]
-        right_clean, right_worst = _right([output.logits.argmax(1) for output in outputs], y)
-        lost = max(int(static_clean.sum() - right_clean.sum()), int(static_worst.sum() - right_worst.sum()))
-        run = float(outputs[0].members_run.float().mean())
-        rank = (float(max(lost - allowed, 0)), run, float(lost))
-        if best is None or rank < best[0]:
-            best = (rank, rule, run)
-        tried += 1
+    for order in orders(members) if reorder else [tuple(range(members))]:
+        stored = _Stored(held_out.ordered(order))
+        static = stored.right(torch.full_like(stored.labels[0], members - 1))
+        for rule in start.candidates(stored.clean):
+            answer_with, run = stored.decide(rule)
+            right = stored.right(answer_with - 1)
+            lost = max(int(static[0].sum() - right[0].sum()), int(static.all(0).sum() - right.all(0).sum()))
+            cost = (1 - attacked_share) * stored.clean_cost(run) + attacked_share * stored.attacked_cost(run)
+            rank = (float(max(lost - allowed, 0)), cost, float(lost))
+            if best is None or rank < best[0]:
+                best = (rank, order, rule)
+            tried += 1
     assert best is not None
-    outputs = [answer_dynamic(logits, combine, best[1]) for logits in sets]
-    right_clean, right_worst = _right([output.logits.argmax(1) for output in outputs], y)
+    _, order, stop = best
+    stored = _Stored(held_out.ordered(order))
+    whole = torch.full_like(stored.labels[0], members)
     return Calibrated(
-        stop=best[1],
+        stop=stop,
+        order=order,
         tried=tried,
-        images=len(y),
+        images=count,
         allowed=allowed,
-        clean=float(right_clean.float().mean()),
-        worst_case=float(right_worst.float().mean()),
-        static_clean=float(static_clean.float().mean()),
-        static_worst_case=float(static_worst.float().mean()),
-        members_run=best[2],
+        outcome=stored.outcome(*stored.decide(stop)),
+        static=stored.outcome(whole, whole),
+        sensitivity=tuple(
+            Sensitivity(setting=name, factor=factor, outcome=stored.outcome(*stored.decide(varied)))
+            for name, factor, varied in _varied(stop)
+        ),
     )
 
 
-def _right(answers: Sequence[torch.Tensor], y: Labels) -> tuple[Flags, Flags]:
-    """Return which clean images, and which images in all sets, are answered rightly."""
-    right = torch.stack([answer == y for answer in answers])
-    return right[0], right.all(0)
+def orders(members: int) -> list[tuple[int, ...]]:
+    """Return the orders compared, the present one first."""
+    everyone = range(members)
+    if members <= ALL_ORDERS_UP_TO:
+        return list(itertools.permutations(everyone))
+    return [(first, *(i for i in everyone if i != first)) for first in everyone]
+
+
+def _varied(stop: StoppingRule) -> list[tuple[str, float, StoppingRule]]:
+    """Return the rule with each of its constants a tenth smaller and a tenth larger."""
+    settings = describe(stop)
+    return [
+        (name, factor, stopping_rules.build({**settings, name: factor * value}))
+        for name, value in settings.items()
+        if isinstance(value, float)
+        for factor in (0.9, 1.1)
+    ]
+
+
+class _Stored:
+    """Logits of all sets side by side, and the answers of every prefix, worked out once."""
+
+    def __init__(self, held_out: HeldOut) -> None:
+        sets = [held_out.clean, *held_out.attacked.values()]
+        self.clean, self.together = held_out.clean, torch.cat(sets, 1)
+        self.images, self.y = len(held_out.y), held_out.y
+        prefixes = range(1, len(self.together) + 1)
+        self.labels = torch.stack([held_out.combine(self.together[:m]).argmax(1) for m in prefixes])
+
+    def decide(self, rule: StoppingRule) -> tuple[Counts, Counts]:
+        """Return with which prefix each image is answered, and how many members run, for all sets side by side."""
+        members, count = len(self.together), self.together.shape[1]
+        answer_with = torch.zeros(count, dtype=torch.long, device=self.y.device)
+        run = torch.zeros_like(answer_with)
+        for m in range(1, members + 1):
+            decision = rule(self.together[:m], last=m == members)
+            now = (run == 0) & (decision.stop | (m == members))
+            answer_with = torch.where(now, decision.answer_with, answer_with)
+            run = torch.where(now, m, run)
+        return answer_with, run
+
+    def right(self, prefix: Int[Tensor, " all"]) -> Tensor:
+        """Return which images (sets, B) are answered rightly by the prefixes, counted from 0."""
+        answers = self.labels.gather(0, prefix[None])[0].view(-1, self.images)
+        return answers == self.y
+
+    def clean_cost(self, run: Counts) -> float:
+        """Return the mean members run on clean images."""
+        return float(run[: self.images].double().mean())
+
+    def attacked_cost(self, run: Counts) -> float:
+        """Return the mean members run on the set that costs the most; that of clean images where there is no other."""
+        return float(run.view(-1, self.images).double().mean(1).max())
+
+    def outcome(self, answer_with: Counts, run: Counts) -> Outcome:
+        """Put what happened in numbers."""
+        right: Flags = self.right(answer_with - 1)
+        return Outcome(
+            clean=float(right[0].double().mean()),
+            worst_case=float(right.all(0).double().mean()),
+            members_run=self.clean_cost(run),
+            attacked_members_run=self.attacked_cost(run),
+        )

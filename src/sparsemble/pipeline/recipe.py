@@ -6,6 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, final
 
+from sparsemble.attacks.adaptive.hijack import Hijack
+from sparsemble.attacks.adaptive.slowdown import Slowdown
+from sparsemble.attacks.adaptive.team_attack import TeamAttack
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.pgd import PGD
@@ -150,10 +153,24 @@ class Dynamic:
     """Its settings are where calibration starts."""
     max_accuracy_drop: float = 0.002
     """Accuracy that stopping early may cost on held-out images, clean and in the worst case; at least one image."""
+    attacked_share: float = 0.0
+    """How much of the cost that is made small is that under attack, in [0, 1]; the rest is that on clean images."""
+    reorder: bool = True
+    """Choose which member runs first, too."""
+    against: tuple[TeamAttack, ...] = (Hijack(steps=20, targets=1), Slowdown(steps=20, restarts=1))
+    """Attacks on the rule itself that it is set against."""
+    rounds: int = 1
+    """How often the rule is attacked and set anew, >= 0."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_accuracy_drop < 1:
-            raise InputError(f"max_accuracy_drop = {self.max_accuracy_drop:g} must lie in [0, 1)")
+        for name in ("max_accuracy_drop", "attacked_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} = {getattr(self, name):g} must lie in [0, 1]")
+        if self.rounds < 0:
+            raise InputError(f"rounds = {self.rounds} must be 0 or more")
+        labels = [attack.label for attack in self.against]
+        if len(set(labels)) < len(labels):
+            raise InputError(f"dynamic.against has two attacks labelled {max(labels, key=labels.count)}; label one")
 
 
 @final

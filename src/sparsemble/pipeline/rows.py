@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from sparsemble.core.artifacts import Artifact
+from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, stopping_rules
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.pipeline.store import load_model
@@ -20,6 +21,24 @@ class Row(NamedTuple):
     stop: StoppingRule
 
 
+def running_order(team: Artifact, stop: Artifact | None = None) -> list[str]:
+    """Return the labels of the members in the order in which they run; `stop` may have changed it.
+
+    Raises:
+        InputError: the stopping rule was calibrated for another team.
+    """
+    labels: list[str] = team.json("team.json")["members"]
+    if stop is None:
+        return labels
+    found = stop.json("stopping.json")
+    if found["team"] != team.path.name:
+        raise InputError(
+            f"the stopping rule in {stop.path.name} was calibrated for {found['team']}, not for {team.path.name}; "
+            "calibrate it for this team"
+        )
+    return [labels[i] for i in found["order"]]
+
+
 def load_team(artifact: Artifact, combine: Combiner, device: torch.device) -> Ensemble:
     """Return the trained team in running order, in eval mode."""
     count = len(artifact.json("team.json")["members"])
@@ -30,8 +49,11 @@ def load_team(artifact: Artifact, combine: Combiner, device: torch.device) -> En
 def load_row(name: str, inputs: Mapping[str, Artifact], combine: Combiner, device: torch.device) -> Row:
     """Load a row from the stages' artifacts: `dense`, `small_dense`, `harp`, `select`, `pool.*`, `team`, `stop`."""
     if name == "team_dynamic":
-        stop = stopping_rules.build(inputs["stop"].json("stopping.json")["stop"])
-        return Row(load_team(inputs["team"], combine, device), stop)
+        running_order(inputs["team"], inputs["stop"])  # refuses a rule that belongs to another team
+        facts = inputs["stop"].json("stopping.json")
+        members = load_team(inputs["team"], combine, device).members
+        team = Ensemble([members[i] for i in facts["order"]], combine).eval()
+        return Row(team, stopping_rules.build(facts["stop"]))
     if name == "team_static":
         return Row(load_team(inputs["team"], combine, device), Never())
     if name == "best_member":

@@ -22,7 +22,7 @@ from sparsemble.models.architecture import architectures, build_model
 from sparsemble.models.code import made_by
 from sparsemble.pipeline.method import lay_out, row_inputs
 from sparsemble.pipeline.recipe import load_recipe
-from sparsemble.pipeline.rows import ROWS, load_row
+from sparsemble.pipeline.rows import ROWS, load_row, running_order
 from sparsemble.pipeline.store import fill, load_model
 from sparsemble.pruning.mask import Mask
 
@@ -154,7 +154,7 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> Target:
         model = load_model(artifact, device)
     elif stage in ("ensemble", "calibrate"):
         team = artifact if stage == "ensemble" else Artifact(artifact.path.parent / meta["inputs"]["team"])
-        inputs = {"team": team, "stop": artifact}
+        inputs = {"team": team} | ({"stop": artifact} if stage == "calibrate" else {})
         combine: Combiner = combiners.build(team.meta["spec"]["ensemble"]["combine"])
         loaded = load_row("team_dynamic" if stage == "calibrate" else "team_static", inputs, combine, device)
         model, stop = loaded.ensemble, loaded.stop
@@ -171,14 +171,14 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> Target:
         threat=read(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
         selected_on="held-out",
         sparsity=spec.get("sparsity"),
-        masks=_masks_of(artifact) if stage in SINGLE else _team_masks(inputs["team"]),
+        masks=_masks_of(artifact) if stage in SINGLE else _team_masks(inputs["team"], inputs.get("stop")),
     )
 
 
 def _masks(row: str, artifacts: Mapping[str, Artifact]) -> dict[str, torch.Tensor]:
     """Return which weights of a run's row were kept."""
     if row.startswith("team"):
-        return _team_masks(artifacts["team"])
+        return _team_masks(artifacts["team"], artifacts["stop"] if row == "team_dynamic" else None)
     if row == "best_member":
         return _masks_of(artifacts["pool." + artifacts["select"].json("select.json")["best_member"]])
     return _masks_of(artifacts[row])
@@ -190,10 +190,10 @@ def _masks_of(artifact: Artifact) -> dict[str, torch.Tensor]:
     return dict(Mask.load(file).items()) if file.is_file() else {}
 
 
-def _team_masks(team: Artifact) -> dict[str, torch.Tensor]:
+def _team_masks(team: Artifact, stop: Artifact | None) -> dict[str, torch.Tensor]:
     """Return the masks of a team's members, from the sub-models that it was made of."""
     found: dict[str, torch.Tensor] = {}
-    for i, label in enumerate(team.json("team.json")["members"]):
+    for i, label in enumerate(running_order(team, stop)):
         member = Artifact(team.path.parent / team.meta["inputs"][f"pool.{label}"])
         found |= {f"members.{i}.{name}": keep for name, keep in _masks_of(member).items()}
     return found

@@ -21,7 +21,7 @@ from sparsemble.report.schema import (
     keep,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 NAMES = {
     "dense": "Dense parent",
@@ -63,6 +63,7 @@ ROW = {
     "seconds": AMOUNT,
 }
 CHECK = {"number": WHOLE_OR_NULL, "name": TEXT, "status": STATUS, "detail": TEXT}
+OUTCOME = {"clean": SHARE, "worst_case": SHARE, "members_run": AMOUNT, "attacked_members_run": AMOUNT}
 SUMMARY = {
     "schema": VERSION,
     "name": TEXT,
@@ -72,7 +73,13 @@ SUMMARY = {
     "rows": [ROW],
     "checks": [CHECK],
     "selection": {"team": [TEXT], "robust_diversity": NUMBER, "threshold": NUMBER_OR_NULL, "rule": TEXT},
-    "stopping": {"rule": TEXT, "settings": TABLE, "order": [TEXT]},
+    "stopping": {
+        "rule": TEXT,
+        "settings": TABLE,
+        "order": [TEXT],
+        "held_out": {"images": COUNT, "allowed": COUNT, "tried": COUNT, "outcome": OUTCOME, "static": OUTCOME},
+        "sensitivity": [{"setting": TEXT, "factor": AMOUNT, "outcome": OUTCOME}],
+    },
     "machine": TABLE,
     "recipe": TABLE,
     "versions": Each(TEXT),

@@ -4,15 +4,14 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels
-from sparsemble.ensemble.crafting import member_losses
-from sparsemble.training.objective import Crafting, LossOutput, Objective, cross_entropy, objectives
-from sparsemble.training.objectives.n_fgsm import NFGSM
+from sparsemble.core.types import Classifier, Images, Labels, Logits, MemberLogits
+from sparsemble.training.objective import Crafting, LossOutput, Objective, objectives
+from sparsemble.training.objectives.trades import TRADES
 
 
 @final
@@ -21,58 +20,95 @@ from sparsemble.training.objectives.n_fgsm import NFGSM
 class Joint(Crafting):
     """Adversarial training of the team as one model: images crafted on it, and the loss of what it answers there.
 
-    CE(h(x_adv), y) + alone mean_i CE(h_i(x_adv), y) + prefixes mean_{m < M} CE(h^m(x_adv), y), where h is the team, h_i
-    a member and h^m the first m of them.
+    L(h) + alone mean_i L(h_i) + prefixes mean_{m < M} L(h^m), where L is the loss of `base` on these images, h is the
+    team, h_i a member and h^m the first m of them.
 
     Source: "Strength in Numbers" (DeepMind, 2018) found that this, and not averaging, is what makes teams robust; the
     other two terms are ours.
     """
 
-    base: Crafting = NFGSM()
-    """Crafts the images on the team; the loss of an objective itself is had by naming it instead of this one."""
+    base: Objective = TRADES()
+    """What is done to the team as if it were one network; an objective that crafts first."""
     alone: float = 0.0
     """Weight of the members' own losses, >= 0; above 0 each of them stays a classifier by itself."""
     prefixes: float = 0.0
     """Weight of the losses of shorter prefixes, >= 0; above 0 a team that stops early still answers well."""
+    attack_prefixes: bool = False
+    """Craft each batch on a prefix drawn for it, as who attacks a team that stops early does."""
 
     def __post_init__(self) -> None:
         if self.alone < 0 or self.prefixes < 0:
             raise InputError(f"alone = {self.alone:g} and prefixes = {self.prefixes:g} must be 0 or more")
         if not isinstance(self.base, Crafting):
-            raise InputError(f'base = "{self.base.name}" must be a loss that crafts its images first, such as n_fgsm')
+            raise InputError(f'base = "{self.base.name}" must be one that crafts its images first, such as trades')
 
     def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Craft on the team."""
-        return self.base.images(model, x, y, threat, rng=rng)
+        """Craft on the team, or on a prefix of it."""
+        assert isinstance(model, Ensemble)
+        assert isinstance(self.base, Crafting)
+        if not self.attack_prefixes:
+            return self.base.images(model, x, y, threat, rng=rng)
+        length = int(torch.randint(1, len(model.members) + 1, (), generator=rng, device=x.device))
+        return self.base.images(Ensemble(model.members[:length], model.combine), x, y, threat, rng=rng)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
-        """Return the loss of a batch whose adversarial images are there."""
+        """Return the loss of a batch whose adversarial images are there; every member sees each image once."""
         assert isinstance(model, Ensemble)
-        member_logits = model.member_logits(x_adv)
-        loss = cross_entropy(model.combine(member_logits), y)
-        terms = {"team": loss.detach()}
-        if self.alone:
-            alone = member_losses(member_logits, y).mean()
-            loss, terms["alone"] = loss + self.alone * alone, alone.detach()
-        if self.prefixes and len(model.members) > 1:
-            shorter = [cross_entropy(model.combine(member_logits[:m]), y) for m in range(1, len(model.members))]
-            prefixes = torch.stack(shorter).mean()
-            loss, terms["prefixes"] = loss + self.prefixes * prefixes, prefixes.detach()
-        return LossOutput(loss, terms, x_adv)
+        assert isinstance(self.base, Crafting)
+        seen, total = _Memory(model), len(model.members)
+        found = self.base.loss(_View(seen, slice(0, total)), x, x_adv, y)
+        terms, loss = dict(found.terms), found.loss
+        views = {
+            "alone": (self.alone, [slice(i, i + 1) for i in range(total)]),
+            "prefixes": (self.prefixes, [slice(0, m) for m in range(1, total)]),
+        }
+        for name, (weight, parts) in views.items():
+            if weight and parts:
+                losses = [self.base.loss(_View(seen, part), x, x_adv, y).loss for part in parts]
+                mean = torch.stack(losses).mean()
+                loss, terms[name] = loss + weight * mean, mean.detach()
+        return LossOutput(loss, terms, None if self.attack_prefixes else x_adv)
 
     def gentler(self, factor: float) -> Objective | None:
         """Return this objective with a gentler base."""
         base = self.base.gentler(factor)
-        return replace(self, base=base) if isinstance(base, Crafting) else None
+        return base and replace(self, base=base)
 
     def at(self, progress: float) -> Objective:
         """Return this objective with its base after a share of the training."""
-        base = self.base.at(progress)
-        assert isinstance(base, Crafting)
-        return replace(self, base=base)
+        return replace(self, base=self.base.at(progress))
 
     def with_teacher(self, teacher: Classifier) -> Objective:
         """Return this objective with a teacher for its base."""
-        base = self.base.with_teacher(teacher)
-        assert isinstance(base, Crafting)
-        return replace(self, base=base)
+        return replace(self, base=self.base.with_teacher(teacher))
+
+
+class _Memory:
+    """What the members say to the images of one loss; each batch goes through them once, however often it is asked."""
+
+    def __init__(self, team: Ensemble) -> None:
+        self.team = team
+        self.said: list[tuple[Tensor, MemberLogits]] = []
+
+    def __call__(self, x: Images) -> MemberLogits:
+        for images, member_logits in self.said:
+            if images is x:
+                return member_logits
+        self.said.append((x, self.team.member_logits(x)))
+        return self.said[-1][1]
+
+    @property
+    def combine(self) -> Combiner:
+        return self.team.combine
+
+
+class _View(nn.Module):
+    """Some members of a team as one network."""
+
+    def __init__(self, seen: _Memory, part: slice) -> None:
+        super().__init__()
+        self.seen, self.part = seen, part
+
+    def forward(self, x: Images) -> Logits:
+        """Combine what these members say."""
+        return self.seen.combine(self.seen(x)[self.part])

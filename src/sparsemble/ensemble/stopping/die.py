@@ -1,19 +1,16 @@
 """DIE: EED's stopping rule, in its causal form (method.md 2.7)."""
 
-import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
+from sparsemble.ensemble.hazard import PerPrefix, hazard_settings, hazards, masses, whole
 
-SMALLEST = 1e-12
 NEVER = 2.0
 """A squared confidence that no image reaches."""
 
@@ -47,50 +44,25 @@ class DIE(StoppingRule):
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members; exact: all later mass sums to S(m + 1), so it cannot exceed the best so far."""
-        mass, rest = self._mass(member_logits)
+        mass, rest = masses(self.hazards(member_logits))
         if last:
-            mass = torch.cat([mass[:-1], (mass[-1] + rest).unsqueeze(0)])
-            rest = torch.zeros_like(rest)
+            mass, rest = whole(mass, rest), torch.zeros_like(rest)
         best, where = mass.max(0)
         return Decision(stop=best >= rest, answer_with=where + 1)
 
-    def mass(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+    def mass(self, member_logits: MemberLogits) -> PerPrefix:
         """Return z_1..z_M, the last one with the rest."""
-        mass, rest = self._mass(member_logits)
-        return torch.cat([mass[:-1], (mass[-1] + rest).unsqueeze(0)])
+        return whole(*masses(self.hazards(member_logits)))
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Try weights of each quantity, with thresholds at quantiles of what was seen on held-out images.
 
         The second candidate never stops early, so that calibration can always fall back to the static team.
         """
-        confidence, change = self._quantities(member_logits)
-        shares = torch.linspace(0.02, 0.9, 12, device=change.device)
-        tau_c = confidence[0].quantile(shares).tolist()
-        tau_u = change.flatten().quantile(shares[::4]).tolist() if len(change) else [self.tau_u]
-        settings = itertools.product((4.0, 32.0), (8.0, 32.0, 128.0), tau_u, tau_c)
         static = DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=NEVER)
+        settings = hazard_settings(member_logits, self.tau_u)
         return [self, static, *(DIE(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
 
-    def hazards(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+    def hazards(self, member_logits: MemberLogits) -> PerPrefix:
         """Return q_1..q_M."""
-        confidence, change = self._quantities(member_logits)
-        doubt = torch.cat([torch.zeros_like(confidence[:1]), self.a * (change - self.tau_u)])
-        return torch.sigmoid(self.b * (confidence - self.tau_c) - doubt)
-
-    def _quantities(self, member_logits: MemberLogits) -> tuple[Float[Tensor, "M B"], Float[Tensor, "rest B"]]:
-        """Return C_1..C_M and U_2..U_M."""
-        probabilities = member_logits.softmax(-1)
-        counts = torch.arange(1, len(probabilities) + 1, device=probabilities.device).view(-1, 1, 1)
-        average = probabilities.cumsum(0) / counts
-        log_average = average.clamp_min(SMALLEST).log()
-        change = (average[1:] * (log_average[1:] - log_average[:-1])).sum(-1)
-        return average.amax(-1).square(), change
-
-    def _mass(self, member_logits: MemberLogits) -> tuple[Float[Tensor, "M B"], Float[Tensor, " B"]]:
-        masses = []
-        survival = torch.ones_like(member_logits[0, :, 0])
-        for hazard in self.hazards(member_logits):
-            masses.append(hazard * survival)
-            survival = survival - masses[-1]
-        return torch.stack(masses), survival
+        return hazards(member_logits, a=self.a, b=self.b, tau_u=self.tau_u, tau_c=self.tau_c)

@@ -19,7 +19,7 @@ from sparsemble.evaluation import checks
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.intervals import wilson
 from sparsemble.evaluation.packed import save_packed
-from sparsemble.pipeline.rows import ROWS, Row, load_row
+from sparsemble.pipeline.rows import ROWS, Row, load_row, running_order
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import stored_images, test_images
 from sparsemble.pruning.mask import Mask, prunable_layers
@@ -261,7 +261,7 @@ def _nonzeros(row: Row) -> int:
 
 def _regrown(row: Row, work: Work) -> int:
     """Count weights of the team that its sub-models' masks had removed."""
-    labels = work.inputs["team"].json("team.json")["members"]
+    labels = running_order(work.inputs["team"], work.inputs["stop"])
     regrown = 0
     for label, member in zip(labels, row.ensemble.members, strict=True):
         mask = Mask.load(work.inputs[f"pool.{label}"].file("mask.safetensors"))

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from sparsemble.core.artifacts import Artifact
 from sparsemble.pipeline.machine import machine, source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
-from sparsemble.pipeline.rows import ROWS
+from sparsemble.pipeline.rows import ROWS, running_order
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.report import write_report
 from sparsemble.report.summary import SCHEMA_VERSION
@@ -76,7 +76,9 @@ class ReportStage(Stage):
             "stopping": {
                 "rule": settings.pop("name"),
                 "settings": settings,
-                "order": work.inputs["team"].json("team.json")["members"],
+                "order": running_order(work.inputs["team"], work.inputs["stop"]),
+                "held_out": {key: stopping[key] for key in ("images", "allowed", "tried", "outcome", "static")},
+                "sensitivity": stopping["sensitivity"],
             },
             "machine": machine(work.device) | {"latency_threads": latency["threads"]},
             "recipe": resolved(self.recipe),

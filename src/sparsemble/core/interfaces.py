@@ -76,7 +76,14 @@ class Ensemble(nn.Module):
 
     def member_logits(self, x: Images) -> MemberLogits:
         """Return the logits of every member, (M, B, K), in running order."""
-        return torch.stack([member(x) for member in self.members])
+        found = [member(x) for member in self.members]
+        for i, logits in enumerate(found):
+            if logits.shape != found[0].shape:
+                raise InputError(
+                    f"member {i + 1} gives {logits.shape[-1]} classes and member 1 {found[0].shape[-1]}; members of a "
+                    "team must know the same classes"
+                )
+        return torch.stack(found)
 
     def forward(self, x: Images) -> Logits:
         """Return the combined logits of the whole team."""

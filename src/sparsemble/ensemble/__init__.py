@@ -2,10 +2,18 @@
 
 from sparsemble.core import interfaces
 from sparsemble.ensemble.dynamic import answer_dynamic, predict_dynamic
-from sparsemble.ensemble.selection.rule import Selected, SelectionRule, robust_diversity, selection_rules
+from sparsemble.ensemble.selection.rule import Evidence, Selected, SelectionRule, robust_diversity, selection_rules
 from sparsemble.training import objective
 
-__all__ = ["Selected", "SelectionRule", "answer_dynamic", "predict_dynamic", "robust_diversity", "selection_rules"]
+__all__ = [
+    "Evidence",
+    "Selected",
+    "SelectionRule",
+    "answer_dynamic",
+    "predict_dynamic",
+    "robust_diversity",
+    "selection_rules",
+]
 
 interfaces.combiners.walk("sparsemble.ensemble.combiners")
 interfaces.stopping_rules.walk("sparsemble.ensemble.stopping")

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from jaxtyping import Bool
-from torch import Tensor
 
 from sparsemble.core.errors import InputError
-from sparsemble.ensemble.selection.rule import Selected, SelectionRule, all_diversities, selection_rules
+from sparsemble.ensemble.selection.rule import Evidence, Selected, SelectionRule, all_diversities, selection_rules
 
 
 @final
@@ -32,8 +30,9 @@ class RobustDiversity(SelectionRule):
         if not 0 <= self.threshold <= 1:
             raise InputError(f"threshold = {self.threshold:g} must lie in [0, 1]")
 
-    def __call__(self, failures: Bool[Tensor, "N n"], largest: int) -> Selected:
+    def __call__(self, evidence: Evidence, largest: int) -> Selected:
         """Choose a team of 2 to `largest` sub-models."""
+        failures = evidence.failures
         pool = len(failures)
         sizes = range(largest if self.exact_size else 2, largest + 1)
         rate = failures.double().mean(1).cpu().numpy()

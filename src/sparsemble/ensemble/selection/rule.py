@@ -2,13 +2,41 @@
 
 import itertools
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
+from sparsemble.core.interfaces import Combiner
 from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.types import Flags, Labels, MemberLogits
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the sub-models say to held-out images; the same images for all."""
+
+    logits: Mapping[str, MemberLogits]
+    """(N, B, K) for each set: `clean`; `pool`, crafted against the average of all; one crafted against each alone."""
+    y: Labels
+    combine: Combiner
+
+    @property
+    def failures(self) -> Bool[Tensor, "N n"]:
+        """Whether sub-model i errs on image j of the set that was crafted against the average of the pool."""
+        return self.logits["pool"].argmax(-1) != self.y
+
+    def right(self, team: tuple[int, ...]) -> Flags:
+        """Return which images a team answers rightly in every set."""
+        answers = [self.combine(logits[list(team)]).argmax(1) == self.y for logits in self.logits.values()]
+        found = answers[0]
+        for one in answers[1:]:
+            found = found & one
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +52,14 @@ class Selected:
 
 
 class SelectionRule(Plug):
-    """Chooses a team from one failure matrix."""
+    """Chooses a team from what the sub-models say to held-out images."""
 
     @abstractmethod
-    def __call__(self, failures: Bool[Tensor, "N n"], largest: int) -> Selected:
+    def __call__(self, evidence: Evidence, largest: int) -> Selected:
         """Choose among the teams of 2 to `largest` of the N sub-models.
 
         Args:
-            failures: whether sub-model i errs on held-out adversarial image j, the same images for all.
+            evidence: answers on held-out images, clean and adversarial.
             largest: the most members the budget allows, 2..N.
         """
 

@@ -1,18 +1,20 @@
 """Choose the team (EED main paper, section 4.1)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
+import torch
 from torch import nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset
-from sparsemble.ensemble.selection.rule import SelectionRule
+from sparsemble.ensemble.selection.rule import Evidence, SelectionRule
 from sparsemble.evaluation.cost import count_macs
-from sparsemble.pipeline.heldout import adversarial_images, logits_of, right
+from sparsemble.pipeline.heldout import adversarial_images, logits_of
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.store import load_model
 from sparsemble.pruning.mask import Mask, jaccard
@@ -22,7 +24,9 @@ from sparsemble.pruning.mask import Mask, jaccard
 @stages.register("select")
 @dataclass(frozen=True, kw_only=True)
 class SelectStage(WithData):
-    """Score every team on one adversarial set that is crafted against the average of the whole pool."""
+    """Choose by what sub-models say to images crafted against the average of the pool and against each of them."""
+
+    version: ClassVar[int] = 2
 
     seed: int
     threat: ThreatModel
@@ -39,11 +43,14 @@ class SelectStage(WithData):
         pool = Ensemble(members.values(), self.combine).eval()
         x, y = data.choose.everything()
         with work.counting(*members.values()):
-            x_adv = adversarial_images(pool, data.choose, self.held_out_attack, self.threat, work.rng("select"))
-            failures = logits_of(pool, x_adv).argmax(-1) != y
-            clean = (logits_of(pool, x).argmax(-1) == y).float().mean(1)
-            best = self._best(members, data, work)
-        selected = self.select(failures, self.team_size)
+            logits = {"clean": logits_of(pool, x), "pool": logits_of(pool, self._against(pool, data, work, "select"))}
+            for i, (label, member) in enumerate(members.items()):
+                logits[label] = logits_of(pool, self._against(member, data, work, "best"))
+                work.tell((i + 1) / len(labels), f"attacked {label}")
+        evidence = Evidence(logits=logits, y=y, combine=self.combine)
+        selected = self.select(evidence, self.team_size)
+        clean = (logits["clean"].argmax(-1) == y).float().mean(1)
+        robust = torch.stack([(logits[label][i].argmax(-1) == y).float().mean() for i, label in enumerate(labels)])
         chosen = [labels[i] for i in selected.team]
         write_json(
             work.folder / "select.json",
@@ -54,23 +61,16 @@ class SelectStage(WithData):
                 "teams_scored": selected.teams_scored,
                 "pool": labels,
                 "held_out_clean": clean.tolist(),
-                "held_out_transfer": (1 - failures.float().mean(1)).tolist(),
-                "best_member": best,
+                "held_out_transfer": (1 - evidence.failures.float().mean(1)).tolist(),
+                "held_out_robust": robust.tolist(),
+                "best_member": labels[int(robust.argmax())],
                 "macs_nonzero": sum(count_macs(members[label], data.shape).nonzero for label in chosen),
                 **_masks(members),
             },
         )
 
-    def _best(self, members: dict[str, nn.Module], data: Dataset, work: Work) -> str:
-        """Return the sub-model that is most robust against its own attack on the choosing images."""
-        y = data.choose.labels
-
-        def robust(label: str) -> float:
-            attack = self.held_out_attack
-            x_adv = adversarial_images(members[label], data.choose, attack, self.threat, work.rng("best"))
-            return float(right(members[label], x_adv, y).float().mean())
-
-        return max(members, key=robust)
+    def _against(self, model: nn.Module, data: Dataset, work: Work, words: str) -> Images:
+        return adversarial_images(model, data.choose, self.held_out_attack, self.threat, work.rng(words))
 
 
 def _masks(members: dict[str, nn.Module]) -> dict[str, object]:

@@ -17,6 +17,8 @@ from sparsemble.report.summary import NAMES, validate
 from sparsemble.report.tables import summary_table
 from sparsemble.report.words import count, duration, size
 
+OUTCOME = {"clean": 0.98, "worst_case": 0.85, "members_run": 1.1, "attacked_members_run": 1.6}
+
 
 def row(name: str, worst: float, **changes: Any) -> dict[str, Any]:
     return {
@@ -44,7 +46,7 @@ def summary() -> dict[str, Any]:
     rows = [row(name, 0.70 + i / 100) for i, name in enumerate(NAMES)]
     rows[-1]["members_run"] = {"clean": 1.07, "attacked": 1.71}
     return {
-        "schema": 1,
+        "schema": 2,
         "name": "digits & <friends>",
         "threat": {"norm": "linf", "eps": 0.15},
         "seed": 3,
@@ -61,7 +63,13 @@ def summary() -> dict[str, Any]:
             "threshold": 0.7,
             "rule": "the most diverse team",
         },
-        "stopping": {"rule": "die", "settings": {"a": 4.0}, "order": ["erm-2", "nis-1"]},
+        "stopping": {
+            "rule": "die",
+            "settings": {"a": 4.0},
+            "order": ["erm-2", "nis-1"],
+            "held_out": {"images": 148, "allowed": 1, "tried": 90, "outcome": OUTCOME, "static": OUTCOME},
+            "sensitivity": [{"setting": "a", "factor": 0.9, "outcome": OUTCOME}],
+        },
         "machine": {"processor": "a processor", "threads": 2},
         "recipe": {"seed": 3, "threat": {"norm": "linf", "eps": 0.15}},
         "versions": {"torch": "2.13.0"},
@@ -78,7 +86,7 @@ def summary() -> dict[str, Any]:
         (("rows", 3, "worst_case"), 0.9, r"must not exceed the accuracy"),
         (("rows", 4, "worst_case_interval"), [0.1, 0.2], r"must hold worst_case"),
         (("checks", 0, "status"), "good", r"status = 'good' must be one of fail, waived, pass"),
-        (("schema",), 2, r"summary.schema = 2 must be the version 1"),
+        (("schema",), 1, r"summary.schema = 1 must be the version 2"),
         (("threat",), "linf", r"summary.threat = 'linf' must be a table"),
         (("rows", 5, "name"), "mystery", r"must be one of dense"),
         (("rows", 5, "name"), "dense", r"each once"),

@@ -15,6 +15,8 @@ from sparsemble.core.interfaces import Combiner, StoppingRule, stopping_rules
 from sparsemble.core.registry import describe
 from sparsemble.core.types import Counts, Flags, Labels, MemberLogits
 
+GRAIN = 0.05
+"""Members run; settings that differ by less are compared by what they lose."""
 ALL_ORDERS_UP_TO = 4
 """Members of which all orders are compared (24); of larger teams, who runs first."""
 
@@ -115,7 +117,8 @@ def calibrate(
             right = stored.right(answer_with - 1)
             lost = max(int(static[0].sum() - right[0].sum()), int(static.all(0).sum() - right.all(0).sum()))
             cost = (1 - attacked_share) * stored.clean_cost(run) + attacked_share * stored.attacked_cost(run)
-            rank = (float(max(lost - allowed, 0)), cost, float(lost))
+            # Less than a grain of cost is within the noise of so few images, and no reason to lose another one.
+            rank = (float(max(lost - allowed, 0)), float(round(cost / GRAIN)), float(lost), cost)
             if best is None or rank < best[0]:
                 best = (rank, order, rule)
             tried += 1

@@ -163,10 +163,22 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def _team(summary: dict[str, Any]) -> str:
-    chosen = summary["selection"]
+    chosen, found = summary["selection"], summary["stopping"]["held_out"]
+    runs = [one["outcome"]["members_run"] for one in summary["stopping"]["sensitivity"]]
+    worst = [one["outcome"]["worst_case"] for one in summary["stopping"]["sensitivity"]]
+    constants = (
+        f" With each constant a tenth smaller or larger it would run {min(runs):.2f} to {max(runs):.2f} members "
+        f"there, at {100 * min(worst):.1f} to {100 * max(worst):.1f} %."
+        if runs
+        else ""
+    )
     return (
         f"Members in running order: {', '.join(summary['stopping']['order'])}. Robust diversity "
-        f"{chosen['robust_diversity']:.2f}. {sentence(chosen['rule'])} Stopping rule: {summary['stopping']['rule']}."
+        f"{chosen['robust_diversity']:.2f}. {sentence(chosen['rule'])} Stopping rule: {summary['stopping']['rule']}, "
+        f"set on {found['images']} held-out images, where it runs {found['outcome']['members_run']:.2f} members on "
+        f"clean ones and {found['outcome']['attacked_members_run']:.2f} under attack and is right in the worst case on "
+        f"{100 * found['outcome']['worst_case']:.1f} % (all members: {100 * found['static']['worst_case']:.1f} %)."
+        f"{constants}"
     )
 
 

@@ -34,7 +34,7 @@ class CalibrateStage(WithData):
     that was found is attacked itself and set anew with these images added.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     seed: int
     threat: ThreatModel

@@ -205,14 +205,13 @@ class TestCalibrate:
         assert found.order[0] == 2
         assert sorted(found.order) == [0, 1, 2, 3]
         assert found.outcome.members_run == 1
-        assert found.tried == 24 * len(list(DIE().candidates(logits)))
+        assert found.tried == 4 * len(list(DIE().candidates(logits)))
         kept = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
         assert kept.order == (0, 1, 2, 3)
 
-    def test_orders_of_large_teams_differ_in_who_is_first(self) -> None:
-        assert len(orders(4)) == 24
-        assert orders(6) == [(i, *(j for j in range(6) if j != i)) for i in range(6)]
-        assert all(orders(members)[0] == tuple(range(members)) for members in range(1, 7))
+    def test_orders_differ_in_who_is_first(self) -> None:
+        assert orders(3) == [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
+        assert orders(1) == [(0,)]
 
     def test_the_cost_under_attack_counts_as_much_as_asked(self) -> None:
         """Sure on clean images, torn on attacked ones, and right everywhere: who looks at attacks votes early."""

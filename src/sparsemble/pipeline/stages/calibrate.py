@@ -34,7 +34,7 @@ class CalibrateStage(WithData):
     that was found is attacked itself and set anew with these images added.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     seed: int
     threat: ThreatModel

@@ -79,7 +79,7 @@ def quantiles(values: Tensor, shares: Tensor) -> list[float]:
 def hazard_settings(member_logits: MemberLogits, tau_u: float) -> Iterator[tuple[float, float, float, float]]:
     """Return settings (a, b, tau_u, tau_c) worth trying, thresholds at quantiles of what held-out images show."""
     confidence, change = confidence_and_change(member_logits)
-    shares = torch.linspace(0.02, 0.9, 12, device=change.device)
+    shares = torch.linspace(0.02, 0.9, 12, device=change.device, dtype=change.dtype)
     tau_c = confidence[0].quantile(shares).tolist()
     return itertools.product(
         (4.0, 32.0),

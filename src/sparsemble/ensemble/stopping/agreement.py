@@ -60,7 +60,7 @@ class Agreement(StoppingRule):
         ahead = _lead(averages(member_logits))
         sure = [*quantiles(ahead[0], torch.linspace(0.0, 0.9, 16, device=ahead.device)), NEVER]
         votes = range(2, max(len(member_logits), 3))
-        settings = itertools.product(sure, votes, (0.0, 0.1, 0.2, 0.4))
+        settings = itertools.product(sure, votes, (0.0, 0.15, 0.3, 0.5))
         static = Agreement(sure=NEVER, votes=len(member_logits) + 2)
         return [self, static, *(Agreement(sure=s, votes=v, lead=a) for s, v, a in settings)]
 

@@ -1,0 +1,1 @@
+"""Machine code for one network: written as LLVM, compiled for this processor, kept on disk."""

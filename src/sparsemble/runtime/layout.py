@@ -1,0 +1,116 @@
+"""Where every value of a network lies in memory, and what each kernel reads and writes."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemble.runtime.fused import Fused, Pool, Product
+from sparsemble.runtime.network import Pair, Shape
+
+
+@final
+@dataclass(frozen=True)
+class Plane:
+    """A buffer: channels of rows of vectors, with a frame of zeros around each channel.
+
+    In batch lanes a vector holds one pixel of `lanes` images; bytes count all of it.
+    """
+
+    channels: int
+    height: int
+    width: int
+    frame: Pair
+    """Rows above and below, columns left and right."""
+    lanes: int
+    columns: int = 0
+    """Vectors or floats from row to row; 0: width and frame."""
+
+    @property
+    def column(self) -> int:
+        """Bytes from a pixel to the next."""
+        return 4 * self.lanes
+
+    @property
+    def row(self) -> int:
+        """Bytes from a row to the next."""
+        return self.column * (self.columns or self.width + 2 * self.frame[1])
+
+    @property
+    def plane(self) -> int:
+        """Bytes from a channel to the next."""
+        return self.row * (self.height + 2 * self.frame[0])
+
+    @property
+    def origin(self) -> int:
+        """Bytes from the start of a channel to its first pixel."""
+        return self.place(0, 0)
+
+    def place(self, y: int, x: int) -> int:
+        """Return the bytes from the start of a channel to a pixel; negative ones lie in the frame."""
+        return (y + self.frame[0]) * self.row + (x + self.frame[1]) * self.column
+
+    @property
+    def bytes(self) -> int:
+        """Size of the buffer, with spare channels for blocks of outputs that are not full."""
+        return self.plane * (self.channels + 7)
+
+
+def planes(fused: Fused, lanes: int) -> list[Plane]:
+    """Return the layout of every buffer in batch lanes: framed as widely as its readers' padding needs."""
+    found = []
+    for buffer, shape in enumerate(fused.shapes):
+        frame = (0, 0)
+        for reader in fused.readers[buffer]:
+            if isinstance(reader, Product | Pool) and reader.source == buffer:
+                frame = (max(frame[0], reader.padding[0]), max(frame[1], reader.padding[1]))
+        found.append(Plane(*_three(shape), frame, lanes))
+    return found
+
+
+def _three(shape: Shape) -> tuple[int, int, int]:
+    return shape[0], shape[1], shape[2]
+
+
+def tiles(read: Plane, written: Plane, stride: Pair, padding: Pair, tile: Pair) -> NDArray[np.uint32]:
+    """Return {input offset, output offset} of every tile; the last ones overlap where the tile does not fit.
+
+    A record's own offset is counted from the corner of its window, so the input offset is that of the first window.
+    """
+    rows, columns = tile
+    found = []
+    for y, x in itertools.product(_starts(written.height, rows), _starts(written.width, columns)):
+        source = read.place(y * stride[0] - padding[0], x * stride[1] - padding[1])
+        found.append((source, written.place(y, x)))
+    return np.array(found, dtype=np.uint32)
+
+
+def _starts(size: int, step: int) -> list[int]:
+    return [min(place, size - step) for place in range(0, size, step)]
+
+
+def displacements(plane: Plane, stride: Pair, tile: Pair) -> tuple[int, ...]:
+    """Return where the vectors of a tile lie, in bytes from its first one."""
+    return tuple(
+        y * stride[0] * plane.row + x * stride[1] * plane.column for y in range(tile[0]) for x in range(tile[1])
+    )
+
+
+def tile_shapes(height: int, width: int, most: int) -> list[Pair]:
+    """Return tiles of at most so many vectors, those first that waste least: by overlap, and by being small."""
+
+    def cost(tile: Pair) -> float:
+        vectors = tile[0] * tile[1]
+        count = math.ceil(height / tile[0]) * math.ceil(width / tile[1])
+        # A record costs its vectors and about two more; every vector of overlap is work for nothing.
+        return count * (vectors + 2) / (height * width) + (0.05 if tile[0] * tile[1] > 16 else 0)
+
+    found = [
+        (rows, columns)
+        for rows in range(1, min(height, most) + 1)
+        for columns in range(1, min(width, most // rows) + 1)
+    ]
+    return sorted(found, key=cost)

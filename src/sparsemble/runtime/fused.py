@@ -78,6 +78,8 @@ class Sum:
     relu: bool = False
 
 
+LARGEST_WINDOW = 64
+"""Of a pool that is written out as one sum."""
 Operation = Product | Pool | Scale | Sum
 
 
@@ -157,9 +159,7 @@ class _Fusing:
         elif isinstance(node, Convolution | Linear):
             self._product(place, node, source)
         elif isinstance(node, MaxPool | AveragePool):
-            out = self._buffer([place])
-            largest = isinstance(node, MaxPool)
-            self.operations.append(Pool(source, out, node.kernel, node.stride, node.padding, largest))
+            self._pool(place, node, source)
         elif isinstance(node, Affine):
             absorbed, relu = self._relu_after(place)
             self.operations.append(Scale(source, self._buffer(absorbed), node.scale, node.shift, relu))
@@ -192,6 +192,21 @@ class _Fusing:
             shape = (len(node.weight), *self._plane(source))
             operation = Product(source, out, node.weight.reshape(shape), node.bias, residual=residual, relu=relu)
         self.operations.append(operation)
+
+    def _pool(self, place: int, node: MaxPool | AveragePool, source: int) -> None:
+        """Pool a window at once, or, where it is large, its rows and then its columns."""
+        largest, windows = isinstance(node, MaxPool), [(node.kernel, node.stride, node.padding)]
+        if node.kernel[0] * node.kernel[1] > LARGEST_WINDOW and min(node.kernel) > 1:
+            windows = [
+                ((1, node.kernel[1]), (1, node.stride[1]), (0, node.padding[1])),
+                ((node.kernel[0], 1), (node.stride[0], 1), (node.padding[0], 0)),
+            ]
+            channels, height, _ = self.shapes[source]
+            self.shapes.append((channels, height, self.network.shapes[place][2]))
+            between = len(self.shapes) - 1
+            self.operations.append(Pool(source, between, *windows[0], largest))
+            source, windows = between, windows[1:]
+        self.operations.append(Pool(source, self._buffer([place]), *windows[0], largest))
 
     def _relu_after(self, place: int) -> tuple[list[int], bool]:
         """Return a node with the ReLU that alone reads it, if there is one."""

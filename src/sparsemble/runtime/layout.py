@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.fused import Fused, Pool, Product
+from sparsemble.runtime.fused import Fused, Pool, Product, Sum
 from sparsemble.runtime.network import Pair, Shape
 
 
@@ -60,15 +60,33 @@ class Plane:
 
 
 def planes(fused: Fused, lanes: int) -> list[Plane]:
-    """Return the layout of every buffer in batch lanes: framed as widely as its readers' padding needs."""
-    found = []
-    for buffer, shape in enumerate(fused.shapes):
-        frame = (0, 0)
-        for reader in fused.readers[buffer]:
-            if isinstance(reader, Product | Pool) and reader.source == buffer:
-                frame = (max(frame[0], reader.padding[0]), max(frame[1], reader.padding[1]))
-        found.append(Plane(*_three(shape), frame, lanes))
-    return found
+    """Return the layout of every buffer in batch lanes: framed as widely as its readers' padding needs.
+
+    What is added to each other lies alike.
+    """
+    frames = [(0, 0)] * len(fused.shapes)
+    for operation in fused.operations:
+        if isinstance(operation, Product | Pool):
+            frames[operation.source] = _wider(frames[operation.source], operation.padding)
+    alike = [
+        [operation.residual, operation.out] if isinstance(operation, Product) else [operation.source, operation.other]
+        for operation in fused.operations
+        if isinstance(operation, Sum) or (isinstance(operation, Product) and operation.residual is not None)
+    ]
+    while True:
+        before = list(frames)
+        for pair in alike:
+            both = _wider(*(frames[buffer] for buffer in pair if buffer is not None))
+            for buffer in pair:
+                if buffer is not None:
+                    frames[buffer] = both
+        if frames == before:
+            break
+    return [Plane(*_three(shape), frame, lanes) for shape, frame in zip(fused.shapes, frames, strict=True)]
+
+
+def _wider(a: Pair, b: Pair) -> Pair:
+    return max(a[0], b[0]), max(a[1], b[1])
 
 
 def _three(shape: Shape) -> tuple[int, int, int]:

@@ -1,0 +1,159 @@
+"""From torch to the runtime: operations in order, BatchNorm folded into the layer before it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.models.graph import Graph, Operation
+from sparsemble.runtime import network as runtime
+from sparsemble.runtime.network import Floats, Node, Pair
+
+
+def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
+    """Return a trained network as the runtime knows it.
+
+    BatchNorm is folded, in double precision, into the convolution or linear layer that it alone reads; elsewhere (in
+    networks that normalise first) it becomes a scale and shift of its own.
+
+    Args:
+        model: in eval mode the network that is meant; left as found.
+        shape: channels, height and width of an image.
+
+    Raises:
+        InputError: an operation that the runtime does not know, named with its place in the model.
+    """
+    return _Conversion(Graph(model, shape), shape).run()
+
+
+class _Conversion:
+    def __init__(self, graph: Graph, shape: tuple[int, int, int]) -> None:
+        self.graph, self.shape = graph, shape
+        self.nodes: list[Node] = []
+        self.places: dict[str, int] = {}
+
+    def run(self) -> runtime.Network:
+        for operation in self.graph.operations:
+            if operation.name not in self.places:
+                node = self._node(operation)
+                if node is None:
+                    self.places[operation.name] = self.places[operation.inputs[0]]
+                else:
+                    self.nodes.append(node)
+                    self.places[operation.name] = len(self.nodes) - 1
+        return runtime.Network(self.shape, tuple(self.nodes))
+
+    def _node(self, operation: Operation) -> Node | None:
+        """Return what an operation becomes; nothing where it changes nothing."""
+        inputs = tuple(self.places[name] for name in operation.inputs)
+        if operation.kind == "input":
+            return runtime.Input()
+        if operation.kind == "same":
+            return None
+        if operation.kind == "relu":
+            return runtime.Relu(inputs)
+        if operation.kind == "add":
+            return runtime.Add(inputs)
+        if operation.kind == "flatten":
+            return runtime.Flatten(inputs)
+        if operation.kind == "affine":
+            return runtime.Affine(inputs, *_affine(operation, self.graph.by_name[operation.inputs[0]].shape[0]))
+        if operation.kind == "norm":
+            return runtime.Affine(inputs, *(_floats(one) for one in _norm(operation.module)))
+        if operation.kind == "pool":
+            return self._pool(operation, inputs)
+        return self._layer(operation, inputs)
+
+    def _layer(self, operation: Operation, inputs: tuple[int, ...]) -> Node:
+        layer = operation.module
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = layer.weight.detach().double()
+        bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach()
+        bias = bias.double().to(weight.device)
+        after = self.graph.consumers[operation.name]
+        if len(after) == 1 and after[0].kind == "norm":
+            scale, shift = _norm(after[0].module)
+            weight, bias = weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
+            self.places[after[0].name] = len(self.nodes)
+        if isinstance(layer, nn.Linear):
+            return runtime.Linear(inputs, _floats(weight), _floats(bias))
+        if isinstance(layer.padding, str):
+            raise InputError(f'layer {operation.name} has padding "{layer.padding}"; give it as numbers')
+        return runtime.Convolution(
+            inputs, _floats(weight), _floats(bias), _pair(layer.stride), _pair(layer.padding), _pair(layer.dilation)
+        )
+
+    def _pool(self, operation: Operation, inputs: tuple[int, ...]) -> Node:
+        """Return a pool by what it does to shapes: adaptive ones and means over the plane have a whole window."""
+        module = operation.module
+        given = self.graph.by_name[operation.inputs[0]].shape
+        if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            settings: dict[str, Any] = dict(vars(module))
+        else:
+            settings = _called(operation)
+        largest = isinstance(module, nn.MaxPool2d | nn.AdaptiveMaxPool2d) or "max" in operation.function
+        make = runtime.MaxPool if largest else runtime.AveragePool
+        if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or "adaptive" in operation.function:
+            if operation.shape[1:] != (1, 1):
+                raise InputError(f"operation {operation.name} pools to {operation.shape[1:]}; only (1, 1) is known")
+            return make(inputs, (given[1], given[2]), (given[1], given[2]))
+        if operation.function == "mean":
+            return make(inputs, (given[1], given[2]), (given[1], given[2]))
+        if settings.get("ceil_mode") or _pair(settings.get("dilation", 1)) != (1, 1):
+            raise InputError(f"operation {operation.name} pools with ceil_mode or dilation, which the runtime does not")
+        padding = _pair(settings.get("padding", 0))
+        if not largest and padding != (0, 0) and not settings.get("count_include_pad", True):
+            raise InputError(f"operation {operation.name} leaves padding out of its means, which the runtime does not")
+        kernel = _pair(settings["kernel_size"])
+        stride = settings.get("stride")
+        return make(inputs, kernel, _pair(stride) if stride is not None else kernel, padding)
+
+
+def _called(operation: Operation) -> dict[str, Any]:
+    """Return the settings of a pooling function by name."""
+    names = iter(("kernel_size", "stride", "padding"))
+    found: dict[str, Any] = {}
+    for argument in operation.arguments:
+        if isinstance(argument, tuple) and len(argument) == 2 and isinstance(argument[0], str):
+            found[argument[0]] = argument[1]
+        else:
+            found[next(names, "rest")] = argument
+    return found
+
+
+def _affine(operation: Operation, channels: int) -> tuple[Floats, Floats]:
+    """Return scale and shift of a constant that is added, subtracted, multiplied or divided by."""
+    constant = operation.constant
+    value = torch.as_tensor(constant if constant is not None else 0.0).detach().double().flatten().cpu()
+    value = value.expand(channels) if value.numel() == 1 else value
+    ones, zeros = torch.ones(channels, dtype=torch.double), torch.zeros(channels, dtype=torch.double)
+    if operation.function == "sub":
+        scale, shift = ones, -value
+    elif operation.function == "truediv":
+        scale, shift = 1 / value, zeros
+    else:
+        scale, shift = value, zeros
+    return _floats(scale), _floats(shift)
+
+
+def _norm(module: nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a BatchNorm in eval mode, in double precision."""
+    assert isinstance(module, nn.BatchNorm2d)
+    if module.running_mean is None or module.running_var is None:
+        raise InputError("a BatchNorm without running statistics answers by its batch; it cannot be deployed")
+    scale = (module.running_var.detach().double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.detach().double()
+    shift = -module.running_mean.detach().double() * scale
+    return scale, shift if module.bias is None else shift + module.bias.detach().double()
+
+
+def _floats(tensor: Tensor) -> Floats:
+    found: Floats = np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
+    return found
+
+
+def _pair(value: Any) -> Pair:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -1,0 +1,77 @@
+"""The memory of one run: buffers whose frames stay zero, and the table of arguments that points into them."""
+
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemble.runtime.fused import Fused
+from sparsemble.runtime.layout import Plane
+from sparsemble.runtime.plan import Address, Argument, Plan, last_uses
+
+ALIGNMENT = 64
+
+
+def places(fused: Fused, planes: list[Plane]) -> tuple[list[int], int]:
+    """Return the offset of every buffer, and the bytes of all; buffers of one layout take turns.
+
+    Only equal layouts may share: the frame of one would be written by the inside of another.
+    """
+    last, free = last_uses(fused), dict[Plane, list[int]]()
+    offsets, end = [0] * len(planes), 0
+
+    def take(buffer: int) -> None:
+        nonlocal end
+        waiting = free.get(planes[buffer])
+        if waiting:
+            offsets[buffer] = waiting.pop()
+        else:
+            offsets[buffer] = end
+            end += -(-planes[buffer].bytes // ALIGNMENT) * ALIGNMENT
+
+    take(0)
+    for place, operation in enumerate(fused.operations):
+        take(operation.out)
+        for buffer, done in last.items():
+            if done == place:
+                free.setdefault(planes[buffer], []).append(offsets[buffer])
+    return offsets, end
+
+
+@final
+class Memory:
+    """Buffers and arguments of one run at a time.
+
+    Args:
+        plan: what runs in it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.offsets, size = places(plan.fused, plan.planes)
+        self._bytes = np.zeros(size + ALIGNMENT, np.uint8)
+        self.start = -(-self._bytes.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self._arguments = [np.array([self._value(one) for one in step.arguments], np.int64) for step in plan.steps]
+        rows = [[one.ctypes.data, step.first, step.last] for one, step in zip(self._arguments, plan.steps, strict=True)]
+        self.table = np.array(rows, np.int64)
+
+    def load(self, images: NDArray[np.float32]) -> None:
+        """Say which images to pack: (B, C, H, W), contiguous, at most as many as there are lanes; keep them alive."""
+        self._arguments[0][0], self._arguments[0][3] = images.ctypes.data, len(images)
+
+    def answer(self, count: int) -> NDArray[np.float32]:
+        """Return the logits of the first images, (count, K)."""
+        fused, plane = self.plan.fused, self.plan.planes[self.plan.fused.answer]
+        begin = self.start - self._bytes.ctypes.data + self.offsets[fused.answer]
+        stored = self._bytes[begin : begin + plane.plane * plane.channels].view(np.float32)
+        shape = (plane.channels, plane.height + 2 * plane.frame[0], plane.width + 2 * plane.frame[1], plane.lanes)
+        rows, columns = plane.frame
+        inside = stored.reshape(shape)[:, rows : rows + plane.height, columns : columns + plane.width, :count]
+        return np.ascontiguousarray(inside.reshape(fused.classes, count).T)
+
+    def _value(self, argument: Argument) -> int:
+        if isinstance(argument, Address):
+            return self.start + self.offsets[argument.buffer]
+        if isinstance(argument, np.ndarray):
+            return int(argument.ctypes.data)
+        return argument

@@ -95,12 +95,16 @@ class _Conversion:
             settings = _called(operation)
         largest = isinstance(module, nn.MaxPool2d | nn.AdaptiveMaxPool2d) or "max" in operation.function
         make = runtime.MaxPool if largest else runtime.AveragePool
+        whole = (given[1], given[2])
         if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or "adaptive" in operation.function:
             if operation.shape[1:] != (1, 1):
                 raise InputError(f"operation {operation.name} pools to {operation.shape[1:]}; only (1, 1) is known")
-            return make(inputs, (given[1], given[2]), (given[1], given[2]))
+            return make(inputs, whole, whole)
         if operation.function == "mean":
-            return make(inputs, (given[1], given[2]), (given[1], given[2]))
+            if len(operation.shape) == 3:
+                return make(inputs, whole, whole)
+            self.nodes.append(make(inputs, whole, whole))  # and without the axes it was over
+            return runtime.Flatten((len(self.nodes) - 1,))
         if settings.get("ceil_mode") or _pair(settings.get("dilation", 1)) != (1, 1):
             raise InputError(f"operation {operation.name} pools with ceil_mode or dilation, which the runtime does not")
         padding = _pair(settings.get("padding", 0))

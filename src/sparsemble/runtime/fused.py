@@ -153,8 +153,8 @@ class _Fusing:
         source = self.buffers[node.inputs[0]]
         if isinstance(node, Flatten):
             self.buffers[place] = source
-        elif isinstance(node, Affine) and node.inputs == (0,) and self.consumers[0] == [place]:
-            self.scale, self.shift = node.scale, node.shift
+        elif isinstance(node, Affine) and source == 0 and self.consumers[node.inputs[0]] == [place]:
+            self.scale, self.shift = self.scale * node.scale, self.shift * node.scale + node.shift
             self.buffers[place] = 0
         elif isinstance(node, Convolution | Linear):
             self._product(place, node, source)

@@ -3,15 +3,16 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsemble.runtime.fused import Fused, Operation, Pool, Product, Scale, Sum, sources
-from sparsemble.runtime.kernels.compiled import Kernel, registers
+from sparsemble.runtime.kernels.compiled import registers
 from sparsemble.runtime.kernels.products import Products
 from sparsemble.runtime.kernels.small import Driver, Elementwise, Gather, Pack
+from sparsemble.runtime.kernels.writer import Kernel
 from sparsemble.runtime.layout import Plane, displacements, planes, tile_shapes, tiles
 from sparsemble.runtime.network import Pair
 from sparsemble.runtime.records import stream
@@ -43,7 +44,7 @@ class Address:
     buffer: int
 
 
-Argument = Address | NDArray[np.generic] | int
+Argument = Address | NDArray[Any] | int
 
 
 @final

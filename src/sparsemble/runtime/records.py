@@ -1,7 +1,7 @@
 """The stream of records that a products kernel reads."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def stream(operation: Product, read: Plane, written: Plane, *, outputs: int, blo
 
 
 def _with_heads(
-    records: NDArray[np.void],
+    records: NDArray[Any],
     group: NDArray[np.int64],
     turn: NDArray[np.int64],
     operation: Product,
@@ -92,5 +92,5 @@ def _with_heads(
     return Stream(_bytes(stored), _bytes(heads[order]), len(heads))
 
 
-def _bytes(array: NDArray[np.void]) -> Bytes:
+def _bytes(array: NDArray[Any]) -> Bytes:
     return np.frombuffer(array.tobytes(), dtype=np.uint8)

@@ -7,19 +7,13 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-
-class Kernel(Protocol):
-    """What can write itself as a function."""
-
-    def write(self, module: ir.Module, name: str) -> None:
-        """Add the function to a module."""
-
+from sparsemble.runtime.kernels.writer import Kernel
 
 _LOCK = threading.Lock()
 _READY: list[bool] = []

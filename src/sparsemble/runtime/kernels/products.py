@@ -6,7 +6,7 @@ from typing import final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.writer import Value, Writer
+from sparsemble.runtime.kernels.writer import Kernel, Value, Writer
 
 FIRST, LAST = 1, 2
 """Flags of a head: its sums start here; they end here."""
@@ -16,7 +16,7 @@ INPUT, OUTPUT, RESIDUAL, RECORDS, HEADS, HEAD_COUNT, TILES = range(7)
 
 @final
 @dataclass(frozen=True)
-class Products:
+class Products(Kernel):
     """A kernel that goes over tiles of outputs; in each, over heads; for each, over records.
 
     A tile is {input offset, output offset}; a head {output offset, records, flags, biases}, with its records after

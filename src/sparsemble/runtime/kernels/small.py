@@ -6,12 +6,12 @@ from typing import Literal, final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.writer import FLOAT, LONG, Value, Writer
+from sparsemble.runtime.kernels.writer import FLOAT, LONG, Kernel, Value, Writer
 
 
 @final
 @dataclass(frozen=True)
-class Gather:
+class Gather(Kernel):
     """A kernel that makes each output vector of a channel of some vectors of the same channel: pooling and copying.
 
     Arguments: input, output, table. The table holds, for each output vector, its place in the output and `window`
@@ -60,7 +60,7 @@ class Gather:
 
 @final
 @dataclass(frozen=True)
-class Elementwise:
+class Elementwise(Kernel):
     """A kernel that changes every vector of a channel: relu(scale x + shift), or relu(x + other).
 
     Arguments: input, other input, output, and per channel {scale, shift}. Goes over channels; all of a plane is done,
@@ -123,7 +123,7 @@ class Elementwise:
 
 @final
 @dataclass(frozen=True)
-class Pack:
+class Pack(Kernel):
     """A kernel that puts images (B, C, H, W) side by side, image i in lane i, scaled and shifted channel by channel.
 
     Arguments: images, output, per channel {scale, shift}, number of images. Lanes without an image get the last one.
@@ -179,7 +179,7 @@ class Pack:
 
 @final
 @dataclass(frozen=True)
-class Driver:
+class Driver(Kernel):
     """The function that runs a network: it calls the kernels of its steps, one after the other.
 
     Its arguments are a table with, for each step, {arguments, first, last}, of 64 bits each.

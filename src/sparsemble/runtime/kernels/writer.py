@@ -1,5 +1,6 @@
 """Writing LLVM: loops with carried values, vectors, addresses in bytes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,14 @@ POINTER = ir.PointerType()
 
 Value = Any
 """An `llvmlite.ir.Value`; the package carries no types."""
+
+
+class Kernel(ABC):
+    """What can write itself as a function; equal ones write the same."""
+
+    @abstractmethod
+    def write(self, module: ir.Module, name: str) -> None:
+        """Add the function to a module."""
 
 
 class Writer:

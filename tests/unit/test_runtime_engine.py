@@ -1,0 +1,272 @@
+"""The engine against torch: every operation, odd sizes, every width of vectors, every way to go through a layer."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.types import seeded
+from sparsemble.export.convert import convert
+from sparsemble.models import architectures, build_model
+from sparsemble.pruning import Mask, prunable_layers
+from sparsemble.runtime.engine import Engine
+from sparsemble.runtime.fused import Product, fuse
+from sparsemble.runtime.kernels import compiled
+from sparsemble.runtime.layout import tile_shapes, tiles
+from sparsemble.runtime.network import Network
+from sparsemble.runtime.plan import Choice, plan
+
+few = settings(deadline=None, max_examples=15, derandomize=True)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def stir_(model: nn.Module, sparsity: float = 0.7, seed: int = 0) -> nn.Module:
+    """Give BatchNorm statistics and affine parts that matter, and take weights out."""
+    rng = seeded(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(generator=rng).mul_(0.2)
+                module.running_var.uniform_(0.5, 1.5, generator=rng)
+                module.weight.uniform_(-1.0, 1.5, generator=rng)
+                module.bias.normal_(generator=rng).mul_(0.3)
+    layers = prunable_layers(model)
+    Mask({n: torch.rand(m.weight.shape, generator=rng) >= sparsity for n, m in layers.items()}).apply_(model)
+    return model.eval()
+
+
+def agrees(model: nn.Module, network: Network, images: Tensor, engine: Engine) -> None:
+    with torch.no_grad():
+        expected = model(images).numpy()
+    found = engine.run(images.numpy())
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5 * max(1.0, float(np.abs(expected).max())))
+
+
+class Everything(nn.Module):
+    """Residual adds both ways round, pools of every kind, a normalisation that cannot be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 10, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(10)
+        self.side = nn.Conv2d(6, 10, 1, stride=2)
+        self.late = nn.BatchNorm2d(10)
+        self.wide = nn.Conv2d(10, 5, (3, 5), padding=(2, 4), dilation=2)
+        self.linear1 = nn.Linear(5 * 3 * 7, 7)
+        self.linear2 = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(torch.relu(self.norm1(self.conv1((x - 0.5) / 0.25))), 3, 1, 1)
+        x = self.norm2(self.conv2(x)) + self.side(x)
+        x = torch.relu(self.late(x))
+        x = self.wide(F.avg_pool2d(x, 2, 1, 1))
+        return self.linear2(torch.relu(self.linear1(F.max_pool2d(x, (2, 1), (2, 1)).flatten(1))))
+
+
+class Plain(nn.Module):
+    """One convolution of any kind, then the mean."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x)).flatten(1)
+
+
+class Sums(nn.Module):
+    """Adds and ReLUs that no convolution can take along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(x))
+        z = self.conv(y)
+        return (torch.relu(z + y) + z).mean((2, 3))
+
+
+NETWORKS = [
+    ({"name": "tiny", "width": 4}, (1, 8, 8)),
+    ({"name": "resnet", "depth": 18, "width": 4}, (3, 16, 16)),
+    ({"name": "resnet", "depth": 50, "width": 4}, (3, 16, 16)),
+    ({"name": "resnet", "depth": 18, "width": 4, "stem": "imagenet"}, (3, 64, 48)),
+    ({"name": "vgg", "width": 4}, (3, 32, 32)),
+    ({"name": "wide_resnet", "depth": 10, "width": 1}, (3, 16, 16)),
+]
+
+
+class TestAgainstTorch:
+    @pytest.mark.parametrize(("layout", "shape"), NETWORKS, ids=str)
+    def test_every_architecture(self, layout: dict[str, object], shape: tuple[int, int, int]) -> None:
+        model = build_model(architectures.build(layout), shape, 5, (0.5,) * shape[0], (0.3,) * shape[0], rng=seeded(0))
+        stir_(model)
+        network = convert(model, shape)
+        agrees(model, network, torch.rand(19, *shape, generator=seeded(1)), Engine(network))
+
+    @pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+    @pytest.mark.parametrize("make", [Everything, Sums])
+    def test_every_operation_at_every_width(
+        self, make: type[nn.Module], lanes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: lanes)
+        torch.manual_seed(0)
+        model = stir_(make())
+        shape = (3, 12, 12) if make is Everything else (3, 9, 10)
+        network = convert(model, shape)
+        agrees(model, network, torch.rand(2 * lanes + 1, *shape, generator=seeded(1)), Engine(network))
+
+    @given(
+        st.integers(1, 5),
+        st.integers(1, 9),
+        st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        st.tuples(st.integers(0, 2), st.integers(0, 2)),
+        st.sampled_from([0.0, 0.5, 1.0]),
+        st.integers(0, 99),
+    )
+    @few
+    def test_every_convolution(
+        self,
+        channels: int,
+        outputs: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        sparsity: float,
+        seed: int,
+    ) -> None:
+        torch.manual_seed(seed)
+        model = stir_(Plain(nn.Conv2d(channels, outputs, kernel, stride, padding)), sparsity, seed)
+        shape = (channels, 5 + seed % 4, 4 + seed % 3)
+        network = convert(model, shape)
+        agrees(model, network, torch.rand(3, *shape, generator=seeded(1)), Engine(network))
+
+    @pytest.mark.parametrize("images", [1, 15, 16, 17, 33])
+    def test_every_batch_one_image_at_a_time_or_together(self, images: int) -> None:
+        model = stir_(build_model(architectures.build("tiny"), (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)))
+        engine = Engine(convert(model, (1, 8, 8)))
+        x = torch.rand(images, 1, 8, 8, generator=seeded(1)).numpy()
+        together = engine.run(x)
+        assert np.array_equal(together, np.concatenate([engine.run(x[i : i + 1]) for i in range(images)]))
+        assert np.array_equal(together, engine.run(x, threads=2))
+        assert np.array_equal(together, engine.run(x))
+
+
+class TestChoices:
+    def test_every_way_through_a_layer_gives_the_same_sums(self) -> None:
+        torch.manual_seed(0)
+        model = stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1)))
+        network = convert(model, (12, 7, 6))
+        x = torch.rand(5, 12, 7, 6, generator=seeded(1))
+        for tile, block, outputs in itertools.product([(1, 1), (2, 3), (7, 1), (3, 6)], [1, 5, 12], [1, 4, 8]):
+            choice = Choice(tile=tile, block=block, outputs=outputs)
+            agrees(model, network, x, Engine(network, choices={0: choice}))
+
+    def test_tiles_cover_every_output_and_nothing_else(self) -> None:
+        torch.manual_seed(0)
+        network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
+        found = plan(fuse(network), 8)
+        read, written = found.planes
+        for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
+            covered = {
+                int(to) + y * written.row + x * written.column
+                for _, to in tiles(read, written, (2, 2), (1, 1), tile)
+                for y in range(tile[0])
+                for x in range(tile[1])
+            }
+            assert covered == {written.place(y, x) for y in range(5) for x in range(6)}
+
+    @pytest.mark.parametrize(("height", "width"), [(32, 32), (7, 5), (1, 1), (4, 4)])
+    @pytest.mark.parametrize("most", [1, 12, 28])
+    def test_tile_shapes_fit(self, height: int, width: int, most: int) -> None:
+        found = tile_shapes(height, width, most)
+        assert found
+        assert all(1 <= r <= height and 1 <= c <= width and r * c <= most for r, c in found)
+
+    def test_residuals_and_relu_ride_along(self) -> None:
+        model = build_model(
+            architectures.build({"name": "resnet", "width": 4}), (3, 16, 16), 5, (0,) * 3, (1,) * 3, rng=seeded(0)
+        )
+        fused = fuse(convert(model.eval(), (3, 16, 16)))
+        products = [operation for operation in fused.operations if isinstance(operation, Product)]
+        assert len(fused.operations) == len(products) + 1  # the pool
+        assert sum(operation.residual is not None for operation in products) == 8
+        assert sum(operation.relu for operation in products) == 17
+
+
+class TestCache:
+    def test_compiled_code_is_found_again(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
+        x = torch.rand(4, 2, 5, 5, generator=seeded(1)).numpy()
+        expected = Engine(network).run(x)
+        assert len(list(cache.iterdir())) == 1
+        monkeypatch.setattr(compiled, "_optimised", lambda *_: pytest.fail("compiled again"))
+        assert np.array_equal(Engine(network).run(x), expected)
+
+    def test_a_damaged_object_is_made_anew(self, cache: Path) -> None:
+        torch.manual_seed(0)
+        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
+        x = torch.rand(4, 2, 5, 5, generator=seeded(1)).numpy()
+        expected = Engine(network).run(x)
+        (file,) = cache.iterdir()
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(bytes(content))
+        assert np.array_equal(Engine(network).run(x), expected)
+        assert file.read_bytes() != bytes(content)
+
+    def test_without_a_folder_it_works_all_the_same(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way")
+        torch.manual_seed(0)
+        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
+        Engine(network, folder=tmp_path / "file" / "cache").run(np.zeros((1, 2, 5, 5), np.float32))
+
+
+@pytest.fixture(scope="module")
+def imported() -> str:
+    code = "import sys, sparsemble.runtime.engine; print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_importing_the_engine_never_imports_torch(imported: str) -> None:
+    assert imported == "[]"
+
+
+class TestConversion:
+    def test_batchnorm_is_folded_where_it_can_be(self) -> None:
+        model = stir_(
+            build_model(
+                architectures.build({"name": "vgg", "width": 2}), (3, 32, 32), 3, (0.0,) * 3, (1.0,) * 3, rng=seeded(0)
+            )
+        )
+        kinds = [type(node).__name__ for node in convert(model, (3, 32, 32)).nodes]
+        assert kinds.count("Affine") == 2  # the images' mean and standard deviation
+        assert kinds.count("Convolution") == 13
+
+    def test_what_it_does_not_know_is_named(self) -> None:
+        with pytest.raises(InputError, match="conv"):
+            convert(Plain(nn.Conv2d(4, 4, 3, groups=2)).eval(), (4, 5, 5))
+        model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten()).eval()
+        with pytest.raises(InputError, match=r"pools to \(2, 2\)"):
+            convert(model, (3, 8, 8))

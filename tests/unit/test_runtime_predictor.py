@@ -1,0 +1,109 @@
+"""The predictor against the torch team: labels, probabilities, members run, and what bad input gets."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
+from sparsemble.core.registry import describe
+from sparsemble.core.types import seeded
+from sparsemble.ensemble import predict_dynamic
+from sparsemble.ensemble.stopping.agreement import Agreement
+from sparsemble.ensemble.stopping.confidence import Confidence
+from sparsemble.ensemble.stopping.die import DIE
+from sparsemble.ensemble.stopping.never import Never
+from sparsemble.export.convert import convert
+from sparsemble.models import architectures, build_model
+from sparsemble.runtime.predictor import Predictor
+from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.team import Team
+
+SHAPE = (1, 8, 8)
+RULES = [Never(), DIE(b=30.0, tau_c=0.5), Confidence(threshold=0.7), Agreement(sure=0.6, votes=2)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
+
+
+def trained(members: int = 3) -> Ensemble:
+    layout = architectures.build({"name": "tiny", "width": 2})
+    models = [build_model(layout, SHAPE, 5, (0.5,), (0.3,), rng=seeded(i)) for i in range(members)]
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data.mul_(40)
+    return Ensemble(models, combiners.build("mean_probability")).eval()
+
+
+def packed(ensemble: Ensemble, stop: StoppingRule, **settings: object) -> Team:
+    return Team(
+        members=tuple(convert(member, SHAPE) for member in ensemble.members),
+        combine=describe(ensemble.combine),
+        stop=describe(stop),
+        classes=("a", "b", "c", "d", "e"),
+        parent_weights=1000,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("stop", RULES, ids=lambda rule: rule.name)
+def test_answers_as_the_torch_team_does(stop: StoppingRule) -> None:
+    ensemble, x = trained(), torch.rand(70, *SHAPE, generator=seeded(0))
+    expected = predict_dynamic(ensemble, x, stop)
+    found = Predictor(packed(ensemble, stop)).predict(x.numpy())
+    assert np.array_equal(found.labels, expected.logits.argmax(1).numpy())
+    assert np.array_equal(found.members_run, expected.members_run.numpy())
+    assert np.array_equal(found.answered_with, expected.answered_with.numpy())
+    np.testing.assert_allclose(found.probabilities, expected.logits.softmax(1).numpy(), atol=1e-4)
+    if stop != Never():
+        assert len(set(found.members_run.tolist())) > 1
+
+
+def test_the_batch_and_the_threads_do_not_matter() -> None:
+    team = packed(trained(), Confidence(threshold=0.7))
+    x = torch.rand(40, *SHAPE, generator=seeded(0)).numpy()
+    predictor = Predictor(team)
+    whole, threaded = predictor.predict(x), Predictor(team, threads=2).predict(x)
+    single = [predictor.predict(x[i : i + 1]) for i in range(40)]
+    for name in ("labels", "probabilities", "members_run", "answered_with"):
+        assert np.array_equal(getattr(whole, name), getattr(threaded, name))
+        assert np.array_equal(getattr(whole, name), np.concatenate([getattr(one, name) for one in single]))
+
+
+def test_whole_numbers_and_floats_mean_the_same() -> None:
+    predictor = Predictor(packed(trained(), Never()))
+    whole = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), dtype=np.uint8)
+    floats = whole.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    assert np.array_equal(predictor.predict(whole).probabilities, predictor.predict(floats).probabilities)
+
+
+def test_no_images_get_no_answers() -> None:
+    found = Predictor(packed(trained(), Never())).predict(np.zeros((0, *SHAPE), np.float32))
+    assert found.labels.shape == (0,)
+    assert found.probabilities.shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((2, 1, 9, 8), np.float32), r"images of floats must be \(B, 1, 8, 8\), got \(2, 1, 9, 8\)"),
+        (np.zeros((1, 8, 8), np.float32), r"must be \(B, 1, 8, 8\)"),
+        (np.zeros((2, 1, 8, 8), np.uint8), r"images of whole numbers must be \(B, 8, 8, 1\)"),
+        (np.zeros((2, 1, 8, 8), np.int64), "images must be floats in .* or uint8, got int64"),
+        (np.full((2, 1, 8, 8), 1.5, np.float32), r"images must lie in \[0, 1\], got \[1.5, 1.5\]"),
+        (np.full((2, 1, 8, 8), np.nan, np.float32), r"images must lie in \[0, 1\]"),
+    ],
+)
+def test_other_images_get_a_sentence(images: np.ndarray, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        Predictor(packed(trained(1), Never())).predict(images)
+
+
+def test_less_than_one_thread_gets_a_sentence() -> None:
+    with pytest.raises(Refused, match="threads = -1 must be 1 or more, or 0 for all cores"):
+        Predictor(packed(trained(1), Never()), threads=-1)

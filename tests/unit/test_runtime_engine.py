@@ -21,7 +21,7 @@ from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
 from sparsemble.runtime.kernels import compiled
-from sparsemble.runtime.layout import tile_shapes, tiles
+from sparsemble.runtime.layout import reading, tile_shapes, tiles
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.plan import Choice, plan
 
@@ -186,11 +186,12 @@ class TestChoices:
         torch.manual_seed(0)
         network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
         found = plan(fuse(network), 8)
-        read, written = found.planes
+        fused, (read, written) = found.fused.operations[0], found.planes
+        assert isinstance(fused, Product)
         for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
             covered = {
                 int(to) + y * written.row + x * written.column
-                for _, to in tiles(read, written, (2, 2), (1, 1), tile)
+                for _, to in tiles(reading(fused, read), written, tile)
                 for y in range(tile[0])
                 for x in range(tile[1])
             }

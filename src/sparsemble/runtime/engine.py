@@ -2,10 +2,10 @@
 
 import ctypes
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,54 @@ from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
 from sparsemble.runtime.memory import Memory
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.plan import DRIVER, Choice, plan
+from sparsemble.runtime.pixels import plan_pixels
+from sparsemble.runtime.plan import DRIVER, Choice, Plan, plan
 
 Floats = NDArray[np.float32]
 
 
+Run = Any
+"""A compiled function of (arguments, first, last)."""
+
+
+@final
+class _Planned:
+    """A way to run a network, planned and compiled when it is first used, and memories to run it in."""
+
+    def __init__(self, make: Callable[[], Plan], folder: Path) -> None:
+        self._make, self._folder = make, folder
+        self._ready: tuple[Plan, Compiled, Run] | None = None
+        self._spare: list[Memory] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Floats) -> Floats:
+        """Return logits of at most as many images as the plan takes at once."""
+        with self._lock:
+            if self._ready is None:
+                plan = self._make()
+                compiled = Compiled(plan.functions(), self._folder)
+                kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+                self._ready = plan, compiled, kind(compiled.address(DRIVER))
+            plan, _, run = self._ready
+            memory = self._spare.pop() if self._spare else None
+        memory = memory or Memory(plan)
+        memory.load(images)
+        run(memory.table.ctypes.data, 0, 0)
+        found = memory.answer(len(images))
+        with self._lock:
+            self._spare.append(memory)
+        return found
+
+
 @final
 class Engine:
-    """Runs a network on batches, as many images at once as a vector has lanes.
+    """Runs a network on batches: as many images at once as a vector has lanes, and the rest, if few, one by one.
+
+    Every image gets the same bits in every batch and on any number of threads.
 
     Args:
         network: what to run.
-        choices: how to go through its products, by place; guessed where missing.
+        choices: how to go through its products, by place, for images side by side; guessed where missing.
         folder: where compiled code is kept; the user's cache unless given.
     """
 
@@ -34,38 +70,34 @@ class Engine:
     ) -> None:
         self.network = network
         self.lanes = lanes()
-        self.plan = plan(fuse(network), self.lanes, choices)
-        self._compiled = Compiled(self.plan.functions(), folder or cache_folder())
-        kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-        self._run = kind(self._compiled.address(DRIVER))
-        self._spare: list[Memory] = []
-        self._lock = threading.Lock()
+        fused, folder = fuse(network), folder or cache_folder()
+        self._together = _Planned(lambda: plan(fused, self.lanes, choices), folder)
+        self._alone = _Planned(lambda: plan_pixels(fused, self.lanes), folder)
+        self.few = max(1, self.lanes // 3)
+        """Up to so many images are run one by one."""
 
     def run(self, images: Floats, threads: int = 1) -> Floats:
-        """Return logits (B, K) of images (B, C, H, W); the same ones for any number of threads."""
+        """Return logits (B, K) of images (B, C, H, W)."""
         images = np.ascontiguousarray(images, np.float32)
-        starts = range(0, len(images), self.lanes)
         out = np.empty((len(images), self.network.classes), np.float32)
 
-        def chunk(start: int) -> None:
-            part = images[start : start + self.lanes]
-            memory = self._take()
-            memory.load(part)
-            self._run(memory.table.ctypes.data, 0, 0)
-            out[start : start + len(part)] = memory.answer(len(part))
-            with self._lock:
-                self._spare.append(memory)
+        def chunk(part: slice) -> None:
+            run = self._alone if part.stop - part.start == 1 else self._together
+            out[part] = run(images[part])
 
-        if threads == 1 or len(starts) < 2:
-            for start in starts:
-                chunk(start)
+        parts = self._parts(len(images))
+        if threads == 1 or len(parts) < 2:
+            for part in parts:
+                chunk(part)
         else:
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(chunk, starts))
+                list(pool.map(chunk, parts))
         return out
 
-    def _take(self) -> Memory:
-        with self._lock:
-            if self._spare:
-                return self._spare.pop()
-        return Memory(self.plan)
+    def _parts(self, count: int) -> list[slice]:
+        """Return which images run together."""
+        parts = [slice(start, min(start + self.lanes, count)) for start in range(0, count, self.lanes)]
+        if parts and parts[-1].stop - parts[-1].start <= self.few:
+            rest = parts.pop()
+            parts += [slice(i, i + 1) for i in range(rest.start, rest.stop)]
+        return parts

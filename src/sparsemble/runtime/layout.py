@@ -93,16 +93,44 @@ def _three(shape: Shape) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def tiles(read: Plane, written: Plane, stride: Pair, padding: Pair, tile: Pair) -> NDArray[np.uint32]:
+@final
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Where a product finds its inputs, in bytes."""
+
+    plane: int
+    """From one input channel to the next."""
+    taps: NDArray[np.int64]
+    """(height, width) of the window: from its first place to each of its others."""
+    base: int
+    """From the start of a channel to the window of the first output."""
+    row: int
+    """From the window of one output to that of the next below."""
+    column: int
+    """From the window of one output to that of the next to its right."""
+
+
+def reading(operation: Product, read: Plane) -> Reading:
+    """Return how a product reads a plane."""
+    (down, across), kernel = operation.dilation, operation.weight.shape[2:]
+    taps = np.arange(kernel[0])[:, None] * down * read.row + np.arange(kernel[1]) * across * read.column
+    base = read.place(-operation.padding[0], -operation.padding[1])
+    return Reading(read.plane, taps, base, operation.stride[0] * read.row, operation.stride[1] * read.column)
+
+
+def tiles(source: Reading, written: Plane, tile: Pair, vector: int = 1) -> NDArray[np.uint32]:
     """Return {input offset, output offset} of every tile; the last ones overlap where the tile does not fit.
 
-    A record's own offset is counted from the corner of its window, so the input offset is that of the first window.
+    Args:
+        source: where the windows are.
+        written: layout of the output.
+        tile: rows, and vectors in a row.
+        vector: output columns in a vector.
     """
-    rows, columns = tile
     found = []
-    for y, x in itertools.product(_starts(written.height, rows), _starts(written.width, columns)):
-        source = read.place(y * stride[0] - padding[0], x * stride[1] - padding[1])
-        found.append((source, written.place(y, x)))
+    columns = tile[1] * vector
+    for y, x in itertools.product(_starts(written.height, tile[0]), _starts(written.width, columns)):
+        found.append((source.base + y * source.row + x * source.column, written.place(y, x)))
     return np.array(found, dtype=np.uint32)
 
 
@@ -110,11 +138,9 @@ def _starts(size: int, step: int) -> list[int]:
     return [min(place, size - step) for place in range(0, size, step)]
 
 
-def displacements(plane: Plane, stride: Pair, tile: Pair) -> tuple[int, ...]:
+def displacements(row: int, column: int, tile: Pair, vector: int = 1) -> tuple[int, ...]:
     """Return where the vectors of a tile lie, in bytes from its first one."""
-    return tuple(
-        y * stride[0] * plane.row + x * stride[1] * plane.column for y in range(tile[0]) for x in range(tile[1])
-    )
+    return tuple(y * row + x * vector * column for y in range(tile[0]) for x in range(tile[1]))
 
 
 def tile_shapes(height: int, width: int, most: int) -> list[Pair]:

@@ -30,6 +30,8 @@ def places(fused: Fused, planes: list[Plane]) -> tuple[list[int], int]:
             end += -(-planes[buffer].bytes // ALIGNMENT) * ALIGNMENT
 
     take(0)
+    for buffer in range(len(fused.shapes), len(planes)):
+        take(buffer)  # what a plan needs beside the results of operations; never shared
     for place, operation in enumerate(fused.operations):
         take(operation.out)
         for buffer, done in last.items():

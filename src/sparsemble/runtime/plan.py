@@ -13,7 +13,7 @@ from sparsemble.runtime.kernels.compiled import registers
 from sparsemble.runtime.kernels.products import Products
 from sparsemble.runtime.kernels.small import Driver, Elementwise, Gather, Pack
 from sparsemble.runtime.kernels.writer import Kernel
-from sparsemble.runtime.layout import Plane, displacements, planes, tile_shapes, tiles
+from sparsemble.runtime.layout import Plane, Reading, displacements, planes, reading, tile_shapes, tiles
 from sparsemble.runtime.network import Pair
 from sparsemble.runtime.records import stream
 
@@ -99,9 +99,9 @@ def plan(fused: Fused, lanes: int, choices: Mapping[int, Choice] | None = None) 
             choice = (choices or {}).get(place) or guess(operation, found.planes)
             add_product(found, operation, choice)
         elif isinstance(operation, Pool):
-            _add_pool(found, operation)
+            add_pool(found, operation)
         else:
-            _add_elementwise(found, operation)
+            add_elementwise(found, operation)
     return found
 
 
@@ -127,22 +127,40 @@ def _is_dense(operation: Product) -> bool:
 
 def add_product(found: Plan, operation: Product, choice: Choice) -> None:
     """Add a convolution or linear layer."""
-    read, written = found.planes[operation.source], found.planes[operation.out]
+    read = found.planes[operation.source]
+    products(found, operation, choice, reading(operation, read), Address(operation.source), read.lanes)
+
+
+def products(
+    found: Plan, operation: Product, choice: Choice, source: Reading, at: Address, lanes: int, vector: int = 1
+) -> None:
+    """Add the kernel of a product.
+
+    Args:
+        found: the plan.
+        operation: the product.
+        choice: how to go through it.
+        source: where it finds its inputs.
+        at: the buffer they are in.
+        lanes: floats in a vector.
+        vector: output columns in a vector.
+    """
+    written = found.planes[operation.out]
     kernel = Products(
-        lanes=read.lanes,
+        lanes=lanes,
         outputs=choice.outputs,
-        reads=displacements(read, operation.stride, choice.tile),
-        writes=displacements(written, (1, 1), choice.tile),
+        reads=displacements(source.row, source.column, choice.tile, vector),
+        writes=displacements(written.row, written.column, choice.tile, vector),
         plane=written.plane,
         residual=operation.residual is not None,
         relu=operation.relu,
-        aligned=True,
+        aligned=vector == 1,
     )
-    work = stream(operation, read, written, outputs=choice.outputs, block=choice.block)
-    all_tiles = tiles(read, written, operation.stride, operation.padding, choice.tile)
+    work = stream(operation, source, written, outputs=choice.outputs, block=choice.block)
+    all_tiles = tiles(source, written, choice.tile, vector)
     residual = operation.out if operation.residual is None else operation.residual
     arguments = (
-        Address(operation.source),
+        at,
         Address(operation.out),
         Address(residual),
         work.records,
@@ -153,7 +171,8 @@ def add_product(found: Plan, operation: Product, choice: Choice) -> None:
     found.add(kernel, arguments, len(all_tiles))
 
 
-def _add_pool(found: Plan, operation: Pool) -> None:
+def add_pool(found: Plan, operation: Pool) -> None:
+    """Add a pool."""
     read, written = found.planes[operation.source], found.planes[operation.out]
     rows = []
     for y, x in itertools.product(range(written.height), range(written.width)):
@@ -180,12 +199,13 @@ def _add_pool(found: Plan, operation: Pool) -> None:
     found.add(kernel, (Address(operation.source), Address(operation.out), table), written.channels)
 
 
-def _add_elementwise(found: Plan, operation: Scale | Sum) -> None:
+def add_elementwise(found: Plan, operation: Scale | Sum, vector: int = 1) -> None:
+    """Add a scale and shift, or a sum; `vector` columns at once where each lies alone."""
     read, written = found.planes[operation.source], found.planes[operation.out]
     kernel = Elementwise(
-        lanes=read.lanes,
+        lanes=read.lanes * vector,
         rows=read.height,
-        row_vectors=read.width,
+        row_vectors=read.width // vector,
         read_offset=read.origin,
         read_row=read.row,
         read_plane=read.plane,
@@ -194,7 +214,7 @@ def _add_elementwise(found: Plan, operation: Scale | Sum) -> None:
         write_plane=written.plane,
         what="scale" if isinstance(operation, Scale) else "add",
         relu=operation.relu,
-        aligned=True,
+        aligned=vector == 1,
     )
     constants = np.zeros((0, 2), np.float32)
     if isinstance(operation, Scale):

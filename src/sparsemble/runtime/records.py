@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sparsemble.runtime.fused import Product
 from sparsemble.runtime.kernels.products import FIRST, LAST
-from sparsemble.runtime.layout import Plane
+from sparsemble.runtime.layout import Plane, Reading
 
 Bytes = NDArray[np.uint8]
 
@@ -23,12 +23,12 @@ class Stream:
     head_count: int
 
 
-def stream(operation: Product, read: Plane, written: Plane, *, outputs: int, block: int) -> Stream:
+def stream(operation: Product, source: Reading, written: Plane, *, outputs: int, block: int) -> Stream:
     """Return the records of a layer.
 
     Args:
         operation: the layer.
-        read: layout of what it reads.
+        source: where it finds its inputs.
         written: layout of what it writes.
         outputs: channels that share records.
         block: input channels that are gone through for all outputs before the next ones, so that their tile stays in
@@ -37,16 +37,17 @@ def stream(operation: Product, read: Plane, written: Plane, *, outputs: int, blo
     weight, count = operation.weight, len(operation.weight)
     o, c, ky, kx = (place.astype(np.int64) for place in np.nonzero(weight))
     values = weight[o, c, ky, kx]
-    down, across = operation.dilation
-    offsets = c * read.plane + ky * down * read.row + kx * across * read.column
+    offsets = c * source.plane + source.taps[ky, kx]
+    # Every output adds up its inputs in this order, whatever the layout and the choices: so all give the same bits.
+    tap = (c * weight.shape[2] + ky) * weight.shape[3] + kx
     group, member, turn = o // outputs, o % outputs, c // block
-    # One record for all members of a group that read the same place.
-    order = np.lexsort((offsets, group, turn))
-    group, member, turn, offsets = (a[order] for a in (group, member, turn, offsets))
+    order = np.lexsort((tap, group, turn))
+    group, member, turn, offsets, tap = (a[order] for a in (group, member, turn, offsets, tap))
     values = values[order]
+    # One record for all members of a group that read the same place.
     new = np.ones(len(order), bool)
     if len(order):
-        new[1:] = (offsets[1:] != offsets[:-1]) | (group[1:] != group[:-1]) | (turn[1:] != turn[:-1])
+        new[1:] = (tap[1:] != tap[:-1]) | (group[1:] != group[:-1])
     place = np.cumsum(new) - 1
     total = int(new.sum())
     records = np.zeros(total, dtype=[("offset", "<u4"), ("values", "<f4", (outputs,))])

@@ -91,6 +91,17 @@ class Writer:
             found = self.builder.insert_element(found, value, ir.Constant(INT, lane))
         return found
 
+    def dealt(self, first: Value, second: Value) -> tuple[Value, Value]:
+        """Return the even and the odd lanes of two vectors in a row."""
+        if self.lanes == 1:
+            return first, second
+        found = []
+        for start in (0, 1):
+            lanes = [start + 2 * i for i in range(self.lanes)]
+            places = ir.Constant(ir.VectorType(INT, self.lanes), lanes)
+            found.append(self.builder.shuffle_vector(first, second, places))
+        return found[0], found[1]
+
     def zero(self) -> Value:
         """Return 0 in every lane."""
         return ir.Constant(self.vector, [0.0] * self.lanes) if self.lanes > 1 else ir.Constant(FLOAT, 0.0)

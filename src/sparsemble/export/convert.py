@@ -78,11 +78,16 @@ class _Conversion:
             weight, bias = weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
             self.places[after[0].name] = len(self.nodes)
         if isinstance(layer, nn.Linear):
-            return runtime.Linear(inputs, _floats(weight), _floats(bias))
+            return runtime.Linear(inputs, runtime.Weight.of(_floats(weight)), _floats(bias))
         if isinstance(layer.padding, str):
             raise InputError(f'layer {operation.name} has padding "{layer.padding}"; give it as numbers')
         return runtime.Convolution(
-            inputs, _floats(weight), _floats(bias), _pair(layer.stride), _pair(layer.padding), _pair(layer.dilation)
+            inputs,
+            runtime.Weight.of(_floats(weight)),
+            _floats(bias),
+            _pair(layer.stride),
+            _pair(layer.padding),
+            _pair(layer.dilation),
         )
 
     def _pool(self, operation: Operation, inputs: tuple[int, ...]) -> Node:

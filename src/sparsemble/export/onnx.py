@@ -80,7 +80,10 @@ class _Graph:
             shift = self.constant(f"{output}.shift", node.shift.reshape(1, -1, 1, 1))
             self.add("Add", [self.add("Mul", [*inputs, scale], f"{output}.scaled"), shift], output)
         elif isinstance(node, runtime.Convolution):
-            constants = [self.constant(f"{output}.weight", node.weight), self.constant(f"{output}.bias", node.bias)]
+            constants = [
+                self.constant(f"{output}.weight", node.weight.dense()),
+                self.constant(f"{output}.bias", node.bias),
+            ]
             self.add(
                 "Conv",
                 [*inputs, *constants],
@@ -90,7 +93,10 @@ class _Graph:
                 dilations=node.dilation,
             )
         elif isinstance(node, runtime.Linear):
-            constants = [self.constant(f"{output}.weight", node.weight), self.constant(f"{output}.bias", node.bias)]
+            constants = [
+                self.constant(f"{output}.weight", node.weight.dense()),
+                self.constant(f"{output}.bias", node.bias),
+            ]
             self.add("Gemm", [*inputs, *constants], output, transB=1)
         elif isinstance(node, runtime.MaxPool | runtime.AveragePool):
             largest = isinstance(node, runtime.MaxPool)

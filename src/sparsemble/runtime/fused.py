@@ -21,6 +21,7 @@ from sparsemble.runtime.network import (
     Pair,
     Relu,
     Shape,
+    Weight,
 )
 from sparsemble.runtime.refused import Refused
 
@@ -32,7 +33,7 @@ class Product:
 
     source: int
     out: int
-    weight: Floats
+    weight: Weight
     """(outputs, inputs, height, width)"""
     bias: Floats
     stride: Pair = (1, 1)
@@ -189,8 +190,8 @@ class _Fusing:
                 source, out, node.weight, node.bias, node.stride, node.padding, node.dilation, residual, relu
             )
         else:
-            shape = (len(node.weight), *self._plane(source))
-            operation = Product(source, out, node.weight.reshape(shape), node.bias, residual=residual, relu=relu)
+            weight = node.weight.as_shape((len(node.bias), *self.shapes[source]))
+            operation = Product(source, out, weight, node.bias, residual=residual, relu=relu)
         self.operations.append(operation)
 
     def _pool(self, place: int, node: MaxPool | AveragePool, source: int) -> None:
@@ -221,9 +222,6 @@ class _Fusing:
         for place in places:
             self.buffers[place] = len(self.shapes) - 1
         return len(self.shapes) - 1
-
-    def _plane(self, buffer: int) -> Shape:
-        return self.shapes[buffer]
 
     @staticmethod
     def _as_planes(shape: Shape) -> Shape:

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,46 @@ Shape = tuple[int, ...]
 Pair = tuple[int, int]
 """Down and across."""
 Floats = NDArray[np.float32]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """Weights of a layer without the zeros among them."""
+
+    shape: Shape
+    """(outputs, inputs) or (outputs, inputs, height, width)."""
+    positions: NDArray[np.uint32]
+    """Places of the others in C order, rising."""
+    values: Floats
+    """What is there."""
+
+    @staticmethod
+    def of(array: NDArray[Any]) -> "Weight":
+        """Take the zeros out of an array."""
+        flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+        positions = np.flatnonzero(flat).astype(np.uint32)
+        return Weight(tuple(array.shape), positions, flat[positions])
+
+    @property
+    def size(self) -> int:
+        """How many weights there are, zeros included."""
+        return math.prod(self.shape)
+
+    @property
+    def nonzeros(self) -> int:
+        """How many are not 0."""
+        return len(self.positions)
+
+    def dense(self) -> Floats:
+        """Return all weights."""
+        found = np.zeros(self.size, np.float32)
+        found[self.positions] = self.values
+        return found.reshape(self.shape)
+
+    def as_shape(self, shape: Shape) -> "Weight":
+        """Return the same weights seen in another shape of the same size."""
+        return Weight(shape, self.positions, self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +109,7 @@ class Affine(Node):
 class Convolution(Node):
     """Cross-correlation with zero padding, then bias."""
 
-    weight: Floats
+    weight: Weight
     """(outputs, inputs, height, width)"""
     bias: Floats
     """(outputs)"""
@@ -92,7 +132,7 @@ class Convolution(Node):
 class Linear(Node):
     """Matrix product with features, then bias."""
 
-    weight: Floats
+    weight: Weight
     """(outputs, inputs)"""
     bias: Floats
     """(outputs)"""
@@ -226,6 +266,6 @@ class Network:
         """How many logits there are."""
         return self.shapes[-1][0]
 
-    def weights(self) -> list[Floats]:
+    def weights(self) -> list[Weight]:
         """Return the weights that pruning counts: those of convolutions and linear layers."""
         return [node.weight for node in self.nodes if isinstance(node, Convolution | Linear)]

@@ -17,6 +17,7 @@ from sparsemble.runtime.plan import (
     add_elementwise,
     add_pool,
     block_for,
+    is_dense,
     products,
 )
 
@@ -73,8 +74,7 @@ class _Planning:
             vector = vector_of(written, self.lanes)
             at, source = self._halves(operation, read)
         if choice is None:
-            dense = np.count_nonzero(operation.weight) > 0.6 * operation.weight.size
-            outputs = 4 if dense and len(operation.weight) >= 4 else 1
+            outputs = 4 if is_dense(operation) else 1
             most = (registers() - SPARE_REGISTERS) // outputs
             tile = tile_shapes(written.height, written.width // vector, most)[0]
             choice = Choice(tile, block_for(operation, read, (tile[0], tile[1] * vector)), outputs)

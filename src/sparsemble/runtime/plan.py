@@ -108,7 +108,7 @@ def plan(fused: Fused, lanes: int, choices: Mapping[int, Choice] | None = None) 
 def guess(operation: Product, layout: list[Plane]) -> Choice:
     """Return a choice that is rarely bad."""
     read, written = layout[operation.source], layout[operation.out]
-    outputs = 4 if _is_dense(operation) and len(operation.weight) >= 4 else 1
+    outputs = 4 if is_dense(operation) else 1
     most = (registers() - SPARE_REGISTERS) // outputs
     tile = tile_shapes(written.height, written.width, most)[0]
     return Choice(tile, block_for(operation, read, tile), outputs)
@@ -121,8 +121,9 @@ def block_for(operation: Product, read: Plane, tile: Pair) -> int:
     return max(1, NEAREST_CACHE // int(rows * columns * read.column))
 
 
-def _is_dense(operation: Product) -> bool:
-    return bool(np.count_nonzero(operation.weight) > 0.6 * operation.weight.size)
+def is_dense(operation: Product) -> bool:
+    """Return whether so many weights are left that blocks with zeros among them cost less than single weights."""
+    return operation.weight.nonzeros > 0.6 * operation.weight.size and len(operation.bias) >= 4
 
 
 def add_product(found: Plan, operation: Product, choice: Choice) -> None:

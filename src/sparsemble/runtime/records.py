@@ -34,9 +34,10 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
         block: input channels that are gone through for all outputs before the next ones, so that their tile stays in
             the nearest cache.
     """
-    weight, count = operation.weight, len(operation.weight)
-    o, c, ky, kx = (place.astype(np.int64) for place in np.nonzero(weight))
-    values = weight[o, c, ky, kx]
+    weight, count = operation.weight, len(operation.bias)
+    places = np.unravel_index(weight.positions.astype(np.int64), weight.shape)
+    o, c, ky, kx = (place.astype(np.int64) for place in places)
+    values = weight.values
     offsets = c * source.plane + source.taps[ky, kx]
     # Every output adds up its inputs in this order, whatever the layout and the choices: so all give the same bits.
     tap = (c * weight.shape[2] + ky) * weight.shape[3] + kx

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import numpy as np
-
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.refused import Refused
 
@@ -55,7 +53,7 @@ class Team:
     @property
     def nonzeros(self) -> int:
         """Prunable weights that are not 0, of all members."""
-        return sum(int(np.count_nonzero(weight)) for member in self.members for weight in member.weights())
+        return sum(weight.nonzeros for member in self.members for weight in member.weights())
 
     @property
     def sparsity(self) -> float:

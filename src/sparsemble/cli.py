@@ -1,10 +1,12 @@
 """The command line: words into calls of the pipeline; rooms are imported when a command needs them."""
 
+import contextlib
 import importlib.util
 import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Optional
@@ -307,11 +309,44 @@ def list_plugs(
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe.")]) -> None:
-    """Show a part with its settings, or a recipe.
+def predict(
+    team: Annotated[Path, typer.Argument(metavar="TEAM", help="A packed team, as `sparsemble export` leaves it.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files, or folders of them.")],
+    threads: Annotated[int, typer.Option("--threads", help="Chunks that run side by side; 0: one a core.")] = 1,
+    resize: Annotated[bool, typer.Option("--resize", help="Squeeze images of another size.")] = False,
+    json: Json = False,
+) -> None:
+    """Classify images with a packed team; needs no torch.
 
-    Example: [bold]sparsemble show pgd[/]
+    Example: [bold]sparsemble predict team.sparsemble a.png b.jpg folder/[/]
     """
+    from sparsemble.runtime.command import predict_files
+
+    with _sentences():
+        rows = predict_files(team, images, threads=threads, resize=resize)
+    if json:
+        import json as format_
+
+        typer.echo(format_.dumps(rows, indent=1))
+        return
+    table = Table("image", "label", "probability", "members run", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(row["image"], row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
+    Console().print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe, or a packed team.")]) -> None:
+    """Show a part with its settings, a recipe, or what is in a packed team.
+
+    Examples: [bold]sparsemble show pgd[/], [bold]sparsemble show team.sparsemble[/]
+    """
+    if name.endswith(".sparsemble"):
+        from sparsemble.runtime.command import describe_file
+
+        with _sentences():
+            _say(Console(), describe_file(Path(name)))
+        return
     _need_train("show")
     from sparsemble.core.recipe import nearest
     from sparsemble.pipeline.catalogue import catalogue
@@ -352,6 +387,17 @@ def _need_train(command: str) -> None:
             f"`sparsemble {command}` needs {', '.join(missing)}; install the extra `train`: "
             "pip install 'sparsemble[train]'"
         )
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what the runtime refuses, which knows no other room, into bad input."""
+    from sparsemble.runtime.refused import Refused
+
+    try:
+        yield
+    except Refused as error:
+        raise InputError(str(error)) from None
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -66,6 +66,7 @@ def test_rules_that_cannot_be_give_a_sentence(settings: dict[str, object], words
     ("settings", "words"),
     [
         ({"name": "median"}, 'combiner "median" is not known; known are mean_probability'),
+        ({"name": {"name": "die"}}, "is not known"),
         ({"name": "mean_logit", "weight": 1}, 'combiner "mean_logit" has no setting "weight"'),
         ({"name": "soft_vote", "temperature": 0}, "temperature = 0 must be above 0"),
     ],

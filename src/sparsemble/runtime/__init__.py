@@ -1,1 +1,23 @@
 """Run a sparse ensemble fast on a CPU, with the same answers."""
+
+from pathlib import Path
+
+from sparsemble.runtime.packed import load as load_team
+from sparsemble.runtime.predictor import Prediction, Predictor
+from sparsemble.runtime.refused import Refused
+
+__all__ = ["Prediction", "Predictor", "Refused", "load"]
+
+
+def load(path: str | Path, *, threads: int = 1, max_memory: int = 2**30) -> Predictor:
+    """Read a packed team.
+
+    Args:
+        path: a `.sparsemble` file; nothing in it is trusted.
+        threads: chunks of a batch that run side by side, >= 1; 0: as many as there are cores.
+        max_memory: bytes that the results of one image may take.
+
+    Raises:
+        Refused: whatever is wrong, in a sentence.
+    """
+    return Predictor(load_team(Path(path), max_memory=max_memory), threads=threads)

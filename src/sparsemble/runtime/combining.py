@@ -47,6 +47,6 @@ def combiner(settings: Mapping[str, Any]) -> Combine:
         "maximum": lambda logits: log_softmax(log_softmax(logits).max(0)),
         "soft_vote": lambda logits: log_mean(log_softmax(logits / temperature)),
     }
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise Refused(f'combiner "{name}" is not known; known are {", ".join(known)}')
     return known[name]

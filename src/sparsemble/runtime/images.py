@@ -1,0 +1,61 @@
+"""Image files as arrays that a team takes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from sparsemble.runtime.refused import Refused
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+MODES = {1: "L", 3: "RGB"}
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files named, and the image files in the folders named, sorted.
+
+    Raises:
+        Refused: a path that does not exist, or a folder without images.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise Refused(f"the folder {path} holds no image ({', '.join(SUFFIXES)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise Refused(f"{path} does not exist")
+    return found
+
+
+def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) -> NDArray[np.uint8]:
+    """Return an image (H, W, C) of whole numbers, in as many colours as the team takes.
+
+    Args:
+        path: what Pillow can read.
+        shape: channels, height and width that the team takes.
+        resize: squeeze an image of another size into this one.
+
+    Raises:
+        Refused: no image, or one of another size.
+    """
+    channels, height, width = shape
+    if channels not in MODES:
+        raise Refused(f"the team takes images of {channels} channels, which files do not have; hand it arrays")
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert(MODES[channels])
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+        raise Refused(f"{path} cannot be read as an image: {str(error).splitlines()[0][:120]}") from None
+    if image.size != (width, height):
+        if not resize:
+            raise Refused(
+                f"{path} has {image.size[0]} x {image.size[1]} pixels, the team takes {width} x {height}; use --resize"
+            )
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)

@@ -1,0 +1,139 @@
+"""`sparsemble predict` and `sparsemble show` on a packed team, and the example."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sparsemble import runtime
+from sparsemble.cli import app
+from sparsemble.core.errors import InputError
+from sparsemble.runtime import packed
+from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, Network, Relu, Weight
+from sparsemble.runtime.team import Team
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.py"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+
+    def member() -> Network:
+        weights = [Weight.of(rng.standard_normal(shape)) for shape in ((4, 3, 3, 3), (3, 4))]
+        zeros = np.zeros(4, np.float32)
+        return Network(
+            (3, 6, 5),
+            (
+                Input(),
+                Convolution((0,), weights[0], zeros, (1, 1), (1, 1)),
+                Relu((1,)),
+                AveragePool((2,), (6, 5), (6, 5)),
+                Flatten((3,)),
+                Linear((4,), weights[1], zeros[:3]),
+            ),
+        )
+
+    team = Team(
+        members=(member(), member()),
+        combine={"name": "mean_probability"},
+        stop={"name": "confidence", "threshold": 0.8},
+        classes=("red", "green", "blue"),
+        parent_weights=1000,
+        provenance={"run": "a test"},
+    )
+    packed.save(team, tmp_path / "team.sparsemble")
+    return tmp_path / "team.sparsemble"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    paths = [folder / "a.png", folder / "b.png", tmp_path / "c.png"]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(path)
+    (folder / "notes.txt").write_text("no image")
+    return paths
+
+
+def call(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_predict_tells_of_every_image_what_the_predictor_says(file: Path, images: list[Path]) -> None:
+    rows = json.loads(call("predict", file, images[0].parent, images[2], "--json"))
+    assert [row["image"] for row in rows] == [str(path) for path in images]
+    batch = np.stack([np.asarray(Image.open(path)) for path in images])
+    found = runtime.load(file).predict(batch)
+    assert [row["label"] for row in rows] == [("red", "green", "blue")[label] for label in found.labels]
+    assert [row["members_run"] for row in rows] == found.members_run.tolist()
+    assert [row["probability"] for row in rows] == pytest.approx(found.probabilities.max(1).tolist())
+    table = call("predict", file, images[2])
+    assert rows[2]["label"] in table
+
+
+def test_show_tells_what_is_in_a_file(file: Path) -> None:
+    told = call("show", file)
+    for words in (
+        "a packed team of version 1",
+        "5 x 6",
+        "3: red, green, blue",
+        "confidence, threshold = 0.8",
+        "a test",
+    ):
+        assert words in told
+    assert "member 2  6 operations" in told
+
+
+def test_a_damaged_file_gives_a_sentence(file: Path, images: list[Path]) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    for words in (["predict", file, images[0]], ["show", file]):
+        with pytest.raises(InputError, match="is damaged: its sha256 is another one"):
+            call(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["missing.png"], "missing.png does not exist"),
+        (["{file}"], "cannot be read as an image"),
+        (["{large}"], r"has 9 x 9 pixels, the team takes 5 x 6; use --resize"),
+        (["{empty}"], "holds no image"),
+        (["{large}", "--resize", "--threads", "-2"], "threads = -2 must be 1 or more, or 0 for all cores"),
+    ],
+)
+def test_bad_input_gives_a_sentence(file: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    Image.new("L", (9, 9)).save(tmp_path / "large.png")
+    (tmp_path / "empty").mkdir()
+    known = {"file": file, "large": tmp_path / "large.png", "empty": tmp_path / "empty"}
+    with pytest.raises(InputError, match=said):
+        call("predict", file, *(word.format(**known) for word in words))
+
+
+def test_images_of_another_size_may_be_squeezed(file: Path, tmp_path: Path) -> None:
+    Image.new("L", (9, 9), 100).save(tmp_path / "large.png")
+    assert len(json.loads(call("predict", file, tmp_path / "large.png", "--resize", "--json"))) == 1
+
+
+def test_the_example_runs(file: Path, images: list[Path]) -> None:
+    out = subprocess.run([sys.executable, EXAMPLE, file, *images], capture_output=True, text=True, check=True).stdout
+    found = runtime.load(file).predict(np.stack([np.asarray(Image.open(path)) for path in images]))
+    assert [line.split(": ")[1].split(" ")[0] for line in out.splitlines()] == [
+        ("red", "green", "blue")[label] for label in found.labels
+    ]

@@ -47,7 +47,7 @@ FOLLOWS = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", 
 """Whether torchrun started this process beside a first one, which does the talking."""
 
 COMMANDS = {
-    "run": ("report", "Run a whole recipe: train, prune, select, ensemble, calibrate, evaluate, report."),
+    "run": ("export", "Run a whole recipe: train, prune, select, ensemble, calibrate, evaluate, report, export."),
     "train": ("train", "Train the dense parent of a recipe."),
     "prune": ("prune", "Prune the parent into the pool of sub-models, training it first where it is missing."),
     "select": ("select", "Choose the team, making what it is chosen from where that is missing."),
@@ -130,11 +130,13 @@ def _run(name: str, out: Path | None, changes: list[str], until: str, given: dic
         raise typer.Exit(1) from None
     if settings.quiet:
         return
-    if until == "report":
+    if until in ("report", "export"):
         from sparsemble.report.tables import summary_table
 
         Console().print(summary_table(read_summary(folder)))
         typer.echo(f"report: {folder / 'report' / 'index.html'}")
+        if until == "export":
+            typer.echo(f"packed team: {folder / 'export' / 'team.sparsemble'}")
     else:
         for artifact in artifacts:
             typer.echo(str(artifact.path))
@@ -306,6 +308,33 @@ def list_plugs(
         if kind in (None, entry.kind):
             table.add_row(entry.kind, entry.name, entry.sentence)
     Console().print(table)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    values: Annotated[str, typer.Option("--values", help="float16 or float32; the recipe's own unless given.")] = "",
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's team for others: a packed file, ONNX graphs, a folder for model hubs; and compare them.
+
+    Example: [bold]sparsemble export runs/digits[/]
+    """
+    _need_train("export")
+    from sparsemble.pipeline.run import export as export_run
+
+    found = export_run(run, values, {"device": device, "quiet": quiet}, Console(stderr=True))
+    if json:
+        import json as format_
+
+        typer.echo(format_.dumps(found, indent=1))
+    elif not quiet:
+        from sparsemble.report.exported import export_table
+
+        Console().print(export_table(found))
+        typer.echo(f"packed team: {run / 'export' / 'team.sparsemble'}")
 
 
 @app.command()

@@ -35,6 +35,7 @@ def row(name: str, worst: float, **changes: Any) -> dict[str, Any]:
         "members_run": {"clean": 1.0, "attacked": 1.0},
         "bytes": 133_000,
         "latency_ms": {"batch_1": 0.4, "batch_64": 3.5},
+        "engine_ms": {"batch_1": 0.02, "batch_64": 0.6},
         "training_passes": 712_000,
         "seconds": 21.0,
         **changes,

@@ -1,5 +1,6 @@
 """From torch to the runtime: operations in order, BatchNorm folded into the layer before it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.registry import describe
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.network import Floats, Node, Pair
+from sparsemble.runtime.team import Team
 
 
 def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
@@ -26,6 +30,34 @@ def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
         InputError: an operation that the runtime does not know, named with its place in the model.
     """
     return _Conversion(Graph(model, shape), shape).run()
+
+
+def convert_team(
+    team: Ensemble,
+    stop: StoppingRule,
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    parent_weights: int,
+    **facts: Mapping[str, Any],
+) -> Team:
+    """Return a trained team as the runtime knows it.
+
+    Args:
+        team: members in running order.
+        stop: the deployed rule.
+        classes: names.
+        shape: channels, height and width of an image.
+        parent_weights: prunable weights of the dense parent.
+        facts: `recipe` and `provenance`, for the file.
+    """
+    return Team(
+        members=tuple(convert(member, shape) for member in team.members),
+        combine=describe(team.combine),
+        stop=describe(stop),
+        classes=tuple(classes),
+        parent_weights=parent_weights,
+        **facts,
+    )
 
 
 class _Conversion:

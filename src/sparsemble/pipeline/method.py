@@ -23,6 +23,7 @@ from sparsemble.pipeline.stages.calibrate import CalibrateStage
 from sparsemble.pipeline.stages.curve import CurveStage
 from sparsemble.pipeline.stages.ensemble import EnsembleStage
 from sparsemble.pipeline.stages.evaluate import EvaluateStage
+from sparsemble.pipeline.stages.export import ExportStage
 from sparsemble.pipeline.stages.latency import LatencyStage
 from sparsemble.pipeline.stages.prune import PruneStage
 from sparsemble.pipeline.stages.report import ReportStage
@@ -35,7 +36,7 @@ from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.scores.erm import ERM
 from sparsemble.training import parallel
 
-COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "report")
+COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "report", "export")
 """The stages that the command line can stop after."""
 
 
@@ -75,8 +76,14 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         {**made, **curves, "evaluate": evaluated, "latency": latency},
         cost=4,
     )
+    export = Task(
+        "export the team",
+        ExportStage(seed=recipe.seed, title=title, recipe=recipe),
+        {"dense": made["dense"], "team": made["team"], "stop": made["stop"], "report": report},
+        cost=3,
+    )
     tasks = [made["dense"], *pool.values(), *(made[name] for name in MADE[1:])]
-    tasks += [*attacked.values(), evaluated, latency, report]
+    tasks += [*attacked.values(), evaluated, latency, report, export]
     until = {
         "train": [made["dense"]],
         "prune": list(pool.values()),
@@ -85,6 +92,7 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         "calibrate": [made["stop"]],
         "evaluate": [evaluated],
         "report": [report],
+        "export": [report, export],
     }
     return Method(tasks, until)
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from sparsemble.attacks.adaptive.hijack import Hijack
 from sparsemble.attacks.adaptive.slowdown import Slowdown
@@ -206,6 +206,15 @@ class Evaluate:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """The files that a run leaves for others."""
+
+    values: Literal["float16", "float32"] = "float16"
+    """Format of the weights; the exported team is rounded to it, and judged as rounded."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a run's results."""
 
@@ -230,6 +239,7 @@ class Recipe:
     computing: Computing = Computing()
     """Of every training in the run; held-out and test images are judged in float32."""
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
 
     def __post_init__(self) -> None:
         pool = len(self.prune.pool)

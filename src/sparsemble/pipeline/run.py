@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,7 +18,7 @@ from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.engines.parallel import ParallelEngine
 from sparsemble.pipeline.method import Method, check_against_data, method
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
-from sparsemble.pipeline.recipe import Recipe, resolved
+from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
 from sparsemble.training import parallel
@@ -35,7 +35,7 @@ class Settings:
     workers: int = 0
     """Worker processes; 0: one a core, at most 4, and one on a GPU."""
     engine: str = "local"
-    until: str = "report"
+    until: str = "export"
     """The command that the run stops after."""
     quiet: bool = False
     tensorboard: bool = False
@@ -79,8 +79,9 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
                     ParallelEngine(settings.folder, device, progress).run(missing)
                 else:
                     LocalEngine(settings.folder, workers, device, progress).run(missing)
-        if leads and settings.until == "report":
-            _publish(settings.folder / wanted[0].folder, settings.folder / "report")
+        if leads and settings.until in ("report", "export"):
+            for task, name in zip(wanted, ("report", "export"), strict=False):
+                _publish(settings.folder / task.folder, settings.folder / name)
     parallel.stop()
     return [Artifact(settings.folder / task.folder) for task in wanted]
 
@@ -156,15 +157,38 @@ def _write_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def _publish(made: Path, place: Path) -> None:
-    """Copy the report to where people look for it, unless the same one is there."""
+    """Copy a report or export to where people look for it, unless the same one is there."""
     meta = place / "meta.json"
     if meta.is_file() and meta.read_bytes() == (made / "meta.json").read_bytes():
         return
-    beside = place.with_name(".report.new")
+    beside = place.with_name(f".{place.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(made, beside)
     shutil.rmtree(place, ignore_errors=True)
     beside.rename(place)
+
+
+def export(folder: Path, values: str, settings: Mapping[str, Any], console: Console | None = None) -> dict[str, Any]:
+    """Export the team of a run again, with weights in another format perhaps; returns `export.json`.
+
+    Args:
+        folder: of a run that has its report.
+        values: float16 or float32; empty: as its recipe says.
+        settings: device and so on.
+        console: where progress goes; standard error unless given.
+
+    Raises:
+        InputError: no such run.
+    """
+    meta = folder / "report" / "meta.json"
+    if not (folder / "recipe.toml").is_file() or not meta.is_file():
+        raise InputError(f"{folder} is not the folder of a finished run; `sparsemble run RECIPE` makes one")
+    made = read_json(meta)["spec"]
+    changes = (f"export.values={values}",) if values else ()
+    _, recipe = load_recipe(str(folder / "recipe.toml"), changes)
+    run(recipe, made["title"], made["command"], Settings(folder=folder, until="export", **settings), console)
+    found: dict[str, Any] = read_json(folder / "export" / "export.json")
+    return found
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

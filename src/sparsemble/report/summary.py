@@ -59,6 +59,7 @@ ROW = {
     "members_run": {"clean": AMOUNT, "attacked": AMOUNT},
     "bytes": COUNT,
     "latency_ms": {"batch_1": AMOUNT, "batch_64": AMOUNT},
+    "engine_ms": {"batch_1": AMOUNT, "batch_64": AMOUNT},
     "training_passes": COUNT,
     "seconds": AMOUNT,
 }

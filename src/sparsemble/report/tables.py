@@ -42,7 +42,7 @@ def shared_attacks(summary: dict[str, Any]) -> list[str]:
 
 def columns(summary: dict[str, Any]) -> list[Column]:
     """Return the columns of the full table."""
-    accuracy, work, torch = "accuracy, %", "work an image", "latency, ms"
+    accuracy, work, torch, engine = "accuracy, %", "work an image", "torch, ms", "engine, ms"
     return [
         Column(accuracy, "clean", "on clean test images", lambda row: percent(row["clean"])),
         *[Column(accuracy, label, f"under the attack {label}", _under(label)) for label in shared_attacks(summary)],
@@ -66,6 +66,8 @@ def columns(summary: dict[str, Any]) -> list[Column]:
         Column(work, "members", "mean number run: clean / under the attack that costs most", members),
         Column(torch, "batch 1", "median, clean images", lambda row: f"{row['latency_ms']['batch_1']:.2f}"),
         Column(torch, "batch 64", "median, whole batch, clean", lambda row: f"{row['latency_ms']['batch_64']:.2f}"),
+        Column(engine, "batch 1", "median, clean images", lambda row: f"{row['engine_ms']['batch_1']:.3f}"),
+        Column(engine, "batch 64", "median, whole batch, clean", lambda row: f"{row['engine_ms']['batch_64']:.2f}"),
         Column(
             "training",
             "passes",

@@ -82,6 +82,11 @@ class Predictor:
             undecided, so_far = undecided[~done], so_far[:, ~done]
         return Prediction(logits.argmax(1).astype(np.int64), np.exp(logits), run, answered)
 
+    def member_logits(self, images: NDArray[Any]) -> Floats:
+        """Return the logits of all members, (M, B, K), in running order; images as for `predict`."""
+        x = self._checked(images)
+        return np.stack([self._engine(m).run(x, self.threads) for m in range(len(self.team.members))])
+
     def _engine(self, place: int) -> Engine:
         """Return a member's engine; compiled when it is first needed."""
         found = self._engines[place]

@@ -1,8 +1,8 @@
-"""How long each row takes in torch on this machine, while nothing else runs."""
+"""How long each row takes on this machine, in torch and in the engine, while nothing else runs."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -10,8 +10,10 @@ from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation.latency import measure_latency
+from sparsemble.export.convert import convert_team
 from sparsemble.pipeline.rows import ROWS, Row, load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.runtime.predictor import Predictor
 
 SINGLE_IMAGES = 16
 BATCH = 64
@@ -22,6 +24,8 @@ BATCH = 64
 @dataclass(frozen=True, kw_only=True)
 class LatencyStage(WithData):
     """Median over interleaved rounds, one thread, clean test images; batch 1 is a mean over several images."""
+
+    version: ClassVar[int] = 2
 
     seed: int
     combine: Combiner
@@ -36,18 +40,36 @@ class LatencyStage(WithData):
         for name, row in rows.items():
             calls[f"{name} 64"] = _call(name, row, [images])
             calls[f"{name} 1"] = _call(name, row, list(singles.split(1)))
+            engine = self._engine(row)
+            calls[f"{name} engine_64"] = _answers(engine, [images])
+            calls[f"{name} engine_1"] = _answers(engine, list(singles.split(1)))
         with torch.inference_mode():
             found = measure_latency(calls, rounds=self.rounds, warm_up=2)
-        scale = {"64": 1, "1": len(singles)}
+        scale = {"64": 1, "1": len(singles), "engine_64": 1, "engine_1": len(singles)}
         latency = {
             name: {
-                f"batch_{batch}": {k: v / scale[batch] for k, v in asdict(found[f"{name} {batch}"]).items()}
+                _key(batch): {k: v / scale[batch] for k, v in asdict(found[f"{name} {batch}"]).items()}
                 for batch in scale
             }
             for name in rows
         }
         facts = {"batch": len(images), "threads": torch.get_num_threads(), "device": str(work.device), "rows": latency}
         write_json(work.folder / "latency.json", facts)
+
+    def _engine(self, row: Row) -> Predictor:
+        """Return a row in the engine; its weights are not rounded."""
+        data = dataset(self.data)
+        return Predictor(convert_team(row.ensemble, row.stop, data.classes, data.shape, 1))
+
+
+def _key(batch: str) -> str:
+    """Return the name of a batch size in the artifact: batch_1, engine_batch_64."""
+    return f"engine_batch_{batch.removeprefix('engine_')}" if batch.startswith("engine_") else f"batch_{batch}"
+
+
+def _answers(engine: Predictor, batches: list[torch.Tensor]) -> Callable[[], object]:
+    arrays = [batch.cpu().numpy() for batch in batches]
+    return lambda: [engine.predict(x).labels for x in arrays]
 
 
 def _call(name: str, row: Row, batches: list[torch.Tensor]) -> Callable[[], object]:

@@ -50,7 +50,9 @@ class ReportStage(Stage):
         for row in rows:
             del row["members_run_counts"]
             found = latency["rows"][row["name"]]
-            row["latency_ms"] = {batch: found[batch]["median_ms"] for batch in ("batch_1", "batch_64")}
+            sizes = ("batch_1", "batch_64")
+            row["latency_ms"] = {size: found[size]["median_ms"] for size in sizes}
+            row["engine_ms"] = {size: found[f"engine_{size}"]["median_ms"] for size in sizes}
             last = work.inputs[BELONGS_TO[row["name"]]]
             # The small dense network only takes its width from the team; nothing of the team goes into it.
             made_from = [last] if row["name"] == "small_dense" else ancestry(last)

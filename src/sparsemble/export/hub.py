@@ -1,0 +1,142 @@
+"""A folder in the shape that model hubs expect: weights, settings, and a card that says what they are worth."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sparsemble.core.errors import InputError
+from sparsemble.runtime.header import parse, text
+from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
+from sparsemble.runtime.nodes import describe_node, read_node
+from sparsemble.runtime.packed import floats_of
+from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.team import Team
+
+WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
+
+
+def save_folder(team: Team, folder: Path, summary: Mapping[str, Any] | None, *, values: str) -> None:
+    """Write weights, settings and card.
+
+    Args:
+        team: its weights already rounded to `values`.
+        folder: made if it is not there.
+        summary: of the run, for the card; none: the card has no numbers.
+        values: float16 or float32, of the weights; constants are float32.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray] = {}
+    members = []
+    for number, member in enumerate(team.members, start=1):
+        nodes = []
+        for place, node in enumerate(member.nodes):
+            nodes.append(describe_node(node))
+            name = f"member{number}.{place}"
+            if isinstance(node, Convolution | Linear):
+                tensors[f"{name}.weight"] = node.weight.dense().astype(values)
+            for i, floats in enumerate(floats_of(node)):
+                tensors[f"{name}.constant{i}"] = floats
+        members.append(nodes)
+    save_file(tensors, folder / WEIGHTS)
+    settings = {
+        "library_name": "sparsemble",
+        "image": list(team.image),
+        "range": [0, 1],
+        "classes": list(team.classes),
+        "combine": dict(team.combine),
+        "stop": dict(team.stop),
+        "parent_weights": team.parent_weights,
+        "recipe": dict(team.recipe),
+        "provenance": dict(team.provenance),
+        "members": members,
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    (folder / CARD).write_text(card(team, summary), "utf-8")
+
+
+def load_folder(folder: Path) -> Team:
+    """Read what `save_folder` wrote.
+
+    Raises:
+        InputError: files are missing, or do not fit each other.
+    """
+    try:
+        settings = parse((folder / SETTINGS).read_bytes())
+        tensors = load_file(folder / WEIGHTS)
+        text(settings)
+        members = [
+            Network(tuple(settings["image"]), tuple(_nodes(told, tensors, number)))
+            for number, told in enumerate(settings["members"], start=1)
+        ]
+        return Team(
+            members=tuple(members),
+            combine=settings["combine"],
+            stop=settings["stop"],
+            classes=tuple(settings["classes"]),
+            parent_weights=settings["parent_weights"],
+            recipe=settings["recipe"],
+            provenance=settings["provenance"],
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, Refused) as error:
+        raise InputError(f"{folder} cannot be read as an exported team: {error}") from None
+
+
+def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number: int) -> Iterator[Node]:
+    for place, one in enumerate(told):
+        name = f"member{number}.{place}"
+        constants = iter(range(2))
+
+        def weight(name: str = name) -> Weight:
+            return Weight.of(tensors[f"{name}.weight"])
+
+        def floats(_count: int, name: str = name, constants: Iterator[int] = constants) -> Floats:
+            return tensors[f"{name}.constant{next(constants)}"]
+
+        yield read_node(one, name, weight, floats)
+
+
+def card(team: Team, summary: Mapping[str, Any] | None) -> str:
+    """Return the model card: what it is, how robust, and which checks of that number failed."""
+    channels, height, width = team.image
+    lines = [
+        "---",
+        "library_name: sparsemble",
+        "pipeline_tag: image-classification",
+        "tags: [adversarial-robustness, pruning, sparse, ensemble]",
+        "---",
+        "",
+        "# A robust, compact ensemble of sparse sub-models",
+        "",
+        f"{len(team.members)} members, {team.nonzeros:,} weights that are not 0 (sparsity {team.sparsity:.3f} of one "
+        f"dense parent), {len(team.classes)} classes, images of {width} x {height} with {channels} channel(s) in "
+        "[0, 1].",
+        f"Answers are combined by `{team.combine['name']}`; members run until the rule `{team.stop['name']}` stops "
+        "them.",
+        "",
+    ]
+    if summary is None:
+        return "\n".join([*lines, "No measurement came with this export.", ""])
+    threat = summary["threat"]
+    lines += [
+        f"Threat model: {threat['norm']}, eps {threat['eps']:.4g}. Worst case: right on the clean image and under "
+        "every attack that was tried, attacks on the stopping rule included.",
+        "",
+        "| | clean % | worst case % | 95 % | members run, clean / attacked |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in summary["rows"]:
+        low, high = row["worst_case_interval"]
+        runs = row["members_run"]
+        lines.append(
+            f"| {row['name']} | {100 * row['clean']:.1f} | {100 * row['worst_case']:.1f} | {100 * low:.0f} to "
+            f"{100 * high:.0f} | {runs['clean']:.2f} / {runs['attacked']:.2f} |"
+        )
+    failed = [check for check in summary["checks"] if check["status"] == "fail"]
+    lines += ["", f"Measured on {summary['rows'][0]['images']} test images. Checks of the evaluation that failed:", ""]
+    lines += [f"- {check['name']}: {check['detail']}" for check in failed] or ["- none"]
+    return "\n".join([*lines, "", f"Made by `{summary['command']}`, seed {summary['seed']}.", ""])

@@ -1,0 +1,143 @@
+"""From a finished run to files that others can run: packed team, ONNX, a folder for model hubs."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from sparsemble.core.artifacts import write_json
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.types import Images, MemberLogits
+from sparsemble.data.dataset import Split
+from sparsemble.ensemble.dynamic import answer_dynamic
+from sparsemble.evaluation.cost import count_weights
+from sparsemble.export.agreement import agreement
+from sparsemble.export.convert import convert_team
+from sparsemble.export.folded import FoldedNetwork
+from sparsemble.export.hub import save_folder
+from sparsemble.pipeline.heldout import adversarial_images, logits_of
+from sparsemble.pipeline.machine import source_revision, versions
+from sparsemble.pipeline.recipe import Recipe, resolved
+from sparsemble.pipeline.rows import Row, load_row
+from sparsemble.pipeline.stage import Stage, Work, dataset, stages
+from sparsemble.runtime import packed
+from sparsemble.runtime.predictor import Predictor
+from sparsemble.runtime.team import Team
+
+PACKED = "team.sparsemble"
+
+
+@final
+@stages.register("export")
+@dataclass(frozen=True, kw_only=True)
+class ExportStage(Stage):
+    """Fold, round, write, read back, and compare with the rounded team in torch on held-out images."""
+
+    seed: int
+    title: str
+    """Name of the run."""
+    recipe: Recipe
+
+    def run(self, work: Work) -> None:
+        """Leave `team.sparsemble`, `onnx/`, `hub/` and `export.json`."""
+        data, values = dataset(self.recipe.data), self.recipe.export.values
+        row = load_row("team_dynamic", work.inputs, self.recipe.ensemble.combine, torch.device("cpu"))
+        parent = load_row("dense", work.inputs, self.recipe.ensemble.combine, torch.device("cpu")).ensemble
+        team = packed.rounded(
+            convert_team(
+                row.ensemble,
+                row.stop,
+                data.classes,
+                data.shape,
+                count_weights(parent).total,
+                recipe=resolved(self.recipe),
+                provenance={"run": self.title, "seed": self.seed, "source": source_revision() or "", **versions()},
+            ),
+            values,
+        )
+        path = work.folder / PACKED
+        packed.save(team, path, values=values)
+        reference = Ensemble([FoldedNetwork(member) for member in team.members], row.ensemble.combine).eval()
+        work.tell(0.2, "packed")
+        x = data.calibrate.everything()[0]
+        before, x_adv = self._judge(row.ensemble, row, data.calibrate, work)
+        after, _ = self._judge(reference, row, data.calibrate, work)
+        images = torch.cat([x, x_adv])
+        wanted = logits_of(reference, images)
+        work.tell(0.6, "measured what rounding does")
+        predictor = Predictor(packed.load(path))
+        formats = {"packed": self._agrees(wanted, torch.from_numpy(predictor.member_logits(images.numpy())), row, work)}
+        formats |= self._onnx(team, wanted, images, row, work)
+        summary = work.inputs["report"].json("summary.json")
+        save_folder(team, work.folder / "hub", summary, values=values)
+        dense = 4 * count_weights(parent).total
+        write_json(
+            work.folder / "export.json",
+            {
+                "values": values,
+                "bytes": path.stat().st_size,
+                "share_of_dense_float32": path.stat().st_size / dense,
+                "nonzeros": team.nonzeros,
+                "sparsity": team.sparsity,
+                "held_out_images": len(x),
+                "unrounded": before,
+                "rounded": after,
+                "formats": formats,
+            },
+        )
+
+    def _judge(self, team: Ensemble, row: Row, split: Split, work: Work) -> tuple[dict[str, float], Images]:
+        """Return held-out accuracy of the dynamic team, clean and under an attack on all members, and the images."""
+        x, y = split.everything()
+        recipe = self.recipe
+        x_adv = adversarial_images(team, split, recipe.held_out_attack, recipe.threat, work.rng("export"))
+        right = [
+            answer_dynamic(logits_of(team, images), team.combine, row.stop).logits.argmax(1) == y
+            for images in (x, x_adv)
+        ]
+        found = {"clean": float(right[0].double().mean()), "robust": float((right[0] & right[1]).double().mean())}
+        return found, x_adv
+
+    def _agrees(self, wanted: MemberLogits, found: MemberLogits, row: Row, work: Work) -> dict[str, Any]:
+        return asdict(agreement(wanted, found, row.ensemble.combine, row.stop, rng=work.rng("agreement")))
+
+    def _onnx(self, team: Team, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
+        """Write the graphs and try them out, where the packages for that are installed."""
+        try:
+            import onnx
+            import onnxruntime
+        except ImportError:
+            return {"onnx": "not written: needs onnx and onnxruntime; pip install 'sparsemble[export]'"}
+        from sparsemble.export.onnx import OPSET, member_graph, team_graph
+
+        folder = work.folder / "onnx"
+        folder.mkdir()
+        logits = []
+        for number, member in enumerate(team.members, start=1):
+            file = folder / f"member{number}.onnx"
+            onnx.save_model(member_graph(member, f"member{number}"), file)
+            logits.append(_session(onnxruntime, file).run(["logits"], {"images": images.numpy()})[0])
+        onnx.save_model(team_graph(team.members, team.combine), folder / "team.onnx")
+        together = _session(onnxruntime, folder / "team.onnx")
+        answer = torch.from_numpy(together.run(["logits"], {"images": images.numpy()})[0])
+        one = together.run(["logits"], {"images": images[:1].numpy()})[0]
+        manifest = {
+            "opset": OPSET,
+            "members": [f"member{i}.onnx" for i in range(1, len(logits) + 1)],
+            "static_team": "team.onnx",
+            "input": {"name": "images", "shape": ["batch", *team.image], "range": [0, 1]},
+            "output": "logits",
+            "combine": dict(team.combine),
+            "stop": dict(team.stop),
+            "classes": list(team.classes),
+        }
+        write_json(folder / "manifest.json", manifest)
+        expected = row.ensemble.combine(wanted)
+        static = float((answer - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+        found = self._agrees(wanted, torch.from_numpy(np.stack(logits)), row, work)
+        return {"onnx": {**found, "static_team": static, "batch_of_one": float(np.abs(one - answer[:1].numpy()).max())}}
+
+
+def _session(onnxruntime: Any, file: Any) -> Any:
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SMOKE = Path(__file__).with_name("smoke.toml")
-VARIABLE = {"latency_ms", "seconds"}
+VARIABLE = {"latency_ms", "engine_ms", "seconds"}
 
 
 def sparsemble(*words: object, **options: object) -> "subprocess.CompletedProcess[str]":

@@ -1,13 +1,18 @@
 """The command line in an environment that holds the base dependencies and nothing else: no torch."""
 
 import importlib.metadata as metadata
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
+
+from sparsemble import runtime
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -69,3 +74,23 @@ def test_the_runtime_room_needs_no_torch(base: dict[str, str]) -> None:
         [sys.executable, "-S", "-c", "import sparsemble.runtime"], env=base, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_packed_team_answers_without_torch_as_with_it(base: dict[str, str], finished: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    paths = [tmp_path / f"{i:02}.png" for i in range(20)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    file = finished / "export" / "team.sparsemble"
+    shown = call(base, "sparsemble.cli", "predict", str(file), str(tmp_path), "--json")
+    assert shown.returncode == 0, shown.stderr
+    rows = json.loads(shown.stdout)
+    found = runtime.load(file).predict(images[..., None])
+    assert [row["members_run"] for row in rows] == found.members_run.tolist()
+    assert [row["label"] for row in rows] == [str(label) for label in found.labels]
+    told = call(base, "sparsemble.cli", "show", str(file))
+    assert "a packed team of version 1" in told.stdout
+    refused = call(base, "sparsemble.cli", "predict", str(file), str(tmp_path), "--threads", "-1")
+    assert refused.returncode == 2
+    assert refused.stderr.strip() == "error: threads = -1 must be 1 or more, or 0 for all cores"

@@ -1,0 +1,111 @@
+"""What a finished run leaves for others."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sparsemble import runtime
+from sparsemble.core.artifacts import Artifact
+from sparsemble.core.errors import RunError
+from sparsemble.core.types import seeded
+from sparsemble.ensemble import predict_dynamic
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.stopping.confidence import Confidence
+from sparsemble.export.agreement import agreement
+from sparsemble.export.hub import card, load_folder
+from sparsemble.pipeline.rows import load_row
+from sparsemble.runtime import packed
+from tests.end_to_end.conftest import sparsemble
+
+
+def told(folder: Path) -> dict:
+    return json.loads((folder / "export" / "export.json").read_text("utf-8"))
+
+
+class TestExport:
+    def test_every_format_agrees_with_the_rounded_team(self, finished: Path) -> None:
+        found = told(finished)
+        assert set(found["formats"]) == {"packed", "onnx"}
+        for one in found["formats"].values():
+            assert one["logits"] < 1e-4
+            assert one["labels"] + one["decisions"] <= 2 * one["near"]
+            assert one["images"] == 2 * found["held_out_images"]
+        assert found["bytes"] == (finished / "export" / "team.sparsemble").stat().st_size
+        for name in ("clean", "robust"):
+            assert found["rounded"][name] == pytest.approx(found["unrounded"][name], abs=0.05)
+
+    def test_the_packed_team_answers_as_the_trained_one(self, finished: Path) -> None:
+        (team,) = finished.glob("ensemble-*")
+        (stop,) = finished.glob("calibrate-*")
+        inputs = {"team": Artifact(team), "stop": Artifact(stop)}
+        row = load_row("team_dynamic", inputs, MeanProbability(), torch.device("cpu"))
+        x = torch.rand(40, 1, 8, 8, generator=seeded(0))
+        expected = predict_dynamic(row.ensemble, x, row.stop)
+        found = runtime.load(finished / "export" / "team.sparsemble").predict(x.numpy())
+        np.testing.assert_allclose(found.probabilities, expected.logits.detach().softmax(1).numpy(), atol=0.01)
+        assert float(np.mean(found.members_run == expected.members_run.numpy())) > 0.9
+
+    def test_the_hub_folder_holds_the_same_team_and_says_what_it_is_worth(self, finished: Path) -> None:
+        hub = finished / "export" / "hub"
+        packed.save(load_folder(hub), finished.parent / "from_hub.sparsemble")
+        one, other = (
+            packed.load(p) for p in (finished.parent / "from_hub.sparsemble", finished / "export" / "team.sparsemble")
+        )
+        x = np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32)
+        logits = [runtime.Predictor(team).member_logits(x) for team in (one, other)]
+        assert np.array_equal(*logits)
+        text = (hub / "README.md").read_text("utf-8")
+        summary = json.loads((finished / "report" / "summary.json").read_text("utf-8"))
+        assert text == card(other, summary)
+        assert text.startswith("---\nlibrary_name: sparsemble")
+        for check in summary["checks"]:
+            assert (check["detail"] in text) == (check["status"] == "fail")
+
+    def test_may_be_written_again_in_full(self, finished: Path, tmp_path: Path) -> None:
+        shutil.copytree(finished, tmp_path / "run")
+        result = sparsemble("export", tmp_path / "run", "--values", "float32", "--json")
+        assert result.returncode == 0, result.stderr
+        found = json.loads(result.stdout)
+        assert found["values"] == "float32"
+        assert found["rounded"] == found["unrounded"]
+        assert found["bytes"] > told(finished)["bytes"]
+        assert packed.describe(tmp_path / "run" / "export" / "team.sparsemble")["values"] == "float32"
+
+    def test_a_folder_that_is_no_run_gives_a_sentence(
+        self, in_process: Callable[..., tuple[int, str]], tmp_path: Path, finished: Path
+    ) -> None:
+        status, said = in_process("export", tmp_path)
+        assert status == 2
+        assert "is not the folder of a finished run" in said
+        status, said = in_process("export", finished, "--values", "float8")
+        assert status == 2
+        assert "float8" in said
+
+
+class TestAgreement:
+    def logits(self) -> torch.Tensor:
+        return 3 * torch.randn(3, 200, 4, generator=seeded(0))
+
+    def test_rounding_is_no_difference(self) -> None:
+        logits = self.logits()
+        noise = 2e-6 * torch.randn(logits.shape, generator=seeded(1))
+        found = agreement(logits, logits + noise, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+        assert (found.labels, found.decisions) == (0, 0)
+        assert 0 < found.logits < 1e-5
+
+    def test_a_logit_too_far_off_is_refused(self) -> None:
+        other = self.logits()
+        other[1, 7, 2] += 0.01
+        with pytest.raises(RunError, match="logits by"):
+            agreement(self.logits(), other, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+
+    def test_an_image_on_the_edge_may_go_either_way_and_is_counted(self) -> None:
+        logits = torch.zeros(2, 1, 2)
+        logits[0, 0, 0] = 1e-6
+        found = agreement(logits, -logits, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+        assert (found.labels, found.near) == (1, 1)

@@ -18,6 +18,7 @@ from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
+from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
 from sparsemble.runtime.kernels import compiled
@@ -213,6 +214,52 @@ class TestChoices:
         assert len(fused.operations) == len(products) + 1  # the pool
         assert sum(operation.residual is not None for operation in products) == 8
         assert sum(operation.relu for operation in products) == 17
+
+
+class TestDead:
+    @pytest.mark.parametrize(
+        "layout",
+        [{"name": "resnet", "width": 8}, {"name": "vgg", "width": 8}, {"name": "wide_resnet", "depth": 10, "width": 1}],
+        ids=str,
+    )
+    def test_answers_keep_their_bits_and_weights_go(
+        self, layout: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = stir_(
+            build_model(architectures.build(layout), (3, 32, 32), 5, (0.5,) * 3, (0.3,) * 3, rng=seeded(0)), 0.985
+        )
+        network = convert(model, (3, 32, 32))
+        x = torch.rand(17, 3, 32, 32, generator=seeded(1))
+        found = Engine(network).run(x.numpy())
+        agrees(model, network, x, Engine(network))
+        monkeypatch.setattr("sparsemble.runtime.engine.without_dead", lambda fused: fused)
+        assert np.array_equal(Engine(network).run(x.numpy()), found)
+        before, after = fuse(network), without_dead(fuse(network))
+        count = [sum(o.weight.nonzeros for o in one.operations if isinstance(o, Product)) for one in (before, after)]
+        assert count[1] < count[0]
+
+    def test_takes_what_is_behind_a_channel_that_is_always_0_and_before_one_that_nobody_reads(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(2, 3, 1),
+            nn.ReLU(),
+            nn.Conv2d(3, 4, 1),
+            nn.ReLU(),
+            nn.Conv2d(4, 2, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            model[0].weight[1] = 0
+            model[0].bias[1] = -1.0  # always 0 behind the ReLU
+            model[4].weight[:, 2] = 0  # nobody reads channel 2 of the second layer
+        fused = without_dead(fuse(convert(model.eval(), (2, 4, 4))))
+        first, second, third = (o for o in fused.operations if isinstance(o, Product))
+        assert first.weight.nonzeros == 4
+        assert second.weight.nonzeros == 2 * 3  # of three inputs one is silent, of four outputs one is unread
+        assert second.wanted is not None
+        assert second.wanted.tolist() == [True, True, False, True]
+        assert third.weight.nonzeros == 6
 
 
 class TestCache:

@@ -10,6 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
 from sparsemble.runtime.memory import Memory
@@ -70,7 +71,7 @@ class Engine:
     ) -> None:
         self.network = network
         self.lanes = lanes()
-        fused, folder = fuse(network), folder or cache_folder()
+        fused, folder = without_dead(fuse(network)), folder or cache_folder()
         self._together = _Planned(lambda: plan(fused, self.lanes, choices), folder)
         self._alone = _Planned(lambda: plan_pixels(fused, self.lanes), folder)
         self.few = max(1, self.lanes // 3)

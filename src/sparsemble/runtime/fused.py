@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsemble.runtime.network import (
     Add,
@@ -41,6 +42,8 @@ class Product:
     dilation: Pair = (1, 1)
     residual: int | None = None
     relu: bool = False
+    wanted: NDArray[np.bool_] | None = None
+    """(outputs) which of them somebody reads; none: all."""
 
 
 @final

@@ -70,8 +70,10 @@ def _with_heads(
     groups = -(-count // outputs)
     key = turn * groups + group
     runs, begins, lengths = np.unique(key, return_index=True, return_counts=True)
-    # A group without weights still has its bias.
-    silent = np.setdiff1d(np.arange(groups), runs % groups)
+    # A group without weights still has its bias, if anybody reads it.
+    wanted = np.ones(count, bool) if operation.wanted is None else operation.wanted
+    read = np.unique(np.flatnonzero(wanted) // outputs)
+    silent = np.setdiff1d(read, runs % groups)
     runs = np.concatenate([runs, silent])
     begins = np.concatenate([begins, np.zeros(len(silent), begins.dtype)])
     lengths = np.concatenate([lengths, np.zeros(len(silent), lengths.dtype)])
@@ -89,7 +91,8 @@ def _with_heads(
     heads["records"] = lengths
     heads["flags"] = FIRST * (of_turn == first[of_group]) + LAST * (of_turn == last[of_group])
     heads["bias"] = bias.reshape(groups, outputs)[of_group]
-    moved = np.concatenate([np.arange(b, b + n) for b, n in zip(begins[order], lengths[order], strict=True)])
+    runs_of = [np.arange(b, b + n) for b, n in zip(begins[order], lengths[order], strict=True)]
+    moved = np.concatenate([np.zeros(0, np.int64), *runs_of])
     stored = records[moved.astype(np.int64)] if len(moved) else records
     return Stream(_bytes(stored), _bytes(heads[order]), len(heads))
 

@@ -55,7 +55,7 @@ CASES: list[tuple[Any, Callable[..., list[bool]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "passes"), CASES, ids=str)
+@pytest.mark.parametrize(("rule", "passes"), CASES, ids=[str(rule) for rule, _ in CASES])
 @pytest.mark.parametrize("members", [1, 2, 4])
 def test_stops_where_a_plain_loop_says(rule: StoppingRule, passes: Callable[..., list[bool]], members: int) -> None:
     logits = random_logits(members, 200, scale=1.5)

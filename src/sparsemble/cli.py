@@ -338,6 +338,49 @@ def export(
 
 
 @app.command()
+def bench(
+    model: Annotated[str, typer.Option("--model", help="An architecture, or a table in TOML.")] = "resnet18",
+    sparsity: Annotated[float, typer.Option("--sparsity", help="In [0, 1).")] = 0.9,
+    granularity: Annotated[str, typer.Option("--granularity", help="weight, block, channel, or a table.")] = "weight",
+    mask: Annotated[str, typer.Option("--mask", help="uniform, erk, or a mask.safetensors.")] = "uniform",
+    batch: Annotated[str, typer.Option("--batch", help="Images at once, with commas between them.")] = "64",
+    threads: Annotated[str, typer.Option("--threads", help="With commas between them.")] = "1",
+    rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds, >= 2.")] = 7,
+    json: Annotated[Optional[Path], typer.Option("--json", help="File for the result.")] = None,  # noqa: UP045
+    quiet: Quiet = False,
+) -> None:
+    """Time a sparse network in our engine and in the dense ones that are installed (extra `bench`).
+
+    Example: [bold]sparsemble bench --model resnet18 --sparsity 0.9 --batch 64 --threads 1[/]
+    """
+    _need_train("bench")
+    from sparsemble.core.artifacts import write_json
+    from sparsemble.pipeline.bench import Asked, bench_table
+    from sparsemble.pipeline.bench import bench as measure
+
+    numbers = {}
+    for name, text in (("batch", batch), ("threads", threads)):
+        if not all(word.strip().isdigit() for word in text.split(",")):
+            raise InputError(f"--{name} = {text!r} must be whole numbers with commas between them, as in 1,64")
+        numbers[name] = tuple(int(word) for word in text.split(","))
+    console = Console(stderr=True, quiet=quiet)
+    asked = Asked(
+        model=model,
+        sparsity=sparsity,
+        granularity=granularity,
+        mask=mask,
+        batches=numbers["batch"],
+        threads=numbers["threads"],
+        rounds=rounds,
+    )
+    found = measure(asked, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: _say(console, text))
+    if json:
+        write_json(json, found)
+    if not quiet:
+        Console().print(bench_table(found))
+
+
+@app.command()
 def predict(
     team: Annotated[Path, typer.Argument(metavar="TEAM", help="A packed team, as `sparsemble export` leaves it.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files, or folders of them.")],

@@ -17,7 +17,7 @@ from sparsemble.runtime.layout import Plane, Reading, displacements, planes, rea
 from sparsemble.runtime.network import Pair
 from sparsemble.runtime.records import stream
 
-NEAREST_CACHE = 24 * 1024
+NEAREST_CACHE = 48 * 1024
 """Bytes of input that a tile may bring into the nearest cache before all outputs have read it."""
 SPARE_REGISTERS = 4
 DRIVER = "network"

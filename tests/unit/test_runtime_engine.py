@@ -22,9 +22,11 @@ from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
 from sparsemble.runtime.kernels import compiled
-from sparsemble.runtime.layout import reading, tile_shapes, tiles
+from sparsemble.runtime.layout import planes, reading, tile_shapes, tiles
+from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.plan import Choice, plan
+from sparsemble.runtime.refused import Refused
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
 
@@ -260,6 +262,20 @@ class TestDead:
         assert second.wanted is not None
         assert second.wanted.tolist() == [True, True, False, True]
         assert third.weight.nonzeros == 6
+
+
+class TestMemory:
+    def test_images_run_one_by_one_where_many_take_too_much_and_not_at_all_where_one_does(self) -> None:
+        torch.manual_seed(0)
+        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20))
+        x = torch.rand(40, 2, 20, 20, generator=seeded(1)).numpy()
+        fused = fuse(network)
+        one = size_of(fused, planes(fused, 1))
+        tight = Engine(network, max_memory=one)
+        assert all(part.stop - part.start == 1 for part in tight._parts(40))
+        assert np.array_equal(tight.run(x), Engine(network).run(x))
+        with pytest.raises(Refused, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"):
+            Engine(network, max_memory=one - 1)
 
 
 class TestCache:

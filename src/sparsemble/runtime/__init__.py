@@ -15,9 +15,9 @@ def load(path: str | Path, *, threads: int = 1, max_memory: int = 2**30) -> Pred
     Args:
         path: a `.sparsemble` file; nothing in it is trusted.
         threads: chunks of a batch that run side by side, >= 1; 0: as many as there are cores.
-        max_memory: bytes that the results of one image may take.
+        max_memory: bytes that the results of one image, and one run of a member, may take.
 
     Raises:
         Refused: whatever is wrong, in a sentence.
     """
-    return Predictor(load_team(Path(path), max_memory=max_memory), threads=threads)
+    return Predictor(load_team(Path(path), max_memory=max_memory), threads=threads, max_memory=max_memory)

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
-from sparsemble.runtime.memory import Memory
+from sparsemble.runtime.layout import planes
+from sparsemble.runtime.memory import Memory, size_of
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.pixels import plan_pixels
 from sparsemble.runtime.plan import DRIVER, Choice, Plan, plan
+from sparsemble.runtime.refused import Refused
 
 Floats = NDArray[np.float32]
 
@@ -64,17 +66,32 @@ class Engine:
         network: what to run.
         choices: how to go through its products, by place, for images side by side; guessed where missing.
         folder: where compiled code is kept; the user's cache unless given.
+        max_memory: bytes that one run may take; where images side by side take more, they are run one by one.
+
+    Raises:
+        Refused: even one image takes more.
     """
 
     def __init__(
-        self, network: Network, *, choices: Mapping[int, Choice] | None = None, folder: Path | None = None
+        self,
+        network: Network,
+        *,
+        choices: Mapping[int, Choice] | None = None,
+        folder: Path | None = None,
+        max_memory: int = 2**30,
     ) -> None:
         self.network = network
         self.lanes = lanes()
         fused, folder = without_dead(fuse(network)), folder or cache_folder()
         self._together = _Planned(lambda: plan(fused, self.lanes, choices), folder)
         self._alone = _Planned(lambda: plan_pixels(fused, self.lanes), folder)
-        self.few = max(1, self.lanes // 3)
+        # Offsets in records have 32 bits: beyond that a kernel would read elsewhere.
+        most = min(max_memory, 2**32 - 1)
+        one = size_of(fused, planes(fused, 1))
+        if one > most:
+            raise Refused(f"a run of one image takes {one} bytes, more than max_memory = {most}")
+        fits = size_of(fused, planes(fused, self.lanes)) <= most
+        self.few = max(1, self.lanes // 3) if fits else self.lanes
         """Up to so many images are run one by one."""
 
     def run(self, images: Floats, threads: int = 1) -> Floats:
@@ -98,7 +115,8 @@ class Engine:
     def _parts(self, count: int) -> list[slice]:
         """Return which images run together."""
         parts = [slice(start, min(start + self.lanes, count)) for start in range(0, count, self.lanes)]
-        if parts and parts[-1].stop - parts[-1].start <= self.few:
-            rest = parts.pop()
-            parts += [slice(i, i + 1) for i in range(rest.start, rest.stop)]
-        return parts
+        found: list[slice] = []
+        for part in parts:
+            alone = part.stop - part.start <= self.few
+            found += [slice(i, i + 1) for i in range(part.start, part.stop)] if alone else [part]
+        return found

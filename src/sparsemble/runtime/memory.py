@@ -40,6 +40,11 @@ def places(fused: Fused, planes: list[Plane]) -> tuple[list[int], int]:
     return offsets, end
 
 
+def size_of(fused: Fused, planes: list[Plane]) -> int:
+    """Return the bytes that one run takes."""
+    return places(fused, planes)[1]
+
+
 @final
 class Memory:
     """Buffers and arguments of one run at a time.

@@ -40,18 +40,19 @@ class Predictor:
         team: what answers.
         threads: chunks of a batch that run side by side, >= 1; 0: as many as there are cores.
         folder: where compiled code is kept; the user's cache unless given.
+        max_memory: bytes that one run of a member may take.
 
     Raises:
         Refused: a combiner, stopping rule or number of threads that cannot be.
     """
 
-    def __init__(self, team: Team, *, threads: int = 1, folder: Path | None = None) -> None:
+    def __init__(self, team: Team, *, threads: int = 1, folder: Path | None = None, max_memory: int = 2**30) -> None:
         if threads < 0:
             raise Refused(f"threads = {threads} must be 1 or more, or 0 for all cores")
         self.team, self.threads = team, threads or os.cpu_count() or 1
         self._combine, self._stop = combiner(team.combine), rule(team.stop)
         self._engines: list[Engine | None] = [None] * len(team.members)
-        self._folder = folder
+        self._folder, self._max_memory = folder, max_memory
 
     def predict(self, images: NDArray[Any]) -> Prediction:
         """Classify images, (B, H, W, C) of whole numbers in 0..255 (uint8) or (B, C, H, W) of floats in [0, 1].
@@ -91,7 +92,9 @@ class Predictor:
         """Return a member's engine; compiled when it is first needed."""
         found = self._engines[place]
         if found is None:
-            found = self._engines[place] = Engine(self.team.members[place], folder=self._folder)
+            found = self._engines[place] = Engine(
+                self.team.members[place], folder=self._folder, max_memory=self._max_memory
+            )
         return found
 
     def _checked(self, images: NDArray[Any]) -> Floats:

@@ -143,7 +143,8 @@ def draw(result: dict[str, Any], lines: Sequence[dict[str, Any]], path: Path) ->
         x = [places[line["values"][axis]] + 0.03 * (i - len(groups) / 2) for line in found]
         y = [100 * line["worst_case"] for line in found]
         bars = [[100 * abs(line["worst_case"] - line["interval"][end]) for line in found] for end in (0, 1)]
-        ax.errorbar(x, y, bars, marker="o", markersize=4, linewidth=1.2, elinewidth=0.6, label=name)
+        marker = "os^D"[i // 10 % 4]  # after ten lines colours come again
+        ax.errorbar(x, y, bars, marker=marker, markersize=4, linewidth=1.2, elinewidth=0.6, label=name)
     ax.set_xticks(list(places.values()), list(places))
     ax.set_xlabel(axis)
     ax.set_ylabel("worst-case accuracy, %")

@@ -18,11 +18,13 @@ from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
+from sparsemble.runtime.copies import single, vector_of
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
 from sparsemble.runtime.kernels import compiled
-from sparsemble.runtime.layout import planes, reading, tile_shapes, tiles
+from sparsemble.runtime.kernels.compiled import lanes
+from sparsemble.runtime.layout import reading, tile_shapes, tiles
 from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.plan import Choice, plan
@@ -185,11 +187,24 @@ class TestChoices:
             choice = Choice(tile=tile, block=block, outputs=outputs)
             agrees(model, network, x, Engine(network, choices={0: choice}))
 
+    @pytest.mark.parametrize("width", [6, 4, 2])
+    def test_every_way_through_a_layer_gives_one_image_the_same_bits(self, width: int) -> None:
+        torch.manual_seed(0)
+        network = convert(stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1))), (12, 7, width))
+        x = torch.rand(1, 12, 7, width, generator=seeded(1)).numpy()
+        vectors = -(-7 * width // vector_of(7, width, lanes()))
+        expected = Engine(network).run(np.repeat(x, lanes(), 0))[:1]
+        for wide, block, (outputs, chains) in itertools.product(
+            {1, min(2, vectors), vectors}, [1, 5, 12], [(1, 1), (1, 3), (1, 8), (4, 1), (4, 2), (8, 1)]
+        ):
+            choice = Choice(tile=(1, wide), block=block, outputs=outputs, chains=chains)
+            assert np.array_equal(Engine(network, alone={0: choice}).run(x), expected)
+
     def test_tiles_cover_every_output_and_nothing_else(self) -> None:
         torch.manual_seed(0)
         network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
         found = plan(fuse(network), 8)
-        fused, (read, written) = found.fused.operations[0], found.planes
+        fused, (read, written) = found.fused.operations[0], (found.plane(0), found.plane(1))
         assert isinstance(fused, Product)
         for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
             covered = {
@@ -270,7 +285,8 @@ class TestMemory:
         network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20))
         x = torch.rand(40, 2, 20, 20, generator=seeded(1)).numpy()
         fused = fuse(network)
-        one = size_of(fused, planes(fused, 1))
+        alone = single(fused, lanes())
+        one = size_of(fused, alone.buffers, alone.lives)
         tight = Engine(network, max_memory=one)
         assert all(part.stop - part.start == 1 for part in tight._parts(40))
         assert np.array_equal(tight.run(x), Engine(network).run(x))

@@ -7,6 +7,9 @@ from time import perf_counter
 
 from sparsemble.core.errors import InputError
 
+ROUND = 0.02
+"""Seconds that a call is timed for in each round, at least."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -18,7 +21,10 @@ class Latency:
 
 
 def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int) -> dict[str, Latency]:
-    """Time each call once a round, in turn, so that a slow moment of the machine hits all of them.
+    """Time each call every round, in turn, so that a slow moment of the machine hits all of them.
+
+    A round of a call is one that is not timed, as whoever ran before has emptied the caches, and then as many as fill
+    ROUND seconds: what a device does that looks at image after image.
 
     Args:
         calls: what to time, by name; each returns when its result is ready.
@@ -33,11 +39,15 @@ def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warm
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(warm_up + rounds):
         for name, call in calls.items():
-            started = perf_counter()
             call()
-            elapsed = perf_counter() - started
-            if number >= warm_up:
-                times[name].append(1000 * elapsed)
+            if number < warm_up:
+                continue
+            done, started, elapsed = 0, perf_counter(), 0.0
+            while elapsed < ROUND:
+                call()
+                done += 1
+                elapsed = perf_counter() - started
+            times[name].append(1000 * elapsed / done)
     return {name: _summary(values) for name, values in times.items()}
 
 

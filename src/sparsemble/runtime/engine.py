@@ -10,6 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemble.runtime.copies import single
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
@@ -65,6 +66,7 @@ class Engine:
     Args:
         network: what to run.
         choices: how to go through its products, by place, for images side by side; guessed where missing.
+        alone: the same for an image alone; tiles have one row.
         folder: where compiled code is kept; the user's cache unless given.
         max_memory: bytes that one run may take; where images side by side take more, they are run one by one.
 
@@ -77,6 +79,7 @@ class Engine:
         network: Network,
         *,
         choices: Mapping[int, Choice] | None = None,
+        alone: Mapping[int, Choice] | None = None,
         folder: Path | None = None,
         max_memory: int = 2**30,
     ) -> None:
@@ -84,10 +87,11 @@ class Engine:
         self.lanes = lanes()
         fused, folder = without_dead(fuse(network)), folder or cache_folder()
         self._together = _Planned(lambda: plan(fused, self.lanes, choices), folder)
-        self._alone = _Planned(lambda: plan_pixels(fused, self.lanes), folder)
+        self._alone = _Planned(lambda: plan_pixels(fused, self.lanes, alone), folder)
         # Offsets in records have 32 bits: beyond that a kernel would read elsewhere.
         most = min(max_memory, 2**32 - 1)
-        one = size_of(fused, planes(fused, 1))
+        layout = single(fused, self.lanes)
+        one = size_of(fused, layout.buffers, layout.lives)
         if one > most:
             raise Refused(f"a run of one image takes {one} bytes, more than max_memory = {most}")
         fits = size_of(fused, planes(fused, self.lanes)) <= most

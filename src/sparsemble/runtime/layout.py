@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from sparsemble.runtime.fused import Fused, Pool, Product, Sum
 from sparsemble.runtime.network import Pair, Shape
 
+SPARE_CHANNELS = 7
+"""Behind every buffer; outputs that share a head may be so many more than there are."""
+
 
 @final
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Plane:
     frame: Pair
     """Rows above and below, columns left and right."""
     lanes: int
-    columns: int = 0
-    """Vectors or floats from row to row; 0: width and frame."""
+    padded: int = 4
+    """A channel takes a multiple of so many bytes."""
 
     @property
     def column(self) -> int:
@@ -37,12 +40,12 @@ class Plane:
     @property
     def row(self) -> int:
         """Bytes from a row to the next."""
-        return self.column * (self.columns or self.width + 2 * self.frame[1])
+        return self.column * (self.width + 2 * self.frame[1])
 
     @property
     def plane(self) -> int:
         """Bytes from a channel to the next."""
-        return self.row * (self.height + 2 * self.frame[0])
+        return -(-self.row * (self.height + 2 * self.frame[0]) // self.padded) * self.padded
 
     @property
     def origin(self) -> int:
@@ -56,7 +59,7 @@ class Plane:
     @property
     def bytes(self) -> int:
         """Size of the buffer, with spare channels for blocks of outputs that are not full."""
-        return self.plane * (self.channels + 7)
+        return self.plane * (self.channels + SPARE_CHANNELS)
 
 
 def planes(fused: Fused, lanes: int) -> list[Plane]:

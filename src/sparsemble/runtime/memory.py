@@ -1,48 +1,62 @@
 """The memory of one run: buffers whose frames stay zero, and the table of arguments that points into them."""
 
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemble.runtime.copies import Copies
 from sparsemble.runtime.fused import Fused
 from sparsemble.runtime.layout import Plane
+from sparsemble.runtime.network import Pair
 from sparsemble.runtime.plan import Address, Argument, Plan, last_uses
 
 ALIGNMENT = 64
 
 
-def places(fused: Fused, planes: list[Plane]) -> tuple[list[int], int]:
+TAIL = 1024
+"""Bytes behind the last buffer, for vectors that are read where a row has ended."""
+
+
+def places(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, Pair]) -> tuple[list[int], int]:
     """Return the offset of every buffer, and the bytes of all; buffers of one layout take turns.
 
     Only equal layouts may share: the frame of one would be written by the inside of another.
+
+    Args:
+        fused: the operations.
+        buffers: what they read and write, then whatever else a plan needs.
+        lives: the first and last operation that needs each of the others.
     """
-    last, free = last_uses(fused), dict[Plane, list[int]]()
-    offsets, end = [0] * len(planes), 0
+    last, free = last_uses(fused), dict[Plane | Copies, list[int]]()
+    last |= {buffer: end for buffer, (_, end) in lives.items()}
+    offsets, end = [0] * len(buffers), 0
 
     def take(buffer: int) -> None:
         nonlocal end
-        waiting = free.get(planes[buffer])
+        waiting = free.get(buffers[buffer])
         if waiting:
             offsets[buffer] = waiting.pop()
         else:
             offsets[buffer] = end
-            end += -(-planes[buffer].bytes // ALIGNMENT) * ALIGNMENT
+            end += -(-buffers[buffer].bytes // ALIGNMENT) * ALIGNMENT
 
     take(0)
-    for buffer in range(len(fused.shapes), len(planes)):
-        take(buffer)  # what a plan needs beside the results of operations; never shared
     for place, operation in enumerate(fused.operations):
+        for buffer, (first, _) in lives.items():
+            if first == place:
+                take(buffer)
         take(operation.out)
         for buffer, done in last.items():
             if done == place:
-                free.setdefault(planes[buffer], []).append(offsets[buffer])
-    return offsets, end
+                free.setdefault(buffers[buffer], []).append(offsets[buffer])
+    return offsets, end + TAIL
 
 
-def size_of(fused: Fused, planes: list[Plane]) -> int:
+def size_of(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, Pair] | None = None) -> int:
     """Return the bytes that one run takes."""
-    return places(fused, planes)[1]
+    return places(fused, buffers, lives or {})[1]
 
 
 @final
@@ -55,7 +69,7 @@ class Memory:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.offsets, size = places(plan.fused, plan.planes)
+        self.offsets, size = places(plan.fused, plan.buffers, plan.lives)
         self._bytes = np.zeros(size + ALIGNMENT, np.uint8)
         self.start = -(-self._bytes.ctypes.data // ALIGNMENT) * ALIGNMENT
         self._arguments = [np.array([self._value(one) for one in step.arguments], np.int64) for step in plan.steps]
@@ -68,12 +82,14 @@ class Memory:
 
     def answer(self, count: int) -> NDArray[np.float32]:
         """Return the logits of the first images, (count, K)."""
-        fused, plane = self.plan.fused, self.plan.planes[self.plan.fused.answer]
+        fused, plane = self.plan.fused, self.plan.plane(self.plan.fused.answer)
         begin = self.start - self._bytes.ctypes.data + self.offsets[fused.answer]
-        stored = self._bytes[begin : begin + plane.plane * plane.channels].view(np.float32)
-        shape = (plane.channels, plane.height + 2 * plane.frame[0], plane.width + 2 * plane.frame[1], plane.lanes)
-        rows, columns = plane.frame
-        inside = stored.reshape(shape)[:, rows : rows + plane.height, columns : columns + plane.width, :count]
+        stored = self._bytes[begin : begin + plane.plane * plane.channels].reshape(plane.channels, plane.plane)
+        high, wide = plane.height + 2 * plane.frame[0], plane.width + 2 * plane.frame[1]
+        rows = np.ascontiguousarray(stored[:, : high * plane.row]).view(np.float32)
+        inside = rows.reshape(plane.channels, high, wide, plane.lanes)
+        (above, beside), (height, width) = plane.frame, (plane.height, plane.width)
+        inside = inside[:, above : above + height, beside : beside + width, :count]
         return np.ascontiguousarray(inside.reshape(fused.classes, count).T)
 
     def _value(self, argument: Argument) -> int:

@@ -1,25 +1,35 @@
-"""Planning for one image at a time: a vector holds neighbouring columns of a row."""
+"""Planning for one image at a time: a vector holds neighbouring outputs of a plane."""
 
+import math
 from collections.abc import Mapping
 from typing import final
 
 import numpy as np
 
+from sparsemble.runtime.copies import Copies, displacements_of, single, vector_of
 from sparsemble.runtime.fused import Fused, Pool, Product
 from sparsemble.runtime.kernels.compiled import registers
-from sparsemble.runtime.kernels.small import Deal, Pack
-from sparsemble.runtime.layout import Plane, Reading, planes, reading, tile_shapes
+from sparsemble.runtime.kernels.spread import Slide, Spread
+from sparsemble.runtime.layout import reading
 from sparsemble.runtime.plan import (
     SPARE_REGISTERS,
     Address,
     Choice,
     Plan,
+    Tiles,
     add_elementwise,
+    add_gather,
+    add_pack,
     add_pool,
+    add_tiles,
     block_for,
     is_dense,
-    products,
 )
+
+LONGEST_CODE = 256
+"""Vectors of a row of copies up to which each has code of its own."""
+BUSY = 16
+"""Sums side by side that keep a processor from waiting for its own results."""
 
 
 def plan_pixels(fused: Fused, lanes: int, choices: Mapping[int, Choice] | None = None) -> Plan:
@@ -27,75 +37,109 @@ def plan_pixels(fused: Fused, lanes: int, choices: Mapping[int, Choice] | None =
 
     Args:
         fused: its operations.
-        lanes: the most columns in a vector.
+        lanes: the most outputs in a vector.
         choices: how to go through products, by the place of the operation; tiles count vectors across.
     """
     return _Planning(fused, lanes).run(choices or {})
-
-
-def vector_of(plane: Plane, lanes: int) -> int:
-    """Return how many columns of a plane a vector takes: a power of two, at most the width."""
-    found = lanes
-    while found > plane.width:
-        found //= 2
-    return found
 
 
 @final
 class _Planning:
     def __init__(self, fused: Fused, lanes: int) -> None:
         self.lanes = lanes
-        self.plan = Plan(fused, planes(fused, 1))
-        self.dealt: dict[int, int] = {}
+        self.single = single(fused, lanes)
+        self.plan = Plan(fused, self.single.buffers, self.single.lives)
 
     def run(self, choices: Mapping[int, Choice]) -> Plan:
-        fused, image = self.plan.fused, self.plan.planes[0]
-        constants = np.stack([fused.scale, fused.shift], 1).astype(np.float32)
-        size = 4 * image.height * image.width * image.channels
-        pack = Pack(1, image.height, image.width, size, image.origin, image.row, image.plane)
-        self.plan.add(pack, (0, Address(0), constants, 0), image.channels)
-        for place, operation in enumerate(fused.operations):
+        add_pack(self.plan, 1)
+        for place, operation in enumerate(self.plan.fused.operations):
+            self._copy(place)
             if isinstance(operation, Product):
-                self._product(operation, choices.get(place))
+                self._product(place, operation, choices.get(place))
             elif isinstance(operation, Pool):
-                add_pool(self.plan, operation)
+                self._pool(place, operation)
             else:
-                width = self.plan.planes[operation.source].width
-                even = width & -width  # the largest power of two that divides it
-                add_elementwise(self.plan, operation, min(even, self.lanes))
+                lanes, vectors = self._vectors(operation.out)
+                add_elementwise(self.plan, operation, lanes, (1, vectors))
         return self.plan
 
-    def _product(self, operation: Product, choice: Choice | None) -> None:
-        read, written = self.plan.planes[operation.source], self.plan.planes[operation.out]
-        vector, at, source = 1, Address(operation.source), reading(operation, read)
-        if operation.stride[1] == 1:
-            vector = vector_of(written, self.lanes)
-        elif operation.stride[1] == 2 and written.width > 1:
-            vector = vector_of(written, self.lanes)
-            at, source = self._halves(operation, read)
-        if choice is None:
-            outputs = 4 if is_dense(operation) else 1
-            most = (registers() - SPARE_REGISTERS) // outputs
-            tile = tile_shapes(written.height, written.width // vector, most)[0]
-            choice = Choice(tile, block_for(operation, read, (tile[0], tile[1] * vector)), outputs)
-        products(self.plan, operation, choice, source, at, vector, vector)
+    def _vectors(self, buffer: int) -> tuple[int, int]:
+        """Return how many floats a vector of a plane takes, and how many vectors a channel."""
+        plane = self.plan.plane(buffer)
+        lanes = vector_of(plane.height, plane.width, self.lanes)
+        return lanes, -(-plane.height * plane.width // lanes)
 
-    def _halves(self, operation: Product, read: Plane) -> tuple[Address, Reading]:
-        """Return where a product of stride 2 finds its columns: even and odd ones apart, so that they are close."""
-        lanes = min(self.lanes, 8)
-        half = -(-(read.width + 2 * read.frame[1] + 1) // (2 * lanes))
-        buffer = self.dealt.get(operation.source)
+    def _copies(self, place: int) -> tuple[int, Copies] | None:
+        """Return the copies that an operation reads, if it does not read the plane itself."""
+        buffer = self.single.of.get(place)
         if buffer is None:
-            buffer = self.dealt[operation.source] = len(self.plan.planes)
-            self.plan.planes.append(Plane(read.channels, read.height, 2 * half * lanes, (read.frame[0], 0), 1))
-            halves = self.plan.planes[buffer]
-            rows = read.height + 2 * read.frame[0]
-            deal = Deal(lanes, rows, half, read.row, read.plane, halves.row, halves.plane)
-            self.plan.add(deal, (Address(operation.source), Address(buffer)), read.channels)
-        halves = self.plan.planes[buffer]
-        (down, across), kernel = operation.dilation, operation.weight.shape[2:]
-        columns = np.arange(kernel[1]) * across - operation.padding[1] + read.frame[1]
-        aside = (columns % 2) * half * lanes * 4 + (columns // 2) * 4
-        taps = np.arange(kernel[0])[:, None] * down * halves.row + aside
-        base = halves.place(-operation.padding[0], 0)
-        return Address(buffer), Reading(halves.plane, taps, base, operation.stride[0] * halves.row, 4)
+            return None
+        found = self.plan.buffers[buffer]
+        assert isinstance(found, Copies)
+        return buffer, found
+
+    def _copy(self, place: int) -> None:
+        """Make the copies that this operation is the first to read."""
+        found = self._copies(place)
+        if found is None or self.plan.lives[found[0]][0] != place:
+            return
+        operation, (buffer, copies) = self.plan.fused.operations[place], found
+        assert isinstance(operation, Product | Pool)
+        read, width = self.plan.plane(operation.source), copies.size[1]
+        lanes = vector_of(1, width, self.lanes)
+        starts = tuple(min(start, width - lanes) for start in range(0, width, lanes))
+        if len(starts) * len(copies.columns) <= LONGEST_CODE:
+            table = copies.lines(read)
+            kernel: Spread | Slide = Spread(
+                lanes=lanes,
+                starts=starts,
+                stride=copies.stride[1],
+                columns=copies.columns,
+                width=read.width,
+                copy=copies.column,
+                read_plane=read.plane,
+                write_plane=copies.plane,
+            )
+        else:
+            table = copies.runs(read)
+            kernel = Slide(stride=copies.stride[1], read_plane=read.plane, write_plane=copies.plane)
+        self.plan.add(kernel, (Address(operation.source), Address(buffer), table, len(table)), read.channels)
+
+    def _product(self, place: int, operation: Product, choice: Choice | None) -> None:
+        copied = self._copies(place)
+        if copied:
+            buffer, copies = copied
+            source = copies.reading(displacements_of(operation))
+        else:
+            buffer, source = operation.source, reading(operation, self.plan.plane(operation.source))
+        lanes, vectors = self._vectors(operation.out)
+        choice = choice or _guess(operation, lanes, vectors, copied[1] if copied else None)
+        wide = choice.tile[1]
+        begins = np.array([min(v, vectors - wide) for v in range(0, vectors, wide)]) * 4 * lanes
+        steps = tuple(4 * lanes * i for i in range(wide))
+        places = np.stack([source.base + begins, begins], 1).astype(np.uint32)
+        through = Tiles(lanes=lanes, reads=steps, writes=steps, places=places, aligned=False)
+        add_tiles(self.plan, operation, choice, through, (Address(buffer), source))
+
+    def _pool(self, place: int, operation: Pool) -> None:
+        copied = self._copies(place)
+        if not copied:
+            add_pool(self.plan, operation)
+            return
+        buffer, copies = copied
+        lanes, vectors = self._vectors(operation.out)
+        begins = np.arange(vectors)[:, None] * 4 * lanes
+        taps = copies.reading(displacements_of(operation)).taps.reshape(1, -1)
+        table = np.concatenate([begins, begins + taps], 1).astype(np.uint32)
+        add_gather(self.plan, operation, table, lanes, Address(buffer), copies.plane)
+
+
+def _guess(operation: Product, lanes: int, vectors: int, copies: Copies | None) -> Choice:
+    """Return a choice that is rarely bad: tiles with little overlap, and enough sums side by side."""
+    outputs = 4 if is_dense(operation) else 1
+    most = (registers() - SPARE_REGISTERS) // outputs
+    # A record costs its vectors and about two more.
+    wide = min(range(1, min(vectors, most) + 1), key=lambda w: (math.ceil(vectors / w) * (w + 2), w))
+    chains = max(1, min(8 // outputs, BUSY // (wide * outputs)))
+    tile = 4 * lanes * wide
+    return Choice((1, wide), block_for(copies.read_by(tile) if copies else tile), outputs, chains)

@@ -1,13 +1,14 @@
 """From fused operations to kernels and their arguments, 16, 8 or 4 images side by side."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemble.runtime.copies import Copies
 from sparsemble.runtime.fused import Fused, Operation, Pool, Product, Scale, Sum, sources
 from sparsemble.runtime.kernels.compiled import registers
 from sparsemble.runtime.kernels.products import Products
@@ -34,6 +35,8 @@ class Choice:
     """Input channels gone through for all outputs before the next ones."""
     outputs: int
     """Channels that share records."""
+    chains: int = 1
+    """Groups of such channels that are gone through side by side."""
 
 
 @final
@@ -64,9 +67,18 @@ class Plan:
     """What runs a network: kernels by name, and steps in order; the first one packs images."""
 
     fused: Fused
-    planes: list[Plane]
+    buffers: Sequence[Plane | Copies]
+    """Those of the operations, then copies."""
+    lives: Mapping[int, Pair] = field(default_factory=dict)
+    """The first and the last operation that needs a copy."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+
+    def plane(self, buffer: int) -> Plane:
+        """Return the layout of what an operation reads or writes."""
+        found = self.buffers[buffer]
+        assert isinstance(found, Plane)
+        return found
 
     def add(self, kernel: Kernel, arguments: tuple[Argument, ...], last: int) -> None:
         """Add a step; equal kernels are one function."""
@@ -89,36 +101,33 @@ def plan(fused: Fused, lanes: int, choices: Mapping[int, Choice] | None = None) 
         choices: how to go through products, by the place of the operation; others are guessed.
     """
     found = Plan(fused, planes(fused, lanes))
-    image = found.planes[0]
-    constants = np.stack([fused.scale, fused.shift], 1).astype(np.float32)
-    size = 4 * image.height * image.width
-    pack = Pack(lanes, image.height, image.width, size * image.channels, image.origin, image.row, image.plane)
-    found.add(pack, (0, Address(0), constants, 0), image.channels)
+    add_pack(found, lanes)
     for place, operation in enumerate(fused.operations):
         if isinstance(operation, Product):
-            choice = (choices or {}).get(place) or guess(operation, found.planes)
+            choice = (choices or {}).get(place) or guess(operation, found)
             add_product(found, operation, choice)
         elif isinstance(operation, Pool):
             add_pool(found, operation)
         else:
-            add_elementwise(found, operation)
+            plane = found.plane(operation.source)
+            add_elementwise(found, operation, lanes, (plane.height, plane.width))
     return found
 
 
-def guess(operation: Product, layout: list[Plane]) -> Choice:
+def guess(operation: Product, found: Plan) -> Choice:
     """Return a choice that is rarely bad."""
-    read, written = layout[operation.source], layout[operation.out]
+    read, written = found.plane(operation.source), found.plane(operation.out)
     outputs = 4 if is_dense(operation) else 1
     most = (registers() - SPARE_REGISTERS) // outputs
     tile = tile_shapes(written.height, written.width, most)[0]
-    return Choice(tile, block_for(operation, read, tile), outputs)
-
-
-def block_for(operation: Product, read: Plane, tile: Pair) -> int:
-    """Return how many channels of a tile's input fit the nearest cache."""
     kernel = operation.weight.shape[2:]
     rows, columns = ((t - 1) * s + k for t, s, k in zip(tile, operation.stride, kernel, strict=True))
-    return max(1, NEAREST_CACHE // int(rows * columns * read.column))
+    return Choice(tile, block_for(rows * columns * read.column), outputs)
+
+
+def block_for(size: int) -> int:
+    """Return how many channels of a tile's input fit the nearest cache, if one takes so many bytes."""
+    return max(1, NEAREST_CACHE // size)
 
 
 def is_dense(operation: Product) -> bool:
@@ -126,55 +135,89 @@ def is_dense(operation: Product) -> bool:
     return operation.weight.nonzeros > 0.6 * operation.weight.size and len(operation.bias) >= 4
 
 
+def add_pack(found: Plan, lanes: int) -> None:
+    """Add what brings images in, so many side by side."""
+    fused, image = found.fused, found.plane(0)
+    constants = np.stack([fused.scale, fused.shift], 1).astype(np.float32)
+    size = 4 * image.height * image.width
+    pack = Pack(lanes, image.height, image.width, size * image.channels, image.origin, image.row, image.plane)
+    found.add(pack, (0, Address(0), constants, 0), image.channels)
+
+
 def add_product(found: Plan, operation: Product, choice: Choice) -> None:
-    """Add a convolution or linear layer."""
-    read = found.planes[operation.source]
-    products(found, operation, choice, reading(operation, read), Address(operation.source), read.lanes)
+    """Add a convolution or linear layer on several images side by side."""
+    read, written = found.plane(operation.source), found.plane(operation.out)
+    source = reading(operation, read)
+    add_tiles(
+        found,
+        operation,
+        choice,
+        Tiles(
+            lanes=read.lanes,
+            reads=displacements(source.row, source.column, choice.tile),
+            writes=displacements(written.row, written.column, choice.tile),
+            places=tiles(source, written, choice.tile),
+            aligned=True,
+        ),
+        (Address(operation.source), source),
+    )
 
 
-def products(
-    found: Plan, operation: Product, choice: Choice, source: Reading, at: Address, lanes: int, vector: int = 1
-) -> None:
+@final
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """How a product's outputs are gone through."""
+
+    lanes: int
+    """Floats in a vector."""
+    reads: tuple[int, ...]
+    """Where a tile's vectors are read, from its place in the input."""
+    writes: tuple[int, ...]
+    """Where they are written, from its place in the output."""
+    places: NDArray[np.uint32]
+    """{place in the input, in the output} of every tile."""
+    aligned: bool
+
+
+def add_tiles(found: Plan, operation: Product, choice: Choice, through: Tiles, source: tuple[Address, Reading]) -> None:
     """Add the kernel of a product.
 
     Args:
         found: the plan.
         operation: the product.
-        choice: how to go through it.
-        source: where it finds its inputs.
-        at: the buffer they are in.
-        lanes: floats in a vector.
-        vector: output columns in a vector.
+        choice: how its channels are gone through.
+        through: how its outputs are.
+        source: the buffer its inputs are in, and where in it.
     """
-    written = found.planes[operation.out]
+    written = found.plane(operation.out)
     kernel = Products(
-        lanes=lanes,
+        lanes=through.lanes,
         outputs=choice.outputs,
-        reads=displacements(source.row, source.column, choice.tile, vector),
-        writes=displacements(written.row, written.column, choice.tile, vector),
+        reads=through.reads,
+        writes=through.writes,
         plane=written.plane,
         residual=operation.residual is not None,
         relu=operation.relu,
-        aligned=vector == 1,
+        aligned=through.aligned,
+        chains=choice.chains,
     )
-    work = stream(operation, source, written, outputs=choice.outputs, block=choice.block)
-    all_tiles = tiles(source, written, choice.tile, vector)
+    work = stream(operation, source[1], written, outputs=choice.outputs, block=choice.block, chains=choice.chains)
     residual = operation.out if operation.residual is None else operation.residual
     arguments = (
-        at,
+        source[0],
         Address(operation.out),
         Address(residual),
         work.records,
         work.heads,
         work.head_count,
-        all_tiles,
+        through.places,
     )
-    found.add(kernel, arguments, len(all_tiles))
+    found.add(kernel, arguments, len(through.places))
 
 
 def add_pool(found: Plan, operation: Pool) -> None:
-    """Add a pool."""
-    read, written = found.planes[operation.source], found.planes[operation.out]
+    """Add a pool whose windows are looked up pixel by pixel."""
+    read, written = found.plane(operation.source), found.plane(operation.out)
     rows = []
     for y, x in itertools.product(range(written.height), range(written.width)):
         window = [
@@ -185,28 +228,34 @@ def add_pool(found: Plan, operation: Pool) -> None:
         # Padding never is the largest; in a mean it is the 0 of the frame.
         taken = [p if p in inside else inside[0] for p in window] if operation.largest else window
         rows.append([written.place(y, x), *(read.place(v, u) for v, u in taken)])
-    size = operation.kernel[0] * operation.kernel[1]
+    add_gather(found, operation, np.array(rows, np.uint32), read.lanes, Address(operation.source), read.plane)
+
+
+def add_gather(
+    found: Plan, operation: Pool, table: NDArray[np.uint32], lanes: int, source: Address, read_plane: int
+) -> None:
+    """Add the kernel of a pool; the table holds {place of the output, places of its window} of each vector."""
+    written, size = found.plane(operation.out), operation.kernel[0] * operation.kernel[1]
     kernel = Gather(
-        lanes=read.lanes,
-        vectors=len(rows),
+        lanes=lanes,
+        vectors=len(table),
         window=size,
         how="largest" if operation.largest else "sum",
         scale=1.0 if operation.largest else 1 / size,
-        read_plane=read.plane,
+        read_plane=read_plane,
         write_plane=written.plane,
-        aligned=True,
+        aligned=isinstance(found.buffers[source.buffer], Plane),
     )
-    table = np.array(rows, dtype=np.uint32)
-    found.add(kernel, (Address(operation.source), Address(operation.out), table), written.channels)
+    found.add(kernel, (source, Address(operation.out), table), written.channels)
 
 
-def add_elementwise(found: Plan, operation: Scale | Sum, vector: int = 1) -> None:
-    """Add a scale and shift, or a sum; `vector` columns at once where each lies alone."""
-    read, written = found.planes[operation.source], found.planes[operation.out]
+def add_elementwise(found: Plan, operation: Scale | Sum, lanes: int, vectors: Pair) -> None:
+    """Add a scale and shift, or a sum, of so many vectors down and across."""
+    read, written = found.plane(operation.source), found.plane(operation.out)
     kernel = Elementwise(
-        lanes=read.lanes * vector,
-        rows=read.height,
-        row_vectors=read.width // vector,
+        lanes=lanes,
+        rows=vectors[0],
+        row_vectors=vectors[1],
         read_offset=read.origin,
         read_row=read.row,
         read_plane=read.plane,
@@ -215,7 +264,7 @@ def add_elementwise(found: Plan, operation: Scale | Sum, vector: int = 1) -> Non
         write_plane=written.plane,
         what="scale" if isinstance(operation, Scale) else "add",
         relu=operation.relu,
-        aligned=vector == 1,
+        aligned=True,
     )
     constants = np.zeros((0, 2), np.float32)
     if isinstance(operation, Scale):

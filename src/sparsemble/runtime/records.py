@@ -23,7 +23,7 @@ class Stream:
     head_count: int
 
 
-def stream(operation: Product, source: Reading, written: Plane, *, outputs: int, block: int) -> Stream:
+def stream(operation: Product, source: Reading, written: Plane, *, outputs: int, block: int, chains: int = 1) -> Stream:
     """Return the records of a layer.
 
     Args:
@@ -33,8 +33,9 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
         outputs: channels that share records.
         block: input channels that are gone through for all outputs before the next ones, so that their tile stays in
             the nearest cache.
+        chains: groups of such channels that are gone through side by side.
     """
-    weight, count = operation.weight, len(operation.bias)
+    weight = operation.weight
     places = np.unravel_index(weight.positions.astype(np.int64), weight.shape)
     o, c, ky, kx = (place.astype(np.int64) for place in places)
     values = weight.values
@@ -51,50 +52,94 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
         new[1:] = (tap[1:] != tap[:-1]) | (group[1:] != group[:-1])
     place = np.cumsum(new) - 1
     total = int(new.sum())
-    records = np.zeros(total, dtype=[("offset", "<u4"), ("values", "<f4", (outputs,))])
-    records["offset"] = offsets[new]
+    # The last record is what fills chains that are shorter than their neighbours: it adds 0.
+    records = np.zeros(total + 1, dtype=[("offset", "<u4"), ("values", "<f4", (outputs,))])
+    records["offset"][:total] = offsets[new]
     records["values"][place, member] = values
-    return _with_heads(records, group[new], turn[new], operation, written, outputs, count)
+    runs = _runs(group[new], turn[new], operation, outputs, every=chains > 1)
+    return _with_heads(records, runs, operation, written, chains)
 
 
-def _with_heads(
-    records: NDArray[Any],
-    group: NDArray[np.int64],
-    turn: NDArray[np.int64],
-    operation: Product,
-    written: Plane,
-    outputs: int,
-    count: int,
-) -> Stream:
-    """Put runs of equal length beside each other, and say of each where it starts and ends."""
+@final
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Runs of records of one group of outputs in one block of inputs."""
+
+    turn: NDArray[np.int64]
+    group: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+    def __getitem__(self, which: NDArray[np.int64]) -> "_Runs":
+        return _Runs(self.turn[which], self.group[which], self.begin[which], self.length[which])
+
+
+def _runs(group: NDArray[np.int64], turn: NDArray[np.int64], operation: Product, outputs: int, *, every: bool) -> _Runs:
+    """Find the runs; a group that has none still has its bias, if anybody reads it.
+
+    Args:
+        group: of each record.
+        turn: the block of inputs of each.
+        operation: whose they are.
+        outputs: in a group.
+        every: give every group a run in every turn, perhaps an empty one.
+    """
+    count = len(operation.bias)
     groups = -(-count // outputs)
-    key = turn * groups + group
-    runs, begins, lengths = np.unique(key, return_index=True, return_counts=True)
-    # A group without weights still has its bias, if anybody reads it.
     wanted = np.ones(count, bool) if operation.wanted is None else operation.wanted
     read = np.unique(np.flatnonzero(wanted) // outputs)
-    silent = np.setdiff1d(read, runs % groups)
-    runs = np.concatenate([runs, silent])
-    begins = np.concatenate([begins, np.zeros(len(silent), begins.dtype)])
-    lengths = np.concatenate([lengths, np.zeros(len(silent), lengths.dtype)])
-    of_turn, of_group = runs // groups, runs % groups
-    order = np.lexsort((of_group, lengths, of_turn))
-    heads = np.zeros(
-        len(runs), dtype=[("offset", "<u4"), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4", (outputs,))]
-    )
-    bias = np.zeros(groups * outputs, np.float32)
-    bias[:count] = operation.bias
+    key, begins, lengths = np.unique(turn * groups + group, return_index=True, return_counts=True)
+    turns = np.unique(turn) if len(turn) else np.zeros(1, np.int64)
+    needed = (turns[:, None] * groups + read).reshape(-1) if every else turns[0] * groups + np.setdiff1d(read, group)
+    silent = np.setdiff1d(needed, key)
+    keys = np.concatenate([key, silent])
+    none = np.zeros(len(silent), np.int64)
+    found = _Runs(keys // groups, keys % groups, np.concatenate([begins, none]), np.concatenate([lengths, none]))
+    # Runs of equal length beside each other: then the processor foresees their ends.
+    return found[np.lexsort((found.group, found.length, found.turn))]
+
+
+def _with_heads(records: NDArray[Any], runs: _Runs, operation: Product, written: Plane, chains: int) -> Stream:
+    """Put `chains` runs side by side, those filled up that are shorter, and say where the sums of each go."""
+    outputs = records["values"].shape[1]
+    groups = -(-len(operation.bias) // outputs)
+    bias = np.zeros((groups + 1, outputs), np.float32)
+    bias.reshape(-1)[: len(operation.bias)] = operation.bias
+    kind = [("offset", "<u4", (chains,)), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4", (chains, outputs))]
     first, last = np.full(groups, np.iinfo(np.int64).max), np.full(groups, -1)
-    np.minimum.at(first, of_group, of_turn)
-    np.maximum.at(last, of_group, of_turn)
-    heads["offset"] = of_group * outputs * written.plane
-    heads["records"] = lengths
-    heads["flags"] = FIRST * (of_turn == first[of_group]) + LAST * (of_turn == last[of_group])
-    heads["bias"] = bias.reshape(groups, outputs)[of_group]
-    runs_of = [np.arange(b, b + n) for b, n in zip(begins[order], lengths[order], strict=True)]
-    moved = np.concatenate([np.zeros(0, np.int64), *runs_of])
-    stored = records[moved.astype(np.int64)] if len(moved) else records
-    return Stream(_bytes(stored), _bytes(heads[order]), len(heads))
+    np.minimum.at(first, runs.group, runs.turn)
+    np.maximum.at(last, runs.group, runs.turn)
+    heads, stored = [], []
+    for turn in np.unique(runs.turn):
+        here = runs[np.flatnonzero(runs.turn == turn)]
+        rows = -(-len(here.group) // chains)
+        # A chain too many has no records, and writes to the spare channels behind the last one.
+        spare = rows * chains - len(here.group)
+        group = np.concatenate([here.group, np.full(spare, groups)]).reshape(rows, chains)
+        begin = np.concatenate([here.begin, np.zeros(spare, np.int64)]).reshape(rows, chains)
+        length = np.concatenate([here.length, np.zeros(spare, np.int64)]).reshape(rows, chains)
+        head = np.zeros(rows, kind)
+        head["offset"] = group * outputs * written.plane
+        head["records"] = length.max(1)
+        head["flags"] = FIRST * (turn == first[group[:, 0]]) + LAST * (turn == last[group[:, 0]])
+        head["bias"] = bias[group]
+        heads.append(head)
+        stored += [_side_by_side(b, n, len(records) - 1) for b, n in zip(begin, length, strict=True)]
+    moved = np.concatenate([np.zeros(0, np.int64), *stored])
+    taken = records[moved]
+    if chains > 1:
+        apart = np.zeros(len(taken) // chains, [("offset", "<u4", (chains,)), ("values", "<f4", (chains, outputs))])
+        apart["offset"] = taken["offset"].reshape(-1, chains)
+        apart["values"] = taken["values"].reshape(-1, chains, outputs)
+        taken = apart
+    all_heads = np.concatenate(heads) if heads else np.zeros(0, kind)
+    return Stream(_bytes(taken), _bytes(all_heads), len(all_heads))
+
+
+def _side_by_side(begin: NDArray[np.int64], length: NDArray[np.int64], filler: int) -> NDArray[np.int64]:
+    """Return the records of some runs in turn: the first of each, the second of each, .."""
+    steps = np.arange(length.max())[:, None]
+    return np.where(steps < length, begin + steps, filler).reshape(-1)
 
 
 def _bytes(array: NDArray[Any]) -> Bytes:

@@ -1,7 +1,9 @@
 """From LLVM to callable machine code, kept on disk under what it was made from."""
 
 import contextlib
+import functools
 import hashlib
+import importlib.resources
 import os
 import tempfile
 import threading
@@ -63,7 +65,7 @@ class Compiled:
     def __init__(self, kernels: Mapping[str, Kernel], folder: Path | None) -> None:
         _start()
         name, features = processor()
-        key = repr((llvmlite.__version__, name, features, sorted((n, repr(k)) for n, k in kernels.items())))
+        key = repr((llvmlite.__version__, name, features, _emitter(), sorted((n, repr(k)) for n, k in kernels.items())))
         digest = hashlib.sha256(key.encode()).hexdigest()
         file = folder / f"{digest}.object" if folder else None
         target = llvm.Target.from_default_triple().create_target_machine(
@@ -84,6 +86,16 @@ class Compiled:
         """Return where a function lies."""
         found: int = self._engine.get_function_address(name)
         return found
+
+
+@functools.cache
+def _emitter() -> str:
+    """Return a digest of the code that writes kernels: objects of another version are not ours."""
+    digest = hashlib.sha256()
+    for file in sorted(importlib.resources.files(__package__).iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _module(kernels: Mapping[str, Kernel]) -> ir.Module:

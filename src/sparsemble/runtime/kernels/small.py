@@ -79,7 +79,7 @@ class Elementwise(Kernel):
     write_offset: int
     write_row: int
     write_plane: int
-    what: Literal["scale", "add", "keep"]
+    what: Literal["scale", "add"]
     relu: bool
     aligned: bool
 
@@ -168,54 +168,6 @@ class Pack(Kernel):
                     return ()
 
                 w.loop(0, self.columns, pixel)
-                return ()
-
-            w.loop(0, self.rows, row)
-            return ()
-
-        w.loop(w.first, w.last, channel)
-        w.close()
-
-
-@final
-@dataclass(frozen=True)
-class Deal(Kernel):
-    """A kernel that deals the columns of each row in turn to two halves: even ones, then odd ones.
-
-    Arguments: input, output. Goes over channels. Reads and writes up to two vectors beyond a row.
-    """
-
-    lanes: int
-    rows: int
-    half: int
-    """Vectors of a half row."""
-    read_row: int
-    read_plane: int
-    write_row: int
-    write_plane: int
-
-    def write(self, module: ir.Module, name: str) -> None:
-        """Add the function to a module."""
-        w = Writer(module, name, self.lanes, aligned=False)
-        source, out = w.argument(0), w.argument(1)
-
-        def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            read = w.at(source, w.builder.mul(index, w.long(self.read_plane)))
-            written = w.at(out, w.builder.mul(index, w.long(self.write_plane)))
-
-            def row(y: Value, _: Sequence[Value]) -> Sequence[Value]:
-                here = w.at(read, w.builder.mul(y, w.long(self.read_row)))
-                there = w.at(written, w.builder.mul(y, w.long(self.write_row)))
-
-                def vector(x: Value, _: Sequence[Value]) -> Sequence[Value]:
-                    along = w.builder.mul(x, w.long(4 * self.lanes))
-                    first = w.at(here, w.builder.shl(along, w.long(1)))
-                    even, odd = w.dealt(w.load(first), w.load(first, 4 * self.lanes))
-                    w.store(even, there, along)
-                    w.store(odd, w.at(there, 4 * self.lanes * self.half), along)
-                    return ()
-
-                w.loop(0, self.half, vector)
                 return ()
 
             w.loop(0, self.rows, row)

@@ -65,6 +65,13 @@ class Writer:
         """Write a vector."""
         self.builder.store(value, self.at(pointer, offset)).align = self.align
 
+    def prefetch(self, pointer: Value, offset: int) -> None:
+        """Ask for a line of memory that will be read soon; one that is not there does no harm."""
+        known = self.module.globals.get("llvm.prefetch.p0")
+        kind = ir.FunctionType(ir.VoidType(), [POINTER, INT, INT, INT])
+        one = known or ir.Function(self.module, kind, "llvm.prefetch.p0")
+        self.builder.call(one, [self.at(pointer, offset), *(ir.Constant(INT, v) for v in (0, 3, 1))])
+
     def number(self, pointer: Value, offset: Value | int = 0) -> Value:
         """Read an unsigned whole number of 32 bits, as one of 64."""
         return self.builder.zext(self.builder.load(self.at(pointer, offset), typ=INT), LONG)
@@ -90,17 +97,6 @@ class Writer:
         for lane, value in enumerate(values):
             found = self.builder.insert_element(found, value, ir.Constant(INT, lane))
         return found
-
-    def dealt(self, first: Value, second: Value) -> tuple[Value, Value]:
-        """Return the even and the odd lanes of two vectors in a row."""
-        if self.lanes == 1:
-            return first, second
-        found = []
-        for start in (0, 1):
-            lanes = [start + 2 * i for i in range(self.lanes)]
-            places = ir.Constant(ir.VectorType(INT, self.lanes), lanes)
-            found.append(self.builder.shuffle_vector(first, second, places))
-        return found[0], found[1]
 
     def zero(self) -> Value:
         """Return 0 in every lane."""

@@ -101,6 +101,8 @@ def _runs(group: NDArray[np.int64], turn: NDArray[np.int64], operation: Product,
 
 def _with_heads(records: NDArray[Any], runs: _Runs, operation: Product, written: Plane, chains: int) -> Stream:
     """Put `chains` runs side by side, those filled up that are shorter, and say where the sums of each go."""
+    if not len(runs.turn):
+        return Stream(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
     outputs = records["values"].shape[1]
     groups = -(-len(operation.bias) // outputs)
     bias = np.zeros((groups + 1, outputs), np.float32)
@@ -109,7 +111,7 @@ def _with_heads(records: NDArray[Any], runs: _Runs, operation: Product, written:
     first, last = np.full(groups, np.iinfo(np.int64).max), np.full(groups, -1)
     np.minimum.at(first, runs.group, runs.turn)
     np.maximum.at(last, runs.group, runs.turn)
-    heads, stored = [], []
+    heads, begins, lengths = [], [], []
     for turn in np.unique(runs.turn):
         here = runs[np.flatnonzero(runs.turn == turn)]
         rows = -(-len(here.group) // chains)
@@ -124,22 +126,21 @@ def _with_heads(records: NDArray[Any], runs: _Runs, operation: Product, written:
         head["flags"] = FIRST * (turn == first[group[:, 0]]) + LAST * (turn == last[group[:, 0]])
         head["bias"] = bias[group]
         heads.append(head)
-        stored += [_side_by_side(b, n, len(records) - 1) for b, n in zip(begin, length, strict=True)]
-    moved = np.concatenate([np.zeros(0, np.int64), *stored])
-    taken = records[moved]
-    if chains > 1:
-        apart = np.zeros(len(taken) // chains, [("offset", "<u4", (chains,)), ("values", "<f4", (chains, outputs))])
-        apart["offset"] = taken["offset"].reshape(-1, chains)
-        apart["values"] = taken["values"].reshape(-1, chains, outputs)
-        taken = apart
-    all_heads = np.concatenate(heads) if heads else np.zeros(0, kind)
-    return Stream(_bytes(taken), _bytes(all_heads), len(all_heads))
+        begins.append(begin)
+        lengths.append(length)
+    taken = records[_side_by_side(np.concatenate(begins), np.concatenate(lengths), len(records) - 1)]
+    apart = np.zeros(len(taken), [("offset", "<u4", (chains,)), ("values", "<f4", (chains, outputs))])
+    apart["offset"], apart["values"] = taken["offset"], taken["values"]
+    all_heads = np.concatenate(heads)
+    return Stream(_bytes(apart), _bytes(all_heads), len(all_heads))
 
 
 def _side_by_side(begin: NDArray[np.int64], length: NDArray[np.int64], filler: int) -> NDArray[np.int64]:
-    """Return the records of some runs in turn: the first of each, the second of each, .."""
-    steps = np.arange(length.max())[:, None]
-    return np.where(steps < length, begin + steps, filler).reshape(-1)
+    """Return the records of runs (rows, chains): of the first row the first of each chain, the second of each, .."""
+    longest = length.max(1)
+    row = np.repeat(np.arange(len(longest)), longest)
+    step = np.arange(len(row)) - np.repeat(np.cumsum(longest) - longest, longest)
+    return np.where(step[:, None] < length[row], begin[row] + step[:, None], filler)
 
 
 def _bytes(array: NDArray[Any]) -> Bytes:

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
+from sparsemble.runtime import tune
 from sparsemble.runtime.copies import single, vector_of
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.engine import Engine
@@ -27,7 +29,8 @@ from sparsemble.runtime.kernels.compiled import lanes
 from sparsemble.runtime.layout import reading, tile_shapes, tiles
 from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.plan import Choice, plan
+from sparsemble.runtime.pixels import Alone
+from sparsemble.runtime.plan import Choice, Plan, Step, Together
 from sparsemble.runtime.refused import Refused
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
@@ -36,6 +39,7 @@ few = settings(deadline=None, max_examples=15, derandomize=True)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune, "SHORTEST", 1.0)  # measure nothing here but in TestTuning
     return tmp_path / "cache"
 
 
@@ -203,7 +207,7 @@ class TestChoices:
     def test_tiles_cover_every_output_and_nothing_else(self) -> None:
         torch.manual_seed(0)
         network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
-        found = plan(fuse(network), 8)
+        found = Together(fuse(network), 8).empty()
         fused, (read, written) = found.fused.operations[0], (found.plane(0), found.plane(1))
         assert isinstance(fused, Product)
         for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
@@ -231,6 +235,52 @@ class TestChoices:
         assert len(fused.operations) == len(products) + 1  # the pool
         assert sum(operation.residual is not None for operation in products) == 8
         assert sum(operation.relu for operation in products) == 17
+
+
+class TestTuning:
+    def test_takes_the_fastest_candidate_once_for_layers_alike_and_answers_with_the_same_bits(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch.manual_seed(0)
+        body = [nn.Conv2d(6, 6, 3, 1, 1) for _ in range(3)]
+        model = stir_(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 0.0)
+        network = convert(model, (6, 9, 9))
+        x = torch.rand(17, 6, 9, 9, generator=seeded(1)).numpy()
+        expected = Engine(network).run(x)
+        for file in cache.iterdir():
+            file.unlink()
+        monkeypatch.setattr(tune, "SHORTEST", 0.0)
+        tried: list[list[Choice]] = []
+
+        def times(self: Any, steps: list[Step], plan: Plan) -> list[float]:
+            # The second candidate is the fastest, whatever it is.
+            return [0.5 if i == 1 else 1.0 for i in range(len(steps))]
+
+        def fastest(self: Any, place: int, options: list[Choice]) -> Choice:
+            tried.append(options)
+            return original(self, place, options)
+
+        original = tune._Tuner._fastest
+        monkeypatch.setattr(tune._Tuner, "_times", times)
+        monkeypatch.setattr(tune._Tuner, "_fastest", fastest)
+        fused = without_dead(fuse(network))
+        products = [place for place, operation in enumerate(fused.operations) if isinstance(operation, Product)]
+        for planning in (Together(fused, lanes()), Alone(fused, lanes())):
+            tried.clear()
+            found = tune.tuned(planning, cache)
+            assert list(found) == products
+            assert len(tried) == 2  # tiles, then blocks, of one layer
+            assert tried[1][0] == tried[0][1]
+            assert set(found.values()) == {tried[1][1]}
+            assert tune.tuned(planning, cache) == found
+            assert len(tried) == 2  # the second time from disk
+        assert np.array_equal(Engine(network).run(x), expected)
+
+    def test_measures_real_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tune, "SHORTEST", 0.0)
+        model = stir_(build_model(architectures.build("tiny"), (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)))
+        engine = Engine(convert(model, (1, 8, 8)))
+        agrees(model, engine.network, torch.rand(18, 1, 8, 8, generator=seeded(1)), engine)
 
 
 class TestDead:
@@ -300,16 +350,17 @@ class TestCache:
         network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
         x = torch.rand(4, 2, 5, 5, generator=seeded(1)).numpy()
         expected = Engine(network).run(x)
-        assert len(list(cache.iterdir())) == 1
+        assert sorted(file.suffix for file in cache.iterdir()) == [".choices", ".object"]
         monkeypatch.setattr(compiled, "_optimised", lambda *_: pytest.fail("compiled again"))
         assert np.array_equal(Engine(network).run(x), expected)
 
-    def test_a_damaged_object_is_made_anew(self, cache: Path) -> None:
+    @pytest.mark.parametrize("suffix", ["object", "choices"])
+    def test_a_damaged_file_is_made_anew(self, cache: Path, suffix: str) -> None:
         torch.manual_seed(0)
         network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
         x = torch.rand(4, 2, 5, 5, generator=seeded(1)).numpy()
         expected = Engine(network).run(x)
-        (file,) = cache.iterdir()
+        (file,) = cache.glob(f"*.{suffix}")
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(bytes(content))

@@ -2,7 +2,7 @@
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
@@ -10,16 +10,15 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.copies import single
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
-from sparsemble.runtime.layout import planes
 from sparsemble.runtime.memory import Memory, size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.pixels import plan_pixels
-from sparsemble.runtime.plan import DRIVER, Choice, Plan, plan
+from sparsemble.runtime.pixels import Alone
+from sparsemble.runtime.plan import DRIVER, Choice, Plan, Planning, Together
 from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.tune import tuned
 
 Floats = NDArray[np.float32]
 
@@ -32,8 +31,8 @@ Run = Any
 class _Planned:
     """A way to run a network, planned and compiled when it is first used, and memories to run it in."""
 
-    def __init__(self, make: Callable[[], Plan], folder: Path) -> None:
-        self._make, self._folder = make, folder
+    def __init__(self, planning: Planning, choices: Mapping[int, Choice] | None, folder: Path) -> None:
+        self._planning, self._choices, self._folder = planning, choices, folder
         self._ready: tuple[Plan, Compiled, Run] | None = None
         self._spare: list[Memory] = []
         self._lock = threading.Lock()
@@ -42,7 +41,8 @@ class _Planned:
         """Return logits of at most as many images as the plan takes at once."""
         with self._lock:
             if self._ready is None:
-                plan = self._make()
+                choices = tuned(self._planning, self._folder) if self._choices is None else self._choices
+                plan = self._planning.plan(choices)
                 compiled = Compiled(plan.functions(), self._folder)
                 kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
                 self._ready = plan, compiled, kind(compiled.address(DRIVER))
@@ -65,7 +65,8 @@ class Engine:
 
     Args:
         network: what to run.
-        choices: how to go through its products, by place, for images side by side; guessed where missing.
+        choices: how to go through its products, by place, for images side by side, guessed where missing; none: what
+            is the fastest here.
         alone: the same for an image alone; tiles have one row.
         folder: where compiled code is kept; the user's cache unless given.
         max_memory: bytes that one run may take; where images side by side take more, they are run one by one.
@@ -86,15 +87,15 @@ class Engine:
         self.network = network
         self.lanes = lanes()
         fused, folder = without_dead(fuse(network)), folder or cache_folder()
-        self._together = _Planned(lambda: plan(fused, self.lanes, choices), folder)
-        self._alone = _Planned(lambda: plan_pixels(fused, self.lanes, alone), folder)
+        together, one_by_one = Together(fused, self.lanes), Alone(fused, self.lanes)
+        self._together = _Planned(together, choices, folder)
+        self._alone = _Planned(one_by_one, alone, folder)
         # Offsets in records have 32 bits: beyond that a kernel would read elsewhere.
         most = min(max_memory, 2**32 - 1)
-        layout = single(fused, self.lanes)
-        one = size_of(fused, layout.buffers, layout.lives)
+        one = size_of(fused, one_by_one.buffers, one_by_one.lives)
         if one > most:
             raise Refused(f"a run of one image takes {one} bytes, more than max_memory = {most}")
-        fits = size_of(fused, planes(fused, self.lanes)) <= most
+        fits = size_of(fused, together.buffers) <= most
         self.few = max(1, self.lanes // 3) if fits else self.lanes
         """Up to so many images are run one by one."""
 

@@ -10,7 +10,7 @@ from sparsemble.runtime.copies import Copies
 from sparsemble.runtime.fused import Fused
 from sparsemble.runtime.layout import Plane
 from sparsemble.runtime.network import Pair
-from sparsemble.runtime.plan import Address, Argument, Plan, last_uses
+from sparsemble.runtime.plan import Address, Argument, Plan, Step, last_uses
 
 ALIGNMENT = 64
 
@@ -72,9 +72,17 @@ class Memory:
         self.offsets, size = places(plan.fused, plan.buffers, plan.lives)
         self._bytes = np.zeros(size + ALIGNMENT, np.uint8)
         self.start = -(-self._bytes.ctypes.data // ALIGNMENT) * ALIGNMENT
-        self._arguments = [np.array([self._value(one) for one in step.arguments], np.int64) for step in plan.steps]
+        self._arguments = [self.arguments(step) for step in plan.steps]
         rows = [[one.ctypes.data, step.first, step.last] for one, step in zip(self._arguments, plan.steps, strict=True)]
         self.table = np.array(rows, np.int64)
+
+    def arguments(self, step: Step) -> NDArray[np.int64]:
+        """Return the table of arguments that a step is called with."""
+        return np.array([self._value(one) for one in step.arguments], np.int64)
+
+    def fill(self, value: float) -> None:
+        """Put a number everywhere: memory that was never written reads faster than any in use."""
+        self._bytes[: len(self._bytes) // 4 * 4].view(np.float32)[:] = value
 
     def load(self, images: NDArray[np.float32]) -> None:
         """Say which images to pack: (B, C, H, W), contiguous, at most as many as there are lanes; keep them alive."""

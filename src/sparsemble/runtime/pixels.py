@@ -1,21 +1,22 @@
 """Planning for one image at a time: a vector holds neighbouring outputs of a plane."""
 
 import math
-from collections.abc import Mapping
 from typing import final
 
 import numpy as np
 
 from sparsemble.runtime.copies import Copies, displacements_of, single, vector_of
-from sparsemble.runtime.fused import Fused, Pool, Product
+from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
 from sparsemble.runtime.kernels.compiled import registers
 from sparsemble.runtime.kernels.spread import Slide, Spread
 from sparsemble.runtime.layout import reading
 from sparsemble.runtime.plan import (
     SPARE_REGISTERS,
+    TILES_TRIED,
     Address,
     Choice,
     Plan,
+    Planning,
     Tiles,
     add_elementwise,
     add_gather,
@@ -23,69 +24,63 @@ from sparsemble.runtime.plan import (
     add_pool,
     add_tiles,
     block_for,
-    is_dense,
+    outputs_of,
 )
 
 LONGEST_CODE = 256
 """Vectors of a row of copies up to which each has code of its own."""
+MOST_CHAINS = 8
 BUSY = 16
 """Sums side by side that keep a processor from waiting for its own results."""
 
 
-def plan_pixels(fused: Fused, lanes: int, choices: Mapping[int, Choice] | None = None) -> Plan:
-    """Plan a network for single images.
+@final
+class Alone(Planning):
+    """One image; a vector holds neighbouring outputs, and a tile is a row of vectors.
 
     Args:
-        fused: its operations.
+        fused: the operations.
         lanes: the most outputs in a vector.
-        choices: how to go through products, by the place of the operation; tiles count vectors across.
     """
-    return _Planning(fused, lanes).run(choices or {})
 
-
-@final
-class _Planning:
     def __init__(self, fused: Fused, lanes: int) -> None:
         self.lanes = lanes
-        self.single = single(fused, lanes)
-        self.plan = Plan(fused, self.single.buffers, self.single.lives)
+        layout = single(fused, lanes)
+        super().__init__(fused, layout.buffers, layout.lives)
+        self._of = layout.of
 
-    def run(self, choices: Mapping[int, Choice]) -> Plan:
-        add_pack(self.plan, 1)
-        for place, operation in enumerate(self.plan.fused.operations):
-            self._copy(place)
-            if isinstance(operation, Product):
-                self._product(place, operation, choices.get(place))
-            elif isinstance(operation, Pool):
-                self._pool(place, operation)
-            else:
-                lanes, vectors = self._vectors(operation.out)
-                add_elementwise(self.plan, operation, lanes, (1, vectors))
-        return self.plan
+    def pack(self, found: Plan) -> None:
+        """Add what brings an image in."""
+        add_pack(found, 1)
 
-    def _vectors(self, buffer: int) -> tuple[int, int]:
+    def elementwise(self, found: Plan, operation: Scale | Sum) -> None:
+        """Add a scale and shift, or a sum."""
+        lanes, vectors = self._vectors(found, operation.out)
+        add_elementwise(found, operation, lanes, (1, vectors))
+
+    def _vectors(self, found: Plan, buffer: int) -> tuple[int, int]:
         """Return how many floats a vector of a plane takes, and how many vectors a channel."""
-        plane = self.plan.plane(buffer)
+        plane = found.plane(buffer)
         lanes = vector_of(plane.height, plane.width, self.lanes)
         return lanes, -(-plane.height * plane.width // lanes)
 
     def _copies(self, place: int) -> tuple[int, Copies] | None:
         """Return the copies that an operation reads, if it does not read the plane itself."""
-        buffer = self.single.of.get(place)
+        buffer = self._of.get(place)
         if buffer is None:
             return None
-        found = self.plan.buffers[buffer]
+        found = self.buffers[buffer]
         assert isinstance(found, Copies)
         return buffer, found
 
-    def _copy(self, place: int) -> None:
+    def prepare(self, found: Plan, place: int) -> None:
         """Make the copies that this operation is the first to read."""
-        found = self._copies(place)
-        if found is None or self.plan.lives[found[0]][0] != place:
+        copied = self._copies(place)
+        if copied is None or self.lives[copied[0]][0] != place:
             return
-        operation, (buffer, copies) = self.plan.fused.operations[place], found
+        operation, (buffer, copies) = self.fused.operations[place], copied
         assert isinstance(operation, Product | Pool)
-        read, width = self.plan.plane(operation.source), copies.size[1]
+        read, width = found.plane(operation.source), copies.size[1]
         lanes = vector_of(1, width, self.lanes)
         starts = tuple(min(start, width - lanes) for start in range(0, width, lanes))
         if len(starts) * len(copies.columns) <= LONGEST_CODE:
@@ -103,43 +98,51 @@ class _Planning:
         else:
             table = copies.runs(read)
             kernel = Slide(stride=copies.stride[1], read_plane=read.plane, write_plane=copies.plane)
-        self.plan.add(kernel, (Address(operation.source), Address(buffer), table, len(table)), read.channels)
+        found.add(kernel, (Address(operation.source), Address(buffer), table, len(table)), read.channels)
 
-    def _product(self, place: int, operation: Product, choice: Choice | None) -> None:
+    def candidates(self, place: int, operation: Product) -> list[Choice]:
+        """Return ways through a product that may be the fastest; first one that is rarely bad."""
         copied = self._copies(place)
+        lanes, vectors = self._vectors(self.empty(), operation.out)
+        found = []
+        for outputs in outputs_of(operation):
+            most = (registers() - SPARE_REGISTERS) // outputs
+            # A record costs its vectors and about two more.
+            widths = sorted(range(1, min(vectors, most) + 1), key=lambda w: (math.ceil(vectors / w) * (w + 2), w))
+            tile = 4 * lanes * widths[0]
+            block = block_for(copied[1].read_by(tile) if copied else tile)
+            for wide in widths[:TILES_TRIED]:
+                usual = max(1, min(MOST_CHAINS // outputs, BUSY // (wide * outputs)))
+                chains = dict.fromkeys((usual, max(1, usual // 2)))
+                found += [Choice((1, wide), block, outputs, many) for many in chains]
+        return found
+
+    def product(self, found: Plan, place: int, choice: Choice) -> None:
+        """Add a convolution or linear layer."""
+        operation, copied = self.fused.operations[place], self._copies(place)
+        assert isinstance(operation, Product)
         if copied:
             buffer, copies = copied
             source = copies.reading(displacements_of(operation))
         else:
-            buffer, source = operation.source, reading(operation, self.plan.plane(operation.source))
-        lanes, vectors = self._vectors(operation.out)
-        choice = choice or _guess(operation, lanes, vectors, copied[1] if copied else None)
+            buffer, source = operation.source, reading(operation, found.plane(operation.source))
+        lanes, vectors = self._vectors(found, operation.out)
         wide = choice.tile[1]
         begins = np.array([min(v, vectors - wide) for v in range(0, vectors, wide)]) * 4 * lanes
         steps = tuple(4 * lanes * i for i in range(wide))
         places = np.stack([source.base + begins, begins], 1).astype(np.uint32)
         through = Tiles(lanes=lanes, reads=steps, writes=steps, places=places, aligned=False)
-        add_tiles(self.plan, operation, choice, through, (Address(buffer), source))
+        add_tiles(found, operation, choice, through, (Address(buffer), source))
 
-    def _pool(self, place: int, operation: Pool) -> None:
+    def pool(self, found: Plan, place: int, operation: Pool) -> None:
+        """Add a pool."""
         copied = self._copies(place)
         if not copied:
-            add_pool(self.plan, operation)
+            add_pool(found, operation)
             return
         buffer, copies = copied
-        lanes, vectors = self._vectors(operation.out)
+        lanes, vectors = self._vectors(found, operation.out)
         begins = np.arange(vectors)[:, None] * 4 * lanes
         taps = copies.reading(displacements_of(operation)).taps.reshape(1, -1)
         table = np.concatenate([begins, begins + taps], 1).astype(np.uint32)
-        add_gather(self.plan, operation, table, lanes, Address(buffer), copies.plane)
-
-
-def _guess(operation: Product, lanes: int, vectors: int, copies: Copies | None) -> Choice:
-    """Return a choice that is rarely bad: tiles with little overlap, and enough sums side by side."""
-    outputs = 4 if is_dense(operation) else 1
-    most = (registers() - SPARE_REGISTERS) // outputs
-    # A record costs its vectors and about two more.
-    wide = min(range(1, min(vectors, most) + 1), key=lambda w: (math.ceil(vectors / w) * (w + 2), w))
-    chains = max(1, min(8 // outputs, BUSY // (wide * outputs)))
-    tile = 4 * lanes * wide
-    return Choice((1, wide), block_for(copies.read_by(tile) if copies else tile), outputs, chains)
+        add_gather(found, operation, table, lanes, Address(buffer), copies.plane)

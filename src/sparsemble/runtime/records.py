@@ -43,7 +43,8 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
     # Every output adds up its inputs in this order, whatever the layout and the choices: so all give the same bits.
     tap = (c * weight.shape[2] + ky) * weight.shape[3] + kx
     group, member, turn = o // outputs, o % outputs, c // block
-    order = np.lexsort((tap, group, turn))
+    groups, taps = -(-len(operation.bias) // outputs), int(np.prod(weight.shape[1:]))
+    order = np.argsort((turn * groups + group) * taps + tap, kind="stable")
     group, member, turn, offsets, tap = (a[order] for a in (group, member, turn, offsets, tap))
     values = values[order]
     # One record for all members of a group that read the same place.
@@ -88,8 +89,10 @@ def _runs(group: NDArray[np.int64], turn: NDArray[np.int64], operation: Product,
     groups = -(-count // outputs)
     wanted = np.ones(count, bool) if operation.wanted is None else operation.wanted
     read = np.unique(np.flatnonzero(wanted) // outputs)
-    key, begins, lengths = np.unique(turn * groups + group, return_index=True, return_counts=True)
-    turns = np.unique(turn) if len(turn) else np.zeros(1, np.int64)
+    keys = turn * groups + group  # rising
+    begins = np.flatnonzero(np.diff(keys, prepend=-1))
+    lengths, key = np.diff(begins, append=len(keys)), keys[begins]
+    turns = np.unique(key // groups) if len(turn) else np.zeros(1, np.int64)
     needed = (turns[:, None] * groups + read).reshape(-1) if every else turns[0] * groups + np.setdiff1d(read, group)
     silent = np.setdiff1d(needed, key)
     keys = np.concatenate([key, silent])

@@ -65,7 +65,7 @@ class Compiled:
     def __init__(self, kernels: Mapping[str, Kernel], folder: Path | None) -> None:
         _start()
         name, features = processor()
-        key = repr((llvmlite.__version__, name, features, _emitter(), sorted((n, repr(k)) for n, k in kernels.items())))
+        key = repr((llvmlite.__version__, name, features, emitter(), sorted((n, repr(k)) for n, k in kernels.items())))
         digest = hashlib.sha256(key.encode()).hexdigest()
         file = folder / f"{digest}.object" if folder else None
         target = llvm.Target.from_default_triple().create_target_machine(
@@ -74,11 +74,11 @@ class Compiled:
             features=features + ",-prefer-256-bit",
             opt=3,
         )
-        stored = _read(file)
+        stored = read_checked(file)
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
         if stored is None:
             stored = target.emit_object(_optimised(_module(kernels), target))
-            _keep(file, stored)
+            write_checked(file, stored)
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(stored))
         self._engine.finalize_object()
 
@@ -89,7 +89,7 @@ class Compiled:
 
 
 @functools.cache
-def _emitter() -> str:
+def emitter() -> str:
     """Return a digest of the code that writes kernels: objects of another version are not ours."""
     digest = hashlib.sha256()
     for file in sorted(importlib.resources.files(__package__).iterdir(), key=lambda file: file.name):
@@ -116,8 +116,8 @@ def _optimised(module: ir.Module, target: llvm.TargetMachine) -> llvm.ModuleRef:
     return parsed
 
 
-def _read(file: Path | None) -> bytes | None:
-    """Return a stored object with its checksum right; none else."""
+def read_checked(file: Path | None) -> bytes | None:
+    """Return what was stored with its checksum right; none else."""
     if file is None:
         return None
     try:
@@ -128,8 +128,8 @@ def _read(file: Path | None) -> bytes | None:
     return stored if hashlib.sha256(stored).digest() == checksum else None
 
 
-def _keep(file: Path | None, stored: bytes) -> None:
-    """Write an object beside its place and rename it; a folder that cannot be written is done without."""
+def write_checked(file: Path | None, stored: bytes) -> None:
+    """Write beside the place and rename it; a folder that cannot be written is done without."""
     if file is None:
         return
     with contextlib.suppress(OSError):

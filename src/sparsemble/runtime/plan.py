@@ -222,9 +222,11 @@ def outputs_of(operation: Product) -> list[int]:
         return [1]
     size = int(np.prod(weight.shape[1:]))
     outputs, taps = np.divmod(weight.positions.astype(np.int64), size)
-    filled = {
-        block: weight.nonzeros / max(1, block * len(np.unique(outputs // block * size + taps))) for block in BLOCKS
-    }
+    filled = {}
+    for block in BLOCKS:
+        there = np.zeros((-(-weight.shape[0] // block), size), bool)
+        there[outputs // block, taps] = True
+        filled[block] = weight.nonzeros / max(1, block * int(there.sum()))
     likely = [block for block in BLOCKS if filled[block] > LIKELY_FILLED]
     possible = [block for block in BLOCKS if POSSIBLY_FILLED < filled[block] <= LIKELY_FILLED]
     return [*likely, 1, *possible]

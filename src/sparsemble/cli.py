@@ -148,8 +148,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="A run's folder, one of its artifacts, a .safetensors file (with --model), file.py:factory, or a "
-            "recipe (then every row of its table).",
+            help="A run's folder, one of its artifacts, a packed team, a .safetensors file (with --model), "
+            "file.py:factory, or a recipe (then every row of its table).",
         ),
     ],
     row: Annotated[str, typer.Option("--row", help="Row of a run's table; team_dynamic unless given.")] = "",

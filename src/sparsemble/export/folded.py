@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from sparsemble.core.types import Images, Logits
 from sparsemble.runtime import network as runtime
-from sparsemble.runtime.network import Floats, Network, Node
+from sparsemble.runtime.network import Network, Node
 
 
 @final
 class FoldedNetwork(nn.Module):
-    """Runs the operations of a runtime network; its weights are buffers, nothing is trained.
+    """Runs the operations of a runtime network; nothing in it is trained.
 
     Args:
         network: what to run.
@@ -22,9 +22,15 @@ class FoldedNetwork(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.nodes = network.nodes
+        self.layers = nn.ModuleDict()
         for place, node in enumerate(network.nodes):
-            for name, value in _constants(node).items():
-                self.register_buffer(f"{name}{place}", torch.from_numpy(value.copy()))
+            layer = _layer(node)
+            if layer is not None:
+                self.layers[f"node{place}"] = layer
+            elif isinstance(node, runtime.Affine):
+                self.register_buffer(f"scale{place}", torch.from_numpy(node.scale.copy()))
+                self.register_buffer(f"shift{place}", torch.from_numpy(node.shift.copy()))
+        self.requires_grad_(False)
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
@@ -35,16 +41,12 @@ class FoldedNetwork(nn.Module):
         return results[-1]
 
     def _run(self, place: int, node: Node, given: list[Tensor]) -> Tensor:
-        def constant(name: str) -> Tensor:
-            return self.get_buffer(f"{name}{place}")
-
         if isinstance(node, runtime.Affine):
-            return given[0] * constant("scale")[:, None, None] + constant("shift")[:, None, None]
-        if isinstance(node, runtime.Convolution):
-            weight, bias = constant("weight"), constant("bias")
-            return F.conv2d(given[0], weight, bias, node.stride, node.padding, node.dilation)
-        if isinstance(node, runtime.Linear):
-            return F.linear(given[0], constant("weight"), constant("bias"))
+            scale, shift = self.get_buffer(f"scale{place}"), self.get_buffer(f"shift{place}")
+            return given[0] * scale[:, None, None] + shift[:, None, None]
+        if isinstance(node, runtime.Convolution | runtime.Linear):
+            found: Tensor = self.layers[f"node{place}"](given[0])
+            return found
         if isinstance(node, runtime.MaxPool):
             return F.max_pool2d(given[0], node.kernel, node.stride, node.padding)
         if isinstance(node, runtime.AveragePool):
@@ -54,9 +56,17 @@ class FoldedNetwork(nn.Module):
         return given[0] + given[1] if isinstance(node, runtime.Add) else given[0].flatten(1)
 
 
-def _constants(node: Node) -> dict[str, Floats]:
-    if isinstance(node, runtime.Affine):
-        return {"scale": node.scale, "shift": node.shift}
-    if isinstance(node, runtime.Convolution | runtime.Linear):
-        return {"weight": node.weight.dense(), "bias": node.bias}
-    return {}
+def _layer(node: Node) -> nn.Module | None:
+    """Return the layer of a node that has weights."""
+    if not isinstance(node, runtime.Convolution | runtime.Linear):
+        return None
+    outputs, inputs, *kernel = node.weight.shape
+    layer: nn.Conv2d | nn.Linear
+    if isinstance(node, runtime.Linear):
+        layer = nn.Linear(inputs, outputs, device="meta")
+    else:
+        size = (kernel[0], kernel[1])
+        layer = nn.Conv2d(inputs, outputs, size, node.stride, node.padding, node.dilation, device="meta")
+    layer.weight = nn.Parameter(torch.from_numpy(node.weight.dense()))
+    layer.bias = nn.Parameter(torch.from_numpy(node.bias.copy()))
+    return layer

@@ -12,12 +12,13 @@ from torch import nn
 
 from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Combiner, StoppingRule, combiners
+from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, combiners, stopping_rules
 from sparsemble.core.recipe import nearest, parse_toml, read
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.evaluation.packed import VALUES, load_packed
+from sparsemble.export.folded import FoldedNetwork
 from sparsemble.models.architecture import architectures, build_model
 from sparsemble.models.code import made_by
 from sparsemble.pipeline.method import lay_out, row_inputs
@@ -25,6 +26,8 @@ from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.rows import ROWS, load_row, running_order
 from sparsemble.pipeline.store import fill, load_model
 from sparsemble.pruning.mask import Mask
+from sparsemble.runtime import packed
+from sparsemble.runtime.refused import Refused
 
 SINGLE = ("train", "prune", "small_dense")
 """Stages whose artifact is one model."""
@@ -37,7 +40,7 @@ class Target:
 
     name: str
     kind: str
-    """run, artifact, packed, weights or code."""
+    """run, artifact, team, packed, weights or code."""
     path: str
     model: nn.Module
     """In eval mode; an `Ensemble` for a team."""
@@ -63,7 +66,7 @@ def load_target(
     """Load what a path stands for.
 
     Args:
-        path: a run's folder, a stage's artifact, a .safetensors file, or `file.py:factory`.
+        path: a run's folder, a stage's artifact, a packed team, a .safetensors file, or `file.py:factory`.
         row: which row of a run's result table; team_dynamic unless given.
         model: architecture of a .safetensors file, such as resnet18.
         data: images that decide its input shape and number of classes; needed for a .safetensors file.
@@ -87,8 +90,11 @@ def load_target(
         raise InputError(f"{path} is neither a run (it has no recipe.toml) nor an artifact (it has no {META})")
     if not place.is_file():
         raise InputError(
-            f"{path} does not exist; give a run's folder, an artifact, a .safetensors file or file.py:factory"
+            f"{path} does not exist; give a run's folder, an artifact, a packed team, a .safetensors file or "
+            "file.py:factory"
         )
+    if place.suffix == packed.SUFFIX:
+        return _from_packed(place, where)
     return _from_weights(place, model, data, where)
 
 
@@ -197,6 +203,26 @@ def _team_masks(team: Artifact, stop: Artifact | None) -> dict[str, torch.Tensor
         member = Artifact(team.path.parent / team.meta["inputs"][f"pool.{label}"])
         found |= {f"members.{i}.{name}": keep for name, keep in _masks_of(member).items()}
     return found
+
+
+def _from_packed(path: Path, device: torch.device) -> Target:
+    """Read a packed team: the rounded network that a device runs, in torch."""
+    try:
+        team = packed.load(path)
+    except Refused as error:
+        raise InputError(str(error)) from error
+    members = [FoldedNetwork(member) for member in team.members]
+    return Target(
+        name=path.stem,
+        kind="team",
+        path=str(path),
+        model=Ensemble(members, combiners.build(dict(team.combine))).to(device).eval(),
+        stop=stopping_rules.build(dict(team.stop)),
+        data=data_sources.build(team.recipe["data"]) if "data" in team.recipe else None,
+        threat=read(ThreatModel, team.recipe["threat"], "threat") if "threat" in team.recipe else None,
+        selected_on="held-out",
+        sparsity=team.sparsity,
+    )
 
 
 def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.device) -> Target:

@@ -22,6 +22,7 @@ MAGIC = b"\x89SPARSE\n"
 VERSION = 1
 PREFIX = struct.Struct("<8sII32s")
 """Magic, version, length of the header, sha256 of the header."""
+SUFFIX = ".sparsemble"
 LARGEST_HEADER = 2 * 2**20
 Values = Literal["float16", "float32"]
 PARTS = ("positions", "values", "floats")

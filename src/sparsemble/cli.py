@@ -339,24 +339,33 @@ def export(
 
 @app.command()
 def bench(
+    target: Annotated[
+        str, typer.Argument(metavar="[TARGET]", help="A packed team or an exported run; none: drawn weights.")
+    ] = "",
+    data: Annotated[str, typer.Option("--data", help="Images for TARGET; those of its recipe unless given.")] = "",
     model: Annotated[str, typer.Option("--model", help="An architecture, or a table in TOML.")] = "resnet18",
     sparsity: Annotated[float, typer.Option("--sparsity", help="In [0, 1).")] = 0.9,
     granularity: Annotated[str, typer.Option("--granularity", help="weight, block, channel, or a table.")] = "weight",
     mask: Annotated[str, typer.Option("--mask", help="uniform, erk, or a mask.safetensors.")] = "uniform",
+    members: Annotated[int, typer.Option("--members", help="Of a drawn team, >= 1.")] = 1,
+    members_run: Annotated[float, typer.Option("--members-run", help="Of a drawn team, on average.")] = 1.6,
     batch: Annotated[str, typer.Option("--batch", help="Images at once, with commas between them.")] = "64",
     threads: Annotated[str, typer.Option("--threads", help="With commas between them.")] = "1",
     rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds, >= 2.")] = 7,
     json: Annotated[Optional[Path], typer.Option("--json", help="File for the result.")] = None,  # noqa: UP045
+    plot: Annotated[Optional[Path], typer.Option("--plot", help="File for a plot, .png or .svg.")] = None,  # noqa: UP045
     quiet: Quiet = False,
 ) -> None:
-    """Time a sparse network in our engine and in the dense ones that are installed (extra `bench`).
+    """Time a sparse network or team in our engine, and the dense one in all that are installed (extra `bench`).
 
-    Example: [bold]sparsemble bench --model resnet18 --sparsity 0.9 --batch 64 --threads 1[/]
+    Examples: [bold]sparsemble bench --model resnet18 --sparsity 0.9 --batch 64 --threads 1[/],
+    [bold]sparsemble bench runs/digits --batch 1,64[/]
     """
     _need_train("bench")
     from sparsemble.core.artifacts import write_json
-    from sparsemble.pipeline.bench import Asked, bench_table
     from sparsemble.pipeline.bench import bench as measure
+    from sparsemble.pipeline.bench import bench_table
+    from sparsemble.pipeline.bench_subject import Asked
 
     numbers = {}
     for name, text in (("batch", batch), ("threads", threads)):
@@ -365,10 +374,14 @@ def bench(
         numbers[name] = tuple(int(word) for word in text.split(","))
     console = Console(stderr=True, quiet=quiet)
     asked = Asked(
+        target=target,
+        data=data,
         model=model,
         sparsity=sparsity,
         granularity=granularity,
         mask=mask,
+        members=members,
+        members_run=members_run,
         batches=numbers["batch"],
         threads=numbers["threads"],
         rounds=rounds,
@@ -376,6 +389,10 @@ def bench(
     found = measure(asked, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: _say(console, text))
     if json:
         write_json(json, found)
+    if plot:
+        from sparsemble.report.bench import draw_bench
+
+        draw_bench(found, plot)
     if not quiet:
         Console().print(bench_table(found))
 

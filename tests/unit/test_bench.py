@@ -5,15 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.interfaces import Ensemble, combiners
+from sparsemble.core.types import seeded
+from sparsemble.ensemble.stopping.confidence import Confidence
+from sparsemble.export.convert import convert_team
+from sparsemble.models import architectures, build_model
 from sparsemble.pipeline import bench as module
-from sparsemble.pipeline.bench import Asked, bench, bench_table, drawn
+from sparsemble.pipeline.bench import bench, bench_table
 from sparsemble.pipeline.bench_engines import Timed
+from sparsemble.pipeline.bench_subject import Asked, drawn
+from sparsemble.pipeline.target import load_target
+from sparsemble.report.bench import draw_bench
+from sparsemble.runtime import packed
 from sparsemble.runtime.network import Convolution
+from sparsemble.runtime.predictor import Predictor
 
+TABLE = {"name": "tiny", "width": 4}
 TINY = '{name = "tiny", width = 4}'
 
 
@@ -28,7 +40,7 @@ def asked(**settings: object) -> Asked:
 
 class TestBench:
     def test_times_every_engine_in_every_configuration(self) -> None:
-        found = bench(asked(batches=(1, 3), threads=(1, 2)), "sparsemble bench")
+        found = bench(asked(batches=(1, 3), threads=(1, 2)), "sparsemble bench", lambda text: None)
         places = [(row["threads"], row["batch"]) for row in found["rows"] if row["engine"] == "sparsemble"]
         assert places == [(1, 1), (1, 3), (2, 1), (2, 3)]
         for threads, batch in places:
@@ -49,7 +61,7 @@ class TestBench:
 
         monkeypatch.setattr(module, "engines", wrong)
         with pytest.raises(RunError, match="other differs from torch by 1 of the largest logit; it was not timed"):
-            bench(asked(), "")
+            bench(asked(), "", lambda text: None)
 
     def test_the_command_leaves_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "bench.json"
@@ -73,23 +85,70 @@ class TestBench:
         assert found["ratio"] > 0
 
 
+class TestTeams:
+    def test_a_drawn_team_is_timed_whole_and_stopping_early(self, tmp_path: Path) -> None:
+        found = bench(asked(batches=(200,), members=4, members_run=1.6), "", lambda text: None)
+        rows = {row["engine"]: row for row in found["rows"]}
+        assert rows["sparsemble, all members"]["members_run"] == 4
+        early = rows["sparsemble, stopping early, drawn decisions"]
+        assert early["members_run"] == pytest.approx(1.6, abs=0.2)
+        assert found["ratio"] == early["ratio"]
+        assert found["network"]["sparsity"] == pytest.approx(0.975, abs=0.02)
+        assert bench_table(found).row_count == len(found["rows"])
+        draw_bench(found, tmp_path / "bench.png")
+        assert (tmp_path / "bench.png").stat().st_size > 1000
+
+    def test_a_packed_team_is_timed_on_clean_and_slowed_down_images(self, tmp_path: Path) -> None:
+        rng = seeded(0)
+        members = [build_model(architectures.build(TABLE), (1, 8, 8), 10, (0.5,), (0.3,), rng=rng) for _ in range(3)]
+        team = convert_team(
+            Ensemble(members, combiners.build("mean_probability")).eval(),
+            Confidence(threshold=0.12),
+            tuple("0123456789"),
+            (1, 8, 8),
+            1000,
+            recipe={"data": {"name": "digits"}, "threat": {"norm": "linf", "eps": 0.15}},
+        )
+        packed.save(team, tmp_path / "team.sparsemble")
+        found = bench(asked(target=str(tmp_path / "team.sparsemble"), batches=(40,)), "", lambda text: None)
+        rows = {row["engine"]: row for row in found["rows"]}
+        assert {"onnxruntime", "sparsemble", "sparsemble, all members"} <= set(rows)
+        clean, slow = (rows[f"sparsemble, stopping early, {what}"] for what in ("clean images", "slowdown attack"))
+        assert 1 <= clean["members_run"] < slow["members_run"] <= 3
+        assert found["ratio"] == clean["ratio"]
+
+        target = load_target(str(tmp_path / "team.sparsemble"))
+        x = torch.rand(9, 1, 8, 8, generator=seeded(1))
+        expected = Predictor(packed.load(tmp_path / "team.sparsemble")).member_logits(x.numpy())
+        assert isinstance(target.model, Ensemble)
+        np.testing.assert_allclose(target.model.member_logits(x).numpy(), expected, atol=1e-5)
+        assert target.sparsity == team.sparsity
+
+    def test_what_holds_no_team_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"holds no packed team; make one with `sparsemble export "):
+            bench(asked(target=str(tmp_path)), "", lambda text: None)
+        (tmp_path / "team.sparsemble").write_bytes(b"nothing")
+        with pytest.raises(InputError, match=r"team\.sparsemble: "):
+            bench(asked(target=str(tmp_path / "team.sparsemble")), "", lambda text: None)
+
+
 class TestMasks:
     @pytest.mark.parametrize("granularity", ["weight", "block", "channel"])
     def test_have_the_sparsity_asked_for(self, granularity: str) -> None:
-        network, facts = drawn(asked(model='{name = "tiny", width = 16}', granularity=granularity, sparsity=0.8))
-        first = next(node for node in network.nodes if isinstance(node, Convolution))
+        subject = drawn(asked(model='{name = "tiny", width = 16}', granularity=granularity, sparsity=0.8))
+        first = next(node for node in subject.network.nodes if isinstance(node, Convolution))
         if granularity != "channel":
             assert first.weight.nonzeros == first.weight.size
-        assert facts["sparsity"] == pytest.approx(0.8, abs=0.03)
+        assert subject.facts["sparsity"] == pytest.approx(0.8, abs=0.03)
 
     def test_come_from_a_file_too(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"must be uniform, erk or a mask.safetensors that exists"):
             drawn(asked(mask=str(tmp_path / "none.safetensors")))
-        uniform, _ = drawn(asked(mask="uniform"))
-        erk, facts = drawn(asked(mask="erk"))
-        assert facts["sparsity"] == pytest.approx(0.9, abs=0.01)
+        uniform, erk = drawn(asked(mask="uniform")), drawn(asked(mask="erk"))
+        assert erk.facts["sparsity"] == pytest.approx(0.9, abs=0.01)
         counts = [
-            [node.weight.nonzeros for node in one.nodes if isinstance(node, Convolution)] for one in (uniform, erk)
+            [node.weight.nonzeros for node in one.network.nodes if isinstance(node, Convolution)]
+            for one in (uniform, erk)
         ]
         assert counts[0] != counts[1]
 
@@ -101,6 +160,8 @@ class TestMasks:
         ({"batches": ()}, r"batches = \[\] must be whole numbers"),
         ({"rounds": 1}, "rounds = 1 must be 2 or more"),
         ({"sparsity": 1.0}, r"sparsity = 1 must lie in \[0, 1\)"),
+        ({"members": 0}, "members = 0 must be 1 or more"),
+        ({"members": 3, "members_run": 4}, r"members_run = 4 must lie in 1..3, the members there are"),
     ],
 )
 def test_what_cannot_be_gets_a_sentence(settings: dict[str, object], words: str) -> None:

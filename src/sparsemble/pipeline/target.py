@@ -210,7 +210,7 @@ def _from_packed(path: Path, device: torch.device) -> Target:
     try:
         team = packed.load(path)
     except Refused as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{path}: {error}") from error
     members = [FoldedNetwork(member) for member in team.members]
     return Target(
         name=path.stem,

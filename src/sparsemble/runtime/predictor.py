@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sparsemble.runtime.combining import combiner
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.stopping import rule
+from sparsemble.runtime.stopping import Rule, rule
 from sparsemble.runtime.team import Team
 
 Floats = NDArray[np.float32]
@@ -41,16 +41,25 @@ class Predictor:
         threads: chunks of a batch that run side by side, >= 1; 0: as many as there are cores.
         folder: where compiled code is kept; the user's cache unless given.
         max_memory: bytes that one run of a member may take.
+        stop: a rule in place of the team's own.
 
     Raises:
         Refused: a combiner, stopping rule or number of threads that cannot be.
     """
 
-    def __init__(self, team: Team, *, threads: int = 1, folder: Path | None = None, max_memory: int = 2**30) -> None:
+    def __init__(
+        self,
+        team: Team,
+        *,
+        threads: int = 1,
+        folder: Path | None = None,
+        max_memory: int = 2**30,
+        stop: Rule | None = None,
+    ) -> None:
         if threads < 0:
             raise Refused(f"threads = {threads} must be 1 or more, or 0 for all cores")
         self.team, self.threads = team, threads or os.cpu_count() or 1
-        self._combine, self._stop = combiner(team.combine), rule(team.stop)
+        self._combine, self._stop = combiner(team.combine), stop or rule(team.stop)
         self._engines: list[Engine | None] = [None] * len(team.members)
         self._folder, self._max_memory = folder, max_memory
 

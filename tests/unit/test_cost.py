@@ -240,13 +240,31 @@ class TestLatency:
             clock += seconds.pop(0)
 
         monkeypatch.setattr(latency, "perf_counter", lambda: clock)
-        first, second = [9.0, 1.0, 2.0, 3.0, 4.0, 5.0], [9.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+        # 9 seconds are never counted: the round before the timed ones, and the first call of each round.
+        first, second = [9.0], [9.0]
+        for seconds in (1.0, 2.0, 3.0, 4.0, 5.0):
+            first += [9.0, seconds]
+            second += [9.0, 2.0]
         calls = {"first": lambda: spend("first", first), "second": lambda: spend("second", second)}
         found = measure_latency(calls, rounds=5, warm_up=1)
-        assert order == ["first", "second"] * 6
+        assert order == ["first", "second"] + ["first", "first", "second", "second"] * 5
         values = found["first"]
         assert (values.low_quartile_ms, values.median_ms, values.high_quartile_ms) == pytest.approx((2000, 3000, 4000))
         assert found["second"].low_quartile_ms == found["second"].high_quartile_ms == pytest.approx(2000)
+
+    def test_a_short_call_is_repeated_until_a_round_is_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock, calls = 0.0, 0
+
+        def call() -> None:
+            nonlocal clock, calls
+            calls += 1
+            clock += 0.25
+
+        monkeypatch.setattr(latency, "ROUND", 1.0)
+        monkeypatch.setattr(latency, "perf_counter", lambda: clock)
+        found = measure_latency({"short": call}, rounds=2, warm_up=0)
+        assert calls == 2 * (1 + 4)
+        assert found["short"].median_ms == pytest.approx(250)
 
     @pytest.mark.parametrize(("rounds", "warm_up"), [(1, 0), (2, -1)])
     def test_refuses_too_few_rounds(self, rounds: int, warm_up: int) -> None:

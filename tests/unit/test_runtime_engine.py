@@ -132,6 +132,7 @@ class TestAgainstTorch:
         network = convert(model, shape)
         agrees(model, network, torch.rand(19, *shape, generator=seeded(1)), Engine(network))
 
+    @pytest.mark.filterwarnings("ignore:this processor has no AVX2")
     @pytest.mark.parametrize("lanes", [1, 4, 8, 16])
     @pytest.mark.parametrize("make", [Everything, Sums])
     def test_every_operation_at_every_width(
@@ -342,6 +343,15 @@ class TestMemory:
         assert np.array_equal(tight.run(x), Engine(network).run(x))
         with pytest.raises(Refused, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"):
             Engine(network, max_memory=one - 1)
+
+
+def test_a_processor_without_wide_vectors_is_told_so_and_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: 1)
+    torch.manual_seed(0)
+    model = Plain(nn.Conv2d(2, 3, 3)).eval()
+    with pytest.warns(UserWarning, match="this processor has no AVX2, AVX-512 or NEON; networks run right, but"):
+        engine = Engine(convert(model, (2, 5, 5)))
+    agrees(model, engine.network, torch.rand(3, 2, 5, 5, generator=seeded(1)), engine)
 
 
 class TestCache:

@@ -29,6 +29,7 @@ from sparsemble.runtime.network import (
     Relu,
     Weight,
 )
+from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.team import Team
 
@@ -302,6 +303,23 @@ class TestHostile:
     def test_100000_mutated_files(self, tmp_path: Path) -> None:
         assert sum(attack(100_000, 1, tmp_path)) == 100_000
 
+    @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+    def test_mutated_files_that_load_run_too(self, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
+        packed.save(team(), tmp_path / "whole.sparsemble")
+        content, rng = (tmp_path / "whole.sparsemble").read_bytes(), np.random.default_rng(3)
+        path, ran = tmp_path / "mutated.sparsemble", 0
+        while ran < count:
+            path.write_bytes(mutated(content, rng))
+            with contextlib.suppress(Refused):
+                predictor = Predictor(packed.load(path))
+                images = rng.random((19, *predictor.team.image), dtype=np.float32)
+                # What leaves its buffers would end this process, or make a second run differ.
+                found = [predictor.member_logits(part) for part in (images, images, images[:1])]
+                assert np.array_equal(found[0], found[1], equal_nan=True)
+                assert np.array_equal(found[0][:, :1], found[2], equal_nan=True)
+                ran += 1
+
     def test_takes_no_more_memory_than_it_says(self, tmp_path: Path) -> None:
         packed.save(team(), tmp_path / "whole.sparsemble")
         content, rng = (tmp_path / "whole.sparsemble").read_bytes(), np.random.default_rng(2)
@@ -317,6 +335,26 @@ class TestHostile:
                 assert tracemalloc.get_traced_memory()[1] < 64 * 2**20 + 16 * len(damaged)
         finally:
             tracemalloc.stop()
+
+    @pytest.mark.parametrize("sparsity", [0.0, 0.9])
+    def test_a_large_file_keeps_to_it_too(self, sparsity: float, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        nodes = (Input(), Flatten((0,)), Linear((1,), weight((1000, 4096), sparsity, rng), np.zeros(1000, np.float32)))
+        large = Team(
+            members=(Network((1, 64, 64), nodes),),
+            combine={"name": "mean_logit"},
+            stop={"name": "never"},
+            classes=tuple(map(str, range(1000))),
+            parent_weights=4_096_000,
+        )
+        packed.save(large, tmp_path / "large.sparsemble")
+        tracemalloc.start()
+        try:
+            packed.load(tmp_path / "large.sparsemble")
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 64 * 2**20 + 16 * (tmp_path / "large.sparsemble").stat().st_size
 
     def change(self, tmp_path: Path, change: Callable[[dict[str, Any]], None], **settings: Any) -> str:
         packed.save(team(), tmp_path / "a.sparsemble")

@@ -21,6 +21,7 @@ from sparsemble.runtime.network import Pair
 
 LINE = 64
 """Bytes that memory moves at once."""
+Numbers = NDArray[np.int64]
 Key = tuple[int, Pair, int, int]
 """What readers that share copies have in common: buffer, stride, output height and width."""
 
@@ -39,8 +40,8 @@ class Rows(NamedTuple):
 class Copies:
     """A buffer of copies of a plane: channel, column of the window, rows that go together, rows, outputs across.
 
-    Output (y, x) finds what lies `(dy, dx)` from its place `(stride y, stride x)` at `place(dy, dx)`, and its
-    neighbours find theirs beside it. Places outside the plane hold 0.
+    Seen from a place of the window, the inputs of neighbouring outputs lie beside each other. Places outside the plane
+    hold 0.
     """
 
     channels: int
@@ -94,21 +95,21 @@ class Copies:
         """Size of the buffer; vectors may be read and written beyond its end."""
         return self.plane * self.channels + 16 * LINE
 
-    def place(self, down: int, across: int) -> int:
-        """Return where the first output finds what lies so far from its place."""
-        which = next(i for i, rows in enumerate(self.rows) if down in rows.downs)
-        below = (down - self.rows[which].first) // self.stride[0]
-        return self.columns.index(across) * self.column + which * self.copy + below * self.row
-
     def read_by(self, tile: int) -> int:
         """Return how many bytes of a channel are read for so many bytes of neighbouring outputs."""
         beyond = (self.row * (rows.rows - self.size[0]) for rows in self.rows)
         return len(self.columns) * sum(tile + more for more in beyond)
 
-    def reading(self, window: NDArray[np.int64]) -> Reading:
-        """Return how outputs find a window of displacements (height, width, 2)."""
-        taps = [[self.place(int(dy), int(dx)) for dy, dx in line] for line in window]
-        return Reading(self.plane, np.array(taps, np.int64), 0, self.row, 4)
+    def reading(self, downs: Numbers, across: Numbers) -> Reading:
+        """Return how outputs find a window of some displacements down and across."""
+        down_to = {
+            down: i * self.copy + (down - rows.first) // self.stride[0] * self.row
+            for i, rows in enumerate(self.rows)
+            for down in rows.downs
+        }
+        across_to = {away: i * self.column for i, away in enumerate(self.columns)}
+        down_taps, across_taps = [down_to[int(y)] for y in downs], [across_to[int(x)] for x in across]
+        return Reading(self.plane, np.add.outer(down_taps, across_taps), 0, self.row, 4)
 
     def lines(self, source: Plane) -> NDArray[np.uint32]:
         """Return {place in the plane, place in the copies of the first column} of every row that is not all 0."""
@@ -133,14 +134,14 @@ class Copies:
         return np.concatenate(found or [np.zeros((0, 3))]).astype(np.uint32)
 
 
-def displacements_of(operation: Product | Pool) -> NDArray[np.int64]:
-    """Return (height, width, 2): how far each place of the window lies from the output's own, down and across."""
+def displacements_of(operation: Product | Pool) -> tuple[Numbers, Numbers]:
+    """Return how far the places of the window lie from the output's own, down and across."""
     if isinstance(operation, Product):
         size, dilation = operation.weight.shape[2:], operation.dilation
     else:
         size, dilation = operation.kernel, (1, 1)
     down, across = (np.arange(n) * d - p for n, d, p in zip(size, dilation, operation.padding, strict=True))
-    return np.stack(np.meshgrid(down, across, indexing="ij"), -1)
+    return down, across
 
 
 @final
@@ -165,15 +166,15 @@ def single(fused: Fused, lanes: int) -> Single:
             height, width = fused.shapes[operation.out][1:]
             sharing.setdefault((operation.source, operation.stride, height, width), []).append(place)
     for (source, stride, height, width), places in sharing.items():
-        away = np.concatenate([displacements_of(one).reshape(-1, 2) for one in _at(fused, places)])
+        downs, across = zip(*(displacements_of(one) for one in _at(fused, places)), strict=True)
         channels, *read = fused.shapes[source]
         copies = Copies(
             channels=channels,
             read=(read[0], read[1]),
             size=(height, width),
             stride=stride,
-            columns=tuple(int(x) for x in np.unique(away[:, 1])),
-            downs=tuple(int(y) for y in np.unique(away[:, 0])),
+            columns=tuple(int(x) for x in np.unique(np.concatenate(across))),
+            downs=tuple(int(y) for y in np.unique(np.concatenate(downs))),
             lanes=vector_of(height, width, lanes),
         )
         buffer = len(found.buffers)
@@ -201,8 +202,12 @@ def _needs_copies(operation: Product | Pool, fused: Fused) -> bool:
     if isinstance(operation, Pool):
         # Padding is not 0 to the largest: that is looked up place by place.
         return not operation.largest or operation.padding == (0, 0)
-    here = displacements_of(operation)
-    return bool(here.any()) or operation.stride != (1, 1) or fused.shapes[operation.source][1:] != (height, width)
+    downs, across = displacements_of(operation)
+    return (
+        bool(downs.any() or across.any())
+        or operation.stride != (1, 1)
+        or fused.shapes[operation.source][1:] != (height, width)
+    )
 
 
 def _at(fused: Fused, places: list[int]) -> Iterator[Product | Pool]:

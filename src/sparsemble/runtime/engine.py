@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ from sparsemble.runtime.tune import tuned
 Floats = NDArray[np.float32]
 
 
+SLOW = "this processor has no AVX2, AVX-512 or NEON; networks run right, but one number at a time"
 Run = Any
 """A compiled function of (arguments, first, last)."""
 
@@ -86,6 +88,8 @@ class Engine:
     ) -> None:
         self.network = network
         self.lanes = lanes()
+        if self.lanes == 1:
+            warnings.warn(SLOW, stacklevel=2)
         fused, folder = without_dead(fuse(network)), folder or cache_folder()
         together, one_by_one = Together(fused, self.lanes), Alone(fused, self.lanes)
         self._together = _Planned(together, choices, folder)

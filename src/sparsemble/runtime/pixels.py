@@ -123,7 +123,7 @@ class Alone(Planning):
         assert isinstance(operation, Product)
         if copied:
             buffer, copies = copied
-            source = copies.reading(displacements_of(operation))
+            source = copies.reading(*displacements_of(operation))
         else:
             buffer, source = operation.source, reading(operation, found.plane(operation.source))
         lanes, vectors = self._vectors(found, operation.out)
@@ -143,6 +143,6 @@ class Alone(Planning):
         buffer, copies = copied
         lanes, vectors = self._vectors(found, operation.out)
         begins = np.arange(vectors)[:, None] * 4 * lanes
-        taps = copies.reading(displacements_of(operation)).taps.reshape(1, -1)
+        taps = copies.reading(*displacements_of(operation)).taps.reshape(1, -1)
         table = np.concatenate([begins, begins + taps], 1).astype(np.uint32)
         add_gather(found, operation, table, lanes, Address(buffer), copies.plane)

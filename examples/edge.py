@@ -3,6 +3,7 @@
 python examples/edge.py team.sparsemble photo.png ...
 """
 
+import os
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from sparsemble import runtime
 
-predictor = runtime.load(sys.argv[1], threads=0)
+predictor = runtime.load(sys.argv[1], threads=os.cpu_count() or 1)
 channels, height, width = predictor.team.image
 images = [Image.open(path).convert("L" if channels == 1 else "RGB").resize((width, height)) for path in sys.argv[2:]]
 batch = np.stack([np.asarray(image, np.uint8).reshape(height, width, channels) for image in images])

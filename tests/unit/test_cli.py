@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 import sparsemble
-import sparsemble.cli as cli
 import sparsemble.pipeline.run as pipeline
+from sparsemble.cli import main
+from sparsemble.cli.app import interrupt
+from sparsemble.cli.recipes import COMMANDS as STAGES
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.pipeline.catalogue import catalogue
 from sparsemble.pipeline.recipe import load_recipe, shipped
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
-COMMANDS = [*cli.COMMANDS, "evaluate", "compare", "list", "show"]
+COMMANDS = [*STAGES, "evaluate", "compare", "list", "show"]
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -32,7 +34,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["sparsemble", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
@@ -72,7 +74,7 @@ class TestHelp:
         assert "[bold]" not in out
         assert "[/]" not in out
 
-    @pytest.mark.parametrize("command", cli.COMMANDS)
+    @pytest.mark.parametrize("command", STAGES)
     def test_every_option_of_a_run_is_explained(self, call: Call, command: str) -> None:
         _, out, _ = call(command, "--help")
         for option in ("--out", "--set", "--seed", "--device", "--workers", "--engine", "--quiet"):
@@ -152,7 +154,7 @@ class TestWhatReachesThePipeline:
         )
         assert shlex.split(command)[:3] == ["sparsemble", "run", "digits"]
 
-    @pytest.mark.parametrize(("command", "until"), [(name, until) for name, (until, _) in cli.COMMANDS.items()])
+    @pytest.mark.parametrize(("command", "until"), [(name, until) for name, (until, _) in STAGES.items()])
     def test_each_command_stops_at_its_stage(self, call: Call, asked: Any, command: str, until: str) -> None:
         assert call(command, "digits", "--quiet")[0] == 0
         assert (asked[0][3].until, asked[0][3].folder) == (until, Path("runs/digits"))
@@ -236,4 +238,4 @@ class TestErrors:
 
     def test_a_stop_from_outside_is_like_one_from_the_keyboard(self) -> None:
         with pytest.raises(KeyboardInterrupt):
-            cli._interrupt(signal.SIGTERM, None)
+            interrupt(signal.SIGTERM, None)

@@ -20,6 +20,7 @@ from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.runtime import tune
+from sparsemble.runtime.alone import Alone
 from sparsemble.runtime.copies import single, vector_of
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.engine import Engine
@@ -29,9 +30,9 @@ from sparsemble.runtime.kernels.compiled import lanes
 from sparsemble.runtime.layout import reading, tile_shapes, tiles
 from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.pixels import Alone
-from sparsemble.runtime.plan import Choice, Plan, Step, Together
+from sparsemble.runtime.plan import Choice, Plan, Step
 from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.together import Together
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
 

@@ -1,6 +1,7 @@
 """The packed file: what is saved is loaded, in few bytes, and everything else gets a sentence."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -242,11 +243,11 @@ def forge_(header: dict[str, Any], how: int, rng: np.random.Generator) -> None:
     for key in other:
         value = value[key]
     if how == 4:
-        inner[path[-1]] = STRANGE[rng.integers(0, len(STRANGE))]
+        inner[path[-1]] = copy.deepcopy(STRANGE[rng.integers(0, len(STRANGE))])
     elif how == 5:
         del inner[path[-1]]
     else:
-        inner[path[-1]] = json.loads(json.dumps(value))
+        inner[path[-1]] = copy.deepcopy(value)
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:

@@ -105,5 +105,5 @@ def test_other_images_get_a_sentence(images: np.ndarray, words: str) -> None:
 
 
 def test_less_than_one_thread_gets_a_sentence() -> None:
-    with pytest.raises(Refused, match="threads = -1 must be 1 or more, or 0 for all cores"):
-        Predictor(packed(trained(1), Never()), threads=-1)
+    with pytest.raises(Refused, match="threads = 0 must be 1 or more; this machine has"):
+        Predictor(packed(trained(1), Never()), threads=0)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sparsemble.core.errors import RunError
 from sparsemble.evaluation.latency import measure_latency
-from sparsemble.pipeline.bench_engines import Timed, engines
+from sparsemble.pipeline.bench_engines import Timed, engine_versions, engines
 from sparsemble.pipeline.bench_subject import Asked, Subject, subject
 from sparsemble.pipeline.machine import machine, versions
 from sparsemble.runtime.predictor import Predictor
@@ -57,7 +57,7 @@ def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, 
         "asked": asdict(asked),
         "network": timed.facts,
         "machine": machine(torch.device("cpu")),
-        "versions": versions(),
+        "versions": versions() | engine_versions(),
         "rows": rows,
     }
 

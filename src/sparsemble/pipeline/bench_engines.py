@@ -1,11 +1,12 @@
 """Engines that a network can be timed in: PyTorch, ONNX Runtime, OpenVINO, DeepSparse, and ours."""
 
 import copy
+import importlib.metadata
 import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +54,15 @@ def engines(network: Network, batch: int, threads: int) -> list[Timed]:
                 found.append(Timed("deepsparse", _deepsparse(path, batch, threads), False))
     engine = Engine(network)
     found.append(Timed("sparsemble", lambda x: engine.run(x, threads), False))
+    return found
+
+
+def engine_versions() -> dict[str, str]:
+    """Return the versions of the engines that are not ours, as far as they are installed."""
+    found = {}
+    for name in ("onnxruntime", "openvino", "deepsparse"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
     return found
 
 

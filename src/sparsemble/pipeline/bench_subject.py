@@ -114,13 +114,13 @@ def drawn(asked: Asked) -> Subject:
         parent_weights=facts["weights"],
     )
     images = np.random.default_rng(asked.seed).random((max(asked.batches), *asked.image), dtype=np.float32)
-    stop = _Coin(asked.members_run, asked.members)
+    stop = _Drawn(asked.members_run, asked.members)
     return Subject(network, {**facts, "team_sparsity": team.sparsity}, team, {"drawn decisions": images}, stop)
 
 
 @final
-class _Coin(Rule):
-    """A rule that lets each image go on by chance, so that a given number of members run on average."""
+class _Drawn(Rule):
+    """A rule that lets drawn images go on, the same part after each member, to run a number of members on average."""
 
     def __init__(self, members_run: float, members: int) -> None:
         low, high = 0.0, 1.0
@@ -130,10 +130,10 @@ class _Coin(Rule):
         self.on = low
 
     def __call__(self, member_logits: Floats, *, last: bool) -> tuple[Flags, Counts]:
-        """Stop by chance."""
+        """Stop where the lot falls."""
         members, images = member_logits.shape[:2]
         stop: Flags = np.full(images, last)
-        stop |= np.random.default_rng(members).random(images) >= self.on
+        stop |= np.random.default_rng(members).permutation(images) >= round(self.on * images)
         return stop, np.full(images, members, np.int64)
 
 

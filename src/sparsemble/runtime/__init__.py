@@ -14,7 +14,7 @@ def load(path: str | Path, *, threads: int = 1, max_memory: int = 2**30) -> Pred
 
     Args:
         path: a `.sparsemble` file; nothing in it is trusted.
-        threads: chunks of a batch that run side by side, >= 1; 0: as many as there are cores.
+        threads: chunks of a batch that run side by side, >= 1.
         max_memory: bytes that the results of one image, and one run of a member, may take.
 
     Raises:

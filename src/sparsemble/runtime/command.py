@@ -9,7 +9,6 @@ import numpy as np
 from sparsemble.runtime.images import image_files, read_image
 from sparsemble.runtime.packed import describe, load
 from sparsemble.runtime.predictor import Predictor
-from sparsemble.runtime.refused import Refused
 
 BATCH = 256
 
@@ -20,8 +19,6 @@ def predict_files(team: Path, images: Sequence[Path], *, threads: int, resize: b
     Raises:
         Refused: the team or an image cannot be read; before any image is classified.
     """
-    if threads < 0:
-        raise Refused(f"threads = {threads} must be 1 or more, or 0 for all cores")
     predictor = Predictor(load(team), threads=threads)
     files = image_files(images)
     arrays = [read_image(file, predictor.team.image, resize=resize) for file in files]

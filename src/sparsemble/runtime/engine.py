@@ -11,14 +11,16 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemble.runtime.alone import Alone
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
 from sparsemble.runtime.memory import Memory, size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.pixels import Alone
-from sparsemble.runtime.plan import DRIVER, Choice, Plan, Planning, Together
+from sparsemble.runtime.plan import DRIVER, Choice, Plan
+from sparsemble.runtime.planning import Planning
 from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.together import Together
 from sparsemble.runtime.tune import tuned
 
 Floats = NDArray[np.float32]

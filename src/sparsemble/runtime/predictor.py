@@ -38,7 +38,7 @@ class Predictor:
 
     Args:
         team: what answers.
-        threads: chunks of a batch that run side by side, >= 1; 0: as many as there are cores.
+        threads: chunks of a batch that run side by side, >= 1.
         folder: where compiled code is kept; the user's cache unless given.
         max_memory: bytes that one run of a member may take.
         stop: a rule in place of the team's own.
@@ -56,9 +56,9 @@ class Predictor:
         max_memory: int = 2**30,
         stop: Rule | None = None,
     ) -> None:
-        if threads < 0:
-            raise Refused(f"threads = {threads} must be 1 or more, or 0 for all cores")
-        self.team, self.threads = team, threads or os.cpu_count() or 1
+        if threads < 1:
+            raise Refused(f"threads = {threads} must be 1 or more; this machine has {os.cpu_count()} cores")
+        self.team, self.threads = team, threads
         self._combine, self._stop = combiner(team.combine), stop or rule(team.stop)
         self._engines: list[Engine | None] = [None] * len(team.members)
         self._folder, self._max_memory = folder, max_memory

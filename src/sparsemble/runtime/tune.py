@@ -16,7 +16,8 @@ from sparsemble.runtime.kernels.compiled import Compiled, emitter, processor, re
 from sparsemble.runtime.kernels.products import Products
 from sparsemble.runtime.kernels.writer import Kernel
 from sparsemble.runtime.memory import Memory
-from sparsemble.runtime.plan import Choice, Plan, Planning, Step
+from sparsemble.runtime.plan import Choice, Plan, Step
+from sparsemble.runtime.planning import Planning
 
 ROUNDS = 5
 """Times that each candidate is tried; the quickest time counts, as all disturbances slow down."""

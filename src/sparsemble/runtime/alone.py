@@ -11,21 +11,17 @@ from sparsemble.runtime.kernels.compiled import registers
 from sparsemble.runtime.kernels.spread import Slide, Spread
 from sparsemble.runtime.layout import reading
 from sparsemble.runtime.plan import (
-    SPARE_REGISTERS,
-    TILES_TRIED,
     Address,
     Choice,
     Plan,
-    Planning,
     Tiles,
     add_elementwise,
     add_gather,
     add_pack,
     add_pool,
     add_tiles,
-    block_for,
-    outputs_of,
 )
+from sparsemble.runtime.planning import SPARE_REGISTERS, TILES_TRIED, Planning, block_for, outputs_of
 
 LONGEST_CODE = 256
 """Vectors of a row of copies up to which each has code of its own."""

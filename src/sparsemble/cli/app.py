@@ -1,0 +1,110 @@
+"""The program, what its commands share, and how it ends."""
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from sparsemble import __version__
+from sparsemble.core.errors import InputError, RunError
+
+app = typer.Typer(
+    help="Turn one image classifier into a robust, compact ensemble of sparse sub-models and run it fast.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sparsemble list recipe`) or a .toml file.")
+]
+Out = Annotated[Optional[Path], typer.Option("--out", help="Folder of the run; runs/NAME unless given.")]  # noqa: UP045
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in --set train.epochs=5; repeatable."),
+]
+Seed = Annotated[Optional[int], typer.Option("--seed", help="Short for --set seed=N.")]  # noqa: UP045
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Worker processes; 0: one a core, at most 4, and one on a GPU.")
+]
+Engine = Annotated[str, typer.Option("--engine", help="Who runs the stages: local.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write training curves to RUN/tensorboard, too.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+FOLLOWS = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+"""Whether torchrun started this process beside a first one, which does the talking."""
+
+
+def main() -> None:
+    """Run the command line; exit status 0 done, 1 the run failed or was stopped, 2 bad input."""
+    console = Console(stderr=True, quiet=FOLLOWS)
+    try:
+        app()
+    except InputError as error:
+        say(console, f"error: {error}")
+        sys.exit(2)
+    except RunError as error:
+        say(console, f"failed: {error}")
+        sys.exit(1)
+
+
+def _version(wanted: bool | None) -> None:
+    if wanted:
+        typer.echo(f"sparsemble {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = None,
+) -> None:
+    """Turn one image classifier into a robust, compact ensemble of sparse sub-models and run it fast."""
+
+
+def need_train(command: str) -> None:
+    """Refuse a command whose extra is absent.
+
+    Raises:
+        InputError: naming the extra.
+    """
+    missing = [
+        name for name in ("torch", "jaxtyping", "jinja2", "matplotlib", "tomli_w") if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        raise InputError(
+            f"`sparsemble {command}` needs {', '.join(missing)}; install the extra `train`: "
+            "pip install 'sparsemble[train]'"
+        )
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Turn what the runtime refuses, which knows no other room, into bad input."""
+    from sparsemble.runtime.refused import Refused
+
+    try:
+        yield
+    except Refused as error:
+        raise InputError(str(error)) from None
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Stop at SIGTERM as at Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text as it is, in lines as long as it likes."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

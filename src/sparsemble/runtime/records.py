@@ -36,28 +36,31 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
         chains: groups of such channels that are gone through side by side.
     """
     weight = operation.weight
-    places = np.unravel_index(weight.positions.astype(np.int64), weight.shape)
-    o, c, ky, kx = (place.astype(np.int64) for place in places)
-    values = weight.values
-    offsets = c * source.plane + source.taps[ky, kx]
-    # Every output adds up its inputs in this order, whatever the layout and the choices: so all give the same bits.
-    tap = (c * weight.shape[2] + ky) * weight.shape[3] + kx
-    group, member, turn = o // outputs, o % outputs, c // block
-    groups, taps = -(-len(operation.bias) // outputs), int(np.prod(weight.shape[1:]))
-    order = np.argsort((turn * groups + group) * taps + tap, kind="stable")
-    group, member, turn, offsets, tap = (a[order] for a in (group, member, turn, offsets, tap))
-    values = values[order]
+    channels, height, width = weight.shape[1:]
+    taps, groups = channels * height * width, -(-len(operation.bias) // outputs)
+    # Positions rise: those of an output lie together.
+    begins = np.searchsorted(weight.positions, np.arange(len(operation.bias) + 1) * taps)
+    o = np.repeat(np.arange(len(operation.bias), dtype=np.int32), np.diff(begins))
+    tap = (weight.positions - o.astype(np.int64) * taps).astype(np.int32)
+    channel = np.arange(channels).repeat(height * width)
+    offset_of = (channel * source.plane + np.tile(source.taps.reshape(-1), channels)).astype(np.uint32)
+    key = (channel // block).astype(np.int32)[tap] * np.int32(groups) + o // np.int32(outputs)
+    # Every output adds up in the order of taps, whatever the layout and the choices: so all give the same bits.
+    order = np.argsort(key.astype(np.int64) * taps + tap, kind="stable")
+    key, tap, values = key[order], tap[order], weight.values[order]
     # One record for all members of a group that read the same place.
     new = np.ones(len(order), bool)
-    if len(order):
-        new[1:] = (tap[1:] != tap[:-1]) | (group[1:] != group[:-1])
-    place = np.cumsum(new) - 1
+    if outputs > 1:
+        new[1:] = (tap[1:] != tap[:-1]) | (key[1:] != key[:-1])
     total = int(new.sum())
     # The last record is what fills chains that are shorter than their neighbours: it adds 0.
     records = np.zeros(total + 1, dtype=[("offset", "<u4"), ("values", "<f4", (outputs,))])
-    records["offset"][:total] = offsets[new]
-    records["values"][place, member] = values
-    runs = _runs(group[new], turn[new], operation, outputs, every=chains > 1)
+    records["offset"][:total] = offset_of[tap[new]]
+    if outputs > 1:
+        records["values"][np.cumsum(new) - 1, o[order] % outputs] = values
+    else:
+        records["values"][:total, 0] = values
+    runs = _runs(key[new], operation, outputs, every=chains > 1)
     return _with_heads(records, runs, operation, written, chains)
 
 
@@ -75,12 +78,11 @@ class _Runs:
         return _Runs(self.turn[which], self.group[which], self.begin[which], self.length[which])
 
 
-def _runs(group: NDArray[np.int64], turn: NDArray[np.int64], operation: Product, outputs: int, *, every: bool) -> _Runs:
+def _runs(keys: NDArray[np.int32], operation: Product, outputs: int, *, every: bool) -> _Runs:
     """Find the runs; a group that has none still has its bias, if anybody reads it.
 
     Args:
-        group: of each record.
-        turn: the block of inputs of each.
+        keys: block of inputs x groups + group of each record, rising.
         operation: whose they are.
         outputs: in a group.
         every: give every group a run in every turn, perhaps an empty one.
@@ -89,15 +91,15 @@ def _runs(group: NDArray[np.int64], turn: NDArray[np.int64], operation: Product,
     groups = -(-count // outputs)
     wanted = np.ones(count, bool) if operation.wanted is None else operation.wanted
     read = np.unique(np.flatnonzero(wanted) // outputs)
-    keys = turn * groups + group  # rising
     begins = np.flatnonzero(np.diff(keys, prepend=-1))
-    lengths, key = np.diff(begins, append=len(keys)), keys[begins]
-    turns = np.unique(key // groups) if len(turn) else np.zeros(1, np.int64)
-    needed = (turns[:, None] * groups + read).reshape(-1) if every else turns[0] * groups + np.setdiff1d(read, group)
+    lengths, key = np.diff(begins, append=len(keys)), keys[begins].astype(np.int64)
+    turns = np.unique(key // groups) if len(key) else np.zeros(1, np.int64)
+    one_turn = turns[0] * groups + np.setdiff1d(read, key % groups)
+    needed = (turns[:, None] * groups + read).reshape(-1) if every else one_turn
     silent = np.setdiff1d(needed, key)
-    keys = np.concatenate([key, silent])
+    key = np.concatenate([key, silent])
     none = np.zeros(len(silent), np.int64)
-    found = _Runs(keys // groups, keys % groups, np.concatenate([begins, none]), np.concatenate([lengths, none]))
+    found = _Runs(key // groups, key % groups, np.concatenate([begins, none]), np.concatenate([lengths, none]))
     # Runs of equal length beside each other: then the processor foresees their ends.
     return found[np.lexsort((found.group, found.length, found.turn))]
 

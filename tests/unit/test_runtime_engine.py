@@ -346,6 +346,17 @@ class TestMemory:
             Engine(network, max_memory=one - 1)
 
 
+def test_images_run_one_by_one_as_long_as_that_took_less_time() -> None:
+    torch.manual_seed(0)
+    engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
+    for one, many, few in ((2e-3, 9e-3, 4), (1e-3, 1.0, engine.lanes - 1), (1.0, 1e-3, 1)):
+        engine._alone.seconds, engine._together.seconds = one, many
+        alone = [part.stop - part.start for part in engine._parts(engine.lanes + few)]
+        assert alone == [engine.lanes] + [1] * few
+        if few + 1 < engine.lanes:
+            assert [part.stop - part.start for part in engine._parts(few + 1)] == [few + 1]
+
+
 def test_a_processor_without_wide_vectors_is_told_so_and_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: 1)
     torch.manual_seed(0)

@@ -38,9 +38,9 @@ def combiner(settings: Mapping[str, Any]) -> Combine:
     if name == "soft_vote":
         temperature = rest.pop("temperature", 0.5)
         if not isinstance(temperature, int | float) or not 0 < temperature <= 1:
-            raise Refused(f"temperature = {temperature} must be above 0 and at most 1")
+            raise Refused(f"temperature = {temperature!s:.60} must be above 0 and at most 1")
     if rest:
-        raise Refused(f'combiner "{name}" has no setting "{next(iter(rest))}"')
+        raise Refused(f'combiner "{name!s:.60}" has no setting "{next(iter(rest)):.60}"')
     known: dict[Any, Combine] = {
         "mean_probability": lambda logits: log_mean(log_softmax(logits)),
         "mean_logit": lambda logits: log_softmax(logits.mean(0)),
@@ -48,5 +48,5 @@ def combiner(settings: Mapping[str, Any]) -> Combine:
         "soft_vote": lambda logits: log_mean(log_softmax(logits / temperature)),
     }
     if not isinstance(name, str) or name not in known:
-        raise Refused(f'combiner "{name}" is not known; known are {", ".join(known)}')
+        raise Refused(f'combiner "{name!s:.60}" is not known; known are {", ".join(known)}')
     return known[name]

@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ Floats = NDArray[np.float32]
 
 
 SLOW = "this processor has no AVX2, AVX-512 or NEON; networks run right, but one number at a time"
+GUESSED_FEW = 0.6
+"""Part of a vector's images that take as long one by one as together, before both were timed."""
 Run = Any
 """A compiled function of (arguments, first, last)."""
 
@@ -40,6 +43,8 @@ class _Planned:
         self._ready: tuple[Plan, Compiled, Run] | None = None
         self._spare: list[Memory] = []
         self._lock = threading.Lock()
+        self.seconds: float | None = None
+        """What a run takes at its quickest; none before the first one."""
 
     def __call__(self, images: Floats) -> Floats:
         """Return logits of at most as many images as the plan takes at once."""
@@ -53,10 +58,13 @@ class _Planned:
             plan, _, run = self._ready
             memory = self._spare.pop() if self._spare else None
         memory = memory or Memory(plan)
+        started = time.perf_counter()
         memory.load(images)
         run(memory.table.ctypes.data, 0, 0)
         found = memory.answer(len(images))
+        seconds = time.perf_counter() - started
         with self._lock:
+            self.seconds = min(seconds, self.seconds or seconds)
             self._spare.append(memory)
         return found
 
@@ -101,9 +109,7 @@ class Engine:
         one = size_of(fused, one_by_one.buffers, one_by_one.lives)
         if one > most:
             raise Refused(f"a run of one image takes {one} bytes, more than max_memory = {most}")
-        fits = size_of(fused, together.buffers) <= most
-        self.few = max(1, self.lanes // 3) if fits else self.lanes
-        """Up to so many images are run one by one."""
+        self._fits = size_of(fused, together.buffers) <= most
 
     def run(self, images: Floats, threads: int = 1) -> Floats:
         """Return logits (B, K) of images (B, C, H, W)."""
@@ -123,11 +129,21 @@ class Engine:
                 list(pool.map(chunk, parts))
         return out
 
+    @property
+    def few(self) -> int:
+        """How many images at most are run one by one: as long as that takes less than a run of them together."""
+        if not self._fits:
+            return self.lanes
+        one, many = self._alone.seconds, self._together.seconds
+        found = GUESSED_FEW * self.lanes if one is None or many is None else many / one
+        return max(1, min(int(found), self.lanes - 1))
+
     def _parts(self, count: int) -> list[slice]:
         """Return which images run together."""
         parts = [slice(start, min(start + self.lanes, count)) for start in range(0, count, self.lanes)]
         found: list[slice] = []
+        few = self.few
         for part in parts:
-            alone = part.stop - part.start <= self.few
+            alone = part.stop - part.start <= few
             found += [slice(i, i + 1) for i in range(part.start, part.stop)] if alone else [part]
         return found

@@ -172,7 +172,7 @@ def rule(settings: Mapping[str, Any]) -> Rule:
     name = settings.get("name")
     made = RULES.get(name) if isinstance(name, str) else None
     if made is None:
-        raise Refused(f'stopping rule "{name}" is not known; known are {", ".join(RULES)}')
+        raise Refused(f'stopping rule "{name!s:.60}" is not known; known are {", ".join(RULES)}')
     wanted = [one.name for one in fields(made)]
     given = {key: value for key, value in settings.items() if key != "name"}
     for key in wanted:
@@ -180,8 +180,8 @@ def rule(settings: Mapping[str, Any]) -> Rule:
             raise Refused(f'stopping rule "{name}" lacks its setting "{key}"')
     for key, value in given.items():
         if key not in wanted:
-            raise Refused(f'stopping rule "{name}" has no setting "{key}"')
+            raise Refused(f'stopping rule "{name}" has no setting "{key:.60}"')
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise Refused(f'setting "{key}" = {value!r} of the stopping rule "{name}" is no number')
+            raise Refused(f'setting "{key}" = {value!r:.60} of the stopping rule "{name}" is no number')
     found: Rule = made(**given)
     return found

@@ -102,7 +102,7 @@ def lay_out(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
     dense = train(recipe)
     pool = prune(recipe, dense)
     select = choose(recipe, pool)
-    team = learn_together(recipe, pool, select)
+    team = learn_together(recipe, dense, pool, select)
     stop = calibrate(recipe, team)
     harp, small_dense = rivals(recipe, dense, select)
     return dict(zip(MADE, (dense, select, team, stop, harp, small_dense), strict=True)), pool
@@ -160,8 +160,8 @@ def choose(recipe: Recipe, pool: Mapping[str, Task]) -> Task:
     return Task("select the team", stage, pool, cost=2)
 
 
-def learn_together(recipe: Recipe, pool: Mapping[str, Task], select: Task) -> Task:
-    """Section 2.6: ensemble learning."""
+def learn_together(recipe: Recipe, dense: Task, pool: Mapping[str, Task], select: Task) -> Task:
+    """Section 2.6: ensemble learning; the dense parent may teach."""
     stage = EnsembleStage(
         seed=recipe.seed,
         data=recipe.data,
@@ -172,9 +172,8 @@ def learn_together(recipe: Recipe, pool: Mapping[str, Task], select: Task) -> Ta
         probe_every=recipe.train.probe_every,
         computing=recipe.computing,
     )
-    return Task(
-        "train the team", stage, {"select": select, **pool}, cost=recipe.ensemble.epochs * 2.5 * recipe.team_size
-    )
+    inputs = {"dense": dense, "select": select, **pool}
+    return Task("train the team", stage, inputs, cost=recipe.ensemble.epochs * 2.5 * recipe.team_size)
 
 
 def calibrate(recipe: Recipe, team: Task) -> Task:

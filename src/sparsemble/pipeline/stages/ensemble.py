@@ -45,7 +45,7 @@ class EnsembleStage(WithData):
             work,
             team,
             data,
-            self.ensemble.objective,
+            self.ensemble.objective.with_teacher(load_model(work.inputs["dense"], work.device)),
             self.ensemble.schedule,
             epochs=self.ensemble.epochs,
             threat=self.threat,

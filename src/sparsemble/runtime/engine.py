@@ -60,7 +60,7 @@ class _Planned:
         memory = memory or Memory(plan)
         started = time.perf_counter()
         memory.load(images)
-        run(memory.table.ctypes.data, 0, 0)
+        run(memory.table_at, 0, 0)
         found = memory.answer(len(images))
         seconds = time.perf_counter() - started
         with self._lock:

@@ -75,6 +75,8 @@ class Memory:
         self._arguments = [self.arguments(step) for step in plan.steps]
         rows = [[one.ctypes.data, step.first, step.last] for one, step in zip(self._arguments, plan.steps, strict=True)]
         self.table = np.array(rows, np.int64)
+        self.table_at = int(self.table.ctypes.data)
+        self._logits = self._view(plan.fused.answer)
 
     def arguments(self, step: Step) -> NDArray[np.int64]:
         """Return the table of arguments that a step is called with."""
@@ -90,15 +92,17 @@ class Memory:
 
     def answer(self, count: int) -> NDArray[np.float32]:
         """Return the logits of the first images, (count, K)."""
-        fused, plane = self.plan.fused, self.plan.plane(self.plan.fused.answer)
-        begin = self.start - self._bytes.ctypes.data + self.offsets[fused.answer]
+        return np.ascontiguousarray(self._logits[..., :count].reshape(self.plan.fused.classes, count).T)
+
+    def _view(self, buffer: int) -> NDArray[np.float32]:
+        """Return what is in a plane, (channels, height, width, lanes), without its frame."""
+        plane = self.plan.plane(buffer)
+        begin = self.start - self._bytes.ctypes.data + self.offsets[buffer]
         stored = self._bytes[begin : begin + plane.plane * plane.channels].reshape(plane.channels, plane.plane)
         high, wide = plane.height + 2 * plane.frame[0], plane.width + 2 * plane.frame[1]
-        rows = np.ascontiguousarray(stored[:, : high * plane.row]).view(np.float32)
-        inside = rows.reshape(plane.channels, high, wide, plane.lanes)
+        rows = stored[:, : high * plane.row].view(np.float32).reshape(plane.channels, high, wide, plane.lanes)
         (above, beside), (height, width) = plane.frame, (plane.height, plane.width)
-        inside = inside[:, above : above + height, beside : beside + width, :count]
-        return np.ascontiguousarray(inside.reshape(fused.classes, count).T)
+        return rows[:, above : above + height, beside : beside + width]
 
     def _value(self, argument: Argument) -> int:
         if isinstance(argument, Address):

@@ -51,6 +51,9 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
         trained.answer.weight.mul_(3)  # what training did
     save_file(trained.state_dict(), weights)
     settings = [f'model={{name="code", factory="{factory}"}}', f'parent={{weights="{weights}"}}']
+    # The network brought along also teaches the team.
+    taught = 'base={name="distillation", attack={name="pgd", steps=2}}'
+    settings.append(f'ensemble.objective={{name="joint", {taught}}}')
     words = [word for setting in settings for word in ("--set", setting)]
     result = sparsemble("run", SMOKE, "--out", tmp_path / "run", *words, "--workers", 2)
     assert result.returncode == 0, result.stderr

@@ -40,9 +40,9 @@ class Work:
     passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
     """Images through models in this stage; goes into `meta.json`."""
 
-    def rng(self, purpose: str) -> torch.Generator:
-        """Make this stage's generator for a purpose; the same each time it is asked for."""
-        return seeded(draw_seed(self.seed, self.stream, purpose), self.device)
+    def rng(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
+        """Make this stage's generator for a purpose, on its device unless given; the same whenever asked for."""
+        return seeded(draw_seed(self.seed, self.stream, purpose), device or self.device)
 
     @contextlib.contextmanager
     def counting(self, *models: nn.Module) -> Iterator[None]:

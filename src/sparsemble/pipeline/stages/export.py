@@ -26,6 +26,8 @@ from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.team import Team
 
 PACKED = "team.sparsemble"
+CPU = torch.device("cpu")
+"""Where an export is made and compared: others will run it there."""
 
 
 @final
@@ -42,8 +44,8 @@ class ExportStage(Stage):
     def run(self, work: Work) -> None:
         """Leave `team.sparsemble`, `onnx/`, `hub/` and `export.json`."""
         data, values = dataset(self.recipe.data), self.recipe.export.values
-        row = load_row("team_dynamic", work.inputs, self.recipe.ensemble.combine, torch.device("cpu"))
-        parent = load_row("dense", work.inputs, self.recipe.ensemble.combine, torch.device("cpu")).ensemble
+        row = load_row("team_dynamic", work.inputs, self.recipe.ensemble.combine, CPU)
+        parent = load_row("dense", work.inputs, self.recipe.ensemble.combine, CPU).ensemble
         team = packed.rounded(
             convert_team(
                 row.ensemble,
@@ -91,7 +93,7 @@ class ExportStage(Stage):
         """Return held-out accuracy of the dynamic team, clean and under an attack on all members, and the images."""
         x, y = split.everything()
         recipe = self.recipe
-        x_adv = adversarial_images(team, split, recipe.held_out_attack, recipe.threat, work.rng("export"))
+        x_adv = adversarial_images(team, split, recipe.held_out_attack, recipe.threat, work.rng("export", CPU))
         right = [
             answer_dynamic(logits_of(team, images), team.combine, row.stop).logits.argmax(1) == y
             for images in (x, x_adv)
@@ -100,7 +102,7 @@ class ExportStage(Stage):
         return found, x_adv
 
     def _agrees(self, wanted: MemberLogits, found: MemberLogits, row: Row, work: Work) -> dict[str, Any]:
-        return asdict(agreement(wanted, found, row.ensemble.combine, row.stop, rng=work.rng("agreement")))
+        return asdict(agreement(wanted, found, row.ensemble.combine, row.stop, rng=work.rng("agreement", CPU)))
 
     def _onnx(self, team: Team, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
         """Write the graphs and try them out, where the packages for that are installed."""

@@ -3,6 +3,8 @@
 import itertools
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
+from sparsemble.runtime import engine as engine_module
 from sparsemble.runtime import tune
 from sparsemble.runtime.alone import Alone
 from sparsemble.runtime.copies import single, vector_of
+from sparsemble.runtime.crew import Crew
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
@@ -31,6 +35,7 @@ from sparsemble.runtime.layout import reading, tile_shapes, tiles
 from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.plan import Choice, Plan, Step
+from sparsemble.runtime.records import _mine
 from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.together import Together
 
@@ -344,6 +349,92 @@ class TestMemory:
         assert np.array_equal(tight.run(x), Engine(network).run(x))
         with pytest.raises(Refused, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"):
             Engine(network, max_memory=one - 1)
+
+
+def crew_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> Crew:
+    """Let runs of any length be shared by so many threads, however many processors there are."""
+    crew = Crew()
+    crew.most = threads
+    monkeypatch.setattr(engine_module, "CREW", crew)
+    monkeypatch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
+    return crew
+
+
+class TestThreads:
+    @pytest.mark.parametrize("threads", [2, 3])
+    @pytest.mark.parametrize("count", [1, 7])
+    @pytest.mark.parametrize("block", [1, 4])
+    def test_threads_that_share_a_run_give_the_same_bits(
+        self, threads: int, count: int, block: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        crew = crew_of(threads, monkeypatch)
+        torch.manual_seed(1)
+        model = build_model(
+            architectures.build({"name": "resnet", "width": 6}), (3, 16, 16), 5, (0.5,) * 3, (0.2,) * 3, rng=seeded(1)
+        )
+        stir_(model, 0.4)
+        network = convert(model.eval(), (3, 16, 16))
+        operations = [p for p, o in enumerate(fuse(network).operations) if isinstance(o, Product)]
+        engine = Engine(network, alone={p: Choice((1, 1), 5, block, 2) for p in operations}, choices={})
+        x = torch.rand(count, 3, 16, 16, generator=seeded(0)).numpy()
+        planned = engine._alone if count == 1 else engine._together
+        expected = planned(x)
+        with crew.claimed() as claimed:
+            assert claimed
+            for _ in range(20):
+                assert np.array_equal(planned(x, threads), expected)
+        assert np.array_equal(engine.run(x[:1], threads), Engine(network).run(x[:1]))
+
+    def test_work_is_divided_equally_and_wholly(self) -> None:
+        rng = np.random.default_rng(0)
+        group = np.repeat(np.arange(40, dtype=np.int32), rng.integers(0, 90, 40))
+        parts = [_mine(group, 40, (i, 3)) for i in range(3)]
+        assert (np.sum(parts, 0) == 1).all()
+        work = [int(part[group].sum()) for part in parts]
+        assert max(work) - min(work) < 90
+
+    def test_a_run_is_split_while_that_is_quicker(self) -> None:
+        torch.manual_seed(0)
+        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
+        alone = engine._alone
+        assert not alone.worth_splitting(2)  # nobody knows yet what one thread takes
+        alone.seconds = 0.5e-4
+        assert not alone.worth_splitting(2)
+        alone.seconds = 1e-2
+        assert alone.worth_splitting(2)
+        for seconds, worth in ((5e-3, True), (2e-2, False)):
+            alone._split[2] = 100, seconds
+            assert alone.worth_splitting(2) is worth
+
+    def test_runs_that_come_at_the_same_time_do_not_wait_for_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        crew_of(2, monkeypatch)
+        torch.manual_seed(0)
+        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
+        x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
+        expected = engine.run(x)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: engine.run(x, 2), range(200)))
+        assert all(np.array_equal(one, expected) for one in found)
+
+    def test_where_no_thread_can_be_started_one_does_it_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        crew = crew_of(3, monkeypatch)
+        torch.manual_seed(0)
+        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
+        x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
+        expected, started = engine.run(x), []
+
+        def start(thread: threading.Thread) -> None:
+            started.append(thread)
+            if len(started) == 2:
+                raise RuntimeError("can't start new thread")
+            begin(thread)
+
+        begin = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", start)
+        for _ in range(3):
+            assert np.array_equal(engine.run(x, 3), expected)
+        assert crew.most == 1
+        assert len(started) == 2  # it was tried once
 
 
 def test_images_run_one_by_one_as_long_as_that_took_less_time() -> None:

@@ -94,7 +94,8 @@ class Alone(Planning):
         else:
             table = copies.runs(read)
             kernel = Slide(stride=copies.stride[1], read_plane=read.plane, write_plane=copies.plane)
-        found.add(kernel, (Address(operation.source), Address(buffer), table, len(table)), read.channels)
+        # Reading the planes that other threads wrote, one after the other, costs less than reading copies they made.
+        found.add_for_each(kernel, (Address(operation.source), Address(buffer), table, len(table)), read.channels)
 
     def candidates(self, place: int, operation: Product) -> list[Choice]:
         """Return ways through a product that may be the fastest; first one that is rarely bad."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemble.runtime.alone import Alone
+from sparsemble.runtime.crew import CREW
 from sparsemble.runtime.dead import without_dead
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
@@ -30,6 +31,10 @@ Floats = NDArray[np.float32]
 SLOW = "this processor has no AVX2, AVX-512 or NEON; networks run right, but one number at a time"
 GUESSED_FEW = 0.6
 """Part of a vector's images that take as long one by one as together, before both were timed."""
+WORTH_SPLITTING = 1e-4
+"""Seconds that a run must take on one thread for several to be tried."""
+TRIALS, MEMORABLE = 12, 4
+"""Runs on several threads before they are judged, as the first ones are slow; about how many the average is of."""
 Run = Any
 """A compiled function of (arguments, first, last)."""
 
@@ -38,35 +43,65 @@ Run = Any
 class _Planned:
     """A way to run a network, planned and compiled when it is first used, and memories to run it in."""
 
-    def __init__(self, planning: Planning, choices: Mapping[int, Choice] | None, folder: Path) -> None:
+    def __init__(
+        self, planning: Planning, choices: Mapping[int, Choice] | None, folder: Path, most_threads: int
+    ) -> None:
         self._planning, self._choices, self._folder = planning, choices, folder
-        self._ready: tuple[Plan, Compiled, Run] | None = None
-        self._spare: list[Memory] = []
+        self.most_threads = most_threads
+        """How many threads may share a run, as each takes memory."""
+        self._ready: tuple[Compiled, Run] | None = None
+        self._plans: dict[int, Plan] = {}
+        self._spare: dict[int, list[Memory]] = {}
         self._lock = threading.Lock()
         self.seconds: float | None = None
-        """What a run takes at its quickest; none before the first one."""
+        """What a run takes at its quickest on one thread; none before the first one."""
+        self._split: dict[int, tuple[int, float]] = {}
+        """By how many threads: how often, and what a run takes on average, recent ones counting most."""
 
-    def __call__(self, images: Floats) -> Floats:
+    def __call__(self, images: Floats, threads: int = 1) -> Floats:
         """Return logits of at most as many images as the plan takes at once."""
-        with self._lock:
-            if self._ready is None:
-                choices = tuned(self._planning, self._folder) if self._choices is None else self._choices
-                plan = self._planning.plan(choices)
-                compiled = Compiled(plan.functions(), self._folder)
-                kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-                self._ready = plan, compiled, kind(compiled.address(DRIVER))
-            plan, _, run = self._ready
-            memory = self._spare.pop() if self._spare else None
-        memory = memory or Memory(plan)
+        run, memory = self._taken(threads)
         started = time.perf_counter()
         memory.load(images)
-        run(memory.table_at, 0, 0)
+        if threads == 1:
+            run(memory.tables[0], 0, 0)
+        else:
+            CREW.run(threads, lambda thread: run(memory.tables[thread], memory.meeting, threads))
         found = memory.answer(len(images))
         seconds = time.perf_counter() - started
         with self._lock:
-            self.seconds = min(seconds, self.seconds or seconds)
-            self._spare.append(memory)
+            self._spare[threads].append(memory)
+            if threads == 1:
+                self.seconds = min(seconds, self.seconds or seconds)
+            else:
+                count, mean = self._split.get(threads, (0, seconds))
+                self._split[threads] = count + 1, mean + (seconds - mean) / min(count + 1, MEMORABLE)
         return found
+
+    def worth_splitting(self, threads: int) -> bool:
+        """Return whether several threads were quicker than one so far, or have to show it."""
+        if self.seconds is None or self.seconds < WORTH_SPLITTING:
+            return False
+        count, mean = self._split.get(threads, (0, 0.0))
+        return count < TRIALS or mean < self.seconds
+
+    def _taken(self, threads: int) -> tuple[Run, Memory]:
+        """Return what runs the network, and memory for so many threads that nobody uses."""
+        with self._lock:
+            if self._ready is None:
+                if self._choices is None:
+                    self._choices = tuned(self._planning, self._folder)
+                self._plans[1] = self._planning.plan(self._choices)
+                compiled = Compiled(self._plans[1].functions(), self._folder)
+                kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+                self._ready = compiled, kind(compiled.address(DRIVER))
+            if threads not in self._plans:
+                assert self._choices is not None
+                self._plans[threads] = self._planning.plan(self._choices, threads)
+            spare = self._spare.setdefault(threads, [])
+            memory = spare.pop() if spare else None
+            plan, run = self._plans[threads], self._ready[1]
+        return run, memory or Memory(plan)
 
 
 @final
@@ -102,14 +137,15 @@ class Engine:
             warnings.warn(SLOW, stacklevel=2)
         fused, folder = without_dead(fuse(network)), folder or cache_folder()
         together, one_by_one = Together(fused, self.lanes), Alone(fused, self.lanes)
-        self._together = _Planned(together, choices, folder)
-        self._alone = _Planned(one_by_one, alone, folder)
         # Offsets in records have 32 bits: beyond that a kernel would read elsewhere.
         most = min(max_memory, 2**32 - 1)
         one = size_of(fused, one_by_one.buffers, one_by_one.lives)
         if one > most:
             raise Refused(f"a run of one image takes {one} bytes, more than max_memory = {most}")
-        self._fits = size_of(fused, together.buffers) <= most
+        many = size_of(fused, together.buffers)
+        self._fits = many <= most
+        self._together = _Planned(together, choices, folder, most // many)
+        self._alone = _Planned(one_by_one, alone, folder, most // one)
 
     def run(self, images: Floats, threads: int = 1) -> Floats:
         """Return logits (B, K) of images (B, C, H, W)."""
@@ -121,13 +157,25 @@ class Engine:
             out[part] = run(images[part])
 
         parts = self._parts(len(images))
-        if threads == 1 or len(parts) < 2:
+        if len(parts) == 1 and threads > 1:
+            self._split(images, out, threads)
+        elif threads == 1 or len(parts) < 2:
             for part in parts:
                 chunk(part)
         else:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(chunk, parts))
         return out
+
+    def _split(self, images: Floats, out: Floats, threads: int) -> None:
+        """Run what is run at once on several threads, if that is quicker and no other such run is under way."""
+        run = self._alone if len(images) == 1 else self._together
+        count = min(threads, CREW.most, run.most_threads)
+        if count < 2 or not run.worth_splitting(count):
+            out[:] = run(images)
+            return
+        with CREW.claimed() as claimed:
+            out[:] = run(images, count if claimed else 1)
 
     @property
     def few(self) -> int:

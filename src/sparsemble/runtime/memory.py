@@ -10,7 +10,7 @@ from sparsemble.runtime.copies import Copies
 from sparsemble.runtime.fused import Fused
 from sparsemble.runtime.layout import Plane
 from sparsemble.runtime.network import Pair
-from sparsemble.runtime.plan import Address, Argument, Plan, Step, last_uses
+from sparsemble.runtime.plan import Address, Argument, Call, Plan, last_uses
 
 ALIGNMENT = 64
 
@@ -70,17 +70,31 @@ class Memory:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.offsets, size = places(plan.fused, plan.buffers, plan.lives)
-        self._bytes = np.zeros(size + ALIGNMENT, np.uint8)
+        # Each thread has a memory of its own, of which all but the first use what holds copies.
+        self._size = -(-size // ALIGNMENT) * ALIGNMENT
+        self._bytes = np.zeros(plan.threads * self._size + ALIGNMENT, np.uint8)
         self.start = -(-self._bytes.ctypes.data // ALIGNMENT) * ALIGNMENT
-        self._arguments = [self.arguments(step) for step in plan.steps]
-        rows = [[one.ctypes.data, step.first, step.last] for one, step in zip(self._arguments, plan.steps, strict=True)]
-        self.table = np.array(rows, np.int64)
-        self.table_at = int(self.table.ctypes.data)
+        self._arguments = [[self.arguments(step.calls[t], t) for step in plan.steps] for t in range(plan.threads)]
+        self._tables = [
+            np.array(
+                [
+                    [one.ctypes.data, step.calls[t].first, step.calls[t].last]
+                    for one, step in zip(mine, plan.steps, strict=True)
+                ],
+                np.int64,
+            )
+            for t, mine in enumerate(self._arguments)
+        ]
+        self.tables = [int(table.ctypes.data) for table in self._tables]
+        """Where each thread's table lies."""
+        self._meeting = np.zeros(1, np.int64)
+        self.meeting = int(self._meeting.ctypes.data)
+        """Where threads count who has come to the end of a step."""
         self._logits = self._view(plan.fused.answer)
 
-    def arguments(self, step: Step) -> NDArray[np.int64]:
-        """Return the table of arguments that a step is called with."""
-        return np.array([self._value(one) for one in step.arguments], np.int64)
+    def arguments(self, call: Call, thread: int = 0) -> NDArray[np.int64]:
+        """Return the table of arguments that a kernel is called with."""
+        return np.array([self._value(one, thread) for one in call.arguments], np.int64)
 
     def fill(self, value: float) -> None:
         """Put a number everywhere: memory that was never written reads faster than any in use."""
@@ -88,7 +102,9 @@ class Memory:
 
     def load(self, images: NDArray[np.float32]) -> None:
         """Say which images to pack: (B, C, H, W), contiguous, at most as many as there are lanes; keep them alive."""
-        self._arguments[0][0], self._arguments[0][3] = images.ctypes.data, len(images)
+        self._meeting[0] = 0
+        for mine in self._arguments:
+            mine[0][0], mine[0][3] = images.ctypes.data, len(images)
 
     def answer(self, count: int) -> NDArray[np.float32]:
         """Return the logits of the first images, (count, K)."""
@@ -104,9 +120,10 @@ class Memory:
         (above, beside), (height, width) = plane.frame, (plane.height, plane.width)
         return rows[:, above : above + height, beside : beside + width]
 
-    def _value(self, argument: Argument) -> int:
+    def _value(self, argument: Argument, thread: int) -> int:
         if isinstance(argument, Address):
-            return self.start + self.offsets[argument.buffer]
+            own = thread * self._size if isinstance(self.plan.buffers[argument.buffer], Copies) else 0
+            return self.start + self.offsets[argument.buffer] + own
         if isinstance(argument, np.ndarray):
             return int(argument.ctypes.data)
         return argument

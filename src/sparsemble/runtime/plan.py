@@ -38,7 +38,7 @@ class Choice:
 @final
 @dataclass(frozen=True)
 class Address:
-    """A place in the memory of a run: a buffer."""
+    """A place in the memory of a run: a buffer; copies are those of the thread that asks."""
 
     buffer: int
 
@@ -48,13 +48,23 @@ Argument = Address | NDArray[Any] | int
 
 @final
 @dataclass(frozen=True, eq=False)
-class Step:
-    """A kernel, what it is called with, and the range it goes over."""
+class Call:
+    """What a kernel is called with, and the range it goes over."""
 
-    kernel: str
     arguments: tuple[Argument, ...]
     first: int
     last: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A kernel, and a call for each thread."""
+
+    kernel: str
+    calls: tuple[Call, ...]
+    shared: bool = True
+    """Whether the next step begins when all threads are done; else each has made what only it reads."""
 
 
 @final
@@ -70,7 +80,9 @@ class Plan:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     streams: dict[tuple[int, ...], Stream] = field(default_factory=dict)
-    """Records by operation, outputs, block and chains: tiles of all shapes share them."""
+    """Records by operation, outputs, block, chains and thread: tiles of all shapes share them."""
+    threads: int = 1
+    """How many go through the network side by side."""
 
     def plane(self, buffer: int) -> Plane:
         """Return the layout of what an operation reads or writes."""
@@ -79,15 +91,25 @@ class Plan:
         return found
 
     def add(self, kernel: Kernel, arguments: tuple[Argument, ...], last: int) -> None:
+        """Add a step over a range that threads divide among them."""
+        ends = [last * i // self.threads for i in range(self.threads + 1)]
+        self.add_step(kernel, tuple(Call(arguments, first, end) for first, end in itertools.pairwise(ends)))
+
+    def add_for_each(self, kernel: Kernel, arguments: tuple[Argument, ...], last: int) -> None:
+        """Add a step that every thread does for itself."""
+        self.add_step(kernel, (Call(arguments, 0, last),) * self.threads, shared=False)
+
+    def add_step(self, kernel: Kernel, calls: tuple[Call, ...], *, shared: bool = True) -> None:
         """Add a step; equal kernels are one function."""
         names = {known: name for name, known in self.kernels.items()}
         name = names.get(kernel) or f"kernel{len(self.kernels)}"
         self.kernels[name] = kernel
-        self.steps.append(Step(name, arguments, 0, last))
+        self.steps.append(Step(name, calls, shared))
 
     def functions(self) -> dict[str, Kernel]:
         """Return all functions of the network, the one that calls the others last."""
-        return {**self.kernels, DRIVER: Driver(tuple(step.kernel for step in self.steps))}
+        steps = tuple((step.kernel, step.shared) for step in self.steps)
+        return {**self.kernels, DRIVER: Driver(steps)}
 
 
 def add_pack(found: Plan, lanes: int) -> None:
@@ -137,23 +159,25 @@ def add_tiles(found: Plan, operation: Product, choice: Choice, through: Tiles, s
         aligned=through.aligned,
         chains=choice.chains,
     )
-    same = (id(operation), choice.outputs, choice.block, choice.chains)
-    if same not in found.streams:
-        found.streams[same] = stream(
-            operation, source[1], written, outputs=choice.outputs, block=choice.block, chains=choice.chains
-        )
-    work = found.streams[same]
     residual = operation.out if operation.residual is None else operation.residual
-    arguments = (
-        source[0],
-        Address(operation.out),
-        Address(residual),
-        work.records,
-        work.heads,
-        work.head_count,
-        through.places,
-    )
-    found.add(kernel, arguments, len(through.places))
+    calls = []
+    for thread in range(found.threads):
+        same = (id(operation), choice.outputs, choice.block, choice.chains, thread)
+        if same not in found.streams:
+            found.streams[same] = stream(
+                operation,
+                source[1],
+                written,
+                outputs=choice.outputs,
+                block=choice.block,
+                chains=choice.chains,
+                part=(thread, found.threads),
+            )
+        work = found.streams[same]
+        buffers = (source[0], Address(operation.out), Address(residual))
+        arguments = (*buffers, work.records, work.heads, work.head_count, through.places)
+        calls.append(Call(arguments, 0, len(through.places)))
+    found.add_step(kernel, tuple(calls))
 
 
 def add_pool(found: Plan, operation: Pool) -> None:

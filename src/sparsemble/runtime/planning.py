@@ -27,13 +27,15 @@ class Planning(ABC):
     def __init__(self, fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, Pair]) -> None:
         self.fused, self.buffers, self.lives = fused, buffers, lives
 
-    def plan(self, choices: Mapping[int, Choice]) -> Plan:
+    def plan(self, choices: Mapping[int, Choice], threads: int = 1) -> Plan:
         """Plan a network.
 
         Args:
             choices: how to go through products, by the place of the operation; others are guessed.
+            threads: how many go through it side by side; the kernels are the same for any number.
         """
         found = self.empty()
+        found.threads = threads
         self.pack(found)
         for place, operation in enumerate(self.fused.operations):
             self.prepare(found, place)

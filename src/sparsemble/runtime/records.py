@@ -23,7 +23,16 @@ class Stream:
     head_count: int
 
 
-def stream(operation: Product, source: Reading, written: Plane, *, outputs: int, block: int, chains: int = 1) -> Stream:
+def stream(
+    operation: Product,
+    source: Reading,
+    written: Plane,
+    *,
+    outputs: int,
+    block: int,
+    chains: int = 1,
+    part: tuple[int, int] = (0, 1),
+) -> Stream:
     """Return the records of a layer.
 
     Args:
@@ -34,6 +43,7 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
         block: input channels that are gone through for all outputs before the next ones, so that their tile stays in
             the nearest cache.
         chains: groups of such channels that are gone through side by side.
+        part: which of how many parts of the channels, equally much work each.
     """
     weight = operation.weight
     channels, height, width = weight.shape[1:]
@@ -42,12 +52,16 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
     begins = np.searchsorted(weight.positions, np.arange(len(operation.bias) + 1) * taps)
     o = np.repeat(np.arange(len(operation.bias), dtype=np.int32), np.diff(begins))
     tap = (weight.positions - o.astype(np.int64) * taps).astype(np.int32)
+    values, mine = weight.values, _mine(o // outputs, groups, part)
+    if part[1] > 1:
+        kept = mine[o // outputs]
+        o, tap, values = o[kept], tap[kept], values[kept]
     channel = np.arange(channels).repeat(height * width)
     offset_of = (channel * source.plane + np.tile(source.taps.reshape(-1), channels)).astype(np.uint32)
     key = (channel // block).astype(np.int32)[tap] * np.int32(groups) + o // np.int32(outputs)
     # Every output adds up in the order of taps, whatever the layout and the choices: so all give the same bits.
     order = np.argsort(key.astype(np.int64) * taps + tap, kind="stable")
-    key, tap, values = key[order], tap[order], weight.values[order]
+    key, tap, values = key[order], tap[order], values[order]
     # One record for all members of a group that read the same place.
     new = np.ones(len(order), bool)
     if outputs > 1:
@@ -60,8 +74,17 @@ def stream(operation: Product, source: Reading, written: Plane, *, outputs: int,
         records["values"][np.cumsum(new) - 1, o[order] % outputs] = values
     else:
         records["values"][:total, 0] = values
-    runs = _runs(key[new], operation, outputs, every=chains > 1)
+    runs = _runs(key[new], operation, outputs, mine, every=chains > 1)
     return _with_heads(records, runs, operation, written, chains)
+
+
+def _mine(group: NDArray[np.int32], groups: int, part: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which groups belong to a part: those with most records are dealt out first, there and back."""
+    found = np.zeros(groups, bool)
+    turn = np.arange(groups) % (2 * part[1])
+    owner = np.minimum(turn, 2 * part[1] - 1 - turn)
+    found[np.argsort(-np.bincount(group, minlength=groups), kind="stable")[owner == part[0]]] = True
+    return found
 
 
 @final
@@ -78,19 +101,21 @@ class _Runs:
         return _Runs(self.turn[which], self.group[which], self.begin[which], self.length[which])
 
 
-def _runs(keys: NDArray[np.int32], operation: Product, outputs: int, *, every: bool) -> _Runs:
+def _runs(keys: NDArray[np.int32], operation: Product, outputs: int, mine: NDArray[np.bool_], *, every: bool) -> _Runs:
     """Find the runs; a group that has none still has its bias, if anybody reads it.
 
     Args:
         keys: block of inputs x groups + group of each record, rising.
         operation: whose they are.
         outputs: in a group.
+        mine: which groups are asked for.
         every: give every group a run in every turn, perhaps an empty one.
     """
     count = len(operation.bias)
     groups = -(-count // outputs)
     wanted = np.ones(count, bool) if operation.wanted is None else operation.wanted
     read = np.unique(np.flatnonzero(wanted) // outputs)
+    read = read[mine[read]]
     begins = np.flatnonzero(np.diff(keys, prepend=-1))
     lengths, key = np.diff(begins, append=len(keys)), keys[begins].astype(np.int64)
     turns = np.unique(key // groups) if len(key) else np.zeros(1, np.int64)

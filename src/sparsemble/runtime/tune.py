@@ -97,13 +97,14 @@ class _Tuner:
     def _times(self, steps: Sequence[Step], plan: Plan) -> list[float]:
         """Return the seconds that each step of a plan takes at its quickest."""
         runs = [self.known[plan.kernels[step.kernel]][1] for step in steps]
-        tables = [self.memory.arguments(step) for step in steps]
+        calls = [step.calls[0] for step in steps]
+        tables = [self.memory.arguments(call) for call in calls]
         quickest = [np.inf] * len(runs)
         began = time.perf_counter()
         for turn in range(ROUNDS + 1):
-            for i, (run, table, step) in enumerate(zip(runs, tables, steps, strict=True)):
+            for i, (run, table, call) in enumerate(zip(runs, tables, calls, strict=True)):
                 started = time.perf_counter()
-                run(table.ctypes.data, step.first, step.last)
+                run(table.ctypes.data, call.first, call.last)
                 if turn:
                     quickest[i] = min(quickest[i], time.perf_counter() - started)
             if turn and time.perf_counter() - began > LONGEST:

@@ -6,7 +6,7 @@ from typing import Literal, final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.writer import FLOAT, LONG, Kernel, Value, Writer
+from sparsemble.runtime.kernels.writer import FLOAT, LONG, POINTER, Kernel, Value, Writer
 
 
 @final
@@ -182,16 +182,22 @@ class Pack(Kernel):
 class Driver(Kernel):
     """The function that runs a network: it calls the kernels of its steps, one after the other.
 
-    Its arguments are a table with, for each step, {arguments, first, last}, of 64 bits each.
+    Its arguments are a table with, for each step, {arguments, first, last}, of 64 bits each. Where `last` threads run
+    it side by side, each has a table of its own, and at the address `first` they count who has ended a step.
     """
 
-    steps: tuple[str, ...]
-    """Names of kernels that are in the module already."""
+    steps: tuple[tuple[str, bool], ...]
+    """Names of kernels that are in the module already, and whether threads wait for each other after it."""
 
     def write(self, module: ir.Module, name: str) -> None:
         """Add the function to a module."""
         w = Writer(module, name, 1, aligned=False)
-        for i, step in enumerate(self.steps):
+        met = 0
+        for i, (step, shared) in enumerate(self.steps):
             first, last = w.argument(3 * i + 1, LONG), w.argument(3 * i + 2, LONG)
             w.builder.call(module.globals[step], [w.argument(3 * i), first, last])
+            if shared:
+                met += 1
+                with w.builder.if_then(w.builder.icmp_signed(">", w.last, w.long(1))):
+                    w.meet(w.builder.inttoptr(w.first, POINTER), w.builder.mul(w.last, w.long(met)))
         w.close()

@@ -175,6 +175,16 @@ class Writer:
         """Return whether a bit of a 64-bit number is set."""
         return self.builder.icmp_signed("!=", self.builder.and_(value, self.long(mask)), self.long(0))
 
+    def meet(self, place: Value, wanted: Value) -> None:
+        """Count one up, and wait until the count is there."""
+        self.builder.atomic_rmw("add", place, self.long(1), "seq_cst")
+        waiting, on = (self.builder.append_basic_block(name) for name in ("waiting", "on"))
+        self.builder.branch(waiting)
+        self.builder.position_at_end(waiting)
+        count = self.builder.load_atomic(place, "acquire", 8, typ=LONG)
+        self.builder.cbranch(self.builder.icmp_signed("<", count, wanted), waiting, on)
+        self.builder.position_at_end(on)
+
     def close(self) -> None:
         """End the function."""
         self.builder.ret_void()

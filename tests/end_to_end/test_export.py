@@ -27,6 +27,10 @@ def told(folder: Path) -> dict:
     return json.loads((folder / "export" / "export.json").read_text("utf-8"))
 
 
+def one_space(text: str) -> str:
+    return " ".join(text.split())
+
+
 class TestExport:
     def test_every_format_agrees_with_the_rounded_team(self, finished: Path) -> None:
         found = told(finished)
@@ -75,6 +79,25 @@ class TestExport:
         assert found["rounded"] == found["unrounded"]
         assert found["bytes"] > told(finished)["bytes"]
         assert packed.describe(tmp_path / "run" / "export" / "team.sparsemble")["values"] == "float32"
+
+    def test_may_be_written_in_a_byte_a_weight(self, finished: Path, tmp_path: Path) -> None:
+        shutil.copytree(finished, tmp_path / "run")
+        result = sparsemble("export", tmp_path / "run", "--values", "int8")
+        assert result.returncode == 0, result.stderr
+        found, folder = told(tmp_path / "run"), tmp_path / "run" / "export"
+        assert found["values"] == "int8"
+        assert found["unrounded"] == told(finished)["unrounded"]
+        assert found["bytes"] < told(finished)["bytes"]
+        for one in found["formats"].values():
+            assert one["logits"] < 1e-4
+        for name in ("unrounded", "rounded"):
+            clean, robust = (100 * found[name][one] for one in ("clean", "robust"))
+            assert f"held-out accuracy, {name} clean {clean:.1f} %, robust {robust:.1f} %" in one_space(result.stdout)
+        team, hub = packed.load(folder / "team.sparsemble"), load_folder(folder / "hub")
+        for one, other in zip(team.members, hub.members, strict=True):
+            for a, b in zip(one.weights(), other.weights(), strict=True):
+                assert np.array_equal(a.dense(), b.dense())
+        assert "in int8; sparsity" in sparsemble("show", folder / "team.sparsemble").stdout
 
     def test_a_folder_that_is_no_run_gives_a_sentence(
         self, in_process: Callable[..., tuple[int, str]], tmp_path: Path, finished: Path

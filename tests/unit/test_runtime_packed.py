@@ -33,6 +33,7 @@ from sparsemble.runtime.network import (
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.team import Team
+from sparsemble.runtime.values import VALUES, Values
 
 few = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -73,6 +74,23 @@ def team(members: int = 2) -> Team:
         recipe={"seed": 0},
         provenance={"made": "by a test"},
     )
+
+
+def one_layer(weights: Any) -> Team:
+    """A team of one linear layer on images of one pixel after the other."""
+    outputs, inputs = np.shape(weights)
+    layer = Linear((1,), Weight.of(np.asarray(weights)), np.zeros(outputs, np.float32))
+    return Team(
+        members=(Network((inputs, 1, 1), (Input(), Flatten((0,)), layer)),),
+        combine={"name": "mean_logit"},
+        stop={"name": "never"},
+        classes=tuple(map(str, range(outputs))),
+        parent_weights=max(1, outputs * inputs),
+    )
+
+
+def layer_of(team: Team) -> np.ndarray:
+    return team.members[0].weights()[0].dense()
 
 
 def same(a: Team, b: Team) -> bool:
@@ -123,8 +141,8 @@ class TestPositions:
 
 
 class TestRoundTrip:
-    @pytest.mark.parametrize("values", ["float32", "float16"])
-    def test_what_is_saved_is_loaded(self, tmp_path: Path, values: str) -> None:
+    @pytest.mark.parametrize("values", VALUES)
+    def test_what_is_saved_is_loaded(self, tmp_path: Path, values: Values) -> None:
         path = tmp_path / "a.sparsemble"
         packed.save(team(), path, values=values)
         found = packed.load(path)
@@ -144,18 +162,7 @@ class TestRoundTrip:
         assert told["sparsity"] == pytest.approx(1 - told["nonzeros"] / 5000)
 
     def test_weights_that_round_to_0_are_dropped_and_not_counted(self, tmp_path: Path) -> None:
-        tiny = Network(
-            (1, 1, 1),
-            (Input(), Flatten((0,)), Linear((1,), Weight.of(np.array([[1e-9], [1.0]])), np.zeros(2, np.float32))),
-        )
-        one = Team(
-            members=(tiny,),
-            combine={"name": "mean_logit"},
-            stop={"name": "never"},
-            classes=("a", "b"),
-            parent_weights=2,
-        )
-        packed.save(one, tmp_path / "a.sparsemble")
+        packed.save(one_layer([[1e-9], [1.0]]), tmp_path / "a.sparsemble")
         assert packed.load(tmp_path / "a.sparsemble").nonzeros == 1
 
     def test_a_team_of_four_at_a_tenth_takes_less_than_8_percent(self, tmp_path: Path) -> None:
@@ -187,18 +194,93 @@ class TestRoundTrip:
         packed.save(made, tmp_path / "a.sparsemble")
         assert (tmp_path / "a.sparsemble").stat().st_size < 0.08 * 4 * total
 
-    @pytest.mark.parametrize(("value", "words"), [(np.nan, "no number"), (1e6, r"size 1e\+06, too much for float16")])
-    def test_weights_that_cannot_be_kept_give_a_sentence(self, tmp_path: Path, value: float, words: str) -> None:
-        bad = Network(
-            (1, 1, 1),
-            (Input(), Flatten((0,)), Linear((1,), Weight.of(np.array([[value], [1.0]])), np.zeros(2, np.float32))),
-        )
-        one = Team(
-            members=(bad,), combine={"name": "mean_logit"}, stop={"name": "never"}, classes=("a", "b"), parent_weights=2
-        )
-        with pytest.raises(Refused, match=words if value == 1e6 else "member 1, operation 2"):
-            packed.save(one, tmp_path / "a.sparsemble")
+    @pytest.mark.parametrize(
+        ("value", "values", "words"),
+        [
+            (np.nan, "float16", "member 1, operation 2 has a weight that is no number"),
+            (np.inf, "int8", "member 1, operation 2 has a weight that is no number"),
+            (1e6, "float16", r"size 1e\+06, too much for float16"),
+            (3.4028235e38, "int8", r"size 3.40282e\+38, too much for int8"),
+        ],
+    )
+    def test_weights_that_cannot_be_kept_give_a_sentence(
+        self, tmp_path: Path, value: float, values: Values, words: str
+    ) -> None:
+        with pytest.raises(Refused, match=words):
+            packed.save(one_layer([[value], [1.0]]), tmp_path / "a.sparsemble", values=values)
         assert list(tmp_path.iterdir()) == []
+
+
+class TestInt8:
+    @given(st.integers(1, 5), st.integers(1, 40), st.floats(0, 1), st.floats(-40, 36), st.integers(0, 999))
+    @few
+    def test_a_weight_moves_by_half_a_scale_at_most_and_never_again(
+        self, outputs: int, inputs: int, sparsity: float, exponent: float, seed: int
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        size = 10 ** (exponent + rng.uniform(-2, 2, (outputs, 1)))
+        made = one_layer((size * weight((outputs, inputs), sparsity, rng).dense()).astype(np.float32))
+        found = packed.rounded(made, "int8")
+        largest = np.abs(layer_of(made)).max(1, keepdims=True).astype(float)
+        half = 0.5 * np.maximum(largest / 127 * (1 + 2**-15), np.finfo(np.float32).tiny)
+        assert (np.abs(layer_of(found) - layer_of(made).astype(float)) <= half).all()
+        assert same(packed.rounded(found, "int8"), found)
+
+    def test_every_value_is_its_output_s_scale_times_a_whole_number(self) -> None:
+        found = layer_of(
+            packed.rounded(one_layer([[254, -3, 0.9, 2.1], [0, 0, 0, 0], [0, -127e-6, 5.4e-6, 0]]), "int8")
+        )
+        assert np.array_equal(found[:2], [[254, -4, 0, 2], [0, 0, 0, 0]])
+        np.testing.assert_allclose(found[2], [0, -127e-6, 5e-6, 0], rtol=2**-15)
+
+    def test_an_output_without_weights_has_scale_0(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sparsemble"
+        packed.save(one_layer([[0, 0], [2, 0], [0, 0]]), path, values="int8")
+        _, body = taken_apart(path.read_bytes())
+        scale, *rest = np.frombuffer(body[-24:], "<f4")[[1, 0, 2, 3, 4, 5]]
+        assert 127 * scale == pytest.approx(2, rel=2**-15)
+        assert rest == [0] * 5
+        assert np.array_equal(layer_of(packed.load(path)) != 0, [[False, False], [True, False], [False, False]])
+
+    def test_takes_less_than_float16(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        made, sizes = one_layer(weight((50, 800), 0.9, rng).dense()), {}
+        for values in VALUES:
+            packed.save(made, tmp_path / values, values=values)
+            sizes[values] = (tmp_path / values).stat().st_size
+        count = made.nonzeros
+        assert sizes["float32"] - sizes["float16"] == pytest.approx(2 * count, abs=100)
+        # A byte less for each weight, 4 more for each output; some weights are 0 now.
+        assert sizes["float16"] - sizes["int8"] == pytest.approx(count - 4 * 50, rel=0.03)
+
+    @pytest.mark.parametrize(
+        ("scale", "words"),
+        [
+            (np.nan, "member 1, operation 2 has a constant that is no number"),
+            (np.inf, "member 1, operation 2 has a constant that is no number"),
+            (-1.0, "member 1, operation 2 has a scale of -1; 0 and 1.17549e-38 or more are read"),
+            (1e-40, r"member 1, operation 2 has a scale of 9.99995e-41; 0 and 1.17549e-38 or more are read"),
+            (3e38, "member 1, operation 2 has a weight that is no number"),
+            (0.0, "member 1, operation 2 has other than 3 weights that are not 0"),
+        ],
+    )
+    def test_scales_that_cannot_be_are_refused(self, tmp_path: Path, scale: float, words: str) -> None:
+        assert self.forged(tmp_path, 3, np.array([scale], "<f4").tobytes()) == words
+
+    def test_minus_128_is_refused(self, tmp_path: Path) -> None:
+        said = self.forged(tmp_path, 0, b"\x80")
+        assert said == "member 1, operation 2 has a weight of -128 scales; -127 to 127 are read"
+
+    def forged(self, tmp_path: Path, place: int, content: bytes) -> str:
+        """Put something else among three values, scale and bias of a layer, with the right checksums."""
+        packed.save(one_layer([[1, 2, 3]]), tmp_path / "a.sparsemble", values="int8")
+        header, body = taken_apart((tmp_path / "a.sparsemble").read_bytes())
+        assert [part["size"] for part in header["parts"]] == [0, 3, 8]
+        body = body[:place] + content + body[place + len(content) :]
+        (tmp_path / "a.sparsemble").write_bytes(put_together(header, body))
+        with pytest.raises(Refused) as refused:
+            packed.load(tmp_path / "a.sparsemble")
+        return str(refused.value)
 
 
 def taken_apart(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -229,7 +311,7 @@ def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 NUMBERS = [0, 1, -1, 2, 3, 7, 255, 2**16, 2**20, 2**31, 2**32, 2**40, 2**63, 10**30, -(10**30), 0.5, 1e300]
-WORDS = ["", "rice", "dense", "bitmap", "float32", "input", "add", "linear", "convolution", "x" * 2000]
+WORDS = ["", "rice", "dense", "bitmap", "float32", "int8", "input", "add", "linear", "convolution", "x" * 2000]
 STRANGE: list[Any] = [*NUMBERS, *WORDS, True, None, [], {}, [1, 2], [[]], {"name": "die"}]
 
 
@@ -275,13 +357,21 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     return put_together(header, body[:cut], mend=bool(rng.random() < 0.9))
 
 
+def whole_files(folder: Path) -> list[bytes]:
+    """The same team in every kind of values, to be damaged in turn."""
+    path, found = folder / "whole.sparsemble", []
+    for values in VALUES:
+        packed.save(team(), path, values=values)
+        found.append(path.read_bytes())
+    return found
+
+
 def attack(count: int, seed: int, folder: Path) -> tuple[int, int]:
     """Load mutated files; return how many were refused, and how many were files like any other."""
-    packed.save(team(), folder / "whole.sparsemble")
-    content, rng = (folder / "whole.sparsemble").read_bytes(), np.random.default_rng(seed)
+    contents, rng = whole_files(folder), np.random.default_rng(seed)
     path, refused, fine = folder / "mutated.sparsemble", 0, 0
-    for _ in range(count):
-        path.write_bytes(mutated(content, rng))
+    for i in range(count):
+        path.write_bytes(mutated(contents[i % len(contents)], rng))
         try:
             packed.load(path)
             fine += 1
@@ -307,11 +397,10 @@ class TestHostile:
     @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
     def test_mutated_files_that_load_run_too(self, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
-        packed.save(team(), tmp_path / "whole.sparsemble")
-        content, rng = (tmp_path / "whole.sparsemble").read_bytes(), np.random.default_rng(3)
+        contents, rng = whole_files(tmp_path), np.random.default_rng(3)
         path, ran = tmp_path / "mutated.sparsemble", 0
         while ran < count:
-            path.write_bytes(mutated(content, rng))
+            path.write_bytes(mutated(contents[ran % len(contents)], rng))
             with contextlib.suppress(Refused):
                 predictor = Predictor(packed.load(path))
                 images = rng.random((19, *predictor.team.image), dtype=np.float32)
@@ -324,13 +413,12 @@ class TestHostile:
                 ran += 1
 
     def test_takes_no_more_memory_than_it_says(self, tmp_path: Path) -> None:
-        packed.save(team(), tmp_path / "whole.sparsemble")
-        content, rng = (tmp_path / "whole.sparsemble").read_bytes(), np.random.default_rng(2)
+        contents, rng = whole_files(tmp_path), np.random.default_rng(2)
         path = tmp_path / "mutated.sparsemble"
         tracemalloc.start()
         try:
-            for _ in range(150):
-                damaged = mutated(content, rng)
+            for i in range(150):
+                damaged = mutated(contents[i % len(contents)], rng)
                 path.write_bytes(damaged)
                 tracemalloc.reset_peak()
                 with contextlib.suppress(Refused):
@@ -339,25 +427,39 @@ class TestHostile:
         finally:
             tracemalloc.stop()
 
-    @pytest.mark.parametrize("sparsity", [0.0, 0.9])
-    def test_a_large_file_keeps_to_it_too(self, sparsity: float, tmp_path: Path) -> None:
-        rng = np.random.default_rng(0)
-        nodes = (Input(), Flatten((0,)), Linear((1,), weight((1000, 4096), sparsity, rng), np.zeros(1000, np.float32)))
-        large = Team(
-            members=(Network((1, 64, 64), nodes),),
-            combine={"name": "mean_logit"},
-            stop={"name": "never"},
-            classes=tuple(map(str, range(1000))),
-            parent_weights=4_096_000,
-        )
-        packed.save(large, tmp_path / "large.sparsemble")
+    def peak(self, path: Path) -> int:
+        """Return the most bytes that were taken while a file was read."""
         tracemalloc.start()
         try:
-            packed.load(tmp_path / "large.sparsemble")
-            peak = tracemalloc.get_traced_memory()[1]
+            with contextlib.suppress(Refused):
+                packed.load(path)
+            return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert peak < 64 * 2**20 + 16 * (tmp_path / "large.sparsemble").stat().st_size
+
+    @pytest.mark.parametrize(("values", "sparsity"), [("float16", 0.9), ("int8", 0.0), ("int8", 0.5), ("int8", 0.9)])
+    def test_a_large_file_keeps_to_it_too(self, values: Values, sparsity: float, tmp_path: Path) -> None:
+        """A smaller constant than promised: 64 MB would hide what grows with the file."""
+        path = tmp_path / "large.sparsemble"
+        made = one_layer(weight((1000, 2048), sparsity, np.random.default_rng(0)).dense())
+        packed.save(made, path, values=values)
+        assert self.peak(path) < 8 * 2**20 + 16 * path.stat().st_size
+
+    @pytest.mark.parametrize(("coding", "parameter"), [("bitmap", 0), ("rice", 0)])
+    def test_more_positions_than_announced_take_no_memory(self, coding: str, parameter: int, tmp_path: Path) -> None:
+        path = tmp_path / "a.sparsemble"
+        packed.save(one_layer([[0, 1, 0]]), path, values="int8")
+        header, body = taken_apart(path.read_bytes())
+        size = 2**21
+        table = header["members"][0][2]["weight"]
+        table.update(shape=[1, 8 * size], coding=coding, parameter=parameter)
+        header["parts"][0]["size"] = size
+        for i, end in ((1, size), (2, size + 1)):
+            header["parts"][i]["offset"] = end
+        path.write_bytes(put_together(header, b"\xff" * size + body[-9:]))
+        assert self.peak(path) < 8 * 2**20 + 16 * path.stat().st_size
+        with pytest.raises(Refused):
+            packed.load(path)
 
     def change(self, tmp_path: Path, change: Callable[[dict[str, Any]], None], **settings: Any) -> str:
         packed.save(team(), tmp_path / "a.sparsemble")
@@ -397,7 +499,7 @@ class TestHostile:
             (b"PK\x03\x04" + bytes(100), "this is no packed team"),
             (packed.PREFIX.pack(packed.MAGIC, 1, 2**31, bytes(32)), "the header is said to take 2147483648 bytes"),
             (put_together([1], b""), "the header is no table"),
-            (put_together({"values": "float64"}, b""), "values = 'float64' must be float16 or float32"),
+            (put_together({"values": "float64"}, b""), "values = 'float64' must be one of float16, float32, int8"),
         ],
     )
     def test_what_is_something_else(self, tmp_path: Path, content: bytes, words: str) -> None:

@@ -13,7 +13,9 @@ from sparsemble.cli.app import Device, Json, Quiet, app, need_train, sentences
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    values: Annotated[str, typer.Option("--values", help="float16 or float32; the recipe's own unless given.")] = "",
+    values: Annotated[
+        str, typer.Option("--values", help="float16, float32 or int8; the recipe's own unless given.")
+    ] = "",
     device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,

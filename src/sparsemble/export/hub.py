@@ -27,18 +27,20 @@ def save_folder(team: Team, folder: Path, summary: Mapping[str, Any] | None, *, 
         team: its weights already rounded to `values`.
         folder: made if it is not there.
         summary: of the run, for the card; none: the card has no numbers.
-        values: float16 or float32, of the weights; constants are float32.
+        values: of the weights; those rounded to int8 are written as float32, as the format has no scales. Constants are
+            float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     members = []
+    kept = np.float16 if values == "float16" else np.float32
     for number, member in enumerate(team.members, start=1):
         nodes = []
         for place, node in enumerate(member.nodes):
             nodes.append(describe_node(node))
             name = f"member{number}.{place}"
             if isinstance(node, Convolution | Linear):
-                tensors[f"{name}.weight"] = node.weight.dense().astype(values)
+                tensors[f"{name}.weight"] = node.weight.dense().astype(kept)
             for i, floats in enumerate(floats_of(node)):
                 tensors[f"{name}.constant{i}"] = floats
         members.append(nodes)

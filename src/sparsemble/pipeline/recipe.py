@@ -209,8 +209,9 @@ class Evaluate:
 class Export:
     """The files that a run leaves for others."""
 
-    values: Literal["float16", "float32"] = "float16"
-    """Format of the weights; the exported team is rounded to it, and judged as rounded."""
+    values: Literal["float16", "float32", "int8"] = "float16"
+    """Format of the weights; the exported team is rounded to it, and judged as rounded. int8: a byte each, and a scale
+    for each output of a layer."""
 
 
 @final

@@ -173,7 +173,7 @@ def export(folder: Path, values: str, settings: Mapping[str, Any], console: Cons
 
     Args:
         folder: of a run that has its report.
-        values: float16 or float32; empty: as its recipe says.
+        values: float16, float32 or int8; empty: as its recipe says.
         settings: device and so on.
         console: where progress goes; standard error unless given.
 

@@ -8,6 +8,7 @@ from rich.table import Table
 def export_table(found: dict[str, Any]) -> Table:
     """Return the content of `export.json` as a table."""
     table = Table("what", "value", box=None, header_style="bold")
+    table.add_row("values of the weights", found["values"])
     table.add_row("bytes of the packed file", f"{found['bytes']:,}")
     table.add_row("share of the dense parent in float32", f"{100 * found['share_of_dense_float32']:.2f} %")
     table.add_row("sparsity", f"{found['sparsity']:.4f}")

@@ -6,17 +6,18 @@ import struct
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from sparsemble.runtime import positions
 from sparsemble.runtime.header import parse, text
-from sparsemble.runtime.network import Affine, Convolution, Floats, Linear, Network, Node, Weight
+from sparsemble.runtime.network import Affine, Convolution, Floats, Linear, Network, Node
 from sparsemble.runtime.nodes import describe_node
 from sparsemble.runtime.reading import Reader
 from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.team import Team
+from sparsemble.runtime.values import Values, quantize, round_weight
 
 MAGIC = b"\x89SPARSE\n"
 VERSION = 1
@@ -24,9 +25,8 @@ PREFIX = struct.Struct("<8sII32s")
 """Magic, version, length of the header, sha256 of the header."""
 SUFFIX = ".sparsemble"
 LARGEST_HEADER = 2 * 2**20
-Values = Literal["float16", "float32"]
 PARTS = ("positions", "values", "floats")
-"""Of each member: coded positions of its layers; their values; biases, scales and shifts."""
+"""Of each member: coded positions of its layers; their values; scales, biases and shifts."""
 
 
 def rounded(team: Team, values: Values) -> Team:
@@ -45,15 +45,14 @@ def _rounded(member: Network, values: Values, number: int) -> Network:
             if not np.isfinite(floats).all():
                 raise Refused(f"member {number}, operation {place} holds a constant that is no number")
         if isinstance(node, Convolution | Linear):
-            with np.errstate(over="ignore"):
-                kept = node.weight.values.astype(values).astype(np.float32)
-            if not np.isfinite(kept).all():
+            if not np.isfinite(node.weight.values).all():
+                raise Refused(f"member {number}, operation {place} has a weight that is no number")
+            weight = round_weight(node.weight, values)
+            if not np.isfinite(weight.values).all():
                 worst = float(np.abs(node.weight.values).max())
                 raise Refused(
                     f"member {number}, operation {place} has a weight of size {worst:g}, too much for {values}"
                 )
-            some = kept != 0
-            weight = Weight(node.weight.shape, node.weight.positions[some], kept[some])
             nodes.append(replace(node, weight=weight))
         else:
             nodes.append(node)
@@ -127,6 +126,10 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
                 "parameter": parameter,
             }
             contents["positions"].append(positions.encode(weight.positions, weight.size, coding, parameter))
+            if values == "int8":
+                scales, integers = quantize(weight)
+                contents["floats"].append(scales.astype("<f4").tobytes())
+                weight = replace(weight, values=integers.astype(np.float32))
             stored = weight.dense().reshape(-1) if coding == "dense" else weight.values
             contents["values"].append(stored.astype(np.dtype(values).newbyteorder("<")).tobytes())
         contents["floats"] += [floats.astype("<f4").tobytes() for floats in floats_of(node)]

@@ -12,6 +12,8 @@ Coding = Literal["dense", "bitmap", "rice"]
 remainder of a fixed number of bits."""
 Positions = NDArray[np.uint32]
 LARGEST_PARAMETER = 31
+CHUNK = 2**17
+"""Positions that are decoded at a time, so that what that takes beside them is little; in whole bytes."""
 
 
 def best_coding(positions: Positions, size: int, value_bits: int) -> tuple[Coding, int]:
@@ -58,34 +60,52 @@ def decode(stored: memoryview, size: int, count: int, coding: Coding, parameter:
         if len(stored) < length:
             raise Refused(f"a bitmap of {size} weights takes {length} bytes, but {len(stored)} are left")
         bits = np.unpackbits(np.frombuffer(stored[:length], np.uint8))
-        found = np.flatnonzero(bits).astype(np.uint32)
-        if len(found) != count or (len(found) and found[-1] >= size):
-            raise Refused(f"a bitmap holds {len(found)} weights where {count} of {size} are announced")
-        return found, length
+        ones = int(np.count_nonzero(bits))
+        if ones != count or bits[size:].any():
+            raise Refused(f"a bitmap holds {ones} weights where {count} of {size} are announced")
+        return np.flatnonzero(bits).astype(np.uint32), length
     return _from_rice(stored, size, count, parameter)
 
 
 def _from_rice(stored: memoryview, size: int, count: int, parameter: int) -> tuple[Positions, int]:
+    found, length = _quotients(stored, size, count, parameter)
     fixed = -(-count * parameter // 8)
-    # Quotients add up to at most size / 2^parameter, so no more bits than these are worth a look.
-    most = -(-(count + (size >> parameter)) // 8)
-    unary = np.unpackbits(np.frombuffer(stored[:most], np.uint8))
-    ends = np.flatnonzero(unary)[:count]
-    if len(ends) < count:
-        raise Refused(f"{count} positions are announced, but only {len(ends)} are there")
-    length = -(-(int(ends[-1]) + 1) // 8) if count else 0
     if len(stored) < length + fixed:
         raise Refused(f"positions take {length + fixed} bytes, but {len(stored)} are left")
-    del unary
-    quotients = np.diff(ends, prepend=-1) - 1
-    bits = np.unpackbits(np.frombuffer(stored[length : length + fixed], np.uint8))[: count * parameter]
-    gaps = quotients.astype(np.uint64) << np.uint64(parameter)
-    for bit in range(parameter):
-        gaps |= bits[bit::parameter].astype(np.uint64) << np.uint64(bit)
-    places = np.cumsum(gaps + np.uint64(1)) - np.uint64(1) if count else gaps
-    if count and (int(places[-1]) >= size or int(gaps.max()) >= size):
-        raise Refused(f"a position lies outside the {size} weights of its layer")
-    return places.astype(np.uint32), length + fixed
+    before = 0
+    for begin in range(0, count, CHUNK):
+        part = found[begin : begin + CHUNK]
+        at, bits = length + begin * parameter // 8, len(part) * parameter
+        low = np.unpackbits(np.frombuffer(stored[at : at - (-bits // 8)], np.uint8))[:bits]
+        steps = np.ones(len(part), np.int64)
+        for bit in range(parameter):
+            steps += low[bit::parameter].astype(np.int64) << bit
+        steps[0] += before
+        steps = np.cumsum(steps)
+        before = int(steps[-1])
+        places = (part.astype(np.int64) << parameter) + steps - 1
+        if places[-1] >= size:
+            raise Refused(f"a position lies outside the {size} weights of its layer")
+        part[:] = places
+    return found, length + fixed
+
+
+def _quotients(stored: memoryview, size: int, count: int, parameter: int) -> tuple[Positions, int]:
+    """Return for each position the sum of the quotients up to it, and how many bytes they took."""
+    found, done = np.empty(count, np.uint32), 0
+    begin = 0
+    while done < count and begin < len(stored):
+        bits = np.unpackbits(np.frombuffer(stored[begin : begin + CHUNK // 8], np.uint8))
+        ends = 8 * begin + np.flatnonzero(bits)[: count - done]
+        sums = ends - np.arange(done, done + len(ends))
+        if len(ends) and sums[-1] > size >> parameter:
+            raise Refused(f"a position lies outside the {size} weights of its layer")
+        found[done : done + len(ends)] = sums
+        done += len(ends)
+        begin = begin + CHUNK // 8 if done < count else int(ends[-1]) // 8 + 1
+    if done < count:
+        raise Refused(f"{count} positions are announced, but only {done} are there")
+    return found, begin
 
 
 def _gaps(positions: Positions) -> NDArray[np.uint64]:

@@ -15,6 +15,7 @@ from sparsemble.runtime.nodes import read_node
 from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.stopping import rule
 from sparsemble.runtime.team import Team
+from sparsemble.runtime.values import LARGEST, LEAST_SCALE, VALUES, times_scales
 
 MOST_MEMBERS, MOST_NODES, MOST_CLASSES = 64, 10_000, 100_000
 CODINGS = ("dense", "bitmap", "rice")
@@ -53,8 +54,8 @@ class Reader:
     def __init__(self, header: Mapping[str, Any], content: memoryview) -> None:
         self.header, self.content = header, content
         values = field(header, "values", "the header")
-        if values not in ("float16", "float32"):
-            raise Refused(f"values = {values!r:.60} must be float16 or float32")
+        if values not in VALUES:
+            raise Refused(f"values = {values!r:.60} must be one of {', '.join(VALUES)}")
         self.values = np.dtype(values).newbyteorder("<")
 
     def team(self, max_memory: int) -> Team:
@@ -128,7 +129,7 @@ class Reader:
                 read_node(
                     table,
                     here,
-                    lambda table=table, here=here: self._weight(table, here, places, values),  # type: ignore[misc]
+                    lambda table=table, here=here: self._weight(table, here, places, values, floats),  # type: ignore[misc]
                     lambda count, here=here: _floats(floats, count, here),  # type: ignore[misc]
                 )
             )
@@ -139,7 +140,7 @@ class Reader:
         except Refused as error:
             raise Refused(f"{where}: {error}") from None
 
-    def _weight(self, told: Mapping[str, Any], where: str, places: _Part, values: _Part) -> Weight:
+    def _weight(self, told: Mapping[str, Any], where: str, places: _Part, values: _Part, floats: _Part) -> Weight:
         table = table_of(field(told, "weight", where), f"{where}.weight")
         shape = tuple(whole(one, f"{where}.shape", 1) for one in items(field(table, "shape", where), where))
         wanted = 4 if told.get("kind") == "convolution" else 2
@@ -156,15 +157,31 @@ class Reader:
         taken = values.take(stored * self.values.itemsize, f"{where}, weights,")
         found, used = positions.decode(places.rest(), size, count, coding, parameter)
         places.take(used, f"{where}, positions,")
-        numbers = np.frombuffer(taken, self.values).astype(np.float32)
+        kept = np.frombuffer(taken, self.values)
+        if coding == "dense":
+            some = kept != 0
+            found, kept = found[some], kept[some]
+        if self.values == np.int8:
+            scales = _scales(floats, shape[0], where)
+            if len(kept) and kept.min() < -LARGEST:
+                raise Refused(f"{where} has a weight of {kept.min()} scales; {-LARGEST} to {LARGEST} are read")
+            with np.errstate(over="ignore"):
+                numbers = times_scales(kept, found, shape, scales)
+        else:
+            numbers = kept.astype(np.float32)
         if not np.isfinite(numbers).all():
             raise Refused(f"{where} has a weight that is no number")
-        if coding == "dense":
-            found = np.flatnonzero(numbers).astype(np.uint32)
-            numbers = numbers[found]
         if len(found) != count or not numbers.all():
             raise Refused(f"{where} has other than {count} weights that are not 0")
         return Weight(shape, found, numbers)
+
+
+def _scales(part: _Part, count: int, where: str) -> Floats:
+    found = _floats(part, count, where)
+    wrong = found[(found != 0) & (found < LEAST_SCALE)]
+    if len(wrong):
+        raise Refused(f"{where} has a scale of {wrong[0]:g}; 0 and {LEAST_SCALE:g} or more are read")
+    return found
 
 
 def _floats(part: _Part, count: int, where: str) -> Floats:

@@ -1,5 +1,6 @@
 """Writing LLVM: loops with carried values, vectors, addresses in bytes."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +9,8 @@ from llvmlite import ir
 
 BYTE, INT, LONG, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 POINTER = ir.PointerType()
+LOOKS = 1000
+"""How often one that waits looks before it gives way: some microseconds, less than most steps take."""
 
 Value = Any
 """An `llvmlite.ir.Value`; the package carries no types."""
@@ -176,13 +179,23 @@ class Writer:
         return self.builder.icmp_signed("!=", self.builder.and_(value, self.long(mask)), self.long(0))
 
     def meet(self, place: Value, wanted: Value) -> None:
-        """Count one up, and wait until the count is there."""
+        """Count one up, and wait until the count is there; who waits for long lets others have the processor."""
         self.builder.atomic_rmw("add", place, self.long(1), "seq_cst")
-        waiting, on = (self.builder.append_basic_block(name) for name in ("waiting", "on"))
+        before = self.builder.block
+        waiting, again, on = (self.builder.append_basic_block(name) for name in ("waiting", "again", "on"))
         self.builder.branch(waiting)
         self.builder.position_at_end(waiting)
+        looks = self.builder.phi(LONG)
+        looks.add_incoming(self.long(1), before)
         count = self.builder.load_atomic(place, "acquire", 8, typ=LONG)
-        self.builder.cbranch(self.builder.icmp_signed("<", count, wanted), waiting, on)
+        self.builder.cbranch(self.builder.icmp_signed("<", count, wanted), again, on)
+        self.builder.position_at_end(again)
+        if os.name == "posix":
+            with self.builder.if_then(self.builder.icmp_signed(">", looks, self.long(LOOKS))):
+                known = self.module.globals.get("sched_yield")
+                self.builder.call(known or ir.Function(self.module, ir.FunctionType(INT, []), "sched_yield"), [])
+        looks.add_incoming(self.builder.add(looks, self.long(1)), self.builder.block)
+        self.builder.branch(waiting)
         self.builder.position_at_end(on)
 
     def close(self) -> None:

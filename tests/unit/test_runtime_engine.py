@@ -416,6 +416,40 @@ class TestThreads:
             found = list(pool.map(lambda _: engine.run(x, 2), range(200)))
         assert all(np.array_equal(one, expected) for one in found)
 
+    def test_splitting_gets_another_trial_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine_module, "AGAIN", 5)
+        torch.manual_seed(0)
+        planned = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))._alone
+        planned.seconds, planned._split[2] = 1e-2, (100, 1.0)
+        assert [planned.worth_splitting(2) for _ in range(6)] == [False] * 5 + [True]
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+    def test_what_ends_a_shared_run_early_leaves_nobody_waiting(
+        self, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        crew = crew_of(2, monkeypatch)
+        torch.manual_seed(0)
+        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
+        x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
+        expected = engine.run(x)
+        engine.run(x, 2)
+        assert crew._pool is not None
+        submit = crew._pool.submit
+
+        def submit_and_fail(*words: Any) -> None:
+            submit(*words)
+            raise error("for a test")
+
+        monkeypatch.setattr(crew._pool, "submit", submit_and_fail)
+        if error is RuntimeError:
+            assert np.array_equal(engine.run(x, 2), expected)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                engine.run(x, 2)
+        monkeypatch.setattr(crew._pool, "submit", submit)
+        for _ in range(5):
+            assert np.array_equal(engine.run(x, 2), expected)
+
     def test_where_no_thread_can_be_started_one_does_it_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         crew = crew_of(3, monkeypatch)
         torch.manual_seed(0)

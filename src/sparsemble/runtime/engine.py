@@ -35,6 +35,8 @@ WORTH_SPLITTING = 1e-4
 """Seconds that a run must take on one thread for several to be tried."""
 TRIALS, MEMORABLE = 12, 4
 """Runs on several threads before they are judged, as the first ones are slow; about how many the average is of."""
+AGAIN = 1000
+"""Runs on one thread after which several get another trial: what kept them busy may be over."""
 Run = Any
 """A compiled function of (arguments, first, last)."""
 
@@ -57,6 +59,8 @@ class _Planned:
         """What a run takes at its quickest on one thread; none before the first one."""
         self._split: dict[int, tuple[int, float]] = {}
         """By how many threads: how often, and what a run takes on average, recent ones counting most."""
+        self._declined = 0
+        """Runs that several threads might have shared, and did not."""
 
     def __call__(self, images: Floats, threads: int = 1) -> Floats:
         """Return logits of at most as many images as the plan takes at once."""
@@ -65,8 +69,8 @@ class _Planned:
         memory.load(images)
         if threads == 1:
             run(memory.tables[0], 0, 0)
-        else:
-            CREW.run(threads, lambda thread: run(memory.tables[thread], memory.meeting, threads))
+        elif not self._shared(run, memory, threads):
+            return self(images)
         found = memory.answer(len(images))
         seconds = time.perf_counter() - started
         with self._lock:
@@ -78,12 +82,28 @@ class _Planned:
                 self._split[threads] = count + 1, mean + (seconds - mean) / min(count + 1, MEMORABLE)
         return found
 
+    def _shared(self, run: Run, memory: Memory, threads: int) -> bool:
+        """Run on several threads; false where they take no more work, as when the interpreter is ending."""
+        try:
+            CREW.run(threads, lambda thread: run(memory.tables[thread], memory.meeting, threads))
+        except BaseException as error:
+            memory.let_go()  # a thread that has begun would wait without end for one that never will
+            if isinstance(error, RuntimeError):
+                return False
+            raise
+        return True
+
     def worth_splitting(self, threads: int) -> bool:
-        """Return whether several threads were quicker than one so far, or have to show it."""
+        """Return whether several threads were quicker than one so far, or have to show it, anew every so many runs."""
         if self.seconds is None or self.seconds < WORTH_SPLITTING:
             return False
         count, mean = self._split.get(threads, (0, 0.0))
-        return count < TRIALS or mean < self.seconds
+        if count < TRIALS or mean < self.seconds:
+            return True
+        self._declined += 1
+        if self._declined % AGAIN == 0:
+            del self._split[threads]
+        return False
 
     def _taken(self, threads: int) -> tuple[Run, Memory]:
         """Return what runs the network, and memory for so many threads that nobody uses."""

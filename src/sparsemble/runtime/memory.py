@@ -101,10 +101,14 @@ class Memory:
         self._bytes[: len(self._bytes) // 4 * 4].view(np.float32)[:] = value
 
     def load(self, images: NDArray[np.float32]) -> None:
-        """Say which images to pack: (B, C, H, W), contiguous, at most as many as there are lanes; keep them alive."""
-        self._meeting[0] = 0
+        """Say which images to pack: (B, C, H, W), contiguous, at most as many as there are lanes."""
+        self._meeting[0], self._images = 0, images
         for mine in self._arguments:
             mine[0][0], mine[0][3] = images.ctypes.data, len(images)
+
+    def let_go(self) -> None:
+        """Have nobody wait for anybody any more; what is in the buffers then is nothing."""
+        self._meeting[0] = 2**62
 
     def answer(self, count: int) -> NDArray[np.float32]:
         """Return the logits of the first images, (count, K)."""

@@ -24,6 +24,9 @@ LIKELY_FILLED, POSSIBLY_FILLED = 0.6, 0.4
 class Planning(ABC):
     """A way to go through a network, step by step."""
 
+    lanes: int
+    """Floats in a vector, at most."""
+
     def __init__(self, fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, Pair]) -> None:
         self.fused, self.buffers, self.lives = fused, buffers, lives
 

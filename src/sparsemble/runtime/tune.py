@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 
 from sparsemble.runtime.fused import Fused, Product
-from sparsemble.runtime.kernels.compiled import Compiled, emitter, processor, read_checked, write_checked
+from sparsemble.runtime.kernels.compiled import Compiled, code_digest, processor, read_checked, write_checked
 from sparsemble.runtime.kernels.products import Products
 from sparsemble.runtime.kernels.writer import Kernel
 from sparsemble.runtime.memory import Memory
@@ -114,10 +114,11 @@ class _Tuner:
 
 def _key(planning: Planning) -> str:
     fused, digest = planning.fused, hashlib.sha256()
-    digest.update(repr((type(planning).__name__, fused.shapes, emitter(), processor())).encode())
+    digest.update(repr((type(planning).__name__, planning.lanes, fused.shapes, code_digest(), processor())).encode())
     for operation in fused.operations:
         if isinstance(operation, Product):
-            digest.update(repr((operation.source, operation.out, operation.stride, operation.padding)).encode())
+            geometry = operation.source, operation.out, operation.stride, operation.padding, operation.dilation
+            digest.update(repr(geometry).encode())
             digest.update(repr(operation.weight.shape).encode() + operation.weight.positions.tobytes())
     return digest.hexdigest()
 

@@ -65,7 +65,9 @@ class Compiled:
     def __init__(self, kernels: Mapping[str, Kernel], folder: Path | None) -> None:
         _start()
         name, features = processor()
-        key = repr((llvmlite.__version__, name, features, emitter(), sorted((n, repr(k)) for n, k in kernels.items())))
+        key = repr(
+            (llvmlite.__version__, name, features, code_digest(), sorted((n, repr(k)) for n, k in kernels.items()))
+        )
         digest = hashlib.sha256(key.encode()).hexdigest()
         file = folder / f"{digest}.object" if folder else None
         target = llvm.Target.from_default_triple().create_target_machine(
@@ -89,12 +91,13 @@ class Compiled:
 
 
 @functools.cache
-def emitter() -> str:
-    """Return a digest of the code that writes kernels: objects of another version are not ours."""
-    digest = hashlib.sha256()
-    for file in sorted(importlib.resources.files(__package__).iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            digest.update(file.read_bytes())
+def code_digest() -> str:
+    """Return a digest of the code that plans networks and writes kernels: what another version kept is not ours."""
+    digest, here = hashlib.sha256(), importlib.resources.files(__package__)
+    for folder in (here, importlib.resources.files("sparsemble.runtime")):
+        for file in sorted(folder.iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -205,7 +205,7 @@ class TestCalibrate:
         assert found.order[0] == 2
         assert sorted(found.order) == [0, 1, 2, 3]
         assert found.outcome.members_run == 1
-        assert found.tried == 4 * len(list(DIE().candidates(logits)))
+        assert found.tried == sum(len(list(DIE().candidates(logits[list(order)]))) for order in orders(4))
         kept = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
         assert kept.order == (0, 1, 2, 3)
 

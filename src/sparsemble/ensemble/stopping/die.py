@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -28,6 +28,8 @@ class DIE(StoppingRule):
     Source: EED main paper, eqs. 20-22, supplement, eqs. 26-31, corrected by method.md 2.7 (E-15 to E-20): as printed
     the rule always stops after one member.
     """
+
+    version: ClassVar[int] = 2
 
     a: float = 8.0
     """Weight of the change U_t, > 0."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -24,6 +24,8 @@ class FirstPassage(StoppingRule):
 
     Source: IRENE, the method that EED takes its stopping from, stops at a first crossing (method.md 2.7).
     """
+
+    version: ClassVar[int] = 2
 
     a: float = 8.0
     """Weight of the change U_t, >= 0."""

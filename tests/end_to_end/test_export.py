@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,14 @@ from sparsemble.core.types import seeded
 from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.confidence import Confidence
-from sparsemble.export.agreement import agreement
+from sparsemble.export import convert, onnx
+from sparsemble.export.agreement import agreement, held_to
 from sparsemble.export.hub import card, load_folder
 from sparsemble.pipeline.rows import load_row
+from sparsemble.pipeline.stage import Work, stages
+from sparsemble.pipeline.stages import export as stage_module
 from sparsemble.runtime import packed
+from sparsemble.runtime.team import Team
 from tests.end_to_end.conftest import sparsemble
 
 
@@ -34,11 +39,14 @@ def one_space(text: str) -> str:
 class TestExport:
     def test_every_format_agrees_with_the_rounded_team(self, finished: Path) -> None:
         found = told(finished)
-        assert set(found["formats"]) == {"packed", "onnx"}
+        assert set(found["formats"]) == {"packed", "onnx", "hub"}
         for one in found["formats"].values():
             assert one["logits"] < 1e-4
             assert one["labels"] + one["decisions"] <= 2 * one["near"]
             assert one["images"] == 2 * found["held_out_images"]
+        assert found["formats"]["hub"]["logits"] == 0
+        assert found["formats"]["onnx"]["static_team"] < 1e-4
+        assert found["formats"]["onnx"]["batch_of_one"] < 1e-4
         assert found["bytes"] == (finished / "export" / "team.sparsemble").stat().st_size
         for name in ("clean", "robust"):
             assert found["rounded"][name] == pytest.approx(found["unrounded"][name], abs=0.05)
@@ -93,6 +101,9 @@ class TestExport:
         for name in ("unrounded", "rounded"):
             clean, robust = (100 * found[name][one] for one in ("clean", "robust"))
             assert f"held-out accuracy, {name} clean {clean:.1f} %, robust {robust:.1f} %" in one_space(result.stdout)
+        assert "hub against the rounded team" in result.stdout
+        assert "onnx, all members in one graph" in result.stdout
+        assert "in a batch of one" in one_space(result.stdout)
         team, hub = packed.load(folder / "team.sparsemble"), load_folder(folder / "hub")
         for one, other in zip(team.members, hub.members, strict=True):
             for a, b in zip(one.weights(), other.weights(), strict=True):
@@ -110,7 +121,69 @@ class TestExport:
         assert "float8" in said
 
 
+class TestWhatIsWrongIsNotExported:
+    """Each fault is put where the export would make it; no `export.json` is left."""
+
+    @pytest.fixture
+    def export(self, finished: Path, tmp_path: Path) -> Callable[[str], None]:
+        stages.walk("sparsemble.pipeline.stages")
+        (made,) = finished.glob("export-*")
+        meta = json.loads((made / "meta.json").read_text("utf-8"))
+        stage = stages.build(meta["spec"])
+        folder = tmp_path / "made"
+        folder.mkdir()
+        inputs = {role: Artifact(finished / name) for role, name in meta["inputs"].items()}
+        device = torch.device("cpu")
+        work = Work(folder, inputs, device, stage.seed, stage.stream, tell=lambda done, words: None)
+
+        def refused(words: str) -> None:
+            with pytest.raises(RunError, match=words):
+                stage.run(work)
+            assert not (folder / "export.json").exists()
+
+        return refused
+
+    def test_a_conversion_that_differs_from_the_trained_team(self, export, monkeypatch) -> None:
+        norm = convert._norm
+        monkeypatch.setattr(convert, "_norm", lambda module: (norm(module)[0], norm(module)[1] + 0.05))
+        export("member 1 converted for the runtime does not answer as the trained one: logits differ by")
+
+    def test_a_graph_that_leaves_a_member_out(self, export, monkeypatch) -> None:
+        graph = onnx.team_graph
+        monkeypatch.setattr(onnx, "team_graph", lambda members, combine: graph(members[:1], combine))
+        export("the ONNX graph of the team does not answer as the team: logits differ by")
+
+    def test_a_graph_that_answers_one_image_in_another_way(self, export, monkeypatch) -> None:
+        session = stage_module._session
+
+        class Other:
+            def __init__(self, *given: object) -> None:
+                self.session = session(*given)
+
+            def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
+                return [one + 0.01 * (len(one) == 1) for one in self.session.run(names, given)]
+
+        monkeypatch.setattr(stage_module, "_session", Other)
+        export("answers one image by itself in another way: logits differ by")
+
+    def test_a_hub_folder_that_holds_another_team(self, export, monkeypatch) -> None:
+        save = stage_module.save_folder
+
+        def other(team: Team, folder: Path, summary: dict, *, values: str) -> None:
+            save(replace(team, members=team.members[::-1]), folder, summary, values=values)
+
+        monkeypatch.setattr(stage_module, "save_folder", other)
+        export("the exported team differs from its reference")
+
+
 class TestAgreement:
+    def test_what_is_not_a_number_is_refused(self) -> None:
+        logits = self.logits()
+        with pytest.raises(RunError, match="logits by nan"):
+            agreement(logits, logits / 0 * 0, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+        with pytest.raises(RunError, match="a copy: logits differ by nan"):
+            held_to(logits, logits / 0 * 0, "a copy")
+
     def logits(self) -> torch.Tensor:
         return 3 * torch.randn(3, 200, 4, generator=seeded(0))
 

@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.models.code import made_by
+from sparsemble.pipeline.method import check_against_data
+from sparsemble.pipeline.recipe import load_recipe
 from tests.end_to_end.conftest import SMOKE, sparsemble
 
 NETWORK = """
@@ -22,13 +24,14 @@ class Mine(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(1, 6, 3, padding=1)
         self.rest = nn.ModuleDict({"a": nn.Conv2d(6, 6, 3, padding=1, bias=False), "n": nn.BatchNorm2d(6)})
-        self.answer = nn.Linear(6, 10)
+        self.pool = nn.AdaptiveAvgPool2d((8, 8))
+        self.answer = nn.Linear(6 * PLACES, 10)
         ACTIVATION
 
     def forward(self, x):
-        x = F.relu(self.first(x))
+        x = self.pool(F.relu(self.first(x)))
         x = self.act(x + self.rest["n"](self.rest["a"](x)))
-        return self.answer(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return self.answer(torch.flatten(F.adaptive_avg_pool2d(x, SIZE), 1))
 
 
 def make():
@@ -37,9 +40,11 @@ def make():
 """
 
 
-def own(folder: Path, activation: str = "self.act = nn.ReLU(inplace=True)") -> str:
+def own(folder: Path, activation: str = "self.act = nn.ReLU(inplace=True)", size: int = 2) -> str:
+    """Write a network whose last pool leaves `size` rows and columns of the 8."""
     file = folder / "mine.py"
-    file.write_text(NETWORK.replace("ACTIVATION", activation), "utf-8")
+    text = NETWORK.replace("ACTIVATION", activation).replace("PLACES", str(size * size)).replace("SIZE", str(size))
+    file.write_text(text, "utf-8")
     return f"{file}:make"
 
 
@@ -68,6 +73,8 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     assert {one["nonzeros"] for one in told} == {total // 2, int(total / 4 + 0.5)}
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text("utf-8"))
     assert {row["name"] for row in summary["rows"]} >= {"dense", "small_dense", "harp", "team_dynamic"}
+    exported = json.loads((tmp_path / "run" / "export" / "export.json").read_text("utf-8"))
+    assert exported["formats"]["packed"]["logits"] < 1e-4
 
 
 def test_the_first_layer_that_is_not_ours_is_named(tmp_path: Path, in_process) -> None:
@@ -76,6 +83,18 @@ def test_the_first_layer_that_is_not_ours_is_named(tmp_path: Path, in_process) -
     assert status == 2
     assert "layer body.act is GELU" in errors
     assert not list((tmp_path / "run").glob("*-*"))
+
+
+def test_what_the_runtime_does_not_run_is_named_before_any_work_that_ends_there(tmp_path: Path, in_process) -> None:
+    model = f'model={{name="code", factory="{own(tmp_path, size=3)}"}}'
+    for command in ("run", "report"):
+        status, errors = in_process(command, SMOKE, "--out", tmp_path / "run", "--set", model, "--set", "parent={}")
+        assert status == 2
+        assert "operation (adaptive_avg_pool2d) pools (8, 8) to (3, 3)" in errors
+        assert len(errors.strip().splitlines()) == 1
+        assert not list((tmp_path / "run").glob("*-*"))
+    _, recipe = load_recipe(str(SMOKE), (model,))
+    check_against_data(recipe, deploys=False)  # what only trains, prunes and attacks it may
 
 
 @pytest.mark.parametrize(

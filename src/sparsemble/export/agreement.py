@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import RunError
@@ -33,6 +33,30 @@ class Agreement:
     """Images whose label or decision in the reference hangs on less than the tolerance; only these may differ."""
 
 
+def difference(reference: Tensor, found: Tensor) -> float:
+    """Return the largest difference, relative to the largest number of the reference where that is above 1."""
+    if not reference.numel():
+        return 0.0
+    return float((reference - found).abs().max()) / max(1.0, float(reference.abs().max()))
+
+
+def held_to(reference: Tensor, found: Tensor, what: str) -> float:
+    """Return the difference.
+
+    Args:
+        reference: what is right.
+        found: what another way of computing it gives.
+        what: is compared, for the error.
+
+    Raises:
+        RunError: it is larger than the tolerance, or not a number.
+    """
+    apart = difference(reference, found)
+    if not apart <= TOLERANCE:
+        raise RunError(f"{what}: logits differ by {apart:.2g} (allowed {TOLERANCE:g}); nothing was exported")
+    return apart
+
+
 def agreement(
     reference: MemberLogits, found: MemberLogits, combine: Combiner, stop: StoppingRule, *, rng: Generator
 ) -> Agreement:
@@ -42,7 +66,7 @@ def agreement(
         RunError: a difference that is too large.
     """
     scale = max(1.0, float(reference.abs().max())) if reference.numel() else 1.0
-    logits = float((reference - found).abs().max()) / scale if reference.numel() else 0.0
+    logits = difference(reference, found)
     labels, decisions = _differ(reference, found, combine, stop)
     near = torch.zeros_like(labels)
     for _ in range(DRAWS):
@@ -57,7 +81,7 @@ def agreement(
         near=int(near.sum()),
     )
     unexplained = int(((labels | decisions) & ~near).sum())
-    if logits > TOLERANCE or unexplained:
+    if not logits <= TOLERANCE or unexplained:
         raise RunError(
             f"the exported team differs from its reference: logits by {logits:.2g} (allowed {TOLERANCE:g}), label or "
             f"decision of {unexplained} of {result.images} images by more than rounding"

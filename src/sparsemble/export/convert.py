@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.registry import describe
+from sparsemble.export.pools import pair, windows
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.runtime import network as runtime
-from sparsemble.runtime.network import Floats, Node, Pair
+from sparsemble.runtime.network import Floats, Node
 from sparsemble.runtime.team import Team
 
 
@@ -117,51 +118,18 @@ class _Conversion:
             inputs,
             runtime.Weight.of(_floats(weight)),
             _floats(bias),
-            _pair(layer.stride),
-            _pair(layer.padding),
-            _pair(layer.dilation),
+            pair(layer.stride),
+            pair(layer.padding),
+            pair(layer.dilation),
         )
 
-    def _pool(self, operation: Operation, inputs: tuple[int, ...]) -> Node:
-        """Return a pool by what it does to shapes: adaptive ones and means over the plane have a whole window."""
-        module = operation.module
-        given = self.graph.by_name[operation.inputs[0]].shape
-        if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-            settings: dict[str, Any] = dict(vars(module))
-        else:
-            settings = _called(operation)
-        largest = isinstance(module, nn.MaxPool2d | nn.AdaptiveMaxPool2d) or "max" in operation.function
-        make = runtime.MaxPool if largest else runtime.AveragePool
-        whole = (given[1], given[2])
-        if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or "adaptive" in operation.function:
-            if operation.shape[1:] != (1, 1):
-                raise InputError(f"operation {operation.name} pools to {operation.shape[1:]}; only (1, 1) is known")
-            return make(inputs, whole, whole)
-        if operation.function == "mean":
-            if len(operation.shape) == 3:
-                return make(inputs, whole, whole)
-            self.nodes.append(make(inputs, whole, whole))  # and without the axes it was over
-            return runtime.Flatten((len(self.nodes) - 1,))
-        if settings.get("ceil_mode") or _pair(settings.get("dilation", 1)) != (1, 1):
-            raise InputError(f"operation {operation.name} pools with ceil_mode or dilation, which the runtime does not")
-        padding = _pair(settings.get("padding", 0))
-        if not largest and padding != (0, 0) and not settings.get("count_include_pad", True):
-            raise InputError(f"operation {operation.name} leaves padding out of its means, which the runtime does not")
-        kernel = _pair(settings["kernel_size"])
-        stride = settings.get("stride")
-        return make(inputs, kernel, _pair(stride) if stride is not None else kernel, padding)
-
-
-def _called(operation: Operation) -> dict[str, Any]:
-    """Return the settings of a pooling function by name."""
-    names = iter(("kernel_size", "stride", "padding"))
-    found: dict[str, Any] = {}
-    for argument in operation.arguments:
-        if isinstance(argument, tuple) and len(argument) == 2 and isinstance(argument[0], str):
-            found[argument[0]] = argument[1]
-        else:
-            found[next(names, "rest")] = argument
-    return found
+    def _pool(self, operation: Operation, inputs: tuple[int, ...]) -> Node | None:
+        """Return a pool; a mean over the plane also drops its two axes, unless it keeps them."""
+        found = windows(operation, self.graph.by_name[operation.inputs[0]].shape)
+        if len(operation.shape) == 3:
+            return None if found.keeps else found.node(inputs)
+        self.nodes.append(found.node(inputs))
+        return runtime.Flatten((len(self.nodes) - 1,))
 
 
 def _affine(operation: Operation, channels: int) -> tuple[Floats, Floats]:
@@ -194,7 +162,3 @@ def _norm(module: nn.Module | None) -> tuple[Tensor, Tensor]:
 def _floats(tensor: Tensor) -> Floats:
     found: Floats = np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
     return found
-
-
-def _pair(value: Any) -> Pair:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -77,7 +77,7 @@ class Operation:
     function: str = ""
     """Name of the function or method, where it is no module."""
     arguments: tuple[Any, ...] = ()
-    """What else the function or method is called with, positions before names."""
+    """What else the function or method is called with, positions before names; sizes are those of one image."""
 
     @property
     def positions(self) -> int:
@@ -182,7 +182,7 @@ def _operation(
             constant = results[others[0]] if isinstance(others[0], fx.Node) else float(others[0])  # type: ignore[arg-type]
     if kind == "flatten" and len(shape) != 1:
         raise InputError(f"operation {name} reshapes to {(1, *shape)}; only flattening to (B, features) is known")
-    arguments = () if node.op == "call_module" else _arguments(node)
+    arguments = () if node.op == "call_module" else _arguments(node, results)
     return Operation(name, kind, inputs, shape, module, constant, _said(node) if module is None else "", arguments)
 
 
@@ -210,6 +210,16 @@ def _said(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _arguments(node: fx.Node) -> tuple[Any, ...]:
-    rest = [given for given in node.args if not isinstance(given, fx.Node)]
-    return (*rest, *((key, value) for key, value in node.kwargs.items() if not isinstance(value, fx.Node)))
+def _arguments(node: fx.Node, results: dict[fx.Node, Any]) -> tuple[Any, ...]:
+    """Return what a call is given beside tensors; sizes that the model asks for (`x.shape[2]`) as what they are."""
+
+    def value(argument: Any) -> Any:
+        return fx.node.map_arg(argument, lambda given: results[given])
+
+    rest = [value(given) for given in node.args if not _is_tensor(given, results)]
+    named = [(key, value(given)) for key, given in node.kwargs.items() if not _is_tensor(given, results)]
+    return (*rest, *named)
+
+
+def _is_tensor(argument: Any, results: dict[fx.Node, Any]) -> bool:
+    return isinstance(argument, fx.Node) and isinstance(results[argument], Tensor)

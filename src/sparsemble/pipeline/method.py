@@ -14,6 +14,7 @@ from sparsemble.attacks.adaptive.whole import Whole
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import combiners
 from sparsemble.models.graph import Graph
+from sparsemble.pipeline.deployable import check_deployable
 from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Task, dataset
@@ -287,18 +288,22 @@ def row_inputs(row: str, made: Mapping[str, Task], pool: Mapping[str, Task]) -> 
     return {row: made[row]}
 
 
-def check_against_data(recipe: Recipe, sparsities: Sequence[float] = ()) -> None:
+def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys: bool = True) -> None:
     """Refuse, before any work, what the recipe asks of its data set and cannot have.
 
     Args:
         recipe: the settings.
         sparsities: of the models that are pruned; that of the members unless given.
+        deploys: whether the runtime will run the networks.
 
     Raises:
         InputError: naming the setting.
     """
     data = dataset(recipe.data)
-    graph = Graph(adopted(recipe.model, recipe.parent, data), data.shape)
+    model = adopted(recipe.model, recipe.parent, data)
+    graph = Graph(model, data.shape)
+    if deploys:
+        check_deployable(model, data.shape)
     for sparsity in sparsities or (recipe.member_sparsity,):
         recipe.prune.target(graph, sparsity)
     shares = recipe.prune.shares

@@ -23,6 +23,9 @@ from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
 from sparsemble.training import parallel
 
+DEPLOYING = ("report", "export")
+"""The commands whose stages run the team in the runtime; each leaves a folder under its name."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
     plan = method(recipe, title, command)
     leads = parallel.rank() == 0
     with only_run_in(settings.folder) if leads else contextlib.nullcontext():
-        check_against_data(recipe)
+        check_against_data(recipe, deploys=settings.until in DEPLOYING)
         wanted = plan.until[settings.until]
         missing = check_folder(plan, wanted, settings.folder) if leads else []
         still = parallel.from_first([task.hash for task in missing])
@@ -79,8 +82,8 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
                     ParallelEngine(settings.folder, device, progress).run(missing)
                 else:
                     LocalEngine(settings.folder, workers, device, progress).run(missing)
-        if leads and settings.until in ("report", "export"):
-            for task, name in zip(wanted, ("report", "export"), strict=False):
+        if leads and settings.until in DEPLOYING:
+            for task, name in zip(wanted, DEPLOYING, strict=False):
                 _publish(settings.folder / task.folder, settings.folder / name)
     parallel.stop()
     return [Artifact(settings.folder / task.folder) for task in wanted]

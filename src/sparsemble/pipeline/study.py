@@ -200,7 +200,8 @@ def _recipe(study: Study, values: Mapping[str, str], seed: int) -> Recipe:
     before = ALONE if study.kind == "pruned" else ()
     try:
         _, recipe = load_recipe(study.recipe, (*before, *study.changes(values), f"seed={seed}"))
-        check_against_data(recipe, (recipe.sparsity,) if study.kind == "pruned" else ())
+        alone = study.kind == "pruned"
+        check_against_data(recipe, (recipe.sparsity,) if alone else (), deploys=not alone)
     except InputError as error:
         said = ", ".join(f"{axis} = {value}" for axis, value in values.items())
         raise InputError(f"in the cell {said}: {error}") from None

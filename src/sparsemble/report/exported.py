@@ -27,4 +27,9 @@ def export_table(found: dict[str, Any]) -> Table:
                 f"logits within {one['logits']:.1g}; {one['labels']} labels and {one['decisions']} decisions differ of "
                 f"{one['images']} ({one['near']} hang on rounding)",
             )
+            if "static_team" in one:
+                table.add_row(
+                    f"{name}, all members in one graph",
+                    f"logits within {one['static_team']:.1g}; within {one['batch_of_one']:.1g} in a batch of one",
+                )
     return table

@@ -1,21 +1,21 @@
 """From a finished run to files that others can run: packed team, ONNX, a folder for model hubs."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 
 from sparsemble.core.artifacts import write_json
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.dynamic import answer_dynamic
 from sparsemble.evaluation.cost import count_weights
-from sparsemble.export.agreement import agreement
+from sparsemble.export.agreement import agreement, held_to
 from sparsemble.export.convert import convert_team
 from sparsemble.export.folded import FoldedNetwork
-from sparsemble.export.hub import save_folder
+from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.pipeline.heldout import adversarial_images, logits_of
 from sparsemble.pipeline.machine import source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
@@ -34,7 +34,9 @@ CPU = torch.device("cpu")
 @stages.register("export")
 @dataclass(frozen=True, kw_only=True)
 class ExportStage(Stage):
-    """Fold, round, write, read back, and compare with the rounded team in torch on held-out images."""
+    """Fold, round, write, read back, and compare on held-out images: folded with trained, read with rounded."""
+
+    version: ClassVar[int] = 2
 
     seed: int
     title: str
@@ -43,43 +45,33 @@ class ExportStage(Stage):
 
     def run(self, work: Work) -> None:
         """Leave `team.sparsemble`, `onnx/`, `hub/` and `export.json`."""
-        data, values = dataset(self.recipe.data), self.recipe.export.values
-        row = load_row("team_dynamic", work.inputs, self.recipe.ensemble.combine, CPU)
-        parent = load_row("dense", work.inputs, self.recipe.ensemble.combine, CPU).ensemble
-        team = packed.rounded(
-            convert_team(
-                row.ensemble,
-                row.stop,
-                data.classes,
-                data.shape,
-                count_weights(parent).total,
-                recipe=resolved(self.recipe),
-                provenance={"run": self.title, "seed": self.seed, "source": source_revision() or "", **versions()},
-            ),
-            values,
-        )
+        values, combine = self.recipe.export.values, self.recipe.ensemble.combine
+        row = load_row("team_dynamic", work.inputs, combine, CPU)
+        parent_weights = count_weights(load_row("dense", work.inputs, combine, CPU).ensemble).total
+        whole = self._folded(row, parent_weights)
+        split = dataset(self.recipe.data).calibrate
+        x = split.everything()[0]
+        self._check_folded(row.ensemble, whole, x)
+        team = packed.rounded(whole, values)
         path = work.folder / PACKED
         packed.save(team, path, values=values)
-        reference = Ensemble([FoldedNetwork(member) for member in team.members], row.ensemble.combine).eval()
+        reference = _in_torch(team, combine)
         work.tell(0.2, "packed")
-        x = data.calibrate.everything()[0]
-        before, x_adv = self._judge(row.ensemble, row, data.calibrate, work)
-        after, _ = self._judge(reference, row, data.calibrate, work)
+        before, x_adv = self._judge(row.ensemble, row, split, work)
+        after, _ = self._judge(reference, row, split, work)
         images = torch.cat([x, x_adv])
         wanted = logits_of(reference, images)
         work.tell(0.6, "measured what rounding does")
         predictor = Predictor(packed.load(path))
         formats = {"packed": self._agrees(wanted, torch.from_numpy(predictor.member_logits(images.numpy())), row, work)}
         formats |= self._onnx(team, wanted, images, row, work)
-        summary = work.inputs["report"].json("summary.json")
-        save_folder(team, work.folder / "hub", summary, values=values)
-        dense = 4 * count_weights(parent).total
+        formats["hub"] = self._hub(team, wanted, images, row, work)
         write_json(
             work.folder / "export.json",
             {
                 "values": values,
                 "bytes": path.stat().st_size,
-                "share_of_dense_float32": path.stat().st_size / dense,
+                "share_of_dense_float32": path.stat().st_size / (4 * parent_weights),
                 "nonzeros": team.nonzeros,
                 "sparsity": team.sparsity,
                 "held_out_images": len(x),
@@ -88,6 +80,25 @@ class ExportStage(Stage):
                 "formats": formats,
             },
         )
+
+    def _folded(self, row: Row, parent_weights: int) -> Team:
+        """Return the team as the runtime knows it, its weights not rounded yet."""
+        data = dataset(self.recipe.data)
+        return convert_team(
+            row.ensemble,
+            row.stop,
+            data.classes,
+            data.shape,
+            parent_weights,
+            recipe=resolved(self.recipe),
+            provenance={"run": self.title, "seed": self.seed, "source": source_revision() or "", **versions()},
+        )
+
+    def _check_folded(self, trained: Ensemble, whole: Team, x: Images) -> None:
+        """Hold each converted member to the trained one: what comes after is compared with the conversion only."""
+        found = logits_of(_in_torch(whole, trained.combine), x)
+        for number, (one, other) in enumerate(zip(logits_of(trained, x), found, strict=True), start=1):
+            held_to(one, other, f"member {number} converted for the runtime does not answer as the trained one")
 
     def _judge(self, team: Ensemble, row: Row, split: Split, work: Work) -> tuple[dict[str, float], Images]:
         """Return held-out accuracy of the dynamic team, clean and under an attack on all members, and the images."""
@@ -103,6 +114,13 @@ class ExportStage(Stage):
 
     def _agrees(self, wanted: MemberLogits, found: MemberLogits, row: Row, work: Work) -> dict[str, Any]:
         return asdict(agreement(wanted, found, row.ensemble.combine, row.stop, rng=work.rng("agreement", CPU)))
+
+    def _hub(self, team: Team, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
+        """Write the folder for model hubs, and run what it holds."""
+        folder = work.folder / "hub"
+        save_folder(team, folder, work.inputs["report"].json("summary.json"), values=self.recipe.export.values)
+        read = _in_torch(load_folder(folder), row.ensemble.combine)
+        return self._agrees(wanted, logits_of(read, images), row, work)
 
     def _onnx(self, team: Team, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
         """Write the graphs and try them out, where the packages for that are installed."""
@@ -123,7 +141,7 @@ class ExportStage(Stage):
         onnx.save_model(team_graph(team.members, team.combine), folder / "team.onnx")
         together = _session(onnxruntime, folder / "team.onnx")
         answer = torch.from_numpy(together.run(["logits"], {"images": images.numpy()})[0])
-        one = together.run(["logits"], {"images": images[:1].numpy()})[0]
+        one = torch.from_numpy(together.run(["logits"], {"images": images[:1].numpy()})[0])
         manifest = {
             "opset": OPSET,
             "members": [f"member{i}.onnx" for i in range(1, len(logits) + 1)],
@@ -135,10 +153,14 @@ class ExportStage(Stage):
             "classes": list(team.classes),
         }
         write_json(folder / "manifest.json", manifest)
-        expected = row.ensemble.combine(wanted)
-        static = float((answer - expected).abs().max()) / max(1.0, float(expected.abs().max()))
         found = self._agrees(wanted, torch.from_numpy(np.stack(logits)), row, work)
-        return {"onnx": {**found, "static_team": static, "batch_of_one": float(np.abs(one - answer[:1].numpy()).max())}}
+        static = held_to(row.ensemble.combine(wanted), answer, "the ONNX graph of the team does not answer as the team")
+        batch = held_to(answer[:1], one, "the ONNX graph of the team answers one image by itself in another way")
+        return {"onnx": {**found, "static_team": static, "batch_of_one": batch}}
+
+
+def _in_torch(team: Team, combine: Combiner) -> Ensemble:
+    return Ensemble([FoldedNetwork(member) for member in team.members], combine).eval()
 
 
 def _session(onnxruntime: Any, file: Any) -> Any:

@@ -1,6 +1,8 @@
 """`sparsemble bench`: what is timed answers alike, and the numbers belong together. No time is judged here."""
 
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +15,37 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.stopping.confidence import Confidence
+from sparsemble.evaluation.cost import count_weights
 from sparsemble.export.convert import convert_team
 from sparsemble.models import architectures, build_model
 from sparsemble.pipeline import bench as module
+from sparsemble.pipeline import bench_agree, bench_engines
 from sparsemble.pipeline.bench import bench, bench_table
 from sparsemble.pipeline.bench_engines import Timed
+from sparsemble.pipeline.bench_first import first_use
 from sparsemble.pipeline.bench_subject import Asked, drawn
 from sparsemble.pipeline.target import load_target
 from sparsemble.report.bench import draw_bench
-from sparsemble.runtime import packed
+from sparsemble.runtime import packed, predictor
+from sparsemble.runtime.combining import log_softmax
+from sparsemble.runtime.kernels.compiled import lanes
 from sparsemble.runtime.network import Convolution
 from sparsemble.runtime.predictor import Predictor
+from sparsemble.runtime.stopping import AtOnce, Never
+from sparsemble.runtime.team import Team
 
 TABLE = {"name": "tiny", "width": 4}
 TINY = '{name = "tiny", width = 4}'
+ENGINE = """
+import onnxruntime
+
+class Engine:
+    def __init__(self, model, batch_size, num_cores):
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+    def run(self, inputs):
+        return self.session.run(["logits"], {"images": inputs[0]})
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +55,55 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(**settings: object) -> Asked:
     return Asked(**{"model": TINY, "image": (1, 8, 8), "batches": (3,), "rounds": 2, **settings})  # type: ignore[arg-type]
+
+
+def call(*words: str, quiet: bool = True) -> str:
+    """Run the command and return what it printed."""
+    found = CliRunner().invoke(app, ["bench", *words, *(["-q"] if quiet else [])], catch_exceptions=False)
+    assert found.exit_code == 0
+    return found.output
+
+
+def unwanted(*_: object) -> None:
+    raise AssertionError("nothing should have been timed")
+
+
+@pytest.fixture
+def deepsparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Return a function that installs a DeepSparse of a version with some code in it."""
+
+    def install(version: str, code: str) -> None:
+        for name, file, content in (
+            ("deepsparse", "__init__.py", code),
+            (
+                f"deepsparse-{version}.dist-info",
+                "METADATA",
+                f"Metadata-Version: 2.1\nName: deepsparse\nVersion: {version}",
+            ),
+        ):
+            (tmp_path / "site" / name).mkdir(parents=True)
+            (tmp_path / "site" / name / file).write_text(content, "utf-8")
+        monkeypatch.syspath_prepend(tmp_path / "site")
+
+    yield install
+    sys.modules.pop("deepsparse", None)
+
+
+class TestDeepSparse:
+    def test_the_empty_package_is_left_out_with_a_sentence(self, deepsparse: Callable[[str, str], None]) -> None:
+        deepsparse("1.9.0", "")
+        said: list[str] = []
+        found = bench(asked(batches=(1, 2)), "", said.append)
+        assert "deepsparse" not in {row["engine"] for row in found["rows"]} | set(found["versions"])
+        sentence = "deepsparse 1.9.0 is left out; 1.8 is timed, the last version with an engine: "
+        assert [text for text in said if "deepsparse" in text] == [f"{sentence}pip install 'deepsparse==1.8.*'"]
+
+    def test_the_last_one_with_an_engine_is_timed(self, deepsparse: Callable[[str, str], None]) -> None:
+        deepsparse("1.8.0", ENGINE)
+        found = bench(asked(), "", lambda text: None)
+        assert [row["dense"] for row in found["rows"] if row["engine"] == "deepsparse"] == [False]
+        assert found["versions"]["deepsparse"] == "1.8.0"
+        assert bench_engines.left_out() == []
 
 
 class TestBench:
@@ -49,6 +117,11 @@ class TestBench:
             fastest = min(row["median_ms"] for row in rows if row["dense"])
             assert all(row["ratio"] == pytest.approx(fastest / row["median_ms"]) for row in rows)
         assert found["ratio"] == next(row["ratio"] for row in found["rows"] if row["engine"] == "sparsemble")
+        spinning = [row["threads"] for row in found["rows"] if row["engine"] == "onnxruntime, spinning"]
+        assert spinning == [2, 2]
+        assert {"onnxruntime", "openvino", "torch", "numpy"} <= set(found["versions"])
+        assert "deepsparse" not in found["versions"]
+        assert found["machine"]["vectors"] == lanes()
         json.dumps(found)
         assert bench_table(found).row_count == len(found["rows"])
 
@@ -84,6 +157,65 @@ class TestBench:
         assert found["asked"]["model"] == "vgg16"
         assert found["ratio"] > 0
 
+    @pytest.mark.parametrize(
+        ("words", "sentence"),
+        [
+            (["--json", "{}"], r"--json = .* is a folder; name a file, as in .*bench\.json"),
+            (["--json", "{}/file/bench.json"], r"--json = .*/file/bench\.json: its folder cannot be made \("),
+            (["--plot", "{}/b.xyz"], r"--plot = .*/b\.xyz must end in \.png or \.svg"),
+            (["--plot", "{}/b"], r"--plot = .*/b must end in \.png or \.svg"),
+        ],
+    )
+    def test_a_file_that_cannot_be_is_refused_before_anything_is_timed(
+        self, words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "bench", unwanted)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match=sentence):
+            call("--model", "tiny", *(word.format(tmp_path) for word in words))
+
+    def test_folders_of_files_are_made(self, tmp_path: Path) -> None:
+        call("--model", "tiny", "--batch", "1", "--rounds", "2", "--json", f"{tmp_path}/a/b/c.json")
+        assert json.loads((tmp_path / "a" / "b" / "c.json").read_text("utf-8"))["ratio"] > 0
+
+    def test_first_answers_leave_the_users_cache_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "untouched"))
+        found = first_use(drawn(asked()).network)
+        assert [one["batch"] for one in found] == [lanes(), 1, lanes() + 1]
+        assert all(min(one["empty_cache_s"], one["filled_cache_s"]) > 0 for one in found)
+        assert not (tmp_path / "untouched").exists()
+
+    def test_first_answers_are_one_line_of_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = [{"batch": 16, "empty_cache_s": 4.24, "filled_cache_s": 0.337}]
+        first.append({"batch": 1, "empty_cache_s": 3.0, "filled_cache_s": 0.25})
+        found = {"rows": [], "first_use": first}
+        monkeypatch.setattr(module, "bench", lambda asked, *_: found if asked.first_use else unwanted())
+        expected = (
+            "first answer, seconds with an empty cache (a filled one), by images: 4.2 (0.34) for 16, 3.0 (0.25) for 1"
+        )
+        assert call("--first-use", quiet=False).splitlines()[-1] == expected
+
+    def test_first_answers_are_timed_if_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "first_use", lambda network: [network.image])
+        assert bench(asked(first_use=True), "", lambda text: None)["first_use"] == [(1, 8, 8)]
+        assert "first_use" not in bench(asked(), "", lambda text: None)
+
+
+def pack(path: Path, parent_weights: int = 0) -> Team:
+    """Leave a packed team of three; its parent has a member's weights unless given."""
+    rng = seeded(0)
+    members = [build_model(architectures.build(TABLE), (1, 8, 8), 10, (0.5,), (0.3,), rng=rng) for _ in range(3)]
+    team = convert_team(
+        Ensemble(members, combiners.build("mean_probability")).eval(),
+        Confidence(threshold=0.12),
+        tuple("0123456789"),
+        (1, 8, 8),
+        parent_weights or count_weights(members[0]).total,
+        recipe={"data": {"name": "digits"}, "threat": {"norm": "linf", "eps": 0.15}},
+    )
+    packed.save(team, path)
+    return team
+
 
 class TestTeams:
     def test_a_drawn_team_is_timed_whole_and_stopping_early(self, tmp_path: Path) -> None:
@@ -99,17 +231,7 @@ class TestTeams:
         assert (tmp_path / "bench.png").stat().st_size > 1000
 
     def test_a_packed_team_is_timed_on_clean_and_slowed_down_images(self, tmp_path: Path) -> None:
-        rng = seeded(0)
-        members = [build_model(architectures.build(TABLE), (1, 8, 8), 10, (0.5,), (0.3,), rng=rng) for _ in range(3)]
-        team = convert_team(
-            Ensemble(members, combiners.build("mean_probability")).eval(),
-            Confidence(threshold=0.12),
-            tuple("0123456789"),
-            (1, 8, 8),
-            1000,
-            recipe={"data": {"name": "digits"}, "threat": {"norm": "linf", "eps": 0.15}},
-        )
-        packed.save(team, tmp_path / "team.sparsemble")
+        team = pack(tmp_path / "team.sparsemble")
         found = bench(asked(target=str(tmp_path / "team.sparsemble"), batches=(40,)), "", lambda text: None)
         rows = {row["engine"]: row for row in found["rows"]}
         assert {"onnxruntime", "sparsemble", "sparsemble, all members"} <= set(rows)
@@ -123,6 +245,40 @@ class TestTeams:
         assert isinstance(target.model, Ensemble)
         np.testing.assert_allclose(target.model.member_logits(x).numpy(), expected, atol=1e-5)
         assert target.sparsity == team.sparsity
+
+    def test_a_team_that_combines_otherwise_than_in_torch_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(predictor, "combiner", lambda settings: lambda logits: log_softmax(logits[0]))
+        with pytest.raises(RunError, match=r"all members: differs from torch by 0\..* in a probability.* not timed"):
+            bench(asked(members=3, sparsity=0.5), "", lambda text: None)
+
+    def test_a_team_with_a_member_that_differs_from_torch_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        known = Predictor.member_logits
+        monkeypatch.setattr(Predictor, "member_logits", lambda self, images: known(self, images) * 1.01)
+        with pytest.raises(RunError, match=r"all members: member 1 differs from torch by 0\.01 of the largest logit"):
+            bench(asked(members=3), "", lambda text: None)
+
+    def test_a_team_that_stops_elsewhere_than_in_torch_is_not_timed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pack(tmp_path / "team.sparsemble")
+        known = predictor.rule
+        monkeypatch.setattr(predictor, "rule", lambda one: AtOnce() if one["name"] == "confidence" else known(one))
+        with pytest.raises(RunError, match=r"clean images: stops elsewhere than its rule for \d+ of 40 images; it was"):
+            bench(asked(target=str(tmp_path / "team.sparsemble"), batches=(40,)), "", lambda text: None)
+
+    def test_drawn_decisions_are_decided_once_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        known = bench_agree._decided
+        other = (np.zeros(3, np.int64),) * 2
+        monkeypatch.setattr(
+            bench_agree, "_decided", lambda x, stop: known(x, stop) if isinstance(stop, Never) else other
+        )
+        with pytest.raises(RunError, match="drawn decisions: stops elsewhere than its rule for 3 of 3 images"):
+            bench(asked(members=3), "", lambda text: None)
+
+    def test_members_that_were_shrunk_cannot_stand_for_their_parent(self, tmp_path: Path) -> None:
+        pack(tmp_path / "team.sparsemble", parent_weights=99999)
+        with pytest.raises(InputError, match=r"its first member has \d+ weights.* the dense parent had 99999; dense"):
+            bench(asked(target=str(tmp_path / "team.sparsemble")), "", lambda text: None)
 
     def test_what_holds_no_team_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"holds no packed team; make one with `sparsemble export "):
@@ -161,6 +317,8 @@ class TestMasks:
         ({"rounds": 1}, "rounds = 1 must be 2 or more"),
         ({"sparsity": 1.0}, r"sparsity = 1 must lie in \[0, 1\)"),
         ({"members": 0}, "members = 0 must be 1 or more"),
+        ({"members": 3, "first_use": True}, "first_use is of a single network with drawn weights"),
+        ({"target": "team.sparsemble", "first_use": True}, "leave out the target and members"),
         ({"members": 3, "members_run": 4}, r"members_run = 4 must lie in 1..3, the members there are"),
     ],
 )

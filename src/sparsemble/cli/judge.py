@@ -1,5 +1,6 @@
 """Commands that judge: attacks on a classifier, results side by side, times."""
 
+import os
 import shlex
 import signal
 import sys
@@ -159,6 +160,9 @@ def bench(
     rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds, >= 2.")] = 7,
     json: Annotated[Optional[Path], typer.Option("--json", help="File for the result.")] = None,  # noqa: UP045
     plot: Annotated[Optional[Path], typer.Option("--plot", help="File for a plot, .png or .svg.")] = None,  # noqa: UP045
+    first_use: Annotated[
+        bool, typer.Option("--first-use", help="Time first answers with an empty cache, too; up to a minute.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Time a sparse network or team in our engine, and the dense one in all that are installed (extra `bench`).
@@ -170,6 +174,7 @@ def bench(
     from sparsemble.core.artifacts import write_json
     from sparsemble.pipeline.bench import bench as measure
     from sparsemble.pipeline.bench import bench_table
+    from sparsemble.pipeline.bench_first import first_line
     from sparsemble.pipeline.bench_subject import Asked
 
     numbers = {}
@@ -190,7 +195,10 @@ def bench(
         batches=numbers["batch"],
         threads=numbers["threads"],
         rounds=rounds,
+        first_use=first_use,
     )
+    _make_place(json, "--json")
+    _make_place(plot, "--plot", (".png", ".svg"))
     found = measure(asked, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: say(console, text))
     if json:
         write_json(json, found)
@@ -200,3 +208,27 @@ def bench(
         draw_bench(found, plot)
     if not quiet:
         Console().print(bench_table(found))
+        if first_use:
+            say(Console(), first_line(found["first_use"]))
+
+
+def _make_place(path: Path | None, option: str, endings: tuple[str, ...] = ()) -> None:
+    """Make the folder that a file shall go to, before the work that the file is of.
+
+    Raises:
+        InputError: no such file can be written.
+    """
+    if path is None:
+        return
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"{option} = {path} must end in {' or '.join(endings)}")
+    if path.is_dir():
+        raise InputError(f"{option} = {path} is a folder; name a file, as in {path / 'bench'}{(*endings, '.json')[0]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{option} = {path}: its folder cannot be made ({error.strerror}); name a file where you may write"
+        ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{option} = {path}: its folder cannot be written; name a file where you may write")

@@ -1,7 +1,7 @@
 """`sparsemble bench`: how long a sparse network takes in our engine and in the fastest dense ones."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from sparsemble.core.errors import RunError
 from sparsemble.evaluation.latency import measure_latency
-from sparsemble.pipeline.bench_engines import Timed, engine_versions, engines
+from sparsemble.pipeline.bench_agree import TeamInTorch, agree
+from sparsemble.pipeline.bench_engines import Timed, engine_versions, engines, left_out
+from sparsemble.pipeline.bench_first import first_use
 from sparsemble.pipeline.bench_subject import Asked, Subject, subject
 from sparsemble.pipeline.machine import machine, versions
 from sparsemble.runtime.predictor import Predictor
+from sparsemble.runtime.stopping import Never
 
-TOLERANCE = 1e-3
-"""Largest difference of an engine's logits from torch's, relative to the largest logit."""
 SCHEMA_VERSION = 2
 ENGINE, STATIC, EARLY = "sparsemble", "sparsemble, all members", "sparsemble, stopping early, {}"
 
@@ -28,38 +28,46 @@ def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, 
     Args:
         asked: network, mask and configurations.
         command: what reproduces it.
-        tell: called with a sentence before each configuration.
+        tell: called with a sentence before each configuration, and on engines that are left out.
 
     Returns:
         `ratio`: time of the fastest dense engine over ours, for the first batch size and number of threads, of a team
-        while it stops early; `rows`: every engine in every configuration.
+        while it stops early; `rows`: every engine in every configuration; `first_use`, if asked for.
 
     Raises:
         InputError: a network or mask that cannot be.
         RunError: an engine that answers something else.
     """
     timed = subject(asked, tell)
-    rows: list[dict[str, Any]] = []
-    ratios = []
-    for threads in asked.threads:
-        for batch in asked.batches:
-            tell(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}")
-            found = _configuration(timed, batch, threads, asked)
-            dense = min(row["median_ms"] for row in found if row["dense"])
-            for row in found:
-                row["ratio"] = dense / row["median_ms"]
-            ratios.append(next(row["ratio"] for row in found if row["engine"] == _ours(timed)))
-            rows += found
+    for sentence in left_out():
+        tell(sentence)
+    rows = _rows(timed, asked, tell)
+    if asked.first_use:
+        tell("first answers, into empty cache folders")
     return {
         "schema": SCHEMA_VERSION,
-        "ratio": ratios[0],
+        "ratio": next(row["ratio"] for row in rows if row["engine"] == _ours(timed)),
         "command": command,
         "asked": asdict(asked),
         "network": timed.facts,
         "machine": machine(torch.device("cpu")),
         "versions": versions() | engine_versions(),
         "rows": rows,
+        **({"first_use": first_use(timed.network)} if asked.first_use else {}),
     }
+
+
+def _rows(timed: Subject, asked: Asked, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Return every engine in every configuration, with the ratio to the fastest dense one beside it."""
+    torch_team = TeamInTorch(timed.team) if timed.team else None
+    rows = []
+    for threads in asked.threads:
+        for batch in asked.batches:
+            tell(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}")
+            found = _configuration(timed, torch_team, batch, threads, asked)
+            dense = min(row["median_ms"] for row in found if row["dense"])
+            rows += [{**row, "ratio": dense / row["median_ms"]} for row in found]
+    return rows
 
 
 def _ours(timed: Subject) -> str:
@@ -67,22 +75,24 @@ def _ours(timed: Subject) -> str:
     return EARLY.format(next(iter(timed.views))) if timed.team else ENGINE
 
 
-def _configuration(timed: Subject, batch: int, threads: int, asked: Asked) -> list[dict[str, Any]]:
+def _configuration(
+    timed: Subject, torch_team: TeamInTorch | None, batch: int, threads: int, asked: Asked
+) -> list[dict[str, Any]]:
     image = timed.network.image
     x = np.random.default_rng(asked.seed).random((batch, *image), dtype=np.float32)
     every = engines(timed.network, batch, threads)
-    _agree(every, x)
+    agree(every, x)
     calls = {one.name: _call(one, x) for one in every}
     run: dict[str, float] = {}
-    if timed.team:
-        whole = Predictor(replace(timed.team, stop={"name": "never"}), threads=threads)
+    if timed.team and torch_team:
+        whole = Predictor(timed.team, threads=threads, stop=Never())
         early = Predictor(timed.team, threads=threads, stop=timed.stop)
         calls[STATIC] = _predict(whole, x)
-        run[STATIC] = len(timed.team.members)
+        run[STATIC] = float(torch_team.agrees(STATIC, whole, x, Never()).members_run.mean())
         for what, images in timed.views.items():
             name = EARLY.format(what)
             calls[name] = _predict(early, images[:batch])
-            run[name] = float(early.predict(images[:batch]).members_run.mean())
+            run[name] = float(torch_team.agrees(name, early, images[:batch], timed.stop).members_run.mean())
     times = measure_latency(calls, asked.rounds, warm_up=2)
     dense = {one.name for one in every if one.dense}
     return [
@@ -105,16 +115,6 @@ def _predict(predictor: Predictor, x: NDArray[np.float32]) -> Callable[[], objec
 
 def _call(one: Timed, x: np.ndarray) -> Any:
     return lambda: one.call(x)
-
-
-def _agree(timed: Sequence[Timed], x: np.ndarray) -> None:
-    """Refuse to time an engine that answers something else."""
-    expected = timed[0].call(x)
-    scale = max(float(np.abs(expected).max()), 1e-12)
-    for one in timed[1:]:
-        difference = float(np.abs(one.call(x) - expected).max()) / scale
-        if not difference <= TOLERANCE:
-            raise RunError(f"{one.name} differs from torch by {difference:.2g} of the largest logit; it was not timed")
 
 
 def bench_table(found: dict[str, Any]) -> Table:

@@ -1,12 +1,13 @@
 """Engines that a network can be timed in: PyTorch, ONNX Runtime, OpenVINO, DeepSparse, and ours."""
 
 import copy
+import importlib
 import importlib.metadata
 import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from sparsemble.export.folded import FoldedNetwork
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.network import Network
 
+DEEPSPARSE = "1.8"
+"""Its last version with an engine; 1.9 is empty."""
 Floats = NDArray[np.float32]
 Call = Callable[[Floats], Floats]
 
@@ -47,10 +50,13 @@ def engines(network: Network, batch: int, threads: int) -> list[Timed]:
     ]
     if importlib.util.find_spec("onnx"):
         with _written(network, batch) as path:
-            for name, make in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
-                if importlib.util.find_spec(name):
-                    found.append(Timed(name, make(path, threads), True))
-            if importlib.util.find_spec("deepsparse"):
+            if importlib.util.find_spec("onnxruntime"):
+                found.append(Timed("onnxruntime", _onnxruntime(path, threads, spinning=False), True))
+                if threads > 1:
+                    found.append(Timed("onnxruntime, spinning", _onnxruntime(path, threads, spinning=True), True))
+            if importlib.util.find_spec("openvino"):
+                found.append(Timed("openvino", _openvino(path, threads), True))
+            if _has_deepsparse():
                 found.append(Timed("deepsparse", _deepsparse(path, batch, threads), False))
     engine = Engine(network)
     found.append(Timed("sparsemble", lambda x: engine.run(x, threads), False))
@@ -58,12 +64,32 @@ def engines(network: Network, batch: int, threads: int) -> list[Timed]:
 
 
 def engine_versions() -> dict[str, str]:
-    """Return the versions of the engines that are not ours, as far as they are installed."""
-    found = {}
-    for name in ("onnxruntime", "openvino", "deepsparse"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+    """Return the versions of the engines that are not ours, or "not installed"; DeepSparse only if it is timed."""
+    names = ["onnxruntime", "openvino", *(["deepsparse"] if _has_deepsparse() else [])]
+    return {name: _version(name) for name in names}
+
+
+def left_out() -> list[str]:
+    """Return a sentence for each engine that is installed and cannot be timed."""
+    if not importlib.util.find_spec("deepsparse") or _has_deepsparse():
+        return []
+    return [
+        f"deepsparse {_version('deepsparse')} is left out; {DEEPSPARSE} is timed, the last version with an engine: "
+        f"pip install 'deepsparse=={DEEPSPARSE}.*'"
+    ]
+
+
+def _has_deepsparse() -> bool:
+    return _version("deepsparse").startswith(f"{DEEPSPARSE}.")
+
+
+def _version(package: str) -> str:
+    if not importlib.util.find_spec(package):
+        return "not installed"
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # as with onnxruntime-gpu, whose module has the plain name
+        return str(vars(importlib.import_module(package)).get("__version__", "unknown"))
 
 
 @contextmanager
@@ -95,13 +121,18 @@ def _torch(model: nn.Module, threads: int, *, channels_last: bool) -> Call:
     return call
 
 
-def _onnxruntime(path: Path, threads: int) -> Call:
+def _onnxruntime(path: Path, threads: int, *, spinning: bool) -> Call:
+    """Return ONNX Runtime with threads that sleep, or, as is its default, spin between the layers of a run.
+
+    Spinning is quicker on idle cores and slower on busy ones, so both are timed. Threads that spun after a run as well,
+    also a default, would take the cores from whoever is timed next (over 30 ms, which is longer than a round).
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Threads that spin between calls would take the cores from whoever is timed next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def call(x: Floats) -> Floats:
@@ -115,6 +146,7 @@ def _openvino(path: Path, threads: int) -> Call:
     os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
     import openvino
 
+    # The hint means one stream with all the threads; unless told so, it would compute in bfloat16 where that is quick.
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
 

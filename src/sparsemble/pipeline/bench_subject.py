@@ -59,6 +59,8 @@ class Asked:
     threads: tuple[int, ...] = (1,)
     rounds: int = 7
     seed: int = 0
+    first_use: bool = False
+    """Whether a single network's first answers are timed, too."""
 
     def __post_init__(self) -> None:
         for name in ("batches", "threads"):
@@ -71,6 +73,8 @@ class Asked:
             raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1)")
         if self.members < 1:
             raise InputError(f"members = {self.members} must be 1 or more")
+        if self.first_use and (self.target or self.members > 1):
+            raise InputError("first_use is of a single network with drawn weights; leave out the target and members")
         if self.members > 1 and not 1 <= self.members_run <= self.members:
             raise InputError(f"members_run = {self.members_run:g} must lie in 1..{self.members}, the members there are")
 
@@ -81,7 +85,8 @@ class Subject:
     """What is timed."""
 
     network: Network
-    """What every engine runs; the dense ones take as long for it as for its dense parent."""
+    """What every engine runs, of a team its first member, which has the dense parent's shape; the dense engines take as
+    long for it as for the parent."""
     facts: dict[str, Any]
     team: Team | None = None
     views: dict[str, Floats] = field(default_factory=dict)
@@ -184,7 +189,10 @@ def _spec(text: str, where: str) -> Any:
 
 
 def _loaded(asked: Asked, tell: Callable[[str], None]) -> Subject:
-    """Read a packed team, and craft images that make it run many members."""
+    """Read a packed team, and craft images that make it run many members.
+
+    The dense engines run its first member, which stands for the dense parent, as the file does not hold that one.
+    """
     path = Path(asked.target)
     if path.is_dir():
         path = path / "export" / "team.sparsemble"
@@ -194,6 +202,7 @@ def _loaded(asked: Asked, tell: Callable[[str], None]) -> Subject:
         team = packed.load(path)
     except Refused as error:
         raise InputError(f"{path}: {error}") from error
+    _check_shape(team, path)
     target = load_target(str(path))
     source = resolve_data(asked.data) if asked.data else target.data
     if source is None:
@@ -215,3 +224,18 @@ def _loaded(asked: Asked, tell: Callable[[str], None]) -> Subject:
         views["slowdown attack"] = torch.cat(crafted).numpy()
     facts = {"weights": team.parent_weights, "nonzeros": team.nonzeros, "team_sparsity": team.sparsity}
     return Subject(team.members[0], facts, team, views)
+
+
+def _check_shape(team: Team, path: Path) -> None:
+    """Refuse a team whose first member cannot stand for the dense parent.
+
+    Raises:
+        InputError: it has another number of weights, as a member has whose channels were removed.
+    """
+    weights = sum(weight.size for weight in team.members[0].weights())
+    if weights != team.parent_weights:
+        raise InputError(
+            f"{path}: its first member has {weights} weights, zeros included, and the dense parent had "
+            f"{team.parent_weights}; dense engines run the first member in the parent's place, so a team can be timed "
+            "only while its members keep the parent's shape"
+        )

@@ -9,12 +9,25 @@ import numpy as np
 import torch
 
 import sparsemble
+from sparsemble.runtime.kernels.compiled import lanes
+
+NUMBERS = (
+    ("vendor_id", "{}"),
+    ("cpu family", "family {}"),
+    ("model", "model {}"),
+    ("stepping", "stepping {}"),
+    ("CPU implementer", "implementer {}"),
+    ("CPU variant", "variant {}"),
+    ("CPU part", "part {}"),
+)
+"""What /proc/cpuinfo calls the numbers that tell a processor's generation, on x86 and ARM, and what we do."""
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe this machine."""
+    """Describe this machine; `vectors` is how many floats our engine computes at once."""
     return {
         "processor": processor(),
+        "vectors": lanes(),
         "cores": os.cpu_count() or 1,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "platform": f"{platform.system()} {platform.machine()}",
@@ -22,13 +35,22 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's name."""
+    """Return the processor's name, and the numbers of its generation, which names such as "AMD EPYC" hide."""
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return described(text)
+
+
+def described(cpuinfo: str) -> str:
+    """Return what a text as in /proc/cpuinfo says of the first processor."""
+    facts: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), value.strip())
+    numbers = ", ".join(text.format(facts[key]) for key, text in NUMBERS if facts.get(key))
+    return (facts.get("model name") or platform.machine()) + (f" ({numbers})" if numbers else "")
 
 
 def versions() -> dict[str, str]:

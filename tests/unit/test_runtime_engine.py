@@ -357,6 +357,7 @@ def crew_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> Crew:
     crew.most = threads
     monkeypatch.setattr(engine_module, "CREW", crew)
     monkeypatch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
+    monkeypatch.setattr(engine_module, "SETTLED", 0)
     return crew
 
 
@@ -401,6 +402,8 @@ class TestThreads:
         alone.seconds = 0.5e-4
         assert not alone.worth_splitting(2)
         alone.seconds = 1e-2
+        assert not alone.worth_splitting(2)  # the first runs are slow
+        alone._runs = engine_module.SETTLED
         assert alone.worth_splitting(2)
         for seconds, worth in ((5e-3, True), (2e-2, False)):
             alone._split[2] = 100, seconds
@@ -420,7 +423,7 @@ class TestThreads:
         monkeypatch.setattr(engine_module, "AGAIN", 5)
         torch.manual_seed(0)
         planned = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))._alone
-        planned.seconds, planned._split[2] = 1e-2, (100, 1.0)
+        planned.seconds, planned._runs, planned._split[2] = 1e-2, 100, (100, 1.0)
         assert [planned.worth_splitting(2) for _ in range(6)] == [False] * 5 + [True]
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

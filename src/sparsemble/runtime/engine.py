@@ -33,8 +33,10 @@ GUESSED_FEW = 0.6
 """Part of a vector's images that take as long one by one as together, before both were timed."""
 WORTH_SPLITTING = 1e-4
 """Seconds that a run must take on one thread for several to be tried."""
+SETTLED = 12
+"""Runs on one thread before several are tried: the first ones are slow."""
 TRIALS, MEMORABLE = 12, 4
-"""Runs on several threads before they are judged, as the first ones are slow; about how many the average is of."""
+"""Runs on several threads before they are judged; about how many the average is of."""
 AGAIN = 1000
 """Runs on one thread after which several get another trial: what kept them busy may be over."""
 Run = Any
@@ -57,6 +59,8 @@ class _Planned:
         self._lock = threading.Lock()
         self.seconds: float | None = None
         """What a run takes at its quickest on one thread; none before the first one."""
+        self._runs = 0
+        """On one thread."""
         self._split: dict[int, tuple[int, float]] = {}
         """By how many threads: how often, and what a run takes on average, recent ones counting most."""
         self._declined = 0
@@ -76,7 +80,7 @@ class _Planned:
         with self._lock:
             self._spare[threads].append(memory)
             if threads == 1:
-                self.seconds = min(seconds, self.seconds or seconds)
+                self.seconds, self._runs = min(seconds, self.seconds or seconds), self._runs + 1
             else:
                 count, mean = self._split.get(threads, (0, seconds))
                 self._split[threads] = count + 1, mean + (seconds - mean) / min(count + 1, MEMORABLE)
@@ -95,7 +99,7 @@ class _Planned:
 
     def worth_splitting(self, threads: int) -> bool:
         """Return whether several threads were quicker than one so far, or have to show it, anew every so many runs."""
-        if self.seconds is None or self.seconds < WORTH_SPLITTING:
+        if self.seconds is None or self.seconds < WORTH_SPLITTING or self._runs < SETTLED:
             return False
         count, mean = self._split.get(threads, (0, 0.0))
         if count < TRIALS or mean < self.seconds:

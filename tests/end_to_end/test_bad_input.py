@@ -45,6 +45,20 @@ def test_bad_setting(setting: str, tmp_path: Path, in_process) -> None:
     assert not list((tmp_path / "run").glob("*-*"))
 
 
+def test_held_out_images_of_one_class(tmp_path: Path, in_process) -> None:
+    file = tmp_path / "arrays.npz"
+    labels = np.arange(400) % 4
+    images = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
+    np.savez(file, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    data = f"data={{name='arrays', path='{file}', held_out=2}}"
+    status, errors = in_process("run", SMOKE, "--out", tmp_path / "run", "--set", data)
+    assert status == 2, errors
+    assert "the held-out images that chooses epochs and teams has 1 images of 1 classes" in errors
+    assert "raise data.held_out" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not list((tmp_path / "run").glob("*-*"))
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

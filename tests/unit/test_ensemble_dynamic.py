@@ -1,5 +1,6 @@
 """The average, running members one by one, and calibration."""
 
+import copy
 import dataclasses
 import math
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sparsemble.attacks.adaptive.prefix import Prefix
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
@@ -185,6 +187,14 @@ class TestCalibrate:
         assert found.outcome.attacked_members_run == pytest.approx(max(run(clean), run(worse)))
         assert found.static.members_run == found.static.attacked_members_run == 3
 
+    @pytest.mark.parametrize("percent", [2, 28, 29, 57, 58])
+    def test_allows_as_many_images_as_the_share_says(self, percent: int) -> None:
+        """29 % of 100 images are 29, though 0.29 * 100 is below that as floats go."""
+        logits = random_logits(2, 100)
+        sets = held_out(logits, [logits], torch.arange(100) % 5)
+        assert calibrate(Never(), sets, max_accuracy_drop=percent / 100).allowed == percent
+        assert calibrate(Never(), sets, max_accuracy_drop=(percent + 0.9) / 100).allowed == percent
+
     def test_falls_back_to_the_static_team_where_stopping_early_costs_too_much(self) -> None:
         """The first member is sure and wrong, as the others are sure and right."""
         y = torch.arange(40) % 5
@@ -254,6 +264,32 @@ class TestCalibrate:
         y = torch.zeros(images, dtype=torch.long)
         with pytest.raises(InputError, match=f"images of at least two classes, got {images} images"):
             held_out(random_logits(2, images), [], y)
+
+
+@pytest.mark.parametrize("stop", [Never(), DIE()])
+def test_members_of_other_classes_give_a_sentence(stop: StoppingRule) -> None:
+    team = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, k)) for k in (5, 4)], average).eval()
+    x = torch.full((2, 1, 2, 2), 0.5)
+    team.members[0][1].weight.data.zero_()  # so that no rule stops after one
+    team.members[0][1].bias.data.zero_()
+    for answer in (lambda: predict_dynamic(team, x, stop), lambda: Prefix(length=2)(team, stop)(x), lambda: team(x)):
+        with pytest.raises(InputError, match="member 2 gives 4 classes and member 1 5; members of a team must know"):
+            answer()
+
+
+@pytest.mark.parametrize(("shape", "words"), [((3, 8, 8), "3x8x8"), ((1, 10, 10), "1x10x10")])
+def test_members_for_other_images_give_a_sentence(shape: tuple[int, int, int], words: str) -> None:
+    layout = architectures.build({"name": "tiny", "width": 2})
+    channels = shape[0]
+    other = build_model(layout, shape, 5, (0.5,) * channels, (0.3,) * channels, rng=seeded(0))
+    known = list(team(1).members)
+    foreign = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    for members, place in (([*known, other], 2), ([foreign, *known, copy.deepcopy(other)], 3)):
+        with pytest.raises(
+            InputError, match=rf"member {place} was made for images of {words} .* for 1x8x8; members of"
+        ):
+            Ensemble(members, average)
+    assert len(Ensemble([foreign, *known], average).members) == 2  # nobody says what the foreign one takes
 
 
 def test_a_batch_of_no_images_gets_no_answers() -> None:

@@ -139,10 +139,26 @@ class TestDVERGE:
         expected = sum(float(F.cross_entropy(m(together), y).detach()) for m in ensemble.members)
         assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-4)
 
-    @pytest.mark.parametrize("settings", [{"beta": -0.1}, {"reach": 0.0}, {"steps": 0}])
-    def test_settings_that_cannot_be_give_a_sentence(self, settings: dict[str, Any]) -> None:
-        with pytest.raises(InputError, match=r"must be 0 or more, reach = .* above 0 and steps = .* 1 or more"):
+    @pytest.mark.parametrize(
+        ("settings", "match"),
+        [
+            ({"beta": -0.1}, "beta = -0.1 must be 0 or more"),
+            ({"beta": math.nan}, "beta = nan must be 0 or more"),
+            ({"reach": 0.0}, "reach = 0 must be above 0"),
+            ({"reach": math.inf}, "reach = inf must be above 0, and finite"),
+            ({"steps": 0}, "steps = 0 must be 1 or more"),
+        ],
+    )
+    def test_settings_that_cannot_be_give_a_sentence(self, settings: dict[str, Any], match: str) -> None:
+        with pytest.raises(InputError, match=match):
             DVERGE(**settings)
+
+    def test_a_team_without_batch_norm_gets_a_sentence(self) -> None:
+        plain = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2)], MeanProbability())
+        x, y = batch()
+        with pytest.raises(InputError, match="the model has no BatchNorm2d"):
+            SEARCH(plain, x, y, THREAT, rng=seeded(0))
+        assert DVERGE(beta=0.0, attack=ATTACK)(plain, x, y, THREAT, rng=seeded(0)).loss.isfinite()
 
 
 class TestTerms:

@@ -35,6 +35,18 @@ from tests.unit.test_ensemble_losses import batch, team
 THREAT = ThreatModel(eps=0.1)
 ATTACK = PGD(steps=2, step_size=0.5)
 
+WEIGHTS = {
+    "adp": ["alpha", "beta"],
+    "cldl": ["alpha", "beta", "adversarial"],
+    "dverge": ["beta"],
+    "eed": ["omega", "gamma", "lambda1", "lambda2"],
+    "gal": ["lambda_", "adversarial"],
+    "igat": ["beta"],
+    "joint": ["alone", "prefixes"],
+    "soe": ["honesty"],
+}
+TEAM_LOSSES = sorted(WEIGHTS)
+
 Literal = Callable[[Ensemble, Images, Labels], Tensor]
 
 
@@ -297,16 +309,46 @@ class TestJoint:
         assert Joint().at(0.5) == Joint()
 
 
+class TestOneNetwork:
+    @pytest.mark.parametrize("name", TEAM_LOSSES)
+    def test_losses_of_teams_say_that_it_is_none(self, name: str) -> None:
+        x, y = batch()
+        loss = objectives.build(name)
+        assert loss.of_teams
+        with pytest.raises(InputError, match=f"{name} is the loss of a team, and this Normalised is a single network"):
+            loss(team().members[0], x, y, THREAT, rng=seeded(0))
+
+
+class TestTeachers:
+    @pytest.mark.parametrize("name", ["eed", "igat"])
+    def test_a_base_that_learns_from_one_gets_it(self, name: str) -> None:
+        base = {"name": "distillation", "attack": {"name": "pgd", "steps": 1}}
+        loss = objectives.build({"name": name, "base": base, "attack": {"name": "pgd", "steps": 1}})
+        x, y = batch()
+        with pytest.raises(InputError, match="needs a teacher"):
+            loss(team(), x, y, THREAT, rng=seeded(0))
+        found = loss.with_teacher(team().members[0].eval())(team(), x, y, THREAT, rng=seeded(0))
+        assert found.terms["distance"] > 0
+        assert IGAT().with_teacher(team()) == IGAT()
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "match"),
     [
-        ("adp", {"alpha": -1.0}, "alpha = -1 and beta = 0.5 must be 0 or more"),
+        ("adp", {"alpha": -1.0}, "alpha = -1 must be 0 or more"),
         ("gal", {"adversarial": -0.5}, "adversarial = -0.5 must be 0 or more"),
-        ("cldl", {"smoothing": 1.0}, r"smoothing = 1 lie in \(0, 1\)"),
+        ("cldl", {"smoothing": 1.0}, r"smoothing = 1 must lie in \(0, 1\)"),
         ("soe", {"sigma": 0.0}, "sigma = 0 must be above 0"),
         ("igat", {"beta": -2.0}, "beta = -2 must be 0 or more"),
         ("joint", {"prefixes": -0.1}, "prefixes = -0.1 must be 0 or more"),
-        ("joint", {"base": "eed"}, "base"),
+        *(
+            (name, {setting: value}, f"{setting} = {value:g} must be 0 or more, and finite")
+            for name, settings in WEIGHTS.items()
+            for setting in settings
+            for value in (-1.0, math.nan, math.inf)
+        ),
+        ("soe", {"sigma": math.nan}, "sigma = nan must be above 0"),
+        *(("joint", {"base": name}, f'base = "{name}" is the loss of a team') for name in ("eed", "joint")),
     ],
 )
 def test_settings_that_cannot_be_give_a_sentence(name: str, settings: dict[str, Any], match: str) -> None:

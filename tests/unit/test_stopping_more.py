@@ -1,5 +1,6 @@
 """The other stopping rules, image by image with plain loops, and what an attacker can climb."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,16 @@ def test_calibration_can_always_fall_back_to_all_members(name: str) -> None:
     [
         ("confidence", {"threshold": 0.0}, "threshold = 0 must be above 0"),
         ("first_passage", {"b": 0.0}, "b = 0 above 0"),
+        *(
+            (name, {setting: value}, f"{setting} = {value:g} must be")
+            for name in ("die", "first_passage")
+            for setting in ("tau_u", "tau_c")
+            for value in (math.nan, math.inf)
+        ),
+        *((name, {"tau_c": -0.1}, "tau_c = -0.1 must be 0 or more") for name in ("die", "first_passage")),
+        *((name, {"b": math.inf}, "b = inf must be finite") for name in ("die", "first_passage")),
+        *(("agreement", {setting: math.nan}, f"{setting} = nan") for setting in ("sure", "lead")),
+        ("confidence", {"threshold": math.nan}, "threshold = nan must be above 0"),
         ("agreement", {"votes": 1}, "votes = 1 2 or more"),
         ("agreement", {"sure": -0.5}, "sure = -0.5 and lead = 0 must be 0 or more"),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule
+from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule, stacked
 from sparsemble.core.passes import for_images
 from sparsemble.core.types import Images, Logits, MemberLogits
 
@@ -35,7 +35,7 @@ def _decide(
     places, answers = [undecided[:0]], []
     for m in range(1, total + 1):
         so_far.append(ask(m - 1, undecided))
-        seen = torch.stack(so_far)
+        seen = stacked(so_far)
         if m == 1:
             answers.append(combine(seen[:, :0]))  # so that a batch of no images has an answer, too
         decision = stop(seen.detach(), last=m == total)

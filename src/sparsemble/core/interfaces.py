@@ -1,7 +1,7 @@
 """The interfaces that several rooms speak of: ensembles, combiners, stopping rules."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -63,6 +63,13 @@ class DynamicOutput:
     """How many members were run, in 1..M; what an image costs."""
 
 
+class MadeFor(nn.Module):
+    """A model that knows which images it was made for; any other takes what its layers happen to take."""
+
+    shape: tuple[int, int, int] | None
+    """Channels, height and width; none where whoever made it did not say."""
+
+
 @final
 class Ensemble(nn.Module):
     """Members that see the same images, and the combiner that makes them one classifier."""
@@ -72,22 +79,43 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         if not len(self.members):
             raise InputError("an ensemble needs at least one member")
+        _check_same_images(self.members)
         self.combine = combine
 
     def member_logits(self, x: Images) -> MemberLogits:
         """Return the logits of every member, (M, B, K), in running order."""
-        found = [member(x) for member in self.members]
-        for i, logits in enumerate(found):
-            if logits.shape != found[0].shape:
-                raise InputError(
-                    f"member {i + 1} gives {logits.shape[-1]} classes and member 1 {found[0].shape[-1]}; members of a "
-                    "team must know the same classes"
-                )
-        return torch.stack(found)
+        return stacked([member(x) for member in self.members])
 
     def forward(self, x: Images) -> Logits:
         """Return the combined logits of the whole team."""
         return self.combine(self.member_logits(x))
+
+
+def stacked(found: Sequence[Logits]) -> MemberLogits:
+    """Put the logits of members, each (B, K), together.
+
+    Raises:
+        InputError: they do not know the same classes.
+    """
+    for i, logits in enumerate(found):
+        if logits.shape != found[0].shape:
+            raise InputError(
+                f"member {i + 1} gives {logits.shape[-1]} classes and member 1 {found[0].shape[-1]}; members of a "
+                "team must know the same classes"
+            )
+    return torch.stack(list(found))
+
+
+def _check_same_images(members: Iterable[nn.Module]) -> None:
+    known = [(i, one.shape) for i, one in enumerate(members, start=1) if isinstance(one, MadeFor) and one.shape]
+    for i, shape in known:
+        first, other = known[0]
+        if shape != other:
+            made, makes = ("x".join(map(str, one)) for one in (shape, other))
+            raise InputError(
+                f"member {i} was made for images of {made} (channels x height x width) and member {first} for {makes}; "
+                "members of a team must see the same images"
+            )
 
 
 combiners: Registry[Combiner] = Registry("combiner", Combiner)

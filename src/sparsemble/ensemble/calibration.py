@@ -105,7 +105,7 @@ def calibrate(
         reorder: compare orders, too.
     """
     members, count = len(held_out.clean), len(held_out.y)
-    allowed = max(1, int(max_accuracy_drop * count))
+    allowed = max(1, int(max_accuracy_drop * count + 1e-9))  # 0.29 * 100 is a little less than 29
     best: tuple[tuple[float, ...], tuple[int, ...], StoppingRule] | None = None
     tried = 0
     present = tuple(range(members))

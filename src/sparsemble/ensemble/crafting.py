@@ -1,11 +1,10 @@
 """The adversarial images that members of a team are trained on."""
 
-import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import Ensemble, stacked
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
 from sparsemble.training.objective import craft, in_full
@@ -28,4 +27,4 @@ def member_losses(member_logits: Tensor, y: Labels) -> Tensor:
 
 def each_on_its_own(team: Ensemble, images: list[Images]) -> Tensor:
     """Return the logits (M, B, K) of every member on the images that are its own."""
-    return torch.stack([member(own) for member, own in zip(team.members, images, strict=True)])
+    return stacked([member(own) for member, own in zip(team.members, images, strict=True)])

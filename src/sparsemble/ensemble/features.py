@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images
 
 
@@ -14,8 +15,18 @@ class _Reached(Exception):
 
 
 def feature_layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers whose outputs are features before a ReLU: the BatchNorms."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    """Return the names of the layers whose outputs are features before a ReLU: the BatchNorms.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    if not found:
+        raise InputError(
+            "dverge imitates features in front of a ReLU, where a BatchNorm2d ends, and the model has no BatchNorm2d; "
+            "add some, set its beta = 0, or use another loss, such as joint"
+        )
+    return found
 
 
 def features(model: nn.Module, layer: str, x: Images) -> Tensor:

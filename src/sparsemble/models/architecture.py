@@ -8,6 +8,7 @@ import torch
 from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import MadeFor
 from sparsemble.core.registry import Plug, Registry
 from sparsemble.core.types import Images, Logits
 
@@ -31,15 +32,22 @@ class Architecture(Plug):
 
 
 @final
-class Normalised(nn.Module):
+class Normalised(MadeFor):
     """Images in [0, 1] to logits: subtract the mean, divide by the standard deviation, run the network."""
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        shape: tuple[int, int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.body = body
+        self.shape = shape
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
@@ -77,7 +85,7 @@ def build_model(
     _check_fit(architecture, shape, mean, std)
     # Torch fills fresh layers from its global generator, which is left as found; all are redrawn here.
     with torch.random.fork_rng(devices=[]):
-        model = Normalised(architecture.build(shape[0], classes), *normalisation(architecture, mean, std))
+        model = Normalised(architecture.build(shape[0], classes), *normalisation(architecture, mean, std), shape)
     for module in model.modules():
         _draw_(module, rng)
     return model

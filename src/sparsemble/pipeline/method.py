@@ -13,6 +13,9 @@ from sparsemble.attacks.adaptive.through import Through
 from sparsemble.attacks.adaptive.whole import Whole
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import combiners
+from sparsemble.data.dataset import Dataset
+from sparsemble.ensemble.features import feature_layers
+from sparsemble.ensemble.objectives.dverge import DVERGE
 from sparsemble.models.graph import Graph
 from sparsemble.pipeline.deployable import check_deployable
 from sparsemble.pipeline.recipe import Prune, Recipe
@@ -36,6 +39,7 @@ from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.scores.erm import ERM
 from sparsemble.training import parallel
+from sparsemble.training.objective import parts
 
 COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "report", "export")
 """The stages that the command line can stop after."""
@@ -302,8 +306,11 @@ def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, depl
     data = dataset(recipe.data)
     model = adopted(recipe.model, recipe.parent, data)
     graph = Graph(model, data.shape)
+    check_held_out(data)
     if deploys:
         check_deployable(model, data.shape)
+        if any(isinstance(part, DVERGE) and part.beta for part in parts(recipe.ensemble.objective)):
+            feature_layers(model)
     for sparsity in sparsities or (recipe.member_sparsity,):
         recipe.prune.target(graph, sparsity)
     shares = recipe.prune.shares
@@ -327,6 +334,21 @@ def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, depl
             )
     if recipe.evaluate.images > len(data.test):
         raise InputError(f"evaluate.images = {recipe.evaluate.images} is more than the {len(data.test)} test images")
+
+
+def check_held_out(data: Dataset) -> None:
+    """Refuse held-out images that cannot tell anything apart.
+
+    Raises:
+        InputError: one half of them has fewer than two classes.
+    """
+    for part, use in ((data.choose, "chooses epochs and teams"), (data.calibrate, "calibrates the stopping rule")):
+        classes = len(part.labels.unique())
+        if classes < 2:
+            raise InputError(
+                f"the half of the held-out images that {use} has {len(part)} images of {classes} classes and needs at "
+                "least two classes; raise data.held_out"
+            )
 
 
 def pruned(

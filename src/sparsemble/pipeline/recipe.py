@@ -35,7 +35,7 @@ from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.target import Target
 from sparsemble.training.computing import Computing
-from sparsemble.training.objective import Objective
+from sparsemble.training.objective import Objective, parts
 from sparsemble.training.schedule import Schedule
 
 
@@ -244,6 +244,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         pool = len(self.prune.pool)
+        _for_a_single_network("train.objective", self.train.objective)
+        _for_a_single_network("prune.objective", self.prune.objective)
         if self.seed < 0:
             raise InputError(f"seed = {self.seed} must be 0 or more")
         if not 0 <= self.sparsity < 1:
@@ -295,6 +297,15 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain values, every default written out."""
     table: dict[str, Any] = json.loads(json.dumps(describe(recipe)))
     return table
+
+
+def _for_a_single_network(where: str, objective: Objective) -> None:
+    for part in parts(objective):
+        if part.of_teams:
+            raise InputError(
+                f'{where} = "{part.name}" is the loss of a team, and a single network is trained there; use one such '
+                f"as madry or trades, and {part.name} as ensemble.objective"
+            )
 
 
 def _at_least_one(**counts: int) -> None:

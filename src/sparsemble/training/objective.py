@@ -1,9 +1,9 @@
 """What training minimises: one signature for single models, sparse models and teams."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ class LossOutput:
 
 class Objective(Plug):
     """A training loss; it may move BatchNorm by its training passes and changes nothing else."""
+
+    of_teams: ClassVar[bool] = False
+    """Whether it compares members, and so means nothing for a single network."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
@@ -87,6 +90,15 @@ class Crafting(Objective):
         """Craft, and return what computes the loss at the weights of the moment."""
         x_adv = self.images(model, x, y, threat, rng=rng)
         return lambda: self.loss(model, x, x_adv, y)
+
+
+def parts(objective: Objective) -> Iterator[Objective]:
+    """Yield an objective and all that it is made of."""
+    yield objective
+    for setting in fields(objective):  # type: ignore[arg-type]
+        inner = getattr(objective, setting.name)
+        if isinstance(inner, Objective):
+            yield from parts(inner)
 
 
 def craft(

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
-
 from sparsemble.attacks.adaptive.surrogate import Surrogate, surrogates
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.interfaces import Ensemble, StoppingRule, stacked
 from sparsemble.core.types import Classifier, Images, Logits
 
 
@@ -32,6 +30,6 @@ class Prefix(Surrogate):
             raise InputError(f"length = {self.length} must be between 1 and the team's {len(ensemble.members)} members")
 
         def classify(x: Images) -> Logits:
-            return ensemble.combine(torch.stack([member(x) for member in members]))
+            return ensemble.combine(stacked([member(x) for member in members]))
 
         return classify

@@ -2,17 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
+from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.ensemble.crafting import each_on_its_own, images_for_members, member_losses
 from sparsemble.training.objective import LossOutput, Objective, in_full, objectives
 
@@ -32,6 +31,8 @@ class ADP(Objective):
     adversarial images, as every loss of a team here.
     """
 
+    of_teams: ClassVar[bool] = True
+
     alpha: float = 2.0
     """Weight of the entropy, >= 0."""
     beta: float = 0.5
@@ -42,12 +43,11 @@ class ADP(Objective):
     """Craft one adversarial set on the whole team instead of one on each member."""
 
     def __post_init__(self) -> None:
-        if self.alpha < 0 or self.beta < 0:
-            raise InputError(f"alpha = {self.alpha:g} and beta = {self.beta:g} must be 0 or more")
+        check_not_negative(alpha=self.alpha, beta=self.beta)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         images = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_team)
         member_logits = each_on_its_own(model, images)
         robust = member_losses(member_logits, y).mean(1).sum()

@@ -3,7 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,9 @@ from torch import Generator, Tensor, nn
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
+from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.ensemble.crafting import each_on_its_own, images_for_members, member_losses
 from sparsemble.ensemble.objectives.gal import cosines, loss_gradients
 from sparsemble.training.objective import LossOutput, Objective, in_full, objectives
@@ -36,6 +36,8 @@ class CLDL(Objective):
     the JSD. Departs: the adversarial term.
     """
 
+    of_teams: ClassVar[bool] = True
+
     alpha: float = 2.0
     """Weight of the labels' distance, >= 0."""
     beta: float = 0.5
@@ -50,15 +52,13 @@ class CLDL(Objective):
     """Craft one adversarial set on the whole team instead of one on each member."""
 
     def __post_init__(self) -> None:
-        if min(self.alpha, self.beta, self.adversarial) < 0 or not 0 < self.smoothing < 1:
-            raise InputError(
-                f"alpha = {self.alpha:g}, beta = {self.beta:g} and adversarial = {self.adversarial:g} must be 0 or "
-                f"more and smoothing = {self.smoothing:g} lie in (0, 1)"
-            )
+        check_not_negative(alpha=self.alpha, beta=self.beta, adversarial=self.adversarial)
+        if not 0 < self.smoothing < 1:
+            raise InputError(f"smoothing = {self.smoothing:g} must lie in (0, 1)")
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         together, robust = None, x.new_zeros(())
         if self.adversarial:
             images = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_team)

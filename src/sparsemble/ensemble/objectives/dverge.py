@@ -1,7 +1,7 @@
 """DVERGE: members learn to withstand each other's weaknesses (Yang et al. 2020)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.modes import eval_mode
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
+from sparsemble.ensemble.checked import as_team, check_above_zero, check_not_negative
 from sparsemble.ensemble.crafting import images_for_members
 from sparsemble.ensemble.features import feature_layers, features
 from sparsemble.training.objective import LossOutput, Objective, objectives
@@ -33,6 +34,8 @@ class DVERGE(Objective):
     batch, not every epoch.
     """
 
+    of_teams: ClassVar[bool] = True
+
     beta: float = 1.0
     """Weight of the diversity term, >= 0."""
     reach: float = 2.25
@@ -45,15 +48,14 @@ class DVERGE(Objective):
     """Craft one adversarial set on the whole team instead of one on each member."""
 
     def __post_init__(self) -> None:
-        if self.beta < 0 or self.reach <= 0 or self.steps < 1:
-            raise InputError(
-                f"beta = {self.beta:g} must be 0 or more, reach = {self.reach:g} above 0 and steps = {self.steps} "
-                "1 or more"
-            )
+        check_not_negative(beta=self.beta)
+        check_above_zero(reach=self.reach)
+        if self.steps < 1:
+            raise InputError(f"steps = {self.steps} must be 1 or more")
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss summed over members."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         own = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_team)
         distilled = self._distilled(model, x, threat, rng) if self.beta else []
         robust, diversity = x.new_zeros(()), x.new_zeros(())

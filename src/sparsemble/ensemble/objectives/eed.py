@@ -2,7 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,7 +11,8 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels
+from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.ensemble.features import soft_nonzero, watch_activations
 from sparsemble.ensemble.objectives.dverge import DVERGE
 from sparsemble.training.objective import LossOutput, Objective, craft, objectives
@@ -33,6 +34,8 @@ class EED(Objective):
     Source: EED main paper, eqs. 14-19, in the form of method.md 2.6 (E-11 to E-14).
     """
 
+    of_teams: ClassVar[bool] = True
+
     base: Objective = DVERGE()
     """L_E, with its diversity term."""
     omega: float = 10.0
@@ -46,9 +49,12 @@ class EED(Objective):
     attack: Attack = PGD(steps=10, keep_best=False)
     """Crafts the images of L_R against the team, where `base` has not already done so."""
 
+    def __post_init__(self) -> None:
+        check_not_negative(omega=self.omega, gamma=self.gamma, lambda1=self.lambda1, lambda2=self.lambda2)
+
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         output = self.base(model, x, y, threat, rng=rng)
         x_adv = output.adversarial
         if x_adv is None and (self.omega or self.gamma):
@@ -65,6 +71,10 @@ class EED(Objective):
         loss = output.loss + self.omega * mistakes + self.gamma * compact
         terms = {"misclassification": mistakes.detach(), "compactness": compact.detach()}
         return replace(output, loss=loss, terms={**output.terms, **terms}, adversarial=x_adv)
+
+    def with_teacher(self, teacher: Classifier) -> Objective:
+        """Return this objective with a teacher for its base."""
+        return replace(self, base=self.base.with_teacher(teacher))
 
 
 def misclassification(member_logits: Tensor, team_logits: Tensor, y: Labels) -> Tensor:

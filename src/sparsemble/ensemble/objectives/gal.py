@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,9 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
+from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.ensemble.crafting import each_on_its_own, images_for_members, member_losses
 from sparsemble.training.objective import LossOutput, Objective, objectives
 
@@ -31,6 +30,8 @@ class GAL(Objective):
     Departs: members keep their ReLUs (theirs: leaky ones).
     """
 
+    of_teams: ClassVar[bool] = True
+
     lambda_: float = 0.5
     """Weight of the alignment, >= 0."""
     adversarial: float = 1.0
@@ -41,12 +42,11 @@ class GAL(Objective):
     """Craft one adversarial set on the whole team instead of one on each member."""
 
     def __post_init__(self) -> None:
-        if self.lambda_ < 0 or self.adversarial < 0:
-            raise InputError(f"lambda_ = {self.lambda_:g} and adversarial = {self.adversarial:g} must be 0 or more")
+        check_not_negative(lambda_=self.lambda_, adversarial=self.adversarial)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         together, robust = None, x.new_zeros(())
         if self.adversarial:
             images = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_team)

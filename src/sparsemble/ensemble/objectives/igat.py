@@ -1,7 +1,7 @@
 """iGAT: interactive global adversarial training (Deng and Mu 2023)."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Bool
@@ -9,10 +9,9 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Flags, Images, Labels, MemberLogits
+from sparsemble.core.types import Classifier, Flags, Images, Labels, MemberLogits
+from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.ensemble.crafting import member_losses
 from sparsemble.ensemble.objectives.eed import misclassification
 from sparsemble.training.objective import LossOutput, Objective, craft, objectives
@@ -31,6 +30,8 @@ class IGAT(Objective):
     Source: Deng and Mu 2023, as method.md sections 2.6 and 6 state it (their weights were not found there).
     """
 
+    of_teams: ClassVar[bool] = True
+
     base: Objective | None = None
     """Another loss of a team, added; none is iGAT's distribution rule alone."""
     beta: float = 1.0
@@ -39,12 +40,11 @@ class IGAT(Objective):
     """Finds the adversarial images."""
 
     def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise InputError(f"beta = {self.beta:g} must be 0 or more")
+        check_not_negative(beta=self.beta)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         x_adv = craft(model, self.attack, x, y, threat, rng=rng)
         member_logits = model.member_logits(x_adv)
         team_logits = model.combine(member_logits)
@@ -57,6 +57,10 @@ class IGAT(Objective):
             other = self.base(model, x, y, threat, rng=rng)
             found, terms = replace(found, loss=found.loss + other.loss), {**other.terms, **terms}
         return replace(found, terms=terms)
+
+    def with_teacher(self, teacher: Classifier) -> Objective:
+        """Return this objective with a teacher for its base, where it has one."""
+        return replace(self, base=self.base.with_teacher(teacher)) if self.base else self
 
 
 def distributed(member_logits: MemberLogits, errs: Flags, y: Labels, rng: Generator) -> Bool[Tensor, "M B"]:

@@ -1,7 +1,7 @@
 """Adversarial training of the team as one model, through its combiner."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Generator, Tensor, nn
@@ -10,6 +10,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits, MemberLogits
+from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.training.objective import Crafting, LossOutput, Objective, objectives
 from sparsemble.training.objectives.trades import TRADES
 
@@ -27,6 +28,8 @@ class Joint(Crafting):
     other two terms are ours.
     """
 
+    of_teams: ClassVar[bool] = True
+
     base: Objective = TRADES()
     """What is done to the team as if it were one network; an objective that crafts first."""
     alone: float = 0.0
@@ -37,14 +40,15 @@ class Joint(Crafting):
     """Craft each batch on a prefix drawn for it, as who attacks a team that stops early does."""
 
     def __post_init__(self) -> None:
-        if self.alone < 0 or self.prefixes < 0:
-            raise InputError(f"alone = {self.alone:g} and prefixes = {self.prefixes:g} must be 0 or more")
+        check_not_negative(alone=self.alone, prefixes=self.prefixes)
+        if self.base.of_teams:
+            raise InputError(f'base = "{self.base.name}" is the loss of a team, and must be one of a single network')
         if not isinstance(self.base, Crafting):
             raise InputError(f'base = "{self.base.name}" must be one that crafts its images first, such as trades')
 
     def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Craft on the team, or on a prefix of it."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         assert isinstance(self.base, Crafting)
         if not self.attack_prefixes:
             return self.base.images(model, x, y, threat, rng=rng)
@@ -53,7 +57,7 @@ class Joint(Crafting):
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the loss of a batch whose adversarial images are there; every member sees each image once."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         assert isinstance(self.base, Crafting)
         seen, total = _Memory(model), len(model.members)
         found = self.base.loss(_View(seen, slice(0, total)), x, x_adv, y)

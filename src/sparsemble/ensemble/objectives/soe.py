@@ -1,7 +1,7 @@
 """SoE: synergy of experts (Cui et al. 2022)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,9 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
+from sparsemble.ensemble.checked import as_team, check_above_zero, check_not_negative
 from sparsemble.ensemble.crafting import member_losses
 from sparsemble.training.objective import LossOutput, Objective, craft, in_full, objectives
 
@@ -35,6 +34,8 @@ class SoE(Objective):
     with the combiner `maximum`, which lets the surest member answer.
     """
 
+    of_teams: ClassVar[bool] = True
+
     sigma: float = 1.0
     """Temperature of the shares, > 0; near 0 the best member learns alone."""
     honesty: float = 1.0
@@ -43,12 +44,12 @@ class SoE(Objective):
     """Finds the adversarial images."""
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.honesty < 0:
-            raise InputError(f"sigma = {self.sigma:g} must be above 0 and honesty = {self.honesty:g} 0 or more")
+        check_above_zero(sigma=self.sigma)
+        check_not_negative(honesty=self.honesty)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
-        assert isinstance(model, Ensemble)
+        model = as_team(model, self)
         images = [craft(model, self.attack, x, y, threat, rng=rng, target=member) for member in model.members]
         labels = y.repeat(len(images))
         member_logits = model.member_logits(torch.cat(images))

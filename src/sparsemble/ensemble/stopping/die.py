@@ -9,6 +9,7 @@ import torch
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
+from sparsemble.ensemble.checked import check_finite, check_not_negative
 from sparsemble.ensemble.hazard import PerPrefix, hazard_settings, hazards, masses, whole
 
 NEVER = 2.0
@@ -43,6 +44,8 @@ class DIE(StoppingRule):
     def __post_init__(self) -> None:
         if not (self.a > 0 and self.b > 0):
             raise InputError(f"a = {self.a:g} and b = {self.b:g} must be above 0; otherwise doubt would stop early")
+        check_finite(a=self.a, b=self.b, tau_u=self.tau_u)
+        check_not_negative(tau_c=self.tau_c)
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members; exact: all later mass sums to S(m + 1), so it cannot exceed the best so far."""

@@ -9,6 +9,7 @@ import torch
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import Counts, MemberLogits
+from sparsemble.ensemble.checked import check_finite, check_not_negative
 from sparsemble.ensemble.hazard import PerPrefix, first, hazard_settings, hazards, leaning
 
 NEVER = 2.0
@@ -39,6 +40,8 @@ class FirstPassage(StoppingRule):
     def __post_init__(self) -> None:
         if not (self.a >= 0 and self.b > 0):
             raise InputError(f"a = {self.a:g} must be 0 or more and b = {self.b:g} above 0; doubt would stop early")
+        check_finite(a=self.a, b=self.b, tau_u=self.tau_u)
+        check_not_negative(tau_c=self.tau_c)
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members."""

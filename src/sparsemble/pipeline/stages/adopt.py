@@ -56,7 +56,7 @@ def adopted(architecture: Architecture, parent: Parent | None, data: Dataset) ->
             fill(model, Path(parent.weights))
     else:
         body = architecture.build(data.shape[0], len(data.classes))
-        model = Normalised(body, *normalisation(architecture, data.mean, data.std))
+        model = Normalised(body, *normalisation(architecture, data.mean, data.std), data.shape)
     model = model.to(data.choose.labels.device).float().eval().requires_grad_(True)
     if not Graph(model, data.shape).layers():
         raise InputError(f"{type(model).__name__} has no Conv2d or Linear layer, so there is nothing to prune")

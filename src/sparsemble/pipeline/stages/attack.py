@@ -6,7 +6,10 @@ from typing import ClassVar, final
 import torch
 from safetensors.torch import load_file
 
+from sparsemble.attacks.adaptive.member import Member
+from sparsemble.attacks.adaptive.prefix import Prefix
 from sparsemble.attacks.adaptive.team_attack import TeamAttack
+from sparsemble.attacks.adaptive.through import Through
 from sparsemble.core.artifacts import Artifact, write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.threat import ThreatModel
@@ -20,6 +23,9 @@ from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 SUBSET_SEED = 50
 """Fixed, so that every run and row is measured on the same test images."""
 LEDGER = "ledger"
+OUTCOME = "outcome.json"
+ABSENT = "absent"
+"""Stands alone in the outcome of an attack that was not run, with the reason."""
 SHARD = 250
 """Images attacked at once; small networks gain from many."""
 
@@ -28,7 +34,11 @@ SHARD = 250
 @stages.register("attack")
 @dataclass(frozen=True, kw_only=True)
 class AttackStage(WithData):
-    """Craft adversarial test images for a row and record what the deployed row answers; resumes shard by shard."""
+    """Craft adversarial test images for a row and record what the deployed row answers; resumes shard by shard.
+
+    Attacks are laid out before the team is chosen, for the most members it may have. Those on a member or prefix that
+    a smaller team lacks are not run.
+    """
 
     version: ClassVar[int] = 2
 
@@ -41,10 +51,14 @@ class AttackStage(WithData):
     """Test images, stratified; 0 means all."""
 
     def run(self, work: Work) -> None:
-        """Leave `outcome.json` and the shards that hold the adversarial images."""
+        """Leave `outcome.json` and the shards that hold the adversarial images; only why, if there is none to run."""
         data = dataset(self.data)
         split = test_images(data, self.images).to(work.device)
         team, stop = load_row(self.row, work.inputs, self.combine, work.device)
+        if (needed := members_needed(self.attack)) > len(team.members):
+            why = f"it needs {needed} members, and the team that was chosen has {len(team.members)}"
+            write_json(work.folder / OUTCOME, {ABSENT: why})
+            return
         found = evaluate(
             team,
             split,
@@ -62,7 +76,7 @@ class AttackStage(WithData):
         forward, backward = outcome.total_passes()
         work.add_passes([{"forward_passes": forward, "backward_passes": backward}])
         write_json(
-            work.folder / "outcome.json",
+            work.folder / OUTCOME,
             {
                 "answer": outcome.answer.tolist(),
                 "right": outcome.right.tolist(),
@@ -71,6 +85,20 @@ class AttackStage(WithData):
                 "seconds": float(outcome.seconds.sum()),
             },
         )
+
+
+def members_needed(attack: TeamAttack) -> int:
+    """Return how many members a team must have for an attack to have something to look at."""
+    match attack:
+        case Through(surrogate=Member(index=needed) | Prefix(length=needed)):
+            return needed
+    return 1
+
+
+def attacks_on(row: str, work: Work) -> dict[str, Artifact]:
+    """Return the attacks that were run on a row, by label."""
+    found = work.pool(f"attack.{row}")
+    return {label: artifact for label, artifact in found.items() if ABSENT not in artifact.json(OUTCOME)}
 
 
 def stored_images(artifact: Artifact, device: torch.device) -> Images:

@@ -21,7 +21,7 @@ from sparsemble.evaluation.intervals import wilson
 from sparsemble.evaluation.packed import save_packed
 from sparsemble.pipeline.rows import ROWS, Row, load_row, running_order
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.stages.attack import stored_images, test_images
+from sparsemble.pipeline.stages.attack import OUTCOME, attacks_on, stored_images, test_images
 from sparsemble.pruning.mask import Mask, prunable_layers
 
 EXAMPLES = 10
@@ -72,7 +72,7 @@ class EvaluateStage(WithData):
         """Return what the row answered on each set of adversarial images made for it, by label."""
         attacked: dict[str, dict[str, Any]] = {}
         if name == "team_dynamic":
-            for label, artifact in work.pool("attack.team_static").items():
+            for label, artifact in attacks_on("team_static", work).items():
                 output = predict_dynamic(row.ensemble, stored_images(artifact, work.device), row.stop)
                 answer, y = output.logits.argmax(1), test_images(dataset(self.data), self.images).labels
                 attacked[label] = {
@@ -80,8 +80,8 @@ class EvaluateStage(WithData):
                     "right": (answer.cpu() == y).tolist(),
                     "members_run": output.members_run.tolist(),
                 }
-        for label, artifact in work.pool(f"attack.{name}").items():
-            attacked[label] = artifact.json("outcome.json")
+        for label, artifact in attacks_on(name, work).items():
+            attacked[label] = artifact.json(OUTCOME)
         return attacked
 
     def _row(
@@ -138,18 +138,18 @@ class EvaluateStage(WithData):
         """Run the checks on the dynamic team, the row that the headline is about."""
         row = deployed["team_dynamic"]
         x, y = split.everything()
-        sets = {**work.pool("attack.team_static"), **work.pool("attack.team_dynamic")}
+        sets = {**attacks_on("team_static", work), **attacks_on("team_dynamic", work)}
         stored = {label: stored_images(artifact, work.device) for label, artifact in sets.items()}
-        own = work.pool("attack.team_dynamic")  # what was recorded for the static row is the static row's answer
-        label = min(own, key=lambda one: sum(own[one].json("outcome.json")["right"]))
-        recorded = own[label].json("outcome.json")["answer"]
+        own = attacks_on("team_dynamic", work)  # what was recorded for the static row is the static row's answer
+        label = min(own, key=lambda one: sum(own[one].json(OUTCOME)["right"]))
+        recorded = own[label].json(OUTCOME)["answer"]
 
         views = [s(row.ensemble, row.stop) for s in every_surrogate(len(row.ensemble.members))]
 
         def decide(images: Images) -> Any:
             return predict_dynamic(row.ensemble, images, row.stop)
 
-        transferred = [stored_images(a, work.device) for a in work.pool("attack.dense").values()]
+        transferred = [stored_images(a, work.device) for a in attacks_on("dense", work).values()]
         on_transfer = torch.stack([decide(images).logits.argmax(1) == y for images in transferred]).all(0)
         white_box = torch.stack([v.cpu() for v in outcomes["team_dynamic"].values()]).all(0)
         attacks = [attack.label for attack in self.attacks]
@@ -157,7 +157,7 @@ class EvaluateStage(WithData):
         with torch.no_grad():
             clean_runs = float(decide(x).members_run.float().mean())
         claims = self._as_result(row, outcomes["team_dynamic"], sets, clean_runs)
-        parts = {label: torch.tensor(artifact.json("outcome.json")["part"]) for label, artifact in sets.items()}
+        parts = {label: torch.tensor(artifact.json(OUTCOME)["part"]) for label, artifact in sets.items()}
         rights = {label: right.cpu() for label, right in outcomes["team_dynamic"].items()}
         return checks.merged(
             [
@@ -199,7 +199,7 @@ class EvaluateStage(WithData):
                 if isinstance(one, AutoAttack) and one.label == label:
                     parts = one.parts(len(dataset(self.data).classes))
                     found[label] |= {"mode": one.mode, "parts": {part.label: None for part in parts}}
-        runs = {label: _mean(artifact.json("outcome.json")["members_run"]) for label, artifact in sets.items()}
+        runs = {label: _mean(artifact.json(OUTCOME)["members_run"]) for label, artifact in sets.items()}
         slow = [runs[label] for label, each in found.items() if each["settings"]["name"] == "slowdown"]
         return {
             "target": {"members": count, "stopping": row.stop.name},
@@ -227,9 +227,9 @@ class EvaluateStage(WithData):
 
     def _examples(self, split: Split, row: Row, work: Work) -> None:
         """Keep a few images with the adversarial ones that fooled the team, or failed to."""
-        sets = work.pool("attack.team_dynamic")
-        artifact = sets[min(sets, key=lambda one: sum(sets[one].json("outcome.json")["right"]))]
-        answer = torch.tensor(artifact.json("outcome.json")["answer"])
+        sets = attacks_on("team_dynamic", work)
+        artifact = sets[min(sets, key=lambda one: sum(sets[one].json(OUTCOME)["right"]))]
+        answer = torch.tensor(artifact.json(OUTCOME)["answer"])
         x, y = split.everything()
         broken = (answer != y.cpu()).nonzero()[:, 0][: EXAMPLES // 2]
         held = (answer == y.cpu()).nonzero()[:, 0][: EXAMPLES - len(broken)]

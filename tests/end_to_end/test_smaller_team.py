@@ -1,0 +1,48 @@
+"""A team may be chosen smaller than the recipe allows; attacks were laid out before anybody knew."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsemble.attacks.adaptive.member import Member
+from sparsemble.attacks.adaptive.prefix import Prefix
+from sparsemble.attacks.adaptive.surrogate import Surrogate
+from sparsemble.attacks.adaptive.through import Through
+from sparsemble.core.artifacts import Artifact
+from sparsemble.pipeline.method import method
+from sparsemble.pipeline.recipe import load_recipe
+from sparsemble.pipeline.stage import Task, Work
+from sparsemble.pipeline.stages.attack import AttackStage
+from tests.end_to_end.conftest import SMOKE
+
+
+@pytest.mark.parametrize(("row", "view"), [("team_static", Member(index=3)), ("team_dynamic", Prefix(length=3))])
+def test_attacks_on_members_that_it_lacks_are_left_out(
+    finished: Path, tmp_path: Path, row: str, view: Surrogate
+) -> None:
+    _, recipe = load_recipe(str(SMOKE))
+    evaluate = method(recipe, "", "").until["evaluate"][0]
+    known = evaluate.inputs[f"attack.{row}.pgd4x2-whole" if row == "team_static" else f"attack.{row}.hijack40"]
+    assert isinstance(known.stage, AttackStage)
+    stage = replace(known.stage, attack=Through(attack=recipe.evaluate.adaptive, surrogate=view))
+    absent = tmp_path / "absent"
+    run(replace(known, stage=stage), finished, absent)
+    assert [file.name for file in absent.iterdir()] == ["outcome.json"]
+    told = json.loads((absent / "outcome.json").read_text("utf-8"))
+    assert told == {"absent": "it needs 3 members, and the team that was chosen has 2"}
+    # What puts the attacks together says the same as without this one.
+    again = tmp_path / "again"
+    run(evaluate, finished, again, {f"attack.{row}.{stage.attack.label}": Artifact(absent)})
+    for file in ("rows.json", "checks.json", "outcomes.safetensors", "examples.safetensors"):
+        assert (again / file).read_bytes() == (finished / evaluate.folder / file).read_bytes()
+
+
+def run(task: Task, finished: Path, folder: Path, more: dict[str, Artifact] | None = None) -> None:
+    """Run a stage in this process on the artifacts of a finished run."""
+    folder.mkdir()
+    inputs = {role: Artifact(finished / one.folder) for role, one in task.inputs.items()} | (more or {})
+    cpu = torch.device("cpu")
+    task.stage.run(Work(folder=folder, inputs=inputs, device=cpu, seed=3, stream="", tell=lambda share, text: None))

@@ -19,6 +19,7 @@ from sparsemble.ensemble import answer_dynamic, predict_dynamic
 from sparsemble.ensemble.calibration import HeldOut, calibrate, orders
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.agreement import Agreement
+from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.models import architectures, build_model
@@ -144,6 +145,14 @@ def held_out(clean: MemberLogits, attacked: list[MemberLogits], y: Labels) -> He
     return HeldOut(clean=clean, attacked={f"set{i}": one for i, one in enumerate(attacked)}, y=y, combine=average)
 
 
+def sure_except(doubts: tuple[int, ...], y: Labels) -> MemberLogits:
+    """Return members that are sure and right, but torn and wrong on the first so many images each."""
+    logits = 30.0 * torch.nn.functional.one_hot(y, 5).float().repeat(len(doubts), 1, 1)
+    for member, count in zip(logits, doubts, strict=True):
+        member[:count] = torch.nn.functional.one_hot((y[:count] + 1) % 5, 5).float()
+    return logits
+
+
 class TestCalibrate:
     @pytest.mark.parametrize("name", stopping_rules.names())
     @pytest.mark.parametrize(
@@ -226,13 +235,42 @@ class TestCalibrate:
     def test_the_cost_under_attack_counts_as_much_as_asked(self) -> None:
         """Sure on clean images, torn on attacked ones, and right everywhere: who looks at attacks votes early."""
         y = torch.arange(200) % 5
-        clean, attacked = 0.2 * random_logits(4, 200), 0.2 * random_logits(4, 200, seed=3)
+        clean, attacked = 0.5 * random_logits(4, 200), 0.5 * random_logits(4, 200, seed=3)
         clean[:, torch.arange(200), y] += 9.0
         attacked[:, torch.arange(200), y] += 2.5
         sets = held_out(clean, [attacked], y)
         found = [calibrate(Agreement(), sets, max_accuracy_drop=0.01, attacked_share=w).outcome for w in (0.0, 1.0)]
-        assert found[0].members_run <= found[1].members_run
-        assert found[1].attacked_members_run <= found[0].attacked_members_run
+        assert found[0].members_run < found[1].members_run
+        assert found[1].attacked_members_run < found[0].attacked_members_run
+
+    @pytest.mark.parametrize(("share", "first"), [(0.0, 0), (0.7, 0), (0.8, 1), (1.0, 1)])
+    def test_the_cost_is_the_mean_of_both_by_their_shares(self, share: float, first: int) -> None:
+        """Costs of (1, 1.8) clean and attacked if member 0 runs first, else (1.4, 1.4) and 0.2: equal at 0.75."""
+        y = torch.arange(100) % 5
+        sets = held_out(sure_except((0, 40), y), [sure_except((80, 0), y)], y)
+        found = calibrate(Confidence(), sets, max_accuracy_drop=0.0, attacked_share=share, reorder=True)
+        assert found.order[0] == first
+        costs = (found.outcome.members_run, found.outcome.attacked_members_run)
+        assert costs == pytest.approx([(1.0, 1.8), (1.4, 1.4)][first])
+
+    @pytest.mark.parametrize(("doubts", "order"), [(10, (0, 1, 2)), (20, (0, 1, 2)), (25, (1, 0, 2)), (60, (1, 0, 2))])
+    def test_another_order_must_save_a_fifth_of_a_member(self, doubts: int, order: tuple[int, ...]) -> None:
+        """The first member needs a second one on so many of 100 images; both others never do, and tie."""
+        y = torch.arange(100) % 5
+        logits = sure_except((doubts, 0, 0), y)
+        rule = Confidence(threshold=0.5)
+        found = calibrate(rule, held_out(logits, [logits], y), max_accuracy_drop=0.0, reorder=True)
+        assert found.order == order
+        assert found.outcome.members_run == pytest.approx(1 if order[0] else 1 + doubts / 100)
+
+    @pytest.mark.parametrize("reorder", [False, True])
+    @pytest.mark.parametrize("start", [Confidence(), DIE(b=20.0), Agreement()], ids=lambda rule: rule.name)
+    def test_of_settings_that_do_the_same_the_present_ones_stay(self, start: StoppingRule, reorder: bool) -> None:
+        y = torch.arange(100) % 5
+        logits = sure_except((0, 0, 0), y)
+        found = calibrate(start, held_out(logits, [logits], y), max_accuracy_drop=0.0, reorder=reorder)
+        assert found.outcome.members_run == 1
+        assert (found.stop, found.order) == (start, (0, 1, 2))
 
     def test_says_what_a_tenth_more_or_less_of_every_constant_does(self) -> None:
         y = torch.arange(60) % 5

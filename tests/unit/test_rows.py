@@ -1,0 +1,81 @@
+"""Rows of the result table: which team runs, in which order, under which rule."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sparsemble.core.artifacts import Artifact, finish, write_json
+from sparsemble.core.errors import InputError
+from sparsemble.core.registry import describe
+from sparsemble.core.types import seeded
+from sparsemble.data.synthetic import Synthetic
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.stopping.confidence import Confidence
+from sparsemble.ensemble.stopping.never import Never
+from sparsemble.models.architecture import build_model
+from sparsemble.models.tiny import Tiny
+from sparsemble.pipeline.rows import Row, load_row, running_order
+from sparsemble.pipeline.store import save_model
+
+LABELS = ["first", "second", "third"]
+RULE = Confidence(threshold=0.7)
+CPU = torch.device("cpu")
+
+
+def artifact(folder: Path, name: str, write: Callable[[Path], None]) -> Artifact:
+    partial = folder / f"{name}.partial"
+    partial.mkdir()
+    write(partial)
+    return finish(partial, folder / name, {})
+
+
+def team_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
+    """Store three members, the number of each in every bias of its last layer."""
+    data, layout = Synthetic(images=20).load(), Tiny(width=2)
+
+    def write(partial: Path) -> None:
+        write_json(partial / "team.json", {"members": LABELS})
+        for number in (1, 2, 3):
+            model = build_model(layout, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
+            nn.init.constant_(model.get_submodule("body.linear").bias, number)
+            save_model(model, partial, layout, data, f"member{number}")
+
+    return artifact(folder, name, write)
+
+
+def rule_for(folder: Path, team: str) -> Artifact:
+    facts = {"team": team, "order": [2, 0, 1], "stop": describe(RULE)}
+    return artifact(folder, "calibrate-5678", lambda partial: write_json(partial / "stopping.json", facts))
+
+
+def load_dynamic(team: Artifact, stop: Artifact) -> Row:
+    return load_row("team_dynamic", {"team": team, "stop": stop}, MeanProbability(), CPU)
+
+
+def test_a_rule_brings_the_order_of_its_team(tmp_path: Path) -> None:
+    team = team_of_three(tmp_path)
+    inputs = {"team": team, "stop": rule_for(tmp_path, "ensemble-1234")}
+    assert running_order(team) == LABELS
+    assert running_order(team, inputs["stop"]) == ["third", "first", "second"]
+    for name, stop, order in (("team_static", Never(), [1, 2, 3]), ("team_dynamic", RULE, [3, 1, 2])):
+        row = load_row(name, inputs, MeanProbability(), CPU)
+        assert row.stop == stop
+        assert [int(model.get_submodule("body.linear").bias[0]) for model in row.ensemble.members] == order
+
+
+@pytest.mark.parametrize("ask", [running_order, load_dynamic], ids=["order", "row"])
+def test_a_rule_calibrated_for_another_team_gives_a_sentence(
+    tmp_path: Path, ask: Callable[[Artifact, Artifact], object]
+) -> None:
+    """Same members, same labels: the hash in the name alone tells."""
+    team, stop = team_of_three(tmp_path), rule_for(tmp_path, "ensemble-9999")
+    words = (
+        "the stopping rule in calibrate-5678 was calibrated for ensemble-9999, not for ensemble-1234; "
+        "calibrate it for this team"
+    )
+    with pytest.raises(InputError, match=words):
+        ask(team, stop)
+    assert load_row("team_static", {"team": team, "stop": stop}, MeanProbability(), CPU).stop == Never()

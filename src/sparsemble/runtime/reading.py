@@ -62,8 +62,8 @@ class Reader:
         """Return the team."""
         header, where = self.header, "the header"
         classes = items(field(header, "classes", where), "classes")
-        if not 1 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
-            raise Refused(f"classes must be a list of 1 to {MOST_CLASSES} names")
+        if not 2 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
+            raise Refused(f"classes must be a list of 2 to {MOST_CLASSES} names; there are {len(classes)}")
         image = [whole(one, "image", 1, 2**16) for one in items(field(header, "image", where), "image", 3)]
         if field(header, "range", where) != [0, 1]:
             raise Refused("range must be [0, 1]; images in another one are not known")

@@ -5,17 +5,21 @@ python examples/edge.py team.sparsemble photo.png ...
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sparsemble import runtime
+from sparsemble.runtime.images import read_image
 
-predictor = runtime.load(sys.argv[1], threads=os.cpu_count() or 1)
-channels, height, width = predictor.team.image
-images = [Image.open(path).convert("L" if channels == 1 else "RGB").resize((width, height)) for path in sys.argv[2:]]
-batch = np.stack([np.asarray(image, np.uint8).reshape(height, width, channels) for image in images])
-found = predictor.predict(batch)
+if len(sys.argv) < 3:
+    sys.exit("usage: python edge.py team.sparsemble photo.png ...")
+try:
+    predictor = runtime.load(sys.argv[1], threads=os.cpu_count() or 1)
+    images = [read_image(Path(path), predictor.team.image, resize=True) for path in sys.argv[2:]]
+    found = predictor.predict(np.stack(images))
+except runtime.Refused as error:
+    sys.exit(f"error: {error}")
 for path, label, probability, members in zip(
     sys.argv[2:], found.labels, found.probabilities.max(1), found.members_run, strict=True
 ):

@@ -1,9 +1,11 @@
 """`sparsemble predict` and `sparsemble show` on a packed team, and the example."""
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from sparsemble import runtime
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError
 from sparsemble.runtime import packed
+from sparsemble.runtime.images import read_image
 from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, Network, Relu, Weight
+from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.team import Team
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.py"
@@ -137,3 +141,77 @@ def test_the_example_runs(file: Path, images: list[Path]) -> None:
     assert [line.split(": ")[1].split(" ")[0] for line in out.splitlines()] == [
         ("red", "green", "blue")[label] for label in found.labels
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: python edge.py team.sparsemble photo.png ..."),
+        (["{file}"], "usage: python edge.py team.sparsemble photo.png ..."),
+        (["{image}", "{image}"], "error: this is no packed team"),
+        (["{file}", "{file}"], "error: {file} cannot be read as an image"),
+    ],
+)
+def test_the_example_ends_with_a_sentence(file: Path, images: list[Path], words: list[str], said: str) -> None:
+    known = {"file": file, "image": images[0]}
+    command = [sys.executable, EXAMPLE, *(word.format(**known) for word in words)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(said.format(**known))
+    assert ended.stderr.count("\n") == 1
+
+
+def team_of(classes: tuple[str, ...], **settings: Any) -> Team:
+    """A team for images of one pixel."""
+    layer = Linear((1,), Weight.of(np.eye(len(classes), 3)), np.zeros(len(classes), np.float32))
+    return Team(
+        members=(Network((3, 1, 1), (Input(), Flatten((0,)), layer)),),
+        combine={"name": "mean_logit"},
+        stop={"name": "never"},
+        classes=classes,
+        parent_weights=1000,
+        **settings,
+    )
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    file, image = tmp_path / "team.sparsemble", Path("a[old].png")
+    packed.save(team_of(("[/]x", "[red]y[/]", "\u200d döner")), file)
+    with contextlib.chdir(tmp_path):
+        Image.new("RGB", (1, 1), (0, 255, 0)).save(image)
+        told = call("predict", file, image)
+    assert "a[old].png" in told
+    assert "[red]y[/]" in told
+    assert "[/]x, [red]y[/], \u200d döner" in call("show", file)
+
+
+def test_what_would_steer_a_terminal_is_escaped(tmp_path: Path) -> None:
+    file, image = tmp_path / "team.sparsemble", tmp_path / "a\x1b[2J\n.png"
+    packed.save(team_of(("x", "y"), provenance={"ru\x1b[31mn": "a\r\n\udc80\u202e"}), file)
+    Image.new("RGB", (1, 1)).save(image)
+    assert "ru\\x1b[31mn a\\r\\n\\udc80\\u202e\n" in call("show", file)
+    told = call("predict", file, image).replace("\n", "")
+    assert "\x1b" not in told
+    image.write_text("none")
+    with pytest.raises(InputError, match=r"a\\x1b\[2J\\n.png cannot be read as an image"):
+        call("predict", file, image)
+
+
+def test_images_of_16_bits_are_read_as_bright_as_they_are(tmp_path: Path) -> None:
+    path, deep = tmp_path / "a.png", np.arange(0, 65536, 13, np.uint16)[:5040].reshape(60, 84)
+    Image.fromarray(deep).save(path)
+    with Image.open(path) as opened:
+        assert opened.mode.startswith("I")
+    expected = np.rint(deep / 257).astype(np.uint8)
+    assert np.array_equal(read_image(path, (1, 60, 84))[..., 0], expected)
+    assert np.array_equal(read_image(path, (3, 60, 84)), expected[..., None].repeat(3, -1))
+    Image.fromarray(deep).save(tmp_path / "a.pgm")
+    assert np.array_equal(read_image(tmp_path / "a.pgm", (1, 60, 84))[..., 0], expected)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_images_of_32_bits_get_a_sentence(kind: type[np.generic], mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.ones((2, 2), kind)).save(path)
+    with pytest.raises(Refused, match=rf"a.tiff has pixels of 32 bits \(mode {mode}\)"):
+        read_image(path, (1, 2, 2))

@@ -7,6 +7,7 @@ import json
 import math
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,21 +262,21 @@ class TestInt8:
             (-1.0, "member 1, operation 2 has a scale of -1; 0 and 1.17549e-38 or more are read"),
             (1e-40, r"member 1, operation 2 has a scale of 9.99995e-41; 0 and 1.17549e-38 or more are read"),
             (3e38, "member 1, operation 2 has a weight that is no number"),
-            (0.0, "member 1, operation 2 has other than 3 weights that are not 0"),
+            (0.0, "member 1, operation 2 has other than 6 weights that are not 0"),
         ],
     )
     def test_scales_that_cannot_be_are_refused(self, tmp_path: Path, scale: float, words: str) -> None:
-        assert self.forged(tmp_path, 3, np.array([scale], "<f4").tobytes()) == words
+        assert self.forged(tmp_path, 6, np.array([scale], "<f4").tobytes()) == words
 
     def test_minus_128_is_refused(self, tmp_path: Path) -> None:
         said = self.forged(tmp_path, 0, b"\x80")
         assert said == "member 1, operation 2 has a weight of -128 scales; -127 to 127 are read"
 
     def forged(self, tmp_path: Path, place: int, content: bytes) -> str:
-        """Put something else among three values, scale and bias of a layer, with the right checksums."""
-        packed.save(one_layer([[1, 2, 3]]), tmp_path / "a.sparsemble", values="int8")
+        """Put something else among six values, scales and biases of a layer, with the right checksums."""
+        packed.save(one_layer([[1, 2, 3], [4, 5, 6]]), tmp_path / "a.sparsemble", values="int8")
         header, body = taken_apart((tmp_path / "a.sparsemble").read_bytes())
-        assert [part["size"] for part in header["parts"]] == [0, 3, 8]
+        assert [part["size"] for part in header["parts"]] == [0, 6, 16]
         body = body[:place] + content + body[place + len(content) :]
         (tmp_path / "a.sparsemble").write_bytes(put_together(header, body))
         with pytest.raises(Refused) as refused:
@@ -480,6 +481,22 @@ class TestHostile:
     def test_an_operation_from_elsewhere_is_named_with_its_place(self, tmp_path: Path) -> None:
         said = self.change(tmp_path, lambda header: header["members"][1][4].update(kind="attention"))
         assert said == "member 2, operation 4 is of the kind 'attention', which this sparsemble does not know"
+
+    def test_less_than_two_classes(self, tmp_path: Path) -> None:
+        said = self.change(tmp_path, lambda header: header.update(classes=["one"]))
+        assert said == "classes must be a list of 2 to 100000 names; there are 1"
+
+    @pytest.mark.parametrize("character", ["\x1b", "\n", "\x00", "\x7f", "\u2028", "\u202e", "\ud800"])
+    def test_classes_that_would_steer_a_terminal(self, tmp_path: Path, character: str) -> None:
+        name = f"[/]{character}x"
+        said = self.change(tmp_path, lambda header: header.update(classes=[*"abcd", name]))
+        assert said == f"the class {name!a} has a control character in its name; printable ones are taken"
+        with pytest.raises(Refused, match="has a control character in its name"):
+            replace(team(), classes=(*"abcd", name))
+
+    def test_names_of_settings_reach_no_terminal_as_they_are(self, tmp_path: Path) -> None:
+        said = self.change(tmp_path, lambda header: header.update(stop={"name": "\x1b[2J\n\ud800"}))
+        assert said.startswith('stopping rule "\\x1b[2J\\n\\ud800" is not known')
 
     def test_weights_that_would_fill_the_memory(self, tmp_path: Path) -> None:
         def large(header: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The predictor against the torch team: labels, probabilities, members run, and what bad input gets."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
+from sparsemble.runtime.packed import save
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.team import Team
@@ -107,3 +110,29 @@ def test_other_images_get_a_sentence(images: np.ndarray, words: str) -> None:
 def test_less_than_one_thread_gets_a_sentence() -> None:
     with pytest.raises(Refused, match="threads = 0 must be 1 or more; this machine has"):
         Predictor(packed(trained(1), Never()), threads=0)
+
+
+def test_what_is_no_array_and_no_number_of_threads_gets_a_sentence(tmp_path: Path) -> None:
+    """In a process without the type checker of the tests."""
+    save(packed(trained(1), Never()), tmp_path / "a.sparsemble")
+    code = f"""
+from sparsemble import runtime
+def said(call):
+    try:
+        call()
+    except runtime.Refused as error:
+        print(error)
+file = {str(tmp_path / "a.sparsemble")!r}
+for images in ([[0.5]], None):
+    said(lambda: runtime.load(file).predict(images))
+for threads in ("2", 2.0, None):
+    said(lambda: runtime.load(file, threads=threads))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.splitlines() == [
+        "images must be a numpy array, got list",
+        "images must be a numpy array, got NoneType",
+        "threads = '2' must be a whole number, 1 or more",
+        "threads = 2.0 must be a whole number, 1 or more",
+        "threads = None must be a whole number, 1 or more",
+    ]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sparsemble.cli.app import Device, Json, Quiet, app, need_train, sentences
 
@@ -52,6 +53,7 @@ def predict(
     Example: [bold]sparsemble predict team.sparsemble a.png b.jpg folder/[/]
     """
     from sparsemble.runtime.command import predict_files
+    from sparsemble.runtime.words import printable
 
     with sentences():
         rows = predict_files(team, images, threads=threads, resize=resize)
@@ -62,5 +64,6 @@ def predict(
         return
     table = Table("image", "label", "probability", "members run", box=None, header_style="bold")
     for row in rows:
-        table.add_row(row["image"], row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
+        words = (printable(row["image"]), row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
+        table.add_row(*map(Text, words))
     Console().print(table)

@@ -9,7 +9,7 @@ from sparsemble.runtime.copies import Copies, displacements_of, single, vector_o
 from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
 from sparsemble.runtime.kernels.compiled import registers
 from sparsemble.runtime.kernels.spread import Slide, Spread
-from sparsemble.runtime.layout import reading
+from sparsemble.runtime.layout import reading, starts
 from sparsemble.runtime.plan import (
     Address,
     Choice,
@@ -78,12 +78,11 @@ class Alone(Planning):
         assert isinstance(operation, Product | Pool)
         read, width = found.plane(operation.source), copies.size[1]
         lanes = vector_of(1, width, self.lanes)
-        starts = tuple(min(start, width - lanes) for start in range(0, width, lanes))
-        if len(starts) * len(copies.columns) <= LONGEST_CODE:
+        if -(-width // lanes) * len(copies.columns) <= LONGEST_CODE:
             table = copies.lines(read)
             kernel: Spread | Slide = Spread(
                 lanes=lanes,
-                starts=starts,
+                starts=tuple(starts(width, lanes).tolist()),
                 stride=copies.stride[1],
                 columns=copies.columns,
                 width=read.width,
@@ -125,7 +124,7 @@ class Alone(Planning):
             buffer, source = operation.source, reading(operation, found.plane(operation.source))
         lanes, vectors = self._vectors(found, operation.out)
         wide = choice.tile[1]
-        begins = np.array([min(v, vectors - wide) for v in range(0, vectors, wide)]) * 4 * lanes
+        begins = starts(vectors, wide) * 4 * lanes
         steps = tuple(4 * lanes * i for i in range(wide))
         places = np.stack([source.base + begins, begins], 1).astype(np.uint32)
         through = Tiles(lanes=lanes, reads=steps, writes=steps, places=places, aligned=False)
@@ -139,7 +138,9 @@ class Alone(Planning):
             return
         buffer, copies = copied
         lanes, vectors = self._vectors(found, operation.out)
-        begins = np.arange(vectors)[:, None] * 4 * lanes
-        taps = copies.reading(*displacements_of(operation)).taps.reshape(1, -1)
-        table = np.concatenate([begins, begins + taps], 1).astype(np.uint32)
+        source = copies.reading(*displacements_of(operation))
+        taps = np.add.outer(source.down, source.across).reshape(-1).astype(np.uint32)
+        table = np.empty((vectors, 1 + len(taps)), np.uint32)
+        table[:, 0] = np.arange(vectors) * 4 * lanes
+        np.add(table[:, :1], taps, out=table[:, 1:])
         add_gather(found, operation, table, lanes, Address(buffer), copies.plane)

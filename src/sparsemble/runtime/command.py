@@ -9,6 +9,7 @@ import numpy as np
 from sparsemble.runtime.images import image_files, read_image
 from sparsemble.runtime.packed import describe, load
 from sparsemble.runtime.predictor import Predictor
+from sparsemble.runtime.words import printable
 
 BATCH = 256
 
@@ -48,7 +49,7 @@ def describe_file(path: Path) -> str:
     channels, height, width = team.image
     stop = {key: value for key, value in team.stop.items() if key != "name"}
     lines = [
-        f"{path.name}: a packed team of version {told['version']}, {told['bytes']:,} bytes",
+        f"{printable(path.name)}: a packed team of version {told['version']}, {told['bytes']:,} bytes",
         f"images    {width} x {height}, {channels} {'colours' if channels == 3 else 'channel(s)'}, in [0, 1]",
         f"classes   {len(team.classes)}: {', '.join(team.classes[:12])}{' ...' if len(team.classes) > 12 else ''}",
         f"weights   {team.nonzeros:,} not 0, in {told['values']}; sparsity {team.sparsity:.4f} of "
@@ -60,5 +61,6 @@ def describe_file(path: Path) -> str:
         weights = member.weights()
         count, total = sum(one.nonzeros for one in weights), sum(one.size for one in weights)
         lines.append(f"member {number}  {len(member.nodes)} operations, {count:,} of {total:,} weights")
-    lines += [f"{key:9} {value}" for key, value in team.provenance.items() if isinstance(value, str | int | float)]
+    told_of = {key: value for key, value in team.provenance.items() if isinstance(value, str | int | float)}
+    lines += [f"{printable(key):9} {printable(str(value))}" for key, value in told_of.items()]
     return "\n".join(lines)

@@ -21,6 +21,8 @@ from sparsemble.runtime.network import Pair
 
 LINE = 64
 """Bytes that memory moves at once."""
+RUN = 24
+"""Bytes that it takes to put three numbers into a table: where a row is copied from, where to, how much of it."""
 Numbers = NDArray[np.int64]
 Key = tuple[int, Pair, int, int]
 """What readers that share copies have in common: buffer, stride, output height and width."""
@@ -108,30 +110,38 @@ class Copies:
             for down in rows.downs
         }
         across_to = {away: i * self.column for i, away in enumerate(self.columns)}
-        down_taps, across_taps = [down_to[int(y)] for y in downs], [across_to[int(x)] for x in across]
-        return Reading(self.plane, np.add.outer(down_taps, across_taps), 0, self.row, 4)
+        down_taps, across_taps = (
+            np.array([to[place] for place in places.tolist()], np.int64)
+            for to, places in ((down_to, downs), (across_to, across))
+        )
+        return Reading(self.plane, down_taps, across_taps, 0, self.row, 4)
 
     def lines(self, source: Plane) -> NDArray[np.uint32]:
         """Return {place in the plane, place in the copies of the first column} of every row that is not all 0."""
-        found = [
-            (source.place(y, 0), i * self.copy + row * self.row)
-            for i, rows in enumerate(self.rows)
-            for row, y in enumerate(range(rows.first, rows.first + rows.rows * self.stride[0], self.stride[0]))
-            if 0 <= y < self.read[0]
-        ]
-        return np.array(found, np.uint32).reshape(-1, 2)
+        found = []
+        for i, rows in enumerate(self.rows):
+            step = self.stride[0]
+            first = max(0, -(rows.first // step))
+            row = np.arange(first, max(first, min(rows.rows, (self.read[0] - 1 - rows.first) // step + 1)))
+            here = source.origin + (rows.first + row * step) * source.row
+            found.append(np.stack([here, i * self.copy + row * self.row], 1).astype(np.uint32))
+        return np.concatenate(found)
 
     def runs(self, source: Plane) -> NDArray[np.uint32]:
         """Return {place in the plane, place in the copies, floats} of all that is not 0, a run at a time."""
-        lines, found = self.lines(source), []
+        lines, found = self.lines(source), [np.zeros((0, 3), np.uint32)]
         for i, away in enumerate(self.columns):
             first = max(0, -(away // self.stride[1]))
             last = min(self.size[1], (self.read[1] - 1 - away) // self.stride[1] + 1)
             if first < last:
-                here = 4 * (first * self.stride[1] + away)
-                count = np.full(len(lines), last - first)
-                found.append(np.stack([lines[:, 0] + here, lines[:, 1] + i * self.column + 4 * first, count], 1))
-        return np.concatenate(found or [np.zeros((0, 3))]).astype(np.uint32)
+                here, there = 4 * (first * self.stride[1] + away), i * self.column + 4 * first
+                found.append(np.insert(lines + np.array([here, there], np.uint32), 2, last - first, axis=1))
+        return np.concatenate(found)
+
+    @property
+    def table_bytes(self) -> int:
+        """Most bytes that it takes to make the table of what is copied."""
+        return RUN * len(self.columns) * sum(min(rows.rows, self.read[0]) for rows in self.rows)
 
 
 def displacements_of(operation: Product | Pool) -> tuple[Numbers, Numbers]:

@@ -9,6 +9,10 @@ from PIL import Image, UnidentifiedImageError
 
 from sparsemble.runtime.refused import Refused
 
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes of 16 bits a pixel."""
+DEEP_FORMATS = ("PNG", "PPM")
+"""Formats whose pixels have 16 bits where Pillow gives them 32 (mode I)."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 MODES = {1: "L", 3: "RGB"}
 
@@ -49,7 +53,9 @@ def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False)
         raise Refused(f"the team takes images of {channels} channels, which files do not have; hand it arrays")
     try:
         with Image.open(path) as opened:
-            image = opened.convert(MODES[channels])
+            image = _of_8_bits(opened, path).convert(MODES[channels])
+    except Refused:
+        raise
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
         raise Refused(f"{path} cannot be read as an image: {str(error).splitlines()[0][:120]}") from None
     if image.size != (width, height):
@@ -59,3 +65,13 @@ def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False)
             )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)
+
+
+def _of_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Return an image whose pixels have 8 bits a colour: Pillow makes all that is above 255 of deeper ones white."""
+    if image.mode in DEEP or (image.mode == "I" and image.format in DEEP_FORMATS):
+        deep = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise Refused(f"{path} has pixels of 32 bits (mode {image.mode}), whose range is not known; 8 and 16 are read")
+    return image

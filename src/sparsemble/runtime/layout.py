@@ -1,6 +1,5 @@
 """Where every value of a network lies in memory, and what each kernel reads and writes."""
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import final
@@ -103,8 +102,10 @@ class Reading:
 
     plane: int
     """From one input channel to the next."""
-    taps: NDArray[np.int64]
-    """(height, width) of the window: from its first place to each of its others."""
+    down: NDArray[np.int64]
+    """(height) of the window: from its first row to each of its others."""
+    across: NDArray[np.int64]
+    """(width) of the window: from its first column to each of its others."""
     base: int
     """From the start of a channel to the window of the first output."""
     row: int
@@ -112,13 +113,22 @@ class Reading:
     column: int
     """From the window of one output to that of the next to its right."""
 
+    def offsets(self, taps: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Return from an output's window to some of its taps, which are places in (channels, height, width)."""
+        channel, place = np.divmod(taps, np.uint32(len(self.down) * len(self.across)))
+        row, column = np.divmod(place, np.uint32(len(self.across)))
+        found = channel.astype(np.int64) * self.plane + self.down[row] + self.across[column]
+        return found.astype(np.uint32)
+
 
 def reading(operation: Product, read: Plane) -> Reading:
     """Return how a product reads a plane."""
     (down, across), kernel = operation.dilation, operation.weight.shape[2:]
-    taps = np.arange(kernel[0])[:, None] * down * read.row + np.arange(kernel[1]) * across * read.column
+    down_to, across_to = np.arange(kernel[0]) * down * read.row, np.arange(kernel[1]) * across * read.column
     base = read.place(-operation.padding[0], -operation.padding[1])
-    return Reading(read.plane, taps, base, operation.stride[0] * read.row, operation.stride[1] * read.column)
+    return Reading(
+        read.plane, down_to, across_to, base, operation.stride[0] * read.row, operation.stride[1] * read.column
+    )
 
 
 def tiles(source: Reading, written: Plane, tile: Pair, vector: int = 1) -> NDArray[np.uint32]:
@@ -130,15 +140,16 @@ def tiles(source: Reading, written: Plane, tile: Pair, vector: int = 1) -> NDArr
         tile: rows, and vectors in a row.
         vector: output columns in a vector.
     """
-    found = []
-    columns = tile[1] * vector
-    for y, x in itertools.product(_starts(written.height, tile[0]), _starts(written.width, columns)):
-        found.append((source.base + y * source.row + x * source.column, written.place(y, x)))
-    return np.array(found, dtype=np.uint32)
+    y, x = starts(written.height, tile[0])[:, None], starts(written.width, tile[1] * vector)
+    found = np.empty((len(y), len(x), 2), np.uint32)
+    found[..., 0] = source.base + y * source.row + x * source.column
+    found[..., 1] = written.origin + y * written.row + x * written.column
+    return found.reshape(-1, 2)
 
 
-def _starts(size: int, step: int) -> list[int]:
-    return [min(place, size - step) for place in range(0, size, step)]
+def starts(size: int, step: int) -> NDArray[np.int64]:
+    """Return where pieces of a length begin that cover a size; the last one overlaps where they do not fit."""
+    return np.minimum(np.arange(0, size, step), size - step)
 
 
 def displacements(row: int, column: int, tile: Pair, vector: int = 1) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from sparsemble.runtime.fused import Fused
 from sparsemble.runtime.layout import Plane
 from sparsemble.runtime.network import Pair
 from sparsemble.runtime.plan import Address, Argument, Call, Plan, last_uses
+from sparsemble.runtime.tables import planned
 
 ALIGNMENT = 64
 
@@ -55,8 +56,14 @@ def places(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, 
 
 
 def size_of(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, Pair] | None = None) -> int:
-    """Return the bytes that one run takes."""
-    return places(fused, buffers, lives or {})[1]
+    """Return the bytes that one run takes, and planning it."""
+    copied = sum(buffer.table_bytes for buffer in buffers if isinstance(buffer, Copies))
+    return places(fused, buffers, lives or {})[1] + planned(fused) + copied
+
+
+def room(size: int) -> NDArray[np.uint8]:
+    """Return so many bytes, all of them 0."""
+    return np.zeros(size, np.uint8)
 
 
 @final
@@ -72,7 +79,7 @@ class Memory:
         self.offsets, size = places(plan.fused, plan.buffers, plan.lives)
         # Each thread has a memory of its own, of which all but the first use what holds copies.
         self._size = -(-size // ALIGNMENT) * ALIGNMENT
-        self._bytes = np.zeros(plan.threads * self._size + ALIGNMENT, np.uint8)
+        self._bytes = room(plan.threads * self._size + ALIGNMENT)
         self.start = -(-self._bytes.ctypes.data // ALIGNMENT) * ALIGNMENT
         self._arguments = [[self.arguments(step.calls[t], t) for step in plan.steps] for t in range(plan.threads)]
         self._tables = [

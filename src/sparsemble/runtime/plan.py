@@ -183,17 +183,29 @@ def add_tiles(found: Plan, operation: Product, choice: Choice, through: Tiles, s
 def add_pool(found: Plan, operation: Pool) -> None:
     """Add a pool whose windows are looked up pixel by pixel."""
     read, written = found.plane(operation.source), found.plane(operation.out)
-    rows = []
-    for y, x in itertools.product(range(written.height), range(written.width)):
-        window = [
-            (y * operation.stride[0] - operation.padding[0] + v, x * operation.stride[1] - operation.padding[1] + u)
-            for v, u in itertools.product(range(operation.kernel[0]), range(operation.kernel[1]))
-        ]
-        inside = [(v, u) for v, u in window if 0 <= v < read.height and 0 <= u < read.width]
-        # Padding never is the largest; in a mean it is the 0 of the frame.
-        taken = [p if p in inside else inside[0] for p in window] if operation.largest else window
-        rows.append([written.place(y, x), *(read.place(v, u) for v, u in taken)])
-    add_gather(found, operation, np.array(rows, np.uint32), read.lanes, Address(operation.source), read.plane)
+    down = _windows(operation, 0, written.height, read.height)
+    across = _windows(operation, 1, written.width, read.width)
+    for places, frame, step in ((down, read.frame[0], read.row), (across, read.frame[1], read.column)):
+        places += np.uint32(frame)
+        places *= np.uint32(step)
+    table = np.empty((written.height, written.width, 1 + operation.kernel[0] * operation.kernel[1]), np.uint32)
+    y, x = np.arange(written.height)[:, None], np.arange(written.width)
+    table[..., 0] = written.origin + y * written.row + x * written.column
+    for place, (v, u) in enumerate(np.ndindex(*operation.kernel), start=1):
+        np.add.outer(down[:, v], across[:, u], out=table[..., place])
+    rows = table.reshape(-1, table.shape[2])
+    add_gather(found, operation, rows, read.lanes, Address(operation.source), read.plane)
+
+
+def _windows(operation: Pool, axis: int, size: int, size_read: int) -> NDArray[np.uint32]:
+    """Return the rows or columns (size, kernel) that each window of a pool reads; those before 0 wrap around."""
+    begins = np.arange(size, dtype=np.int32) * operation.stride[axis] - operation.padding[axis]
+    found = np.add.outer(begins, np.arange(operation.kernel[axis], dtype=np.int32))
+    if operation.largest:
+        # Padding never is the largest: the nearest pixel, which lies in the window, too, stands in for it.
+        found.clip(0, size_read - 1, out=found)
+    # In a mean it is the 0 of the frame.
+    return found.view(np.uint32)
 
 
 def add_gather(

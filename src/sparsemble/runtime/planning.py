@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsemble.runtime.copies import Copies
 from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
@@ -17,6 +18,8 @@ SPARE_REGISTERS = 4
 TILES_TRIED = 3
 BLOCKS = (4, 8)
 """Channels that may share records, apart from 1."""
+MOST_MARKED = 64
+"""Places for each weight up to which those that are read are marked in a table."""
 LIKELY_FILLED, POSSIBLY_FILLED = 0.6, 0.4
 """Share of weights in blocks that are not 0, from which blocks probably, or perhaps, are faster."""
 
@@ -92,12 +95,21 @@ def outputs_of(operation: Product) -> list[int]:
     outputs, taps = np.divmod(weight.positions.astype(np.int64), size)
     filled = {}
     for block in BLOCKS:
-        there = np.zeros((-(-weight.shape[0] // block), size), bool)
-        there[outputs // block, taps] = True
-        filled[block] = weight.nonzeros / max(1, block * int(there.sum()))
+        read = _distinct(outputs // block * size + taps, -(-weight.shape[0] // block) * size)
+        filled[block] = weight.nonzeros / max(1, block * read)
     likely = [block for block in BLOCKS if filled[block] > LIKELY_FILLED]
     possible = [block for block in BLOCKS if POSSIBLY_FILLED < filled[block] <= LIKELY_FILLED]
     return [*likely, 1, *possible]
+
+
+def _distinct(places: NDArray[np.int64], end: int) -> int:
+    """Return how many different ones there are of some places below an end."""
+    if end > MOST_MARKED * len(places):
+        # Few in very many places: a table of all could be larger than the file they are from.
+        return len(np.unique(places))
+    there = np.zeros(end, bool)
+    there[places] = True
+    return int(np.count_nonzero(there))
 
 
 def block_for(size: int) -> int:

@@ -56,6 +56,8 @@ class Predictor:
         max_memory: int = 2**30,
         stop: Rule | None = None,
     ) -> None:
+        if not isinstance(threads, int | np.integer):
+            raise Refused(f"threads = {threads!r:.60} must be a whole number, 1 or more")
         if threads < 1:
             raise Refused(f"threads = {threads} must be 1 or more; this machine has {os.cpu_count()} cores")
         self.team, self.threads = team, threads
@@ -107,6 +109,8 @@ class Predictor:
         return found
 
     def _checked(self, images: NDArray[Any]) -> Floats:
+        if not isinstance(images, np.ndarray):
+            raise Refused(f"images must be a numpy array, got {type(images).__name__}")
         channels, height, width = self.team.image
         if images.dtype == np.uint8:
             wanted: tuple[int, ...] = (height, width, channels)

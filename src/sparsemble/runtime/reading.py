@@ -9,11 +9,13 @@ import numpy as np
 
 from sparsemble.runtime import positions
 from sparsemble.runtime.combining import combiner
+from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.header import field, items, table_of, whole
 from sparsemble.runtime.network import Floats, Network, Node, Weight
 from sparsemble.runtime.nodes import read_node
 from sparsemble.runtime.refused import Refused
 from sparsemble.runtime.stopping import rule
+from sparsemble.runtime.tables import planned
 from sparsemble.runtime.team import Team
 from sparsemble.runtime.values import LARGEST, LEAST_SCALE, VALUES, times_scales
 
@@ -62,8 +64,8 @@ class Reader:
         """Return the team."""
         header, where = self.header, "the header"
         classes = items(field(header, "classes", where), "classes")
-        if not 1 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
-            raise Refused(f"classes must be a list of 1 to {MOST_CLASSES} names")
+        if not 2 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
+            raise Refused(f"classes must be a list of 2 to {MOST_CLASSES} names; there are {len(classes)}")
         image = [whole(one, "image", 1, 2**16) for one in items(field(header, "image", where), "image", 3)]
         if field(header, "range", where) != [0, 1]:
             raise Refused("range must be [0, 1]; images in another one are not known")
@@ -79,6 +81,10 @@ class Reader:
         results = max(4 * sum(math.prod(one) for one in member.shapes) for member in members)
         if results > max_memory:
             raise Refused(f"the results of one image take {results} bytes, more than max_memory = {max_memory}")
+        # Before anything is laid out: a few bytes can describe windows as large as they like.
+        tables = max(planned(fuse(member)) for member in members)
+        if tables > max_memory:
+            raise Refused(f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}")
         combine, stop = (table_of(field(header, name, where), name) for name in ("combine", "stop"))
         combiner(combine)
         rule(stop)

@@ -51,16 +51,17 @@ def stream(
     # Positions rise: those of an output lie together.
     begins = np.searchsorted(weight.positions, np.arange(len(operation.bias) + 1) * taps)
     o = np.repeat(np.arange(len(operation.bias), dtype=np.int32), np.diff(begins))
-    tap = (weight.positions - o.astype(np.int64) * taps).astype(np.int32)
+    tap = (weight.positions - o.astype(np.int64) * taps).astype(np.uint32)
     values, mine = weight.values, _mine(o // outputs, groups, part)
     if part[1] > 1:
         kept = mine[o // outputs]
         o, tap, values = o[kept], tap[kept], values[kept]
-    channel = np.arange(channels).repeat(height * width)
-    offset_of = (channel * source.plane + np.tile(source.taps.reshape(-1), channels)).astype(np.uint32)
-    key = (channel // block).astype(np.int32)[tap] * np.int32(groups) + o // np.int32(outputs)
+    if chains > 1:
+        # Every group has a head in every turn: turns so few that heads are no more than weights, or than groups.
+        block = max(block, -(-channels * groups // max(weight.nonzeros, groups)))
+    key = (tap // np.uint32(height * width) // np.uint32(block)).astype(np.int64) * groups + o // np.int32(outputs)
     # Every output adds up in the order of taps, whatever the layout and the choices: so all give the same bits.
-    order = np.argsort(key.astype(np.int64) * taps + tap, kind="stable")
+    order = np.argsort(key * taps + tap, kind="stable")
     key, tap, values = key[order], tap[order], values[order]
     # One record for all members of a group that read the same place.
     new = np.ones(len(order), bool)
@@ -69,7 +70,7 @@ def stream(
     total = int(new.sum())
     # The last record is what fills chains that are shorter than their neighbours: it adds 0.
     records = np.zeros(total + 1, dtype=[("offset", "<u4"), ("values", "<f4", (outputs,))])
-    records["offset"][:total] = offset_of[tap[new]]
+    records["offset"][:total] = source.offsets(tap[new])
     if outputs > 1:
         records["values"][np.cumsum(new) - 1, o[order] % outputs] = values
     else:
@@ -101,7 +102,7 @@ class _Runs:
         return _Runs(self.turn[which], self.group[which], self.begin[which], self.length[which])
 
 
-def _runs(keys: NDArray[np.int32], operation: Product, outputs: int, mine: NDArray[np.bool_], *, every: bool) -> _Runs:
+def _runs(keys: NDArray[np.int64], operation: Product, outputs: int, mine: NDArray[np.bool_], *, every: bool) -> _Runs:
     """Find the runs; a group that has none still has its bias, if anybody reads it.
 
     Args:
@@ -117,7 +118,7 @@ def _runs(keys: NDArray[np.int32], operation: Product, outputs: int, mine: NDArr
     read = np.unique(np.flatnonzero(wanted) // outputs)
     read = read[mine[read]]
     begins = np.flatnonzero(np.diff(keys, prepend=-1))
-    lengths, key = np.diff(begins, append=len(keys)), keys[begins].astype(np.int64)
+    lengths, key = np.diff(begins, append=len(keys)), keys[begins]
     turns = np.unique(key // groups) if len(key) else np.zeros(1, np.int64)
     one_turn = turns[0] * groups + np.setdiff1d(read, key % groups)
     needed = (turns[:, None] * groups + read).reshape(-1) if every else one_turn

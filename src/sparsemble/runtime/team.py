@@ -6,6 +6,7 @@ from typing import Any, final
 
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.words import steers
 
 Settings = Mapping[str, Any]
 """A plug as in a recipe: its `name` and its settings, in words JSON has."""
@@ -17,7 +18,7 @@ class Team:
     """Members in running order, how their logits become one answer, and when to stop.
 
     Raises:
-        Refused: no member, or members that see other images or know other classes.
+        Refused: no member, members that see other images or know other classes, or classes whose names cannot be shown.
     """
 
     members: tuple[Network, ...]
@@ -42,6 +43,9 @@ class Team:
                     f"member {place} sees images of {member.image} and knows {member.classes} classes; the team has "
                     f"{self.image} and {len(self.classes)}"
                 )
+        for name in self.classes:
+            if any(steers(one) for one in name):
+                raise Refused(f"the class {name!a:.80} has a control character in its name; printable ones are taken")
         if self.parent_weights < 1:
             raise Refused(f"parent_weights = {self.parent_weights} must be 1 or more")
 

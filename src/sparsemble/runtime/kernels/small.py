@@ -8,6 +8,9 @@ from llvmlite import ir
 
 from sparsemble.runtime.kernels.writer import FLOAT, LONG, POINTER, Kernel, Value, Writer
 
+UNROLLED = 256
+"""Windows of more vectors are gone through in a loop, as code for each place takes long to compile."""
+
 
 @final
 @dataclass(frozen=True)
@@ -43,9 +46,17 @@ class Gather(Kernel):
             def vector(place: Value, _: Sequence[Value]) -> Sequence[Value]:
                 row = w.at(table, w.builder.mul(place, w.long(4 * (self.window + 1))))
                 found = w.load(read, w.number(row, 4))
-                for i in range(1, self.window):
-                    other = w.load(read, w.number(row, 4 + 4 * i))
-                    found = w.larger(found, other) if self.how == "largest" else w.builder.fadd(found, other)
+
+                def also(found: Value, entry: Value) -> Value:
+                    other = w.load(read, w.number(entry))
+                    return w.larger(found, other) if self.how == "largest" else w.builder.fadd(found, other)
+
+                if self.window > UNROLLED:
+                    end = 4 * (self.window + 1)
+                    (found,) = w.loop(8, end, lambda at, one: [also(one[0], w.at(row, at))], [found], step=4)
+                else:
+                    for i in range(1, self.window):
+                        found = also(found, w.at(row, 4 + 4 * i))
                 if self.scale != 1:
                     found = w.builder.fmul(found, w.spread(ir.Constant(FLOAT, self.scale)))
                 w.store(found, written, w.number(row))

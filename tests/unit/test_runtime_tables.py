@@ -1,0 +1,117 @@
+"""What planning takes: no more than the bound that is checked, however large the windows a small file describes."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsemble.runtime import packed
+from sparsemble.runtime.alone import Alone
+from sparsemble.runtime.copies import Copies
+from sparsemble.runtime.engine import Engine
+from sparsemble.runtime.fused import Product, fuse
+from sparsemble.runtime.layout import Plane, reading
+from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, MaxPool, Network, Node, Weight
+from sparsemble.runtime.planning import Planning
+from sparsemble.runtime.records import stream
+from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.tables import planned
+from sparsemble.runtime.team import Team
+from sparsemble.runtime.together import Together
+
+MEBIBYTE = 2**20
+
+
+def weight(*shape: int, positions: range = range(0)) -> Weight:
+    return Weight(shape, np.array(positions, np.uint32), np.ones(len(positions), np.float32))
+
+
+def zeros(count: int) -> np.ndarray:
+    return np.zeros(count, np.float32)
+
+
+def network(image: tuple[int, int, int], *nodes: Node, classes: int = 2) -> Network:
+    """Some nodes, then a linear layer without weights."""
+    before = Network(image, (Input(), *nodes, Flatten((len(nodes),))))
+    last = Linear((len(nodes) + 1,), weight(classes, before.classes), zeros(classes))
+    return Network(image, (*before.nodes, last))
+
+
+def diagonal(channels: int, width: int) -> Convolution:
+    """A weight for each channel, in blocks of one: as many turns as channels, nearly."""
+    places = range(width // 2, channels * channels * width, channels * width + width)
+    return Convolution((0,), weight(channels, channels, 1, width, positions=places), zeros(channels), (1, 1), (0, 6))
+
+
+NETWORKS = {
+    "a kernel without weights": network(
+        (1, 1, 1), Convolution((0,), weight(2, 1, 1501, 1501), zeros(2), padding=(750, 750))
+    ),
+    "a linear layer without weights": network((1, 1500, 1500)),
+    "many outputs without weights": network((1, 500, 500), classes=200),
+    "a pool with padding": network((1, 97, 97), MaxPool((0,), (8, 8), (1, 1), (4, 4))),
+    "a pool without": network((1, 97, 97), AveragePool((0,), (8, 8), (1, 1))),
+    "a pool as wide as the image": network((1, 1, 2000), MaxPool((0,), (1, 999), (1, 1), (0, 1))),
+    "many heads": network((600, 1, 200), diagonal(600, 13)),
+    "many tiles": network((1, 700, 700), Convolution((0,), weight(1, 1, 1, 1, positions=range(1)), zeros(1))),
+    "many rows": network(
+        (1, 60_000, 1), Convolution((0,), weight(1, 1, 3, 3, positions=range(9)), zeros(1), padding=(1, 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [Together, Alone])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_planning_takes_little_more_than_its_tables(name: str, kind: type[Together] | type[Alone]) -> None:
+    fused = fuse(NETWORKS[name])
+    tracemalloc.start()
+    try:
+        planning: Planning = kind(fused, 8)
+        planning.plan({})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    tables = planned(fused) + sum(buffer.table_bytes for buffer in planning.buffers if isinstance(buffer, Copies))
+    assert peak < 4 * tables + 2 * MEBIBYTE
+
+
+def test_what_planning_takes_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    wide = network((1, 1, 4000), AveragePool((0,), (1, 2000), (1, 1)))
+    words = "[0-9]+ bytes, more than max_memory = 2097152"
+    with pytest.raises(Refused, match=f"a run of one image takes {words}"):
+        Engine(wide, max_memory=2 * MEBIBYTE)
+    team = Team(
+        members=(wide,),
+        combine={"name": "mean_logit"},
+        stop={"name": "never"},
+        classes=("a", "b"),
+        parent_weights=1,
+    )
+    packed.save(team, tmp_path / "a.sparsemble")
+    assert (tmp_path / "a.sparsemble").stat().st_size < 1000
+    with pytest.raises(Refused, match=f"the tables to run a member take {words}"):
+        packed.load(tmp_path / "a.sparsemble", max_memory=2 * MEBIBYTE)
+    assert packed.load(tmp_path / "a.sparsemble").classes == team.classes
+
+
+def test_layers_of_nearly_2_to_the_32_weights_are_planned_rightly() -> None:
+    count = 60_000
+    places = [5, 1234 * count + 40_000, count * count - 1]
+    product = Product(
+        source=0,
+        out=1,
+        weight=Weight((count, count, 1, 1), np.array(places, np.uint32), np.array([1, 2, 3], np.float32)),
+        bias=zeros(count),
+    )
+    plane = Plane(count, 1, 1, (0, 0), 1)
+    found = stream(product, reading(product, plane), plane, outputs=1, block=1)
+    records = found.records.view([("offset", "<u4"), ("value", "<f4")])[:3]
+    assert dict(zip(records["value"].tolist(), records["offset"].tolist(), strict=True)) == {
+        1.0: 4 * 5,
+        2.0: 4 * 40_000,
+        3.0: 4 * (count - 1),
+    }
+    heads = found.heads.view([("offset", "<u4"), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4")])
+    assert found.head_count == len(heads) == count
+    assert sorted(heads["offset"][heads["records"] > 0].tolist()) == [0, 4 * 1234, 4 * (count - 1)]

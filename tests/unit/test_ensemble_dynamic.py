@@ -285,6 +285,20 @@ class TestCalibrate:
             assert one.outcome.members_run == pytest.approx(output.members_run.float().mean().item())
             assert one.outcome.clean == pytest.approx((output.logits.argmax(1) == y).float().mean().item())
 
+    def test_says_what_one_vote_more_or_less_does(self) -> None:
+        y = torch.arange(60) % 5
+        logits = random_logits(4, 60)
+        logits[:, torch.arange(60), y] += 1
+        found = calibrate(Agreement(votes=3), held_out(logits, [logits], y), max_accuracy_drop=0.0)
+        assert isinstance(found.stop, Agreement)
+        votes = {one.factor: one.outcome for one in found.sensitivity if one.setting == "votes"}
+        near = [found.stop.votes + step for step in (-1, 1) if found.stop.votes + step >= 2]
+        assert set(votes) == {other / found.stop.votes for other in near}
+        for other in near:
+            output = answer_dynamic(logits, average, dataclasses.replace(found.stop, votes=other))
+            outcome = votes[other / found.stop.votes]
+            assert outcome.members_run == pytest.approx(output.members_run.float().mean().item())
+
     def test_equal_members_need_only_one(self) -> None:
         logits = random_logits(1, 50).expand(4, -1, -1)
         found = calibrate(DIE(), held_out(logits, [logits], logits[0].argmax(1)), max_accuracy_drop=0.0)

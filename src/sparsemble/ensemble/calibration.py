@@ -1,5 +1,6 @@
 """Set a stopping rule, and the order of members, on stored logits of held-out images; attacks nothing itself."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Outcome:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity:
-    """What one constant of the rule does when it is a tenth smaller or larger."""
+    """What one constant of the rule does when it is a tenth smaller or larger; a count, one smaller or larger."""
 
     setting: str
     factor: float
@@ -151,14 +152,19 @@ def orders(members: int) -> list[tuple[int, ...]]:
 
 
 def _varied(stop: StoppingRule) -> list[tuple[str, float, StoppingRule]]:
-    """Return the rule with each of its constants a tenth smaller and a tenth larger."""
+    """Return the rule with each of its constants a tenth smaller and a tenth larger; counts one smaller and larger."""
     settings = describe(stop)
-    return [
-        (name, factor, stopping_rules.build({**settings, name: factor * value}))
-        for name, value in settings.items()
-        if isinstance(value, float)
-        for factor in (0.9, 1.1)
-    ]
+    others: list[tuple[str, float, float]] = []
+    for name, value in settings.items():
+        if isinstance(value, float):
+            others += [(name, factor, factor * value) for factor in (0.9, 1.1)]
+        elif isinstance(value, int) and value:
+            others += [(name, other / value, other) for other in (value - 1, value + 1)]
+    varied = []
+    for name, factor, other in others:
+        with contextlib.suppress(InputError):  # a count may be at its least
+            varied.append((name, factor, stopping_rules.build({**settings, name: other})))
+    return varied
 
 
 class _Stored:

@@ -169,8 +169,8 @@ def _team(summary: dict[str, Any]) -> str:
     runs = [one["outcome"]["members_run"] for one in summary["stopping"]["sensitivity"]]
     worst = [one["outcome"]["worst_case"] for one in summary["stopping"]["sensitivity"]]
     constants = (
-        f" With each constant a tenth smaller or larger it would run {min(runs):.2f} to {max(runs):.2f} members "
-        f"there, at {100 * min(worst):.1f} to {100 * max(worst):.1f} %."
+        f" With each constant a tenth smaller or larger (a count: by one) it would run "
+        f"{min(runs):.2f} to {max(runs):.2f} members there, at {100 * min(worst):.1f} to {100 * max(worst):.1f} %."
         if runs
         else ""
     )

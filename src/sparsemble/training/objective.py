@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -55,16 +55,28 @@ class Objective(Plug):
         return loss
 
     def gentler(self, factor: float) -> "Objective | None":
-        """Return this objective with an attack less prone to collapse; only single-step ones have such a knob."""
-        return None
+        """Return this objective with attacks less prone to collapse; only single-step ones have such a knob."""
+        changed = {name: inner.gentler(factor) for name, inner in self._inner()}
+        found = {name: inner for name, inner in changed.items() if inner is not None}
+        return replace(self, **found) if found else None  # type: ignore[type-var]
 
     def at(self, progress: float) -> "Objective":
         """Return what this objective is after a share of the training, in [0, 1]; it differs where one warms up."""
-        return self
+        return self._changed({name: inner.at(progress) for name, inner in self._inner()})
 
     def with_teacher(self, teacher: Classifier) -> "Objective":
         """Return this objective with a trained model to learn from, in eval mode; most have no use for one."""
-        return self
+        return self._changed({name: inner.with_teacher(teacher) for name, inner in self._inner()})
+
+    def _inner(self) -> "list[tuple[str, Objective]]":
+        """Return the objectives that this one is made of, by the setting that holds them."""
+        settings = [(one.name, getattr(self, one.name)) for one in fields(self)]  # type: ignore[arg-type]
+        return [(name, value) for name, value in settings if isinstance(value, Objective)]
+
+    def _changed(self, inner: "dict[str, Objective]") -> "Objective":
+        """Return this objective with others in these settings; itself where they are those it has."""
+        same = all(getattr(self, name) is value for name, value in inner.items())
+        return self if same else replace(self, **inner)  # type: ignore[type-var]
 
 
 class Crafting(Objective):
@@ -95,10 +107,8 @@ class Crafting(Objective):
 def parts(objective: Objective) -> Iterator[Objective]:
     """Yield an objective and all that it is made of."""
     yield objective
-    for setting in fields(objective):  # type: ignore[arg-type]
-        inner = getattr(objective, setting.name)
-        if isinstance(inner, Objective):
-            yield from parts(inner)
+    for _, inner in objective._inner():
+        yield from parts(inner)
 
 
 def craft(

@@ -11,7 +11,7 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.core.types import Images, Labels
 from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.ensemble.features import soft_nonzero, watch_activations
 from sparsemble.ensemble.objectives.dverge import DVERGE
@@ -71,10 +71,6 @@ class EED(Objective):
         loss = output.loss + self.omega * mistakes + self.gamma * compact
         terms = {"misclassification": mistakes.detach(), "compactness": compact.detach()}
         return replace(output, loss=loss, terms={**output.terms, **terms}, adversarial=x_adv)
-
-    def with_teacher(self, teacher: Classifier) -> Objective:
-        """Return this objective with a teacher for its base."""
-        return replace(self, base=self.base.with_teacher(teacher))
 
 
 def misclassification(member_logits: Tensor, team_logits: Tensor, y: Labels) -> Tensor:

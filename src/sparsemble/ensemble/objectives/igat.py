@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Flags, Images, Labels, MemberLogits
+from sparsemble.core.types import Flags, Images, Labels, MemberLogits
 from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.ensemble.crafting import member_losses
 from sparsemble.ensemble.objectives.eed import misclassification
@@ -57,10 +57,6 @@ class IGAT(Objective):
             other = self.base(model, x, y, threat, rng=rng)
             found, terms = replace(found, loss=found.loss + other.loss), {**other.terms, **terms}
         return replace(found, terms=terms)
-
-    def with_teacher(self, teacher: Classifier) -> Objective:
-        """Return this objective with a teacher for its base, where it has one."""
-        return replace(self, base=self.base.with_teacher(teacher)) if self.base else self
 
 
 def distributed(member_logits: MemberLogits, errs: Flags, y: Labels, rng: Generator) -> Bool[Tensor, "M B"]:

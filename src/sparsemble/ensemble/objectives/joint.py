@@ -1,6 +1,6 @@
 """Adversarial training of the team as one model, through its combiner."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels, Logits, MemberLogits
+from sparsemble.core.types import Images, Labels, Logits, MemberLogits
 from sparsemble.ensemble.checked import as_team, check_not_negative
 from sparsemble.training.objective import Crafting, LossOutput, Objective, objectives
 from sparsemble.training.objectives.trades import TRADES
@@ -72,19 +72,6 @@ class Joint(Crafting):
                 mean = torch.stack(losses).mean()
                 loss, terms[name] = loss + weight * mean, mean.detach()
         return LossOutput(loss, terms, None if self.attack_prefixes else x_adv)
-
-    def gentler(self, factor: float) -> Objective | None:
-        """Return this objective with a gentler base."""
-        base = self.base.gentler(factor)
-        return base and replace(self, base=base)
-
-    def at(self, progress: float) -> Objective:
-        """Return this objective with its base after a share of the training."""
-        return replace(self, base=self.base.at(progress))
-
-    def with_teacher(self, teacher: Classifier) -> Objective:
-        """Return this objective with a teacher for its base."""
-        return replace(self, base=self.base.with_teacher(teacher))
 
 
 class _Memory:

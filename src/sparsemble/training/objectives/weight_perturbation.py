@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from sparsemble.core.errors import InputError
 from sparsemble.core.modes import still_statistics
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.core.types import Images, Labels
 from sparsemble.training import parallel
 from sparsemble.training.objective import LossOutput, Objective, objectives
 from sparsemble.training.objectives.madry import Madry
@@ -68,19 +68,10 @@ class WeightPerturbation(Objective):
         length: Tensor = self.gamma * weight.norm() / kept.norm().clamp_min(tiny)
         return length * kept
 
-    def gentler(self, factor: float) -> Objective | None:
-        """Return this around a gentler objective, where there is one."""
-        inner = self.inner.gentler(factor)
-        return replace(self, inner=inner) if inner else None
-
     def at(self, progress: float) -> Objective:
         """Return the other objective during the warm-up."""
         inner = self.inner.at(progress)
         return inner if progress < self.warm_up else replace(self, inner=inner)
-
-    def with_teacher(self, teacher: Classifier) -> "WeightPerturbation":
-        """Return this around an objective that knows its teacher."""
-        return replace(self, inner=self.inner.with_teacher(teacher))
 
 
 def _outside_parametrizations(model: nn.Module, weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:

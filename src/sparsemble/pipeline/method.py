@@ -1,6 +1,6 @@
 """The whole method, top to bottom: from a recipe to the graph of its stages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,17 +11,11 @@ from sparsemble.attacks.adaptive.suite import full_suite
 from sparsemble.attacks.adaptive.team_attack import TeamAttack
 from sparsemble.attacks.adaptive.through import Through
 from sparsemble.attacks.adaptive.whole import Whole
-from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import combiners
-from sparsemble.data.dataset import Dataset
-from sparsemble.ensemble.features import feature_layers
-from sparsemble.ensemble.objectives.dverge import DVERGE
-from sparsemble.models.graph import Graph
-from sparsemble.pipeline.deployable import check_deployable
 from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.rows import ROWS
-from sparsemble.pipeline.stage import Task, dataset
-from sparsemble.pipeline.stages.adopt import AdoptStage, adopted
+from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.stages.adopt import AdoptStage
 from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.stages.calibrate import CalibrateStage
 from sparsemble.pipeline.stages.curve import CurveStage
@@ -38,8 +32,6 @@ from sparsemble.pruning.granularities.n_m import NM
 from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.scores.erm import ERM
-from sparsemble.training import parallel
-from sparsemble.training.objective import parts
 
 COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "report", "export")
 """The stages that the command line can stop after."""
@@ -290,65 +282,6 @@ def row_inputs(row: str, made: Mapping[str, Task], pool: Mapping[str, Task]) -> 
     if row == "team_static":
         return {"team": made["team"]}
     return {row: made[row]}
-
-
-def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys: bool = True) -> None:
-    """Refuse, before any work, what the recipe asks of its data set and cannot have.
-
-    Args:
-        recipe: the settings.
-        sparsities: of the models that are pruned; that of the members unless given.
-        deploys: whether the runtime will run the networks.
-
-    Raises:
-        InputError: naming the setting.
-    """
-    data = dataset(recipe.data)
-    model = adopted(recipe.model, recipe.parent, data)
-    graph = Graph(model, data.shape)
-    check_held_out(data)
-    if deploys:
-        check_deployable(model, data.shape)
-        if any(isinstance(part, DVERGE) and part.beta for part in parts(recipe.ensemble.objective)):
-            feature_layers(model)
-    for sparsity in sparsities or (recipe.member_sparsity,):
-        recipe.prune.target(graph, sparsity)
-    shares = recipe.prune.shares
-    rarest = int(data.train.labels.bincount(minlength=len(data.classes)).min())
-    if shares > rarest:
-        raise InputError(
-            f"prune.shares = {shares} is more than the {rarest} training images of the rarest class; lower it"
-        )
-    smallest = len(data.train) if shares == 1 else 2 * (len(data.train) // shares)
-    for name, size, images in (
-        ("train", recipe.train.schedule.batch_size, len(data.train)),
-        ("prune", recipe.prune.schedule.batch_size, smallest),
-        ("ensemble", recipe.ensemble.schedule.batch_size, len(data.train)),
-    ):
-        if size > images:
-            raise InputError(f"{name}.schedule.batch_size = {size} is more than the {images} images it trains on")
-        if size % parallel.world():
-            raise InputError(
-                f"{name}.schedule.batch_size = {size} cannot be divided among {parallel.world()} processes; set a "
-                "multiple of that number"
-            )
-    if recipe.evaluate.images > len(data.test):
-        raise InputError(f"evaluate.images = {recipe.evaluate.images} is more than the {len(data.test)} test images")
-
-
-def check_held_out(data: Dataset) -> None:
-    """Refuse held-out images that cannot tell anything apart.
-
-    Raises:
-        InputError: one half of them has fewer than two classes.
-    """
-    for part, use in ((data.choose, "chooses epochs and teams"), (data.calibrate, "calibrates the stopping rule")):
-        classes = len(part.labels.unique())
-        if classes < 2:
-            raise InputError(
-                f"the half of the held-out images that {use} has {len(part)} images of {classes} classes and needs at "
-                "least two classes; raise data.held_out"
-            )
 
 
 def pruned(

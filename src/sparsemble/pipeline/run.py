@@ -16,7 +16,8 @@ from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_by
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.engines.parallel import ParallelEngine
-from sparsemble.pipeline.method import Method, check_against_data, method
+from sparsemble.pipeline.fitting import check_against_data
+from sparsemble.pipeline.method import Method, method
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from sparsemble.pipeline.stage import Task

@@ -10,7 +10,8 @@ from sparsemble.attacks.adaptive.through import Through
 from sparsemble.attacks.adaptive.whole import Whole
 from sparsemble.core.errors import InputError
 from sparsemble.core.recipe import nearest, read_toml
-from sparsemble.pipeline.method import check_against_data, method, pruned, train
+from sparsemble.pipeline.fitting import check_against_data
+from sparsemble.pipeline.method import method, pruned, train
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.rows import ROWS
 from sparsemble.pipeline.stage import Task

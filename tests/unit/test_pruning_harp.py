@@ -180,6 +180,16 @@ class TestBudget:
             assert masks.masks[name].scores.abs()[keep].min() >= masks.masks[name].scores.abs()[~keep].max()
         assert shifts[0] == pytest.approx(shifts[1], abs=0.3)  # whole weights
 
+    @pytest.mark.parametrize("quota", [-1e3, -1e30, 1e3])
+    def test_a_quota_beyond_what_exp_can_hold_is_no_obstacle(self, quota: float) -> None:
+        masks = learner(0.4)
+        next(iter(masks.masks.values())).quota.data.fill_(quota)
+        found = masks.final_mask()
+        assert found.nonzeros == 30
+        second = list(found.values())[1]
+        # The layer that ran away gets all it can, or the least that the other leaves.
+        assert second.float().mean() < 0.1 if quota > 0 else second.all()
+
     @pytest.mark.parametrize(("initial_keep", "expected"), [(2.0, [0.1, 0.2, 0.3]), (1.0, [0.1, 0.1, 0.1])])
     def test_its_weight_grows_until_it_is_met(self, initial_keep: float, expected: list[float]) -> None:
         seen: list[tuple[LearnedMasks, float]] = []

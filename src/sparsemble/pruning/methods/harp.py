@@ -121,7 +121,8 @@ class LearnedMasks(nn.Module):
     @torch.no_grad()
     def final_mask(self) -> Mask:
         """Shift all quotas by one amount until the budget is met."""
-        quotas = {name: float(mask.quota) for name, mask in self.masks.items()}
+        # A quota can run away; beyond half of the farthest shift it is as good as infinite, and could not be shifted.
+        quotas = {name: float(mask.quota.clamp(-FARTHEST / 2, FARTHEST / 2)) for name, mask in self.masks.items()}
         least = next(iter(self.masks.values())).least
 
         def rates(level: float) -> dict[str, float]:

@@ -73,7 +73,8 @@ def main() -> None:
         each = ", ".join(f"{value:.1f}" for value in worst)
         members = f"{asked:.2f} / {hit:.2f}"
         print(f"| {title} | {clean.mean():.1f} | {worst.mean():.1f} ({each}) | {members} | {seconds:.0f} s |")
-    print(f"\n| worst case, {len(runs)} seeds x {len(runs[0].worst_case['dense'])} images | points | 95 % interval |")
+    count = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    print(f"\n| worst case, {count} x {len(runs[0].worst_case['dense'])} images | points | 95 % interval |")
     print("|---|---:|---:|")
     for a, b in PAIRS:
         first, second = ([run.worst_case[row] for run in runs] for row in (a, b))

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -70,8 +70,7 @@ class Objective(Plug):
 
     def _inner(self) -> "list[tuple[str, Objective]]":
         """Return the objectives that this one is made of, by the setting that holds them."""
-        settings = [(one.name, getattr(self, one.name)) for one in fields(self)]  # type: ignore[arg-type]
-        return [(name, value) for name, value in settings if isinstance(value, Objective)]
+        return [(name, value) for name, value in vars(self).items() if isinstance(value, Objective)]
 
     def _changed(self, inner: "dict[str, Objective]") -> "Objective":
         """Return this objective with others in these settings; itself where they are those it has."""

@@ -50,7 +50,7 @@ def robustness_against_size(rows: list[dict[str, Any]], looks: Mapping[str, Look
         bold = "bold" if look.strong else "normal"
         shown = {"color": look.colour, "va": "center", "annotation_clip": False, "fontweight": bold}
         where = {"xy": (1.0, 100 * row["worst_case"]), "xytext": (1.07, place)}
-        line = {"arrowstyle": "-", "color": look.colour, "lw": 0.8, "shrinkA": 2, "shrinkB": 0}
+        line = {"arrowstyle": "-", "color": look.colour, "lw": 0.8, "shrinkA": 2, "shrinkB": 0, "relpos": (0, 0.5)}
         axes[1].annotate(text, **where, xycoords=axes[1].get_yaxis_transform(), arrowprops=line, **shown)
     return figure
 

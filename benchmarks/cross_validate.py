@@ -1,0 +1,131 @@
+"""Compare settings of the digits recipe without touching its test images.
+
+python benchmarks/cross_validate.py --row team --out runs/folds                                   # the recipe as it is
+python benchmarks/cross_validate.py --row team --name three --set team_size=3 --out runs/folds
+python benchmarks/cross_validate.py --out runs/folds                                              # only the table
+
+The 1,297 training and held-out images are dealt into five folds. Each fold is once what is judged, with a seed of its
+own, while the rest trains (and holds out 100 images to choose with). Every one of the 1,297 images is so judged once:
+an interval of 2 points where 297 fixed images have one of 4, and chance in training is averaged, too. Rows: dense,
+single (the row "harp" of a run, whatever its method) and team (all members). Stages are kept in OUT, one folder a
+fold, and outcomes in OUT/outcomes; the table compares each line with the first one, image by image.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from sparsemble.attacks.attack import attacks
+from sparsemble.core import seeded
+from sparsemble.core.artifacts import Artifact
+from sparsemble.data.digits import Digits
+from sparsemble.evaluation.intervals import paired_mean_difference
+from sparsemble.pipeline.engines.local import LocalEngine
+from sparsemble.pipeline.method import lay_out
+from sparsemble.pipeline.progress import PlainProgress
+from sparsemble.pipeline.recipe import Recipe, load_recipe
+from sparsemble.pipeline.rows import load_team
+from sparsemble.pipeline.stage import dataset
+from sparsemble.pipeline.store import load_model
+
+FOLDS = 5
+HELD_OUT = 100
+FIRST_SEED = 100
+STRONG = (
+    {"name": "pgd", "steps": 50, "step_size": 0.1, "restarts": 2},
+    {"name": "pgd", "steps": 50, "step_size": 0.1, "loss": "margin"},
+)
+
+
+def fold_file(fold: int, folder: Path) -> Path:
+    """Deal the images, each class in proportion, and write a fold as the "test" images of a file."""
+    whole = Digits().load()
+    parts = [part.everything() for part in (whole.train, whole.choose, whole.calibrate)]
+    pixels, labels = (torch.cat(found).numpy() for found in zip(*parts, strict=True))
+    order = np.random.default_rng(FOLDS).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    part = {"test": np.sort(order[fold::FOLDS])}
+    part["train"] = np.setdiff1d(order, part["test"])
+    images = {f"{name}_images": (255 * pixels[where, 0]).round().astype(np.uint8) for name, where in part.items()}
+    path = folder / f"fold{fold}.npz"
+    np.savez(path, **images, **{f"{name}_labels": labels[where] for name, where in part.items()})
+    return path
+
+
+def made(recipe: Recipe, row: str, folder: Path) -> nn.Module:
+    """Train what the row needs, where that is not there yet, and return it."""
+    cpu = torch.device("cpu")
+    stages, pool = lay_out(recipe)
+    task = stages[{"dense": "dense", "single": "harp", "team": "team"}[row]]
+    needed = [stages["dense"], task] if row != "team" else [stages["dense"], *pool.values(), stages["select"], task]
+    missing = [one for one in dict.fromkeys(needed) if not (folder / one.folder).is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    LocalEngine(folder, 1, "cpu", PlainProgress(Console(quiet=True), missing, None)).run(missing)
+    artifact = Artifact(folder / task.folder)
+    return load_team(artifact, recipe.ensemble.combine, cpu) if row == "team" else load_model(artifact, cpu).eval()
+
+
+def judge(model: nn.Module, recipe: Recipe) -> np.ndarray:
+    """Return which images of the fold are right when clean, and under every attack: (2, N)."""
+    x, y = dataset(recipe.data).test.everything()
+    with torch.no_grad():
+        clean = model(x).argmax(1) == y
+    worst = clean.clone()
+    for table in STRONG:
+        adversarial = attacks.build(table)(model, x, y, recipe.threat, rng=seeded(FIRST_SEED))
+        with torch.no_grad():
+            worst &= model(adversarial).argmax(1) == y
+    return torch.stack([clean, worst]).numpy()
+
+
+def table(folder: Path) -> str:
+    """Return what is there as Markdown, each line compared with the first, image by image."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for path in sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime):
+        with np.load(path, allow_pickle=False) as file:
+            found.setdefault(path.stem.rsplit("-", 1)[0], {})[int(path.stem.rsplit("-", 1)[1])] = file["right"]
+    lines = ["| | folds | clean % | worst case % | minus the first line | 95 % |", "|---|---:|---:|---:|---:|---:|"]
+    first = next(iter(found.values()), dict[int, np.ndarray]())
+    for name, folds in found.items():
+        clean, worst = 100 * np.concatenate(list(folds.values()), axis=1).mean(axis=1)
+        both = sorted(first.keys() & folds.keys())
+        pairs = np.concatenate([folds[k][1].astype(float) - first[k][1] for k in both] or [np.zeros(1)])
+        mean, low, high = (100 * value for value in paired_mean_difference(pairs[None]))
+        lines.append(f"| {name} | {len(folds)} | {clean:.1f} | {worst:.1f} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Judge one row of one recipe on some folds, then print the table."""
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--row", choices=["dense", "single", "team"])
+    asked.add_argument("--name", default="recipe", help="what the line of the table is called")
+    asked.add_argument("--set", action="append", default=[], dest="settings")
+    asked.add_argument("--folds", type=int, nargs="*", default=list(range(FOLDS)))
+    asked.add_argument("--out", type=Path, required=True)
+    given = asked.parse_args()
+    outcomes = given.out / "outcomes"
+    outcomes.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for fold in given.folds if given.row else ():
+        path = outcomes / f"{given.row} {given.name}-{fold}.npz"
+        if path.exists():
+            continue
+        settings = (
+            f"seed={FIRST_SEED + fold}",
+            f"data={{name='arrays', path='{fold_file(fold, given.out)}', held_out={HELD_OUT}}}",
+            *given.settings,
+        )
+        recipe = load_recipe("digits", settings)[1]
+        right = judge(made(recipe, given.row, given.out / f"fold{fold}"), recipe)
+        np.savez(path, right=right)
+        print(path.stem, 100 * right.mean(axis=1), flush=True)
+    print(table(outcomes))
+
+
+if __name__ == "__main__":
+    main()

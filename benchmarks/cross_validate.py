@@ -2,17 +2,19 @@
 
 python benchmarks/cross_validate.py --row team --out runs/folds                                   # the recipe as it is
 python benchmarks/cross_validate.py --row team --name three --set team_size=3 --out runs/folds
-python benchmarks/cross_validate.py --out runs/folds                                              # only the table
+python benchmarks/cross_validate.py --out runs/folds --against "team recipe"                       # only the table
 
 The 1,297 training and held-out images are dealt into five folds. Each fold is once what is judged, with a seed of its
 own, while the rest trains (and holds out 100 images to choose with), so every one of the 1,297 images is judged once,
 and chance in training is averaged, too. Rows: dense, single (the row "harp" of a run, whatever its method) and team
-(all members). Stages are kept in OUT, one folder a fold, and outcomes in OUT/outcomes. The table compares each line
-with the first, fold by fold; its interval is Student's over the folds, so it holds chance in images and in training,
-but not that the folds share training images.
+(all members), under PGD-50 with two losses. Stages are kept in OUT, one folder a fold; a whole run there (`sparsemble
+run digits --set seed=100 --set "data={name='arrays', path='OUT/fold0.npz', held_out=100}" --out OUT/fold0`) adds its
+rows, under the adaptive union. The interval of a difference is Student's over the folds: it holds chance in images and
+in training, but not that the folds share training images.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,10 @@ STRONG = (
     {"name": "pgd", "steps": 50, "step_size": 0.1, "restarts": 2},
     {"name": "pgd", "steps": 50, "step_size": 0.1, "loss": "margin"},
 )
+
+
+Lines = dict[str, dict[int, tuple[float, ...]]]
+"""Of each line of the table and fold: clean and worst-case accuracy in percent."""
 
 
 def fold_file(fold: int, folder: Path) -> Path:
@@ -86,22 +92,32 @@ def judge(model: nn.Module, recipe: Recipe) -> np.ndarray:
     return torch.stack([clean, worst]).numpy()
 
 
-def table(folder: Path) -> str:
-    """Return what is there as Markdown, each line compared with the first, image by image."""
-    found: dict[str, dict[int, np.ndarray]] = {}
-    for path in sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime):
+def read(folder: Path) -> Lines:
+    """Return what was judged by this script, and what whole runs in the folders of the folds say."""
+    found: Lines = {}
+    for path in sorted((folder / "outcomes").glob("*.npz"), key=lambda path: path.stat().st_mtime):
+        name, fold = path.stem.rsplit("-", 1)
         with np.load(path, allow_pickle=False) as file:
-            found.setdefault(path.stem.rsplit("-", 1)[0], {})[int(path.stem.rsplit("-", 1)[1])] = file["right"]
-    lines = ["| | folds | clean % | worst case % | minus the first line | 95 % |", "|---|---:|---:|---:|---:|---:|"]
-    first = next(iter(found.values()), dict[int, np.ndarray]())
+            found.setdefault(name, {})[int(fold)] = tuple(100 * file["right"].mean(axis=1))
+    for number in range(FOLDS):
+        path = folder / f"fold{number}" / "report" / "summary.json"
+        for row in json.loads(path.read_text("utf-8"))["rows"] if path.exists() else ():
+            found.setdefault(f"run: {row['name']}", {})[number] = (100 * row["clean"], 100 * row["worst_case"])
+    return found
+
+
+def table(found: Lines, against: str) -> str:
+    """Return the lines as Markdown, each compared with one of them, fold by fold."""
+    lines = [f"| | folds | clean % | worst case % | minus {against} | 95 % |", "|---|---:|---:|---:|---:|---:|"]
+    base = found.get(against, {})
     for name, folds in found.items():
-        clean, worst = 100 * np.concatenate(list(folds.values()), axis=1).mean(axis=1)
-        gains = [100 * (folds[k][1].mean() - first[k][1].mean()) for k in sorted(first.keys() & folds.keys())]
+        clean, worst = np.mean(list(folds.values()), axis=0)
         line = f"| {name} | {len(folds)} | {clean:.1f} | {worst:.1f} |"
-        if len(gains) > 1 and folds is not first:
+        gains = [folds[fold][1] - base[fold][1] for fold in sorted(base.keys() & folds.keys())]
+        if len(gains) > 1 and name != against:
             half = STUDENT[len(gains)] * np.std(gains, ddof=1) / len(gains) ** 0.5
             line += f" {np.mean(gains):+.1f} | {np.mean(gains) - half:+.1f} to {np.mean(gains) + half:+.1f} |"
-        lines.append(line)
+        lines.append(line if line.count("|") == 7 else line + " | |")
     return "\n".join(lines)
 
 
@@ -112,6 +128,7 @@ def main() -> None:
     asked.add_argument("--recipe", default="digits", help="a recipe of the digits")
     asked.add_argument("--name", default="recipe", help="what the line of the table is called")
     asked.add_argument("--members", type=int, default=0, help="judge only so many of the team's members; 0: all")
+    asked.add_argument("--against", default="dense recipe", help="the line that the others are compared with")
     asked.add_argument("--set", action="append", default=[], dest="settings")
     asked.add_argument("--folds", type=int, nargs="*", default=list(range(FOLDS)))
     asked.add_argument("--out", type=Path, required=True)
@@ -135,7 +152,9 @@ def main() -> None:
         right = judge(model, recipe)
         np.savez(path, right=right)
         print(path.stem, 100 * right.mean(axis=1), flush=True)
-    print(table(outcomes))
+    found = read(given.out)
+    (given.out / "folds.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    print(table(found, given.against))
 
 
 if __name__ == "__main__":

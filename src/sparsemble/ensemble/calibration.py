@@ -101,7 +101,8 @@ def calibrate(
     Args:
         start: the rule; its `candidates` are compared.
         held_out: logits, members in the present order.
-        max_accuracy_drop: allowed loss against the static team, in [0, 1]; never finer than one image.
+        max_accuracy_drop: allowed loss against the static team, in [0, 1]: clean and in the worst case, there never
+            finer than one image, and on average over clean images and all attacks.
         attacked_share: how much of the cost is that under attack, in [0, 1]; the rest is that of clean images.
         reorder: compare orders, too.
     """
@@ -119,8 +120,12 @@ def calibrate(
             lost = max(int(static[0].sum() - right[0].sum()), int(static.all(0).sum() - right.all(0).sum()))
             cost = (1 - attacked_share) * stored.clean_cost(run) + attacked_share * stored.attacked_cost(run)
             cost += ORDER_GAIN * (order != present)
+            # The worst case of so few images is coarse, and the cheapest of many settings is the one it flatters most;
+            # the average over all sets sees losses that it does not.
+            average = float((static.double() - right.double()).mean())
+            over = (float(max(lost - allowed, 0)), max(average - max_accuracy_drop, 0.0))
             # Less than a grain of cost is within the noise of so few images, and no reason to lose another one.
-            rank = (float(max(lost - allowed, 0)), float(round(cost / GRAIN)), float(lost), cost)
+            rank = (*over, float(round(cost / GRAIN)), float(lost), cost)
             if best is None or rank < best[0]:
                 best = (rank, order, rule)
             tried += 1
@@ -141,6 +146,12 @@ def calibrate(
             for name, factor, varied in _varied(stop)
         ),
     )
+
+
+def judged(stop: StoppingRule, held_out: HeldOut) -> Outcome:
+    """Return what a rule does on held-out images, members in the present order."""
+    stored = _Stored(held_out)
+    return stored.outcome(*stored.decide(stop))
 
 
 def orders(members: int) -> list[tuple[int, ...]]:

@@ -152,7 +152,8 @@ class Dynamic:
     stop: StoppingRule = DIE()
     """Its settings are where calibration starts."""
     max_accuracy_drop: float = 0.002
-    """Accuracy that stopping early may cost on held-out images, clean and in the worst case; at least one image."""
+    """Accuracy that stopping early may cost on held-out images, clean, in the worst case (there at least one image)
+    and on average over all attacks."""
     attacked_share: float = 0.0
     """How much of the cost that is made small is that under attack, in [0, 1]; the rest is that on clean images."""
     reorder: bool = True

@@ -34,7 +34,7 @@ class CalibrateStage(WithData):
     that was found is attacked itself and set anew with these images added.
     """
 
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
 
     seed: int
     threat: ThreatModel

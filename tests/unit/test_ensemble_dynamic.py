@@ -214,6 +214,18 @@ class TestCalibrate:
         assert found.outcome.clean == found.static.clean == 1
         assert answer_dynamic(logits, average, found.stop).logits.argmax(1).equal(y)
 
+    @pytest.mark.parametrize("name", ["agreement", "die", "first_passage", "confidence"])
+    def test_sees_what_is_lost_under_one_attack_where_another_has_broken_the_image_anyway(self, name: str) -> None:
+        y = torch.arange(40) % 5
+        clean, broken, late = torch.zeros(3, 4, 40, 5)
+        clean[:, torch.arange(40), y] = 30.0
+        broken[:, torch.arange(40), (y + 1) % 5] = 30.0
+        late[0, torch.arange(40), (y + 1) % 5] = 30.0  # as sure and as wrong as the first member can be
+        late[1:, torch.arange(40), y] = 30.0
+        found = calibrate(stopping_rules.build(name), held_out(clean, [broken, late], y), max_accuracy_drop=0.0)
+        assert found.static.worst_case == found.outcome.worst_case == 0
+        assert answer_dynamic(late, average, found.stop).logits.argmax(1).equal(y)
+
     def test_puts_the_member_first_that_needs_no_other(self) -> None:
         y = torch.arange(40) % 5
         logits = torch.zeros(4, 40, 5)

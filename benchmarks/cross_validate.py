@@ -7,10 +7,11 @@ python benchmarks/cross_validate.py --out runs/folds --against "team recipe"    
 The 1,297 training and held-out images are dealt into five folds. Each fold is once what is judged, with a seed of its
 own, while the rest trains (and holds out 100 images to choose with), so every one of the 1,297 images is judged once,
 and chance in training is averaged, too. Rows: dense, single (the row "harp" of a run, whatever its method) and team
-(all members), under PGD-50 with two losses. Stages are kept in OUT, one folder a fold; a whole run there (`sparsemble
-run digits --set seed=100 --set "data={name='arrays', path='OUT/fold0.npz', held_out=100}" --out OUT/fold0`) adds its
-rows, under the adaptive union. The interval of a difference is Student's over the folds: it holds chance in images and
-in training, but not that the folds share training images.
+(all members), under PGD-50 with two losses. Stages are kept in OUT, one folder a fold, and a name is judged once:
+other settings need another name. A whole run there (`sparsemble run digits --set seed=100 --set "data={name='arrays',
+path='OUT/fold0.npz', held_out=100}" --out OUT/fold0`) adds its rows, under the adaptive union. The interval of a
+difference is Student's over the folds: it holds chance in images and in training, but not that the folds share
+training images.
 """
 
 import argparse

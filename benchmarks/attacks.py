@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks import attacks
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.arrays import Arrays
@@ -36,9 +36,9 @@ from sparsemble.models.architecture import build_model
 from sparsemble.models.resnet import ResNet
 from sparsemble.training.batches import Batches
 from sparsemble.training.fit import fit
-from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 SEED = 0
 SAME_SPEED = 1.25
@@ -108,7 +108,7 @@ def trained(data: Dataset, threat: ThreatModel, work: Path, epochs: int) -> nn.M
     else:
         fit(
             model,
-            Madry(attack=TRAINING_ATTACK),
+            PGDAT(attack=TRAINING_ATTACK),
             Batches(split=data.train, batch_size=64, augmentation=data.augmentation),
             Schedule(rate=0.2, decay=OneCycle()),
             epochs=epochs,

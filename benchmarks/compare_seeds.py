@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
-from sparsemble.evaluation.intervals import paired_mean_difference
+from sparsemble.evaluation.statistics import paired_mean_difference
 from sparsemble.report.summary import NAMES
 
 PAIRS = (

@@ -32,9 +32,9 @@ from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.method import lay_out
 from sparsemble.pipeline.progress import PlainProgress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
-from sparsemble.pipeline.rows import load_team
+from sparsemble.pipeline.baselines import load_ensemble
 from sparsemble.pipeline.stage import dataset
-from sparsemble.pipeline.store import load_model
+from sparsemble.pipeline.model_io import load_model
 
 FOLDS = 5
 HELD_OUT = 100
@@ -77,7 +77,7 @@ def made(recipe: Recipe, row: str, folder: Path) -> nn.Module:
     folder.mkdir(parents=True, exist_ok=True)
     LocalEngine(folder, 1, "cpu", PlainProgress(Console(quiet=True), missing, None)).run(missing)
     artifact = Artifact(folder / task.folder)
-    return load_team(artifact, recipe.ensemble.combine, cpu) if row == "team" else load_model(artifact, cpu).eval()
+    return load_ensemble(artifact, recipe.ensemble.combine, cpu) if row == "team" else load_model(artifact, cpu).eval()
 
 
 def judge(model: nn.Module, recipe: Recipe) -> np.ndarray:

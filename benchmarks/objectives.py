@@ -26,14 +26,14 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data import data_sources
 from sparsemble.data.dataset import Dataset, Split
-from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.robustness import evaluate
 from sparsemble.models.architecture import architectures, build_model
-from sparsemble.pipeline.machine import machine, source_revision
-from sparsemble.training import Average, Batches, Computing, Guard, KeepBest, Schedule, fit
-from sparsemble.training.objective import Objective, objectives
+from sparsemble.pipeline.environment import machine, source_revision
+from sparsemble.training import EMA, Batches, Precision, Guard, KeepBest, Schedule, fit
+from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 PGD_STEPS = 7
 MULTI = {"name": "pgd", "steps": PGD_STEPS, "step_size": 2.5 / PGD_STEPS, "keep_best": False}
@@ -47,16 +47,16 @@ PROBES = 15
 """How often a training is measured."""
 
 
-def rows() -> dict[str, tuple[Objective, bool]]:
+def rows() -> dict[str, tuple[TrainingLoss, bool]]:
     """Return objective and averaging of each row, by name."""
-    made: dict[str, tuple[Objective, bool]] = {}
+    made: dict[str, tuple[TrainingLoss, bool]] = {}
     for name, spec in PLAIN.items():
-        made[name] = objectives.build(spec), False
+        made[name] = training_losses.build(spec), False
     for name in ("madry", "n_fgsm"):
-        made[f"{name} + averaging"] = objectives.build(PLAIN[name]), True
+        made[f"{name} + averaging"] = training_losses.build(PLAIN[name]), True
     for name in ("madry", "n_fgsm"):
         perturbed = {"name": "weight_perturbation", "inner": PLAIN[name]}
-        made[f"{name} + averaging + weight perturbation"] = objectives.build(perturbed), True
+        made[f"{name} + averaging + weight perturbation"] = training_losses.build(perturbed), True
     return made
 
 
@@ -75,7 +75,7 @@ def accuracy(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> 
 
 
 def train(
-    objective: Objective, averaging: bool, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel
+    objective: TrainingLoss, averaging: bool, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel
 ) -> dict[str, Any]:
     """Train one row for its time and measure it."""
 
@@ -94,7 +94,7 @@ def train(
         model = fresh()
         steps = epochs * len(batches)
         # The average spans about a twentieth of the training, whatever its length.
-        average = Average(decay=max(0.9, 1 - 20 / steps)) if averaging else None
+        average = EMA(decay=max(0.9, 1 - 20 / steps)) if averaging else None
         schedule = Schedule(
             rate=chosen.rate,
             batch_size=chosen.batch,
@@ -112,7 +112,7 @@ def train(
             threat=threat,
             rng=seeded(chosen.seed + 1),
             callbacks=[best] if best else [],
-            computing=Computing(precision=chosen.precision),
+            precision=Precision(precision=chosen.precision),
         )
         return model, history
 

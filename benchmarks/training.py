@@ -32,13 +32,13 @@ from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import build_model
 from sparsemble.models.resnet import ResNet
-from sparsemble.pipeline.machine import processor
+from sparsemble.pipeline.environment import processor
 from sparsemble.training.batches import Batches
-from sparsemble.training.computing import Computing
+from sparsemble.training.precision import Precision
 from sparsemble.training.fit import fit
-from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.cosine import Cosine
 
 EPS = 8 / 255
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -83,10 +83,10 @@ def plain_loop(model: nn.Module, split: TensorSplit, batch: int, steps: int, dev
 
 
 def our_loop(
-    model: nn.Module, split: TensorSplit, batch: int, steps: int, device: str, computing: Computing
+    model: nn.Module, split: TensorSplit, batch: int, steps: int, device: str, precision: Precision
 ) -> Callable[[], None]:
     """Return a function that trains one epoch through `fit`."""
-    objective = Madry(attack=PGD(steps=steps, step_size=2.5 / steps, keep_best=False))
+    objective = PGDAT(attack=PGD(steps=steps, step_size=2.5 / steps, keep_best=False))
     batches = Batches(split=split.to(device), batch_size=batch, augmentation=Augmentation(crop=4, flip=True))
     schedule = Schedule(rate=0.01, batch_size=batch, decay=Cosine())
 
@@ -99,7 +99,7 @@ def our_loop(
             epochs=1,
             threat=ThreatModel(eps=EPS),
             rng=seeded(0, device),
-            computing=computing,
+            precision=precision,
         )
 
     return epoch
@@ -108,13 +108,13 @@ def our_loop(
 def contenders(model: nn.Module, split: TensorSplit, chosen: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """Return what is timed, by name; each trains a copy of its own."""
     settings = {
-        "ours, float32 NCHW": Computing(channels_last=False),
-        "ours, float32": Computing(),
-        "ours, bfloat16": Computing(precision="bfloat16"),
+        "ours, float32 NCHW": Precision(channels_last=False),
+        "ours, float32": Precision(),
+        "ours, bfloat16": Precision(precision="bfloat16"),
     }
     if chosen.compile:
-        settings["ours, float32, compiled"] = Computing(compile=True)
-        settings["ours, bfloat16, compiled"] = Computing(precision="bfloat16", compile=True)
+        settings["ours, float32, compiled"] = Precision(compile=True)
+        settings["ours, bfloat16, compiled"] = Precision(precision="bfloat16", compile=True)
     common = (split, chosen.batch, chosen.steps, chosen.device)
     rows = {"plain loop": plain_loop(copy.deepcopy(model), *common)}
     return rows | {name: our_loop(copy.deepcopy(model), *common, value) for name, value in settings.items()}

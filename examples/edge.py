@@ -18,7 +18,7 @@ try:
     predictor = runtime.load(sys.argv[1], threads=os.cpu_count() or 1)
     images = [read_image(Path(path), predictor.team.image, resize=True) for path in sys.argv[2:]]
     found = predictor.predict(np.stack(images))
-except runtime.Refused as error:
+except runtime.RuntimeInputError as error:
     sys.exit(f"error: {error}")
 for path, label, probability, members in zip(
     sys.argv[2:], found.labels, found.probabilities.max(1), found.members_run, strict=True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks import Attack, attacks
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, PerImage, seeded
 from sparsemble.models import architectures, build_model
@@ -20,13 +20,13 @@ QUICK: dict[str, Any] = {"steps": 8, "searches": 2, "queries": 40, "draws": 40, 
 LINEAR: dict[str, Any] = {"steps": 30, "queries": 150, "draws": 60, "mode": "fast"}
 """On a linear model, where attacks shall find what there is."""
 WITHOUT_GRADIENTS = {"hard_label", "noise", "square"}
-NAMES = [pytest.param(n, marks=pytest.mark.slow) if n == "autoattack" else n for n in sorted(attacks.plugs)]
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n == "autoattack" else n for n in sorted(attacks.components)]
 """AutoAttack has no cheap settings."""
 NORMS = {"linf": 0.02, "l2": 0.15}
 
 
 def build(name: str, settings: dict[str, Any] = QUICK) -> Attack:
-    fields = {field.name for field in dataclasses.fields(attacks.plugs[name])}
+    fields = {field.name for field in dataclasses.fields(attacks.components[name])}
     return attacks.build({"name": name, **{key: value for key, value in settings.items() if key in fields}})
 
 
@@ -178,14 +178,14 @@ class TestEveryAttack:
         assert broken(model, build_for_linear(name)(model, x, wrong, threat, rng=seeded(0)), wrong).all()
 
 
-@pytest.mark.parametrize("name", sorted(attacks.plugs))
+@pytest.mark.parametrize("name", sorted(attacks.components))
 def test_refuses_images_outside_the_box(name: str) -> None:
     model, x, y, threat = small_case("linf")
     with pytest.raises(InputError, match=r"images must lie in \[0, 1\], got"):
         build_for_linear(name)(model, 2 * x, y, threat, rng=seeded(0))
 
 
-@pytest.mark.parametrize("name", sorted(attacks.plugs))
+@pytest.mark.parametrize("name", sorted(attacks.components))
 def test_has_a_label(name: str) -> None:
     assert build(name).label
     assert dataclasses.replace(build(name), label="mine").label == "mine"

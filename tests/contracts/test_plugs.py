@@ -14,15 +14,15 @@ import pytest
 import tomli_w
 
 import sparsemble
-import sparsemble.attacks.adaptive
+import sparsemble.attacks.ensemble
 import sparsemble.data
 import sparsemble.ensemble
 import sparsemble.models
 import sparsemble.pruning
 import sparsemble.training
 from sparsemble.core.errors import InputError
-from sparsemble.core.recipe import parse_toml
-from sparsemble.core.registry import REGISTRIES, Plug, Registry, describe
+from sparsemble.core.config import parse_toml
+from sparsemble.core.registry import REGISTRIES, Component, Registry, to_dict
 from sparsemble.pipeline.catalogue import catalogue, sentence
 from sparsemble.pipeline.method import method
 from sparsemble.pipeline.recipe import load_recipe
@@ -33,10 +33,10 @@ stages.walk("sparsemble.pipeline.stages")
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
 PACKAGE = Path(sparsemble.__file__).parent
 PLUGS = [
-    pytest.param(registry, plug, id=f"{registry.kind}-{name}")
+    pytest.param(registry, component, id=f"{registry.kind}-{name}")
     for registry in REGISTRIES.values()
     if registry.interface.__module__.startswith("sparsemble.")
-    for name, plug in sorted(registry.plugs.items())
+    for name, component in sorted(registry.components.items())
 ]
 PARTS = [parameter for parameter in PLUGS if parameter.values[0] is not stages]
 ALIASES = [
@@ -51,27 +51,27 @@ def stage_examples() -> dict[str, Stage]:
     return {task.stage.name: task.stage for recipe in recipes for task in method(recipe, "title", "command").tasks}
 
 
-def required(plug: type[Plug]) -> list[str]:
+def required(component: type[Component]) -> list[str]:
     """Return the settings without a default."""
     missing = dataclasses.MISSING
-    fields = dataclasses.fields(plug)  # type: ignore[arg-type]
+    fields = dataclasses.fields(component)  # type: ignore[arg-type]
     return [f.name for f in fields if f.default is missing and f.default_factory is missing]
 
 
 def example(hint: Any) -> Any:
     """Make up a value as a recipe would have it."""
     if hint in REGISTRIES:
-        return next(name for name, plug in sorted(REGISTRIES[hint].plugs.items()) if not required(plug))
+        return next(name for name, component in sorted(REGISTRIES[hint].components.items()) if not required(component))
     return {str: "somewhere", int: 3, float: 0.5, bool: True}[hint]
 
 
-def specification(registry: Registry[Any], plug: type[Plug]) -> dict[str, Any]:
+def specification(registry: Registry[Any], component: type[Component]) -> dict[str, Any]:
     """Return the shortest table that builds a plug."""
     if registry is stages:
-        table: dict[str, Any] = describe(stage_examples()[plug.name])
+        table: dict[str, Any] = to_dict(stage_examples()[component.name])
         return table
-    hints = typing.get_type_hints(plug)
-    return {"name": plug.name, **{name: example(hints[name]) for name in required(plug)}}
+    hints = typing.get_type_hints(component)
+    return {"name": component.name, **{name: example(hints[name]) for name in required(component)}}
 
 
 def others(hint: Any, value: Any) -> list[Any]:
@@ -82,9 +82,9 @@ def others(hint: Any, value: Any) -> list[Any]:
     if origin is Literal:
         return [entry for entry in args if entry != value]
     if origin is tuple:
-        return [[*describe(value), *others(args[0], None)[:1]], *([describe(value)[:-1]] if value else [])]
+        return [[*to_dict(value), *others(args[0], None)[:1]], *([to_dict(value)[:-1]] if value else [])]
     if hint in REGISTRIES:
-        names = sorted(name for name, plug in REGISTRIES[hint].plugs.items() if not required(plug))
+        names = sorted(name for name, component in REGISTRIES[hint].components.items() if not required(component))
         return [name for name in names if value is None or name != value.name]
     if dataclasses.is_dataclass(hint):
         return []
@@ -98,78 +98,78 @@ def others(hint: Any, value: Any) -> list[Any]:
 
 @pytest.mark.parametrize(("registry", "plug"), PLUGS)
 class TestEveryPlug:
-    def test_is_one_frozen_final_dataclass_in_a_file_of_its_name(self, registry: Registry[Any], plug: Any) -> None:
-        assert plug.__dict__["__dataclass_params__"].frozen
-        assert plug.__dict__.get("__final__"), "put @final above register"
-        assert all(field.kw_only for field in dataclasses.fields(plug))
-        assert issubclass(plug, registry.interface)
-        assert not inspect.isabstract(plug)
-        path = Path(inspect.getsourcefile(plug) or "")
-        assert path.stem == plug.name == next(name for name, found in registry.plugs.items() if found is plug)
+    def test_is_one_frozen_final_dataclass_in_a_file_of_its_name(self, registry: Registry[Any], component: Any) -> None:
+        assert component.__dict__["__dataclass_params__"].frozen
+        assert component.__dict__.get("__final__"), "put @final above register"
+        assert all(field.kw_only for field in dataclasses.fields(component))
+        assert issubclass(component, registry.interface)
+        assert not inspect.isabstract(component)
+        path = Path(inspect.getsourcefile(component) or "")
+        assert path.stem == component.name == next(name for name, found in registry.components.items() if found is component)
         assert path.is_relative_to(PACKAGE)
         beside = [
-            found for r in REGISTRIES.values() for found in r.plugs.values() if found.__module__ == plug.__module__
+            found for r in REGISTRIES.values() for found in r.components.values() if found.__module__ == component.__module__
         ]
-        assert beside == [plug]
+        assert beside == [component]
 
-    def test_says_what_it_is(self, registry: Registry[Any], plug: Any) -> None:
-        first = sentence(plug)
+    def test_says_what_it_is(self, registry: Registry[Any], component: Any) -> None:
+        first = sentence(component)
         assert first.endswith("."), first
         assert 10 < len(first) < 200
-        assert not first.startswith(plug.__name__ + "("), "the docstring is the one that dataclass makes"
-        assert (inspect.getmodule(plug).__doc__ or "").strip()
+        assert not first.startswith(component.__name__ + "("), "the docstring is the one that dataclass makes"
+        assert (inspect.getmodule(component).__doc__ or "").strip()
 
-    def test_is_built_and_written_back(self, registry: Registry[Any], plug: Any) -> None:
-        table = specification(registry, plug)
+    def test_is_built_and_written_back(self, registry: Registry[Any], component: Any) -> None:
+        table = specification(registry, component)
         built = registry.build(table)
-        assert type(built) is plug
-        written = describe(built)
+        assert type(built) is component
+        written = to_dict(built)
         assert registry.build(json.loads(json.dumps(written))) == built
         assert registry.build(parse_toml(tomli_w.dumps(written), "here")) == built
-        assert describe(registry.build(written)) == written
-        fields = {field.name for field in dataclasses.fields(plug) if getattr(built, field.name) is not None}
+        assert to_dict(registry.build(written)) == written
+        fields = {field.name for field in dataclasses.fields(component) if getattr(built, field.name) is not None}
         if "label" in fields and "label" not in table:
             fields.remove("label")  # it follows the settings, so that a changed setting changes it, too
         assert set(written) == {"name", *fields}
 
-    def test_is_a_value(self, registry: Registry[Any], plug: Any) -> None:
-        first, second = (registry.build(specification(registry, plug)) for _ in range(2))
+    def test_is_a_value(self, registry: Registry[Any], component: Any) -> None:
+        first, second = (registry.build(specification(registry, component)) for _ in range(2))
         assert first == second
         assert hash(first) == hash(second)
         with pytest.raises(dataclasses.FrozenInstanceError):
             first.anything = 1
 
-    def test_carries_a_version(self, registry: Registry[Any], plug: Any) -> None:
-        assert isinstance(plug.version, int)
-        assert plug.version >= 1
-        assert describe(registry.build(specification(registry, plug)), versions=True)["version"] == plug.version
+    def test_carries_a_version(self, registry: Registry[Any], component: Any) -> None:
+        assert isinstance(component.version, int)
+        assert component.version >= 1
+        assert to_dict(registry.build(specification(registry, component)), versions=True)["version"] == component.version
 
-    def test_refuses_an_unknown_setting(self, registry: Registry[Any], plug: Any) -> None:
+    def test_refuses_an_unknown_setting(self, registry: Registry[Any], component: Any) -> None:
         with pytest.raises(InputError, match=r"here\.surely_not is not a known setting"):
-            registry.build({**specification(registry, plug), "surely_not": 1}, "here")
+            registry.build({**specification(registry, component), "surely_not": 1}, "here")
 
-    def test_every_setting_counts(self, registry: Registry[Any], plug: Any) -> None:
+    def test_every_setting_counts(self, registry: Registry[Any], component: Any) -> None:
         """A changed setting gives an unequal plug, another hash and the same thing back from its words."""
-        table = specification(registry, plug)
-        built, hints = registry.build(table), typing.get_type_hints(plug)
-        for field in dataclasses.fields(plug):
+        table = specification(registry, component)
+        built, hints = registry.build(table), typing.get_type_hints(component)
+        for field in dataclasses.fields(component):
             for value in others(hints[field.name], getattr(built, field.name)):
                 try:
                     changed = registry.build({**table, field.name: value})
                 except InputError:  # outside its range, or at odds with another setting
                     continue
                 assert changed != built, f"{field.name} = {value!r}"
-                assert describe(changed, versions=True) != describe(built, versions=True)
-                assert registry.build(describe(changed)) == changed
+                assert to_dict(changed, versions=True) != to_dict(built, versions=True)
+                assert registry.build(to_dict(changed)) == changed
 
 
 @pytest.mark.parametrize(("registry", "plug"), PARTS)
 class TestEveryPart:
     """Stages are made by the pipeline, the other plugs by people: for them every setting has a word of explanation."""
 
-    def test_every_setting_has_a_docstring_below_it(self, registry: Registry[Any], plug: Any) -> None:
-        tree = ast.parse(Path(inspect.getsourcefile(plug) or "").read_text("utf-8"))
-        (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == plug.__name__]
+    def test_every_setting_has_a_docstring_below_it(self, registry: Registry[Any], component: Any) -> None:
+        tree = ast.parse(Path(inspect.getsourcefile(component) or "").read_text("utf-8"))
+        (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == component.__name__]
         bare = [
             node.target.id
             for node, below in zip(body, [*body[1:], None], strict=True)
@@ -180,19 +180,19 @@ class TestEveryPart:
         ]
         assert not bare, f"explain {', '.join(bare)} in a docstring below"
 
-    def test_is_in_the_catalogue_with_its_settings(self, registry: Registry[Any], plug: Any) -> None:
-        (entry,) = [e for e in catalogue() if (e.kind, e.name) == (registry.kind, plug.name)]
-        assert entry.sentence == sentence(plug)
-        for field in dataclasses.fields(plug):
+    def test_is_in_the_catalogue_with_its_settings(self, registry: Registry[Any], component: Any) -> None:
+        (entry,) = [e for e in catalogue() if (e.kind, e.name) == (registry.kind, component.name)]
+        assert entry.sentence == sentence(component)
+        for field in dataclasses.fields(component):
             (line,) = [line for line in entry.text.splitlines() if line.startswith(f"  {field.name}: ")]
-            assert line.endswith("(required)") == (field.name in required(plug))
+            assert line.endswith("(required)") == (field.name in required(component))
 
 
 @pytest.mark.parametrize(("registry", "alias"), ALIASES)
 def test_every_alias_stands_for_a_plug(registry: Registry[Any], alias: str) -> None:
     built = registry.build(alias)
-    assert type(built) is registry.plugs[registry.aliases[alias]["name"]]
-    assert registry.build(describe(built)) == built
+    assert type(built) is registry.components[registry.aliases[alias]["name"]]
+    assert registry.build(to_dict(built)) == built
 
 
 def test_nothing_that_could_be_a_plug_is_forgotten() -> None:

@@ -20,7 +20,7 @@ from sparsemble.pruning import (
     Pruned,
     PruningContext,
     PruningMethod,
-    Target,
+    LoadedModel,
     prunable_layers,
     pruning_methods,
     pruning_scores,
@@ -29,11 +29,11 @@ from sparsemble.pruning.granularity import granularities
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.objective import Objective, objectives
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.loss import TrainingLoss, training_losses
+from sparsemble.training.losses.standard import Standard
 
 SHAPE = (1, 8, 8)
-METHODS = sorted(pruning_methods.plugs)
+METHODS = sorted(pruning_methods.components)
 GRANULARITIES = {"weight": 0.7, "n_m": 0.5, "block": 0.7, "channel": 0.6}
 """Each with a sparsity that it reaches."""
 OBJECTIVES = ["natural", "madry", "trades", "mart", "n_fgsm", "fgsm_rs", "weight_perturbation", "distillation"]
@@ -53,7 +53,7 @@ def make() -> nn.Module:
     return model.eval()
 
 
-def context(objective: Objective = Natural(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
+def context(objective: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
     images = torch.rand(48, *SHAPE, generator=seeded(1))
     batches = Batches(split=TensorSplit(images, torch.arange(48) % 4), batch_size=16)
     given = {"batches": batches, "objective": objective, "threat": ThreatModel(eps=0.1), "rng": seeded(2)}
@@ -64,11 +64,11 @@ def magnitudes(model: nn.Module) -> dict[str, Tensor]:
     return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
 
 
-def target(model: nn.Module, sparsity: float, granularity: str = "weight") -> Target:
-    return Target(graph=Graph(model, SHAPE), sparsity=sparsity, granularity=granularities.build(granularity))
+def target(model: nn.Module, sparsity: float, granularity: str = "weight") -> LoadedModel:
+    return LoadedModel(graph=Graph(model, SHAPE), sparsity=sparsity, granularity=granularities.build(granularity))
 
 
-def check(model: nn.Module, before: dict[str, Tensor], asked: Target, pruned: Pruned) -> None:
+def check(model: nn.Module, before: dict[str, Tensor], asked: LoadedModel, pruned: Pruned) -> None:
     """Check everything that holds for any method."""
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.training
@@ -124,7 +124,7 @@ def test_works_with_every_objective(name: str, objective: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
     asked = target(model, 0.8)
-    loss = objectives.build(objective).with_teacher(copy.deepcopy(model))
+    loss = training_losses.build(objective).with_teacher(copy.deepcopy(model))
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context(loss)))
 
 
@@ -177,7 +177,7 @@ def test_bad_input_gives_a_sentence(name: str) -> None:
         quick(name)(model, magnitudes(model), target(model, 0.5), context(batches=None))
 
 
-@pytest.mark.parametrize("score", sorted(pruning_scores.plugs))
+@pytest.mark.parametrize("score", sorted(pruning_scores.components))
 @pytest.mark.parametrize("name", METHODS)
 def test_takes_every_score(name: str, score: str) -> None:
     model = make()

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
 from sparsemble.core.interfaces import StoppingRule, combiners, stopping_rules
-from sparsemble.core.registry import describe
-from sparsemble.runtime import combining, stopping
-from sparsemble.runtime.refused import Refused
+from sparsemble.core.registry import to_dict
+from sparsemble.runtime import stopping
+from sparsemble.runtime import combiners
+from sparsemble.runtime.errors import RuntimeInputError
 from tests.contracts.test_stopping import every_rule, random_logits
 
 few = settings(deadline=None, max_examples=20)
@@ -20,7 +21,7 @@ few = settings(deadline=None, max_examples=20)
 @few
 def test_rules_decide_alike(rule: StoppingRule, members: int, scale: float, seed: int) -> None:
     logits = random_logits(members, 40, scale=scale, seed=seed).double()
-    twin = stopping.rule(describe(rule))
+    twin = stopping.rule(to_dict(rule))
     for m in range(1, members + 1):
         decision = rule(logits[:m], last=m == members)
         stop, answer_with = twin(logits[:m].numpy(), last=m == members)
@@ -34,7 +35,7 @@ def test_rules_decide_alike(rule: StoppingRule, members: int, scale: float, seed
 def test_combiners_combine_alike(name: str, members: int, scale: float) -> None:
     combine = combiners.build(name)
     logits = random_logits(members, 50, scale=scale)
-    found = combining.combiner(describe(combine))(logits.numpy())
+    found = combiners.combiner(to_dict(combine))(logits.numpy())
     np.testing.assert_allclose(found, combine(logits).numpy(), rtol=1e-5, atol=1e-5 * scale)
     assert found.dtype == np.float32
 
@@ -42,7 +43,7 @@ def test_combiners_combine_alike(name: str, members: int, scale: float) -> None:
 def test_all_of_them_have_a_twin() -> None:
     assert sorted(stopping.RULES) == sorted(stopping_rules.names())
     for name in combiners.names():
-        combining.combiner(describe(combiners.build(name)))
+        combiners.combiner(to_dict(combiners.build(name)))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_all_of_them_have_a_twin() -> None:
     ],
 )
 def test_rules_that_cannot_be_give_a_sentence(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(RuntimeInputError, match=words):
         stopping.rule(settings)
 
 
@@ -72,5 +73,5 @@ def test_rules_that_cannot_be_give_a_sentence(settings: dict[str, object], words
     ],
 )
 def test_combiners_that_cannot_be_give_a_sentence(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(Refused, match=words):
-        combining.combiner(settings)
+    with pytest.raises(RuntimeInputError, match=words):
+        combiners.combiner(settings)

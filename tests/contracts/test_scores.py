@@ -40,7 +40,7 @@ def batches() -> Iterator[tuple[Images, Labels]]:
         yield torch.rand(4, 3, 32, 32, generator=rng), torch.randint(0, 5, (4,), generator=rng)
 
 
-@pytest.mark.parametrize("name", sorted(pruning_scores.plugs))
+@pytest.mark.parametrize("name", sorted(pruning_scores.components))
 @pytest.mark.parametrize("spec", ARCHITECTURES, ids=lambda spec: "-".join(map(str, spec.values())))
 class TestEveryScore:
     def test_ranks_every_weight_and_leaves_the_model_as_found(self, name: str, spec: dict[str, object]) -> None:
@@ -70,7 +70,7 @@ class TestEveryScore:
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", sorted(pruning_scores.plugs))
+@pytest.mark.parametrize("name", sorted(pruning_scores.components))
 def test_weights_of_0_matter_least(name: str) -> None:
     model = make(ARCHITECTURES[0])
     for layer in prunable_layers(model).values():

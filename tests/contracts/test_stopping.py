@@ -26,7 +26,7 @@ def random_logits(members: int, images: int, classes: int = 5, scale: float = 3.
 def every_rule() -> list[StoppingRule]:
     """Each rule at its defaults and, where it has some, at a few candidate settings."""
     rules: list[StoppingRule] = []
-    for name in sorted(stopping_rules.plugs):
+    for name in sorted(stopping_rules.components):
         candidates = list(stopping_rules.build(name).candidates(random_logits(4, 64)))
         rules += [candidates[0], *candidates[1 :: max(len(candidates) // 4, 1)]]
     return rules
@@ -51,17 +51,17 @@ class TestEveryStoppingRule:
     def test_mass_is_a_distribution_over_prefixes(
         self, rule: StoppingRule, members: int, scale: float, seed: int
     ) -> None:
-        mass = rule.mass(random_logits(members, 7, scale=scale, seed=seed))
-        assert mass.shape == (members, 7)
-        assert (mass >= 0).all()
-        torch.testing.assert_close(mass.sum(0), torch.ones(7))
+        stop_probability = rule.stop_probability(random_logits(members, 7, scale=scale, seed=seed))
+        assert stop_probability.shape == (members, 7)
+        assert (stop_probability >= 0).all()
+        torch.testing.assert_close(stop_probability.sum(0), torch.ones(7))
 
     def test_the_answering_prefix_has_the_largest_mass(self, rule: StoppingRule) -> None:
         logits = random_logits(4, 500)
         answer = answer_dynamic(logits, MeanProbability(), rule)
-        mass = rule.mass(logits)
-        chosen = mass.gather(0, answer.answered_with[None] - 1)[0]
-        assert torch.equal(chosen, mass.amax(0))
+        stop_probability = rule.stop_probability(logits)
+        chosen = stop_probability.gather(0, answer.answered_with[None] - 1)[0]
+        assert torch.equal(chosen, stop_probability.amax(0))
 
     def test_sees_each_image_alone(self, rule: StoppingRule) -> None:
         logits = random_logits(4, 256)
@@ -82,13 +82,13 @@ class TestEveryStoppingRule:
 
     def test_mass_can_be_differentiated(self, rule: StoppingRule) -> None:
         logits = random_logits(3, 20).requires_grad_()
-        mass = rule.mass(logits)
-        if mass.requires_grad:
-            (gradient,) = torch.autograd.grad(mass[0].sum(), logits)
+        stop_probability = rule.stop_probability(logits)
+        if stop_probability.requires_grad:
+            (gradient,) = torch.autograd.grad(stop_probability[0].sum(), logits)
             assert gradient.isfinite().all()
             assert gradient.abs().max() > 0 or rule != stopping_rules.build(rule.name)
         else:
-            assert torch.equal(mass, rule.mass(random_logits(3, 20, seed=1)))  # it does not depend on the images
+            assert torch.equal(stop_probability, rule.stop_probability(random_logits(3, 20, seed=1)))  # it does not depend on the images
 
     def test_candidates_hold_the_rule_itself_and_are_of_its_kind(self, rule: StoppingRule) -> None:
         for members in (1, 4):
@@ -98,7 +98,7 @@ class TestEveryStoppingRule:
             assert len({dataclasses.astuple(candidate) for candidate in candidates}) >= len(candidates) - 1
 
 
-@pytest.mark.parametrize("combine", [combiners.build(name) for name in sorted(combiners.plugs)], ids=lambda c: c.name)
+@pytest.mark.parametrize("combine", [combiners.build(name) for name in sorted(combiners.components)], ids=lambda c: c.name)
 class TestEveryCombiner:
     def test_works_for_every_prefix_and_each_image_alone(self, combine: Combiner) -> None:
         logits = random_logits(4, 9)

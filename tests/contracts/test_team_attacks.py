@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 import sparsemble.attacks
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
-from sparsemble.attacks.adaptive import Surrogate, TeamAttack, every_surrogate, full_suite, surrogates, team_attacks
+from sparsemble.attacks.ensemble import Surrogate, EnsembleAttack, every_surrogate, full_suite, surrogates, ensemble_attacks
 from sparsemble.attacks.losses import attack_losses
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.ensemble import predict_dynamic
@@ -48,7 +48,7 @@ def member(seed: int, classes: int) -> nn.Module:
     return model
 
 
-def make_team(members: int = 3, classes: int = 4) -> Ensemble:
+def make_ensemble(members: int = 3, classes: int = 4) -> Ensemble:
     return Ensemble([member(seed, classes) for seed in range(members)], MeanProbability()).eval()
 
 
@@ -61,13 +61,13 @@ def images(team: Ensemble, stop: StoppingRule, count: int = 12) -> tuple[Images,
     return x, y
 
 
-def every_attack() -> Iterator[TeamAttack]:
+def every_attack() -> Iterator[EnsembleAttack]:
     """Each plug, short; `slowdown` both ways; `through` every surrogate."""
-    for name in sorted(team_attacks.plugs):
-        yield team_attacks.build({"name": name, **SHORT.get(name, {})})
-    yield team_attacks.build({"name": "slowdown", "steps": 4, "keep_label": True})
+    for name in sorted(ensemble_attacks.components):
+        yield ensemble_attacks.build({"name": name, **SHORT.get(name, {})})
+    yield ensemble_attacks.build({"name": "slowdown", "steps": 4, "keep_label": True})
     for surrogate in every_surrogate(2, OTHERS):
-        yield team_attacks.build(
+        yield ensemble_attacks.build(
             {"name": "through", "attack": SHORT["through"]["attack"], "surrogate": spec(surrogate)}
         )
 
@@ -95,11 +95,11 @@ class TestEveryTeamAttack:
         ids=str,
     )
     def test_stays_inside_box_and_ball(
-        self, attack: TeamAttack, threat: ThreatModel, members: int, classes: int, stop: StoppingRule
+        self, attack: EnsembleAttack, threat: ThreatModel, members: int, classes: int, stop: StoppingRule
     ) -> None:
         if members == 1 and attack.label.endswith("member2"):
             pytest.skip("there is no second member")
-        team = make_team(members, classes)
+        team = make_ensemble(members, classes)
         x, y = images(team, stop)
         kept = x.clone()
         x_adv = attack(team, stop, x, y, threat, rng=seeded(0))
@@ -110,16 +110,16 @@ class TestEveryTeamAttack:
         assert x_adv.max() <= 1
         assert threat.distance(x_adv, x).max() <= threat.eps + 1e-6
 
-    def test_gives_the_same_again_and_draws_only_from_its_generator(self, attack: TeamAttack) -> None:
-        team, stop = make_team(), DIE()
+    def test_gives_the_same_again_and_draws_only_from_its_generator(self, attack: EnsembleAttack) -> None:
+        team, stop = make_ensemble(), DIE()
         x, y = images(team, stop)
         before = torch.get_rng_state()
         first = attack(team, stop, x, y, LINF, rng=seeded(3))
         assert torch.equal(first, attack(team, stop, x, y, LINF, rng=seeded(3)))
         assert torch.equal(before, torch.get_rng_state())
 
-    def test_leaves_the_team_as_found(self, attack: TeamAttack) -> None:
-        team, stop = make_team(), DIE()
+    def test_leaves_the_team_as_found(self, attack: EnsembleAttack) -> None:
+        team, stop = make_ensemble(), DIE()
         x, y = images(team, stop)
         for parameter in team.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -129,8 +129,8 @@ class TestEveryTeamAttack:
         assert [module.training for module in team.modules()] == modes
         assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in team.parameters())
 
-    def test_attacks_each_image_alone(self, attack: TeamAttack) -> None:
-        team, stop = make_team(), DIE(b=30.0, tau_c=0.7)
+    def test_attacks_each_image_alone(self, attack: EnsembleAttack) -> None:
+        team, stop = make_ensemble(), DIE(b=30.0, tau_c=0.7)
         x, y = images(team, stop)
         whole = attack(team, stop, x, y, LINF, rng=seeded(0))
         changed = x.clone()
@@ -138,21 +138,21 @@ class TestEveryTeamAttack:
         part = attack(team, stop, changed, torch.cat([y[:6], y[6:].flip(0)]), LINF, rng=seeded(0))
         torch.testing.assert_close(part[:6], whole[:6])
 
-    def test_works_where_no_gradients_are_wanted(self, attack: TeamAttack) -> None:
-        team, stop = make_team(), DIE()
+    def test_works_where_no_gradients_are_wanted(self, attack: EnsembleAttack) -> None:
+        team, stop = make_ensemble(), DIE()
         x, y = images(team, stop)
         expected = attack(team, stop, x, y, LINF, rng=seeded(0))
         with torch.no_grad():
             assert torch.equal(attack(team, stop, x, y, LINF, rng=seeded(0)), expected)
 
-    def test_an_empty_batch_stays_empty(self, attack: TeamAttack) -> None:
+    def test_an_empty_batch_stays_empty(self, attack: EnsembleAttack) -> None:
         x = torch.zeros(0, *SHAPE)
-        assert attack(make_team(), DIE(), x, torch.zeros(0, dtype=torch.long), LINF, rng=seeded(0)).shape == x.shape
+        assert attack(make_ensemble(), DIE(), x, torch.zeros(0, dtype=torch.long), LINF, rng=seeded(0)).shape == x.shape
 
-    def test_refuses_images_outside_the_box(self, attack: TeamAttack) -> None:
+    def test_refuses_images_outside_the_box(self, attack: EnsembleAttack) -> None:
         with pytest.raises(InputError, match=r"must lie in \[0, 1\], got \[-0.9"):
             attack(
-                make_team(),
+                make_ensemble(),
                 DIE(),
                 torch.rand(2, *SHAPE, generator=seeded(0)) - 1,
                 torch.zeros(2).long(),
@@ -160,10 +160,10 @@ class TestEveryTeamAttack:
                 rng=seeded(0),
             )
 
-    def test_nan_is_an_error_and_not_robustness(self, attack: TeamAttack) -> None:
+    def test_nan_is_an_error_and_not_robustness(self, attack: EnsembleAttack) -> None:
         if attack.name == "through":
             pytest.skip("that is for the attack within to say")
-        team, stop = make_team(), Never()
+        team, stop = make_ensemble(), Never()
         x, y = images(team, stop)
         with torch.no_grad():
             for one in team.members:
@@ -171,8 +171,8 @@ class TestEveryTeamAttack:
         with pytest.raises(RunError):
             attack(team, stop, x, y, LINF, rng=seeded(0))
 
-    def test_breaks_or_slows_more_than_noise(self, attack: TeamAttack) -> None:
-        team, stop = make_team(), DIE(tau_c=0.7)
+    def test_breaks_or_slows_more_than_noise(self, attack: EnsembleAttack) -> None:
+        team, stop = make_ensemble(), DIE(tau_c=0.7)
         x, y = images(team, stop, count=60)
         threat = ThreatModel(eps=0.05)
         found = predict_dynamic(team, attack(team, stop, x, y, threat, rng=seeded(0)), stop)
@@ -194,7 +194,7 @@ class TestTheSuite:
         suite = full_suite(size, [PGD(steps=2), PGD(steps=9)], (*OTHERS, OTHERS[0]), stops_early=stops_early)
         labels = [attack.label for attack in suite]
         assert len(set(labels)) == len(labels)
-        team, x = make_team(size), torch.rand(20, *SHAPE, generator=seeded(5))
+        team, x = make_ensemble(size), torch.rand(20, *SHAPE, generator=seeded(5))
         views = every_surrogate(size, OTHERS, stops_early=stops_early)
         stop = DIE(tau_c=0.7) if stops_early else Never()
         seen = [direction(view, team, stop, x) for view in views]
@@ -231,9 +231,9 @@ class TestEverySurrogate:
     def test_is_registered_under_its_name(self, view: Surrogate) -> None:
         assert surrogates.build(spec(view)) == view
 
-    @pytest.mark.parametrize("loss", sorted(attack_losses.plugs))
+    @pytest.mark.parametrize("loss", sorted(attack_losses.components))
     def test_no_loss_loses_its_gradient(self, view: Surrogate, loss: str) -> None:
-        team, stop = make_team(), DIE(tau_c=0.7)
+        team, stop = make_ensemble(), DIE(tau_c=0.7)
         x, _ = images(team, stop, count=40)
         point = x.clone().requires_grad_()
         logits = view(team, stop)(point)
@@ -245,7 +245,7 @@ class TestEverySurrogate:
         assert (gradient.flatten(1).abs().amax(1) > 0).all()
 
     def test_asks_no_member_more_than_once_a_pass(self, view: Surrogate) -> None:
-        team, stop = make_team(), DIE(tau_c=0.7)
+        team, stop = make_ensemble(), DIE(tau_c=0.7)
         x, _ = images(team, stop)
         with count_passes(*team.members) as passes:
             view(team, stop)(x)

@@ -86,7 +86,7 @@ def test_artifact_weights_and_code_are_the_same_model(finished: Path, dense: tup
     code = tmp_path / "mine.py"
     code.write_text(
         "from pathlib import Path\nimport torch\nfrom sparsemble.core.artifacts import Artifact\n"
-        "from sparsemble.pipeline.store import load_model\n"
+        "from sparsemble.pipeline.model_io import load_model\n"
         f"def make():\n    return load_model(Artifact(Path({str(train)!r})), torch.device('cpu'))\n",
         "utf-8",
     )

@@ -20,11 +20,11 @@ from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.export import convert, onnx
 from sparsemble.export.agreement import agreement, held_to
 from sparsemble.export.hub import card, load_folder
-from sparsemble.pipeline.rows import load_row
+from sparsemble.pipeline.baselines import load_row
 from sparsemble.pipeline.stage import Work, stages
 from sparsemble.pipeline.stages import export as stage_module
 from sparsemble.runtime import packed
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from tests.end_to_end.conftest import sparsemble
 
 
@@ -86,7 +86,7 @@ class TestExport:
         assert found["values"] == "float32"
         assert found["rounded"] == found["unrounded"]
         assert found["bytes"] > told(finished)["bytes"]
-        assert packed.describe(tmp_path / "run" / "export" / "team.sparsemble")["values"] == "float32"
+        assert packed.to_dict(tmp_path / "run" / "export" / "team.sparsemble")["values"] == "float32"
 
     def test_may_be_written_in_a_byte_a_weight(self, finished: Path, tmp_path: Path) -> None:
         shutil.copytree(finished, tmp_path / "run")
@@ -149,7 +149,7 @@ class TestWhatIsWrongIsNotExported:
         export("member 1 converted for the runtime does not answer as the trained one: logits differ by")
 
     def test_a_graph_that_leaves_a_member_out(self, export, monkeypatch) -> None:
-        graph = onnx.team_graph
+        graph = onnx.ensemble_graph
         monkeypatch.setattr(onnx, "team_graph", lambda members, combine: graph(members[:1], combine))
         export("the ONNX graph of the team does not answer as the team: logits differ by")
 
@@ -169,7 +169,7 @@ class TestWhatIsWrongIsNotExported:
     def test_a_hub_folder_that_holds_another_team(self, export, monkeypatch) -> None:
         save = stage_module.save_folder
 
-        def other(team: Team, folder: Path, summary: dict, *, values: str) -> None:
+        def other(team: PackedEnsemble, folder: Path, summary: dict, *, values: str) -> None:
             save(replace(team, members=team.members[::-1]), folder, summary, values=values)
 
         monkeypatch.setattr(stage_module, "save_folder", other)

@@ -14,7 +14,7 @@ from sparsemble.models.architecture import build_model
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.stage import dataset
 from sparsemble.training import Batches, fit
-from sparsemble.training.computing import EXACT
+from sparsemble.training.precision import FLOAT32
 
 PHOTOGRAPHS = 6
 
@@ -40,12 +40,12 @@ def test_takes_a_step(folders: Path) -> None:
     assert (data.shape, len(data.train), len(data.classes)) == ((3, 224, 224), 4, 2)
     model = build_model(recipe.model, data.shape, 2, data.mean, data.std, rng=seeded(draw_seed(0, "weights")))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    computing = recipe.computing
-    assert computing.precision == "bfloat16"
+    precision = recipe.precision
+    assert precision.precision == "bfloat16"
     try:
-        computing.check("cpu")
+        precision.check("cpu")
     except InputError:  # a processor without it
-        computing = EXACT
+        precision = FLOAT32
     (record,) = fit(
         model,
         recipe.train.objective,
@@ -54,7 +54,7 @@ def test_takes_a_step(folders: Path) -> None:
         epochs=1,
         threat=recipe.threat,
         rng=seeded(1),
-        computing=computing,
+        precision=precision,
     )
     assert np.isfinite(record["loss"])
     assert record["backward_passes"] == 2 * 4  # the single attack step, and training

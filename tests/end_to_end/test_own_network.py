@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.models.code import made_by
-from sparsemble.pipeline.fitting import check_against_data
+from sparsemble.pipeline.validate_recipe import check_against_data
 from sparsemble.pipeline.recipe import load_recipe
 from tests.end_to_end.conftest import SMOKE, sparsemble
 

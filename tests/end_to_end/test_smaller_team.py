@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsemble.attacks.adaptive.member import Member
-from sparsemble.attacks.adaptive.prefix import Prefix
-from sparsemble.attacks.adaptive.surrogate import Surrogate
-from sparsemble.attacks.adaptive.through import Through
+from sparsemble.attacks.ensemble.member import Member
+from sparsemble.attacks.ensemble.prefix import Prefix
+from sparsemble.attacks.ensemble.surrogate import Surrogate
+from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.artifacts import Artifact
 from sparsemble.pipeline.method import method
 from sparsemble.pipeline.recipe import load_recipe
@@ -27,7 +27,7 @@ def test_attacks_on_members_that_it_lacks_are_left_out(
     evaluate = method(recipe, "", "").until["evaluate"][0]
     known = evaluate.inputs[f"attack.{row}.pgd4x2-whole" if row == "team_static" else f"attack.{row}.hijack40"]
     assert isinstance(known.stage, AttackStage)
-    stage = replace(known.stage, attack=Through(attack=recipe.evaluate.adaptive, surrogate=view))
+    stage = replace(known.stage, attack=SurrogateAttack(attack=recipe.evaluate.adaptive, surrogate=view))
     absent = tmp_path / "absent"
     run(replace(known, stage=stage), finished, absent)
     assert [file.name for file in absent.iterdir()] == ["outcome.json"]

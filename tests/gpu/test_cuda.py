@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import sparsemble.attacks.adaptive
+import sparsemble.attacks.ensemble
 import sparsemble.ensemble
 from sparsemble.attacks.attack import attacks
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
@@ -17,8 +17,8 @@ from sparsemble.core.types import seeded
 from sparsemble.ensemble import answer_dynamic, predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.models.architecture import architectures, build_model
-from sparsemble.training.computing import Computing
-from sparsemble.training.objective import objectives
+from sparsemble.training.precision import Precision
+from sparsemble.training.loss import training_losses
 from tests.contracts.test_stopping import every_rule, random_logits
 from tests.end_to_end.conftest import SMOKE, sparsemble
 
@@ -59,7 +59,7 @@ def test_a_rule_decides_as_on_a_processor(rule: StoppingRule) -> None:
     torch.testing.assert_close(there.logits.cpu()[same], here.logits[same], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(stopping_rules.plugs))
+@pytest.mark.parametrize("name", sorted(stopping_rules.components))
 def test_a_batch_of_one_is_answered_as_in_256(name: str) -> None:
     model, rule = team().cuda(), stopping_rules.build(name)
     x = images(256)[0].cuda()
@@ -100,13 +100,13 @@ def test_an_attack_reaches_the_worst_case_of_a_linear_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", sorted(objectives.plugs))
+@pytest.mark.parametrize("name", sorted(training_losses.components))
 def test_an_objective_takes_a_step(name: str, precision: str) -> None:
     model = team().cuda().train()
     teacher = team(1).cuda()
-    objective = objectives.build(name).with_teacher(teacher)
+    objective = training_losses.build(name).with_teacher(teacher)
     x, y = (part.cuda() for part in images(32))
-    with Computing(precision=precision).applied(model, list(model.members)):  # type: ignore[arg-type]
+    with Precision(precision=precision).applied(model, list(model.members)):  # type: ignore[arg-type]
         found = objective(model, x, y, THREAT, rng=seeded(5, "cuda"))
         found.loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -121,7 +121,7 @@ def test_bfloat16_answers_as_float32_does() -> None:
     x = images(64)[0].cuda()
     with torch.no_grad():
         full = model(x)
-        with Computing(precision="bfloat16").applied(model, list(model.members)):
+        with Precision(precision="bfloat16").applied(model, list(model.members)):
             half = model(x)
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().max() < 0.1 * full.abs().max()

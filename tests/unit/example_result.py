@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.statistics import wilson
 
 LABELS = ("autoattack-fast", "pgd50x2-whole", "pgd50x2-mean_logit", "sequential50x2", "hijack50", "slowdown50", "fmn")
 STATUSES = {14: "fail", 20: "fail", 5: "waived", 25: "waived", 31: "waived", 45: "waived", 49: "waived"}

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.adaptive.suite import full_suite
+from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.square import Square
 from sparsemble.core.interfaces import DynamicOutput, Ensemble, combiners
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Logits, seeded
 from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.evaluation import checks
-from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.statistics import wilson
 
 THREAT = ThreatModel(eps=8 / 255)
 X, Y = torch.rand(24, 1, 6, 6, generator=seeded(0)), torch.arange(24) % 4
@@ -75,7 +75,7 @@ def expect(found: checks.Check, number: int, status: str, words: str = "") -> No
     assert words in found.detail, found
 
 
-def team_result(images: int = 40) -> dict[str, Any]:
+def ensemble_result(images: int = 40) -> dict[str, Any]:
     """Return a sound result, made up, of every attack on a team of three that stops early."""
     others = [combiners.build(name) for name in combiners.names() if name != "mean_probability"]
     suite: list[Any] = [attacks.build(name) for name in ("autoattack", "fmn")]
@@ -147,7 +147,7 @@ def an_attack(attack: Attack | Any, right: Tensor) -> dict[str, Any]:
     """Return an attack's entry."""
     found = share(right)
     entry = {
-        "settings": describe(attack),
+        "settings": to_dict(attack),
         "robust_accuracy": found["accuracy"],
         "interval": found["interval"],
         "outcomes": found["outcomes"],

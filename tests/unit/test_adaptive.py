@@ -7,27 +7,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.adaptive import every_surrogate, surrogates, team_attacks
-from sparsemble.attacks.adaptive.damage import BROKEN, damage, log_mass
-from sparsemble.attacks.adaptive.deployed import Deployed
-from sparsemble.attacks.adaptive.expectation import Expectation
-from sparsemble.attacks.adaptive.hijack import Hijack
-from sparsemble.attacks.adaptive.member import Member
-from sparsemble.attacks.adaptive.prefix import Prefix
-from sparsemble.attacks.adaptive.reweighted import Reweighted
-from sparsemble.attacks.adaptive.sequential import Sequential
-from sparsemble.attacks.adaptive.slowdown import Slowdown
-from sparsemble.attacks.adaptive.surrogate import Surrogate
-from sparsemble.attacks.adaptive.team_attack import TeamAttack
-from sparsemble.attacks.adaptive.through import Through
-from sparsemble.attacks.adaptive.whole import Whole
-from sparsemble.attacks.climb import At, Value, climb, squash
+from sparsemble.attacks.ensemble import every_surrogate, surrogates, ensemble_attacks
+from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
+from sparsemble.attacks.ensemble.deployed import Deployed
+from sparsemble.attacks.ensemble.expectation import Expectation
+from sparsemble.attacks.ensemble.hijack import Hijack
+from sparsemble.attacks.ensemble.member import Member
+from sparsemble.attacks.ensemble.prefix import Prefix
+from sparsemble.attacks.ensemble.reweighted import Reweighted
+from sparsemble.attacks.ensemble.sequential import Sequential
+from sparsemble.attacks.ensemble.slowdown import Slowdown
+from sparsemble.attacks.ensemble.surrogate import Surrogate
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
+from sparsemble.attacks.pga import At, Value, climb, squash
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.dynamic import decide, decide_known
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Decision, DynamicOutput, Ensemble, StoppingRule
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, seeded
 from sparsemble.ensemble import answer_dynamic, predict_dynamic
@@ -72,7 +72,7 @@ class Gate(StoppingRule):
         stop = (member_logits[0, :, 2] <= -18.8) | last
         return Decision(stop=stop, answer_with=torch.full_like(stop, len(member_logits), dtype=torch.long))
 
-    def mass(self, member_logits: Tensor) -> Tensor:
+    def stop_probability(self, member_logits: Tensor) -> Tensor:
         later = (member_logits[0, :, 2] + 18.8).sigmoid()
         return torch.stack([1 - later, later])
 
@@ -89,15 +89,15 @@ def grid(ensemble: Ensemble, stop: StoppingRule) -> DynamicOutput:
     return predict_dynamic(ensemble, torch.linspace(0.5 - EPS, 0.5 + EPS, 2001).view(-1, 1, 1, 1), stop)
 
 
-def answer(attack: TeamAttack, ensemble: Ensemble, stop: StoppingRule, x: Images = X) -> DynamicOutput:
+def answer(attack: EnsembleAttack, ensemble: Ensemble, stop: StoppingRule, x: Images = X) -> DynamicOutput:
     y = Y.expand(len(x)).clone()
     return predict_dynamic(ensemble, attack(ensemble, stop, x, y, THREAT, rng=seeded(0)), stop)
 
 
-def steepest(surrogate: Surrogate, *, judged: bool = True) -> Through:
+def steepest(surrogate: Surrogate, *, judged: bool = True) -> SurrogateAttack:
     """PGD from the clean image, fine enough to stop anywhere in the ball."""
     pgd = PGD(steps=40, step_size=0.05, random_start=False, stop_at_success=False)
-    return Through(attack=pgd, surrogate=surrogate, judged=judged)
+    return SurrogateAttack(attack=pgd, surrogate=surrogate, judged=judged)
 
 
 class TestStoppingEarlyOpensADoor:
@@ -109,11 +109,11 @@ class TestStoppingEarlyOpensADoor:
     def test_an_attack_on_the_whole_team_misses_what_a_prefix_finds(self) -> None:
         worst = grid(self.ensemble, self.stop)
         assert (worst.logits.argmax(1) == 1).any()
-        assert answer(steepest(Whole()), self.ensemble, self.stop).logits.argmax() == 0
+        assert answer(steepest(FullEnsemble()), self.ensemble, self.stop).logits.argmax() == 0
         assert answer(steepest(Prefix(length=1)), self.ensemble, self.stop).logits.argmax() == 1
 
     def test_and_breaks_the_whole_team_all_the_same(self) -> None:
-        x_adv = steepest(Whole(), judged=False)(self.ensemble, self.stop, X, Y, THREAT, rng=seeded(0))
+        x_adv = steepest(FullEnsemble(), judged=False)(self.ensemble, self.stop, X, Y, THREAT, rng=seeded(0))
         assert self.ensemble(x_adv).argmax() == 1  # the whole team is broken
         assert predict_dynamic(self.ensemble, x_adv, self.stop).logits.argmax() == 0  # the deployed one is not
 
@@ -139,7 +139,7 @@ class TestHijack:
         assert (worst.members_run[wrong] == 1).all()
         clean = predict_dynamic(self.ensemble, X, self.stop)
         assert clean.members_run == 2
-        for surrogate in (Whole(), Expectation(), Deployed(), Prefix(length=2)):
+        for surrogate in (FullEnsemble(), Expectation(), Deployed(), Prefix(length=2)):
             assert answer(steepest(surrogate), self.ensemble, self.stop).logits.argmax() == 0
         found = answer(Hijack(), self.ensemble, self.stop)
         assert found.logits.argmax() == 1
@@ -222,7 +222,7 @@ class TestSlowdown:
     def test_needs_its_doubt_where_the_mass_has_no_gradient(self) -> None:
         """A rule so steep that even in double precision the sure image's mass is exactly 1."""
         ensemble, stop = team((6.0, -80.0), (6.0, -80.0)), DIE(b=500.0, tau_c=0.6)
-        assert stop.mass(ensemble.member_logits(X).double())[0] == 1
+        assert stop.stop_probability(ensemble.member_logits(X).double())[0] == 1
         assert answer(Slowdown(doubt=0.0, restarts=1), ensemble, stop).members_run == 1
         assert answer(Slowdown(restarts=1), ensemble, stop).members_run == 2
 
@@ -249,7 +249,7 @@ class TestReweighted:
     def test_breaks_a_team_whose_own_gradient_leads_astray(self) -> None:
         worst = grid(self.ensemble, Never())
         assert (worst.logits.argmax(1) == 1).any()
-        assert answer(steepest(Whole()), self.ensemble, Never()).logits.argmax() == 0
+        assert answer(steepest(FullEnsemble()), self.ensemble, Never()).logits.argmax() == 0
         assert answer(steepest(Reweighted()), self.ensemble, Never()).logits.argmax() == 1
 
     def test_weights_are_shares_that_favour_right_members_near_their_border(self) -> None:
@@ -307,8 +307,8 @@ class TestDecide:
     def test_log_mass_sees_below_single_precision(self) -> None:
         logits = torch.tensor([20.0, 0.0]).expand(3, 1, 2).clone().requires_grad_()
         stop = DIE(b=60.0, tau_c=0.55)
-        assert stop.mass(logits)[1:].sum() == 0
-        found = log_mass(logits, stop)
+        assert stop.stop_probability(logits)[1:].sum() == 0
+        found = log_stop_probability(logits, stop)
         assert -40 < float(found[1:].logsumexp(0).detach()) < -20
         (gradient,) = torch.autograd.grad(found[1:].logsumexp(0).sum(), logits)
         assert gradient.abs().max() > 0
@@ -382,7 +382,7 @@ def test_a_judged_attack_goes_on_until_the_deployed_decision_breaks() -> None:
     """The whole team is wrong long before the deployed one, on the way to a point where both are."""
     ensemble, stop = team((3.0, -40.0), (0.2, -60.0)), DIE(b=32.0, tau_c=0.6)
     pgd = PGD(steps=40, step_size=0.05, random_start=False, loss=Margin())
-    blind, judged = (Through(attack=pgd, surrogate=Whole(), judged=judged) for judged in (False, True))
+    blind, judged = (SurrogateAttack(attack=pgd, surrogate=FullEnsemble(), judged=judged) for judged in (False, True))
     x_adv = blind(ensemble, stop, X, Y, THREAT, rng=seeded(0))
     assert ensemble(x_adv).argmax() == 1
     assert answer(blind, ensemble, stop).logits.argmax() == 0
@@ -403,13 +403,13 @@ def test_every_member_can_be_attacked_alone() -> None:
         (surrogates, {"name": "reweighted", "temperature": 0}, "temperature = 0 must be above 0"),
         (surrogates, {"name": "reweighted", "turned": 0}, r"turned = 0 must lie in \(0, 1\]"),
         (surrogates, {"name": "combined"}, "combine is missing"),
-        (team_attacks, {"name": "hijack", "targets": 0}, "targets = 0 must be 1 or more"),
-        (team_attacks, {"name": "hijack", "steps": 0}, "steps = 0"),
-        (team_attacks, {"name": "slowdown", "step_size": 0}, "step_size = 0 must be above 0"),
-        (team_attacks, {"name": "slowdown", "doubt": -1.0}, "doubt = -1 must be 0 or more"),
-        (team_attacks, {"name": "slowdown", "safety": 0.0}, "safety = 0 above 0"),
-        (team_attacks, {"name": "sequential", "rounds": 0}, "rounds = 0 must be 1 or more"),
-        (team_attacks, {"name": "through", "attack": "pgd"}, "surrogate is missing"),
+        (ensemble_attacks, {"name": "hijack", "targets": 0}, "targets = 0 must be 1 or more"),
+        (ensemble_attacks, {"name": "hijack", "steps": 0}, "steps = 0"),
+        (ensemble_attacks, {"name": "slowdown", "step_size": 0}, "step_size = 0 must be above 0"),
+        (ensemble_attacks, {"name": "slowdown", "doubt": -1.0}, "doubt = -1 must be 0 or more"),
+        (ensemble_attacks, {"name": "slowdown", "safety": 0.0}, "safety = 0 above 0"),
+        (ensemble_attacks, {"name": "sequential", "rounds": 0}, "rounds = 0 must be 1 or more"),
+        (ensemble_attacks, {"name": "through", "attack": "pgd"}, "surrogate is missing"),
     ],
 )
 def test_refuses_settings_that_make_no_sense(registry: object, table: dict[str, object], message: str) -> None:
@@ -424,9 +424,9 @@ def test_refuses_members_that_are_not_there(surrogate: Surrogate) -> None:
 
 
 def test_a_team_of_one_is_attacked_as_one_model() -> None:
-    assert every_surrogate(1) == (Whole(),)
+    assert every_surrogate(1) == (FullEnsemble(),)
     ensemble, stop = team((2.0, -60.0)), DIE()
-    for attack in (Hijack(), Sequential(), Slowdown(), Slowdown(keep_label=True), steepest(Whole())):
+    for attack in (Hijack(), Sequential(), Slowdown(), Slowdown(keep_label=True), steepest(FullEnsemble())):
         found = answer(attack, ensemble, stop)
         assert found.members_run == 1
         if not attack.aims_at_cost:

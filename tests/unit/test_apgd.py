@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from sparsemble.attacks.apgd import APGD
 from sparsemble.attacks.apgd_targeted import APGDTargeted, likeliest_wrong, targeted_dlr
-from sparsemble.attacks.ascent import Ascent, checkpoints, start_at_edge
+from sparsemble.attacks.apgd_core import Ascent, checkpoints, start_at_edge
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.dlr import DLR
 from sparsemble.attacks.losses.kl import KL
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 

@@ -9,7 +9,7 @@ from sparsemble.attacks import attacks
 from sparsemble.attacks.apgd import APGD
 from sparsemble.attacks.apgd_focused import APGDFocused, way_left
 from sparsemble.attacks.apgd_targeted import APGDTargeted
-from sparsemble.attacks.ascent import Outcome
+from sparsemble.attacks.apgd_core import Outcome
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.dlr import DLR
@@ -17,8 +17,8 @@ from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.search_on import search_on
 from sparsemble.attacks.square import Square
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import count_passes
-from sparsemble.core.registry import describe
+from sparsemble.core.pass_counter import count_passes
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 
@@ -79,7 +79,7 @@ def test_labels_name_variant_and_mode() -> None:
     assert AutoAttack(variant="rand").label == "autoattack-rand"
     assert AutoAttack(label="mine").label == "mine"
     assert attacks.build({"name": "autoattack", "mode": "fast"}) == AutoAttack(mode="fast")
-    assert describe(AutoAttack(), versions=True)["variant"] == "standard"
+    assert to_dict(AutoAttack(), versions=True)["variant"] == "standard"
     with pytest.raises(InputError, match="fast"):
         AutoAttack(variant="plus", mode="fast")
 

@@ -18,16 +18,16 @@ from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.pruning.mask import KeepZero, Mask
-from sparsemble.training import Average, Batches, Callback, Checkpoint, Guard, KeepBest, Objective, Schedule, fit
-from sparsemble.training.average import Averaged
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.natural import Natural
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training import EMA, Batches, Callback, Checkpoint, Guard, KeepBest, TrainingLoss, Schedule, fit
+from sparsemble.training.ema import EMAModel
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.standard import Standard
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 THREAT = ThreatModel(eps=0.1)
-AVERAGE = Average(decay=0.8, batches=2)
+AVERAGE = EMA(decay=0.8, batches=2)
 SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=OneCycle(), average=AVERAGE, guard=Guard(fall=1.0))
-MADRY = Madry(attack=PGD(steps=2, keep_best=False))
+MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 STEPS = 3
 """Of an epoch."""
@@ -85,7 +85,7 @@ class Kill(Callback):
 def train(
     model: nn.Module,
     *callbacks: Callback,
-    objective: Objective = MADRY,
+    objective: TrainingLoss = MADRY,
     schedule: Schedule = SCHEDULE,
     epochs: int = EPOCHS,
     checkpoint: Checkpoint | None = None,
@@ -125,7 +125,7 @@ class TestAverage:
     @pytest.mark.parametrize("decay", [0.0, 0.3, 0.8, 0.999])
     def test_is_the_weighted_sum_of_all_weights_so_far(self, decay: float) -> None:
         model, trace = net(), Trace()
-        train(model, trace, schedule=replace(SCHEDULE, average=Average(decay=decay)))
+        train(model, trace, schedule=replace(SCHEDULE, average=EMA(decay=decay)))
         assert len(trace.steps) == EPOCHS * STEPS
         for epoch, shown in enumerate(trace.shown, 1):
             expected = literal_average(net(), trace.steps[: epoch * STEPS], decay)
@@ -137,18 +137,18 @@ class TestAverage:
         model = nn.Linear(1, 1, bias=False)
         with torch.no_grad():
             model.weight.fill_(0.0)
-        averaged = Averaged(model, Average(decay=0.25))
+        ema_model = EMAModel(model, EMA(decay=0.25))
         with torch.no_grad():
             model.weight.fill_(1.0)
         left = 1.0
         for kept in (1 / 10, 2 / 11, 3 / 12, 0.25, 0.25):  # the fourth would be 4 / 13 > 0.25
-            averaged.follow(model, torch.zeros(1, 1, 1, 1))
+            ema_model.follow(model, torch.zeros(1, 1, 1, 1))
             left *= kept
-            assert float(averaged.model.weight) == pytest.approx(1 - left)
+            assert float(ema_model.model.weight) == pytest.approx(1 - left)
 
     def test_no_decay_is_the_last_weights(self) -> None:
         model, trace = net(), Trace()
-        train(model, trace, schedule=replace(SCHEDULE, average=Average(decay=0.0)))
+        train(model, trace, schedule=replace(SCHEDULE, average=EMA(decay=0.0)))
         for name, weight in model.named_parameters():
             assert torch.equal(weight, trace.steps[-1][name])
 
@@ -170,7 +170,7 @@ class TestAverage:
     )
     def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
         with pytest.raises(InputError, match=words):
-            Average(**settings)
+            EMA(**settings)
 
 
 class TestBatchNorm:
@@ -183,8 +183,8 @@ class TestBatchNorm:
 
         model = net()
         handle = model[0].register_forward_hook(keep)  # deep copies of the model carry it along
-        schedule = replace(SCHEDULE, average=Average(decay=0.8, batches=batches))
-        train(model, objective=Natural(), schedule=schedule, epochs=1)
+        schedule = replace(SCHEDULE, average=EMA(decay=0.8, batches=batches))
+        train(model, objective=Standard(), schedule=schedule, epochs=1)
         handle.remove()
         last = seen[:STEPS][-batches:]
         features = [nn.functional.conv2d(x, model[0].weight, model[0].bias) for x in last]
@@ -197,14 +197,14 @@ class TestBatchNorm:
 
     def test_is_measured_on_adversarial_images_where_they_were_crafted(self) -> None:
         averaged_on: list[Tensor] = []
-        follow = Averaged.follow
+        follow = EMAModel.follow
 
-        def spy(averaged: Averaged, model: nn.Module, seen: Tensor) -> None:
+        def spy(ema_model: EMAModel, model: nn.Module, seen: Tensor) -> None:
             averaged_on.append(seen)
-            follow(averaged, model, seen)
+            follow(ema_model, model, seen)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Averaged, "follow", spy)
+            patched.setattr(EMAModel, "follow", spy)
             train(net(), objective=MADRY, epochs=1, flip=False)
         pixels = split().pixels
         for x in averaged_on:
@@ -215,17 +215,17 @@ class TestBatchNorm:
 
     def test_an_average_of_equal_weights_is_measured_the_same_wherever_it_came_from(self) -> None:
         x = split().pixels[:8]
-        first, second = Averaged(net(), AVERAGE), Averaged(net(), AVERAGE)
+        first, second = EMAModel(net(), AVERAGE), EMAModel(net(), AVERAGE)
         first.follow(net(), torch.rand(8, 2, 4, 4, generator=seeded(0)))
         first.refresh()
-        for averaged in (first, second):
-            averaged.follow(net(), x)
+        for ema_model in (first, second):
+            ema_model.follow(net(), x)
         assert same(first.refresh(), second.refresh())
         assert not any(module.training for module in first.model.modules())
 
     def test_models_without_it_are_not_run(self) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
-        history = train(model, objective=Natural(), epochs=1)
+        history = train(model, objective=Standard(), epochs=1)
         assert history[0]["forward_passes"] == 24
 
 

@@ -16,23 +16,24 @@ from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.evaluation.cost import count_weights
-from sparsemble.export.convert import convert_team
+from sparsemble.export.convert import convert_ensemble
 from sparsemble.models import architectures, build_model
-from sparsemble.pipeline import bench as module
-from sparsemble.pipeline import bench_agree, bench_engines
-from sparsemble.pipeline.bench import bench, bench_table
-from sparsemble.pipeline.bench_engines import Timed
-from sparsemble.pipeline.bench_first import first_use
-from sparsemble.pipeline.bench_subject import Asked, drawn
-from sparsemble.pipeline.target import load_target
+from sparsemble.bench import timing as module
+from sparsemble.bench import engines
+from sparsemble.bench import verify_outputs
+from sparsemble.bench.timing import bench, bench_table
+from sparsemble.bench.engines import Timed
+from sparsemble.bench.cold_start import first_use
+from sparsemble.bench.models import Asked, drawn
+from sparsemble.pipeline.loaded_model import load_target
 from sparsemble.report.bench import draw_bench
 from sparsemble.runtime import packed, predictor
-from sparsemble.runtime.combining import log_softmax
-from sparsemble.runtime.kernels.compiled import lanes
+from sparsemble.runtime.combiners import log_softmax
+from sparsemble.runtime.kernels.jit import lanes
 from sparsemble.runtime.network import Convolution
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import AtOnce, Never
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 TABLE = {"name": "tiny", "width": 4}
 TINY = '{name = "tiny", width = 4}'
@@ -103,7 +104,7 @@ class TestDeepSparse:
         found = bench(asked(), "", lambda text: None)
         assert [row["dense"] for row in found["rows"] if row["engine"] == "deepsparse"] == [False]
         assert found["versions"]["deepsparse"] == "1.8.0"
-        assert bench_engines.left_out() == []
+        assert engines.left_out() == []
 
 
 class TestBench:
@@ -201,11 +202,11 @@ class TestBench:
         assert "first_use" not in bench(asked(), "", lambda text: None)
 
 
-def pack(path: Path, parent_weights: int = 0) -> Team:
+def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
     """Leave a packed team of three; its parent has a member's weights unless given."""
     rng = seeded(0)
     members = [build_model(architectures.build(TABLE), (1, 8, 8), 10, (0.5,), (0.3,), rng=rng) for _ in range(3)]
-    team = convert_team(
+    team = convert_ensemble(
         Ensemble(members, combiners.build("mean_probability")).eval(),
         Confidence(threshold=0.12),
         tuple("0123456789"),
@@ -267,10 +268,10 @@ class TestTeams:
             bench(asked(target=str(tmp_path / "team.sparsemble"), batches=(40,)), "", lambda text: None)
 
     def test_drawn_decisions_are_decided_once_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        known = bench_agree._decided
+        known = verify_outputs._decided
         other = (np.zeros(3, np.int64),) * 2
         monkeypatch.setattr(
-            bench_agree, "_decided", lambda x, stop: known(x, stop) if isinstance(stop, Never) else other
+            verify_outputs, "_decided", lambda x, stop: known(x, stop) if isinstance(stop, Never) else other
         )
         with pytest.raises(RunError, match="drawn decisions: stops elsewhere than its rule for 3 of 3 images"):
             bench(asked(members=3), "", lambda text: None)

@@ -15,11 +15,11 @@ from sparsemble.attacks.fgsm import FGSM
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import DynamicOutput
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, seeded
 from sparsemble.evaluation import checks
-from tests.unit.sound_team import (
+from tests.unit.sound_ensemble import (
     MEMBER,
     RIGHT,
     THREAT,
@@ -33,7 +33,7 @@ from tests.unit.sound_team import (
     decide,
     expect,
     only,
-    team_result,
+    ensemble_result,
     without,
 )
 
@@ -230,8 +230,8 @@ class TestComparisons:
 
 class TestTargets:
     def test_a_cascade_has_both_kinds(self) -> None:
-        expect(checks.targeted_and_untargeted(team_result()), 21, "pass", "9 of 9 wrong classes")
-        few = changed(team_result(), "data.classes", 3)
+        expect(checks.targeted_and_untargeted(ensemble_result()), 21, "pass", "9 of 9 wrong classes")
+        few = changed(ensemble_result(), "data.classes", 3)
         expect(checks.targeted_and_untargeted(few), 21, "pass", "2 of 2 wrong classes")
 
     @pytest.mark.parametrize(
@@ -248,29 +248,29 @@ class TestTargets:
     def test_either_kind_alone_or_too_few_targets_fail(
         self, settings: list[dict[str, Any]], classes: int, status: str
     ) -> None:
-        result = changed(team_result(), "attacks", {str(i): {"settings": one} for i, one in enumerate(settings)})
+        result = changed(ensemble_result(), "attacks", {str(i): {"settings": one} for i, one in enumerate(settings)})
         expect(checks.targeted_and_untargeted(changed(result, "data.classes", classes)), 21, status)
 
 
 class TestHeadline:
     def test_union_passes(self) -> None:
-        expect(checks.headline_is_union(team_result()), 22, "pass")
+        expect(checks.headline_is_union(ensemble_result()), 22, "pass")
 
     def test_minimum_of_means_in_place_of_mean_of_minimum_fails(self) -> None:
-        result = team_result()
+        result = ensemble_result()
         least = min(one["robust_accuracy"] for one in result["attacks"].values())
         assert least > result["worst_case"]["accuracy"]
         expect(checks.headline_is_union(changed(result, "worst_case.accuracy", least)), 22, "fail")
 
     def test_a_minimum_over_outcomes_of_one_attack_fails(self) -> None:
-        result = team_result()
+        result = ensemble_result()
         strongest = min(result["attacks"].values(), key=lambda one: one["robust_accuracy"])
         wrong = changed(result, "worst_case.outcomes", strongest["outcomes"])
         wrong = changed(wrong, "worst_case.accuracy", strongest["robust_accuracy"])
         expect(checks.headline_is_union(wrong), 22, "fail", "outcomes are not the union's")
 
     def test_other_images_or_nothing_at_all_fail(self) -> None:
-        result = team_result()
+        result = ensemble_result()
         expect(checks.headline_is_union(changed(result, "attacks.fmn100.outcomes", [1, 0])), 22, "fail", "same images")
         expect(
             checks.headline_is_union(without(result, "worst_case.outcomes")), 22, "fail", "lacks worst_case.outcomes"
@@ -344,7 +344,7 @@ class TestReferences:
 
 class TestMinimumNorm:
     def test_distance_and_norm_beside_accuracy_pass(self) -> None:
-        expect(checks.minimum_norms_told(team_result()), 27, "pass", "fmn100")
+        expect(checks.minimum_norms_told(ensemble_result()), 27, "pass", "fmn100")
 
     @pytest.mark.parametrize(
         "broken",
@@ -358,14 +358,14 @@ class TestMinimumNorm:
         ],
     )
     def test_what_is_missing_mixed_or_wrong_fails(self, broken: Callable[[Any], Any]) -> None:
-        expect(checks.minimum_norms_told(broken(team_result())), 27, "fail")
+        expect(checks.minimum_norms_told(broken(ensemble_result())), 27, "fail")
 
     def test_without_such_an_attack_it_is_waived(self) -> None:
-        expect(checks.minimum_norms_told(only(team_result(), lambda label, _: label != "fmn100")), 27, "waived")
+        expect(checks.minimum_norms_told(only(ensemble_result(), lambda label, _: label != "fmn100")), 27, "waived")
 
     def test_most_images_out_of_reach_have_an_infinite_median(self) -> None:
-        result = team_result()
+        result = ensemble_result()
         result["attacks"] = {"df": an_attack(DeepFool(), torch.ones(3, dtype=torch.int))}
         result["attacks"]["df"] |= {"minimum_distances": [0.1, None, None], "median_distance": None}
-        assert result["attacks"]["df"]["settings"] == describe(DeepFool())
+        assert result["attacks"]["df"]["settings"] == to_dict(DeepFool())
         expect(checks.minimum_norms_told(result), 27, "pass")

@@ -14,7 +14,7 @@ from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.checks.dynamic import nudged
-from tests.unit.sound_team import TEAM, X, altered, changed, decide, expect, only, single, team_result
+from tests.unit.sound_ensemble import TEAM, X, altered, changed, decide, expect, only, single, ensemble_result
 
 IMAGES = torch.rand(200, 1, 6, 6, generator=seeded(3))
 
@@ -25,7 +25,7 @@ def part(one: dict[str, Any]) -> dict[str, Any]:
 
 class TestAttacked:
     def test_the_full_suite_passes(self) -> None:
-        expect(checks.stopping_attacked(team_result()), 33, "pass", "not attacked: nothing")
+        expect(checks.stopping_attacked(ensemble_result()), 33, "pass", "not attacked: nothing")
 
     @pytest.mark.parametrize(
         ("keep", "words"),
@@ -37,14 +37,14 @@ class TestAttacked:
         ],
     )
     def test_a_view_left_out_fails(self, keep: Callable[[dict[str, Any]], bool], words: str) -> None:
-        result = only(team_result(), lambda label, one: keep(one))
+        result = only(ensemble_result(), lambda label, one: keep(one))
         if words == "the whole":
             result = only(result, lambda label, one: part(one).get("name") not in (None, "whole"))
         expect(checks.stopping_attacked(result), 33, "fail", f"not attacked: {words}")
 
     @pytest.mark.parametrize("quiet", [single, lambda r: changed(r, "target.stopping", "never")])
     def test_what_always_runs_all_is_waived(self, quiet: Callable[[Any], Any]) -> None:
-        result = quiet(team_result())
+        result = quiet(ensemble_result())
         for check, number in (
             (checks.stopping_attacked, 33),
             (checks.hijack_counted, 34),
@@ -54,18 +54,18 @@ class TestAttacked:
             expect(check(result), number, "waived")
 
     def test_hijack_must_run(self) -> None:
-        expect(checks.hijack_counted(team_result()), 34, "pass")
-        without = only(team_result(), lambda label, one: one["settings"]["name"] != "hijack")
+        expect(checks.hijack_counted(ensemble_result()), 34, "pass")
+        without = only(ensemble_result(), lambda label, one: one["settings"]["name"] != "hijack")
         expect(checks.hijack_counted(without), 34, "fail", "no attack aimed")
 
     def test_hijack_must_count(self) -> None:
-        result = changed(team_result(), "worst_case.outcomes", team_result()["clean_outcomes"])
+        result = changed(ensemble_result(), "worst_case.outcomes", ensemble_result()["clean_outcomes"])
         expect(checks.hijack_counted(result), 34, "fail", "count as right")
 
 
 class TestCost:
     def test_told_under_attack_passes(self) -> None:
-        expect(checks.cost_under_attack(team_result()), 35, "pass", "slowdown 2.70")
+        expect(checks.cost_under_attack(ensemble_result()), 35, "pass", "slowdown 2.70")
 
     @pytest.mark.parametrize(
         ("broken", "words"),
@@ -78,11 +78,11 @@ class TestCost:
         ],
     )
     def test_missing_or_impossible_costs_fail(self, broken: Callable[[Any], Any], words: str) -> None:
-        expect(checks.cost_under_attack(broken(team_result())), 35, "fail", words)
+        expect(checks.cost_under_attack(broken(ensemble_result())), 35, "fail", words)
 
     def test_speed_on_clean_images_alone_fails(self) -> None:
-        expect(checks.speed_beside_cost(team_result()), 36, "pass", "up to 2.70 members")
-        alone = changed(team_result(), "members_run.slowdown", None)
+        expect(checks.speed_beside_cost(ensemble_result()), 36, "pass", "up to 2.70 members")
+        alone = changed(ensemble_result(), "members_run.slowdown", None)
         expect(checks.speed_beside_cost(alone), 36, "fail", "alone")
         silent = changed(changed(alone, "latency", None), "size", None)
         expect(checks.speed_beside_cost(silent), 36, "waived", "nothing about speed")

@@ -7,7 +7,7 @@ import pytest
 
 from sparsemble.core.interfaces import combiners
 from sparsemble.evaluation import checks
-from tests.unit.sound_team import changed, expect, only, single, team_result
+from tests.unit.sound_ensemble import changed, expect, only, single, ensemble_result
 
 OTHERS = [name for name in combiners.names() if name != "mean_probability"]
 Result = dict[str, Any]
@@ -19,29 +19,29 @@ def surrogate(one: dict[str, Any]) -> str:
 
 class TestCombiners:
     def test_every_combiner_passes(self) -> None:
-        expect(checks.combiners_attacked(team_result(), "mean_probability", OTHERS), 28, "pass", "not through none")
+        expect(checks.combiners_attacked(ensemble_result(), "mean_probability", OTHERS), 28, "pass", "not through none")
 
     @pytest.mark.parametrize("lost", OTHERS)
     def test_a_combiner_left_out_fails(self, lost: str) -> None:
         result = only(
-            team_result(), lambda _, one: one["settings"].get("surrogate", {}).get("combine", {}).get("name") != lost
+            ensemble_result(), lambda _, one: one["settings"].get("surrogate", {}).get("combine", {}).get("name") != lost
         )
         expect(checks.combiners_attacked(result, "mean_probability", OTHERS), 28, "fail", f"not through {lost}")
 
     def test_the_deployed_combiner_left_out_fails(self) -> None:
         kept = ("combined", "member", "prefix", "expectation")
-        result = only(team_result(), lambda label, one: surrogate(one) in kept or label.startswith("sequential"))
+        result = only(ensemble_result(), lambda label, one: surrogate(one) in kept or label.startswith("sequential"))
         expect(
             checks.combiners_attacked(result, "mean_probability", OTHERS), 28, "fail", "not through mean_probability"
         )
 
     def test_a_single_model_is_waived(self) -> None:
-        expect(checks.combiners_attacked(single(team_result()), "mean_probability", OTHERS), 28, "waived")
+        expect(checks.combiners_attacked(single(ensemble_result()), "mean_probability", OTHERS), 28, "waived")
 
 
 class TestMembers:
     def test_the_full_suite_passes(self) -> None:
-        expect(checks.members_attacked(team_result()), 29, "pass", "not attacked: nothing")
+        expect(checks.members_attacked(ensemble_result()), 29, "pass", "not attacked: nothing")
 
     @pytest.mark.parametrize(
         ("keep", "words"),
@@ -54,19 +54,19 @@ class TestMembers:
         ],
     )
     def test_what_is_left_out_is_named(self, keep: Callable[[str, dict[str, Any]], bool], words: str) -> None:
-        expect(checks.members_attacked(only(team_result(), keep)), 29, "fail", f"not attacked: {words}")
+        expect(checks.members_attacked(only(ensemble_result(), keep)), 29, "fail", f"not attacked: {words}")
 
     def test_a_single_model_is_waived(self) -> None:
-        expect(checks.members_attacked(single(team_result())), 29, "waived")
+        expect(checks.members_attacked(single(ensemble_result())), 29, "waived")
 
 
 class TestReport:
     def test_a_sound_table_passes(self) -> None:
-        expect(checks.members_reported(team_result()), 30, "pass", "best alone 0.400")
+        expect(checks.members_reported(ensemble_result()), 30, "pass", "best alone 0.400")
 
     def test_a_gain_that_vanishes_is_flagged(self) -> None:
-        assert "FLAG" not in checks.members_reported(changed(team_result(), "worst_case.accuracy", 0.5)).detail
-        found = checks.members_reported(changed(team_result(), "worst_case.accuracy", 0.4))
+        assert "FLAG" not in checks.members_reported(changed(ensemble_result(), "worst_case.accuracy", 0.5)).detail
+        found = checks.members_reported(changed(ensemble_result(), "worst_case.accuracy", 0.4))
         expect(found, 30, "pass", "FLAG: the team (0.400")
 
     @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ class TestReport:
         ],
     )
     def test_missing_or_contradictory_tables_fail(self, path: str, value: Any, words: str) -> None:
-        expect(checks.members_reported(changed(team_result(), path, value)), 30, "fail", words)
+        expect(checks.members_reported(changed(ensemble_result(), path, value)), 30, "fail", words)
 
     def test_a_single_model_is_waived(self) -> None:
-        expect(checks.members_reported(single(team_result())), 30, "waived")
+        expect(checks.members_reported(single(ensemble_result())), 30, "waived")
 
 
 TEAM_ROW = {"accuracy": 0.5, "nonzeros": 1000, "macs": 5e6}

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import DynamicOutput
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.types import Images, Logits, seeded
 from sparsemble.evaluation import checks
-from tests.unit.sound_team import MEMBER, RIGHT, TEAM, THREAT, Linear, X, Y, altered, decide, expect, network
+from tests.unit.sound_ensemble import MEMBER, RIGHT, TEAM, THREAT, Linear, X, Y, altered, decide, expect, network
 
 LEVELS = torch.tensor([-1.2, -0.4, 0.4, 1.2])
 

@@ -8,18 +8,18 @@ import pytest
 
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.checks.reporting import ATTACK, FIELDS
-from tests.unit.sound_team import changed, expect, team_result, without
+from tests.unit.sound_ensemble import changed, expect, ensemble_result, without
 
 Broken = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class TestThreat:
     def test_recorded_passes(self) -> None:
-        expect(checks.threat_recorded(team_result()), 1, "pass", "linf 8/255, white-box, targeted: False")
+        expect(checks.threat_recorded(ensemble_result()), 1, "pass", "linf 8/255, white-box, targeted: False")
 
     @pytest.mark.parametrize("field", ["norm", "eps", "eps_text", "knowledge", "targeted"])
     def test_every_field_is_needed(self, field: str) -> None:
-        expect(checks.threat_recorded(without(team_result(), f"threat.{field}")), 1, "fail", f"threat.{field}")
+        expect(checks.threat_recorded(without(ensemble_result(), f"threat.{field}")), 1, "fail", f"threat.{field}")
 
     @pytest.mark.parametrize(
         ("path", "value", "words"),
@@ -32,13 +32,13 @@ class TestThreat:
         ],
     )
     def test_contradictions_fail(self, path: str, value: Any, words: str) -> None:
-        expect(checks.threat_recorded(changed(team_result(), path, value)), 1, "fail", words)
+        expect(checks.threat_recorded(changed(ensemble_result(), path, value)), 1, "fail", words)
 
 
 class TestImages:
     def test_a_seeded_subset_or_all_images_pass(self) -> None:
-        expect(checks.images_recorded(team_result(), 1000), 4, "pass", "drawn with seed 4")
-        everything = changed(team_result(), "data.subset_seed", None)
+        expect(checks.images_recorded(ensemble_result(), 1000), 4, "pass", "drawn with seed 4")
+        everything = changed(ensemble_result(), "data.subset_seed", None)
         expect(checks.images_recorded(everything, 40), 4, "pass", "all of them")
 
     @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ class TestImages:
         ],
     )
     def test_a_hidden_subset_fails(self, broken: Broken, words: str) -> None:
-        expect(checks.images_recorded(broken(team_result()), 1000), 4, "fail", words)
+        expect(checks.images_recorded(broken(ensemble_result()), 1000), 4, "fail", words)
 
     def test_rows_on_other_images_fail(self) -> None:
-        result = team_result()
+        result = ensemble_result()
         expect(checks.same_images([result, copy.deepcopy(result)]), 4, "pass")
         expect(checks.same_images([result, changed(result, "data.indices", list(range(1, 41)))]), 4, "fail")
         expect(checks.same_images([result, changed(result, "data.sha256", "00" * 32)]), 4, "fail")
@@ -65,39 +65,39 @@ class TestImages:
 class TestSelection:
     @pytest.mark.parametrize(("chosen", "status"), [("held-out", "pass"), ("test", "fail"), (None, "waived")])
     def test_on_held_out_images_only(self, chosen: str | None, status: str) -> None:
-        expect(checks.fairly_selected(changed(team_result(), "target.selected_on", chosen)), 5, status)
+        expect(checks.fairly_selected(changed(ensemble_result(), "target.selected_on", chosen)), 5, status)
 
 
 class TestEps:
     def test_one_radius_passes(self) -> None:
-        expect(checks.one_eps([team_result(), team_result()]), 6, "pass", "0.0313725 in all rows")
+        expect(checks.one_eps([ensemble_result(), ensemble_result()]), 6, "pass", "0.0313725 in all rows")
 
     def test_0_031_beside_8_255_fails(self) -> None:
-        result = team_result()
+        result = ensemble_result()
         other = changed(changed(result, "threat.eps", 0.031), "threat.eps_text", "0.031")
         expect(checks.one_eps([other]), 6, "pass")
         expect(checks.one_eps([result, other]), 6, "fail", "rows at eps 0.031, 0.0313725")
 
     def test_0_031_that_calls_itself_8_255_fails(self) -> None:
-        expect(checks.one_eps([changed(team_result(), "threat.eps", 0.031)]), 6, "fail", "'8/255' is not 0.031")
+        expect(checks.one_eps([changed(ensemble_result(), "threat.eps", 0.031)]), 6, "fail", "'8/255' is not 0.031")
 
     def test_quoted_rows_and_norms_count(self) -> None:
         quoted = [{"source": "a paper", "accuracy": 0.5, "eps": 0.031}]
-        expect(checks.one_eps([changed(team_result(), "quoted", quoted)]), 6, "fail", "rows at eps")
-        expect(checks.one_eps([team_result(), changed(team_result(), "threat.norm", "l2")]), 6, "fail", "l2 and linf")
+        expect(checks.one_eps([changed(ensemble_result(), "quoted", quoted)]), 6, "fail", "rows at eps")
+        expect(checks.one_eps([ensemble_result(), changed(ensemble_result(), "threat.norm", "l2")]), 6, "fail", "l2 and linf")
 
 
 class TestResult:
     def test_complete_passes(self) -> None:
-        expect(checks.result_is_complete(team_result()), 44, "pass")
+        expect(checks.result_is_complete(ensemble_result()), 44, "pass")
 
     @pytest.mark.parametrize("field", FIELDS)
     def test_every_field_is_needed(self, field: str) -> None:
-        expect(checks.result_is_complete(without(team_result(), field)), 44, "fail", f"lacks {field}")
+        expect(checks.result_is_complete(without(ensemble_result(), field)), 44, "fail", f"lacks {field}")
 
     @pytest.mark.parametrize("field", ATTACK)
     def test_every_field_of_an_attack_is_needed(self, field: str) -> None:
-        broken = without(team_result(), f"attacks.fmn100.{field}")
+        broken = without(ensemble_result(), f"attacks.fmn100.{field}")
         expect(checks.result_is_complete(broken), 44, "fail", f"lacks attacks.fmn100.{field}")
 
     @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ class TestResult:
         ],
     )
     def test_contradictions_fail(self, path: str, value: Any, words: str) -> None:
-        expect(checks.result_is_complete(changed(team_result(), path, value)), 44, "fail", words)
+        expect(checks.result_is_complete(changed(ensemble_result(), path, value)), 44, "fail", words)
 
 
 class TestClaims:
@@ -131,11 +131,11 @@ class TestClaims:
         ],
     )
     def test_extra_data_is_declared(self, amount: Any, flag: bool, status: str, words: str) -> None:
-        result = changed(changed(team_result(), "extra_data", amount), "additional_data", flag)
+        result = changed(changed(ensemble_result(), "extra_data", amount), "additional_data", flag)
         expect(checks.extra_data_declared(result), 46, status, words)
 
     def test_undeclared_extra_data_fails(self) -> None:
-        expect(checks.extra_data_declared(without(team_result(), "extra_data")), 46, "fail")
+        expect(checks.extra_data_declared(without(ensemble_result(), "extra_data")), 46, "fail")
 
     @pytest.mark.parametrize(
         ("eps", "accuracy", "status"),
@@ -149,11 +149,11 @@ class TestClaims:
         ids=["to zero", "stops early", "not from 0", "out of order", "lengths"],
     )
     def test_the_curve_reaches_zero(self, eps: list[float], accuracy: list[float], status: str) -> None:
-        result = changed(team_result(), "security_curve", {"eps": eps, "accuracy": accuracy})
+        result = changed(ensemble_result(), "security_curve", {"eps": eps, "accuracy": accuracy})
         expect(checks.curve_reaches_zero(result), 47, status)
 
     def test_no_curve_is_waived(self) -> None:
-        expect(checks.curve_reaches_zero(changed(team_result(), "security_curve", None)), 47, "waived")
+        expect(checks.curve_reaches_zero(changed(ensemble_result(), "security_curve", None)), 47, "waived")
 
     @pytest.mark.parametrize(
         ("broken", "status"),
@@ -168,7 +168,7 @@ class TestClaims:
         ids=["nothing quoted", "with source", "no source", "as if measured", "reported", "undeclared"],
     )
     def test_quoted_numbers_name_their_source(self, broken: Broken, status: str) -> None:
-        expect(checks.quotes_have_sources(broken(team_result())), 48, status)
+        expect(checks.quotes_have_sources(broken(ensemble_result())), 48, status)
 
     def test_wider_tests_are_optional(self) -> None:
         expect(checks.wider_tests({}), 49, "waived", "optional")

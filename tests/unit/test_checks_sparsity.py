@@ -14,7 +14,7 @@ from sparsemble.core.types import Images, Logits, seeded
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.packed import load_packed, save_packed
-from tests.unit.sound_team import THREAT, X, Y, changed, expect, network, team_result, without
+from tests.unit.sound_ensemble import THREAT, X, Y, changed, expect, network, ensemble_result, without
 
 
 def pruned() -> nn.Module:
@@ -74,7 +74,7 @@ class TestZeros:
 
 class TestCosts:
     def test_separate_fields_pass(self) -> None:
-        expect(checks.costs_apart(team_result()), 41, "pass", "1500 bytes")
+        expect(checks.costs_apart(ensemble_result()), 41, "pass", "1500 bytes")
 
     @pytest.mark.parametrize(
         ("broken", "words"),
@@ -88,11 +88,11 @@ class TestCosts:
         ],
     )
     def test_missing_or_impossible_costs_fail(self, broken: Callable[[Any], Any], words: str) -> None:
-        expect(checks.costs_apart(broken(team_result())), 41, "fail", words)
+        expect(checks.costs_apart(broken(ensemble_result())), 41, "fail", words)
 
     def test_what_was_not_measured_is_waived(self) -> None:
-        expect(checks.costs_apart(changed(team_result(), "latency", None)), 41, "waived", "latency not measured")
-        expect(checks.costs_apart(without(team_result(), "size.peak_memory")), 41, "waived", "peak memory not measured")
+        expect(checks.costs_apart(changed(ensemble_result(), "latency", None)), 41, "waived", "latency not measured")
+        expect(checks.costs_apart(without(ensemble_result(), "size.peak_memory")), 41, "waived", "peak memory not measured")
 
 
 class TestVersions:

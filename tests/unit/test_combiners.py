@@ -19,7 +19,7 @@ from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.combiners.soft_vote import SoftVote
 
 COMBINERS = [*(combiners.build(name) for name in combiners.names()), SoftVote(temperature=0.2)]
-LOSSES = [attack_losses.build(name) for name in sorted(attack_losses.plugs)]
+LOSSES = [attack_losses.build(name) for name in sorted(attack_losses.components)]
 
 
 def sure_logits(members: int, x: Tensor, lead: float, classes: int = 5) -> MemberLogits:

@@ -19,18 +19,18 @@ from sparsemble.models.graph import Graph
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import PruningContext
 from sparsemble.pruning.methods.harp import HARP
-from sparsemble.pruning.target import Target
-from sparsemble.training import Batches, Callback, Computing, Guard, KeepBest, Schedule, fit
-from sparsemble.training.computing import exactly
-from sparsemble.training.objective import Objective, objectives
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.natural import Natural
-from sparsemble.training.schedules.cosine import Cosine
+from sparsemble.pruning.target import SparsityTarget
+from sparsemble.training import Batches, Callback, Precision, Guard, KeepBest, Schedule, fit
+from sparsemble.training.precision import exactly
+from sparsemble.training.loss import TrainingLoss, training_losses
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.standard import Standard
+from sparsemble.training.lr_schedules.cosine import Cosine
 
 THREAT = ThreatModel(eps=0.1)
 SCHEDULE = Schedule(rate=0.1, batch_size=16, decay=Cosine(), guard=Guard(fall=1.0))
-MADRY = Madry(attack=PGD(steps=2, keep_best=False))
-HALF = Computing(precision="bfloat16")
+MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
+HALF = Precision(precision="bfloat16")
 
 needs_bf16 = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -68,9 +68,9 @@ def split() -> TensorSplit:
 
 def train(
     model: nn.Module,
-    computing: Computing,
+    precision: Precision,
     *callbacks: Callback,
-    objective: Objective = MADRY,
+    objective: TrainingLoss = MADRY,
     epochs: int = 2,
     schedule: Schedule = SCHEDULE,
 ) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def train(
         threat=THREAT,
         rng=seeded(5),
         callbacks=callbacks,
-        computing=computing,
+        precision=precision,
     )
 
 
@@ -98,10 +98,10 @@ class During(Callback):
 
 
 EVERY_WAY = [
-    pytest.param(Computing(channels_last=False), id="plain"),
-    pytest.param(Computing(), id="channels_last"),
+    pytest.param(Precision(channels_last=False), id="plain"),
+    pytest.param(Precision(), id="channels_last"),
     pytest.param(HALF, id="bfloat16", marks=needs_bf16),
-    pytest.param(Computing(precision="bfloat16", channels_last=False), id="bfloat16 NCHW", marks=needs_bf16),
+    pytest.param(Precision(precision="bfloat16", channels_last=False), id="bfloat16 NCHW", marks=needs_bf16),
 ]
 
 
@@ -140,7 +140,7 @@ class TestBfloat16:
     def test_learns_what_float32_learns(self) -> None:
         """The losses agree to the precision of bfloat16 (8 bits), and differ: it was used."""
         ours, exact = net(), net()
-        half, full = train(ours, HALF, epochs=4), train(exact, Computing(), epochs=4)
+        half, full = train(ours, HALF, epochs=4), train(exact, Precision(), epochs=4)
         assert full[-1]["loss"] < 0.7 * full[0]["loss"]
         for a, b in zip(half, full, strict=True):
             assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
@@ -195,7 +195,7 @@ class TestBfloat16:
         )
         with pytest.raises(InputError, match=words):
             HALF.check(device)
-        Computing().check(device)
+        Precision().check(device)
         if device == "cpu":
             with pytest.raises(InputError, match="bfloat16"):
                 train(net(), HALF)
@@ -208,17 +208,17 @@ def finite_gradients(model: nn.Module) -> None:
     assert sum(float(g.abs().sum()) for g in gradients) > 0
 
 
-def of_teams(name: str) -> bool:
-    return objectives.plugs[name].__module__.startswith("sparsemble.ensemble.")
+def needs_ensemble(name: str) -> bool:
+    return training_losses.components[name].__module__.startswith("sparsemble.ensemble.")
 
 
 class TestEveryObjective:
     @needs_bf16
-    @pytest.mark.parametrize("name", sorted(objectives.plugs))
+    @pytest.mark.parametrize("name", sorted(training_losses.components))
     def test_takes_finite_steps(self, name: str) -> None:
-        models = [team()] if of_teams(name) else [net(), team()]
+        models = [team()] if needs_ensemble(name) else [net(), team()]
         for model in models:
-            objective = objectives.build(name).with_teacher(net(7).eval())
+            objective = training_losses.build(name).with_teacher(net(7).eval())
             start = copy.deepcopy(model)
             steps = During(finite_gradients)
             history = train(model, HALF, steps, objective=objective, epochs=1)
@@ -228,15 +228,15 @@ class TestEveryObjective:
             assert all(moved)
 
     @needs_bf16
-    @pytest.mark.parametrize("name", sorted(objectives.plugs))
+    @pytest.mark.parametrize("name", sorted(training_losses.components))
     def test_answers_in_float32_and_about_the_same(self, name: str) -> None:
         x, y = split().everything()
         losses = []
-        for computing in (Computing(), HALF):
+        for precision in (Precision(), HALF):
             model = team().train()
-            objective = objectives.build(name).with_teacher(net(7).eval())
-            with computing.applied(model, list(model.members)):
-                output = objective(model, computing.images(x), y, THREAT, rng=seeded(3))
+            objective = training_losses.build(name).with_teacher(net(7).eval())
+            with precision.applied(model, list(model.members)):
+                output = objective(model, precision.images(x), y, THREAT, rng=seeded(3))
             losses.append(output.loss.detach())
             assert {tensor.dtype for tensor in (output.loss, *output.terms.values())} == {torch.float32}
         torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.02)
@@ -249,23 +249,23 @@ class TestChannelsLast:
         def look(model: nn.Module) -> None:
             layouts.append(model.get_submodule("0").weight.is_contiguous(memory_format=torch.channels_last))
 
-        train(net(), Computing(), During(look))
-        train(net(), Computing(channels_last=False), During(lambda model: layouts.append(True)))
+        train(net(), Precision(), During(look))
+        train(net(), Precision(channels_last=False), During(lambda model: layouts.append(True)))
         assert all(layouts)
         x = split().pixels
-        assert Computing().images(x).is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(Computing().images(x), x)
-        assert Computing(channels_last=False).images(x) is x
+        assert Precision().images(x).is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(Precision().images(x), x)
+        assert Precision(channels_last=False).images(x) is x
 
     def test_trains_to_the_same_weights_up_to_rounding(self) -> None:
         ours, plain = net().double(), net().double()
         x, y = split().pixels.double(), split().labels
-        for model, computing in ((ours, Computing()), (plain, Computing(channels_last=False))):
+        for model, precision in ((ours, Precision()), (plain, Precision(channels_last=False))):
             optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-            with computing.applied(model, [model]):
+            with precision.applied(model, [model]):
                 for _ in range(5):
                     optimiser.zero_grad()
-                    nn.functional.cross_entropy(model(computing.images(x)), y).backward()
+                    nn.functional.cross_entropy(model(precision.images(x)), y).backward()
                     optimiser.step()
         for a, b in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
@@ -273,26 +273,26 @@ class TestChannelsLast:
     def test_starts_attacks_from_the_same_points(self) -> None:
         x = split().pixels
         starts = [
-            THREAT.random_start(computing.images(x), seeded(0))
-            for computing in (Computing(), Computing(channels_last=False))
+            THREAT.random_start(precision.images(x), seeded(0))
+            for precision in (Precision(), Precision(channels_last=False))
         ]
         assert torch.equal(*starts)
 
-    @pytest.mark.parametrize("objective", [Natural(), MADRY], ids=["natural", "madry"])
-    def test_learns_the_same_masks(self, objective: Objective) -> None:
+    @pytest.mark.parametrize("objective", [Standard(), MADRY], ids=["natural", "madry"])
+    def test_learns_the_same_masks(self, objective: TrainingLoss) -> None:
         model = net().eval()
         torch.manual_seed(6)
         model[6] = nn.Conv2d(6, 6, 3, bias=False)  # grouped ones cannot be pruned
         scores = {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
-        target = Target(graph=Graph(model, tuple(split().pixels.shape[1:])), sparsity=0.5)
+        target = SparsityTarget(graph=Graph(model, tuple(split().pixels.shape[1:])), sparsity=0.5)
         masks: list[Mask] = []
-        for computing in (Computing(), Computing(channels_last=False)):
+        for precision in (Precision(), Precision(channels_last=False)):
             context = PruningContext(
                 batches=Batches(split=split(), batch_size=16),
                 objective=objective,
                 threat=THREAT,
                 rng=seeded(3),
-                computing=computing,
+                precision=precision,
             )
             pruned = HARP(epochs=2, penalty=0.1, schedule=SCHEDULE)(model, scores, target, context)
             masks.append(pruned.mask)
@@ -305,29 +305,29 @@ class TestLeftAsFound:
     @pytest.mark.parametrize("computing", EVERY_WAY)
     @pytest.mark.parametrize("make", [net, team])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-    def test_forward_layout_and_mode(self, make: Any, layout: torch.memory_format, computing: Computing) -> None:
+    def test_forward_layout_and_mode(self, make: Any, layout: torch.memory_format, precision: Precision) -> None:
         model = make().to(memory_format=layout)
         strides = {name: tensor.stride() for name, tensor in model.state_dict().items()}
         parameters = [id(p) for p in model.parameters()]
-        train(model, computing)
+        train(model, precision)
         assert {name: tensor.stride() for name, tensor in model.state_dict().items()} == strides
         assert [id(p) for p in model.parameters()] == parameters
         assert not any("forward" in vars(module) for module in model.modules())
         assert not any(module.training for module in model.modules())
 
     @pytest.mark.parametrize("computing", EVERY_WAY)
-    def test_also_when_training_is_killed(self, computing: Computing) -> None:
+    def test_also_when_training_is_killed(self, precision: Precision) -> None:
         def die(model: nn.Module) -> None:
             raise KeyboardInterrupt
 
         model = team()
         with pytest.raises(KeyboardInterrupt):
-            train(model, computing, During(die))
+            train(model, precision, During(die))
         assert not any("forward" in vars(module) for module in model.modules())
         assert all(layer.weight.is_contiguous() for layer in prunable_layers(model).values())
 
     @pytest.mark.parametrize("computing", EVERY_WAY)
-    def test_a_forward_of_its_own_comes_back(self, computing: Computing) -> None:
+    def test_a_forward_of_its_own_comes_back(self, precision: Precision) -> None:
         model = net()
         plain = model.forward
 
@@ -335,30 +335,30 @@ class TestLeftAsFound:
             return 2 * plain(x)
 
         model.forward = doubled
-        train(model, computing)
+        train(model, precision)
         assert model.__dict__["forward"] is doubled
 
     @pytest.mark.parametrize("computing", EVERY_WAY)
-    def test_a_member_that_stands_twice_in_a_team(self, computing: Computing) -> None:
+    def test_a_member_that_stands_twice_in_a_team(self, precision: Precision) -> None:
         member = net()
         model = Ensemble([member, member], MeanProbability())
-        with computing.applied(model, list(model.members)):
+        with precision.applied(model, list(model.members)):
             model(split().pixels)
         assert "forward" not in vars(member)
 
 
 IMPORT_WARNS = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-WITH_COMPILED = [*EVERY_WAY, pytest.param(Computing(compile=True), id="compiled", marks=IMPORT_WARNS)]
+WITH_COMPILED = [*EVERY_WAY, pytest.param(Precision(compile=True), id="compiled", marks=IMPORT_WARNS)]
 
 
 class TestCopies:
     @pytest.mark.parametrize("computing", WITH_COMPILED)
     @pytest.mark.parametrize("make", [net, team])
-    def test_run_their_own_weights(self, make: Any, computing: Computing) -> None:
+    def test_run_their_own_weights(self, make: Any, precision: Precision) -> None:
         """Only a forward pass that is run gets compiled: this costs nothing."""
         model, x = make().eval(), split().pixels
         zeros: list[Tensor] = []
-        with torch.no_grad(), computing.applied(model, list(getattr(model, "members", [model]))):
+        with torch.no_grad(), precision.applied(model, list(getattr(model, "members", [model]))):
             twin = copy.deepcopy(model)
             again = copy.deepcopy(twin)
             for copied in (twin, again):
@@ -371,13 +371,13 @@ class TestCopies:
         assert any(p.any() for p in model.parameters())
 
     @pytest.mark.parametrize("computing", EVERY_WAY)
-    def test_taken_by_a_callback_are_what_the_model_was(self, computing: Computing) -> None:
+    def test_taken_by_a_callback_are_what_the_model_was(self, precision: Precision) -> None:
         taken: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
         def take(model: nn.Module) -> None:
             taken.append((copy.deepcopy(model), copy.deepcopy(model.state_dict())))
 
-        train(net(), computing, During(take))
+        train(net(), precision, During(take))
         x = split().pixels
         answers = []
         for copied, weights in taken:
@@ -389,10 +389,10 @@ class TestCopies:
         assert not torch.equal(answers[0], answers[-1])
 
     @pytest.mark.parametrize("computing", WITH_COMPILED)
-    def test_names_and_values_of_the_state_are_the_same_inside(self, computing: Computing) -> None:
+    def test_names_and_values_of_the_state_are_the_same_inside(self, precision: Precision) -> None:
         model = net()
         outside = copy.deepcopy(model.state_dict())
-        with computing.applied(model, [model]):
+        with precision.applied(model, [model]):
             inside = model.state_dict()
             assert list(inside) == list(outside)
             assert all(torch.equal(inside[name], outside[name]) for name in outside)
@@ -404,7 +404,7 @@ class TestCompile:
     @pytest.mark.filterwarnings("ignore")
     def test_trains_to_the_same_losses(self, precision: Any) -> None:
         histories = [
-            train(net(), Computing(precision=precision, compile=compiled), KeepBest(self.probe, every=1))
+            train(net(), Precision(precision=precision, compile=compiled), KeepBest(self.probe, every=1))
             for compiled in (True, False)
         ]
         tolerance = 1e-4 if precision == "float32" else 0.05

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparsemble.attacks.adaptive.prefix import Prefix
+from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules

@@ -16,11 +16,11 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.features import feature_layers, features, soft_nonzero, watch_activations
-from sparsemble.ensemble.objectives.dverge import DVERGE, imitate
-from sparsemble.ensemble.objectives.eed import EED, mean_weight, misclassification
+from sparsemble.ensemble.losses.dverge import DVERGE, imitate
+from sparsemble.ensemble.losses.eed import EED, mean_weight, misclassification
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
-from sparsemble.training.objective import LossOutput
+from sparsemble.training.loss import LossOutput
 
 THREAT = ThreatModel(eps=0.1)
 ATTACK = PGD(steps=2, step_size=0.5)
@@ -133,7 +133,7 @@ class TestDVERGE:
 
     def test_may_craft_once_on_the_whole_team(self) -> None:
         ensemble, (x, y) = team().eval(), batch()
-        found = DVERGE(beta=0.0, attack=ATTACK, attack_team=True)(ensemble, x, y, THREAT, rng=seeded(5))
+        found = DVERGE(beta=0.0, attack=ATTACK, attack_ensemble=True)(ensemble, x, y, THREAT, rng=seeded(5))
         together = ATTACK(ensemble, x, y, THREAT, rng=seeded(5))
         assert torch.equal(found.adversarial, together)
         expected = sum(float(F.cross_entropy(m(together), y).detach()) for m in ensemble.members)
@@ -230,11 +230,11 @@ class TestEED:
         assert found.terms.keys() == base.terms.keys()
 
     @pytest.mark.parametrize("attack_team", [False, True])
-    def test_changes_nothing_but_batchnorm_statistics(self, attack_team: bool) -> None:
+    def test_changes_nothing_but_batchnorm_statistics(self, attack_ensemble: bool) -> None:
         ensemble = team(3).train()
         before = copy.deepcopy(ensemble.state_dict())
         x, y = batch()
-        base = DVERGE(steps=2, attack=ATTACK, attack_team=attack_team)
+        base = DVERGE(steps=2, attack=ATTACK, attack_ensemble=attack_ensemble)
         EED(base=base, attack=ATTACK)(ensemble, x, y, THREAT, rng=seeded(5))
         assert all(parameter.grad is None for parameter in ensemble.parameters())
         assert all(module.training for module in ensemble.modules())

@@ -13,10 +13,10 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.ensemble.features import feature_layers
-from sparsemble.ensemble.objectives.dverge import DVERGE, imitate
-from sparsemble.ensemble.objectives.eed import EED
-from sparsemble.ensemble.objectives.igat import IGAT
-from sparsemble.training.objective import Objective
+from sparsemble.ensemble.losses.dverge import DVERGE, imitate
+from sparsemble.ensemble.losses.eed import EED
+from sparsemble.ensemble.losses.igat import IGAT
+from sparsemble.training.loss import TrainingLoss
 from tests.unit.test_ensemble_losses import batch, team
 from tests.unit.test_ensemble_losses_more import ATTACK, THREAT, ce, named, same_loss_and_gradient
 
@@ -110,7 +110,7 @@ def literal_compactness(ensemble: Ensemble, x: Images, y: Labels, rng: Generator
     return base + 400.0 * (0.7 * literal_weights(ensemble) + 0.25 * literal_activations(ensemble, x_adv))
 
 
-CASES: list[tuple[Objective, Literal]] = [
+CASES: list[tuple[TrainingLoss, Literal]] = [
     (SEARCH, literal_dverge),
     (IGAT(attack=ATTACK, beta=2.0), literal_igat),
     (EED(base=SEARCH, attack=ATTACK), literal_eed),
@@ -121,7 +121,7 @@ CASES: list[tuple[Objective, Literal]] = [
 @pytest.mark.parametrize("members", [2, 3])
 @pytest.mark.parametrize(("objective", "literal"), CASES, ids=named)
 def test_loss_and_gradient_are_those_of_the_literal_formula(
-    objective: Objective, literal: Literal, members: int
+    objective: TrainingLoss, literal: Literal, members: int
 ) -> None:
     ensemble, (x, y) = team(members).eval(), batch(8)
     found = objective(ensemble, x, y, THREAT, rng=seeded(5)).loss

@@ -16,20 +16,20 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
-from sparsemble.ensemble.objectives.adp import ADP, log_volume
-from sparsemble.ensemble.objectives.cldl import CLDL
-from sparsemble.ensemble.objectives.dverge import DVERGE
-from sparsemble.ensemble.objectives.eed import EED
-from sparsemble.ensemble.objectives.gal import GAL
-from sparsemble.ensemble.objectives.igat import IGAT, distributed
-from sparsemble.ensemble.objectives.joint import Joint
-from sparsemble.ensemble.objectives.soe import SoE
+from sparsemble.ensemble.losses.adp import ADP, log_volume
+from sparsemble.ensemble.losses.cldl import CLDL
+from sparsemble.ensemble.losses.dverge import DVERGE
+from sparsemble.ensemble.losses.eed import EED
+from sparsemble.ensemble.losses.gal import GAL
+from sparsemble.ensemble.losses.igat import IGAT, distributed
+from sparsemble.ensemble.losses.joint import Joint
+from sparsemble.ensemble.losses.soe import SoE
 from sparsemble.pruning import prunable_layers
-from sparsemble.training.objective import Objective, objectives
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.mart import MART
-from sparsemble.training.objectives.n_fgsm import NFGSM
-from sparsemble.training.objectives.trades import TRADES
+from sparsemble.training.loss import TrainingLoss, training_losses
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.mart import MART
+from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.trades import TRADES
 from tests.unit.test_ensemble_losses import batch, team
 
 THREAT = ThreatModel(eps=0.1)
@@ -136,12 +136,12 @@ def literal_joint(ensemble: Ensemble, x: Images, y: Labels) -> Tensor:
     return total / len(y)
 
 
-CASES: list[tuple[Objective, Literal]] = [
+CASES: list[tuple[TrainingLoss, Literal]] = [
     (ADP(attack=ATTACK), literal_adp),
     (GAL(attack=ATTACK), literal_gal),
     (CLDL(attack=ATTACK), literal_cldl),
     (SoE(attack=ATTACK), literal_soe),
-    (Joint(base=Madry(attack=ATTACK), alone=0.5, prefixes=0.25), literal_joint),
+    (Joint(base=PGDAT(attack=ATTACK), alone=0.5, prefixes=0.25), literal_joint),
 ]
 OBJECTIVES = [
     *(objective for objective, _ in CASES),
@@ -154,7 +154,7 @@ OBJECTIVES = [
 
 
 def named(value: Any) -> str | None:
-    return value.name if isinstance(value, Objective) else None
+    return value.name if isinstance(value, TrainingLoss) else None
 
 
 def gradients(loss: Tensor, ensemble: Ensemble) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ def same_loss_and_gradient(found: Tensor, expected: Tensor, ensemble: Ensemble) 
 @pytest.mark.parametrize("members", [2, 3])
 @pytest.mark.parametrize(("objective", "literal"), CASES, ids=named)
 def test_loss_and_gradient_are_those_of_the_literal_formula(
-    objective: Objective, literal: Literal, members: int
+    objective: TrainingLoss, literal: Literal, members: int
 ) -> None:
     ensemble, (x, y) = team(members).eval(), batch(4)
     found = objective(ensemble, x, y, THREAT, rng=seeded(5)).loss
@@ -183,7 +183,7 @@ def test_loss_and_gradient_are_those_of_the_literal_formula(
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
 class TestEveryLossOfATeam:
-    def test_changes_nothing_but_batchnorm_statistics(self, objective: Objective) -> None:
+    def test_changes_nothing_but_batchnorm_statistics(self, objective: TrainingLoss) -> None:
         ensemble, (x, y) = team(3).train(), batch()
         before = copy.deepcopy(ensemble.state_dict())
         objective(ensemble, x, y, THREAT, rng=seeded(5))
@@ -192,7 +192,7 @@ class TestEveryLossOfATeam:
         moved = {n.rpartition(".")[2] for n, t in ensemble.state_dict().items() if not torch.equal(t, before[n])}
         assert moved <= {"running_mean", "running_var", "num_batches_tracked"}
 
-    def test_its_gradient_is_finite_and_reaches_every_member(self, objective: Objective) -> None:
+    def test_its_gradient_is_finite_and_reaches_every_member(self, objective: TrainingLoss) -> None:
         ensemble, (x, y) = team(3).train(), batch()
         output = objective(ensemble, x, y, THREAT, rng=seeded(5))
         assert output.terms
@@ -203,11 +203,11 @@ class TestEveryLossOfATeam:
             assert all(gradient is not None and gradient.isfinite().all() for gradient in found)
             assert any(float(gradient.abs().max()) > 0 for gradient in found)
 
-    def test_takes_a_team_of_one(self, objective: Objective) -> None:
+    def test_takes_a_team_of_one(self, objective: TrainingLoss) -> None:
         ensemble, (x, y) = team(1).train(), batch()
         assert objective(ensemble, x, y, THREAT, rng=seeded(5)).loss.isfinite()
 
-    def test_survives_members_that_are_sure(self, objective: Objective) -> None:
+    def test_survives_members_that_are_sure(self, objective: TrainingLoss) -> None:
         ensemble, (x, y) = team(2).eval(), batch()
         with torch.no_grad():
             for member in ensemble.members:
@@ -222,7 +222,7 @@ class TestEveryLossOfATeam:
 
 def test_there_are_no_losses_of_teams_without_a_test_here() -> None:
     tested = {one.name for one in OBJECTIVES}
-    ours = {name for name, plug in objectives.plugs.items() if plug.__module__.startswith("sparsemble.ensemble")}
+    ours = {name for name, component in training_losses.components.items() if component.__module__.startswith("sparsemble.ensemble")}
     assert ours == tested
 
 
@@ -276,7 +276,7 @@ class TestJoint:
 
     def test_may_craft_on_a_prefix_drawn_for_the_batch(self) -> None:
         ensemble, (x, y) = team(3).eval(), batch()
-        objective = Joint(base=Madry(attack=ATTACK), attack_prefixes=True)
+        objective = Joint(base=PGDAT(attack=ATTACK), attack_prefixes=True)
         drawn = set()
         for seed in range(12):
             found = objective.images(ensemble, x, y, THREAT, rng=seeded(seed))
@@ -288,9 +288,9 @@ class TestJoint:
         assert drawn == {1, 2, 3}
 
     def test_hands_the_gentler_attack_on(self) -> None:
-        gentler = Joint(base=NFGSM(), alone=0.5).gentler(0.5)
-        assert gentler == Joint(base=NFGSM().gentler(0.5), alone=0.5)
-        assert Joint(base=Madry()).gentler(0.5) is None
+        with_weaker_attack = Joint(base=NFGSM(), alone=0.5).with_weaker_attack(0.5)
+        assert with_weaker_attack == Joint(base=NFGSM().with_weaker_attack(0.5), alone=0.5)
+        assert Joint(base=PGDAT()).with_weaker_attack(0.5) is None
         assert Joint().at(0.5) == Joint()
 
 
@@ -298,8 +298,8 @@ class TestOneNetwork:
     @pytest.mark.parametrize("name", TEAM_LOSSES)
     def test_losses_of_teams_say_that_it_is_none(self, name: str) -> None:
         x, y = batch()
-        loss = objectives.build(name)
-        assert loss.of_teams
+        loss = training_losses.build(name)
+        assert loss.needs_ensemble
         with pytest.raises(InputError, match=f"{name} is the loss of a team, and this Normalised is a single network"):
             loss(team().members[0], x, y, THREAT, rng=seeded(0))
 
@@ -308,7 +308,7 @@ class TestTeachers:
     @pytest.mark.parametrize("name", ["eed", "igat"])
     def test_a_base_that_learns_from_one_gets_it(self, name: str) -> None:
         base = {"name": "distillation", "attack": {"name": "pgd", "steps": 1}}
-        loss = objectives.build({"name": name, "base": base, "attack": {"name": "pgd", "steps": 1}})
+        loss = training_losses.build({"name": name, "base": base, "attack": {"name": "pgd", "steps": 1}})
         x, y = batch()
         with pytest.raises(InputError, match="needs a teacher"):
             loss(team(), x, y, THREAT, rng=seeded(0))
@@ -338,4 +338,4 @@ class TestTeachers:
 )
 def test_settings_that_cannot_be_give_a_sentence(name: str, settings: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
-        objectives.build({"name": name, **settings})
+        training_losses.build({"name": name, **settings})

@@ -11,7 +11,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
 from sparsemble.export.folded import FoldedNetwork
-from sparsemble.pipeline.deployable import check_deployable
+from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.runtime.network import AveragePool, MaxPool, Network
 
 SHAPE = (3, 8, 12)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from sparsemble.core.interfaces import Ensemble, combiners
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
-from sparsemble.export.onnx import member_graph, team_graph
+from sparsemble.export.onnx import member_graph, ensemble_graph
 from sparsemble.models import architectures, build_model
 from tests.unit.test_runtime_engine import Everything, Sums, stir_
 
@@ -40,5 +40,5 @@ def test_every_combiner(name: str) -> None:
     x = torch.rand(6, *shape, generator=seeded(1))
     with torch.no_grad():
         expected = team(x).numpy()
-    graph = team_graph(tuple(convert(member, shape) for member in members), describe(team.combine))
+    graph = ensemble_graph(tuple(convert(member, shape) for member in members), to_dict(team.combine))
     np.testing.assert_allclose(run(graph, x.numpy()), expected, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
-from sparsemble.models.spaces import spaces
+from sparsemble.models.channel_groups import spaces
 
 SHAPE = (3, 16, 16)
 

@@ -21,27 +21,27 @@ from sparsemble.data.digits import Digits
 from sparsemble.models.architecture import build_model
 from sparsemble.models.tiny import Tiny
 from sparsemble.training import (
-    Average,
+    EMA,
     Batches,
     Callback,
     Checkpoint,
     Guard,
     KeepBest,
     LossOutput,
-    Objective,
-    RateDecay,
+    TrainingLoss,
+    LRSchedule,
     Report,
     Schedule,
     fit,
 )
 from sparsemble.training.guard import LEAST_FALL, divergence
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.n_fgsm import NFGSM
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.standard import Standard
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.schedules.cosine import Cosine
-from sparsemble.training.schedules.multi_step import MultiStep
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 THREAT = ThreatModel(eps=0.1)
 EPOCHS = 5
@@ -68,7 +68,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Slower(RateDecay):
+class Slower(LRSchedule):
     """Cosine, with a factor of its own for every epoch: what rollbacks should amount to."""
 
     name: ClassVar[str] = "slower"
@@ -80,7 +80,7 @@ class Slower(RateDecay):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SingleStep(Objective):
+class SingleStep(TrainingLoss):
     """Cross-entropy after one signed step: an objective with a step to make smaller."""
 
     step: float = 1.0
@@ -92,13 +92,13 @@ class SingleStep(Objective):
         loss = nn.functional.cross_entropy(model(x_adv), y)
         return LossOutput(loss, {"step": torch.tensor(self.step)}, x_adv)
 
-    def gentler(self, factor: float) -> Objective:
+    def with_weaker_attack(self, factor: float) -> TrainingLoss:
         return replace(self, step=self.step * factor)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Phased(Objective):
+class Phased(TrainingLoss):
     """Single-step training whose step is another one in every epoch: what rollbacks should amount to."""
 
     steps: tuple[float, ...]
@@ -111,7 +111,7 @@ class Phased(Objective):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class NaNOnce(Objective):
+class NaNOnce(TrainingLoss):
     """Cross-entropy that is no number in one of all the steps ever taken."""
 
     when: int
@@ -187,7 +187,7 @@ SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=Cosine())
 
 def train(
     model: nn.Module,
-    objective: Objective,
+    objective: TrainingLoss,
     *callbacks: Callback,
     schedule: Schedule = SCHEDULE,
     epochs: int = EPOCHS,
@@ -217,7 +217,7 @@ class TestDivergence:
     def test_a_loss_that_is_no_number_is_undone_and_the_rate_halved(self, bad: float) -> None:
         model, oracle = net(), net()
         history = train(model, NaNOnce(when=5, calls=[], bad=bad))
-        expected = train(oracle, Natural(), schedule=slowed(1, 0.5, 0.5, 0.5, 0.5))
+        expected = train(oracle, Standard(), schedule=slowed(1, 0.5, 0.5, 0.5, 0.5))
         assert same(model, oracle)
         sentence = f"the loss became {bad} in epoch 2; back to epoch 1, on with a lower rate"
         assert history[1].pop("rolled_back") == [sentence]
@@ -230,8 +230,8 @@ class TestDivergence:
     @pytest.mark.parametrize("epoch", [1, 3])
     def test_weights_that_break_in_the_last_step_of_an_epoch(self, how: Any, epoch: int) -> None:
         model, oracle = net(), net()
-        history = train(model, Natural(), Spoil({epoch * STEPS}, how))
-        train(oracle, Natural(), schedule=slowed(*[1.0] * (epoch - 1), *[0.5] * (EPOCHS - epoch + 1)))
+        history = train(model, Standard(), Spoil({epoch * STEPS}, how))
+        train(oracle, Standard(), schedule=slowed(*[1.0] * (epoch - 1), *[0.5] * (EPOCHS - epoch + 1)))
         assert same(model, oracle)
         assert [record.get("rolled_back") for record in history] == [
             [
@@ -246,7 +246,7 @@ class TestDivergence:
 
     @pytest.mark.parametrize("keep_best", [False, True])
     def test_weights_that_break_under_an_attack(self, keep_best: bool) -> None:
-        objective = Madry(attack=PGD(steps=2, keep_best=keep_best))
+        objective = PGDAT(attack=PGD(steps=2, keep_best=keep_best))
         model, oracle = net(), net()
         history = train(model, objective, Spoil({4}, nan_weight))
         train(oracle, objective, schedule=slowed(1, 0.5, 0.5, 0.5, 0.5))
@@ -255,7 +255,7 @@ class TestDivergence:
 
     def test_an_attack_that_fails_on_a_sound_model_is_not_called_divergence(self) -> None:
         @dataclass(frozen=True)
-        class Failing(Objective):
+        class Failing(TrainingLoss):
             def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Any:
                 raise RunError("left the allowed images")
 
@@ -270,11 +270,11 @@ class TestDivergence:
             return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
 
         model, oracle = plain(), plain()
-        schedule = replace(SCHEDULE, rate=1e29, guard=Guard(gentler=1e-15))
+        schedule = replace(SCHEDULE, rate=1e29, guard=Guard(with_weaker_attack=1e-15))
         told: list[str] = []
         report = Report(lambda share, text: told.append(text))
-        history = train(model, Natural(), report, schedule=schedule, checkpoint=Checkpoint(tmp_path))
-        train(oracle, Natural(), schedule=replace(SCHEDULE, rate=1e29 * 1e-15**2))
+        history = train(model, Standard(), report, schedule=schedule, checkpoint=Checkpoint(tmp_path))
+        train(oracle, Standard(), schedule=replace(SCHEDULE, rate=1e29 * 1e-15**2))
         assert same(model, oracle)
         assert len(history[0]["rolled_back"]) == 2
         assert [text for text in told if "a lower rate" in text] == history[0]["rolled_back"]
@@ -301,8 +301,8 @@ class TestCollapse:
     @pytest.mark.parametrize("bad", range(2, EPOCHS + 1))
     def test_makes_the_rate_smaller(self, bad: int) -> None:
         model, oracle = net(), net()
-        history = train(model, Natural(), until_gentler(bad))
-        train(oracle, Natural(), schedule=slowed(*[1.0] * (bad - 1), *[0.5] * (EPOCHS - bad + 1)))
+        history = train(model, Standard(), until_gentler(bad))
+        train(oracle, Standard(), schedule=slowed(*[1.0] * (bad - 1), *[0.5] * (EPOCHS - bad + 1)))
         assert same(model, oracle)
         assert history[bad - 1]["rolled_back"] == [
             f"held-out robust accuracy fell from 40.0% to 5.0% in epoch {bad}; "
@@ -346,7 +346,7 @@ class TestCollapse:
 
     def test_a_measured_collapse_before_any_good_measure_is_the_starting_point(self) -> None:
         """Nothing is lost that was never there: what counts is the fall from the best so far."""
-        history = train(net(), Natural(), Judge(lambda epoch, record: [0.0, 0.0, 0.05, 0.5, 0.45][epoch - 1]))
+        history = train(net(), Standard(), Judge(lambda epoch, record: [0.0, 0.0, 0.05, 0.5, 0.45][epoch - 1]))
         assert not any("rolled_back" in record for record in history)
 
     def test_every_pass_ever_taken_stands_in_the_history_once(self) -> None:
@@ -381,14 +381,14 @@ class TestCollapse:
             return {"held_out_clean": clean, "held_out_robust": robust}
 
         model = net()
-        train(model, Natural(), KeepBest(probe, every=1))
+        train(model, Standard(), KeepBest(probe, every=1))
         assert torch.equal(model[0].weight, weights[0])
 
     def test_with_an_average_the_average_goes_back_too(self) -> None:
-        averaged = {"average": Average(decay=0.8, batches=2)}
+        ema_model = {"average": EMA(decay=0.8, batches=2)}
         model, oracle = net(), net()
-        train(model, Natural(), until_gentler(3), schedule=replace(SCHEDULE, **averaged))
-        train(oracle, Natural(), schedule=replace(slowed(1, 1, 0.5, 0.5, 0.5), **averaged))
+        train(model, Standard(), until_gentler(3), schedule=replace(SCHEDULE, **ema_model))
+        train(oracle, Standard(), schedule=replace(slowed(1, 1, 0.5, 0.5, 0.5), **ema_model))
         assert same(model, oracle)
 
     def test_needs_no_folder(self, tmp_path: Path) -> None:
@@ -471,11 +471,11 @@ class TestTries:
         guarded = replace(SCHEDULE, guard=Guard(tries=2))
         sentence = "held-out robust accuracy fell from 40.0% to 5.0% in epoch 3; back to epoch 2, training stops there"
         good = net()
-        train(good, Natural(), until_gentler(3, times=9), schedule=guarded)
+        train(good, Standard(), until_gentler(3, times=9), schedule=guarded)
         for _ in range(2):  # and the same when it is run again
             model = net(1)
             history = train(
-                model, Natural(), until_gentler(3, times=9), schedule=guarded, checkpoint=Checkpoint(tmp_path)
+                model, Standard(), until_gentler(3, times=9), schedule=guarded, checkpoint=Checkpoint(tmp_path)
             )
             assert [record["epoch"] for record in history] == [1, 2]
             assert [record.get("stopped") for record in history] == [None, sentence]
@@ -517,7 +517,7 @@ def troubled(model: nn.Module, checkpoint: Checkpoint | None, *others: Callback)
             return None
         return 0.05 if record["step"] > {2: 1.0, 4: 0.3, 5: 0.13}[epoch] else 0.4
 
-    schedule = replace(SCHEDULE, average=Average(decay=0.8, batches=2))
+    schedule = replace(SCHEDULE, average=EMA(decay=0.8, batches=2))
     return train(model, SingleStep(), Judge(say), *others, schedule=schedule, checkpoint=checkpoint)
 
 
@@ -592,16 +592,16 @@ class TestResume:
                 "schedule.rate = 0.2, this one has 0.3; remove it to train anew",
             ),
             ({"schedule": replace(SCHEDULE, guard=Guard(fall=0.4))}, "schedule.guard.fall = 0.5, this one has 0.4"),
-            ({"schedule": replace(SCHEDULE, average=Average())}, "schedule.average.batches = unset, this one has 10"),
+            ({"schedule": replace(SCHEDULE, average=EMA())}, "schedule.average.batches = unset, this one has 10"),
             ({"epochs": EPOCHS + 1}, f"epochs = {EPOCHS}, this one has {EPOCHS + 1}"),
             ({"threat": ThreatModel(eps=0.2)}, "threat.eps = 0.1, this one has 0.2"),
-            ({"objective": Madry()}, "a training with objective.name = natural, this one has madry"),
+            ({"objective": PGDAT()}, "a training with objective.name = natural, this one has madry"),
         ],
     )
     def test_of_other_settings_is_refused_by_name(self, change: dict[str, Any], words: str, tmp_path: Path) -> None:
         with pytest.raises(Killed):
-            train(net(), Natural(), Kill(epochs=2), checkpoint=Checkpoint(tmp_path))
-        settings = {"objective": Natural(), **change}
+            train(net(), Standard(), Kill(epochs=2), checkpoint=Checkpoint(tmp_path))
+        settings = {"objective": Standard(), **change}
         with pytest.raises(InputError, match=words):
             train(net(), **settings, checkpoint=Checkpoint(tmp_path))
 
@@ -617,7 +617,7 @@ class TestResume:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Noisy(Objective):
+class Noisy(TrainingLoss):
     """N-FGSM whose remedy is its paper's: more noise before the step (de Jorge et al. 2022, section 5)."""
 
     noise: float = 0.0
@@ -625,7 +625,7 @@ class Noisy(Objective):
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         return NFGSM(noise=self.noise)(model, x, y, threat, rng=rng)
 
-    def gentler(self, factor: float) -> Objective:
+    def with_weaker_attack(self, factor: float) -> TrainingLoss:
         return Noisy(noise=max(1.0, self.noise / factor))
 
 
@@ -638,7 +638,7 @@ class TestRealCollapse:
     def large(self, digits: TensorSplit) -> TensorSplit:
         return TensorSplit(nn.functional.interpolate(digits.pixels, scale_factor=2.0), digits.labels)
 
-    def learn(self, model: nn.Module, objective: Objective, schedule: Schedule, epochs: int) -> list[dict[str, Any]]:
+    def learn(self, model: nn.Module, objective: TrainingLoss, schedule: Schedule, epochs: int) -> list[dict[str, Any]]:
         data = Digits().load()
         train, held_out = self.large(data.train), self.large(data.choose)
         threat = ThreatModel(eps=self.EPS)
@@ -665,7 +665,7 @@ class TestRealCollapse:
         data = Digits().load()
         robust = build_model(Tiny(width=8), (1, 16, 16), 10, data.mean, data.std, rng=seeded(0))
         fast = SGD(nesterov=True, weight_decay=0.0)
-        slow_but_sure = Madry(attack=PGD(steps=4, step_size=0.4, keep_best=False))
+        slow_but_sure = PGDAT(attack=PGD(steps=4, step_size=0.4, keep_best=False))
         rising = Schedule(rate=0.2, batch_size=50, optimiser=fast, decay=OneCycle(), guard=Guard(fall=1.0))
         start = self.learn(robust, slow_but_sure, rising, 15)[-1]["held_out_robust"]
         assert start > 0.35

@@ -26,7 +26,7 @@ from sparsemble.report import write_report
 from sparsemble.report.page import trainings_in_markdown
 from sparsemble.report.trainings import epoch_rows, marks, taken_back
 from sparsemble.training import Callback, Checkpoint, Guard, Report, Show, WriteHistory
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.losses.standard import Standard
 from tests.unit.test_guard import SCHEDULE, Kill, Killed, net, train
 from tests.unit.test_report import summary  # noqa: F401 (a fixture)
 from tests.unit.test_stage import Bake
@@ -117,7 +117,7 @@ class TestWatchedTraining:
         said: list[str] = []
         watchers = (Report(lambda share, text: None, said.append), Show(shown.append), WriteHistory(folder / "h.jsonl"))
         schedule = replace(SCHEDULE, guard=Guard(tries=1 if len(robust) < 5 else 2))
-        history = train(net(), Natural(), Falls(*robust), *watchers, *more, schedule=schedule, epochs=5)
+        history = train(net(), Standard(), Falls(*robust), *watchers, *more, schedule=schedule, epochs=5)
         return history, shown, said
 
     @pytest.mark.parametrize("robust", COLLAPSES.values(), ids=list(COLLAPSES))
@@ -138,13 +138,13 @@ class TestWatchedTraining:
     def test_what_went_wrong_is_said_before_the_next_epoch(self, tmp_path: Path) -> None:
         heard: list[object] = []
         watchers = (Report(lambda share, text: None, heard.append), Show(lambda one: heard.append(one["epoch"])))
-        train(net(), Natural(), Falls(0.5, 0.0, 0.5), *watchers, epochs=2)
+        train(net(), Standard(), Falls(0.5, 0.0, 0.5), *watchers, epochs=2)
         assert [type(one) for one in heard] == [int, str, int]
 
     def test_a_killed_training_goes_on_in_the_same_file(self, tmp_path: Path) -> None:
         def start(*more: Callback, robust: tuple[float, ...]) -> list[dict[str, Any]]:
             watcher = WriteHistory(tmp_path / "h.jsonl")
-            return train(net(), Natural(), Falls(*robust), watcher, *more, checkpoint=Checkpoint(tmp_path), epochs=4)
+            return train(net(), Standard(), Falls(*robust), watcher, *more, checkpoint=Checkpoint(tmp_path), epochs=4)
 
         with pytest.raises(Killed):
             start(Kill(epochs=3), robust=(0.4, 0.5, 0.5))
@@ -254,7 +254,7 @@ class Simmer(Bake):
 
 
 def test_news_travel_from_a_stage_to_the_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(stages.plugs, "bake", Simmer)
+    monkeypatch.setitem(stages.components, "bake", Simmer)
     heard: list[dict[str, Any]] = []
 
     def start() -> None:

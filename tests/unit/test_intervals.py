@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
-from sparsemble.evaluation.intervals import paired_difference, paired_mean_difference, wilson
+from sparsemble.evaluation.statistics import paired_difference, paired_mean_difference, wilson
 
 Z2 = 1.959963984540054**2
 

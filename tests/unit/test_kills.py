@@ -26,8 +26,8 @@ from sparsemble.data.digits import Digits
 from sparsemble.models.architecture import build_model
 from sparsemble.models.tiny import Tiny
 from sparsemble.training import Average, Batches, Callback, Checkpoint, KeepBest, Schedule, fit
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training.losses.pgd_at import Madry
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 torch.set_num_threads(1)
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])

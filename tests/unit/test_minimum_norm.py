@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.attacks import attacks
-from sparsemble.attacks.border import nearest_border
+from sparsemble.attacks.decision_boundary import nearest_border
 from sparsemble.attacks.carlini_wagner import CarliniWagner
 from sparsemble.attacks.deepfool import DeepFool
 from sparsemble.attacks.fab import FAB
@@ -15,7 +15,7 @@ from sparsemble.attacks.fmn import FMN
 from sparsemble.attacks.hyperplane import dual_length, move_to
 from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, PerImage, seeded
 from sparsemble.models import architectures, build_model
@@ -75,7 +75,7 @@ def build(name: str, **more: Any) -> MinimumNorm:
 
 
 def test_every_minimum_norm_attack_is_tested_here() -> None:
-    assert {name for name, plug in attacks.plugs.items() if issubclass(plug, MinimumNorm)} == set(ACCURACY)
+    assert {name for name, component in attacks.components.items() if issubclass(component, MinimumNorm)} == set(ACCURACY)
 
 
 @pytest.mark.parametrize("norm", NORMS)

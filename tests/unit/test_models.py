@@ -224,7 +224,7 @@ class TestSettings:
             return architectures.build(alias)
 
         for depth in (18, 34, 50, 101):
-            assert settings(f"resnet{depth}") == architectures.plugs["resnet"](depth=depth)  # type: ignore[call-arg]
+            assert settings(f"resnet{depth}") == architectures.components["resnet"](depth=depth)  # type: ignore[call-arg]
         assert settings("vgg16") == settings("vgg")
         assert settings("wrn28_10") == settings("wide_resnet")
 

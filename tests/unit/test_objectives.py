@@ -15,14 +15,14 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.models import architectures, build_model
-from sparsemble.training.objective import Objective, objectives
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.loss import TrainingLoss, training_losses
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.standard import Standard
 
 STEPS, STEP_SIZE = 3, 0.4
 LINF = ThreatModel(norm="linf", eps=0.1)
 L2 = ThreatModel(norm="l2", eps=0.5)
-OBJECTIVES = [Natural(), Madry(attack=PGD(steps=STEPS, step_size=STEP_SIZE, keep_best=False))]
+OBJECTIVES = [Standard(), PGDAT(attack=PGD(steps=STEPS, step_size=STEP_SIZE, keep_best=False))]
 
 
 def net() -> nn.Module:
@@ -85,9 +85,9 @@ def literal_worst(model: nn.Module, x: Images, y: Labels, threat: ThreatModel, s
     return literal_walk(model, x, start, threat, lambda z, i: literal_cross_entropy(z, y[i : i + 1]), **walk)
 
 
-def seen_by(objective: Objective) -> Callable[[nn.Module, Images, Labels, ThreatModel], Images]:
+def seen_by(objective: TrainingLoss) -> Callable[[nn.Module, Images, Labels, ThreatModel], Images]:
     """Return which images the loss is taken on, by the literal version."""
-    if isinstance(objective, Natural):
+    if isinstance(objective, Standard):
         return lambda model, x, y, threat: x
     return lambda model, x, y, threat: literal_worst(model, x, y, threat, seed=4)
 
@@ -95,7 +95,7 @@ def seen_by(objective: Objective) -> Callable[[nn.Module, Images, Labels, Threat
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
 class TestAgainstALiteralVersion:
-    def test_loss_and_every_gradient(self, objective: Objective, threat: ThreatModel) -> None:
+    def test_loss_and_every_gradient(self, objective: TrainingLoss, threat: ThreatModel) -> None:
         ours, literal = net(), net()
         x, y = batch()
         output = objective(ours, x, y, threat, rng=seeded(4))
@@ -108,7 +108,7 @@ class TestAgainstALiteralVersion:
             assert other.grad.abs().max() > 0, name
             torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
 
-    def test_batchnorm_moves_by_the_one_training_pass(self, objective: Objective, threat: ThreatModel) -> None:
+    def test_batchnorm_moves_by_the_one_training_pass(self, objective: TrainingLoss, threat: ThreatModel) -> None:
         ours, literal = net(), net()
         x, y = batch()
         objective(ours, x, y, threat, rng=seeded(4))
@@ -119,7 +119,7 @@ class TestAgainstALiteralVersion:
         assert counted
         assert all(int(tensor) == 1 for tensor in counted)
 
-    def test_changes_nothing_else(self, objective: Objective, threat: ThreatModel) -> None:
+    def test_changes_nothing_else(self, objective: TrainingLoss, threat: ThreatModel) -> None:
         model = net()
         before, state = copy.deepcopy(dict(model.named_parameters())), torch.get_rng_state()
         x, y = batch()
@@ -131,16 +131,16 @@ class TestAgainstALiteralVersion:
         assert torch.equal(x, kept)
         assert torch.equal(state, torch.get_rng_state())
 
-    def test_is_a_mean_so_that_a_doubled_batch_changes_nothing(self, objective: Objective, threat: ThreatModel) -> None:
-        if isinstance(objective, Madry):
-            objective = Madry(attack=PGD(steps=STEPS, random_start=False, keep_best=False))
+    def test_is_a_mean_so_that_a_doubled_batch_changes_nothing(self, objective: TrainingLoss, threat: ThreatModel) -> None:
+        if isinstance(objective, PGDAT):
+            objective = PGDAT(attack=PGD(steps=STEPS, random_start=False, keep_best=False))
         x, y = batch()
         once = objective(net(), x, y, threat, rng=seeded(0)).loss
         twice = objective(net(), torch.cat([x, x]), torch.cat([y, y]), threat, rng=seeded(0)).loss
         torch.testing.assert_close(twice, once)
 
 
-@pytest.mark.parametrize("kind", [Natural, Madry])
+@pytest.mark.parametrize("kind", [Standard, PGDAT])
 class TestLabelSmoothing:
     def test_spreads_a_share_of_the_label_evenly(self, kind: type[Any]) -> None:
         x, y = batch()
@@ -172,7 +172,7 @@ class TestMadry:
         assert not made.requires_grad
         torch.testing.assert_close(made, literal_worst(net(), x, y, threat, seed=4))
         assert (threat.distance(made, x) <= threat.eps + 1e-6).all()
-        assert Natural()(model, x, y, threat, rng=seeded(4)).adversarial is None
+        assert Standard()(model, x, y, threat, rng=seeded(4)).adversarial is None
 
     def test_without_a_budget_is_natural(self) -> None:
         x, y = batch()
@@ -190,7 +190,7 @@ class TestMadry:
         linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))
         attack = PGD(steps=1, step_size=1.0, random_start=False, keep_best=False, loss=Margin())
         x, y = batch(4)[0] * 0.5 + 0.25, torch.tensor([0, 1, 0, 1])
-        output = Madry(attack=attack)(linear, x, y, LINF, rng=seeded(0))
+        output = PGDAT(attack=attack)(linear, x, y, LINF, rng=seeded(0))
         way = (linear[1].weight[1] - linear[1].weight[0]).detach().sign().view(1, 1, 8, 8)
         expected = x + LINF.eps * torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * way
         torch.testing.assert_close(output.adversarial, expected)
@@ -205,4 +205,4 @@ def test_an_untrained_guess_costs_log_of_the_classes(classes: int) -> None:
     for objective in OBJECTIVES:
         loss = objective(model, x, y % classes, LINF, rng=seeded(0)).loss
         assert float(loss.detach()) == pytest.approx(math.log(classes))
-    assert {"natural", "madry"} <= set(objectives.plugs)
+    assert {"natural", "madry"} <= set(training_losses.components)

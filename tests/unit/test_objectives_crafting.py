@@ -12,11 +12,11 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
-from sparsemble.core.shard import normal_like, uniform_like
+from sparsemble.core.distributed_rng import normal_like, uniform_like
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, seeded
-from sparsemble.training.objective import craft
-from sparsemble.training.objectives.madry import Madry
+from sparsemble.training.loss import craft
+from sparsemble.training.losses.pgd_at import PGDAT
 from tests.unit.test_objectives import L2, LINF, batch, literal_cross_entropy, net
 from tests.unit.test_objectives_more import CASES
 
@@ -114,7 +114,7 @@ class TestBatchNormWhileCrafting:
         (gradient,) = torch.autograd.grad(literal_cross_entropy(copied(leaf), y), leaf)
         moved = [x[i] + 0.5 * L2.eps * gradient[i] / gradient[i].norm() for i in range(len(x))]
         torch.testing.assert_close(made, torch.stack(moved).clamp(0, 1), rtol=1e-4, atol=1e-5)
-        made_by_madry = Madry(attack=attack, batch_norm=batch_norm)(net(), x, y, L2, rng=seeded(0)).adversarial
+        made_by_madry = PGDAT(attack=attack, batch_norm=batch_norm)(net(), x, y, L2, rng=seeded(0)).adversarial
         assert torch.equal(made, made_by_madry if made_by_madry is not None else x)
 
     def test_a_frozen_batchnorm_stays_frozen(self, batch_norm: Literal["eval", "train"]) -> None:
@@ -126,8 +126,8 @@ class TestBatchNormWhileCrafting:
 @pytest.mark.parametrize("name", CASES)
 def test_every_objective_hands_its_setting_on(name: str) -> None:
     x, y = batch()
-    objectives: list[Any] = [replace(CASES[name][0], batch_norm=mode).with_teacher(net().eval()) for mode in MODES]
-    by_statistics, by_batch = (o(net(), x, y, L2, rng=seeded(0)).adversarial for o in objectives)
+    training_losses: list[Any] = [replace(CASES[name][0], batch_norm=mode).with_teacher(net().eval()) for mode in MODES]
+    by_statistics, by_batch = (o(net(), x, y, L2, rng=seeded(0)).adversarial for o in training_losses)
     assert by_statistics.shape == by_batch.shape
     assert not torch.allclose(by_statistics, by_batch, atol=1e-3)
 

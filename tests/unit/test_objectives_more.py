@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from sparsemble.attacks.losses.kl import KL
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
-from sparsemble.training.objective import Objective, objectives
-from sparsemble.training.objectives.distillation import Distillation
-from sparsemble.training.objectives.fgsm_rs import FGSMRS
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.mart import MART, boosted_cross_entropy
-from sparsemble.training.objectives.n_fgsm import NFGSM
-from sparsemble.training.objectives.natural import Natural
-from sparsemble.training.objectives.trades import TRADES
+from sparsemble.training.loss import TrainingLoss, training_losses
+from sparsemble.training.losses.distillation import Distillation
+from sparsemble.training.losses.fgsm_rs import FGSMRS
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.mart import MART, boosted_cross_entropy
+from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.standard import Standard
+from sparsemble.training.losses.trades import TRADES
 from tests.unit.test_objectives import (
     L2,
     LINF,
@@ -121,7 +121,7 @@ def literal_distillation(model: nn.Module, x: Images, y: Labels, threat: ThreatM
     return 0.7 * 9 * far + (1 - 0.7) * literal_smooth(model(x), y)
 
 
-CASES: dict[str, tuple[Objective, Literal, int]] = {
+CASES: dict[str, tuple[TrainingLoss, Literal, int]] = {
     "trades": (
         TRADES(attack=replace(SHORT, start_noise=0.001, loss=KL()), label_smoothing=SMOOTHING),
         literal_trades,
@@ -198,15 +198,15 @@ class TestEach:
 def test_the_default_preparation_repeats_the_draws() -> None:
     x, y = batch()
     rng = seeded(SEED)
-    loss = Natural().prepare(net(), x, y, LINF, rng=rng)
-    assert torch.equal(loss().loss, Natural()(net(), x, y, LINF, rng=rng).loss)
+    loss = Standard().prepare(net(), x, y, LINF, rng=rng)
+    assert torch.equal(loss().loss, Standard()(net(), x, y, LINF, rng=rng).loss)
 
 
 class TestTRADES:
     def test_without_beta_is_natural(self) -> None:
         x, y = batch()
         found = TRADES(beta=0.0)(net(), x, y, LINF, rng=seeded(0)).loss
-        assert torch.equal(found, Natural()(net(), x, y, LINF, rng=seeded(0)).loss)
+        assert torch.equal(found, Standard()(net(), x, y, LINF, rng=seeded(0)).loss)
 
     def test_parts_add_up_and_the_search_finds_a_divergence(self) -> None:
         x, y = batch()
@@ -259,13 +259,13 @@ class TestDistillation:
         taught = Distillation(alpha=0.5).with_teacher(teacher())
         assert taught == Distillation(alpha=0.5)
         assert hash(taught) == hash(Distillation(alpha=0.5))
-        assert describe(taught) == describe(Distillation(alpha=0.5))
+        assert to_dict(taught) == to_dict(Distillation(alpha=0.5))
         assert repr(taught) == repr(Distillation(alpha=0.5))
         with pytest.raises(InputError, match="teacher is not a known setting"):
-            objectives.build({"name": "distillation", "teacher": "resnet"}, "objective")
+            training_losses.build({"name": "distillation", "teacher": "resnet"}, "objective")
 
     def test_others_do_without(self) -> None:
-        madry = Madry()
+        madry = PGDAT()
         assert madry.with_teacher(teacher()) is madry
 
 

@@ -8,23 +8,23 @@ from torch import Generator, nn
 
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.ensemble.objectives.eed import EED
-from sparsemble.ensemble.objectives.igat import IGAT
-from sparsemble.ensemble.objectives.joint import Joint
-from sparsemble.training.objective import Crafting, LossOutput, Objective, objectives
-from sparsemble.training.objectives.distillation import Distillation
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.n_fgsm import NFGSM
-from sparsemble.training.objectives.weight_perturbation import WeightPerturbation
+from sparsemble.ensemble.losses.eed import EED
+from sparsemble.ensemble.losses.igat import IGAT
+from sparsemble.ensemble.losses.joint import Joint
+from sparsemble.training.loss import AdversarialLoss, LossOutput, TrainingLoss, training_losses
+from sparsemble.training.losses.distillation import Distillation
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.awp import AWP
 
-AROUND = [(EED.name, "base"), (IGAT.name, "base"), (Joint.name, "base"), (WeightPerturbation.name, "inner")]
+AROUND = [(EED.name, "base"), (IGAT.name, "base"), (Joint.name, "base"), (AWP.name, "inner")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Late(Crafting):
+class Late(AdversarialLoss):
     """Another objective during the first quarter."""
 
-    def at(self, progress: float) -> Objective:
+    def at(self, progress: float) -> TrainingLoss:
         return NFGSM() if progress < 0.25 else self
 
     def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
@@ -39,32 +39,32 @@ class TestNested:
     def test_every_objective_that_has_a_place_for_another_is_here(self, name: str, setting: str) -> None:
         having = {
             (one, field)
-            for one, plug in objectives.plugs.items()
-            for field, kind in plug.__annotations__.items()
-            if kind in (Objective, Objective | None)
+            for one, component in training_losses.components.items()
+            for field, kind in component.__annotations__.items()
+            if kind in (TrainingLoss, TrainingLoss | None)
         }
         assert (name, setting) in having
         assert having == set(AROUND)
 
     def test_hands_on_how_far_training_is(self, name: str, setting: str) -> None:
         late = Late()
-        whole: Any = objectives.plugs[name](**{setting: late})
+        whole: Any = training_losses.components[name](**{setting: late})
         assert getattr(whole.at(0.1), setting) == NFGSM()
         assert whole.at(0.3) == whole
 
     def test_hands_on_a_gentler_attack(self, name: str, setting: str) -> None:
-        gentler: Any = objectives.plugs[name](**{setting: NFGSM()}).gentler(0.5)  # type: ignore[call-arg]
-        assert getattr(gentler, setting) == NFGSM(noise=4.0)
-        assert objectives.plugs[name](**{setting: Madry()}).gentler(0.5) is None  # type: ignore[call-arg]
+        with_weaker_attack: Any = training_losses.components[name](**{setting: NFGSM()}).with_weaker_attack(0.5)  # type: ignore[call-arg]
+        assert getattr(with_weaker_attack, setting) == NFGSM(noise=4.0)
+        assert training_losses.components[name](**{setting: PGDAT()}).with_weaker_attack(0.5) is None  # type: ignore[call-arg]
 
     def test_hands_on_a_teacher(self, name: str, setting: str) -> None:
         teacher = nn.Identity()
-        taught: Any = objectives.plugs[name](**{setting: Distillation()}).with_teacher(teacher)  # type: ignore[call-arg]
+        taught: Any = training_losses.components[name](**{setting: Distillation()}).with_teacher(teacher)  # type: ignore[call-arg]
         assert getattr(taught, setting)._teacher is teacher
-        plain: Objective = objectives.plugs[name](**{setting: Madry()})  # type: ignore[call-arg]
+        plain: TrainingLoss = training_losses.components[name](**{setting: PGDAT()})  # type: ignore[call-arg]
         assert plain.with_teacher(teacher) is plain
 
 
 def test_two_deep() -> None:
-    whole: Any = objectives.build({"name": "eed", "base": {"name": "joint", "base": {"name": "n_fgsm"}}})
-    assert whole.gentler(0.5).base.base == NFGSM(noise=4.0)
+    whole: Any = training_losses.build({"name": "eed", "base": {"name": "joint", "base": {"name": "n_fgsm"}}})
+    assert whole.with_weaker_attack(0.5).base.base == NFGSM(noise=4.0)

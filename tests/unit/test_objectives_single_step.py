@@ -7,13 +7,13 @@ import torch
 
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.training.objectives.distillation import Distillation
-from sparsemble.training.objectives.fgsm_rs import FGSMRS
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.mart import MART
-from sparsemble.training.objectives.n_fgsm import NFGSM
-from sparsemble.training.objectives.natural import Natural
-from sparsemble.training.objectives.trades import TRADES
+from sparsemble.training.losses.distillation import Distillation
+from sparsemble.training.losses.fgsm_rs import FGSMRS
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.mart import MART
+from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.standard import Standard
+from sparsemble.training.losses.trades import TRADES
 from tests.unit.test_objectives import LINF, batch, net
 
 
@@ -37,24 +37,24 @@ def test_noise_wider_than_images_are() -> None:
 
 
 def test_gentler_is_a_smaller_step_or_more_noise() -> None:
-    assert FGSMRS().gentler(0.5) == replace(FGSMRS(), step_size=0.5 * FGSMRS().step_size)
-    assert NFGSM(noise=1.5).gentler(0.5) == NFGSM(noise=3.0)
-    assert NFGSM(noise=0.1).gentler(0.5) == NFGSM(noise=1.0)
+    assert FGSMRS().with_weaker_attack(0.5) == replace(FGSMRS(), step_size=0.5 * FGSMRS().step_size)
+    assert NFGSM(noise=1.5).with_weaker_attack(0.5) == NFGSM(noise=3.0)
+    assert NFGSM(noise=0.1).with_weaker_attack(0.5) == NFGSM(noise=1.0)
 
 
 def test_a_smaller_step_is_a_weaker_attack() -> None:
     x, y = batch(30)
-    softer = FGSMRS().gentler(0.5)
-    losses = [o(net(), x, y, LINF, rng=seeded(0)).loss for o in (FGSMRS(), softer, softer.gentler(0.01))]
+    softer = FGSMRS().with_weaker_attack(0.5)
+    losses = [o(net(), x, y, LINF, rng=seeded(0)).loss for o in (FGSMRS(), softer, softer.with_weaker_attack(0.01))]
     assert losses[0] > losses[1] > losses[2]
 
 
 def test_others_have_no_such_knob() -> None:
-    assert [o.gentler(0.5) for o in (Natural(), Madry(), TRADES(), MART(), Distillation())] == [None] * 5
+    assert [o.with_weaker_attack(0.5) for o in (Standard(), PGDAT(), TRADES(), MART(), Distillation())] == [None] * 5
 
 
 def test_without_a_budget_is_natural() -> None:
     x, y = batch()
     none = ThreatModel(eps=0.0)
-    natural = Natural()(net(), x, y, none, rng=seeded(0)).loss
+    natural = Standard()(net(), x, y, none, rng=seeded(0)).loss
     assert all(torch.equal(o(net(), x, y, none, rng=seeded(0)).loss, natural) for o in (FGSMRS(), NFGSM()))

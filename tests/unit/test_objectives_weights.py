@@ -14,19 +14,19 @@ from torch.nn.utils import parametrize
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from sparsemble.ensemble.objectives.dverge import DVERGE
-from sparsemble.training.objective import LossOutput, Objective, objectives
-from sparsemble.training.objectives.distillation import Distillation
-from sparsemble.training.objectives.fgsm_rs import FGSMRS
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.n_fgsm import NFGSM
-from sparsemble.training.objectives.natural import Natural
-from sparsemble.training.objectives.trades import TRADES
-from sparsemble.training.objectives.weight_perturbation import WeightPerturbation
+from sparsemble.ensemble.losses.dverge import DVERGE
+from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
+from sparsemble.training.losses.distillation import Distillation
+from sparsemble.training.losses.fgsm_rs import FGSMRS
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.standard import Standard
+from sparsemble.training.losses.trades import TRADES
+from sparsemble.training.losses.awp import AWP
 from tests.unit.test_objectives import L2, LINF, batch, literal_cross_entropy, literal_worst, net
 from tests.unit.test_objectives_more import SEED, SHORT, literal_trades
 
@@ -34,7 +34,7 @@ GAMMA = 0.02
 
 
 @dataclass(frozen=True)
-class Watched(Objective):
+class Watched(TrainingLoss):
     """Cross-entropy; remembers the weights that the network computed with."""
 
     seen: list[dict[str, Tensor]]
@@ -45,7 +45,7 @@ class Watched(Objective):
 
 
 @dataclass(frozen=True)
-class Broken(Objective):
+class Broken(TrainingLoss):
     """Fails when it is asked for the second time."""
 
     calls: list[int]
@@ -74,7 +74,7 @@ def test_is_the_loss_and_gradient_at_the_worse_weights_on_the_same_images(threat
     ours = net()
     x, y = batch()
     before = copy.deepcopy(dict(ours.named_parameters()))
-    output = WeightPerturbation(inner=Madry(attack=SHORT), gamma=GAMMA)(ours, x, y, threat, rng=seeded(SEED))
+    output = AWP(inner=PGDAT(attack=SHORT), gamma=GAMMA)(ours, x, y, threat, rng=seeded(SEED))
     output.loss.backward()
     x_adv = literal_worst(net(), x, y, threat, SEED)
     climbing = net()
@@ -95,7 +95,7 @@ def test_climbs_the_whole_loss_of_what_it_wraps() -> None:
     """TRADES: the ascent is on its sum, and the images stay those of the weights as they are."""
     x, y = batch()
     inner = TRADES(attack=replace(SHORT, start_noise=0.001, loss=TRADES().attack.loss), label_smoothing=0.2)
-    found = WeightPerturbation(inner=inner, gamma=GAMMA)(net(), x, y, LINF, rng=seeded(SEED))
+    found = AWP(inner=inner, gamma=GAMMA)(net(), x, y, LINF, rng=seeded(SEED))
     climbing = net()
     loss = literal_trades(climbing, x, y, LINF)
     worse = literal_ascent(climbing, loss)
@@ -109,7 +109,7 @@ def test_climbs_the_whole_loss_of_what_it_wraps() -> None:
 class TestPerturbation:
     def seen(self, model: nn.Module, gamma: float = GAMMA) -> list[dict[str, Tensor]]:
         seen: list[dict[str, Tensor]] = []
-        WeightPerturbation(inner=Watched(seen), gamma=gamma)(model, *batch(), LINF, rng=seeded(0))
+        AWP(inner=Watched(seen), gamma=gamma)(model, *batch(), LINF, rng=seeded(0))
         assert len(seen) == 2
         return seen
 
@@ -140,7 +140,7 @@ class TestPerturbation:
         model = net()
         parameters = list(model.parameters())
         with pytest.raises(RuntimeError, match="out of memory"):
-            WeightPerturbation(inner=Broken([]))(model, *batch(), LINF, rng=seeded(0))
+            AWP(inner=Broken([]))(model, *batch(), LINF, rng=seeded(0))
         assert all(now is then for now, then in zip(model.parameters(), parameters, strict=True))
         assert all(module.track_running_stats for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
@@ -159,11 +159,11 @@ class TestPerturbation:
     def test_raises_the_loss(self) -> None:
         x, y = batch(30)
         losses = [
-            WeightPerturbation(inner=Natural(), gamma=gamma)(net(), x, y, LINF, rng=seeded(0)).loss
+            AWP(inner=Standard(), gamma=gamma)(net(), x, y, LINF, rng=seeded(0)).loss
             for gamma in (1e-9, 0.005, 0.02)
         ]
         assert losses[0] < losses[1] < losses[2]
-        torch.testing.assert_close(losses[0], Natural()(net(), x, y, LINF, rng=seeded(0)).loss)
+        torch.testing.assert_close(losses[0], Standard()(net(), x, y, LINF, rng=seeded(0)).loss)
 
     def test_a_layer_without_gradient_stays(self) -> None:
         """A constant model: every gradient is 0, and there is no way up."""
@@ -180,7 +180,7 @@ class TestPerturbation:
         handles = [
             model[i].register_forward_pre_hook(lambda m, _: seen.append(m.weight.detach().clone())) for i in (1, 3)
         ]
-        WeightPerturbation(inner=Natural())(model, *batch(), LINF, rng=seeded(0))
+        AWP(inner=Standard())(model, *batch(), LINF, rng=seeded(0))
         for handle in handles:
             handle.remove()
         assert torch.equal(seen[2], seen[3])
@@ -192,8 +192,8 @@ class TestAround:
     def test_costs_one_pass_more_each_way(self) -> None:
         x, y = batch()
         counts = []
-        for objective in (Madry(attack=PGD(steps=3, keep_best=False)), FGSMRS()):
-            for whole in (objective, WeightPerturbation(inner=objective)):
+        for objective in (PGDAT(attack=PGD(steps=3, keep_best=False)), FGSMRS()):
+            for whole in (objective, AWP(inner=objective)):
                 model = net()
                 with count_passes(model) as passes:
                     whole(model, x, y, LINF, rng=seeded(0)).loss.backward()
@@ -207,7 +207,7 @@ class TestAround:
         inner = DVERGE(attack=SHORT, steps=2)
         before = copy.deepcopy(dict(team.named_parameters()))
         rng, plain = seeded(SEED), seeded(SEED)
-        found = WeightPerturbation(inner=inner, gamma=GAMMA)(team, x, y, LINF, rng=rng)
+        found = AWP(inner=inner, gamma=GAMMA)(team, x, y, LINF, rng=rng)
         found.loss.backward()
         copied = Ensemble([net(), net()], MeanProbability()).train()
         assert found.loss > inner(copied, x, y, LINF, rng=plain).loss
@@ -240,7 +240,7 @@ class TestAround:
 
         x, y = batch()
         losses = []
-        for objective in (Natural(), WeightPerturbation(inner=Natural(), gamma=0.5)):
+        for objective in (Standard(), AWP(inner=Standard(), gamma=0.5)):
             model = masked()
             with once():
                 loss = objective(model, x, y, LINF, rng=seeded(0)).loss
@@ -250,26 +250,26 @@ class TestAround:
         assert torch.equal(losses[0][1], losses[1][1])
 
     def test_delegates(self) -> None:
-        wrapped = WeightPerturbation(inner=NFGSM())
-        assert wrapped.gentler(0.5) == WeightPerturbation(inner=NFGSM(noise=4.0))
-        assert WeightPerturbation(inner=Madry()).gentler(0.5) is None
-        taught: Any = WeightPerturbation(inner=Distillation(attack=SHORT)).with_teacher(net().eval())
-        assert taught == WeightPerturbation(inner=Distillation(attack=SHORT))
+        wrapped = AWP(inner=NFGSM())
+        assert wrapped.with_weaker_attack(0.5) == AWP(inner=NFGSM(noise=4.0))
+        assert AWP(inner=PGDAT()).with_weaker_attack(0.5) is None
+        taught: Any = AWP(inner=Distillation(attack=SHORT)).with_teacher(net().eval())
+        assert taught == AWP(inner=Distillation(attack=SHORT))
         assert taught(net(), *batch(), LINF, rng=seeded(0)).loss.isfinite()
 
     def test_warms_up(self) -> None:
-        inner, late = NFGSM(), WeightPerturbation(inner=NFGSM(), warm_up=0.25)
+        inner, late = NFGSM(), AWP(inner=NFGSM(), warm_up=0.25)
         assert late.at(0.0) == late.at(0.2499) == inner
         assert late.at(0.25) == late.at(1.0) == late
-        assert WeightPerturbation(inner=late).at(0.1) == WeightPerturbation(inner=inner)
-        assert WeightPerturbation().at(0.0) == WeightPerturbation()
+        assert AWP(inner=late).at(0.1) == AWP(inner=inner)
+        assert AWP().at(0.0) == AWP()
         assert inner.at(0.5) is inner
 
     def test_is_named_in_a_recipe(self) -> None:
-        built = objectives.build({"name": "weight_perturbation", "gamma": 0.01, "inner": {"name": "trades", "beta": 3}})
-        assert built == WeightPerturbation(inner=TRADES(beta=3.0), gamma=0.01)
+        built = training_losses.build({"name": "weight_perturbation", "gamma": 0.01, "inner": {"name": "trades", "beta": 3}})
+        assert built == AWP(inner=TRADES(beta=3.0), gamma=0.01)
 
     @pytest.mark.parametrize("settings", [{"gamma": 0.0}, {"warm_up": 1.0}, {"warm_up": -0.1}])
     def test_refuses_settings_out_of_range(self, settings: dict[str, float]) -> None:
         with pytest.raises(InputError, match=f"{next(iter(settings))} = "):
-            WeightPerturbation(**settings)
+            AWP(**settings)

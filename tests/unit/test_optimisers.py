@@ -14,15 +14,15 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.data.dataset import TensorSplit
-from sparsemble.training import Batches, Callback, Checkpoint, LossOutput, Objective, Optimiser, Schedule, fit
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training import Batches, Callback, Checkpoint, LossOutput, TrainingLoss, Optimiser, Schedule, fit
+from sparsemble.training.losses.standard import Standard
 from sparsemble.training.optimiser import optimisers, trained
 from sparsemble.training.optimisers.adam import Adam
 from sparsemble.training.optimisers.adamw import AdamW
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.schedules.cosine import Cosine
-from sparsemble.training.schedules.multi_step import MultiStep
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 Numbers = list[float]
 GRADIENTS = [[0.3, -2.0, 0.01], [0.5, 1.0, -0.02], [-0.4, 0.0, 3.0]]
@@ -69,12 +69,12 @@ def literal_adam(decay: tuple[float, float], weight_decay: float, decoupled: boo
     ],
     ids=lambda value: str(value) if isinstance(value, Optimiser) else "",
 )
-def test_steps_follow_the_formula(plug: Optimiser, expected: Numbers) -> None:
+def test_steps_follow_the_formula(component: Optimiser, expected: Numbers) -> None:
     weights, frozen = (
         nn.Parameter(torch.tensor(START, dtype=torch.float64)),
         nn.Parameter(torch.ones(2), requires_grad=False),
     )
-    optimiser = plug([frozen, weights])
+    optimiser = component([frozen, weights])
     for rate, gradients in zip(RATES, GRADIENTS, strict=True):
         optimiser.param_groups[0]["lr"] = rate
         weights.grad = torch.tensor(gradients, dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_steps_follow_the_formula(plug: Optimiser, expected: Numbers) -> None:
 
 
 def test_every_rule_is_tested_here() -> None:
-    assert set(optimisers.plugs) == {"sgd", "adam", "adamw"}
+    assert set(optimisers.components) == {"sgd", "adam", "adamw"}
 
 
 def test_trained_are_those_that_want_a_gradient() -> None:
@@ -146,19 +146,19 @@ class Watch(Callback):
 
 
 def train(
-    model: nn.Module, schedule: Schedule, *callbacks: Callback, objective: Objective | None = None, **more: Any
+    model: nn.Module, schedule: Schedule, *callbacks: Callback, objective: TrainingLoss | None = None, **more: Any
 ) -> list[dict[str, Any]]:
     batches = Batches(split=split(), batch_size=8)
     settings = {"epochs": 4, "threat": ThreatModel(eps=0.1), "rng": seeded(5), "callbacks": callbacks, **more}
-    return fit(model, objective or Natural(), batches, schedule, **settings)
+    return fit(model, objective or Standard(), batches, schedule, **settings)
 
 
 @pytest.mark.parametrize("kill", [4, 11])
 @pytest.mark.parametrize(
     "plug", [SGD(), SGD(momentum=0.0), SGD(nesterov=True), Adam(weight_decay=0.01), AdamW()], ids=str
 )
-def test_resuming_is_bit_identical(plug: Optimiser, kill: int, tmp_path: Path) -> None:
-    schedule = Schedule(rate=0.02, batch_size=8, optimiser=plug, decay=OneCycle(), warm_up=0.3, clip=0.8)
+def test_resuming_is_bit_identical(component: Optimiser, kill: int, tmp_path: Path) -> None:
+    schedule = Schedule(rate=0.02, batch_size=8, optimiser=component, decay=OneCycle(), warm_up=0.3, clip=0.8)
     whole, resumed = net(), net(77)
     train(whole, schedule)
     with pytest.raises(Killed):
@@ -200,7 +200,7 @@ class TestWarmUp:
 
 
 @dataclass(frozen=True)
-class Steep(Objective):
+class Steep(TrainingLoss):
     """A linear loss whose gradient has the same known norm at every step."""
 
     norm: float
@@ -245,7 +245,7 @@ class TestClip:
             return (logits.square().sum() - logits.square().sum().detach()).sqrt()  # 0, with an infinite slope
 
         @dataclass(frozen=True)
-        class Infinite(Objective):
+        class Infinite(TrainingLoss):
             def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Any:
                 return LossOutput(spoil(model, x))
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sparsemble.core.shard import normal_like, sharded, uniform_like
+from sparsemble.core.distributed_rng import normal_like, sharded, uniform_like
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.training import Batches
@@ -29,9 +29,9 @@ from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.training import Average, Batches, Callback, Checkpoint, Guard, KeepBest, LossOutput, Schedule, fit
 from sparsemble.training import parallel
-from sparsemble.training.objective import Objective, objectives
+from sparsemble.training.loss import Objective, objectives
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.cosine import Cosine
 
 out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
 torch.set_num_threads(1)

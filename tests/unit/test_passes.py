@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
-from sparsemble.core.passes import Passes, count_passes, for_images
+from sparsemble.core.pass_counter import Passes, count_passes, for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability

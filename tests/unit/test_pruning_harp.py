@@ -24,15 +24,15 @@ from sparsemble.pruning.budget import budgets
 from sparsemble.pruning.methods.harp import HARP, LearnedMasks
 from sparsemble.pruning.methods.one_shot import OneShot
 from sparsemble.pruning.score import rescaled
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.objective import LossOutput, Objective
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.loss import LossOutput, TrainingLoss
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.standard import Standard
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.cosine import Cosine
 
 HARP_QUICK = HARP(epochs=2, penalty=0.1)
 
@@ -47,22 +47,22 @@ def make() -> nn.Module:
     return build_model(layout, (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)).eval()
 
 
-def target(model: nn.Module, sparsity: float, shape: tuple[int, int, int] = (1, 8, 8)) -> Target:
-    return Target(graph=Graph(model, shape), sparsity=sparsity)
+def target(model: nn.Module, sparsity: float, shape: tuple[int, int, int] = (1, 8, 8)) -> SparsityTarget:
+    return SparsityTarget(graph=Graph(model, shape), sparsity=sparsity)
 
 
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
     return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
 
 
-def context(objective: Objective = Natural(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
+def context(objective: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
     images = torch.rand(48, 1, 8, 8, generator=seeded(1))
     batches = Batches(split=TensorSplit(images, torch.arange(48) % 3), batch_size=16)
     return PruningContext(batches=batches, objective=objective, threat=ThreatModel(eps=0.1), rng=seeded(2), **more)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched(Objective):
+class Watched(TrainingLoss):
     """Cross-entropy after a pass without gradients, as attacks make; remembers what it was given."""
 
     seen: list[tuple[LearnedMasks, float]]
@@ -118,7 +118,7 @@ class TestEveryMethod:
         assert all(parameter.requires_grad for parameter in pruned.parameters())
         assert len(history) == (2 if method is HARP_QUICK and sparsity else 0)
 
-    @pytest.mark.parametrize("name", sorted(pruning_methods.plugs))
+    @pytest.mark.parametrize("name", sorted(pruning_methods.components))
     def test_a_sparsity_that_empties_a_layer_gives_a_sentence_before_any_work(self, name: str) -> None:
         model, seen = make(), []
         run, given = pruning_methods.build(name), context(Watched(seen=seen))
@@ -147,10 +147,10 @@ class TestBudget:
         least = 0.1 * keep
         rates = [least + (1 - least) / (1 + math.exp(-quota)) for quota in quotas]
         exact = sum(n * rate for n, rate in zip(sizes, rates, strict=True)) / (keep * sum(sizes)) - 1
-        excess = float(masks.excess().detach())
-        assert excess == pytest.approx(max(exact, 0), abs=1e-5)
+        budget_violation = float(masks.budget_violation().detach())
+        assert budget_violation == pytest.approx(max(exact, 0), abs=1e-5)
         if abs(exact) > 1e-5:
-            assert (excess == 0) == (exact < 0)
+            assert (budget_violation == 0) == (exact < 0)
 
     @given(st.floats(-6, 6))
     @settings(deadline=None, max_examples=30)
@@ -253,7 +253,7 @@ class TestLearning:
     def test_scores_and_quotas_learn_from_an_attack_that_starts_without_gradients(self) -> None:
         """The masks are worked out once a batch; that one time must carry gradients."""
         model = make()
-        objective = Madry(attack=PGD(steps=1, keep_best=True))
+        objective = PGDAT(attack=PGD(steps=1, keep_best=True))
         harp = HARP(epochs=1, penalty=0.0, initial_keep=1.0)
         learned: list[Any] = []
         harp(model, magnitudes(model), target(model, 0.5), context(objective, callbacks=[Catch(learned)]))
@@ -288,7 +288,7 @@ class TestOtherBudgets:
     @pytest.mark.parametrize("budget", ["macs", "bytes"])
     def test_rates_are_learned_under_any_budget(self, budget: str) -> None:
         model = make()
-        asked = Target(graph=Graph(model, (1, 8, 8)), sparsity=0.7, budget=budgets.build(budget))
+        asked = SparsityTarget(graph=Graph(model, (1, 8, 8)), sparsity=0.7, budget=budgets.build(budget))
         quick = HARP(epochs=6, penalty=1.0)
         _, mask, history = quick(model, magnitudes(model), asked, context())
         assert history[0]["excess"] > 0.1

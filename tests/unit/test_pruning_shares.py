@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.recipe import load_recipe
-from sparsemble.pruning.shares import data_shares
+from sparsemble.pruning.folds import data_folds
 
 LABELS = torch.arange(480) % 4
 
 
 def indices(labels: torch.Tensor, shares: int, seed: int = 0) -> list[set[int]]:
-    found = data_shares(labels, shares, np.random.default_rng(seed))
+    found = data_folds(labels, shares, np.random.default_rng(seed))
     sets = [set(share.tolist()) for share in found]
     assert [len(share) for share in found] == [len(s) for s in sets]
     return sets
@@ -65,7 +65,7 @@ def test_a_number_of_shares_that_the_data_does_not_allow_gives_a_sentence(shares
     labels = torch.tensor([0] * 5 + [1] * 3)
     match = rf"shares = {shares} must be between 1 and 3, the number of training images of the rarest class \(1\)"
     with pytest.raises(InputError, match=match):
-        data_shares(labels, shares, np.random.default_rng(0))
+        data_folds(labels, shares, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.9, 0.95, 0.99])

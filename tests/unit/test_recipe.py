@@ -13,7 +13,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sparsemble.attacks.adaptive
+import sparsemble.attacks.ensemble
 import sparsemble.data
 import sparsemble.ensemble
 import sparsemble.models
@@ -21,7 +21,7 @@ import sparsemble.pruning
 import sparsemble.training  # noqa: F401 (imports register the plugs)
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
-from sparsemble.core.recipe import nearest, override, parse_toml, read, read_toml
+from sparsemble.core.config import nearest, override, parse_toml, read, read_toml
 from sparsemble.models.resnet import ResNet
 from sparsemble.pipeline.recipe import Dynamic, Evaluate, Recipe, load_recipe, resolved, shipped
 
@@ -79,7 +79,7 @@ class TestRead:
     def test_what_is_no_table_is_refused(self) -> None:
         """In a process of its own: the type checker of the tests would refuse it first."""
         script = (
-            "from sparsemble.core.recipe import read\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
+            "from sparsemble.core.config import read\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
             f"{inspect.getsource(Oven)}{inspect.getsource(Cake)}"
             "for table in ([1], 'layers = 3', None, {'layers': 1, 'oven': 180}, {'layers': 1, 'ovens': [3]}):\n"
             "    try: print(read(Cake, table, 'cake'))\n"
@@ -300,8 +300,8 @@ class TestRecipe:
         assert [j for _, j in smoke("prune.shares=1").prune.pool] == [1] * 4
 
     @pytest.mark.parametrize(("sparsity", "team_size", "expected"), [(0.8, 4, 0.95), (0.5, 2, 0.75), (0.0, 2, 0.5)])
-    def test_member_sparsity_counts_the_whole_team(self, sparsity, team_size, expected) -> None:
-        recipe = replace(BASE, sparsity=sparsity, team_size=team_size)
+    def test_member_sparsity_counts_the_whole_team(self, sparsity, members_count_placeholder, expected) -> None:
+        recipe = replace(BASE, sparsity=sparsity, members_count_placeholder=members_count_placeholder)
         assert recipe.member_sparsity == pytest.approx(expected)
 
     def test_same_attack_twice_needs_labels(self) -> None:

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import pytest
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import REGISTRIES, Plug, Registry, describe
+from sparsemble.core.registry import REGISTRIES, Component, Registry, to_dict
 
 HERE = __name__.rpartition(".")[0]
 
 
-class Fruit(Plug):
+class Fruit(Component):
     """An interface of its own, so that the tests touch no real registry."""
 
     @abstractmethod
@@ -162,10 +162,10 @@ class TestRegister:
         plum = in_file(dataclass(frozen=True)(type("Plum", (Pear,), {})), "plums")
         with pytest.raises(TypeError, match=r'fruit "plum" must stand in a file named plum\.py, not in .*\.plums$'):
             fruits.register("plum")(plum)
-        assert "plum" not in fruits.plugs
+        assert "plum" not in fruits.components
 
     def test_a_class_of_another_interface_fails(self, fruits) -> None:
-        stone = in_file(dataclass(frozen=True)(type("Stone", (Plug,), {})), "stone")
+        stone = in_file(dataclass(frozen=True)(type("Stone", (Component,), {})), "stone")
         with pytest.raises(TypeError, match="Stone must be a subclass of Fruit"):
             fruits.register("stone")(stone)
 
@@ -244,31 +244,31 @@ class TestDescribe:
 
     @pytest.mark.parametrize("spec", SPECS)
     def test_what_is_described_is_built_again_even_from_json(self, fruits, spec) -> None:
-        plug = fruits.build(spec)
-        assert fruits.build(describe(plug)) == plug
-        assert fruits.build(json.loads(json.dumps(describe(plug)))) == plug
-        assert describe(fruits.build(describe(plug))) == describe(plug)
+        component = fruits.build(spec)
+        assert fruits.build(to_dict(component)) == component
+        assert fruits.build(json.loads(json.dumps(to_dict(component)))) == component
+        assert to_dict(fruits.build(to_dict(component))) == to_dict(component)
 
     def test_spells_out_every_default_and_leaves_out_what_is_none(self, fruits) -> None:
         expected = {"name": "apple", "grams": 150.0, "seeds": 5, "kind": "red", "ripe": True}
-        assert describe(Apple()) == {**expected, "sizes": [0.25, 0.5], "basket": []}
+        assert to_dict(Apple()) == {**expected, "sizes": [0.25, 0.5], "basket": []}
 
     def test_aliases_are_written_as_what_they_stand_for(self, fruits) -> None:
-        assert describe(fruits.build("boskoop"))["name"] == "apple"
+        assert to_dict(fruits.build("boskoop"))["name"] == "apple"
 
     def test_writes_dataclasses_and_containers_that_are_no_plugs(self, fruits) -> None:
         bowl = Bowl(Pear(grams=1.0), (Pear(grams=2.0),), {"made": (1, [Pear(grams=3.0)])})
         first, second, third = ({"name": "pear", "grams": float(n)} for n in (1, 2, 3))
-        assert describe(bowl) == {"first": first, "others": [second], "notes": {"made": [1, [third]]}}
+        assert to_dict(bowl) == {"first": first, "others": [second], "notes": {"made": [1, [third]]}}
 
     def test_versions_stand_beside_every_plug_where_asked_for(self, fruits) -> None:
-        table = describe(Apple(graft=Pear(grams=1.0)), versions=True)
+        table = to_dict(Apple(graft=Pear(grams=1.0)), versions=True)
         assert (table["version"], table["graft"]["version"]) == (1, 4)
-        assert "version" not in describe(Apple(graft=Pear(grams=1.0)))["graft"]
+        assert "version" not in to_dict(Apple(graft=Pear(grams=1.0)))["graft"]
 
     def test_a_raised_version_changes_what_is_hashed(self, fruits, monkeypatch) -> None:
         nested = Apple(basket=(Pear(grams=1.0),))
-        before = describe(nested, versions=True)
+        before = to_dict(nested, versions=True)
         monkeypatch.setattr(Pear, "version", 5)
-        assert describe(nested, versions=True) != before
-        assert describe(nested) == describe(Apple(basket=(Pear(grams=1.0),)))
+        assert to_dict(nested, versions=True) != before
+        assert to_dict(nested) == to_dict(Apple(basket=(Pear(grams=1.0),)))

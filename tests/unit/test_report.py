@@ -15,7 +15,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.report import write_report
 from sparsemble.report.summary import NAMES, validate
 from sparsemble.report.tables import summary_table
-from sparsemble.report.words import count, duration, size
+from sparsemble.report.formatting import count, duration, size
 
 OUTCOME = {"clean": 0.98, "worst_case": 0.85, "members_run": 1.1, "attacked_members_run": 1.6}
 

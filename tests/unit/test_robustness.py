@@ -17,8 +17,8 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
-from sparsemble.evaluation.intervals import wilson
-from sparsemble.evaluation.ledger import Ledger
+from sparsemble.evaluation.statistics import wilson
+from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.robustness import evaluate
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
@@ -239,4 +239,4 @@ def test_memory_and_disk_ledgers_agree(tmp_path: Path) -> None:
     in_memory = evaluate(linear(), data, ATTACKS, THREAT)
     on_disk = evaluate(linear(), data, ATTACKS, THREAT, folder=tmp_path)
     assert torch.equal(in_memory.images("pgd3"), on_disk.images("pgd3"))
-    assert Ledger(tmp_path).read("pgd3", 0, "another question") is None
+    assert OutcomeStore(tmp_path).read("pgd3", 0, "another question") is None

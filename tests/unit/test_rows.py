@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsemble.core.artifacts import Artifact, finish, write_json
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
 from sparsemble.data.synthetic import Synthetic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
@@ -17,8 +17,8 @@ from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.models.architecture import build_model
 from sparsemble.models.tiny import Tiny
-from sparsemble.pipeline.rows import Row, load_row, running_order
-from sparsemble.pipeline.store import save_model
+from sparsemble.pipeline.baselines import Row, load_row, running_order
+from sparsemble.pipeline.model_io import save_model
 
 LABELS = ["first", "second", "third"]
 RULE = Confidence(threshold=0.7)
@@ -32,7 +32,7 @@ def artifact(folder: Path, name: str, write: Callable[[Path], None]) -> Artifact
     return finish(partial, folder / name, {})
 
 
-def team_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
+def ensemble_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
     """Store three members, the number of each in every bias of its last layer."""
     data, layout = Synthetic(images=20).load(), Tiny(width=2)
 
@@ -47,7 +47,7 @@ def team_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
 
 
 def rule_for(folder: Path, team: str) -> Artifact:
-    facts = {"team": team, "order": [2, 0, 1], "stop": describe(RULE)}
+    facts = {"team": team, "order": [2, 0, 1], "stop": to_dict(RULE)}
     return artifact(folder, "calibrate-5678", lambda partial: write_json(partial / "stopping.json", facts))
 
 
@@ -56,7 +56,7 @@ def load_dynamic(team: Artifact, stop: Artifact) -> Row:
 
 
 def test_a_rule_brings_the_order_of_its_team(tmp_path: Path) -> None:
-    team = team_of_three(tmp_path)
+    team = ensemble_of_three(tmp_path)
     inputs = {"team": team, "stop": rule_for(tmp_path, "ensemble-1234")}
     assert running_order(team) == LABELS
     assert running_order(team, inputs["stop"]) == ["third", "first", "second"]
@@ -71,7 +71,7 @@ def test_a_rule_calibrated_for_another_team_gives_a_sentence(
     tmp_path: Path, ask: Callable[[Artifact, Artifact], object]
 ) -> None:
     """Same members, same labels: the hash in the name alone tells."""
-    team, stop = team_of_three(tmp_path), rule_for(tmp_path, "ensemble-9999")
+    team, stop = ensemble_of_three(tmp_path), rule_for(tmp_path, "ensemble-9999")
     words = (
         "the stopping rule in calibrate-5678 was calibrated for ensemble-9999, not for ensemble-1234; "
         "calibrate it for this team"

@@ -18,8 +18,8 @@ from sparsemble.core.errors import InputError
 from sparsemble.runtime import packed
 from sparsemble.runtime.images import read_image
 from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, Network, Relu, Weight
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.py"
 
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
             ),
         )
 
-    team = Team(
+    team = PackedEnsemble(
         members=(member(), member()),
         combine={"name": "mean_probability"},
         stop={"name": "confidence", "threshold": 0.8},
@@ -161,10 +161,10 @@ def test_the_example_ends_with_a_sentence(file: Path, images: list[Path], words:
     assert ended.stderr.count("\n") == 1
 
 
-def team_of(classes: tuple[str, ...], **settings: Any) -> Team:
+def ensemble_of(classes: tuple[str, ...], **settings: Any) -> PackedEnsemble:
     """A team for images of one pixel."""
     layer = Linear((1,), Weight.of(np.eye(len(classes), 3)), np.zeros(len(classes), np.float32))
-    return Team(
+    return PackedEnsemble(
         members=(Network((3, 1, 1), (Input(), Flatten((0,)), layer)),),
         combine={"name": "mean_logit"},
         stop={"name": "never"},
@@ -176,7 +176,7 @@ def team_of(classes: tuple[str, ...], **settings: Any) -> Team:
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     file, image = tmp_path / "team.sparsemble", Path("a[old].png")
-    packed.save(team_of(("[/]x", "[red]y[/]", "\u200d döner")), file)
+    packed.save(ensemble_of(("[/]x", "[red]y[/]", "\u200d döner")), file)
     with contextlib.chdir(tmp_path):
         Image.new("RGB", (1, 1), (0, 255, 0)).save(image)
         told = call("predict", file, image)
@@ -187,7 +187,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 
 def test_what_would_steer_a_terminal_is_escaped(tmp_path: Path) -> None:
     file, image = tmp_path / "team.sparsemble", tmp_path / "a\x1b[2J\n.png"
-    packed.save(team_of(("x", "y"), provenance={"ru\x1b[31mn": "a\r\n\udc80\u202e"}), file)
+    packed.save(ensemble_of(("x", "y"), provenance={"ru\x1b[31mn": "a\r\n\udc80\u202e"}), file)
     Image.new("RGB", (1, 1)).save(image)
     assert "ru\\x1b[31mn a\\r\\n\\udc80\\u202e\n" in call("show", file)
     told = call("predict", file, image).replace("\n", "")
@@ -213,5 +213,5 @@ def test_images_of_16_bits_are_read_as_bright_as_they_are(tmp_path: Path) -> Non
 def test_images_of_32_bits_get_a_sentence(kind: type[np.generic], mode: str, tmp_path: Path) -> None:
     path = tmp_path / "a.tiff"
     Image.fromarray(np.ones((2, 2), kind)).save(path)
-    with pytest.raises(Refused, match=rf"a.tiff has pixels of 32 bits \(mode {mode}\)"):
+    with pytest.raises(RuntimeInputError, match=rf"a.tiff has pixels of 32 bits \(mode {mode}\)"):
         read_image(path, (1, 2, 2))

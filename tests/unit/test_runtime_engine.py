@@ -22,22 +22,22 @@ from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.runtime import engine as engine_module
-from sparsemble.runtime import tune
-from sparsemble.runtime.alone import Alone
-from sparsemble.runtime.copies import single, vector_of
-from sparsemble.runtime.crew import Crew
-from sparsemble.runtime.dead import without_dead
+from sparsemble.runtime import autotune
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.im2col import single, vector_of
+from sparsemble.runtime.thread_pool import ThreadPool
+from sparsemble.runtime.dead_channels import without_dead
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
-from sparsemble.runtime.kernels import compiled
-from sparsemble.runtime.kernels.compiled import lanes
+from sparsemble.runtime.kernels import jit
+from sparsemble.runtime.kernels.jit import lanes
 from sparsemble.runtime.layout import reading, tile_shapes, tiles
 from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.plan import Choice, Plan, Step
-from sparsemble.runtime.records import _mine
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.together import Together
+from sparsemble.runtime.execution_plan import Choice, Plan, Step
+from sparsemble.runtime.weight_stream import _mine
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.batched import BatchPlanner
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
 
@@ -45,7 +45,7 @@ few = settings(deadline=None, max_examples=15, derandomize=True)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tune, "SHORTEST", 1.0)  # measure nothing here but in TestTuning
+    monkeypatch.setattr(autotune, "SHORTEST", 1.0)  # measure nothing here but in TestTuning
     return tmp_path / "cache"
 
 
@@ -214,7 +214,7 @@ class TestChoices:
     def test_tiles_cover_every_output_and_nothing_else(self) -> None:
         torch.manual_seed(0)
         network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
-        found = Together(fuse(network), 8).empty()
+        found = BatchPlanner(fuse(network), 8).empty()
         fused, (read, written) = found.fused.operations[0], (found.plane(0), found.plane(1))
         assert isinstance(fused, Product)
         for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
@@ -256,7 +256,7 @@ class TestTuning:
         expected = Engine(network).run(x)
         for file in cache.iterdir():
             file.unlink()
-        monkeypatch.setattr(tune, "SHORTEST", 0.0)
+        monkeypatch.setattr(autotune, "SHORTEST", 0.0)
         tried: list[list[Choice]] = []
 
         def times(self: Any, steps: list[Step], plan: Plan) -> list[float]:
@@ -267,24 +267,24 @@ class TestTuning:
             tried.append(options)
             return original(self, place, options)
 
-        original = tune._Tuner._fastest
-        monkeypatch.setattr(tune._Tuner, "_times", times)
-        monkeypatch.setattr(tune._Tuner, "_fastest", fastest)
+        original = autotune._Tuner._fastest
+        monkeypatch.setattr(autotune._Tuner, "_times", times)
+        monkeypatch.setattr(autotune._Tuner, "_fastest", fastest)
         fused = without_dead(fuse(network))
         products = [place for place, operation in enumerate(fused.operations) if isinstance(operation, Product)]
-        for planning in (Together(fused, lanes()), Alone(fused, lanes())):
+        for planning in (BatchPlanner(fused, lanes()), SingleImagePlanner(fused, lanes())):
             tried.clear()
-            found = tune.tuned(planning, cache)
+            found = autotune.tuned(planning, cache)
             assert list(found) == products
             assert len(tried) == 2  # tiles, then blocks, of one layer
             assert tried[1][0] == tried[0][1]
             assert set(found.values()) == {tried[1][1]}
-            assert tune.tuned(planning, cache) == found
+            assert autotune.tuned(planning, cache) == found
             assert len(tried) == 2  # the second time from disk
         assert np.array_equal(Engine(network).run(x), expected)
 
     def test_measures_real_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tune, "SHORTEST", 0.0)
+        monkeypatch.setattr(autotune, "SHORTEST", 0.0)
         model = stir_(build_model(architectures.build("tiny"), (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)))
         engine = Engine(convert(model, (1, 8, 8)))
         agrees(model, engine.network, torch.rand(18, 1, 8, 8, generator=seeded(1)), engine)
@@ -347,18 +347,18 @@ class TestMemory:
         tight = Engine(network, max_memory=one)
         assert all(part.stop - part.start == 1 for part in tight._parts(40))
         assert np.array_equal(tight.run(x), Engine(network).run(x))
-        with pytest.raises(Refused, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"):
+        with pytest.raises(RuntimeInputError, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"):
             Engine(network, max_memory=one - 1)
 
 
-def crew_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> Crew:
+def crew_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> ThreadPool:
     """Let runs of any length be shared by so many threads, however many processors there are."""
-    crew = Crew()
-    crew.most = threads
-    monkeypatch.setattr(engine_module, "CREW", crew)
+    thread_pool = ThreadPool()
+    thread_pool.most = threads
+    monkeypatch.setattr(engine_module, "CREW", thread_pool)
     monkeypatch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
     monkeypatch.setattr(engine_module, "SETTLED", 0)
-    return crew
+    return thread_pool
 
 
 class TestThreads:
@@ -368,7 +368,7 @@ class TestThreads:
     def test_threads_that_share_a_run_give_the_same_bits(
         self, threads: int, count: int, block: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        crew = crew_of(threads, monkeypatch)
+        thread_pool = crew_of(threads, monkeypatch)
         torch.manual_seed(1)
         model = build_model(
             architectures.build({"name": "resnet", "width": 6}), (3, 16, 16), 5, (0.5,) * 3, (0.2,) * 3, rng=seeded(1)
@@ -380,7 +380,7 @@ class TestThreads:
         x = torch.rand(count, 3, 16, 16, generator=seeded(0)).numpy()
         planned = engine._alone if count == 1 else engine._together
         expected = planned(x)
-        with crew.claimed() as claimed:
+        with thread_pool.claimed() as claimed:
             assert claimed
             for _ in range(20):
                 assert np.array_equal(planned(x, threads), expected)
@@ -430,31 +430,31 @@ class TestThreads:
     def test_what_ends_a_shared_run_early_leaves_nobody_waiting(
         self, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        crew = crew_of(2, monkeypatch)
+        thread_pool = crew_of(2, monkeypatch)
         torch.manual_seed(0)
         engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
         expected = engine.run(x)
         engine.run(x, 2)
-        assert crew._pool is not None
-        submit = crew._pool.submit
+        assert thread_pool._pool is not None
+        submit = thread_pool._pool.submit
 
         def submit_and_fail(*words: Any) -> None:
             submit(*words)
             raise error("for a test")
 
-        monkeypatch.setattr(crew._pool, "submit", submit_and_fail)
+        monkeypatch.setattr(thread_pool._pool, "submit", submit_and_fail)
         if error is RuntimeError:
             assert np.array_equal(engine.run(x, 2), expected)
         else:
             with pytest.raises(KeyboardInterrupt):
                 engine.run(x, 2)
-        monkeypatch.setattr(crew._pool, "submit", submit)
+        monkeypatch.setattr(thread_pool._pool, "submit", submit)
         for _ in range(5):
             assert np.array_equal(engine.run(x, 2), expected)
 
     def test_where_no_thread_can_be_started_one_does_it_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        crew = crew_of(3, monkeypatch)
+        thread_pool = crew_of(3, monkeypatch)
         torch.manual_seed(0)
         engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
@@ -470,7 +470,7 @@ class TestThreads:
         monkeypatch.setattr(threading.Thread, "start", start)
         for _ in range(3):
             assert np.array_equal(engine.run(x, 3), expected)
-        assert crew.most == 1
+        assert thread_pool.most == 1
         assert len(started) == 2  # it was tried once
 
 
@@ -501,7 +501,7 @@ class TestCache:
         x = torch.rand(4, 2, 5, 5, generator=seeded(1)).numpy()
         expected = Engine(network).run(x)
         assert sorted(file.suffix for file in cache.iterdir()) == [".choices", ".object"]
-        monkeypatch.setattr(compiled, "_optimised", lambda *_: pytest.fail("compiled again"))
+        monkeypatch.setattr(jit, "_optimised", lambda *_: pytest.fail("compiled again"))
         assert np.array_equal(Engine(network).run(x), expected)
 
     @pytest.mark.parametrize("suffix", ["object", "choices"])

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from sparsemble.export.folded import FoldedNetwork
 from sparsemble.runtime import engine as engine_module
 from sparsemble.runtime import memory
-from sparsemble.runtime.alone import Alone
-from sparsemble.runtime.crew import Crew
-from sparsemble.runtime.dead import without_dead
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.thread_pool import ThreadPool
+from sparsemble.runtime.dead_channels import without_dead
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
-from sparsemble.runtime.kernels.compiled import lanes as lanes_here
+from sparsemble.runtime.kernels.jit import lanes as lanes_here
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -39,10 +39,10 @@ from sparsemble.runtime.network import (
     Relu,
     Weight,
 )
-from sparsemble.runtime.plan import Choice
-from sparsemble.runtime.planning import Planning
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.together import Together
+from sparsemble.runtime.execution_plan import Choice
+from sparsemble.runtime.planner import Planner
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.batched import BatchPlanner
 from tests.unit.guarded import guarded, posix
 
 LARGEST = 3000
@@ -79,7 +79,7 @@ class Drawn:
     def add(self, node: Node) -> bool:
         try:
             shape = node.shape(*(self.shapes[place] for place in node.inputs))
-        except Refused:
+        except RuntimeInputError:
             return False
         if np.prod(shape) <= LARGEST:
             self.nodes.append(node)
@@ -148,14 +148,14 @@ def shared() -> Iterator[None]:
     """Two threads share every run, however short."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("SPARSEMBLE_CACHE", folder)
-        crew = Crew()
-        crew.most = 2
-        patch.setattr(engine_module, "CREW", crew)
+        thread_pool = ThreadPool()
+        thread_pool.most = 2
+        patch.setattr(engine_module, "CREW", thread_pool)
         patch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
         yield
 
 
-def ways(planning: Planning, nth: int) -> dict[int, Choice]:
+def ways(planning: Planner, nth: int) -> dict[int, Choice]:
     """Return one of the ways through each product that may be the fastest."""
     products = {place: one for place, one in enumerate(planning.fused.operations) if isinstance(one, Product)}
     found = {place: planning.candidates(place, one) for place, one in products.items()}
@@ -169,7 +169,7 @@ def answers(network: Network, images: np.ndarray, lanes: int, nth: int) -> np.nd
         if os.name == "posix":
             patch.setattr(memory, "room", lambda size: guarded(size, front=bool(nth % 2)))
         fused = without_dead(fuse(network))
-        engine = Engine(network, choices=ways(Together(fused, lanes), nth), alone=ways(Alone(fused, lanes), nth))
+        engine = Engine(network, choices=ways(BatchPlanner(fused, lanes), nth), alone=ways(SingleImagePlanner(fused, lanes), nth))
         found = engine.run(images)
         for count in (1, lanes, lanes + 1):
             for threads in (1, 2):

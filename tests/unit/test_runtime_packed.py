@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemble.runtime import packed, positions
+from sparsemble.runtime import packed
+from sparsemble.runtime import index_coding
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -32,9 +33,9 @@ from sparsemble.runtime.network import (
     Weight,
 )
 from sparsemble.runtime.predictor import Predictor
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.team import Team
-from sparsemble.runtime.values import VALUES, Values
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.quantization import VALUES, Values
 
 few = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -65,8 +66,8 @@ def network(seed: int = 0, sparsity: float = 0.8) -> Network:
     return Network((2, 8, 8), tuple(nodes))
 
 
-def team(members: int = 2) -> Team:
-    return Team(
+def team(members: int = 2) -> PackedEnsemble:
+    return PackedEnsemble(
         members=tuple(network(i) for i in range(members)),
         combine={"name": "mean_probability"},
         stop={"name": "confidence", "threshold": 0.9},
@@ -77,11 +78,11 @@ def team(members: int = 2) -> Team:
     )
 
 
-def one_layer(weights: Any) -> Team:
+def one_layer(weights: Any) -> PackedEnsemble:
     """A team of one linear layer on images of one pixel after the other."""
     outputs, inputs = np.shape(weights)
     layer = Linear((1,), Weight.of(np.asarray(weights)), np.zeros(outputs, np.float32))
-    return Team(
+    return PackedEnsemble(
         members=(Network((inputs, 1, 1), (Input(), Flatten((0,)), layer)),),
         combine={"name": "mean_logit"},
         stop={"name": "never"},
@@ -90,19 +91,19 @@ def one_layer(weights: Any) -> Team:
     )
 
 
-def layer_of(team: Team) -> np.ndarray:
+def layer_of(team: PackedEnsemble) -> np.ndarray:
     return team.members[0].weights()[0].dense()
 
 
-def same(a: Team, b: Team) -> bool:
-    def flat(one: Team) -> list[Any]:
+def same(a: PackedEnsemble, b: PackedEnsemble) -> bool:
+    def flat(one: PackedEnsemble) -> list[Any]:
         found: list[Any] = [one.combine, one.stop, one.classes, one.parent_weights, one.recipe, one.provenance]
         for member in one.members:
             for node in member.nodes:
                 found += [type(node), node.inputs, packed.describe_node(node)]
                 found += [floats.tobytes() for floats in packed.floats_of(node)]
                 if isinstance(node, Convolution | Linear):
-                    found += [node.weight.shape, node.weight.positions.tobytes(), node.weight.values.tobytes()]
+                    found += [node.weight.shape, node.weight.index_coding.tobytes(), node.weight.values.tobytes()]
         return found
 
     return flat(a) == flat(b)
@@ -114,8 +115,8 @@ class TestPositions:
     def test_every_coding_gives_them_back(self, size: int, density: float, seed: int) -> None:
         found = np.flatnonzero(np.random.default_rng(seed).random(size) < density).astype(np.uint32)
         for coding, parameter in [("bitmap", 0), *(("rice", k) for k in (0, 1, 3, 7, 13))]:
-            stored = positions.encode(found, size, coding, parameter) + b"more"
-            back, used = positions.decode(memoryview(stored), size, len(found), coding, parameter)
+            stored = index_coding.encode(found, size, coding, parameter) + b"more"
+            back, used = index_coding.decode(memoryview(stored), size, len(found), coding, parameter)
             assert np.array_equal(back, found)
             assert used == len(stored) - 4
 
@@ -123,8 +124,8 @@ class TestPositions:
     def test_takes_little_more_than_the_entropy(self, density: float) -> None:
         size = 400_000
         found = np.flatnonzero(np.random.default_rng(0).random(size) < density).astype(np.uint32)
-        coding, parameter = positions.best_coding(found, size, 16)
-        bits = 8 * len(positions.encode(found, size, coding, parameter)) / len(found)
+        coding, parameter = index_coding.best_coding(found, size, 16)
+        bits = 8 * len(index_coding.encode(found, size, coding, parameter)) / len(found)
         entropy = -math.log2(density) - (1 - density) / density * math.log2(1 - density)
         assert coding == "rice"
         assert bits < entropy + 0.08
@@ -133,12 +134,12 @@ class TestPositions:
         rng = np.random.default_rng(0)
         for density, expected in ((1.0, "dense"), (0.5, "bitmap"), (0.02, "rice")):
             found = np.flatnonzero(rng.random(5000) < density).astype(np.uint32)
-            coding, parameter = positions.best_coding(found, 5000, 16)
+            coding, parameter = index_coding.best_coding(found, 5000, 16)
             assert coding == expected
             sizes = {("bitmap", 0), *(("rice", k) for k in range(14))}
-            least = min(len(positions.encode(found, 5000, *one)) for one in sizes)
+            least = min(len(index_coding.encode(found, 5000, *one)) for one in sizes)
             if coding != "dense":
-                assert len(positions.encode(found, 5000, coding, parameter)) == least
+                assert len(index_coding.encode(found, 5000, coding, parameter)) == least
 
 
 class TestRoundTrip:
@@ -156,7 +157,7 @@ class TestRoundTrip:
 
     def test_says_what_is_in_it(self, tmp_path: Path) -> None:
         packed.save(team(), tmp_path / "a.sparsemble")
-        told = packed.describe(tmp_path / "a.sparsemble")
+        told = packed.to_dict(tmp_path / "a.sparsemble")
         assert told["bytes"] == (tmp_path / "a.sparsemble").stat().st_size
         assert told["classes"] == list(team().classes)
         assert told["nonzeros"] == packed.rounded(team(), "float16").nonzeros
@@ -185,7 +186,7 @@ class TestRoundTrip:
             return Network((128, 4, 4), tuple(nodes))
 
         total = 4 * math.prod(shape) + 1280
-        made = Team(
+        made = PackedEnsemble(
             members=tuple(member() for _ in range(4)),
             combine={"name": "mean_probability"},
             stop={"name": "never"},
@@ -207,7 +208,7 @@ class TestRoundTrip:
     def test_weights_that_cannot_be_kept_give_a_sentence(
         self, tmp_path: Path, value: float, values: Values, words: str
     ) -> None:
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(RuntimeInputError, match=words):
             packed.save(one_layer([[value], [1.0]]), tmp_path / "a.sparsemble", values=values)
         assert list(tmp_path.iterdir()) == []
 
@@ -279,7 +280,7 @@ class TestInt8:
         assert [part["size"] for part in header["parts"]] == [0, 6, 16]
         body = body[:place] + content + body[place + len(content) :]
         (tmp_path / "a.sparsemble").write_bytes(put_together(header, body))
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RuntimeInputError) as refused:
             packed.load(tmp_path / "a.sparsemble")
         return str(refused.value)
 
@@ -376,7 +377,7 @@ def attack(count: int, seed: int, folder: Path) -> tuple[int, int]:
         try:
             packed.load(path)
             fine += 1
-        except Refused as error:
+        except RuntimeInputError as error:
             sentence = str(error)
             assert sentence
             assert "\n" not in sentence
@@ -402,7 +403,7 @@ class TestHostile:
         path, ran = tmp_path / "mutated.sparsemble", 0
         while ran < count:
             path.write_bytes(mutated(contents[ran % len(contents)], rng))
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(RuntimeInputError):
                 predictor = Predictor(packed.load(path))
                 images = rng.random((19, *predictor.team.image), dtype=np.float32)
                 # What leaves its buffers would end this process, or make a second run differ.
@@ -422,7 +423,7 @@ class TestHostile:
                 damaged = mutated(contents[i % len(contents)], rng)
                 path.write_bytes(damaged)
                 tracemalloc.reset_peak()
-                with contextlib.suppress(Refused):
+                with contextlib.suppress(RuntimeInputError):
                     packed.load(path)
                 assert tracemalloc.get_traced_memory()[1] < 64 * 2**20 + 16 * len(damaged)
         finally:
@@ -432,7 +433,7 @@ class TestHostile:
         """Return the most bytes that were taken while a file was read."""
         tracemalloc.start()
         try:
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(RuntimeInputError):
                 packed.load(path)
             return tracemalloc.get_traced_memory()[1]
         finally:
@@ -459,7 +460,7 @@ class TestHostile:
             header["parts"][i]["offset"] = end
         path.write_bytes(put_together(header, b"\xff" * size + body[-9:]))
         assert self.peak(path) < 8 * 2**20 + 16 * path.stat().st_size
-        with pytest.raises(Refused):
+        with pytest.raises(RuntimeInputError):
             packed.load(path)
 
     def change(self, tmp_path: Path, change: Callable[[dict[str, Any]], None], **settings: Any) -> str:
@@ -467,7 +468,7 @@ class TestHostile:
         header, body = taken_apart((tmp_path / "a.sparsemble").read_bytes())
         change(header)
         (tmp_path / "a.sparsemble").write_bytes(put_together(header, body, **settings))
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RuntimeInputError) as refused:
             packed.load(tmp_path / "a.sparsemble")
         return str(refused.value)
 
@@ -491,7 +492,7 @@ class TestHostile:
         name = f"[/]{character}x"
         said = self.change(tmp_path, lambda header: header.update(classes=[*"abcd", name]))
         assert said == f"the class {name!a} has a control character in its name; printable ones are taken"
-        with pytest.raises(Refused, match="has a control character in its name"):
+        with pytest.raises(RuntimeInputError, match="has a control character in its name"):
             replace(team(), classes=(*"abcd", name))
 
     def test_names_of_settings_reach_no_terminal_as_they_are(self, tmp_path: Path) -> None:
@@ -506,7 +507,7 @@ class TestHostile:
 
     def test_images_that_would_fill_the_memory(self, tmp_path: Path) -> None:
         packed.save(team(), tmp_path / "a.sparsemble")
-        with pytest.raises(Refused, match=r"the results of one image take \d+ bytes, more than max_memory = 1000"):
+        with pytest.raises(RuntimeInputError, match=r"the results of one image take \d+ bytes, more than max_memory = 1000"):
             packed.load(tmp_path / "a.sparsemble", max_memory=1000)
 
     @pytest.mark.parametrize(
@@ -521,7 +522,7 @@ class TestHostile:
     )
     def test_what_is_something_else(self, tmp_path: Path, content: bytes, words: str) -> None:
         (tmp_path / "a").write_bytes(content)
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(RuntimeInputError, match=words):
             packed.load(tmp_path / "a")
 
     @pytest.mark.parametrize(
@@ -537,10 +538,10 @@ class TestHostile:
     def test_headers_that_are_none(self, tmp_path: Path, encoded: bytes, words: str) -> None:
         prefix = packed.PREFIX.pack(packed.MAGIC, 1, len(encoded), hashlib.sha256(encoded).digest())
         (tmp_path / "a").write_bytes(prefix + encoded)
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(RuntimeInputError, match=words):
             packed.load(tmp_path / "a")
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(Refused, match="cannot be read: No such file"):
+        with pytest.raises(RuntimeInputError, match="cannot be read: No such file"):
             packed.load(tmp_path / "none.sparsemble")
         assert not list(tmp_path.iterdir())

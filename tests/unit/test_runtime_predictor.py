@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
 from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.stopping.agreement import Agreement
@@ -21,8 +21,8 @@ from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.runtime.packed import save
 from sparsemble.runtime.predictor import Predictor
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 SHAPE = (1, 8, 8)
 RULES = [Never(), DIE(b=30.0, tau_c=0.5), Confidence(threshold=0.7), Agreement(sure=0.6, votes=2)]
@@ -43,11 +43,11 @@ def trained(members: int = 3) -> Ensemble:
     return Ensemble(models, combiners.build("mean_probability")).eval()
 
 
-def packed(ensemble: Ensemble, stop: StoppingRule, **settings: object) -> Team:
-    return Team(
+def packed(ensemble: Ensemble, stop: StoppingRule, **settings: object) -> PackedEnsemble:
+    return PackedEnsemble(
         members=tuple(convert(member, SHAPE) for member in ensemble.members),
-        combine=describe(ensemble.combine),
-        stop=describe(stop),
+        combine=to_dict(ensemble.combine),
+        stop=to_dict(stop),
         classes=("a", "b", "c", "d", "e"),
         parent_weights=1000,
         **settings,  # type: ignore[arg-type]
@@ -103,12 +103,12 @@ def test_no_images_get_no_answers() -> None:
     ],
 )
 def test_other_images_get_a_sentence(images: np.ndarray, words: str) -> None:
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(RuntimeInputError, match=words):
         Predictor(packed(trained(1), Never())).predict(images)
 
 
 def test_less_than_one_thread_gets_a_sentence() -> None:
-    with pytest.raises(Refused, match="threads = 0 must be 1 or more; this machine has"):
+    with pytest.raises(RuntimeInputError, match="threads = 0 must be 1 or more; this machine has"):
         Predictor(packed(trained(1), Never()), threads=0)
 
 

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from sparsemble.runtime import packed
-from sparsemble.runtime.alone import Alone
-from sparsemble.runtime.copies import Copies
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.im2col import Im2col
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.fused import Product, fuse
 from sparsemble.runtime.layout import Plane, reading
 from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, MaxPool, Network, Node, Weight
-from sparsemble.runtime.planning import Planning
-from sparsemble.runtime.records import stream
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.tables import planned
-from sparsemble.runtime.team import Team
-from sparsemble.runtime.together import Together
+from sparsemble.runtime.planner import Planner
+from sparsemble.runtime.weight_stream import stream
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.memory_estimate import planned
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.batched import BatchPlanner
 
 MEBIBYTE = 2**20
 
@@ -61,27 +61,27 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("kind", [Together, Alone])
+@pytest.mark.parametrize("kind", [BatchPlanner, SingleImagePlanner])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_planning_takes_little_more_than_its_tables(name: str, kind: type[Together] | type[Alone]) -> None:
+def test_planning_takes_little_more_than_its_tables(name: str, kind: type[BatchPlanner] | type[SingleImagePlanner]) -> None:
     fused = fuse(NETWORKS[name])
     tracemalloc.start()
     try:
-        planning: Planning = kind(fused, 8)
+        planning: Planner = kind(fused, 8)
         planning.plan({})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    tables = planned(fused) + sum(buffer.table_bytes for buffer in planning.buffers if isinstance(buffer, Copies))
+    tables = planned(fused) + sum(buffer.table_bytes for buffer in planning.buffers if isinstance(buffer, Im2col))
     assert peak < 4 * tables + 2 * MEBIBYTE
 
 
 def test_what_planning_takes_is_refused_before_it_is_taken(tmp_path: Path) -> None:
     wide = network((1, 1, 4000), AveragePool((0,), (1, 2000), (1, 1)))
     words = "[0-9]+ bytes, more than max_memory = 2097152"
-    with pytest.raises(Refused, match=f"a run of one image takes {words}"):
+    with pytest.raises(RuntimeInputError, match=f"a run of one image takes {words}"):
         Engine(wide, max_memory=2 * MEBIBYTE)
-    team = Team(
+    team = PackedEnsemble(
         members=(wide,),
         combine={"name": "mean_logit"},
         stop={"name": "never"},
@@ -90,7 +90,7 @@ def test_what_planning_takes_is_refused_before_it_is_taken(tmp_path: Path) -> No
     )
     packed.save(team, tmp_path / "a.sparsemble")
     assert (tmp_path / "a.sparsemble").stat().st_size < 1000
-    with pytest.raises(Refused, match=f"the tables to run a member take {words}"):
+    with pytest.raises(RuntimeInputError, match=f"the tables to run a member take {words}"):
         packed.load(tmp_path / "a.sparsemble", max_memory=2 * MEBIBYTE)
     assert packed.load(tmp_path / "a.sparsemble").classes == team.classes
 

@@ -112,7 +112,7 @@ class TestRule:
         best = max(diversity.values())
         assert found.robust_diversity == diversity[found.team] == best
         assert rate[found.team] == pytest.approx(min(rate[t] for t in teams if diversity[t] == best))
-        assert found.teams_scored == scored
+        assert found.ensembles_scored == scored
         assert list(found.team) == sorted(set(found.team))
 
     def test_says_which_part_of_it_decided(self) -> None:
@@ -132,7 +132,7 @@ class TestRule:
 
     def test_the_papers_pool_has_781_teams_of_at_most_4(self) -> None:
         found = RobustDiversity(threshold=1.0, exact_size=False)(evidence(failures(12, 200, 0.4)), 4)
-        assert found.teams_scored == 781
+        assert found.ensembles_scored == 781
 
     @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
     def test_a_threshold_outside_0_to_1_gives_a_sentence(self, threshold: float) -> None:
@@ -160,7 +160,7 @@ class TestEveryRule:
         assert 2 <= len(found.team) <= largest
         assert all(0 <= member < 6 for member in found.team)
         assert found.reason
-        assert found.teams_scored >= 1
+        assert found.ensembles_scored >= 1
         expected = robust_diversity(answers(6, 80, 6).failures, found.team)
         assert found.robust_diversity == pytest.approx(expected)
 
@@ -207,7 +207,7 @@ class TestPrinted:
         rates = matrix.double().mean(1).numpy()
         best = max(teams, key=lambda team: printed(rates[None, list(team)])[0])
         assert found.team == best
-        assert found.teams_scored == len(teams)
+        assert found.ensembles_scored == len(teams)
 
 
 class TestRobust:

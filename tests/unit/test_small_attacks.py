@@ -12,11 +12,11 @@ from sparsemble.attacks.hard_label import HardLabel
 from sparsemble.attacks.losses.kl import KL
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.noise import Noise
-from sparsemble.attacks.oracle import Oracle
+from sparsemble.attacks.query_oracle import Oracle
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, PerImage, seeded
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.square import Draw, L2Moves, LinfMoves, Square, peaks
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 

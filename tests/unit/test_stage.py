@@ -39,7 +39,7 @@ class Bake(Stage):
 
 @pytest.fixture
 def bake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(stages.plugs, "bake", Bake)
+    monkeypatch.setitem(stages.components, "bake", Bake)
 
 
 def smoke() -> Recipe:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsemble.attacks.adaptive.damage import log_mass
+from sparsemble.attacks.ensemble.ranking import log_stop_probability
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import StoppingRule, stopping_rules
 from sparsemble.ensemble import answer_dynamic
@@ -78,7 +78,7 @@ def test_at_once_runs_the_first_member_only() -> None:
 @pytest.mark.parametrize("rule", [rule for rule, _ in CASES if rule != CASES[-1][0]], ids=str)
 def test_an_attacker_sees_a_gradient_of_when_it_stops(rule: StoppingRule) -> None:
     logits = random_logits(4, 60, scale=0.5).requires_grad_()
-    later = log_mass(logits, rule)[1:].logsumexp(0)
+    later = log_stop_probability(logits, rule)[1:].logsumexp(0)
     (gradient,) = torch.autograd.grad(later.sum(), logits)
     assert gradient.isfinite().all()
     assert float((gradient.abs().amax((0, 2)) > 0).double().mean()) > 0.9

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.statistics import wilson
 from sparsemble.pipeline.study_table import interval
 
 

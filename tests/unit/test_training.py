@@ -25,20 +25,20 @@ from sparsemble.training import (
     Guard,
     KeepBest,
     LossOutput,
-    Objective,
+    TrainingLoss,
     Report,
     Schedule,
     fit,
 )
-from sparsemble.training.objectives.madry import Madry
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.standard import Standard
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.schedules.cosine import Cosine
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 THREAT = ThreatModel(eps=0.1)
 SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=OneCycle(), guard=Guard(fall=1.0))
-MADRY = Madry(attack=PGD(steps=2, keep_best=False))
+MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 
 
@@ -62,7 +62,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class Scripted(Objective):
+class Scripted(TrainingLoss):
     """Returns a loss that a test writes."""
 
     say: Callable[[nn.Module, Images], LossOutput]
@@ -197,7 +197,7 @@ def literal_training(model: nn.Sequential, epochs: int, rate: float, momentum: f
 
 
 class TestFit:
-    def run(self, model: nn.Module, objective: Objective, epochs: int = 2, callbacks: Sequence[Callback] = ()) -> Any:
+    def run(self, model: nn.Module, objective: TrainingLoss, epochs: int = 2, callbacks: Sequence[Callback] = ()) -> Any:
         return fit(
             model,
             objective,
@@ -211,7 +211,7 @@ class TestFit:
 
     def test_is_the_literal_loop(self) -> None:
         ours, literal = net(), net().train()
-        self.run(ours, Natural(), epochs=3)
+        self.run(ours, Standard(), epochs=3)
         literal_training(literal, 3, rate=0.2, momentum=0.8, decay=0.01)
         for (name, tensor), expected in zip(ours.state_dict().items(), literal.state_dict().values(), strict=True):
             torch.testing.assert_close(tensor, expected, msg=name)
@@ -221,13 +221,13 @@ class TestFit:
         model = net()
         model[0].requires_grad_(False)
         before = copy.deepcopy(model[0].weight)
-        self.run(model, Natural())
+        self.run(model, Standard())
         assert torch.equal(model[0].weight, before)
         assert not any(module.training for module in model.modules())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
     def test_counts_every_pass_and_says_the_rate(self) -> None:
-        for objective, times in ((Natural(), 1), (MADRY, 3)):
+        for objective, times in ((Standard(), 1), (MADRY, 3)):
             history = self.run(net(), objective, epochs=2)
             assert [record["epoch"] for record in history] == [1, 2]
             for record in history:
@@ -277,12 +277,12 @@ class TestFit:
 
     def test_needs_an_epoch(self) -> None:
         with pytest.raises(InputError, match="epochs = 0 must be 1 or more"):
-            self.run(net(), Natural(), epochs=0)
+            self.run(net(), Standard(), epochs=0)
 
     def test_tells_how_far_it_is(self) -> None:
         heard: list[tuple[float, str]] = []
         history = self.run(
-            net(), Natural(), epochs=2, callbacks=[Report(lambda share, text: heard.append((share, text)))]
+            net(), Standard(), epochs=2, callbacks=[Report(lambda share, text: heard.append((share, text)))]
         )
         assert [share for share, _ in heard] == [0.5, 1.0]
         assert heard[1][1] == f"epoch 2/2, loss {history[1]['loss']:.3f}"

@@ -14,12 +14,12 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
-from sparsemble.training import Batches, Callback, Guard, KeepBest, Schedule, fit, rate_decays
-from sparsemble.training.objectives.natural import Natural
+from sparsemble.training import Batches, Callback, Guard, KeepBest, Schedule, fit, lr_schedules
+from sparsemble.training.losses.standard import Standard
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.schedules.cosine import Cosine
-from sparsemble.training.schedules.multi_step import MultiStep
-from sparsemble.training.schedules.one_cycle import OneCycle
+from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 THREAT = ThreatModel(eps=0.1)
 SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=OneCycle())
@@ -72,9 +72,9 @@ class TestDecays:
     def test_multi_step_is_by_default_that_of_the_paper(self) -> None:
         assert [MultiStep()(progress) for progress in (0.4, 0.6, 0.8)] == pytest.approx([1, 1 / 5, 1 / 25])
 
-    @pytest.mark.parametrize("name", sorted(rate_decays.plugs))
+    @pytest.mark.parametrize("name", sorted(lr_schedules.components))
     def test_every_one_stays_between_0_and_the_peak_which_it_reaches(self, name: str) -> None:
-        found = [rate_decays.build(name)(progress) for progress in GRID[:-1]]
+        found = [lr_schedules.build(name)(progress) for progress in GRID[:-1]]
         assert all(0 <= factor <= 1 for factor in found)
         assert max(found) == pytest.approx(1)
         assert found[-1] < 0.1
@@ -141,7 +141,7 @@ class TestKeepBest:
         callbacks = [Watch(), KeepBest(probe, every, first)]
         settings = {"epochs": len(clean), "threat": THREAT, "rng": seeded(5), "callbacks": callbacks}
         unguarded = replace(SCHEDULE, guard=Guard(fall=1.0))
-        history = fit(model, Natural(), batches(), unguarded, **settings)
+        history = fit(model, Standard(), batches(), unguarded, **settings)
         assert asked == [e for e in range(1, len(clean) + 1) if e % every == 0 or e == len(clean)]
         assert [record["epoch"] for record in history if "held_out_robust" in record] == asked
         assert all(kept.training for kept in weights)

@@ -7,11 +7,11 @@ import torch
 from torch import Generator, Tensor
 
 from sparsemble.attacks.apgd_targeted import Towards, likeliest_wrong
-from sparsemble.attacks.ascent import Ascent, Outcome, mean_logits, start_at_edge
+from sparsemble.attacks.apgd_core import Ascent, Outcome, mean_logits, start_at_edge
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.search_on import search_on
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, PerImage
 

@@ -6,10 +6,10 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.ascent import Ascent, Outcome, mean_logits, start_at_edge
+from sparsemble.attacks.apgd_core import Ascent, Outcome, mean_logits, start_at_edge
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels, Logits, PerImage
 

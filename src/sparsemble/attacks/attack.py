@@ -8,14 +8,14 @@ import torch
 from torch import Generator
 
 from sparsemble.core.errors import InputError, RunError
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 
 TOLERANCE = 1e-6
 
 
-class Attack(Plug):
+class Attack(Component):
     """Finds, for each image, a bad one inside the threat model.
 
     An attack keeps the best point of its path, never returns the clean image in place of a failure, and leaves

@@ -9,7 +9,7 @@ from torch import Generator
 from sparsemble.attacks.apgd import APGD
 from sparsemble.attacks.apgd_focused import APGDFocused
 from sparsemble.attacks.apgd_targeted import APGDTargeted
-from sparsemble.attacks.ascent import Outcome, mean_logits
+from sparsemble.attacks.apgd_core import Outcome, mean_logits
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.fab import FAB
 from sparsemble.attacks.fab_targeted import FABTargeted
@@ -17,7 +17,7 @@ from sparsemble.attacks.losses.dlr import DLR
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.square import Square
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels
 

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from sparsemble.attacks.border import nearest_border
+from sparsemble.attacks.decision_boundary import nearest_border
 from sparsemble.attacks.hyperplane import random_direction
 from sparsemble.attacks.minimum_norm import Nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images
 

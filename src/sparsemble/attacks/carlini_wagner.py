@@ -13,7 +13,7 @@ from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.tanh_walk import TanhWalk
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, PerImage
 

@@ -8,10 +8,10 @@ from torch import Generator
 
 from sparsemble.attacks.apgd_targeted import likeliest_wrong
 from sparsemble.attacks.attack import attacks
-from sparsemble.attacks.border import nearest_of
+from sparsemble.attacks.decision_boundary import nearest_of
 from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.types import Classifier, Counts, Images, Logits
 
 

@@ -12,7 +12,7 @@ from sparsemble.attacks.hyperplane import SMALLEST, dual_length
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Flags, Images, PerImage
 

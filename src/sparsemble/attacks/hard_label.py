@@ -7,7 +7,7 @@ from torch import Generator
 
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.hop_skip_jump import search_border
-from sparsemble.attacks.oracle import Oracle
+from sparsemble.attacks.query_oracle import Oracle
 from sparsemble.attacks.rays import search_rays
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel

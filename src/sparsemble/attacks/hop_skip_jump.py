@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from sparsemble.attacks.oracle import Oracle, ray
+from sparsemble.attacks.query_oracle import Oracle, ray
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Counts, Images, PerImage
 

@@ -11,7 +11,7 @@ from sparsemble.attacks.attack import TOLERANCE, Attack
 from sparsemble.attacks.hyperplane import Norm
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage
 

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from sparsemble.attacks.ascent import Outcome
+from sparsemble.attacks.apgd_core import Outcome
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from sparsemble.attacks.ascent import Outcome
+from sparsemble.attacks.apgd_core import Outcome
 from sparsemble.attacks.attack import Attack, attacks, input_gradient
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.errors import InputError, RunError
-from sparsemble.core.passes import for_images
-from sparsemble.core.shard import normal_like
+from sparsemble.core.pass_counter import for_images
+from sparsemble.core.distributed_rng import normal_like
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparsemble.attacks.oracle import Oracle, ray
+from sparsemble.attacks.query_oracle import Oracle, ray
 from sparsemble.core.types import Counts
 
 TOLERANCE = 1e-3

@@ -3,10 +3,10 @@
 import torch
 from torch import Generator
 
-from sparsemble.attacks.ascent import Outcome
+from sparsemble.attacks.apgd_core import Outcome
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.square import LONGEST, Draw, L2Moves, LinfMoves, Moves, Square
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 

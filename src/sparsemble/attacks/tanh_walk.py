@@ -9,7 +9,7 @@ from torch import Tensor
 from sparsemble.attacks.attack import input_gradient
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.minimum_norm import Nearest
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.types import Classifier, Counts, Flags, Images, PerImage
 
 INSIDE = 1 - 1e-6

@@ -92,11 +92,11 @@ def need_train(command: str) -> None:
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
     """Turn what the runtime refuses, which knows no other room, into bad input."""
-    from sparsemble.runtime.refused import Refused
+    from sparsemble.runtime.errors import RuntimeInputError
 
     try:
         yield
-    except Refused as error:
+    except RuntimeInputError as error:
         raise InputError(str(error)) from None
 
 

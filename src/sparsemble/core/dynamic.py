@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule, stacked
-from sparsemble.core.passes import for_images
+from sparsemble.core.pass_counter import for_images
 from sparsemble.core.types import Images, Logits, MemberLogits
 
 

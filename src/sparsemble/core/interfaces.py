@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Counts, Flags, Images, Logits, MemberLogits
 
 
-class Combiner(Plug):
+class Combiner(Component):
     """Turns the logits of the members that ran into one logit vector; works for every prefix."""
 
     @abstractmethod
@@ -32,7 +32,7 @@ class Decision:
     """Length of the prefix that answers, in 1..m; meaningful where `stop` is true."""
 
 
-class StoppingRule(Plug):
+class StoppingRule(Component):
     """Says, image by image, when to stop running members and which prefix answers.
 
     The rule sees members 1..m only and treats each image alone: the same answer in a batch of 1 and of 256.
@@ -43,7 +43,7 @@ class StoppingRule(Plug):
         """Decide after m members from their logits (m, B, K); `last` says that there is no further member."""
 
     @abstractmethod
-    def mass(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+    def stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
         """Return a differentiable probability that prefix 1..M answers, summing to 1 over M; for attackers."""
 
     @abstractmethod

@@ -9,10 +9,10 @@ from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.recipe import nearest, read
+from sparsemble.core.config import nearest, read
 
 
-class Plug(ABC):
+class Component(ABC):
     """A part that a recipe can name; subclasses are interfaces, their leaves frozen dataclasses."""
 
     version: ClassVar[int] = 1
@@ -21,10 +21,10 @@ class Plug(ABC):
     """Set by `Registry.register`; equals the name of the file."""
 
 
-P = TypeVar("P", bound=Plug)
-Leaf = TypeVar("Leaf", bound=Plug)
+P = TypeVar("P", bound=Component)
+Leaf = TypeVar("Leaf", bound=Component)
 
-REGISTRIES: dict[type[Plug], "Registry[Any]"] = {}
+REGISTRIES: dict[type[Component], "Registry[Any]"] = {}
 """Every registry, by the interface that its plugs implement."""
 
 
@@ -34,7 +34,7 @@ class Registry(Generic[P]):
     def __init__(self, kind: str, interface: type[P]) -> None:
         self.kind = kind
         self.interface = interface
-        self.plugs: dict[str, type[P]] = {}
+        self.components: dict[str, type[P]] = {}
         self.aliases: dict[str, dict[str, Any]] = {}
         REGISTRIES[interface] = self
 
@@ -57,7 +57,7 @@ class Registry(Generic[P]):
                     f"{cls.__name__} must be a frozen dataclass; put @dataclass(frozen=True) below register"
                 )
             cls.name = name
-            self.plugs[name] = cls
+            self.components[name] = cls
             return cls
 
         return add
@@ -87,26 +87,26 @@ class Registry(Generic[P]):
         if name in self.aliases:
             table = {**self.aliases[name], **table}
             name = table.pop("name")
-        if name not in self.plugs:
+        if name not in self.components:
             raise InputError(f'{where} = "{name}" is not a known {self.kind}{nearest(name, self.names())}')
-        return read(self.plugs[name], table, where)
+        return read(self.components[name], table, where)
 
     def names(self) -> list[str]:
         """Return the names and aliases, sorted."""
-        return sorted([*self.plugs, *self.aliases])
+        return sorted([*self.components, *self.aliases])
 
     def _check_free(self, name: str) -> None:
-        if name in self.plugs or name in self.aliases:
+        if name in self.components or name in self.aliases:
             raise TypeError(f'{self.kind} "{name}" is registered twice')
 
 
-def _is_automatic(plug: Plug) -> bool:
+def _is_automatic(component: Component) -> bool:
     """Say whether the plug's label is the one it gives itself; that one follows its settings."""
-    fresh: Any = dataclasses.replace(plug, label="")  # type: ignore[type-var]
-    return bool(fresh.label == plug.label)  # type: ignore[attr-defined]
+    fresh: Any = dataclasses.replace(component, label="")  # type: ignore[type-var]
+    return bool(fresh.label == component.label)  # type: ignore[attr-defined]
 
 
-def describe(value: Any, *, versions: bool = False) -> Any:
+def to_dict(value: Any, *, versions: bool = False) -> Any:
     """Write a dataclass, plug or container as plain JSON values, every default spelled out.
 
     Args:
@@ -114,8 +114,8 @@ def describe(value: Any, *, versions: bool = False) -> Any:
         versions: also write each plug's version, for hashing.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        table = {f.name: describe(getattr(value, f.name), versions=versions) for f in dataclasses.fields(value)}
-        if isinstance(value, Plug):
+        table = {f.name: to_dict(getattr(value, f.name), versions=versions) for f in dataclasses.fields(value)}
+        if isinstance(value, Component):
             if "label" in table and _is_automatic(value):
                 del table["label"]
             table = {"name": value.name, **table}
@@ -123,7 +123,7 @@ def describe(value: Any, *, versions: bool = False) -> Any:
                 table["version"] = value.version
         return {key: entry for key, entry in table.items() if entry is not None}
     if isinstance(value, tuple | list):
-        return [describe(entry, versions=versions) for entry in value]
+        return [to_dict(entry, versions=versions) for entry in value]
     if isinstance(value, dict):
-        return {key: describe(entry, versions=versions) for key, entry in value.items()}
+        return {key: to_dict(entry, versions=versions) for key, entry in value.items()}
     return value

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Images, Labels
 
 
@@ -165,7 +165,7 @@ class Dataset:
         return replace(self, **{part: getattr(self, part).to(device) for part in parts})
 
 
-class DataSource(Plug):
+class DataSource(Component):
     """Where a dataset comes from; its fields are where its files are and how it is split."""
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from sparsemble.core import interfaces
 from sparsemble.ensemble.dynamic import answer_dynamic, predict_dynamic
 from sparsemble.ensemble.selection.rule import Evidence, Selected, SelectionRule, robust_diversity, selection_rules
-from sparsemble.training import objective
+from sparsemble.training import loss
 
 __all__ = [
     "Evidence",
@@ -17,5 +17,5 @@ __all__ = [
 
 interfaces.combiners.walk("sparsemble.ensemble.combiners")
 interfaces.stopping_rules.walk("sparsemble.ensemble.stopping")
-objective.objectives.walk("sparsemble.ensemble.objectives")
+loss.training_losses.walk("sparsemble.ensemble.losses")
 selection_rules.walk("sparsemble.ensemble.selection")

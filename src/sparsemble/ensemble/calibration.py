@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, StoppingRule, stopping_rules
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.types import Counts, Flags, Labels, MemberLogits
 
 GRAIN = 0.05
@@ -164,7 +164,7 @@ def orders(members: int) -> list[tuple[int, ...]]:
 
 def _varied(stop: StoppingRule) -> list[tuple[str, float, StoppingRule]]:
     """Return the rule with each of its constants a tenth smaller and a tenth larger; counts one smaller and larger."""
-    settings = describe(stop)
+    settings = to_dict(stop)
     others: list[tuple[str, float, float]] = []
     for name, value in settings.items():
         if isinstance(value, float):

@@ -6,7 +6,7 @@ from torch import nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
-from sparsemble.training.objective import Objective
+from sparsemble.training.loss import TrainingLoss
 
 
 def check_not_negative(**settings: float) -> None:
@@ -42,7 +42,7 @@ def check_finite(**settings: float) -> None:
             raise InputError(f"{name} = {value:g} must be finite")
 
 
-def as_team(model: nn.Module, loss: Objective) -> Ensemble:
+def as_ensemble(model: nn.Module, loss: TrainingLoss) -> Ensemble:
     """Return the model, if it is a team.
 
     Raises:

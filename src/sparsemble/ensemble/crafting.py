@@ -7,7 +7,7 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.interfaces import Ensemble, stacked
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.objective import craft, in_full
+from sparsemble.training.loss import craft, in_full
 
 
 def images_for_members(

@@ -50,9 +50,9 @@ def masses(hazard: PerPrefix) -> tuple[PerPrefix, Float[Tensor, " B"]]:
     return torch.stack(found), survival
 
 
-def whole(mass: PerPrefix, rest: Float[Tensor, " B"]) -> PerPrefix:
+def whole(stop_probability: PerPrefix, rest: Float[Tensor, " B"]) -> PerPrefix:
     """Give the last step what survived it."""
-    return torch.cat([mass[:-1], (mass[-1] + rest).unsqueeze(0)])
+    return torch.cat([stop_probability[:-1], (stop_probability[-1] + rest).unsqueeze(0)])
 
 
 def leaning(answer_with: Counts, hazard: PerPrefix) -> PerPrefix:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparsemble.core.errors import InputError
-from sparsemble.evaluation.intervals import paired_difference
+from sparsemble.evaluation.statistics import paired_difference
 
 LEVEL = 0.95
 SAME_EPS = 1e-9
@@ -208,13 +208,13 @@ def _differences(named: Results, attacks: dict[str, Any]) -> Iterator[str]:
     if len(set(modes.values())) > 1:
         told = ", ".join(f"{name}: {mode}" for name, mode in modes.items())
         yield f"AutoAttack did not run alike ({told}): the weaker mode flatters its row."
-    on_teams = [label for label, having in attacks["partial"].items() if _only_lacked_by_singles(named, label, having)]
-    if on_teams:
+    on_ensembles = [label for label, having in attacks["partial"].items() if _only_lacked_by_singles(named, label, having)]
+    if on_ensembles:
         yield (
-            f"Attacks on teams ({len(on_teams)}) ran on the rows that are teams, as they must: those rows face more "
+            f"Attacks on teams ({len(on_ensembles)}) ran on the rows that are teams, as they must: those rows face more "
             "attacks than a single model."
         )
-    others = [label for label in attacks["partial"] if label not in on_teams]
+    others = [label for label in attacks["partial"] if label not in on_ensembles]
     if others:
         yield (
             f"The attacks are not the same: {_listed(others)} ran on some rows only. A row with fewer attacks has an "

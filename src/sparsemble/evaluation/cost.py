@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.modes import eval_mode
+from sparsemble.core.module_state import eval_mode
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.adaptive.team_attack import TeamAttack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Flags, Images
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.inputs import check_classifier
-from sparsemble.evaluation.intervals import wilson
-from sparsemble.evaluation.ledger import Ledger, Outcome
-from sparsemble.evaluation.shard import Decide, Question, answer_clean, attack_shard, largest_logit
+from sparsemble.evaluation.statistics import wilson
+from sparsemble.evaluation.outcome_store import OutcomeStore, Outcome
+from sparsemble.evaluation.shard import Decide, EvaluationJob, answer_clean, attack_shard, largest_logit
 
 CLEAN = "clean"
 """Label of the shards that hold the clean images' answers."""
@@ -43,7 +43,7 @@ class Evaluation:
     clean: Outcome
     attacks: Mapping[str, Outcome]
     """By the attacks' labels, in the order in which they ran."""
-    ledger: Ledger
+    store: OutcomeStore
     shard: int
 
     @property
@@ -64,7 +64,7 @@ class Evaluation:
     def images(self, label: str) -> Images:
         """Return the adversarial images of an attack, all in memory."""
         count = math.ceil(len(self.labels) / self.shard)
-        return torch.cat([self.ledger.images(label, i) for i in range(count)])
+        return torch.cat([self.store.images(label, i) for i in range(count)])
 
     def to_json(self) -> dict[str, Any]:
         """Return every attack's numbers and outcomes, image by image, as plain values."""
@@ -106,7 +106,7 @@ def _short(values: Tensor) -> list[float]:
 def evaluate(
     model: nn.Module,
     data: Split,
-    attacks: Sequence[Attack | TeamAttack],
+    attacks: Sequence[Attack | EnsembleAttack],
     threat: ThreatModel,
     *,
     stop: StoppingRule | None = None,
@@ -141,38 +141,38 @@ def evaluate(
     """
     _check_attacks(attacks, model, stop, shard)
     check_classifier(model, data, classes)
-    question = Question(model, decide or largest_logit(model), stop, data, threat, seed, search)
-    ledger = Ledger(folder)
-    base = _fingerprint(question, shard)
+    job = EvaluationJob(model, decide or largest_logit(model), stop, data, threat, seed, search)
+    store = OutcomeStore(folder)
+    base = _fingerprint(job, shard)
     parts = list(torch.arange(len(data), device=data.labels.device).split(shard))
     clean: list[Outcome] = []
     for i, chosen in enumerate(parts):
-        clean.append(_kept(ledger, CLEAN, i, base, partial(answer_clean, question, chosen)))
+        clean.append(_kept(store, CLEAN, i, base, partial(answer_clean, job, chosen)))
     right = Outcome.join(clean).right
     found: dict[str, Outcome] = {}
     for j, attack in enumerate(attacks):
-        key = _hash([base, describe(attack, versions=True)])
+        key = _hash([base, to_dict(attack, versions=True)])
         shards = []
         for i, chosen in enumerate(parts):
             tell((j + i / len(parts)) / len(attacks), f"{attack.label}: {i}/{len(parts)} shards")
-            make = partial(attack_shard, question, attack, i, chosen, right)
-            shards.append(_kept(ledger, attack.label, i, key, make))
+            make = partial(attack_shard, job, attack, i, chosen, right)
+            shards.append(_kept(store, attack.label, i, key, make))
         found[attack.label] = Outcome.join(shards)
     tell(1.0, "done")
-    return Evaluation(threat, data.labels.cpu(), Outcome.join(clean), found, ledger, shard)
+    return Evaluation(threat, data.labels.cpu(), Outcome.join(clean), found, store, shard)
 
 
-def _kept(ledger: Ledger, label: str, i: int, key: str, make: Callable[[], tuple[Outcome, Images]]) -> Outcome:
+def _kept(store: OutcomeStore, label: str, i: int, key: str, make: Callable[[], tuple[Outcome, Images]]) -> Outcome:
     """Read a shard, or make it."""
-    outcome = ledger.read(label, i, key)
+    outcome = store.read(label, i, key)
     if outcome is None:
         outcome, images = make()
-        ledger.write(label, i, key, outcome, images)
+        store.write(label, i, key, outcome, images)
     return outcome
 
 
 def _check_attacks(
-    attacks: Sequence[Attack | TeamAttack], model: nn.Module, stop: StoppingRule | None, shard: int
+    attacks: Sequence[Attack | EnsembleAttack], model: nn.Module, stop: StoppingRule | None, shard: int
 ) -> None:
     labels = [attack.label for attack in attacks]
     if not labels:
@@ -183,19 +183,19 @@ def _check_attacks(
     if shard < 1:
         raise InputError(f"shard = {shard} must be 1 or more")
     for attack in attacks:
-        if isinstance(attack, TeamAttack) and (stop is None or not isinstance(model, Ensemble)):
+        if isinstance(attack, EnsembleAttack) and (stop is None or not isinstance(model, Ensemble)):
             raise InputError(f"{attack.label} attacks a team with a stopping rule; this target is neither")
 
 
-def _fingerprint(question: Question, shard: int) -> str:
+def _fingerprint(job: EvaluationJob, shard: int) -> str:
     """Hash what decides the outcomes, beside the attack: model, images, threat model, rule, seed."""
-    digest = hashlib.sha256(weights_hash(question.model).encode())
-    labels = question.data.labels
+    digest = hashlib.sha256(weights_hash(job.model).encode())
+    labels = job.data.labels
     for part in torch.arange(len(labels), device=labels.device).split(1000):
-        digest.update(question.data.images(part).cpu().numpy().tobytes())
+        digest.update(job.data.images(part).cpu().numpy().tobytes())
     digest.update(labels.cpu().numpy().tobytes())
-    settings = [VERSION, describe(question.threat), describe(question.stop, versions=True), question.seed, shard]
-    return _hash([digest.hexdigest(), settings, str(question.search), str(labels.device.type)])
+    settings = [VERSION, to_dict(job.threat), to_dict(job.stop, versions=True), job.seed, shard]
+    return _hash([digest.hexdigest(), settings, str(job.search), str(labels.device.type)])
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -9,18 +9,18 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.adaptive.team_attack import TeamAttack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack, search_inside
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.minimum_norm import MinimumNorm, bring_inside
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Counts, Images, PerImage, draw_seed, seeded
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.inputs import check_range
-from sparsemble.evaluation.ledger import Outcome
+from sparsemble.evaluation.outcome_store import Outcome
 from sparsemble.evaluation.precision import in_precision
 
 Decide = Callable[[Images], DynamicOutput]
@@ -29,7 +29,7 @@ Decide = Callable[[Images], DynamicOutput]
 
 @final
 @dataclass(frozen=True)
-class Question:
+class EvaluationJob:
     """What is attacked, what decides, and on which images."""
 
     model: nn.Module
@@ -41,33 +41,33 @@ class Question:
     search: torch.dtype
 
 
-def answer_clean(question: Question, chosen: Tensor) -> tuple[Outcome, Images]:
+def answer_clean(job: EvaluationJob, chosen: Tensor) -> tuple[Outcome, Images]:
     """Answer clean images; what is kept beside the answers is no image."""
-    x, y = question.data.images(chosen), question.data.labels[chosen]
+    x, y = job.data.images(chosen), job.data.labels[chosen]
     check_range(x)
-    outcome = _outcome(question, x, x, y, _Found.nothing(x), torch.zeros(len(x), 2, dtype=torch.float64), 0.0)
+    outcome = _outcome(job, x, x, y, _Found.nothing(x), torch.zeros(len(x), 2, dtype=torch.float64), 0.0)
     return outcome, x[:0].cpu()
 
 
 def attack_shard(
-    question: Question, attack: Attack | TeamAttack, i: int, chosen: Tensor, clean_right: Tensor
+    job: EvaluationJob, attack: Attack | EnsembleAttack, i: int, chosen: Tensor, clean_right: Tensor
 ) -> tuple[Outcome, Images]:
     """Attack the images of a shard that are right when clean; the others are broken already and stay as they are."""
-    x, y = question.data.images(chosen), question.data.labels[chosen]
+    x, y = job.data.images(chosen), job.data.labels[chosen]
     todo = clean_right.to(x.device)[chosen].nonzero()[:, 0]
-    if isinstance(attack, TeamAttack) and attack.aims_at_cost:
+    if isinstance(attack, EnsembleAttack) and attack.aims_at_cost:
         todo = torch.arange(len(x), device=x.device)
-    rng = seeded(draw_seed(question.seed, "evaluate", attack.label, str(i)), x.device)
-    members = list(question.model.members) if isinstance(question.model, Ensemble) else [question.model]
+    rng = seeded(draw_seed(job.seed, "evaluate", attack.label, str(i)), x.device)
+    members = list(job.model.members) if isinstance(job.model, Ensemble) else [job.model]
     started = time.perf_counter()
     with count_passes(*members, images=len(todo)) as passes:
-        found = _search(question, attack, x[todo], y[todo], rng)
+        found = _search(job, attack, x[todo], y[todo], rng)
     seconds = time.perf_counter() - started
     everything = _Found.nothing(x)
     everything.fill_(todo, found)
     counts = torch.zeros(len(x), 2, dtype=torch.float64)
     counts[todo.cpu()] = passes.by_image.cpu()
-    outcome = _outcome(question, x, everything.images, y, everything, counts, seconds)
+    outcome = _outcome(job, x, everything.images, y, everything, counts, seconds)
     # What is answered wrongly without an attack is broken, whatever an attack on cost makes of it.
     outcome = replace(outcome, right=outcome.right & clean_right[chosen.cpu()])
     return outcome, everything.images.cpu()
@@ -97,14 +97,14 @@ class _Found:
         self.part[rows] = found.part
 
 
-def _search(question: Question, attack: Attack | TeamAttack, x: Images, y: Tensor, rng: torch.Generator) -> _Found:
+def _search(job: EvaluationJob, attack: Attack | EnsembleAttack, x: Images, y: Tensor, rng: torch.Generator) -> _Found:
     """Run the attack."""
-    model, threat = in_precision(question.model, question.search), question.threat
+    model, threat = in_precision(job.model, job.search), job.threat
     found = _Found.nothing(x)
-    if isinstance(attack, TeamAttack):
+    if isinstance(attack, EnsembleAttack):
         assert isinstance(model, Ensemble)
-        assert question.stop is not None
-        found.images = attack(model, question.stop, x, y, threat, rng=rng)
+        assert job.stop is not None
+        found.images = attack(model, job.stop, x, y, threat, rng=rng)
     elif isinstance(attack, MinimumNorm):
         nearest, success = attack.minimum(model, x, y, threat.norm, rng=rng)
         found.minimum = threat.distance(nearest, x).masked_fill(~success, math.inf)
@@ -119,10 +119,10 @@ def _search(question: Question, attack: Attack | TeamAttack, x: Images, y: Tenso
 
 
 def _outcome(
-    question: Question, x: Images, x_adv: Images, y: Tensor, found: _Found, passes: Tensor, seconds: float
+    job: EvaluationJob, x: Images, x_adv: Images, y: Tensor, found: _Found, passes: Tensor, seconds: float
 ) -> Outcome:
     """Judge images by the deployed decision, in float32."""
-    output = question.decide(x_adv)
+    output = job.decide(x_adv)
     if not output.logits.isfinite().all():
         raise RunError("the model returned NaN or infinite logits on an attacked image; it cannot be judged")
     answer = output.logits.argmax(1)
@@ -130,7 +130,7 @@ def _outcome(
         answer=answer.cpu(),
         right=(answer == y).cpu(),
         members_run=output.members_run.cpu(),
-        distance=question.threat.distance(x_adv, x).cpu(),
+        distance=job.threat.distance(x_adv, x).cpu(),
         minimum=found.minimum.cpu(),
         part=found.part.cpu(),
         passes=passes,

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.export.pools import pair, windows
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.network import Floats, Node
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 
 def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
@@ -33,14 +33,14 @@ def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
     return _Conversion(Graph(model, shape), shape).run()
 
 
-def convert_team(
+def convert_ensemble(
     team: Ensemble,
     stop: StoppingRule,
     classes: tuple[str, ...],
     shape: tuple[int, int, int],
     parent_weights: int,
     **facts: Mapping[str, Any],
-) -> Team:
+) -> PackedEnsemble:
     """Return a trained team as the runtime knows it.
 
     Args:
@@ -51,10 +51,10 @@ def convert_team(
         parent_weights: prunable weights of the dense parent.
         facts: `recipe` and `provenance`, for the file.
     """
-    return Team(
+    return PackedEnsemble(
         members=tuple(convert(member, shape) for member in team.members),
-        combine=describe(team.combine),
-        stop=describe(stop),
+        combine=to_dict(team.combine),
+        stop=to_dict(stop),
         classes=tuple(classes),
         parent_weights=parent_weights,
         **facts,

@@ -12,15 +12,15 @@ from safetensors.numpy import load_file, save_file
 from sparsemble.core.errors import InputError
 from sparsemble.runtime.header import parse, text
 from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
-from sparsemble.runtime.nodes import describe_node, read_node
+from sparsemble.runtime.op_serialization import describe_node, read_node
 from sparsemble.runtime.packed import floats_of
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
 
 
-def save_folder(team: Team, folder: Path, summary: Mapping[str, Any] | None, *, values: str) -> None:
+def save_folder(team: PackedEnsemble, folder: Path, summary: Mapping[str, Any] | None, *, values: str) -> None:
     """Write weights, settings and card.
 
     Args:
@@ -61,7 +61,7 @@ def save_folder(team: Team, folder: Path, summary: Mapping[str, Any] | None, *, 
     (folder / CARD).write_text(card(team, summary), "utf-8")
 
 
-def load_folder(folder: Path) -> Team:
+def load_folder(folder: Path) -> PackedEnsemble:
     """Read what `save_folder` wrote.
 
     Raises:
@@ -75,7 +75,7 @@ def load_folder(folder: Path) -> Team:
             Network(tuple(settings["image"]), tuple(_nodes(told, tensors, number)))
             for number, told in enumerate(settings["members"], start=1)
         ]
-        return Team(
+        return PackedEnsemble(
             members=tuple(members),
             combine=settings["combine"],
             stop=settings["stop"],
@@ -84,7 +84,7 @@ def load_folder(folder: Path) -> Team:
             recipe=settings["recipe"],
             provenance=settings["provenance"],
         )
-    except (OSError, SafetensorError, KeyError, TypeError, Refused) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeInputError) as error:
         raise InputError(f"{folder} cannot be read as an exported team: {error}") from None
 
 
@@ -102,7 +102,7 @@ def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number
         yield read_node(one, name, weight, floats)
 
 
-def card(team: Team, summary: Mapping[str, Any] | None) -> str:
+def card(team: PackedEnsemble, summary: Mapping[str, Any] | None) -> str:
     """Return the model card: what it is, how robust, and which checks of that number failed."""
     channels, height, width = team.image
     lines = [

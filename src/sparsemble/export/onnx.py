@@ -34,7 +34,7 @@ def member_graph(network: Network, name: str = "member") -> Any:
     return graph.model(name, network, "logits")
 
 
-def team_graph(networks: tuple[Network, ...], combine: Mapping[str, Any], name: str = "team") -> Any:
+def ensemble_graph(networks: tuple[Network, ...], combine: Mapping[str, Any], name: str = "team") -> Any:
     """Return the model of a team that never stops early: `images` to log-probabilities, `logits`.
 
     Raises:
@@ -115,7 +115,7 @@ class _Graph:
             self.add(kinds[type(node)], inputs, output)
 
     def combine(self, logits: list[str], settings: Mapping[str, Any]) -> None:
-        """Put the members' logits together, as the combiners in `runtime/combining.py` do."""
+        """Put the members' logits together, as the combiners in `runtime/combiners.py` do."""
         name = settings["name"]
         axis = self.constant("axis0", np.array([0], np.int64))
         rows = [self.add("Unsqueeze", [one, axis], f"{one}.row") for one in logits]

@@ -9,11 +9,11 @@ from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import MadeFor
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Images, Logits
 
 
-class Architecture(Plug):
+class Architecture(Component):
     """A network layout made of Conv2d, BatchNorm2d, ReLU, pooling, adds and Linear, each a module of its own.
 
     Every ReLU is an `nn.ReLU()` module (not in place) and is called once a forward pass, so that hooks see all

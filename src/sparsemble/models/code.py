@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.recipe import nearest
+from sparsemble.core.config import nearest
 from sparsemble.models.architecture import Architecture, architectures
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.modes import eval_mode
+from sparsemble.core.module_state import eval_mode
 
 Kind = Literal["input", "affine", "conv", "norm", "linear", "relu", "pool", "flatten", "add", "same"]
 

@@ -4,12 +4,12 @@ import dataclasses
 import inspect
 from typing import Any, NamedTuple
 
-import sparsemble.attacks.adaptive
+import sparsemble.attacks.ensemble
 import sparsemble.ensemble
 import sparsemble.models
 import sparsemble.pruning
 import sparsemble.training  # noqa: F401 (imports register the plugs)
-from sparsemble.core.registry import REGISTRIES, Plug, describe
+from sparsemble.core.registry import REGISTRIES, Component, to_dict
 from sparsemble.pipeline.recipe import shipped
 
 
@@ -28,8 +28,8 @@ def catalogue() -> list[Entry]:
     for registry in REGISTRIES.values():
         if registry.kind == "stage":
             continue
-        for name, plug in registry.plugs.items():
-            entries.append(Entry(registry.kind, name, sentence(plug), _settings(plug)))
+        for name, component in registry.components.items():
+            entries.append(Entry(registry.kind, name, sentence(component), _settings(component)))
         for alias, table in registry.aliases.items():
             settings = ", ".join(f"{key} = {value!r}" for key, value in table.items())
             entries.append(Entry(registry.kind, alias, f"short for {settings}", settings))
@@ -38,17 +38,17 @@ def catalogue() -> list[Entry]:
     return sorted(entries)
 
 
-def sentence(plug: type[Plug]) -> str:
+def sentence(component: type[Component]) -> str:
     """Return the first sentence of a plug's docstring."""
-    return inspect.cleandoc(plug.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    return inspect.cleandoc(component.__doc__ or "").split("\n\n")[0].replace("\n", " ")
 
 
-def _settings(plug: type[Plug]) -> str:
+def _settings(component: type[Component]) -> str:
     """Return the docstring and the fields with their types and defaults."""
-    lines = [inspect.cleandoc(plug.__doc__ or ""), ""]
-    for field in dataclasses.fields(plug):  # type: ignore[arg-type]
+    lines = [inspect.cleandoc(component.__doc__ or ""), ""]
+    for field in dataclasses.fields(component):  # type: ignore[arg-type]
         hint = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
         default: Any = field.default if field.default is not dataclasses.MISSING else None
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        lines.append(f"  {field.name}: {hint}" + ("  (required)" if required else f" = {describe(default)!r}"))
+        lines.append(f"  {field.name}: {hint}" + ("  (required)" if required else f" = {to_dict(default)!r}"))
     return "\n".join(lines)

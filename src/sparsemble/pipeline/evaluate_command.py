@@ -13,22 +13,22 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sparsemble.attacks.adaptive.team_attack import TeamAttack, team_attacks
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.artifacts import only_run_in, read_json
 from sparsemble.core.errors import InputError
-from sparsemble.core.recipe import nearest, parse_toml, read
-from sparsemble.core.registry import describe
+from sparsemble.core.config import nearest, parse_toml, read
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.robustness import weights_hash
-from sparsemble.pipeline.assess import Settings, assess
-from sparsemble.pipeline.evidence import TRANSFERRED
-from sparsemble.pipeline.measure import Tell
+from sparsemble.pipeline.evaluate_target import Settings, assess
+from sparsemble.pipeline.sanity_attacks import TRANSFERRED
+from sparsemble.pipeline.metrics import Tell
 from sparsemble.pipeline.progress import time_left
 from sparsemble.pipeline.run import check_device
 from sparsemble.pipeline.stage import dataset
-from sparsemble.pipeline.target import Target, load_target, resolve_data
+from sparsemble.pipeline.loaded_model import LoadedModel, load_target, resolve_data
 
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
 
@@ -60,7 +60,7 @@ class Asked:
 class Plan:
     """What will be done."""
 
-    target: Target
+    target: LoadedModel
     settings: Settings
     folder: Path
 
@@ -127,7 +127,7 @@ def _check_folder(plan: Plan) -> None:
             )
 
 
-def parse_attacks(text: str) -> tuple[Attack | TeamAttack, ...]:
+def parse_attacks(text: str) -> tuple[Attack | EnsembleAttack, ...]:
     """Read `pgd,autoattack` or a list in TOML such as `[{name = "pgd", steps = 100}]`.
 
     Raises:
@@ -140,15 +140,15 @@ def parse_attacks(text: str) -> tuple[Attack | TeamAttack, ...]:
     for spec in specs:
         word = spec.strip() if isinstance(spec, str) else spec
         name = word if isinstance(word, str) else word.get("name")
-        known = [*attacks.names(), *team_attacks.names()]
+        known = [*attacks.names(), *ensemble_attacks.names()]
         if name not in known:
             raise InputError(f'--attacks: "{name}" is not a known attack{nearest(str(name), known)}')
-        registry = attacks if name in attacks.names() else team_attacks
+        registry = attacks if name in attacks.names() else ensemble_attacks
         found.append(registry.build(word, "--attacks"))
     return tuple(found)
 
 
-def _threat(asked: Asked, target: Target) -> ThreatModel:
+def _threat(asked: Asked, target: LoadedModel) -> ThreatModel:
     """Return the threat model asked for; what is not said comes from the target, or is the usual one."""
     norm = asked.norm or (target.threat.norm if target.threat else "linf")
     eps: Any = asked.eps
@@ -163,13 +163,13 @@ def _threat(asked: Asked, target: Target) -> ThreatModel:
     return read(ThreatModel, {"norm": norm, "eps": eps})
 
 
-def _place(asked: Asked, target: Target, settings: Settings) -> Path:
+def _place(asked: Asked, target: LoadedModel, settings: Settings) -> Path:
     """Return the folder of this question, so that asking it again goes on there."""
-    question = json.dumps(
-        [describe(settings), asked.target, asked.row, asked.model, asked.transfer], sort_keys=True, default=str
+    job = json.dumps(
+        [to_dict(settings), asked.target, asked.row, asked.model, asked.transfer], sort_keys=True, default=str
     )
     name = re.sub(r"[^\w.-]+", "-", target.name)
-    return Path("evaluations") / f"{name}-{hashlib.sha256(question.encode()).hexdigest()[:8]}"
+    return Path("evaluations") / f"{name}-{hashlib.sha256(job.encode()).hexdigest()[:8]}"
 
 
 @contextmanager

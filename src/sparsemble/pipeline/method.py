@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from sparsemble.attacks.adaptive.hijack import Hijack
-from sparsemble.attacks.adaptive.prefix import Prefix
-from sparsemble.attacks.adaptive.slowdown import Slowdown
-from sparsemble.attacks.adaptive.suite import full_suite
-from sparsemble.attacks.adaptive.team_attack import TeamAttack
-from sparsemble.attacks.adaptive.through import Through
-from sparsemble.attacks.adaptive.whole import Whole
+from sparsemble.attacks.ensemble.hijack import Hijack
+from sparsemble.attacks.ensemble.prefix import Prefix
+from sparsemble.attacks.ensemble.slowdown import Slowdown
+from sparsemble.attacks.ensemble.suite import full_suite
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.core.interfaces import combiners
 from sparsemble.pipeline.recipe import Prune, Recipe
-from sparsemble.pipeline.rows import ROWS
+from sparsemble.pipeline.baselines import ROWS
 from sparsemble.pipeline.stage import Task
-from sparsemble.pipeline.stages.adopt import AdoptStage
+from sparsemble.pipeline.stages.load_parent import AdoptStage
 from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.stages.calibrate import CalibrateStage
 from sparsemble.pipeline.stages.curve import CurveStage
@@ -129,7 +129,7 @@ def training(recipe: Recipe) -> TrainStage:
         threat=recipe.threat,
         train=recipe.train,
         held_out_attack=recipe.held_out_attack,
-        computing=recipe.computing,
+        precision=recipe.precision,
     )
 
 
@@ -150,7 +150,7 @@ def choose(recipe: Recipe, pool: Mapping[str, Task]) -> Task:
         data=recipe.data,
         threat=recipe.threat,
         select=recipe.select,
-        team_size=recipe.team_size,
+        members_count_placeholder=recipe.members_count_placeholder,
         combine=recipe.ensemble.combine,
         held_out_attack=recipe.held_out_attack,
     )
@@ -166,11 +166,11 @@ def learn_together(recipe: Recipe, dense: Task, pool: Mapping[str, Task], select
         threat=recipe.threat,
         ensemble=recipe.ensemble,
         held_out_attack=recipe.held_out_attack,
-        probe_every=recipe.train.probe_every,
-        computing=recipe.computing,
+        eval_every=recipe.train.eval_every,
+        precision=recipe.precision,
     )
     inputs = {"dense": dense, "select": select, **pool}
-    return Task("train the team", stage, inputs, cost=recipe.ensemble.epochs * 2.5 * recipe.team_size)
+    return Task("train the team", stage, inputs, cost=recipe.ensemble.epochs * 2.5 * recipe.members_count_placeholder)
 
 
 def calibrate(recipe: Recipe, team: Task) -> Task:
@@ -205,7 +205,7 @@ def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -
     """Every attack on every row, and the security curves; one task each, so that they run side by side."""
     tasks = {}
     for row in ROWS:
-        for one in team_attacks_on(row, recipe):
+        for one in ensemble_attacks_on(row, recipe):
             stage = AttackStage(
                 seed=recipe.seed,
                 data=recipe.data,
@@ -253,23 +253,23 @@ def evaluate(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task],
     return Task("evaluate", stage, {**made, **pool, **attacked}, cost=6)
 
 
-def team_attacks_on(row: str, recipe: Recipe) -> tuple[TeamAttack, ...]:
+def ensemble_attacks_on(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
     """Return the attacks on a row, none twice.
 
     What is crafted for the static team is shown to the dynamic one, too; beside it the dynamic row is attacked where
     it stops early: on shorter prefixes, on the expected answer, by queries, and on the stopping rule itself.
     """
-    asked = tuple(Through(attack=one, surrogate=Whole(), label=one.label) for one in recipe.evaluate.attacks)
+    asked = tuple(SurrogateAttack(attack=one, surrogate=FullEnsemble(), label=one.label) for one in recipe.evaluate.attacks)
     if not row.startswith("team"):
         return asked
     others = [combiners.build(name) for name in combiners.names() if name != recipe.ensemble.combine.name]
     climb, queries = recipe.evaluate.adaptive, recipe.evaluate.black_box
-    static = full_suite(recipe.team_size, [climb], others, stops_early=False)
+    static = full_suite(recipe.members_count_placeholder, [climb], others, stops_early=False)
     if row == "team_static":
         return asked + static
     known = {one.label for one in static}
-    everything = full_suite(recipe.team_size, [climb], others, black_box=queries)
-    first = Through(attack=climb, surrogate=Prefix(length=1)).label  # the first member alone is in `static`
+    everything = full_suite(recipe.members_count_placeholder, [climb], others, black_box=queries)
+    first = SurrogateAttack(attack=climb, surrogate=Prefix(length=1)).label  # the first member alone is in `static`
     return tuple(one for one in everything if one.label not in known | {first})
 
 
@@ -298,8 +298,8 @@ def pruned(
         share=share,
         sparsity=sparsity,
         held_out_attack=recipe.held_out_attack,
-        probe_every=recipe.train.probe_every,
-        computing=recipe.computing,
+        eval_every=recipe.train.eval_every,
+        precision=recipe.precision,
     )
     part = 2 / max(prune.shares, 2)
     return Task(title, stage, {"dense": dense}, cost=1.3 * prune.finetune_epochs * part)

@@ -6,9 +6,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, final
 
-from sparsemble.attacks.adaptive.hijack import Hijack
-from sparsemble.attacks.adaptive.slowdown import Slowdown
-from sparsemble.attacks.adaptive.team_attack import TeamAttack
+from sparsemble.attacks.ensemble.hijack import Hijack
+from sparsemble.attacks.ensemble.slowdown import Slowdown
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.pgd import PGD
@@ -16,8 +16,8 @@ from sparsemble.attacks.square import Square
 from sparsemble.core.artifacts import file_hash
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, StoppingRule
-from sparsemble.core.recipe import nearest, override, parse_toml, read, read_toml
-from sparsemble.core.registry import describe
+from sparsemble.core.config import nearest, override, parse_toml, read, read_toml
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import DataSource
 from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
@@ -33,9 +33,9 @@ from sparsemble.pruning.layer_rates import LayerRates
 from sparsemble.pruning.method import PruningMethod
 from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore
-from sparsemble.pruning.target import Target
-from sparsemble.training.computing import Computing
-from sparsemble.training.objective import Objective, parts
+from sparsemble.pruning.target import SparsityTarget
+from sparsemble.training.precision import Precision
+from sparsemble.training.loss import TrainingLoss, parts
 from sparsemble.training.schedule import Schedule
 
 
@@ -46,13 +46,13 @@ class Train:
 
     epochs: int
     """Passes over the training images, >= 1."""
-    objective: Objective
+    objective: TrainingLoss
     schedule: Schedule
-    probe_every: int = 1
+    eval_every: int = 1
     """Measure held-out accuracy each so many epochs; the best measured epoch of the second half is kept."""
 
     def __post_init__(self) -> None:
-        _at_least_one(epochs=self.epochs, probe_every=self.probe_every)
+        _at_least_one(epochs=self.epochs, eval_every=self.eval_every)
 
 
 @final
@@ -95,7 +95,7 @@ class Prune:
     """Least keep rate of a layer, as a share of the whole network's, in [0, 1)."""
     finetune_epochs: int
     """Passes over its images that each sub-model trains after its mask is fixed, >= 0."""
-    objective: Objective
+    objective: TrainingLoss
     schedule: Schedule
     """Of the fine-tuning; its batch size also holds while masks are learned."""
 
@@ -108,13 +108,13 @@ class Prune:
         if len({score.name for score in self.scores}) < len(self.scores):
             raise InputError(f"scores names one twice: {', '.join(score.name for score in self.scores)}")
 
-    def target(self, graph: Graph, sparsity: float) -> Target:
+    def target(self, graph: Graph, sparsity: float) -> SparsityTarget:
         """Return how much of a network shall stay.
 
         Raises:
             InputError: a sparsity that cannot be reached.
         """
-        return Target(
+        return SparsityTarget(
             graph=graph,
             sparsity=sparsity,
             granularity=self.granularity,
@@ -135,7 +135,7 @@ class Ensemble:
     """Ensemble learning of the selected team, on all training images, with masks held."""
 
     combine: Combiner
-    objective: Objective
+    objective: TrainingLoss
     epochs: int
     """Passes over the training images, >= 1."""
     schedule: Schedule
@@ -158,7 +158,7 @@ class Dynamic:
     """How much of the cost that is made small is that under attack, in [0, 1]; the rest is that on clean images."""
     reorder: bool = True
     """Choose which member runs first, too."""
-    against: tuple[TeamAttack, ...] = (Hijack(steps=20, targets=1), Slowdown(steps=20, restarts=1))
+    against: tuple[EnsembleAttack, ...] = (Hijack(steps=20, targets=1), Slowdown(steps=20, restarts=1))
     """Attacks on the rule itself that it is set against."""
     rounds: int = 1
     """How often the rule is attacked and set anew, >= 0."""
@@ -224,7 +224,7 @@ class Recipe:
     """Of all randomness, >= 0."""
     sparsity: float
     """Of the whole deployed team, all members counted against one dense parent, in [0, 1)."""
-    team_size: int = 4
+    members_count_placeholder: int = 4
     """Members of the deployed team, >= 2."""
     data: DataSource
     model: Architecture
@@ -238,7 +238,7 @@ class Recipe:
     select: SelectionRule = RobustDiversity()
     ensemble: Ensemble
     dynamic: Dynamic = Dynamic()
-    computing: Computing = Computing()
+    precision: Precision = Precision()
     """Of every training in the run; held-out and test images are judged in float32."""
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
@@ -252,20 +252,20 @@ class Recipe:
         if not 0 <= self.sparsity < 1:
             hint = f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
             raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1){hint}")
-        if self.team_size < 2:
+        if self.members_count_placeholder < 2:
             raise InputError(
-                f"team_size = {self.team_size} must be 2 or more; for one sparse model use one member's recipe"
+                f"team_size = {self.members_count_placeholder} must be 2 or more; for one sparse model use one member's recipe"
             )
-        if self.team_size > pool:
+        if self.members_count_placeholder > pool:
             raise InputError(
-                f"team_size = {self.team_size} is more than the {pool} sub-models that {len(self.prune.scores)} scores "
+                f"team_size = {self.members_count_placeholder} is more than the {pool} sub-models that {len(self.prune.scores)} scores "
                 f"and shares = {self.prune.shares} give; lower team_size or raise shares"
             )
 
     @property
     def member_sparsity(self) -> float:
         """Sparsity of each member: 1 - (1 - sparsity) / team_size (method.md section 1)."""
-        return 1 - (1 - self.sparsity) / self.team_size
+        return 1 - (1 - self.sparsity) / self.members_count_placeholder
 
 
 def shipped() -> dict[str, str]:
@@ -296,13 +296,13 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain values, every default written out."""
-    table: dict[str, Any] = json.loads(json.dumps(describe(recipe)))
+    table: dict[str, Any] = json.loads(json.dumps(to_dict(recipe)))
     return table
 
 
-def _for_a_single_network(where: str, objective: Objective) -> None:
+def _for_a_single_network(where: str, objective: TrainingLoss) -> None:
     for part in parts(objective):
-        if part.of_teams:
+        if part.needs_ensemble:
             raise InputError(
                 f'{where} = "{part.name}" is the loss of a team, and a single network is trained there; use one such '
                 f"as madry or trades, and {part.name} as ensemble.objective"

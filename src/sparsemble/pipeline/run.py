@@ -16,7 +16,7 @@ from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_by
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.engines.parallel import ParallelEngine
-from sparsemble.pipeline.fitting import check_against_data
+from sparsemble.pipeline.validate_recipe import check_against_data
 from sparsemble.pipeline.method import Method, method
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
@@ -62,7 +62,7 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
     """
     console = console or Console(stderr=True)
     device = parallel.start(check_device(settings.device))
-    recipe.computing.check(device)
+    recipe.precision.check(device)
     workers = check_workers(settings.workers, device)
     if settings.engine != "local":
         raise InputError(f'engine = "{settings.engine}" is not known; known: local')

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from sparsemble.core.artifacts import Artifact, spec_hash
-from sparsemble.core.passes import count_passes
-from sparsemble.core.registry import Plug, Registry, describe
+from sparsemble.core.pass_counter import count_passes
+from sparsemble.core.registry import Component, Registry, to_dict
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.data.dataset import Dataset, DataSource
 
@@ -62,7 +62,7 @@ class Work:
         return {role.removeprefix(start): a for role, a in self.inputs.items() if role.startswith(start)}
 
 
-class Stage(Plug):
+class Stage(Component):
     """A step of the method; its fields, inputs and version decide its result."""
 
     parallel: ClassVar[bool] = False
@@ -96,7 +96,7 @@ class Task:
     @functools.cached_property
     def hash(self) -> str:
         """Hash of the settings, versions, inputs and data."""
-        spec = describe(self.stage, versions=True)
+        spec = to_dict(self.stage, versions=True)
         spec["data_hash"] = fingerprint(self.stage.data) if isinstance(self.stage, WithData) else ""
         return spec_hash(self.stage.name, self.stage.version, spec, [f"{r}={t.hash}" for r, t in self.inputs.items()])
 
@@ -108,7 +108,7 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """Return what a worker needs to run the task."""
         inputs = {role: task.folder for role, task in self.inputs.items()}
-        return {"title": self.title, "folder": self.folder, "stage": describe(self.stage), "inputs": inputs}
+        return {"title": self.title, "folder": self.folder, "stage": to_dict(self.stage), "inputs": inputs}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
-from sparsemble.attacks.adaptive.through import Through
-from sparsemble.attacks.adaptive.whole import Whole
+from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.core.errors import InputError
-from sparsemble.core.recipe import nearest, read_toml
-from sparsemble.pipeline.fitting import check_against_data
+from sparsemble.core.config import nearest, read_toml
+from sparsemble.pipeline.validate_recipe import check_against_data
 from sparsemble.pipeline.method import method, pruned, train
 from sparsemble.pipeline.recipe import Recipe, load_recipe
-from sparsemble.pipeline.rows import ROWS
+from sparsemble.pipeline.baselines import ROWS
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
 
@@ -220,7 +220,7 @@ def _attacked(recipe: Recipe, made: Mapping[str, Task]) -> dict[str, dict[str, T
                 threat=recipe.threat,
                 combine=recipe.ensemble.combine,
                 row=row,
-                attack=Through(attack=one, surrogate=Whole(), label=one.label),
+                attack=SurrogateAttack(attack=one, surrogate=FullEnsemble(), label=one.label),
                 images=recipe.evaluate.images,
             )
             what = task.title.removeprefix("prune ") if row == "pruned" else f"dense parent, seed {recipe.seed}"

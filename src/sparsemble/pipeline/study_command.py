@@ -13,7 +13,7 @@ from rich.console import Console
 from sparsemble.core.artifacts import Artifact, only_run_in, write_json
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
-from sparsemble.pipeline.machine import machine, source_revision
+from sparsemble.pipeline.environment import machine, source_revision
 from sparsemble.pipeline.progress import BarProgress, PlainProgress
 from sparsemble.pipeline.run import check_device, check_workers
 from sparsemble.pipeline.stage import Task
@@ -60,7 +60,7 @@ def run_study(
     expanded = cells(study)
     for cell in expanded:
         try:
-            cell.recipe.computing.check(device)
+            cell.recipe.precision.check(device)
         except InputError as error:
             raise InputError(f"in the cell {cell.label}: {error}") from None
     failures: dict[str, str] = {}
@@ -153,7 +153,7 @@ def _of_summary(row: dict[str, Any], folder: Path, cell: Cell) -> dict[str, Any]
 def _of_model(row: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
     """Return the numbers of a single model."""
     from sparsemble.evaluation.cost import count_macs, count_weights
-    from sparsemble.pipeline.store import load_model
+    from sparsemble.pipeline.model_io import load_model
 
     artifact = Artifact(folder / task.folder)
     outcomes = {

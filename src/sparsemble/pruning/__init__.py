@@ -5,7 +5,7 @@ from sparsemble.pruning.granularity import Granularity
 from sparsemble.pruning.mask import KeepZero, Mask, jaccard, prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import PruningScore, pruning_scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 
 __all__ = [
     "Granularity",
@@ -15,7 +15,7 @@ __all__ = [
     "PruningContext",
     "PruningMethod",
     "PruningScore",
-    "Target",
+    "SparsityTarget",
     "jaccard",
     "prunable_layers",
     "pruning_methods",

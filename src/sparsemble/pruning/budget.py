@@ -4,10 +4,10 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 
 
-class Budget(Plug):
+class Budget(Component):
     """What a layer costs that keeps some of its weights; sparsity 0.9 leaves a tenth of the whole."""
 
     @abstractmethod

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsemble.models.graph import Graph
-from sparsemble.models.spaces import Space, spaces
+from sparsemble.models.channel_groups import ChannelGroup, spaces
 from sparsemble.pruning.layer_rates import Family, LayerRates
 from sparsemble.pruning.mask import Mask, keep_top
 from sparsemble.pruning.score import Scores
@@ -67,7 +67,7 @@ class Channels:
         ]
         return Mask({name: self._crossed(name, score, stays) for name, score in scores.items()})
 
-    def _worth(self, space: Space, scores: Scores) -> Tensor:
+    def _worth(self, space: ChannelGroup, scores: Scores) -> Tensor:
         """Return the mean score of each channel over the weights that make it, layers weighing alike."""
         rows = [scores[name].detach().flatten(1).mean(1).double() for name in space.producers]
         return torch.stack(rows).mean(0)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from sparsemble.core.types import Images, Logits
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.score import Scores, fan_in
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 
 NEW = 0.1
@@ -23,7 +23,7 @@ class DynamicNetwork(nn.Module):
 
     steps: Tensor
 
-    def __init__(self, network: nn.Module, mask: Mask, target: Target) -> None:
+    def __init__(self, network: nn.Module, mask: Mask, target: SparsityTarget) -> None:
         super().__init__()
         self.network, self.target = network, target
         self.layers = prunable_layers(network)
@@ -153,7 +153,7 @@ class Plan:
         }
 
 
-def first_mask(scores: Scores, target: Target, rng: Generator | None) -> Mask:
+def first_mask(scores: Scores, target: SparsityTarget, rng: Generator | None) -> Mask:
     """Return the mask of the highest scores, or with `rng` of drawn ones.
 
     Raises:

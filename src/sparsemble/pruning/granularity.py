@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 
 
-class Granularity(Plug):
+class Granularity(Component):
     """The smallest piece of a layer that a mask can remove."""
 
     whole_channels: ClassVar[bool] = False

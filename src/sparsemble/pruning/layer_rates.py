@@ -3,14 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Callable
 
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.pruning.score import Scores
 
 Family = Callable[[float], dict[str, float]]
 """Keep rates of the layers, in [0, 1], rising with the level from nothing at 0 to everything at 1."""
 
 
-class LayerRates(Plug):
+class LayerRates(Component):
     """Says what share of each layer stays, at any level of the whole."""
 
     @abstractmethod

@@ -13,8 +13,8 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
-from sparsemble.training.objective import LossOutput, Objective
+from sparsemble.pruning.target import SparsityTarget
+from sparsemble.training.loss import LossOutput, TrainingLoss
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ class ScoredNetwork(nn.Module):
     Each layer keeps as many weights as the target gives it; gradients pass straight through the mask to the scores.
     """
 
-    def __init__(self, network: nn.Module, scores: Scores, target: Target, *, free_norms: bool) -> None:
+    def __init__(self, network: nn.Module, scores: Scores, target: SparsityTarget, *, free_norms: bool) -> None:
         super().__init__()
         norms = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
         for parameter in network.parameters():
@@ -79,7 +79,7 @@ class ScoredNetwork(nn.Module):
 class _ScoredMask(nn.Module):
     """Weight times a 0/1 mask of its learned scores."""
 
-    def __init__(self, name: str, scores: Tensor, count: int, target: Target) -> None:
+    def __init__(self, name: str, scores: Tensor, count: int, target: SparsityTarget) -> None:
         super().__init__()
         self.name, self.count, self.target = name, count, target
         self.scores = nn.Parameter(scores.clone())
@@ -90,17 +90,17 @@ class _ScoredMask(nn.Module):
         return weight * (hard.to(weight.dtype) + (straight - straight.detach()))
 
 
-def masked(inner: Objective, layers: Mapping[str, nn.Conv2d | nn.Linear]) -> Objective:
+def masked(inner: TrainingLoss, layers: Mapping[str, nn.Conv2d | nn.Linear]) -> TrainingLoss:
     """Return a robust loss with the masks worked out once a batch, for crafting and training alike."""
     return _Masked(inner=inner, layers=layers)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Masked(Objective):
+class _Masked(TrainingLoss):
     """What `masked` returns."""
 
-    inner: Objective
+    inner: TrainingLoss
     layers: Mapping[str, nn.Conv2d | nn.Linear]
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:

@@ -8,16 +8,16 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.threat import ThreatModel
 from sparsemble.pruning.mask import Mask
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.computing import Computing
-from sparsemble.training.objective import Objective
+from sparsemble.training.precision import Precision
+from sparsemble.training.loss import TrainingLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class PruningContext:
 
     batches: Batches | None
     """Training images; none where there are none, which only methods that learn nothing can do with."""
-    objective: Objective
+    objective: TrainingLoss
     """The robust loss."""
     threat: ThreatModel
     rng: Generator
@@ -36,7 +36,7 @@ class PruningContext:
     """What else happens while the method trains."""
     checkpoint: Checkpoint | None = None
     """Where to keep the state of a long search."""
-    computing: Computing = Computing()
+    precision: Precision = Precision()
     """Number format and layout of what the method trains."""
 
     def images(self, method: str) -> Batches:
@@ -59,7 +59,7 @@ class Pruned(NamedTuple):
     """One record an epoch of what the method trained; empty where it trained nothing."""
 
 
-class PruningMethod(Plug):
+class PruningMethod(Component):
     """Chooses the weights that stay; returns a new model, the given one is left as found.
 
     A method returns the model and not only its mask, because some (Flying Bird, R-ADMM) train while they choose.
@@ -69,7 +69,7 @@ class PruningMethod(Plug):
     """Whether the weights that are left may be trained afterwards."""
 
     @abstractmethod
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Prune to the target, exactly; a pruned weight is 0 and stays so unless the method says otherwise."""
 
 

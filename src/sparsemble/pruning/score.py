@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
 
@@ -15,7 +15,7 @@ Scores = dict[str, Tensor]
 """For each prunable layer, by name, one number >= 0 a weight; higher = keep."""
 
 
-class PruningScore(Plug):
+class PruningScore(Component):
     """Scores the weights of a trained model; leaves it as found."""
 
     @abstractmethod

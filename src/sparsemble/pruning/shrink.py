@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.models.graph import Graph
-from sparsemble.models.spaces import spaces
-from sparsemble.pruning.dead import find_dead
+from sparsemble.models.channel_groups import spaces
+from sparsemble.pruning.dead_channels import find_dead
 from sparsemble.pruning.mask import Mask
 
 

@@ -25,7 +25,7 @@ BISECTIONS = 100
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class SparsityTarget:
     """Sparsity of a network, in pieces, by a budget, divided among its layers.
 
     Reached exactly: no layer can keep one more piece within the budget (of weights: within half a weight).
@@ -91,7 +91,7 @@ class Target:
         cheapest = float(self._cost(torch.ones_like(self.sizes)).min())
         return (1 - self.sparsity) * self.whole + cheapest / 2
 
-    def excess(self, keep_rates: Tensor) -> Tensor:
+    def budget_violation(self, keep_rates: Tensor) -> Tensor:
         """Return by what share keep rates (L) exceed the budget, at least 0; differentiable (method.md 2.2)."""
         sizes, positions = self.sizes.to(keep_rates.device), self.positions.to(keep_rates.device)
         spent = self.budget.cost(keep_rates * sizes, sizes, positions).sum()

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsemble.core.artifacts import write_bytes, write_json
-from sparsemble.report import words
-from sparsemble.report.svg import COLOURS, SCORE_COLOURS, THEME, draw
+from sparsemble.report import formatting
+from sparsemble.report.plot_style import COLOURS, SCORE_COLOURS, THEME, draw
 from sparsemble.report.tables import markdown_table
 from sparsemble.report.template import fill, plots, plots_in_markdown, strip, write_plots
-from sparsemble.report.words import count, duration, percent, size, span
+from sparsemble.report.formatting import count, duration, percent, size, span
 
 PALETTE = [COLOURS[row] for row in ("team_dynamic", "harp", "team_static", "small_dense", "best_member", "dense")]
 PALETTE += SCORE_COLOURS
@@ -41,7 +41,7 @@ def columns(found: dict[str, Any]) -> dict[str, Cell]:
         "non-zeros": lambda row: count(row["nonzeros"]),
         "file": lambda row: size(row["bytes"]),
         "non-zero MACs": lambda row: count(row["macs_nonzero"]),
-        "members": words.members,
+        "members": formatting.members,
     }
     if any(row["latency_ms"] for row in found["rows"]):
         shown["ms, batch 1"] = lambda row: latency(row, "batch_1")
@@ -161,7 +161,7 @@ def comparison_table(found: dict[str, Any]) -> Group:
         note.append(f"\n{line}", style="bold red")
     for line in found["notes"]:
         note.append(f"\n{line}", style="yellow")
-    return Group(rows, pairs, note.append(f"\n{words.threat(found)} {images(found)}", style="dim"))
+    return Group(rows, pairs, note.append(f"\n{formatting.threat(found)} {images(found)}", style="dim"))
 
 
 def attack_rows(found: dict[str, Any]) -> list[list[str]]:
@@ -183,7 +183,7 @@ def markdown(found: dict[str, Any]) -> str:
     """Return the comparison as Markdown."""
     names = [row["name"] for row in found["rows"]]
     text = [f"# {' and '.join(names) if len(names) == 2 else f'{len(names)} evaluations'}, compared", ""]
-    text += [f"**{''.join(headline(found))}**", "", f"{words.threat(found)} {images(found)}", ""]
+    text += [f"**{''.join(headline(found))}**", "", f"{formatting.threat(found)} {images(found)}", ""]
     text += [*[f"- **{alarm}**" for alarm in found["alarms"]], *[f"- {note}" for note in found["notes"]]]
     for title, of_table in (("Results", columns(found)), ("How each row was measured", measured())):
         rows = [[marked(row), *[cell(row) for cell in of_table.values()]] for row in found["rows"]]
@@ -203,7 +203,7 @@ def write_comparison(found: dict[str, Any], out: Path) -> None:
         found: what `evaluation.compare` returned.
         out: folder, made if it is missing.
     """
-    from sparsemble.report.against_size import Look, robustness_against_size
+    from sparsemble.report.tradeoff_plot import Look, robustness_against_size
 
     names = [row["name"] for row in found["rows"]]
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
@@ -213,7 +213,7 @@ def write_comparison(found: dict[str, Any], out: Path) -> None:
     page = fill(
         "comparison.html",
         found=found,
-        words=words,
+        formatting=formatting,
         headline=headline(found),
         images=images(found),
         colours={name: THEME[colour] for name, colour in colours.items()},

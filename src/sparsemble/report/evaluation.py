@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from sparsemble.core.artifacts import write_bytes
-from sparsemble.report import evaluation_words, words
+from sparsemble.report import evaluation_text
+from sparsemble.report import formatting
 from sparsemble.report.evaluation_schema import ROBUSTBENCH, validate_evaluation
 from sparsemble.report.evaluation_tables import KINDS, columns, lines, made, markdown
 from sparsemble.report.tables import ordered_checks
@@ -52,9 +53,9 @@ def render(result: dict[str, Any], drawn: dict[str, str]) -> str:
     return fill(
         "evaluation.html",
         result=result,
-        words=words,
-        said=evaluation_words,
-        facts=evaluation_words.facts(result),
+        formatting=formatting,
+        said=evaluation_text,
+        facts=evaluation_text.facts(result),
         lines=of_table,
         columns=columns(of_table),
         colours={kind: f"--row-{row}" for kind, row in KINDS.items()},

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsemble.report.evaluation_tables import KINDS, lines
-from sparsemble.report.evaluation_words import distance, in_255ths
+from sparsemble.report.evaluation_text import distance, in_255ths
 from sparsemble.report.figures import image_grid, security_curves, shaded
-from sparsemble.report.svg import COLOURS, HALF, INK, MARKERS, SCORE_COLOURS, WIDE, bars, draw, new_figure
-from sparsemble.report.words import count, percent
+from sparsemble.report.plot_style import COLOURS, HALF, INK, MARKERS, SCORE_COLOURS, WIDE, bars, draw, new_figure
+from sparsemble.report.formatting import count, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,9 +7,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sparsemble.report.evaluation_words import alarms, autoattack, beside, distance, headline, images
+from sparsemble.report.evaluation_text import alarms, autoattack, beside, distance, headline, images
 from sparsemble.report.tables import markdown_table, ordered_checks
-from sparsemble.report.words import aim, count, duration, percent, span, threat, verdict
+from sparsemble.report.formatting import aim, count, duration, percent, span, threat, verdict
 
 KINDS = {"clean": "dense", "attack": "harp", "team attack": "team_static", "worst case": "team_dynamic"}
 """The row of a run's report whose colour a line takes."""

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsemble.report.against_size import robustness_against_size
+from sparsemble.report.tradeoff_plot import robustness_against_size
 from sparsemble.report.summary import SHORT_NAMES
-from sparsemble.report.svg import (
+from sparsemble.report.plot_style import (
     COLOURS,
     HALF,
     INK,
@@ -20,7 +20,7 @@ from sparsemble.report.svg import (
     new_figure,
 )
 from sparsemble.report.trainings import marks
-from sparsemble.report.words import count, duration
+from sparsemble.report.formatting import count, duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

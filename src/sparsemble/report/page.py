@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsemble.core.artifacts import write_bytes, write_json
-from sparsemble.report import words
+from sparsemble.report import formatting
 from sparsemble.report.pool import COLUMNS as POOL_COLUMNS
 from sparsemble.report.pool import Pool, pool_rows
 from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of, validate
@@ -65,13 +65,13 @@ def render(
     return fill(
         "page.html",
         summary=summary,
-        words=words,
+        formatting=formatting,
         facts=facts(summary),
         columns=of_table,
         groups=column_groups(of_table),
         rows=[(row, NAMES[row["name"]], [column.cell(row) for column in of_table]) for row in summary["rows"]],
         strip=interval_strip(summary),
-        headline=words.headline(summary).partition(words.percent(row_of(summary, "team_dynamic")["worst_case"]) + " %"),
+        headline=formatting.headline(summary).partition(formatting.percent(row_of(summary, "team_dynamic")["worst_case"]) + " %"),
         attacks=sorted(row_of(summary, "team_dynamic")["attacks"].items(), key=lambda item: item[1]),
         checks=ordered_checks(summary),
         **plots(drawn, FIGURES, titles, WIDE),
@@ -91,20 +91,20 @@ def facts(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     team, dense = row_of(summary, "team_dynamic"), row_of(summary, "dense")
     run = team["members_run"]
     return [
-        (f"{words.percent(team['clean'])} %", "clean accuracy", f"dense parent {words.percent(dense['clean'])} %"),
-        (words.count(team["nonzeros"]), "weights kept", f"dense parent {words.count(dense['nonzeros'])}"),
-        (words.size(team["bytes"]), "on disk", f"dense parent {words.size(dense['bytes'])}"),
+        (f"{formatting.percent(team['clean'])} %", "clean accuracy", f"dense parent {formatting.percent(dense['clean'])} %"),
+        (formatting.count(team["nonzeros"]), "weights kept", f"dense parent {formatting.count(dense['nonzeros'])}"),
+        (formatting.size(team["bytes"]), "on disk", f"dense parent {formatting.size(dense['bytes'])}"),
         (
             f"{run['clean']:.2f} of {len(summary['selection']['team'])}",
             "members run, clean image",
             f"{run['attacked']:.2f} under the costliest attack tried",
         ),
         (
-            words.count(team["macs_nonzero"]),
+            formatting.count(team["macs_nonzero"]),
             "non-zero MACs, clean image",
-            f"dense parent {words.count(dense['macs_nonzero'])}",
+            f"dense parent {formatting.count(dense['macs_nonzero'])}",
         ),
-        (words.duration(team["seconds"]), "of one core to train", f"dense parent {words.duration(dense['seconds'])}"),
+        (formatting.duration(team["seconds"]), "of one core to train", f"dense parent {formatting.duration(dense['seconds'])}"),
     ]
 
 
@@ -112,7 +112,7 @@ def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]
     """Say under each plot how to read it."""
     parent = row_of(summary, "best_member")
     kept = 1 - parent["sparsity"]
-    by_chance = words.round_percent(kept / (2 - kept))
+    by_chance = formatting.round_percent(kept / (2 - kept))
     images = (figures.get("curves") or {}).get("images", 0)
     linf = summary["threat"]["norm"] == "linf"
     trainings = figures.get("training") or {}

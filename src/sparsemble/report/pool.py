@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsemble.report.trainings import Column
-from sparsemble.report.words import count, percent
+from sparsemble.report.formatting import count, percent
 
 Pool = Mapping[str, Mapping[str, Any]]
 """What the prune stage wrote of each sub-model, by its label (docs/summary.md)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsemble.core.artifacts import write_bytes
-from sparsemble.report.words import count, duration, members, percent
+from sparsemble.report.formatting import count, duration, members, percent
 
 COLUMNS = ("clean %", "worst case %", "95 %", "seeds", "sparse %", "weights", "MACs", "training")
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sparsemble.report.schema import STATUSES
 from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of
-from sparsemble.report.words import (
+from sparsemble.report.formatting import (
     aim,
     beside,
     count,
@@ -157,14 +157,14 @@ def markdown(summary: dict[str, Any]) -> str:
     lines += ["", "## Checks", ""]
     checks = [[_number(c), c["name"], c["status"], c["detail"]] for c in ordered_checks(summary)]
     lines += markdown_table(["number", "check", "verdict", "detail"], checks, 4)
-    lines += ["", "## The team", "", _team(summary), "", "## How it was made", "", f"    {summary['command']}", ""]
+    lines += ["", "## The team", "", _ensemble(summary), "", "## How it was made", "", f"    {summary['command']}", ""]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in summary["machine"].items()]
     lines += [f"- {key} {value}" for key, value in summary["versions"].items()]
     lines += [f"- source: {summary['source'] or 'unknown'}"]
     return "\n".join(lines) + "\n"
 
 
-def _team(summary: dict[str, Any]) -> str:
+def _ensemble(summary: dict[str, Any]) -> str:
     chosen, found = summary["selection"], summary["stopping"]["held_out"]
     runs = [one["outcome"]["members_run"] for one in summary["stopping"]["sensitivity"]]
     worst = [one["outcome"]["worst_case"] for one in summary["stopping"]["sensitivity"]]

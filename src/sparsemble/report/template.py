@@ -36,7 +36,7 @@ def plots(
         captions: of the plots drawn.
         wide: plots as wide as the page.
     """
-    from sparsemble.report.svg import for_page
+    from sparsemble.report.plot_style import for_page
 
     entries = [
         (name, title, captions[name], for_page(drawn[name], name, title))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparsemble.report.summary import SHORT_NAMES
-from sparsemble.report.words import percent, sentence
+from sparsemble.report.formatting import percent, sentence
 
 Trainings = Mapping[str, Sequence[Mapping[str, Any]]]
 """The epochs of each training (docs/summary.md)."""

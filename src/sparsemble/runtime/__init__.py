@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sparsemble.runtime.packed import load as load_team
+from sparsemble.runtime.packed import load as load_ensemble
 from sparsemble.runtime.predictor import Prediction, Predictor
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.errors import RuntimeInputError
 
 __all__ = ["Prediction", "Predictor", "Refused", "load"]
 
@@ -20,4 +20,4 @@ def load(path: str | Path, *, threads: int = 1, max_memory: int = 2**30) -> Pred
     Raises:
         Refused: whatever is wrong, in a sentence.
     """
-    return Predictor(load_team(Path(path), max_memory=max_memory), threads=threads, max_memory=max_memory)
+    return Predictor(load_ensemble(Path(path), max_memory=max_memory), threads=threads, max_memory=max_memory)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from sparsemble.runtime.images import image_files, read_image
-from sparsemble.runtime.packed import describe, load
+from sparsemble.runtime.packed import to_dict, load
 from sparsemble.runtime.predictor import Predictor
-from sparsemble.runtime.words import printable
+from sparsemble.runtime.terminal_escape import printable
 
 BATCH = 256
 
@@ -45,7 +45,7 @@ def describe_file(path: Path) -> str:
     Raises:
         Refused: it is no packed team, or a damaged one.
     """
-    told, team = describe(path), load(path)
+    told, team = to_dict(path), load(path)
     channels, height, width = team.image
     stop = {key: value for key, value in team.stop.items() if key != "name"}
     lines = [

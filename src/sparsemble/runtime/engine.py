@@ -12,18 +12,18 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.alone import Alone
-from sparsemble.runtime.crew import CREW
-from sparsemble.runtime.dead import without_dead
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.thread_pool import CREW
+from sparsemble.runtime.dead_channels import without_dead
 from sparsemble.runtime.fused import fuse
-from sparsemble.runtime.kernels.compiled import Compiled, cache_folder, lanes
+from sparsemble.runtime.kernels.jit import JITKernels, cache_folder, lanes
 from sparsemble.runtime.memory import Memory, size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.plan import DRIVER, Choice, Plan
-from sparsemble.runtime.planning import Planning
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.together import Together
-from sparsemble.runtime.tune import tuned
+from sparsemble.runtime.execution_plan import DRIVER, Choice, Plan
+from sparsemble.runtime.planner import Planner
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.batched import BatchPlanner
+from sparsemble.runtime.autotune import tuned
 
 Floats = NDArray[np.float32]
 
@@ -48,12 +48,12 @@ class _Planned:
     """A way to run a network, planned and compiled when it is first used, and memories to run it in."""
 
     def __init__(
-        self, planning: Planning, choices: Mapping[int, Choice] | None, folder: Path, most_threads: int
+        self, planning: Planner, choices: Mapping[int, Choice] | None, folder: Path, most_threads: int
     ) -> None:
         self._planning, self._choices, self._folder = planning, choices, folder
         self.most_threads = most_threads
         """How many threads may share a run, as each takes memory."""
-        self._ready: tuple[Compiled, Run] | None = None
+        self._ready: tuple[JITKernels, Run] | None = None
         self._plans: dict[int, Plan] = {}
         self._spare: dict[int, list[Memory]] = {}
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class _Planned:
                 if self._choices is None:
                     self._choices = tuned(self._planning, self._folder)
                 self._plans[1] = self._planning.plan(self._choices)
-                compiled = Compiled(self._plans[1].functions(), self._folder)
+                compiled = JITKernels(self._plans[1].functions(), self._folder)
                 kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
                 self._ready = compiled, kind(compiled.address(DRIVER))
             if threads not in self._plans:
@@ -160,12 +160,12 @@ class Engine:
         if self.lanes == 1:
             warnings.warn(SLOW, stacklevel=2)
         fused, folder = without_dead(fuse(network)), folder or cache_folder()
-        together, one_by_one = Together(fused, self.lanes), Alone(fused, self.lanes)
+        together, one_by_one = BatchPlanner(fused, self.lanes), SingleImagePlanner(fused, self.lanes)
         # Offsets in records have 32 bits: beyond that a kernel would read elsewhere.
         most = min(max_memory, 2**32 - 1)
         one = size_of(fused, one_by_one.buffers, one_by_one.lives)
         if one > most:
-            raise Refused(f"a run of one image takes {one} bytes, more than max_memory = {most}")
+            raise RuntimeInputError(f"a run of one image takes {one} bytes, more than max_memory = {most}")
         many = size_of(fused, together.buffers)
         self._fits = many <= most
         self._together = _Planned(together, choices, folder, most // many)

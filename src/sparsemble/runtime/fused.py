@@ -24,7 +24,7 @@ from sparsemble.runtime.network import (
     Shape,
     Weight,
 )
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.errors import RuntimeInputError
 
 
 @final
@@ -175,7 +175,7 @@ class _Fusing:
             ones, zeros = (np.full(self.network.shapes[place][0], v, np.float32) for v in (1, 0))
             self.operations.append(Scale(source, self._buffer([place]), ones, zeros, True))
         elif not isinstance(node, Input):
-            raise Refused(f"operation {place} is {type(node).__name__}, which the engine does not know")
+            raise RuntimeInputError(f"operation {place} is {type(node).__name__}, which the engine does not know")
 
     def _product(self, place: int, node: Convolution | Linear, source: int) -> None:
         absorbed, residual = [place], None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.errors import RuntimeInputError
 
 LARGEST = 2**40
 """No number of bytes, weights or pixels is larger."""
@@ -20,7 +20,7 @@ def text(header: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
-        raise Refused(f"the header cannot be written as JSON: {error}") from None
+        raise RuntimeInputError(f"the header cannot be written as JSON: {error}") from None
 
 
 def parse(encoded: bytes) -> dict[str, Any]:
@@ -33,25 +33,25 @@ def parse(encoded: bytes) -> dict[str, Any]:
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise Refused("the header names something twice")
+            raise RuntimeInputError("the header names something twice")
         return found
 
     def constant(word: str) -> Any:
-        raise Refused(f"the header holds {word}, which is no number")
+        raise RuntimeInputError(f"the header holds {word}, which is no number")
 
     deepest = 0
     for byte in encoded:
         deepest += (byte in b"[{") - (byte in b"]}")
         if deepest > DEEPEST:
-            raise Refused("the header is nested too deeply")
+            raise RuntimeInputError("the header is nested too deeply")
     try:
         found = json.loads(encoded.decode(), object_pairs_hook=table, parse_constant=constant)
-    except Refused:
+    except RuntimeInputError:
         raise
     except (ValueError, RecursionError) as error:
-        raise Refused(f"the header is no JSON: {str(error)[:80]}") from None
+        raise RuntimeInputError(f"the header is no JSON: {str(error)[:80]}") from None
     if not isinstance(found, dict):
-        raise Refused("the header is no table")
+        raise RuntimeInputError("the header is no table")
     return found
 
 
@@ -62,7 +62,7 @@ def whole(value: Any, where: str, low: int = 0, high: int = LARGEST) -> int:
         Refused: it is something else.
     """
     if type(value) is not int or not low <= value <= high:
-        raise Refused(f"{where} = {_short(value)} must be a whole number from {low} to {high}")
+        raise RuntimeInputError(f"{where} = {_short(value)} must be a whole number from {low} to {high}")
     return value
 
 
@@ -76,21 +76,21 @@ def items(value: Any, where: str, count: int | None = None) -> list[Any]:
     """Return a list, of so many entries if asked for."""
     if not isinstance(value, list) or (count is not None and len(value) != count):
         wanted = "a list" if count is None else f"a list of {count}"
-        raise Refused(f"{where} = {_short(value)} must be {wanted}")
+        raise RuntimeInputError(f"{where} = {_short(value)} must be {wanted}")
     return value
 
 
 def table_of(value: Any, where: str) -> dict[str, Any]:
     """Return a table."""
     if not isinstance(value, dict):
-        raise Refused(f"{where} = {_short(value)} must be a table")
+        raise RuntimeInputError(f"{where} = {_short(value)} must be a table")
     return value
 
 
 def field(table: Mapping[str, Any], name: str, where: str) -> Any:
     """Return what a table has under a name."""
     if name not in table:
-        raise Refused(f"{where} lacks {name}")
+        raise RuntimeInputError(f"{where} lacks {name}")
     return table[name]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.errors import RuntimeInputError
 
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes of 16 bits a pixel."""
@@ -28,12 +28,12 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not inside:
-                raise Refused(f"the folder {path} holds no image ({', '.join(SUFFIXES)})")
+                raise RuntimeInputError(f"the folder {path} holds no image ({', '.join(SUFFIXES)})")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise Refused(f"{path} does not exist")
+            raise RuntimeInputError(f"{path} does not exist")
     return found
 
 
@@ -50,17 +50,17 @@ def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False)
     """
     channels, height, width = shape
     if channels not in MODES:
-        raise Refused(f"the team takes images of {channels} channels, which files do not have; hand it arrays")
+        raise RuntimeInputError(f"the team takes images of {channels} channels, which files do not have; hand it arrays")
     try:
         with Image.open(path) as opened:
             image = _of_8_bits(opened, path).convert(MODES[channels])
-    except Refused:
+    except RuntimeInputError:
         raise
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise Refused(f"{path} cannot be read as an image: {str(error).splitlines()[0][:120]}") from None
+        raise RuntimeInputError(f"{path} cannot be read as an image: {str(error).splitlines()[0][:120]}") from None
     if image.size != (width, height):
         if not resize:
-            raise Refused(
+            raise RuntimeInputError(
                 f"{path} has {image.size[0]} x {image.size[1]} pixels, the team takes {width} x {height}; use --resize"
             )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -73,5 +73,5 @@ def _of_8_bits(image: Image.Image, path: Path) -> Image.Image:
         deep = np.asarray(image).astype(np.int64)
         return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise Refused(f"{path} has pixels of 32 bits (mode {image.mode}), whose range is not known; 8 and 16 are read")
+        raise RuntimeInputError(f"{path} has pixels of 32 bits (mode {image.mode}), whose range is not known; 8 and 16 are read")
     return image

@@ -6,12 +6,12 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.copies import Copies
+from sparsemble.runtime.im2col import Im2col
 from sparsemble.runtime.fused import Fused
 from sparsemble.runtime.layout import Plane
 from sparsemble.runtime.network import Pair
-from sparsemble.runtime.plan import Address, Argument, Call, Plan, last_uses
-from sparsemble.runtime.tables import planned
+from sparsemble.runtime.execution_plan import Address, Argument, Call, Plan, last_uses
+from sparsemble.runtime.memory_estimate import planned
 
 ALIGNMENT = 64
 
@@ -20,7 +20,7 @@ TAIL = 1024
 """Bytes behind the last buffer, for vectors that are read where a row has ended."""
 
 
-def places(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, Pair]) -> tuple[list[int], int]:
+def places(fused: Fused, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair]) -> tuple[list[int], int]:
     """Return the offset of every buffer, and the bytes of all; buffers of one layout take turns.
 
     Only equal layouts may share: the frame of one would be written by the inside of another.
@@ -30,7 +30,7 @@ def places(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, 
         buffers: what they read and write, then whatever else a plan needs.
         lives: the first and last operation that needs each of the others.
     """
-    last, free = last_uses(fused), dict[Plane | Copies, list[int]]()
+    last, free = last_uses(fused), dict[Plane | Im2col, list[int]]()
     last |= {buffer: end for buffer, (_, end) in lives.items()}
     offsets, end = [0] * len(buffers), 0
 
@@ -55,9 +55,9 @@ def places(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, 
     return offsets, end + TAIL
 
 
-def size_of(fused: Fused, buffers: Sequence[Plane | Copies], lives: Mapping[int, Pair] | None = None) -> int:
+def size_of(fused: Fused, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair] | None = None) -> int:
     """Return the bytes that one run takes, and planning it."""
-    copied = sum(buffer.table_bytes for buffer in buffers if isinstance(buffer, Copies))
+    copied = sum(buffer.table_bytes for buffer in buffers if isinstance(buffer, Im2col))
     return places(fused, buffers, lives or {})[1] + planned(fused) + copied
 
 
@@ -133,7 +133,7 @@ class Memory:
 
     def _value(self, argument: Argument, thread: int) -> int:
         if isinstance(argument, Address):
-            own = thread * self._size if isinstance(self.plan.buffers[argument.buffer], Copies) else 0
+            own = thread * self._size if isinstance(self.plan.buffers[argument.buffer], Im2col) else 0
             return self.start + self.offsets[argument.buffer] + own
         if isinstance(argument, np.ndarray):
             return int(argument.ctypes.data)

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.errors import RuntimeInputError
 
 Shape = tuple[int, ...]
 """Of one image's result: channels, height and width, or features."""
@@ -100,7 +100,7 @@ class Affine(Node):
         """Return the shape of the result, which is that of what is given."""
         (shape,) = given
         if self.scale.shape != shape[:1] or self.shift.shape != shape[:1]:
-            raise Refused(f"affine has {len(self.scale)} scales and {len(self.shift)} shifts for shape {shape}")
+            raise RuntimeInputError(f"affine has {len(self.scale)} scales and {len(self.shift)} shifts for shape {shape}")
         return shape
 
 
@@ -122,7 +122,7 @@ class Convolution(Node):
         (shape,) = given
         outputs, channels, *kernel = self.weight.shape
         if len(shape) != 3 or shape[0] != channels or self.bias.shape != (outputs,):
-            raise Refused(f"convolution of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}")
+            raise RuntimeInputError(f"convolution of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}")
         reach = tuple(dilation * (size - 1) + 1 for dilation, size in zip(self.dilation, kernel, strict=True))
         return (outputs, *_places(shape, (reach[0], reach[1]), self.stride, self.padding))
 
@@ -141,7 +141,7 @@ class Linear(Node):
         """Return (outputs)."""
         (shape,) = given
         if shape != self.weight.shape[1:] or self.bias.shape != self.weight.shape[:1]:
-            raise Refused(f"linear layer of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}")
+            raise RuntimeInputError(f"linear layer of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}")
         return self.weight.shape[:1]
 
 
@@ -165,7 +165,7 @@ class Add(Node):
         """Return their shape."""
         first, second = given
         if first != second:
-            raise Refused(f"add meets shapes {first} and {second}, which must be the same")
+            raise RuntimeInputError(f"add meets shapes {first} and {second}, which must be the same")
         return first
 
 
@@ -210,21 +210,21 @@ class Flatten(Node):
 def _places(shape: Shape, window: Pair, stride: Pair, padding: Pair) -> Pair:
     """Return how often a window fits down and across."""
     if min(*window, *stride) < 1 or min(padding) < 0:
-        raise Refused(f"a window of {window}, moved by {stride} with padding {padding}, is none")
+        raise RuntimeInputError(f"a window of {window}, moved by {stride} with padding {padding}, is none")
     down, across = (
         (size + 2 * edge - reach) // step + 1
         for size, reach, step, edge in zip(shape[1:], window, stride, padding, strict=True)
     )
     if down < 1 or across < 1:
-        raise Refused(f"a window of {window} does not fit into shape {shape} with padding {padding}")
+        raise RuntimeInputError(f"a window of {window} does not fit into shape {shape} with padding {padding}")
     return down, across
 
 
 def _pooled(shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
     if len(shape) != 3:
-        raise Refused(f"pooling meets shape {shape}, which has no rows and columns")
+        raise RuntimeInputError(f"pooling meets shape {shape}, which has no rows and columns")
     if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
-        raise Refused(f"pooling of {kernel} with padding {padding} would have windows outside the image")
+        raise RuntimeInputError(f"pooling of {kernel} with padding {padding} would have windows outside the image")
     return (shape[0], *_places(shape, kernel, stride, padding))
 
 
@@ -242,23 +242,23 @@ class Network:
 
     def __init__(self, shape: tuple[int, int, int], nodes: tuple[Node, ...]) -> None:
         if len(shape) != 3 or min(shape) < 1:
-            raise Refused(f"an image of shape {shape} is none; channels, height and width must be 1 or more")
+            raise RuntimeInputError(f"an image of shape {shape} is none; channels, height and width must be 1 or more")
         if not nodes or not isinstance(nodes[0], Input):
-            raise Refused("a network must begin with the image")
+            raise RuntimeInputError("a network must begin with the image")
         self.image, self.nodes = shape, nodes
         shapes: list[Shape] = []
         for place, node in enumerate(nodes):
             wanted = {Input: 0, Add: 2}.get(type(node), 1)
             if len(node.inputs) != wanted or not all(0 <= given < place for given in node.inputs):
-                raise Refused(f"operation {place} reads {list(node.inputs)}; it needs {wanted} earlier results")
+                raise RuntimeInputError(f"operation {place} reads {list(node.inputs)}; it needs {wanted} earlier results")
             if place and isinstance(node, Input):
-                raise Refused(f"operation {place} is a second image; there can be one")
+                raise RuntimeInputError(f"operation {place} is a second image; there can be one")
             try:
                 shapes.append(node.shape(*([shapes[given] for given in node.inputs] if place else [shape])))
-            except Refused as error:
-                raise Refused(f"operation {place}: {error}") from None
+            except RuntimeInputError as error:
+                raise RuntimeInputError(f"operation {place}: {error}") from None
         if len(shapes[-1]) != 1:
-            raise Refused(f"the last operation gives shape {shapes[-1]}; logits have one axis")
+            raise RuntimeInputError(f"the last operation gives shape {shapes[-1]}; logits have one axis")
         self.shapes = tuple(shapes)
 
     @property

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from sparsemble.runtime import positions
+from sparsemble.runtime import index_coding
 from sparsemble.runtime.header import parse, text
 from sparsemble.runtime.network import Affine, Convolution, Floats, Linear, Network, Node
-from sparsemble.runtime.nodes import describe_node
+from sparsemble.runtime.op_serialization import describe_node
 from sparsemble.runtime.reading import Reader
-from sparsemble.runtime.refused import Refused
-from sparsemble.runtime.team import Team
-from sparsemble.runtime.values import Values, quantize, round_weight
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.quantization import Values, quantize, round_weight
 
 MAGIC = b"\x89SPARSE\n"
 VERSION = 1
@@ -29,7 +29,7 @@ PARTS = ("positions", "values", "floats")
 """Of each member: coded positions of its layers; their values; scales, biases and shifts."""
 
 
-def rounded(team: Team, values: Values) -> Team:
+def rounded(team: PackedEnsemble, values: Values) -> PackedEnsemble:
     """Return the team with weights as the file keeps them; those that round to 0 are dropped.
 
     Raises:
@@ -43,14 +43,14 @@ def _rounded(member: Network, values: Values, number: int) -> Network:
     for place, node in enumerate(member.nodes):
         for floats in floats_of(node):
             if not np.isfinite(floats).all():
-                raise Refused(f"member {number}, operation {place} holds a constant that is no number")
+                raise RuntimeInputError(f"member {number}, operation {place} holds a constant that is no number")
         if isinstance(node, Convolution | Linear):
             if not np.isfinite(node.weight.values).all():
-                raise Refused(f"member {number}, operation {place} has a weight that is no number")
+                raise RuntimeInputError(f"member {number}, operation {place} has a weight that is no number")
             weight = round_weight(node.weight, values)
             if not np.isfinite(weight.values).all():
                 worst = float(np.abs(node.weight.values).max())
-                raise Refused(
+                raise RuntimeInputError(
                     f"member {number}, operation {place} has a weight of size {worst:g}, too much for {values}"
                 )
             nodes.append(replace(node, weight=weight))
@@ -66,7 +66,7 @@ def floats_of(node: Node) -> list[Floats]:
     return [node.bias] if isinstance(node, Convolution | Linear) else []
 
 
-def save(team: Team, path: Path, *, values: Values = "float16") -> None:
+def save(team: PackedEnsemble, path: Path, *, values: Values = "float16") -> None:
     """Write a team, its weights rounded to `values`.
 
     Raises:
@@ -100,7 +100,7 @@ def save(team: Team, path: Path, *, values: Values = "float16") -> None:
     }
     encoded = text(header)
     if len(encoded) > LARGEST_HEADER:
-        raise Refused(f"the header takes {len(encoded)} bytes, more than the {LARGEST_HEADER} that are read")
+        raise RuntimeInputError(f"the header takes {len(encoded)} bytes, more than the {LARGEST_HEADER} that are read")
     prefix = PREFIX.pack(MAGIC, VERSION, len(encoded), hashlib.sha256(encoded).digest())
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -118,14 +118,14 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
         told = describe_node(node)
         if isinstance(node, Convolution | Linear):
             weight, bits = node.weight, 8 * np.dtype(values).itemsize
-            coding, parameter = positions.best_coding(weight.positions, weight.size, bits)
+            coding, parameter = index_coding.best_coding(weight.index_coding, weight.size, bits)
             told["weight"] = {
                 "shape": list(weight.shape),
                 "nonzeros": weight.nonzeros,
                 "coding": coding,
                 "parameter": parameter,
             }
-            contents["positions"].append(positions.encode(weight.positions, weight.size, coding, parameter))
+            contents["positions"].append(index_coding.encode(weight.index_coding, weight.size, coding, parameter))
             if values == "int8":
                 scales, integers = quantize(weight)
                 contents["floats"].append(scales.astype("<f4").tobytes())
@@ -137,7 +137,7 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
     return nodes, {name: b"".join(found) for name, found in contents.items()}
 
 
-def describe(path: Path) -> dict[str, Any]:
+def to_dict(path: Path) -> dict[str, Any]:
     """Return what a file says of itself, sizes in bytes; the parts are not read.
 
     Raises:
@@ -148,7 +148,7 @@ def describe(path: Path) -> dict[str, Any]:
     return {"version": VERSION, "bytes": len(content), "header_bytes": begin - PREFIX.size, **header}
 
 
-def load(path: Path, *, max_memory: int = 2**30) -> Team:
+def load(path: Path, *, max_memory: int = 2**30) -> PackedEnsemble:
     """Read a team.
 
     Takes no more memory than 64 MB, 16 times the file, and what its results take for one image, which may be
@@ -162,7 +162,7 @@ def load(path: Path, *, max_memory: int = 2**30) -> Team:
     reader = Reader(header, memoryview(content)[begin:])
     found = reader.team(max_memory)
     if found.nonzeros != header["nonzeros"] or abs(found.sparsity - header["sparsity"]) > 1e-9:
-        raise Refused(
+        raise RuntimeInputError(
             f"{found.nonzeros} weights are there, a sparsity of {found.sparsity:.6f}; the header says "
             f"{header['nonzeros']} and {header['sparsity']:.6f}"
         )
@@ -173,22 +173,22 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Refused(f"{path} cannot be read: {error.strerror}") from None
+        raise RuntimeInputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _header(content: bytes) -> tuple[dict[str, Any], int]:
     """Return the header and where the parts begin."""
     if len(content) < PREFIX.size or not content.startswith(MAGIC):
-        raise Refused("this is no packed team; such a file begins with 89 53 50 41 52 53 45 0A")
+        raise RuntimeInputError("this is no packed team; such a file begins with 89 53 50 41 52 53 45 0A")
     _, version, length, digest = PREFIX.unpack_from(content)
     if version > VERSION:
-        raise Refused(f"this file has version {version}, written by a newer sparsemble; this one reads {VERSION}")
+        raise RuntimeInputError(f"this file has version {version}, written by a newer sparsemble; this one reads {VERSION}")
     if version != VERSION:
-        raise Refused(f"this file has version {version}; this sparsemble reads {VERSION}")
+        raise RuntimeInputError(f"this file has version {version}; this sparsemble reads {VERSION}")
     if length > LARGEST_HEADER or PREFIX.size + length > len(content):
-        raise Refused(f"the header is said to take {length} bytes of a file of {len(content)}")
+        raise RuntimeInputError(f"the header is said to take {length} bytes of a file of {len(content)}")
     encoded = content[PREFIX.size : PREFIX.size + length]
     if hashlib.sha256(encoded).digest() != digest:
-        raise Refused("the header is damaged: its sha256 is another one")
+        raise RuntimeInputError("the header is damaged: its sha256 is another one")
     header: Mapping[str, Any] = parse(encoded)
     return dict(header), PREFIX.size + length

@@ -8,11 +8,11 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.combining import combiner
+from sparsemble.runtime.combiners import combiner
 from sparsemble.runtime.engine import Engine
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.stopping import Rule, rule
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 Floats = NDArray[np.float32]
 
@@ -49,7 +49,7 @@ class Predictor:
 
     def __init__(
         self,
-        team: Team,
+        team: PackedEnsemble,
         *,
         threads: int = 1,
         folder: Path | None = None,
@@ -57,9 +57,9 @@ class Predictor:
         stop: Rule | None = None,
     ) -> None:
         if not isinstance(threads, int | np.integer):
-            raise Refused(f"threads = {threads!r:.60} must be a whole number, 1 or more")
+            raise RuntimeInputError(f"threads = {threads!r:.60} must be a whole number, 1 or more")
         if threads < 1:
-            raise Refused(f"threads = {threads} must be 1 or more; this machine has {os.cpu_count()} cores")
+            raise RuntimeInputError(f"threads = {threads} must be 1 or more; this machine has {os.cpu_count()} cores")
         self.team, self.threads = team, threads
         self._combine, self._stop = combiner(team.combine), stop or rule(team.stop)
         self._engines: list[Engine | None] = [None] * len(team.members)
@@ -110,20 +110,20 @@ class Predictor:
 
     def _checked(self, images: NDArray[Any]) -> Floats:
         if not isinstance(images, np.ndarray):
-            raise Refused(f"images must be a numpy array, got {type(images).__name__}")
+            raise RuntimeInputError(f"images must be a numpy array, got {type(images).__name__}")
         channels, height, width = self.team.image
         if images.dtype == np.uint8:
             wanted: tuple[int, ...] = (height, width, channels)
             if images.ndim != 4 or images.shape[1:] != wanted:
-                raise Refused(f"images of whole numbers must be (B, {height}, {width}, {channels}), got {images.shape}")
+                raise RuntimeInputError(f"images of whole numbers must be (B, {height}, {width}, {channels}), got {images.shape}")
             return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
         if not np.issubdtype(images.dtype, np.floating):
-            raise Refused(f"images must be floats in [0, 1] or uint8, got {images.dtype}")
+            raise RuntimeInputError(f"images must be floats in [0, 1] or uint8, got {images.dtype}")
         wanted = (channels, height, width)
         if images.ndim != 4 or images.shape[1:] != wanted:
-            raise Refused(f"images of floats must be (B, {channels}, {height}, {width}), got {images.shape}")
+            raise RuntimeInputError(f"images of floats must be (B, {channels}, {height}, {width}), got {images.shape}")
         if images.size:
             low, high = float(images.min()), float(images.max())
             if not (low >= 0 and high <= 1):
-                raise Refused(f"images must lie in [0, 1], got [{low:g}, {high:g}]")
+                raise RuntimeInputError(f"images must lie in [0, 1], got [{low:g}, {high:g}]")
         return np.ascontiguousarray(images, np.float32)

@@ -7,17 +7,17 @@ from typing import Any, final
 
 import numpy as np
 
-from sparsemble.runtime import positions
-from sparsemble.runtime.combining import combiner
+from sparsemble.runtime import index_coding
+from sparsemble.runtime.combiners import combiner
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.header import field, items, table_of, whole
 from sparsemble.runtime.network import Floats, Network, Node, Weight
-from sparsemble.runtime.nodes import read_node
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.op_serialization import read_node
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.stopping import rule
-from sparsemble.runtime.tables import planned
-from sparsemble.runtime.team import Team
-from sparsemble.runtime.values import LARGEST, LEAST_SCALE, VALUES, times_scales
+from sparsemble.runtime.memory_estimate import planned
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.quantization import LARGEST, LEAST_SCALE, VALUES, times_scales
 
 MOST_MEMBERS, MOST_NODES, MOST_CLASSES = 64, 10_000, 100_000
 CODINGS = ("dense", "bitmap", "rice")
@@ -34,14 +34,14 @@ class _Part:
 
     def take(self, size: int, what: str) -> memoryview:
         if size > len(self.content) - self.place:
-            raise Refused(f"{what} takes {size} bytes, but {len(self.content) - self.place} of {self.name} are left")
+            raise RuntimeInputError(f"{what} takes {size} bytes, but {len(self.content) - self.place} of {self.name} are left")
         found = self.content[self.place : self.place + size]
         self.place += size
         return found
 
     def finish(self) -> None:
         if self.place != len(self.content):
-            raise Refused(f"{len(self.content) - self.place} bytes of {self.name} belong to nothing")
+            raise RuntimeInputError(f"{len(self.content) - self.place} bytes of {self.name} belong to nothing")
 
 
 @final
@@ -57,38 +57,38 @@ class Reader:
         self.header, self.content = header, content
         values = field(header, "values", "the header")
         if values not in VALUES:
-            raise Refused(f"values = {values!r:.60} must be one of {', '.join(VALUES)}")
+            raise RuntimeInputError(f"values = {values!r:.60} must be one of {', '.join(VALUES)}")
         self.values = np.dtype(values).newbyteorder("<")
 
-    def team(self, max_memory: int) -> Team:
+    def team(self, max_memory: int) -> PackedEnsemble:
         """Return the team."""
         header, where = self.header, "the header"
         classes = items(field(header, "classes", where), "classes")
         if not 2 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
-            raise Refused(f"classes must be a list of 2 to {MOST_CLASSES} names; there are {len(classes)}")
+            raise RuntimeInputError(f"classes must be a list of 2 to {MOST_CLASSES} names; there are {len(classes)}")
         image = [whole(one, "image", 1, 2**16) for one in items(field(header, "image", where), "image", 3)]
         if field(header, "range", where) != [0, 1]:
-            raise Refused("range must be [0, 1]; images in another one are not known")
+            raise RuntimeInputError("range must be [0, 1]; images in another one are not known")
         told = items(field(header, "members", where), "members")
         if not 1 <= len(told) <= MOST_MEMBERS:
-            raise Refused(f"there are {len(told)} members; 1 to {MOST_MEMBERS} are read")
+            raise RuntimeInputError(f"there are {len(told)} members; 1 to {MOST_MEMBERS} are read")
         whole(field(header, "nonzeros", where), "nonzeros")
         if not isinstance(field(header, "sparsity", where), int | float):
-            raise Refused("sparsity must be a number")
+            raise RuntimeInputError("sparsity must be a number")
         parts = self._parts(3 * len(told))
         shape = (image[0], image[1], image[2])
         members = [self._member(one, i, parts[3 * i : 3 * i + 3], shape) for i, one in enumerate(told)]
         results = max(4 * sum(math.prod(one) for one in member.shapes) for member in members)
         if results > max_memory:
-            raise Refused(f"the results of one image take {results} bytes, more than max_memory = {max_memory}")
+            raise RuntimeInputError(f"the results of one image take {results} bytes, more than max_memory = {max_memory}")
         # Before anything is laid out: a few bytes can describe windows as large as they like.
         tables = max(planned(fuse(member)) for member in members)
         if tables > max_memory:
-            raise Refused(f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}")
+            raise RuntimeInputError(f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}")
         combine, stop = (table_of(field(header, name, where), name) for name in ("combine", "stop"))
         combiner(combine)
         rule(stop)
-        return Team(
+        return PackedEnsemble(
             members=tuple(members),
             combine=combine,
             stop=stop,
@@ -107,22 +107,22 @@ class Reader:
             table = table_of(one, where)
             offset, size = (whole(field(table, name, where), f"{where}.{name}") for name in ("offset", "size"))
             if offset != end or end + size > len(self.content):
-                raise Refused(
+                raise RuntimeInputError(
                     f"{where} is said to take {size} bytes from {offset} on, of {len(self.content)} there are"
                 )
             found.append(self.content[offset : offset + size])
             end += size
             if hashlib.sha256(found[-1]).hexdigest() != field(table, "sha256", where):
-                raise Refused(f"{where} is damaged: its sha256 is another one")
+                raise RuntimeInputError(f"{where} is damaged: its sha256 is another one")
         if end != len(self.content):
-            raise Refused(f"{len(self.content) - end} bytes at the end of the file belong to nothing")
+            raise RuntimeInputError(f"{len(self.content) - end} bytes at the end of the file belong to nothing")
         return found
 
     def _member(self, told: Any, number: int, parts: list[memoryview], image: tuple[int, int, int]) -> Network:
         where = f"member {number + 1}"
         nodes = items(told, where)
         if not 1 <= len(nodes) <= MOST_NODES:
-            raise Refused(f"{where} has {len(nodes)} operations; 1 to {MOST_NODES} are read")
+            raise RuntimeInputError(f"{where} has {len(nodes)} operations; 1 to {MOST_NODES} are read")
         places, values, floats = (
             _Part(part, f"the {name} of {where}")
             for part, name in zip(parts, ("positions", "values", "constants"), strict=True)
@@ -143,8 +143,8 @@ class Reader:
             part.finish()
         try:
             return Network(image, tuple(made))
-        except Refused as error:
-            raise Refused(f"{where}: {error}") from None
+        except RuntimeInputError as error:
+            raise RuntimeInputError(f"{where}: {error}") from None
 
     def _weight(self, told: Mapping[str, Any], where: str, places: _Part, values: _Part, floats: _Part) -> Weight:
         table = table_of(field(told, "weight", where), f"{where}.weight")
@@ -152,16 +152,16 @@ class Reader:
         wanted = 4 if told.get("kind") == "convolution" else 2
         size = math.prod(shape)
         if len(shape) != wanted or size >= 2**32:
-            raise Refused(f"{where} has weights of shape {shape}; {wanted} axes and fewer than 2^32 weights are read")
+            raise RuntimeInputError(f"{where} has weights of shape {shape}; {wanted} axes and fewer than 2^32 weights are read")
         count = whole(field(table, "nonzeros", where), f"{where}.nonzeros", 0, size)
         coding = field(table, "coding", where)
         if coding not in CODINGS:
-            raise Refused(f"{where}.coding = {coding!r:.60} must be one of {', '.join(CODINGS)}")
-        parameter = whole(field(table, "parameter", where), f"{where}.parameter", 0, positions.LARGEST_PARAMETER)
+            raise RuntimeInputError(f"{where}.coding = {coding!r:.60} must be one of {', '.join(CODINGS)}")
+        parameter = whole(field(table, "parameter", where), f"{where}.parameter", 0, index_coding.LARGEST_PARAMETER)
         stored = size if coding == "dense" else count
         # Before anything is made of it: so many values must be there.
         taken = values.take(stored * self.values.itemsize, f"{where}, weights,")
-        found, used = positions.decode(places.rest(), size, count, coding, parameter)
+        found, used = index_coding.decode(places.rest(), size, count, coding, parameter)
         places.take(used, f"{where}, positions,")
         kept = np.frombuffer(taken, self.values)
         if coding == "dense":
@@ -170,15 +170,15 @@ class Reader:
         if self.values == np.int8:
             scales = _scales(floats, shape[0], where)
             if len(kept) and kept.min() < -LARGEST:
-                raise Refused(f"{where} has a weight of {kept.min()} scales; {-LARGEST} to {LARGEST} are read")
+                raise RuntimeInputError(f"{where} has a weight of {kept.min()} scales; {-LARGEST} to {LARGEST} are read")
             with np.errstate(over="ignore"):
                 numbers = times_scales(kept, found, shape, scales)
         else:
             numbers = kept.astype(np.float32)
         if not np.isfinite(numbers).all():
-            raise Refused(f"{where} has a weight that is no number")
+            raise RuntimeInputError(f"{where} has a weight that is no number")
         if len(found) != count or not numbers.all():
-            raise Refused(f"{where} has other than {count} weights that are not 0")
+            raise RuntimeInputError(f"{where} has other than {count} weights that are not 0")
         return Weight(shape, found, numbers)
 
 
@@ -186,12 +186,12 @@ def _scales(part: _Part, count: int, where: str) -> Floats:
     found = _floats(part, count, where)
     wrong = found[(found != 0) & (found < LEAST_SCALE)]
     if len(wrong):
-        raise Refused(f"{where} has a scale of {wrong[0]:g}; 0 and {LEAST_SCALE:g} or more are read")
+        raise RuntimeInputError(f"{where} has a scale of {wrong[0]:g}; 0 and {LEAST_SCALE:g} or more are read")
     return found
 
 
 def _floats(part: _Part, count: int, where: str) -> Floats:
     found = np.frombuffer(part.take(4 * count, f"{where}, constants,"), "<f4").astype(np.float32)
     if not np.isfinite(found).all():
-        raise Refused(f"{where} has a constant that is no number")
+        raise RuntimeInputError(f"{where} has a constant that is no number")
     return found

@@ -8,8 +8,8 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.combining import Logits, log_softmax
-from sparsemble.runtime.refused import Refused
+from sparsemble.runtime.combiners import Logits, log_softmax
+from sparsemble.runtime.errors import RuntimeInputError
 
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]
@@ -124,11 +124,11 @@ class DIE(Rule):
         for hazard in hazards(member_logits, self.a, self.b, self.tau_u, self.tau_c):
             masses.append(hazard * survival)
             survival = survival - masses[-1]
-        mass = np.stack(masses)
+        stop_probability = np.stack(masses)
         if last:
-            mass[-1] += survival
+            stop_probability[-1] += survival
             survival = np.zeros_like(survival)
-        return mass.max(0) >= survival, mass.argmax(0) + 1
+        return stop_probability.max(0) >= survival, stop_probability.argmax(0) + 1
 
 
 @final
@@ -172,16 +172,16 @@ def rule(settings: Mapping[str, Any]) -> Rule:
     name = settings.get("name")
     made = RULES.get(name) if isinstance(name, str) else None
     if made is None:
-        raise Refused(f'stopping rule "{name!s:.60}" is not known; known are {", ".join(RULES)}')
+        raise RuntimeInputError(f'stopping rule "{name!s:.60}" is not known; known are {", ".join(RULES)}')
     wanted = [one.name for one in fields(made)]
     given = {key: value for key, value in settings.items() if key != "name"}
     for key in wanted:
         if key not in given:
-            raise Refused(f'stopping rule "{name}" lacks its setting "{key}"')
+            raise RuntimeInputError(f'stopping rule "{name}" lacks its setting "{key}"')
     for key, value in given.items():
         if key not in wanted:
-            raise Refused(f'stopping rule "{name}" has no setting "{key:.60}"')
+            raise RuntimeInputError(f'stopping rule "{name}" has no setting "{key:.60}"')
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise Refused(f'setting "{key}" = {value!r:.60} of the stopping rule "{name}" is no number')
+            raise RuntimeInputError(f'setting "{key}" = {value!r:.60} of the stopping rule "{name}" is no number')
     found: Rule = made(**given)
     return found

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.artifacts import json_line
-from sparsemble.core.modes import eval_mode
-from sparsemble.training.computing import exactly
+from sparsemble.core.module_state import eval_mode
+from sparsemble.training.precision import exactly
 
 
 class Callback:

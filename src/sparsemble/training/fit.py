@@ -7,21 +7,21 @@ from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
-from sparsemble.core.passes import count_passes
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.computing import EXACT, Computing
+from sparsemble.training.precision import FLOAT32, Precision
 from sparsemble.training.guard import Fault
 from sparsemble.training.loop import Loop
-from sparsemble.training.objective import Objective
+from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.schedule import Schedule
 
 
 def fit(
     model: nn.Module,
-    objective: Objective,
+    objective: TrainingLoss,
     batches: Batches,
     schedule: Schedule,
     *,
@@ -30,7 +30,7 @@ def fit(
     rng: Generator,
     callbacks: Sequence[Callback] = (),
     checkpoint: Checkpoint | None = None,
-    computing: Computing = EXACT,
+    precision: Precision = FLOAT32,
 ) -> list[dict[str, Any]]:
     """Train a model in place.
 
@@ -59,7 +59,7 @@ def fit(
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs} must be 1 or more")
-    computing.check(rng.device)
+    precision.check(rng.device)
     parts = list(model.members) if isinstance(model, Ensemble) else [model]
     loop = Loop(
         model=model,
@@ -71,9 +71,9 @@ def fit(
         rng=rng,
         callbacks=callbacks,
         checkpoint=checkpoint or Checkpoint(),
-        computing=computing,
+        precision=precision,
     )
-    with computing.applied(model, parts):
+    with precision.applied(model, parts):
         loop.resume()
         while len(loop.history) < epochs and not loop.stopped:
             with count_passes(*parts, *loop.averaged_parts()) as passes:

@@ -32,7 +32,7 @@ class Guard:
     """Share of the recent held-out robust accuracy that must not be lost (and 15 points), in (0, 1]; 1: never."""
     tries: int = 3
     """How often to go back before training stops, >= 0."""
-    gentler: float = 0.5
+    with_weaker_attack: float = 0.5
     """Factor on the rate after NaN or infinity; after a collapse how much gentler the attack of single-step objectives
     becomes (`Objective.gentler`), or the rate of others; in (0, 1)."""
 
@@ -41,8 +41,8 @@ class Guard:
             raise InputError(f"guard.fall = {self.fall:g} must lie in (0, 1]")
         if self.tries < 0:
             raise InputError(f"guard.tries = {self.tries} must be 0 or more")
-        if not 0 < self.gentler < 1:
-            raise InputError(f"guard.gentler = {self.gentler:g} must lie in (0, 1)")
+        if not 0 < self.with_weaker_attack < 1:
+            raise InputError(f"guard.gentler = {self.with_weaker_attack:g} must lie in (0, 1)")
 
     def collapse(self, record: dict[str, Any], history: Sequence[dict[str, Any]]) -> Fault | None:
         """Return what is wrong with an epoch's held-out robust accuracy, given the epochs before it."""

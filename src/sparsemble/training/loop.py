@@ -11,19 +11,19 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble
-from sparsemble.core.modes import eval_mode
-from sparsemble.core.passes import Passes
-from sparsemble.core.registry import describe
-from sparsemble.core.shard import sharded
+from sparsemble.core.module_state import eval_mode
+from sparsemble.core.pass_counter import Passes
+from sparsemble.core.registry import to_dict
+from sparsemble.core.distributed_rng import sharded
 from sparsemble.core.threat import ThreatModel
 from sparsemble.training import parallel
-from sparsemble.training.average import Averaged
+from sparsemble.training.ema import EMAModel
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint, Facts, check_settings, optimiser_state, part, restore_optimiser
-from sparsemble.training.computing import Computing
+from sparsemble.training.precision import Precision
 from sparsemble.training.guard import Fault, divergence
-from sparsemble.training.objective import Objective
+from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.schedule import Schedule
 
 BLOWN_UP = Fault("weights or answers became NaN or infinite", "diverged")
@@ -37,7 +37,7 @@ class Loop:
     """One training on its way; `fit` drives it."""
 
     model: nn.Module
-    objective: Objective
+    objective: TrainingLoss
     batches: Batches
     schedule: Schedule
     epochs: int
@@ -45,7 +45,7 @@ class Loop:
     rng: Generator
     callbacks: Sequence[Callback]
     checkpoint: Checkpoint
-    computing: Computing
+    precision: Precision
     history: list[dict[str, Any]] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
     """Every time training went wrong: `epoch`, `sentence`, and what was made gentler: `rate` or `attack`."""
@@ -56,13 +56,13 @@ class Loop:
         parallel.broadcast_(self.model)
         self.batches = replace(self.batches, shard=(parallel.rank(), parallel.world()))
         self.optimiser = self.schedule.optimiser(self.model.parameters())
-        self.averaged = Averaged(self.model, self.schedule.average) if self.schedule.average else None
+        self.ema_model = EMAModel(self.model, self.schedule.average) if self.schedule.average else None
 
     def averaged_parts(self) -> list[nn.Module]:
         """Return the networks of the average, whose passes count as well."""
-        if not self.averaged:
+        if not self.ema_model:
             return []
-        model = self.averaged.model
+        model = self.ema_model.model
         return list(model.members) if isinstance(model, Ensemble) else [model]
 
     def epoch(self) -> dict[str, Any] | Fault:
@@ -75,7 +75,7 @@ class Loop:
         for i, (x, y) in enumerate(self.batches.epoch(self.rng)):
             progress = (number - 1 + i / len(self.batches)) / self.epochs
             rate = self._set_rate(progress)
-            terms = self._step(self.computing.images(x), y, progress)
+            terms = self._step(self.precision.images(x), y, progress)
             if terms is None:
                 return BLOWN_UP
             for name, term in terms.items():
@@ -88,7 +88,7 @@ class Loop:
 
     def _set_rate(self, progress: float) -> float:
         slower = sum(rollback["gentler"] == "rate" for rollback in self.rollbacks)
-        rate: float = self.schedule.rate_at(progress) * self.schedule.guard.gentler**slower
+        rate: float = self.schedule.rate_at(progress) * self.schedule.guard.with_weaker_attack**slower
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         return rate
@@ -112,23 +112,23 @@ class Loop:
         self.optimiser.step()
         for callback in self.callbacks:
             callback.after_step(self.model)
-        if self.averaged:
-            self.averaged.follow(self.model, x if output.adversarial is None else output.adversarial.detach())
+        if self.ema_model:
+            self.ema_model.follow(self.model, x if output.adversarial is None else output.adversarial.detach())
         return terms
 
-    def _objective(self) -> Objective:
+    def _objective(self) -> TrainingLoss:
         """Return the loss, its attack as gentle as rollbacks made it."""
         objective = self.objective
         for rollback in self.rollbacks:
             if rollback["gentler"] == "attack":
-                objective = objective.gentler(self.schedule.guard.gentler) or objective
+                objective = objective.with_weaker_attack(self.schedule.guard.with_weaker_attack) or objective
         return objective
 
     def _measured(self, record: dict[str, Any], x: Tensor, started: float) -> dict[str, Any] | Fault:
         """Have an epoch, whose last batch was `x`, judged by the callbacks and the guard."""
         if fault := divergence(record["loss"]):
             return fault
-        shown = self.averaged.refresh() if self.averaged else self.model
+        shown = self.ema_model.refresh() if self.ema_model else self.model
         if not (_finite(self.model) and _finite(shown)):
             return BLOWN_UP
         record["seconds"] = time.perf_counter() - started
@@ -171,7 +171,7 @@ class Loop:
             RunError: the weights blew up, and going back has been tried often enough.
         """
         number, guard = len(self.history) + 1, self.schedule.guard
-        attack = fault.kind == "collapsed" and self._objective().gentler(guard.gentler) is not None
+        attack = fault.kind == "collapsed" and self._objective().with_weaker_attack(guard.with_weaker_attack) is not None
         last = len(self.rollbacks) >= guard.tries
         if last and fault.kind == "diverged":
             raise RunError(
@@ -214,8 +214,8 @@ class Loop:
 
     def finish(self) -> None:
         """Put the weights in place that training hands back."""
-        if self.averaged:
-            self.model.load_state_dict(self.averaged.model.state_dict())
+        if self.ema_model:
+            self.model.load_state_dict(self.ema_model.model.state_dict())
         for callback in self.callbacks:
             callback.finish(self.model)
         parallel.broadcast_(self.model)
@@ -248,8 +248,8 @@ class Loop:
         tensors |= {f"optimiser.{name}": value for name, value in optimiser_state(self.optimiser).items()}
         for i, callback in enumerate(self.callbacks):
             tensors |= {f"callback.{i}.{name}": tensor for name, tensor in callback.state().items()}
-        if self.averaged:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state().items()}
+        if self.ema_model:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.ema_model.state().items()}
         return tensors | {"rng": self.rng.get_state()}
 
     def _facts(self) -> Facts:
@@ -261,10 +261,10 @@ class Loop:
         """Return what two trainings must share for one to go on from the other's checkpoint."""
         registered = hasattr(self.objective, "name")
         settings = {
-            "objective": describe(self.objective) if registered else type(self.objective).__name__,
-            "schedule": describe(self.schedule),
+            "objective": to_dict(self.objective) if registered else type(self.objective).__name__,
+            "schedule": to_dict(self.schedule),
             "epochs": self.epochs,
-            "threat": describe(self.threat),
+            "threat": to_dict(self.threat),
             "images": len(self.batches.split),
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))
@@ -281,8 +281,8 @@ class Loop:
         restore_optimiser(self.optimiser, part(tensors, "optimiser."))
         for i, callback in enumerate(self.callbacks):
             callback.restore(part(tensors, f"callback.{i}."))
-        if self.averaged:
-            self.averaged.restore(part(tensors, "average."))
+        if self.ema_model:
+            self.ema_model.restore(part(tensors, "average."))
         self.rng.set_state(tensors["rng"])
         self.history, self.rollbacks, self.stopped = facts["history"], facts["rollbacks"], facts["stopped"]
 

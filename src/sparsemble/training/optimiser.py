@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 
 
-class Optimiser(Plug):
+class Optimiser(Component):
     """Settings of a step rule; the rate comes from the schedule."""
 
     @abstractmethod

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from sparsemble.core.modes import NORMS
+from sparsemble.core.module_state import NORMS
 
 PATIENCE = datetime.timedelta(days=7)
 """How long a process waits for another, which may be at a stage of its own."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import final
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import Plug, Registry
-from sparsemble.training.average import Average
+from sparsemble.core.registry import Component, Registry
+from sparsemble.training.ema import EMA
 from sparsemble.training.guard import Guard
 from sparsemble.training.optimiser import Optimiser
 from sparsemble.training.optimisers.sgd import SGD
 
 
-class RateDecay(Plug):
+class LRSchedule(Component):
     """Course of the learning rate over training."""
 
     @abstractmethod
@@ -21,7 +21,7 @@ class RateDecay(Plug):
         """Return the factor on the peak rate at this share of training, progress in [0, 1)."""
 
 
-rate_decays: Registry[RateDecay] = Registry("rate decay", RateDecay)
+lr_schedules: Registry[LRSchedule] = Registry("rate decay", LRSchedule)
 
 
 @final
@@ -35,13 +35,13 @@ class Schedule:
     """Images a step, over all processes; an incomplete last batch is left out."""
     optimiser: Optimiser = SGD()
     """Turns gradients into steps."""
-    decay: RateDecay
+    decay: LRSchedule
     """Course of the rate."""
     warm_up: float = 0.0
     """Share of training over which the rate rises linearly from 4 %, before `decay` alone sets it, in [0, 1)."""
     clip: float = 0.0
     """Largest l2 norm of the gradient of all weights together; 0: as it comes."""
-    average: Average | None = None
+    average: EMA | None = None
     """Average the weights over the steps; held-out images judge the average, and it is what comes back."""
     guard: Guard = Guard()
     """What happens when training goes wrong."""

@@ -2,11 +2,11 @@
 
 from abc import abstractmethod
 
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Labels, Logits, PerImage
 
 
-class AttackLoss(Plug):
+class AttackLoss(Component):
     """What an attack climbs."""
 
     @abstractmethod

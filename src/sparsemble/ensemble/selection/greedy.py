@@ -35,5 +35,5 @@ class Greedy(SelectionRule):
             team=chosen,
             robust_diversity=robust_diversity(failures, chosen),
             reason=f"grown one by one; together right on {right:.3f} of the images, clean and on every adversarial set",
-            teams_scored=scored,
+            ensembles_scored=scored,
         )

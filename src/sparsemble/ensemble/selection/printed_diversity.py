@@ -50,7 +50,7 @@ class PrintedDiversity(SelectionRule):
             robust_diversity=robust_diversity(failures, teams[best]),
             reason=f"as printed, the diversity {found[best]:.2f} of this team {reached} the threshold "
             f"{self.threshold:g}",
-            teams_scored=scored,
+            ensembles_scored=scored,
         )
 
 

@@ -46,9 +46,9 @@ class RobustDiversity(SelectionRule):
             best = (float(diversity[first]), float(mean_rate[first]), teams[first])
             if best[0] >= self.threshold:
                 reason = f"the most diverse team of {size} reaches the threshold {self.threshold:g}"
-                return Selected(team=best[2], robust_diversity=best[0], reason=reason, teams_scored=scored)
+                return Selected(team=best[2], robust_diversity=best[0], reason=reason, ensembles_scored=scored)
         reason = (
             f"no team reaches the threshold {self.threshold:g} (independent failures at this failure rate would give "
             f"{1 - best[1]:.2f}), so the most diverse team of {largest} was taken"
         )
-        return Selected(team=best[2], robust_diversity=best[0], reason=reason, teams_scored=scored)
+        return Selected(team=best[2], robust_diversity=best[0], reason=reason, ensembles_scored=scored)

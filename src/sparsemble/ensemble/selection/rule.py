@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparsemble.core.interfaces import Combiner
-from sparsemble.core.registry import Plug, Registry
+from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Flags, Labels, MemberLogits
 
 
@@ -48,10 +48,10 @@ class Selected:
     robust_diversity: float
     reason: str
     """One sentence: which part of the rule decided."""
-    teams_scored: int
+    ensembles_scored: int
 
 
-class SelectionRule(Plug):
+class SelectionRule(Component):
     """Chooses a team from what the sub-models say to held-out images."""
 
     @abstractmethod

@@ -26,5 +26,5 @@ class TopRobust(SelectionRule):
             team=team,
             robust_diversity=robust_diversity(failures, team),
             reason=f"the {largest} that are most robust alone, each right on {share:.3f} of the images or more",
-            teams_scored=len(right),
+            ensembles_scored=len(right),
         )

@@ -50,7 +50,7 @@ class Agreement(StoppingRule):
         passed = self._distance(member_logits) >= 0
         return Decision(stop=passed.any(0) | last, answer_with=first(passed))
 
-    def mass(self, member_logits: MemberLogits) -> PerPrefix:
+    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
         """Return a half at the prefix that answers, and a half by how far each prefix is from stopping."""
         distance = self._distance(member_logits)
         return leaning(first(distance >= 0), torch.sigmoid(SLOPE * distance))

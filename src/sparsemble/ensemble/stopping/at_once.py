@@ -22,10 +22,10 @@ class AtOnce(StoppingRule):
         ones = torch.ones_like(member_logits[0, :, 0])
         return Decision(stop=ones.bool(), answer_with=ones.long())
 
-    def mass(self, member_logits: MemberLogits) -> PerPrefix:
+    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
         """Put all mass on the first member."""
-        mass = torch.zeros_like(member_logits[:, :, 0])
-        return torch.cat([torch.ones_like(mass[:1]), mass[1:]])
+        stop_probability = torch.zeros_like(member_logits[:, :, 0])
+        return torch.cat([torch.ones_like(stop_probability[:1]), stop_probability[1:]])
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """There is nothing to set."""

@@ -37,7 +37,7 @@ class Confidence(StoppingRule):
         passed = averages(member_logits).amax(-1) >= self.threshold
         return Decision(stop=passed.any(0) | last, answer_with=first(passed))
 
-    def mass(self, member_logits: MemberLogits) -> PerPrefix:
+    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
         """Return a half at the prefix that answers, and a half by how far the odds are from the threshold's."""
         highest = averages(member_logits).amax(-1)
         odds = torch.logit(highest, eps=EDGE)

@@ -49,13 +49,13 @@ class DIE(StoppingRule):
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members; exact: all later mass sums to S(m + 1), so it cannot exceed the best so far."""
-        mass, rest = masses(self.hazards(member_logits))
+        stop_probability, rest = masses(self.hazards(member_logits))
         if last:
-            mass, rest = whole(mass, rest), torch.zeros_like(rest)
-        best, where = mass.max(0)
+            stop_probability, rest = whole(stop_probability, rest), torch.zeros_like(rest)
+        best, where = stop_probability.max(0)
         return Decision(stop=best >= rest, answer_with=where + 1)
 
-    def mass(self, member_logits: MemberLogits) -> PerPrefix:
+    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
         """Return z_1..z_M, the last one with the rest."""
         return whole(*masses(self.hazards(member_logits)))
 

@@ -48,7 +48,7 @@ class FirstPassage(StoppingRule):
         passed = self._hazards(member_logits) >= 0.5
         return Decision(stop=passed.any(0) | last, answer_with=first(passed))
 
-    def mass(self, member_logits: MemberLogits) -> PerPrefix:
+    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
         """Return a half at the prefix that answers, and a half by the hazards."""
         return leaning(self._answer(member_logits), self._hazards(member_logits))
 

@@ -25,10 +25,10 @@ class Never(StoppingRule):
         stop = torch.full((images,), last, device=device)
         return Decision(stop=stop, answer_with=torch.full((images,), members, device=device))
 
-    def mass(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+    def stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
         """Put all mass on the last member."""
-        mass = torch.zeros_like(member_logits[:, :, 0])
-        return torch.cat([mass[:-1], torch.ones_like(mass[-1:])])
+        stop_probability = torch.zeros_like(member_logits[:, :, 0])
+        return torch.cat([stop_probability[:-1], torch.ones_like(stop_probability[-1:])])
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """There is nothing to set."""

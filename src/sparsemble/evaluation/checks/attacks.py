@@ -239,8 +239,8 @@ def minimum_norms_told(result: Result) -> Check:
 
 
 def _is_minimum_norm(settings: dict[str, object]) -> bool:
-    plug = attacks.plugs.get(str(settings.get("name")))
-    return plug is not None and issubclass(plug, MinimumNorm)
+    component = attacks.components.get(str(settings.get("name")))
+    return component is not None and issubclass(component, MinimumNorm)
 
 
 def _is_median(told: float | None, distances: Sequence[float | None]) -> bool:

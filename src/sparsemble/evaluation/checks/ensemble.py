@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sparsemble.evaluation.checks.check import NOISE, Check, verdict, waived
-from sparsemble.evaluation.checks.result import Result, is_team, is_whole, named, settings_of
+from sparsemble.evaluation.checks.result import Result, is_ensemble, is_whole, named, settings_of
 
 SINGLE = "the target is a single model"
 MARGINS = ("margin", "dlr", "apgd_targeted", "autoattack", "carlini_wagner", "square", "deepfool", "fmn")
@@ -23,7 +23,7 @@ def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -
         deployed: name of its combiner.
         others: names of all others, such as `combiners.names()`.
     """
-    if not is_team(result):
+    if not is_ensemble(result):
         return waived(28, SINGLE)
     settings = list(settings_of(result).values())
     seen = {one["combine"]["name"] for each in settings for one in named(each, "combined")}
@@ -35,7 +35,7 @@ def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -
 
 def members_attacked(result: Result) -> Check:
     """Check 29: every member alone, one after the other, re-weighted, and a margin of the whole team; no passes."""
-    if not is_team(result):
+    if not is_ensemble(result):
         return waived(29, SINGLE)
     settings = list(settings_of(result).values())
     alone = {one["index"] for each in settings for one in named(each, "member")}
@@ -54,7 +54,7 @@ def members_reported(result: Result) -> Check:
     Images crafted on one member must not break another more than those crafted on itself; and the detail says where a
     team is no better than its best member.
     """
-    if not is_team(result):
+    if not is_ensemble(result):
         return waived(30, SINGLE)
     count, table = int(result["target"]["members"]), result.get("members")
     if not table:

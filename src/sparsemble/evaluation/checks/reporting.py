@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsemble.evaluation.checks.check import Check, verdict, waived
 from sparsemble.evaluation.checks.result import Result, missing, says
-from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.statistics import wilson
 
 SAME_EPS = 1e-9
 """Radii nearer than this are one radius: 8/255 and 0.031372549 are, 8/255 and 0.031 are not."""

@@ -33,14 +33,14 @@ def settings_of(result: Result) -> dict[str, dict[str, Any]]:
     return {label: attack.get("settings", {}) for label, attack in result.get("attacks", {}).items()}
 
 
-def is_team(result: Result) -> bool:
+def is_ensemble(result: Result) -> bool:
     """Say whether the target has more than one member."""
     return int(result.get("target", {}).get("members", 1)) > 1
 
 
 def stops_early(result: Result) -> bool:
     """Say whether the target has a stopping rule that can stop before the last member."""
-    return is_team(result) and result["target"].get("stopping") not in (None, "never")
+    return is_ensemble(result) and result["target"].get("stopping") not in (None, "never")
 
 
 def is_whole(settings: dict[str, Any]) -> bool:

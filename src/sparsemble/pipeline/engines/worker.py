@@ -22,8 +22,8 @@ import sparsemble.models
 import sparsemble.pruning  # noqa: F401 (imports register the plugs)
 from sparsemble.core.artifacts import PARTIAL, Artifact, explain_disk, finish
 from sparsemble.core.errors import InputError, RunError
-from sparsemble.core.registry import describe
-from sparsemble.pipeline.machine import source_revision, versions
+from sparsemble.core.registry import to_dict
+from sparsemble.pipeline.environment import source_revision, versions
 from sparsemble.pipeline.stage import Work, stages
 
 
@@ -84,7 +84,7 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, say: Call
         "stage": stage.name,
         "title": task["title"],
         "version": stage.version,
-        "spec": describe(stage),
+        "spec": to_dict(stage),
         "inputs": task["inputs"],
         "seed": stage.seed,
         "passes": work.passes,

@@ -6,10 +6,10 @@ from typing import ClassVar, final
 import torch
 from safetensors.torch import load_file
 
-from sparsemble.attacks.adaptive.member import Member
-from sparsemble.attacks.adaptive.prefix import Prefix
-from sparsemble.attacks.adaptive.team_attack import TeamAttack
-from sparsemble.attacks.adaptive.through import Through
+from sparsemble.attacks.ensemble.member import Member
+from sparsemble.attacks.ensemble.prefix import Prefix
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.artifacts import Artifact, write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.threat import ThreatModel
@@ -17,7 +17,7 @@ from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset, Split, stratified
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation.robustness import evaluate
-from sparsemble.pipeline.rows import load_row
+from sparsemble.pipeline.baselines import load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 
 SUBSET_SEED = 50
@@ -46,7 +46,7 @@ class AttackStage(WithData):
     threat: ThreatModel
     combine: Combiner
     row: str
-    attack: TeamAttack
+    attack: EnsembleAttack
     images: int = 0
     """Test images, stratified; 0 means all."""
 
@@ -87,10 +87,10 @@ class AttackStage(WithData):
         )
 
 
-def members_needed(attack: TeamAttack) -> int:
+def members_needed(attack: EnsembleAttack) -> int:
     """Return how many members a team must have for an attack to have something to look at."""
     match attack:
-        case Through(surrogate=Member(index=needed) | Prefix(length=needed)):
+        case SurrogateAttack(surrogate=Member(index=needed) | Prefix(length=needed)):
             return needed
     return 1
 

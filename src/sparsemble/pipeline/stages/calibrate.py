@@ -6,21 +6,21 @@ from typing import ClassVar, final
 
 from safetensors.torch import save_file
 
-from sparsemble.attacks.adaptive.member import Member
-from sparsemble.attacks.adaptive.prefix import Prefix
-from sparsemble.attacks.adaptive.surrogate import Surrogate
-from sparsemble.attacks.adaptive.team_attack import TeamAttack
+from sparsemble.attacks.ensemble.member import Member
+from sparsemble.attacks.ensemble.prefix import Prefix
+from sparsemble.attacks.ensemble.surrogate import Surrogate
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule
-from sparsemble.core.registry import describe
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.calibration import Calibrated, HeldOut, calibrate
-from sparsemble.pipeline.heldout import adversarial_images, in_batches, logits_of
+from sparsemble.pipeline.validation import adversarial_images, in_batches, logits_of
 from sparsemble.pipeline.recipe import Dynamic
-from sparsemble.pipeline.rows import load_team
+from sparsemble.pipeline.baselines import load_ensemble
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 
 
@@ -45,7 +45,7 @@ class CalibrateStage(WithData):
     def run(self, work: Work) -> None:
         """Leave `stopping.json` and the member logits it was set on."""
         data = dataset(self.data).to(work.device)
-        team = load_team(work.inputs["team"], self.combine, work.device)
+        team = load_ensemble(work.inputs["team"], self.combine, work.device)
         with work.counting(*team.members):
             order = self._order(work, team, data.calibrate)
             team = Ensemble([team.members[i] for i in order], self.combine).eval()
@@ -53,7 +53,7 @@ class CalibrateStage(WithData):
         tensors = {"clean": sets.clean, **sets.attacked, "labels": sets.y}
         save_file({name: one.cpu().contiguous() for name, one in tensors.items()}, work.folder / "logits.safetensors")
         # The order of the rule is that of the reordered team; what is deployed counts from the team's artifact.
-        facts = {**describe(found), "order": list(order), "team": work.inputs["team"].path.name}
+        facts = {**to_dict(found), "order": list(order), "team": work.inputs["team"].path.name}
         write_json(work.folder / "stopping.json", facts)
 
     def _order(self, work: Work, team: Ensemble, split: Split) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ class CalibrateStage(WithData):
         return HeldOut(clean=clean, attacked=attacked, y=split.labels, combine=self.combine)
 
     def _against(
-        self, work: Work, team: Ensemble, split: Split, one: TeamAttack, stop: StoppingRule, label: str
+        self, work: Work, team: Ensemble, split: Split, one: EnsembleAttack, stop: StoppingRule, label: str
     ) -> MemberLogits:
         rng = work.rng(f"against {label}")
         return logits_of(team, in_batches(lambda x, y: one(team, stop, x, y, self.threat, rng=rng), split))

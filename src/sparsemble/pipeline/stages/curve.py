@@ -7,8 +7,8 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.threat import ThreatModel
-from sparsemble.pipeline.heldout import adversarial_images, right
-from sparsemble.pipeline.rows import load_row
+from sparsemble.pipeline.validation import adversarial_images, right
+from sparsemble.pipeline.baselines import load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import test_images
 

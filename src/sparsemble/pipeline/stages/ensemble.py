@@ -9,12 +9,12 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.models.architecture import Architecture
 from sparsemble.pipeline import recipe
-from sparsemble.pipeline.heldout import adversarial_images, right
-from sparsemble.pipeline.learn import learn
+from sparsemble.pipeline.validation import adversarial_images, right
+from sparsemble.pipeline.train_stage import learn
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.store import load_model, save_model
+from sparsemble.pipeline.model_io import load_model, save_model
 from sparsemble.pruning.mask import KeepZero, Mask
-from sparsemble.training.computing import Computing
+from sparsemble.training.precision import Precision
 
 
 @final
@@ -30,8 +30,8 @@ class EnsembleStage(WithData):
     threat: ThreatModel
     ensemble: recipe.Ensemble
     held_out_attack: Attack
-    probe_every: int = 1
-    computing: Computing = Computing()
+    eval_every: int = 1
+    precision: Precision = Precision()
 
     def run(self, work: Work) -> None:
         """Leave `member1.safetensors` .. in running order, `team.json` and `history.jsonl`."""
@@ -50,8 +50,8 @@ class EnsembleStage(WithData):
             epochs=self.ensemble.epochs,
             threat=self.threat,
             held_out_attack=self.held_out_attack,
-            probe_every=self.probe_every,
-            computing=replace(self.computing, compile=False),  # objectives look into members
+            eval_every=self.eval_every,
+            precision=replace(self.precision, compile=False),  # objectives look into members
             callbacks=[KeepZero(masks)],
         )
         y = data.choose.labels

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 import torch
 from safetensors.torch import save_file
 
-from sparsemble.attacks.adaptive.suite import every_surrogate
+from sparsemble.attacks.ensemble.suite import every_surrogate
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.core.artifacts import Artifact, write_json
@@ -17,9 +17,9 @@ from sparsemble.data.dataset import Split
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.cost import count_macs, count_weights
-from sparsemble.evaluation.intervals import wilson
+from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.packed import save_packed
-from sparsemble.pipeline.rows import ROWS, Row, load_row, running_order
+from sparsemble.pipeline.baselines import ROWS, Row, load_row, running_order
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import OUTCOME, attacks_on, stored_images, test_images
 from sparsemble.pruning.mask import Mask, prunable_layers

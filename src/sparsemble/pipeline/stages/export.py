@@ -13,17 +13,17 @@ from sparsemble.data.dataset import Split
 from sparsemble.ensemble.dynamic import answer_dynamic
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.export.agreement import agreement, held_to
-from sparsemble.export.convert import convert_team
+from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.folded import FoldedNetwork
 from sparsemble.export.hub import load_folder, save_folder
-from sparsemble.pipeline.heldout import adversarial_images, logits_of
-from sparsemble.pipeline.machine import source_revision, versions
+from sparsemble.pipeline.validation import adversarial_images, logits_of
+from sparsemble.pipeline.environment import source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
-from sparsemble.pipeline.rows import Row, load_row
+from sparsemble.pipeline.baselines import Row, load_row
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.runtime import packed
 from sparsemble.runtime.predictor import Predictor
-from sparsemble.runtime.team import Team
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 PACKED = "team.sparsemble"
 CPU = torch.device("cpu")
@@ -81,10 +81,10 @@ class ExportStage(Stage):
             },
         )
 
-    def _folded(self, row: Row, parent_weights: int) -> Team:
+    def _folded(self, row: Row, parent_weights: int) -> PackedEnsemble:
         """Return the team as the runtime knows it, its weights not rounded yet."""
         data = dataset(self.recipe.data)
-        return convert_team(
+        return convert_ensemble(
             row.ensemble,
             row.stop,
             data.classes,
@@ -94,7 +94,7 @@ class ExportStage(Stage):
             provenance={"run": self.title, "seed": self.seed, "source": source_revision() or "", **versions()},
         )
 
-    def _check_folded(self, trained: Ensemble, whole: Team, x: Images) -> None:
+    def _check_folded(self, trained: Ensemble, whole: PackedEnsemble, x: Images) -> None:
         """Hold each converted member to the trained one: what comes after is compared with the conversion only."""
         found = logits_of(_in_torch(whole, trained.combine), x)
         for number, (one, other) in enumerate(zip(logits_of(trained, x), found, strict=True), start=1):
@@ -115,21 +115,21 @@ class ExportStage(Stage):
     def _agrees(self, wanted: MemberLogits, found: MemberLogits, row: Row, work: Work) -> dict[str, Any]:
         return asdict(agreement(wanted, found, row.ensemble.combine, row.stop, rng=work.rng("agreement", CPU)))
 
-    def _hub(self, team: Team, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
+    def _hub(self, team: PackedEnsemble, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
         """Write the folder for model hubs, and run what it holds."""
         folder = work.folder / "hub"
         save_folder(team, folder, work.inputs["report"].json("summary.json"), values=self.recipe.export.values)
         read = _in_torch(load_folder(folder), row.ensemble.combine)
         return self._agrees(wanted, logits_of(read, images), row, work)
 
-    def _onnx(self, team: Team, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
+    def _onnx(self, team: PackedEnsemble, wanted: MemberLogits, images: Images, row: Row, work: Work) -> dict[str, Any]:
         """Write the graphs and try them out, where the packages for that are installed."""
         try:
             import onnx
             import onnxruntime
         except ImportError:
             return {"onnx": "not written: needs onnx and onnxruntime; pip install 'sparsemble[export]'"}
-        from sparsemble.export.onnx import OPSET, member_graph, team_graph
+        from sparsemble.export.onnx import OPSET, member_graph, ensemble_graph
 
         folder = work.folder / "onnx"
         folder.mkdir()
@@ -138,7 +138,7 @@ class ExportStage(Stage):
             file = folder / f"member{number}.onnx"
             onnx.save_model(member_graph(member, f"member{number}"), file)
             logits.append(_session(onnxruntime, file).run(["logits"], {"images": images.numpy()})[0])
-        onnx.save_model(team_graph(team.members, team.combine), folder / "team.onnx")
+        onnx.save_model(ensemble_graph(team.members, team.combine), folder / "team.onnx")
         together = _session(onnxruntime, folder / "team.onnx")
         answer = torch.from_numpy(together.run(["logits"], {"images": images.numpy()})[0])
         one = torch.from_numpy(together.run(["logits"], {"images": images[:1].numpy()})[0])
@@ -159,7 +159,7 @@ class ExportStage(Stage):
         return {"onnx": {**found, "static_team": static, "batch_of_one": batch}}
 
 
-def _in_torch(team: Team, combine: Combiner) -> Ensemble:
+def _in_torch(team: PackedEnsemble, combine: Combiner) -> Ensemble:
     return Ensemble([FoldedNetwork(member) for member in team.members], combine).eval()
 
 

@@ -10,8 +10,8 @@ from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation.latency import measure_latency
-from sparsemble.export.convert import convert_team
-from sparsemble.pipeline.rows import ROWS, Row, load_row
+from sparsemble.export.convert import convert_ensemble
+from sparsemble.pipeline.baselines import ROWS, Row, load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.runtime.predictor import Predictor
 
@@ -59,7 +59,7 @@ class LatencyStage(WithData):
     def _engine(self, row: Row) -> Predictor:
         """Return a row in the engine; its weights are not rounded."""
         data = dataset(self.data)
-        return Predictor(convert_team(row.ensemble, row.stop, data.classes, data.shape, 1))
+        return Predictor(convert_ensemble(row.ensemble, row.stop, data.classes, data.shape, 1))
 
 
 def _key(batch: str) -> str:

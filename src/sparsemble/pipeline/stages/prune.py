@@ -15,21 +15,21 @@ from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.heldout import probe
-from sparsemble.pipeline.learn import learn
+from sparsemble.pipeline.validation import probe
+from sparsemble.pipeline.train_stage import learn
 from sparsemble.pipeline.recipe import Prune
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.store import load_model, save_model
-from sparsemble.pruning.dead import find_dead
+from sparsemble.pipeline.model_io import load_model, save_model
+from sparsemble.pruning.dead_channels import find_dead
 from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.pruning.method import Pruned, PruningContext
 from sparsemble.pruning.score import PruningScore
-from sparsemble.pruning.shares import data_shares
+from sparsemble.pruning.folds import data_folds
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Report, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.computing import Computing
-from sparsemble.training.objective import Objective
+from sparsemble.training.precision import Precision
+from sparsemble.training.loss import TrainingLoss
 
 
 @final
@@ -51,8 +51,8 @@ class PruneStage(WithData):
     sparsity: float
     """Of this sub-model, in [0, 1)."""
     held_out_attack: Attack
-    probe_every: int = 1
-    computing: Computing = Computing()
+    eval_every: int = 1
+    precision: Precision = Precision()
 
     @property
     def stream(self) -> str:
@@ -64,7 +64,7 @@ class PruneStage(WithData):
         data = dataset(self.data).to(work.device)
         # The partition is drawn anew for every score and is the same for its sub-models.
         partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
-        shares = data_shares(data.train.labels, self.prune.shares, partition)
+        shares = data_folds(data.train.labels, self.prune.shares, partition)
         split = data.train.subset(shares[self.share - 1].to(work.device))
         dense = load_model(work.inputs["dense"], work.device)
         objective = self.prune.objective.with_teacher(dense)
@@ -79,8 +79,8 @@ class PruneStage(WithData):
                 epochs=self.prune.finetune_epochs,
                 threat=self.threat,
                 held_out_attack=self.held_out_attack,
-                probe_every=self.probe_every,
-                computing=self.computing,
+                eval_every=self.eval_every,
+                precision=self.precision,
                 split=split,
                 callbacks=[KeepZero({"": mask})],
             )
@@ -94,7 +94,7 @@ class PruneStage(WithData):
         self._search(work).remove()
 
     def _masked(
-        self, work: Work, dense: nn.Module, data: Dataset, split: Split, objective: Objective
+        self, work: Work, dense: nn.Module, data: Dataset, split: Split, objective: TrainingLoss
     ) -> tuple[nn.Module, Mask, dict[str, Any]]:
         """Return the pruned model, its mask and the facts; an interrupted search goes on from its last epoch."""
         rng = work.rng("masks")
@@ -118,7 +118,7 @@ class PruneStage(WithData):
                 WriteHistory(work.folder / "learning.jsonl"),
             ],
             checkpoint=self._search(work),
-            computing=replace(self.computing, compile=False),  # masked networks are looked into
+            precision=replace(self.precision, compile=False),  # masked networks are looked into
         )
         pruned = self.prune.method(dense, scores, target, context)
         work.add_passes(pruned.history)

@@ -7,9 +7,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from sparsemble.core.artifacts import Artifact
-from sparsemble.pipeline.machine import machine, source_revision, versions
+from sparsemble.pipeline.environment import machine, source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
-from sparsemble.pipeline.rows import ROWS, running_order
+from sparsemble.pipeline.baselines import ROWS, running_order
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.report import write_report
 from sparsemble.report.summary import SCHEMA_VERSION

@@ -14,9 +14,9 @@ from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.selection.rule import Evidence, SelectionRule
 from sparsemble.evaluation.cost import count_macs
-from sparsemble.pipeline.heldout import adversarial_images, logits_of
+from sparsemble.pipeline.validation import adversarial_images, logits_of
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.store import load_model
+from sparsemble.pipeline.model_io import load_model
 from sparsemble.pruning.mask import Mask, jaccard
 
 
@@ -31,7 +31,7 @@ class SelectStage(WithData):
     seed: int
     threat: ThreatModel
     select: SelectionRule
-    team_size: int
+    members_count_placeholder: int
     combine: Combiner
     held_out_attack: Attack
 
@@ -48,7 +48,7 @@ class SelectStage(WithData):
                 logits[label] = logits_of(pool, self._against(member, data, work, "best"))
                 work.tell((i + 1) / len(labels), f"attacked {label}")
         evidence = Evidence(logits=logits, y=y, combine=self.combine)
-        selected = self.select(evidence, self.team_size)
+        selected = self.select(evidence, self.members_count_placeholder)
         clean = (logits["clean"].argmax(-1) == y).float().mean(1)
         robust = torch.stack([(logits[label][i].argmax(-1) == y).float().mean() for i, label in enumerate(labels)])
         chosen = [labels[i] for i in selected.team]
@@ -58,7 +58,7 @@ class SelectStage(WithData):
                 "team": chosen,
                 "robust_diversity": selected.robust_diversity,
                 "reason": selected.reason,
-                "teams_scored": selected.teams_scored,
+                "teams_scored": selected.ensembles_scored,
                 "pool": labels,
                 "held_out_clean": clean.tolist(),
                 "held_out_transfer": (1 - evidence.failures.float().mean(1)).tolist(),

@@ -11,7 +11,7 @@ from sparsemble.models.architecture import Architecture, build_model
 from sparsemble.models.resnet import ResNet
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.pipeline.stages.train import TrainStage
-from sparsemble.pipeline.store import with_width
+from sparsemble.pipeline.model_io import with_width
 
 PHOTOGRAPH = 64
 """Height and width, in pixels, from which on images are treated as photographs."""

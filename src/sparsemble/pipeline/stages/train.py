@@ -7,11 +7,11 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.models.architecture import Architecture, build_model
-from sparsemble.pipeline.learn import learn
+from sparsemble.pipeline.train_stage import learn
 from sparsemble.pipeline.recipe import Train
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.store import save_model
-from sparsemble.training.computing import Computing
+from sparsemble.pipeline.model_io import save_model
+from sparsemble.training.precision import Precision
 
 
 @final
@@ -27,7 +27,7 @@ class TrainStage(WithData):
     threat: ThreatModel
     train: Train
     held_out_attack: Attack
-    computing: Computing = Computing()
+    precision: Precision = Precision()
 
     def run(self, work: Work) -> None:
         """Leave `model.safetensors` and `history.jsonl`."""
@@ -44,7 +44,7 @@ class TrainStage(WithData):
             epochs=self.train.epochs,
             threat=self.threat,
             held_out_attack=self.held_out_attack,
-            probe_every=self.train.probe_every,
-            computing=self.computing,
+            eval_every=self.train.eval_every,
+            precision=self.precision,
         )
         save_model(model, work.folder, self.model, data)

@@ -10,11 +10,11 @@ from sparsemble.core.errors import InputError
 from sparsemble.pruning.dynamic_mask import DynamicNetwork, Moves, Plan, final_mask, first_mask
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -55,7 +55,7 @@ class FlyingBird(PruningMethod):
         if not 0 <= self.rest < 1:
             raise InputError(f"rest = {self.rest:g} must lie in [0, 1)")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Train, drop and grow."""
         batches = context.images(self.name)
         start = first_mask(scores, target, context.rng if self.start == "random" else None)
@@ -77,7 +77,7 @@ class FlyingBird(PruningMethod):
             rng=context.rng,
             callbacks=[Moves(learner, plan, context.rng), *context.callbacks],
             checkpoint=context.checkpoint,
-            computing=context.computing,
+            precision=context.precision,
         )
         mask = final_mask(learner)
         mask.apply_(learner.network)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.modes import eval_mode
+from sparsemble.core.module_state import eval_mode
 from sparsemble.pruning.dynamic_mask import DynamicNetwork, Moves, Plan, final_mask, first_mask
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training import parallel
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.computing import exactly
+from sparsemble.training.precision import exactly
 from sparsemble.training.fit import fit
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 LOOK_BACK = 4
 """Epochs over which the gap is watched."""
@@ -72,7 +72,7 @@ class FlyingBirdPlus(PruningMethod):
         if not 0 <= self.rest < 1:
             raise InputError(f"rest = {self.rest:g} must lie in [0, 1)")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Train, drop and grow."""
         batches = context.images(self.name)
         if context.held_out is None:
@@ -97,7 +97,7 @@ class FlyingBirdPlus(PruningMethod):
             rng=context.rng,
             callbacks=[Moves(learner, plan, context.rng), watch, *context.callbacks],
             checkpoint=context.checkpoint,
-            computing=context.computing,
+            precision=context.precision,
         )
         mask = final_mask(learner)
         mask.apply_(learner.network)

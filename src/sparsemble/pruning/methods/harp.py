@@ -16,12 +16,12 @@ from sparsemble.pruning.learned_mask import plain_, worked_out_once
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores, rescaled
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
-from sparsemble.training.objective import LossOutput, Objective
+from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.cosine import Cosine
 
 FARTHEST = 60.0
 """Shift of a quota that takes any keep rate to its floor or to 1."""
@@ -56,7 +56,7 @@ class HARP(PruningMethod):
                 f"floor = {self.floor:g} must lie in (0, 1) and initial_keep = {self.initial_keep:g} above it"
             )
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Learn the mask; rates are learned too, whatever those of the target."""
         batches = context.images(self.name)
         start = target.mask(scores)  # refuses what cannot be before any work
@@ -74,7 +74,7 @@ class HARP(PruningMethod):
             rng=context.rng,
             callbacks=[ramp, *context.callbacks],
             checkpoint=context.checkpoint,
-            computing=context.computing,
+            precision=context.precision,
         )
         mask = learner.final_mask()
         pruned = learner.plain()
@@ -89,7 +89,7 @@ class LearnedMasks(nn.Module):
     ramp: Tensor
     ramp_stopped: Tensor
 
-    def __init__(self, network: nn.Module, scores: Scores, target: Target, settings: HARP) -> None:
+    def __init__(self, network: nn.Module, scores: Scores, target: SparsityTarget, settings: HARP) -> None:
         super().__init__()
         self.target = target
         keep = 1 - target.sparsity
@@ -114,9 +114,9 @@ class LearnedMasks(nn.Module):
         logits: Logits = self.network(x)
         return logits
 
-    def excess(self) -> Tensor:
+    def budget_violation(self) -> Tensor:
         """L_p: by what share the kept weights exceed the budget, at least 0 (method.md 2.2)."""
-        return self.target.excess(torch.stack([mask.keep for mask in self.masks.values()]))
+        return self.target.budget_violation(torch.stack([mask.keep for mask in self.masks.values()]))
 
     @torch.no_grad()
     def final_mask(self) -> Mask:
@@ -140,7 +140,7 @@ class LearnedMasks(nn.Module):
 class _LayerMask(nn.Module):
     """Weight times a 0/1 mask of its learned scores; gradients pass straight through the mask."""
 
-    def __init__(self, name: str, scores: Tensor, quota: float, least: float, target: Target) -> None:
+    def __init__(self, name: str, scores: Tensor, quota: float, least: float, target: SparsityTarget) -> None:
         super().__init__()
         self.name = name
         self.scores = nn.Parameter(scores.clone())
@@ -163,19 +163,19 @@ class _LayerMask(nn.Module):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Budgeted(Objective):
+class _Budgeted(TrainingLoss):
     """A robust loss plus the ramped budget term."""
 
-    inner: Objective
+    inner: TrainingLoss
     learner: LearnedMasks
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss; the masks are worked out once a batch, for crafting and training alike."""
         with worked_out_once(self.learner.layers):
             output = self.inner(model, x, y, threat, rng=rng)
-        excess = self.learner.excess()
-        terms = {**output.terms, "excess": excess.detach()}
-        return replace(output, loss=output.loss + self.learner.ramp * excess, terms=terms)
+        budget_violation = self.learner.budget_violation()
+        terms = {**output.terms, "excess": budget_violation.detach()}
+        return replace(output, loss=output.loss + self.learner.ramp * budget_violation, terms=terms)
 
 
 @final
@@ -188,7 +188,7 @@ class _Ramp(Callback):
     @torch.no_grad()
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Raise the weight, or stop raising it for good."""
-        if round(float(self.learner.excess()), 4) == 0:
+        if round(float(self.learner.budget_violation()), 4) == 0:
             self.learner.ramp_stopped.fill_(True)
         if not self.learner.ramp_stopped:
             self.learner.ramp.fill_(self.learner.step * (epoch + 1))

@@ -10,10 +10,10 @@ from sparsemble.core.errors import InputError
 from sparsemble.pruning.learned_mask import ScoredNetwork, masked
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores, rescaled
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.cosine import Cosine
 
 
 @final
@@ -35,7 +35,7 @@ class HYDRA(PruningMethod):
         if self.epochs < 1:
             raise InputError(f"epochs = {self.epochs} must be 1 or more")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Learn the mask."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
@@ -50,7 +50,7 @@ class HYDRA(PruningMethod):
             rng=context.rng,
             callbacks=context.callbacks,
             checkpoint=context.checkpoint,
-            computing=context.computing,
+            precision=context.precision,
         )
         mask = learner.final_mask()
         pruned = learner.plain()

@@ -19,7 +19,7 @@ from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 
 SMALLEST = 1e-4
 """Of a soft mask; softplus never gives 0."""
@@ -62,7 +62,7 @@ class MAD(PruningMethod):
                 "above 0"
             )
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Measure, and remove the least."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work

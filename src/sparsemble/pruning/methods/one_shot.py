@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 
 
 @final
@@ -17,7 +17,7 @@ from sparsemble.pruning.target import Target
 class OneShot(PruningMethod):
     """The highest scores stay, without learning anything; layers share the budget by the target's rates."""
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Prune once."""
         mask = target.mask(scores)
         pruned = copy.deepcopy(model)

@@ -13,13 +13,13 @@ from sparsemble.core.types import Images, Labels, Logits
 from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
-from sparsemble.training.objective import LossOutput, Objective
+from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -53,7 +53,7 @@ class RADMM(PruningMethod):
         if not self.rho > 0 or not self.growth >= 1:
             raise InputError(f"rho = {self.rho:g} must be above 0 and growth = {self.growth:g} 1 or more")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Train and cut."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
@@ -68,7 +68,7 @@ class RADMM(PruningMethod):
             rng=context.rng,
             callbacks=[_Update(learner, self.every, self.growth), *context.callbacks],
             checkpoint=context.checkpoint,
-            computing=context.computing,
+            precision=context.precision,
         )
         mask = target.mask({name: layer.weight.detach().abs() for name, layer in learner.layers.items()})
         mask.apply_(learner.network)
@@ -81,7 +81,7 @@ class DrawnNetwork(nn.Module):
 
     rho: Tensor
 
-    def __init__(self, network: nn.Module, target: Target, rho: float) -> None:
+    def __init__(self, network: nn.Module, target: SparsityTarget, rho: float) -> None:
         super().__init__()
         self.network, self.target = network, target
         self.layers = prunable_layers(network)
@@ -128,10 +128,10 @@ class DrawnNetwork(nn.Module):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Drawn(Objective):
+class _Drawn(TrainingLoss):
     """A robust loss plus the distance."""
 
-    inner: Objective
+    inner: TrainingLoss
     learner: DrawnNetwork
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:

@@ -13,11 +13,11 @@ from sparsemble.pruning.learned_mask import ScoredNetwork, masked
 from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores, fan_in
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -46,7 +46,7 @@ class RST(PruningMethod):
         if self.epochs < 1:
             raise InputError(f"epochs = {self.epochs} must be 1 or more")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Draw a network and learn its mask."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
@@ -63,7 +63,7 @@ class RST(PruningMethod):
             rng=context.rng,
             callbacks=context.callbacks,
             checkpoint=context.checkpoint,
-            computing=context.computing,
+            precision=context.precision,
         )
         mask = learner.final_mask()
         pruned = learner.plain()

@@ -14,12 +14,12 @@ from sparsemble.pruning.learned_mask import masked, plain_
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
 from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import Target
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -49,7 +49,7 @@ class TwinRep(PruningMethod):
                 "left is trained"
             )
 
-    def __call__(self, model: nn.Module, scores: Scores, target: Target, context: PruningContext) -> Pruned:
+    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
         """Train, mask, train on."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
@@ -64,7 +64,7 @@ class TwinRep(PruningMethod):
             rng=context.rng,
             callbacks=[_MaskAt(learner, self.prune_at), *context.callbacks],
             checkpoint=context.checkpoint,
-            computing=context.computing,
+            precision=context.precision,
         )
         mask = learner.mask()
         return Pruned(plain_(learner.network, learner.layers, masked=True), mask, history)
@@ -74,7 +74,7 @@ class TwinRep(PruningMethod):
 class TwinNetwork(nn.Module):
     """A network whose weights are products of two factors and a mask."""
 
-    def __init__(self, network: nn.Module, target: Target) -> None:
+    def __init__(self, network: nn.Module, target: SparsityTarget) -> None:
         super().__init__()
         self.network, self.target = network, target
         self.layers = prunable_layers(network)

@@ -1,0 +1,31 @@
+"""The whole team through another combiner."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
+from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule
+from sparsemble.core.types import Classifier, Images, Logits
+
+
+@final
+@surrogates.register("combined")
+@dataclass(frozen=True, kw_only=True)
+class Combined(Surrogate):
+    """All members, combined otherwise than deployed: another combiner weights the members' gradients otherwise."""
+
+    combine: Combiner
+    """Takes the place of the team's own."""
+
+    @property
+    def label(self) -> str:
+        """Name in results."""
+        return self.combine.name
+
+    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+        """Return the team with the other combiner."""
+
+        def classify(x: Images) -> Logits:
+            return self.combine(ensemble.member_logits(x))
+
+        return classify

@@ -1,0 +1,32 @@
+"""The deployed decision itself."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
+from sparsemble.core.dynamic import decide
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.types import Classifier, Images, Logits
+
+
+@final
+@surrogates.register("deployed")
+@dataclass(frozen=True, kw_only=True)
+class Deployed(Surrogate):
+    """Logits of the prefix that answers, as deployed: what a black-box attack should query.
+
+    Gradients flow through the prefix that answers, and see nothing of the decision to stop.
+    """
+
+    @property
+    def label(self) -> str:
+        """Name in results."""
+        return "deployed"
+
+    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+        """Return the deployed classifier."""
+
+        def classify(x: Images) -> Logits:
+            return decide(ensemble, x, stop).logits
+
+        return classify

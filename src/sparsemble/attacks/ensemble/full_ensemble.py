@@ -1,0 +1,24 @@
+"""The combined answer of all members."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.types import Classifier
+
+
+@final
+@surrogates.register("whole")
+@dataclass(frozen=True, kw_only=True)
+class FullEnsemble(Surrogate):
+    """The static team: all members, whatever the rule says."""
+
+    @property
+    def label(self) -> str:
+        """Name in results."""
+        return "whole"
+
+    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+        """Return the team itself."""
+        return ensemble

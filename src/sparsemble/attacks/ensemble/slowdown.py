@@ -1,0 +1,100 @@
+"""Make the team run as many members as can be."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Generator
+
+from sparsemble.attacks.ensemble.ranking import lead, log_stop_probability
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
+from sparsemble.attacks.pga import At, Value, check_ascent, climb, squash
+from sparsemble.core.dynamic import decide_known
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels, MemberLogits, PerImage
+
+
+@final
+@ensemble_attacks.register("slowdown")
+@dataclass(frozen=True, kw_only=True)
+class Slowdown(EnsembleAttack):
+    """Raises the expected number of members, and returns the point at which the deployed rule runs the most.
+
+    Climbs the log of the expected further members under the rule's mass, plus a little doubt (how near the two best
+    classes of the shorter prefixes are), which has a gradient where the mass has none left. With `keep_label` only
+    points at which the deployed answer is right count, and the clean image may be one of them; an image that the team
+    gets wrong everywhere on the path is free.
+
+    Source: the aim of Hong et al. 2021 (DeepSloth). Departs: our own loss, since a stopping rule here need not
+    compare confidence with a threshold.
+    """
+
+    aims_at_cost: ClassVar[bool] = True
+    keep_label: bool = False
+    """Whether the deployed answer must stay right, so that nobody sees the attack by its errors."""
+    doubt: float = 1.0
+    """Weight of the doubt of the shorter prefixes, >= 0."""
+    safety: float = 0.5
+    """With `keep_label`: lead of the true class, in nats, below which the steps turn to defend it, > 0."""
+    steps: int = 50
+    """Gradient steps from each start, >= 1."""
+    step_size: float = 0.1
+    """Length of a step in units of eps, > 0."""
+    restarts: int = 3
+    """Starts, >= 1: the clean image first, then random ones."""
+    label: str = ""
+    """Name in results; empty: the plug's name and steps."""
+
+    def __post_init__(self) -> None:
+        check_ascent(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
+        if self.doubt < 0 or not self.safety > 0:
+            raise InputError(f"doubt = {self.doubt:g} must be 0 or more and safety = {self.safety:g} above 0")
+        if not self.label:
+            object.__setattr__(self, "label", f"slowdown{self.steps}" + ("-keep_label" if self.keep_label else ""))
+
+    def perturb(
+        self, ensemble: Ensemble, stop: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Climb the cost."""
+        total = len(ensemble.members)
+
+        def value(images: Images, at: At) -> Value:
+            labels = y[at.rows]
+            member_logits = ensemble.member_logits(images)
+            loss = _further_members(member_logits, stop) + self.doubt * _doubt(member_logits, ensemble.combine)
+            output = decide_known(member_logits, ensemble.combine, stop)
+            rank = output.members_run + squash(loss.detach()) / 2
+            if self.keep_label:
+                ahead = lead(output.logits, labels)
+                loss = torch.where(ahead < self.safety, ahead, loss)
+                rank = rank - (total + 1) * (output.logits.argmax(1) != labels)
+            return Value(loss, rank)
+
+        return climb(
+            value,
+            x,
+            threat,
+            steps=self.steps,
+            step_size=self.step_size,
+            restarts=self.restarts,
+            rng=rng,
+            start=x,
+            enough=total - 0.5,
+        )
+
+
+def _further_members(member_logits: MemberLogits, stop: StoppingRule) -> PerImage:
+    """Return the log of the expected number of members after the first."""
+    later = torch.arange(1, len(member_logits), device=member_logits.device).log()
+    if not len(later):
+        return torch.zeros_like(member_logits[0, :, 0])
+    return (log_stop_probability(member_logits, stop)[1:] + later.unsqueeze(1)).logsumexp(0).to(member_logits.dtype)
+
+
+def _doubt(member_logits: MemberLogits, combine: Combiner) -> PerImage:
+    """Return how near the two best classes are, over the prefixes at which the rule could stop early; at most 0."""
+    shorter = range(1, max(len(member_logits), 2))
+    best = torch.stack([combine(member_logits[:m]).topk(2, dim=1).values for m in shorter])
+    return (best[..., 1] - best[..., 0]).mean(0)

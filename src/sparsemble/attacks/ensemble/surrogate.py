@@ -1,0 +1,23 @@
+"""The interface of surrogates: differentiable stand-ins for a deployed team."""
+
+from abc import abstractmethod
+
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.registry import Component, Registry
+from sparsemble.core.types import Classifier
+
+
+class Surrogate(Component):
+    """A differentiable classifier made of a team and its stopping rule; any attack can climb it."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name in results, with the settings that tell it from others of its kind."""
+
+    @abstractmethod
+    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+        """Return the classifier to attack."""
+
+
+surrogates: Registry[Surrogate] = Registry("surrogate", Surrogate)

@@ -1,0 +1,135 @@
+"""`sparsemble bench`: how long a sparse network takes in our engine and in the fastest dense ones."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from sparsemble.evaluation.latency import measure_latency
+from sparsemble.bench.verify_outputs import TorchEnsemble, agree
+from sparsemble.bench.engines import Timed, engine_versions, engines, left_out
+from sparsemble.bench.cold_start import first_use
+from sparsemble.bench.models import Asked, Subject, subject
+from sparsemble.pipeline.environment import machine, versions
+from sparsemble.runtime.predictor import Predictor
+from sparsemble.runtime.stopping import Never
+
+SCHEMA_VERSION = 2
+ENGINE, STATIC, EARLY = "sparsemble", "sparsemble, all members", "sparsemble, stopping early, {}"
+
+
+def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Time a network with drawn weights; interleaved rounds, medians and quartiles.
+
+    Args:
+        asked: network, mask and configurations.
+        command: what reproduces it.
+        tell: called with a sentence before each configuration, and on engines that are left out.
+
+    Returns:
+        `ratio`: time of the fastest dense engine over ours, for the first batch size and number of threads, of a team
+        while it stops early; `rows`: every engine in every configuration; `first_use`, if asked for.
+
+    Raises:
+        InputError: a network or mask that cannot be.
+        RunError: an engine that answers something else.
+    """
+    timed = subject(asked, tell)
+    for sentence in left_out():
+        tell(sentence)
+    rows = _rows(timed, asked, tell)
+    if asked.first_use:
+        tell("first answers, into empty cache folders")
+    return {
+        "schema": SCHEMA_VERSION,
+        "ratio": next(row["ratio"] for row in rows if row["engine"] == _ours(timed)),
+        "command": command,
+        "asked": asdict(asked),
+        "network": timed.facts,
+        "machine": machine(torch.device("cpu")),
+        "versions": versions() | engine_versions(),
+        "rows": rows,
+        **({"first_use": first_use(timed.network)} if asked.first_use else {}),
+    }
+
+
+def _rows(timed: Subject, asked: Asked, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Return every engine in every configuration, with the ratio to the fastest dense one beside it."""
+    torch_ensemble = TorchEnsemble(timed.team) if timed.team else None
+    rows = []
+    for threads in asked.threads:
+        for batch in asked.batches:
+            tell(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}")
+            found = _configuration(timed, torch_ensemble, batch, threads, asked)
+            dense = min(row["median_ms"] for row in found if row["dense"])
+            rows += [{**row, "ratio": dense / row["median_ms"]} for row in found]
+    return rows
+
+
+def _ours(timed: Subject) -> str:
+    """Return the row that the ratio is of."""
+    return EARLY.format(next(iter(timed.views))) if timed.team else ENGINE
+
+
+def _configuration(
+    timed: Subject, torch_ensemble: TorchEnsemble | None, batch: int, threads: int, asked: Asked
+) -> list[dict[str, Any]]:
+    image = timed.network.image
+    x = np.random.default_rng(asked.seed).random((batch, *image), dtype=np.float32)
+    every = engines(timed.network, batch, threads)
+    agree(every, x)
+    calls = {one.name: _call(one, x) for one in every}
+    run: dict[str, float] = {}
+    if timed.team and torch_ensemble:
+        whole = Predictor(timed.team, threads=threads, stop=Never())
+        early = Predictor(timed.team, threads=threads, stop=timed.stop)
+        calls[STATIC] = _predict(whole, x)
+        run[STATIC] = float(torch_ensemble.agrees(STATIC, whole, x, Never()).members_run.mean())
+        for what, images in timed.views.items():
+            name = EARLY.format(what)
+            calls[name] = _predict(early, images[:batch])
+            run[name] = float(torch_ensemble.agrees(name, early, images[:batch], timed.stop).members_run.mean())
+    times = measure_latency(calls, asked.rounds, warm_up=2)
+    dense = {one.name for one in every if one.dense}
+    return [
+        {
+            "engine": name,
+            "dense": name in dense,
+            "batch": batch,
+            "threads": threads,
+            **asdict(time),
+            "images_per_second": 1000 * batch / time.median_ms,
+            **({"members_run": run[name]} if name in run else {}),
+        }
+        for name, time in times.items()
+    ]
+
+
+def _predict(predictor: Predictor, x: NDArray[np.float32]) -> Callable[[], object]:
+    return lambda: predictor.predict(x)
+
+
+def _call(one: Timed, x: np.ndarray) -> Any:
+    return lambda: one.call(x)
+
+
+def bench_table(found: dict[str, Any]) -> Table:
+    """Return what was measured, for the terminal."""
+    columns = ("engine", "batch", "threads", "members run", "ms", "quartiles", "images/s", "ratio")
+    table = Table(*columns, box=None, header_style="bold")
+    for row in found["rows"]:
+        table.add_row(
+            row["engine"],
+            str(row["batch"]),
+            str(row["threads"]),
+            f"{row['members_run']:.2f}" if "members_run" in row else "",
+            f"{row['median_ms']:.2f}",
+            f"{row['low_quartile_ms']:.2f} to {row['high_quartile_ms']:.2f}",
+            f"{row['images_per_second']:.0f}",
+            f"{row['ratio']:.2f}",
+        )
+    return table

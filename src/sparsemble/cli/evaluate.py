@@ -1,0 +1,234 @@
+"""Commands that judge: attacks on a classifier, results side by side, times."""
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from sparsemble.cli.app import Device, Json, Out, Quiet, app, interrupt, need_train, say
+from sparsemble.cli.recipes import run_recipe
+from sparsemble.core.errors import InputError
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A run's folder, one of its artifacts, a packed team, a .safetensors file (with --model), "
+            "file.py:factory, or a recipe (then every row of its table).",
+        ),
+    ],
+    row: Annotated[str, typer.Option("--row", help="Row of a run's table; team_dynamic unless given.")] = "",
+    model: Annotated[str, typer.Option("--model", help="Architecture of a .safetensors file, as in resnet18.")] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="Data set, a table in TOML, or an .npz file; the target's own unless given.")
+    ] = "",
+    attacks: Annotated[
+        str, typer.Option("--attacks", help="Names with commas between them, or a list in TOML.")
+    ] = "autoattack",
+    transfer: Annotated[str, typer.Option("--transfer", help="Another TARGET, on which images are crafted, too.")] = "",
+    eps: Annotated[str, typer.Option("--eps", help="As in 8/255; the target's own unless given.")] = "",
+    norm: Annotated[str, typer.Option("--norm", help="linf or l2; the target's own unless given.")] = "",
+    images: Annotated[int, typer.Option("--images", help="Test images, drawn stratified; 0: all.")] = 0,
+    seed: Annotated[Optional[int], typer.Option("--seed", help="Of the attacks; 0 unless given.")] = None,  # noqa: UP045
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive/--no-adaptive", help="Add all attacks on teams and stopping rules.")
+    ] = True,
+    search: Annotated[str, typer.Option("--search", help="float32 or bfloat16; float32 always decides.")] = "float32",
+    shard: Annotated[int, typer.Option("--shard", help="Images attacked at once and kept together.")] = 100,
+    out: Out = None,
+    device: Device = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Attack a classifier, check the evaluation, and say how far to believe it.
+
+    Examples: [bold]sparsemble evaluate runs/digits[/], [bold]sparsemble evaluate mine.py:model --data cifar10[/]
+    """
+    need_train("evaluate")
+    from sparsemble.pipeline import evaluate_command as command
+    from sparsemble.pipeline.recipe import shipped
+
+    if target.endswith(".toml") or (target in shipped() and not Path(target).exists()):
+        given = {"row": row, "model": model, "data": data, "transfer": transfer, "eps": eps, "norm": norm}
+        changed = {
+            "images": images,
+            "json": json,
+            "attacks": attacks != "autoattack",
+            "search": search != "float32",
+            "shard": shard != 100,
+        }
+        _refuse_for_recipes({**given, **changed, "no-adaptive": not adaptive})
+        run_recipe(
+            target, out, [f"seed={seed}"] if seed is not None else [], "evaluate", {"device": device, "quiet": quiet}
+        )
+        return
+    asked = command.Asked(
+        target=target,
+        row=row,
+        model=model,
+        data=data,
+        attacks=attacks,
+        transfer=transfer,
+        eps=eps,
+        norm=norm,
+        images=images,
+        seed=seed or 0,
+        adaptive=adaptive,
+        search=search,
+        shard=shard,
+        out=out,
+        device=device,
+    )
+    signal.signal(signal.SIGTERM, interrupt)
+    console = Console(stderr=True, quiet=quiet)
+    plan = command.prepare(asked)
+    try:
+        result = command.run(plan, shlex.join(["sparsemble", *sys.argv[1:]]), console)
+    except KeyboardInterrupt:
+        say(console, f"stopped; finished shards are kept in {plan.folder}, run the same command to go on")
+        raise typer.Exit(1) from None
+    _show_result(result, plan.folder, "evaluation", json, quiet)
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="Files that evaluate left.")],
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for a page; none unless given.")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Set evaluations side by side: intervals, and paired tests on the same images.
+
+    Example: [bold]sparsemble compare dense/evaluation.json team/evaluation.json[/]
+    """
+    need_train("compare")
+    from sparsemble.pipeline.compare_command import compare_files
+
+    found = compare_files(results, out)
+    _show_result(found, out, "comparison", json, False)
+
+
+def _show_result(result: dict[str, Any], folder: Path | None, kind: str, json: bool, quiet: bool) -> None:
+    """Print a result as a table or as JSON, and where its page is."""
+    if json:
+        import json as format_
+
+        typer.echo(format_.dumps(result, indent=1))
+    elif not quiet:
+        from sparsemble.report import comparison_table, evaluation_table
+
+        Console().print(evaluation_table(result) if kind == "evaluation" else comparison_table(result))
+        if folder:
+            typer.echo(f"report: {folder / 'index.html'}")
+
+
+def _refuse_for_recipes(options: dict[str, object]) -> None:
+    """Refuse options that a recipe's evaluation would ignore.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for name, given in options.items():
+        if given:
+            raise InputError(
+                f"--{name} does not go with a recipe, which says itself how it is evaluated; name a run's folder, or "
+                "use `sparsemble run RECIPE --set evaluate...`"
+            )
+
+
+@app.command()
+def bench(
+    target: Annotated[
+        str, typer.Argument(metavar="[TARGET]", help="A packed team or an exported run; none: drawn weights.")
+    ] = "",
+    data: Annotated[str, typer.Option("--data", help="Images for TARGET; those of its recipe unless given.")] = "",
+    model: Annotated[str, typer.Option("--model", help="An architecture, or a table in TOML.")] = "resnet18",
+    sparsity: Annotated[float, typer.Option("--sparsity", help="In [0, 1).")] = 0.9,
+    granularity: Annotated[str, typer.Option("--granularity", help="weight, block, channel, or a table.")] = "weight",
+    mask: Annotated[str, typer.Option("--mask", help="uniform, erk, or a mask.safetensors.")] = "uniform",
+    members: Annotated[int, typer.Option("--members", help="Of a drawn team, >= 1.")] = 1,
+    members_run: Annotated[float, typer.Option("--members-run", help="Of a drawn team, on average.")] = 1.6,
+    batch: Annotated[str, typer.Option("--batch", help="Images at once, with commas between them.")] = "64",
+    threads: Annotated[str, typer.Option("--threads", help="With commas between them.")] = "1",
+    rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds, >= 2.")] = 7,
+    json: Annotated[Optional[Path], typer.Option("--json", help="File for the result.")] = None,  # noqa: UP045
+    plot: Annotated[Optional[Path], typer.Option("--plot", help="File for a plot, .png or .svg.")] = None,  # noqa: UP045
+    first_use: Annotated[
+        bool, typer.Option("--first-use", help="Time first answers with an empty cache, too; up to a minute.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time a sparse network or team in our engine, and the dense one in all that are installed (extra `bench`).
+
+    Examples: [bold]sparsemble bench --model resnet18 --sparsity 0.9 --batch 64 --threads 1[/],
+    [bold]sparsemble bench runs/digits --batch 1,64[/]
+    """
+    need_train("bench")
+    from sparsemble.core.artifacts import write_json
+    from sparsemble.bench.timing import bench as measure
+    from sparsemble.bench.timing import bench_table
+    from sparsemble.bench.cold_start import first_line
+    from sparsemble.bench.models import Asked
+
+    numbers = {}
+    for name, text in (("batch", batch), ("threads", threads)):
+        if not all(word.strip().isdigit() for word in text.split(",")):
+            raise InputError(f"--{name} = {text!r} must be whole numbers with commas between them, as in 1,64")
+        numbers[name] = tuple(int(word) for word in text.split(","))
+    console = Console(stderr=True, quiet=quiet)
+    asked = Asked(
+        target=target,
+        data=data,
+        model=model,
+        sparsity=sparsity,
+        granularity=granularity,
+        mask=mask,
+        members=members,
+        members_run=members_run,
+        batches=numbers["batch"],
+        threads=numbers["threads"],
+        rounds=rounds,
+        first_use=first_use,
+    )
+    _make_place(json, "--json")
+    _make_place(plot, "--plot", (".png", ".svg"))
+    found = measure(asked, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: say(console, text))
+    if json:
+        write_json(json, found)
+    if plot:
+        from sparsemble.report.bench import draw_bench
+
+        draw_bench(found, plot)
+    if not quiet:
+        Console().print(bench_table(found))
+        if first_use:
+            say(Console(), first_line(found["first_use"]))
+
+
+def _make_place(path: Path | None, option: str, endings: tuple[str, ...] = ()) -> None:
+    """Make the folder that a file shall go to, before the work that the file is of.
+
+    Raises:
+        InputError: no such file can be written.
+    """
+    if path is None:
+        return
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"{option} = {path} must end in {' or '.join(endings)}")
+    if path.is_dir():
+        raise InputError(f"{option} = {path} is a folder; name a file, as in {path / 'bench'}{(*endings, '.json')[0]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{option} = {path}: its folder cannot be made ({error.strerror}); name a file where you may write"
+        ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{option} = {path}: its folder cannot be written; name a file where you may write")

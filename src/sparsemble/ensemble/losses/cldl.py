@@ -1,0 +1,100 @@
+"""CLDL: what the EED supplement prints as GAL (eq. 33)."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels, MemberLogits
+from sparsemble.ensemble.checked import as_ensemble, check_not_negative
+from sparsemble.ensemble.crafting import each_on_its_own, images_for_members, member_losses
+from sparsemble.ensemble.losses.gal import cosines, loss_gradients
+from sparsemble.training.loss import LossOutput, TrainingLoss, in_full, training_losses
+
+SMALLEST = 1e-12
+
+
+@final
+@training_losses.register("cldl")
+@dataclass(frozen=True, kw_only=True)
+class CLDL(TrainingLoss):
+    """Members that learn softened labels of their own, far from each other's, with gradients that do not align.
+
+    mean_i KL(s_i || h_i) - alpha log mean_{i < j} exp JSD(s_i || s_j) + beta mean_{i < j} cos(grad_x KL_i, grad_x KL_j)
+    + adversarial mean_i CE_i(x_adv), averaged over images; a team of one has no pairs.
+
+    Source: EED supplement, eq. 33 (method.md E-22). Our reading, since s_i is only called a smoothed label there:
+    s_i = (1 - smoothing) onehot(y) + smoothing h_i(x), a constant where it is a target, and what the members move in
+    the JSD. Departs: the adversarial term.
+    """
+
+    needs_ensemble: ClassVar[bool] = True
+
+    alpha: float = 2.0
+    """Weight of the labels' distance, >= 0."""
+    beta: float = 0.5
+    """Weight of the gradients' alignment, >= 0."""
+    smoothing: float = 0.1
+    """Share of a label that is the member's own prediction, in (0, 1)."""
+    adversarial: float = 1.0
+    """Weight of the adversarial term, >= 0."""
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Finds the adversarial images."""
+    attack_ensemble: bool = False
+    """Craft one adversarial set on the whole team instead of one on each member."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(alpha=self.alpha, beta=self.beta, adversarial=self.adversarial)
+        if not 0 < self.smoothing < 1:
+            raise InputError(f"smoothing = {self.smoothing:g} must lie in (0, 1)")
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Return the loss of a batch."""
+        model = as_ensemble(model, self)
+        together, robust = None, x.new_zeros(())
+        if self.adversarial:
+            images = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_ensemble)
+            robust = member_losses(each_on_its_own(model, images), y).mean()
+            together = images[0] if self.attack_ensemble else None
+        leaf = x.detach().requires_grad_()
+        member_logits = model.member_logits(leaf)
+        labels = soft_labels(member_logits, y, self.smoothing)
+        divergences = kl(labels.detach(), in_full(member_logits).log_softmax(-1))
+        distance, alignment = log_distance(labels).mean(), x.new_zeros(())
+        if self.beta and len(member_logits) > 1:
+            alignment = cosines(loss_gradients(divergences, leaf)).mean()
+        clean = divergences.mean()
+        loss = clean - self.alpha * distance + self.beta * alignment + self.adversarial * robust
+        terms = {"clean": clean, "distance": distance, "alignment": alignment, "robust": robust}
+        return LossOutput(loss, {name: value.detach() for name, value in terms.items()}, together)
+
+
+def soft_labels(member_logits: MemberLogits, y: Labels, smoothing: float) -> Tensor:
+    """Return s_i, (M, B, K)."""
+    probabilities = in_full(member_logits).softmax(-1)
+    hard = F.one_hot(y, probabilities.shape[-1]).to(probabilities.dtype)
+    return (1 - smoothing) * hard + smoothing * probabilities
+
+
+def kl(p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) in nats over the last axis."""
+    return (p * (p.clamp_min(SMALLEST).log() - log_q)).sum(-1)
+
+
+def log_distance(labels: Tensor) -> Tensor:
+    """Return the log of the mean exp JSD over pairs of members, for every image (B); 0 without pairs."""
+    found = []
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        log_middle = ((labels[i] + labels[j]) / 2).clamp_min(SMALLEST).log()
+        found.append((kl(labels[i], log_middle) + kl(labels[j], log_middle)) / 2)
+    if not found:
+        return labels.new_zeros(labels.shape[1])
+    return torch.logsumexp(torch.stack(found), 0) - math.log(len(found))

@@ -1,0 +1,91 @@
+"""EED's loss of a team (main paper, eqs. 14-19)."""
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels
+from sparsemble.ensemble.checked import as_ensemble, check_not_negative
+from sparsemble.ensemble.features import soft_nonzero, watch_activations
+from sparsemble.ensemble.losses.dverge import DVERGE
+from sparsemble.training.loss import LossOutput, TrainingLoss, craft, training_losses
+
+LARGEST_WRONG = 0.99
+EDGE = 0.05
+
+
+@final
+@training_losses.register("eed")
+@dataclass(frozen=True, kw_only=True)
+class EED(TrainingLoss):
+    """L_E + omega L_R + gamma L_C: robust and diverse members, no confident mistakes, compact weights and activations.
+
+    L_R = mean of psi (-log(1 - min(p*, 0.99))), with p* the highest wrong-class probability of any member on images
+    crafted against the team and psi = 1 where the team errs on them. L_C = lambda1 mean_i ||W_i||_1 / ||M_i||_0
+    + lambda2 mean over members and ReLUs of the smooth share of active units.
+
+    Source: EED main paper, eqs. 14-19, in the form of method.md 2.6 (E-11 to E-14).
+    """
+
+    needs_ensemble: ClassVar[bool] = True
+
+    base: TrainingLoss = DVERGE()
+    """L_E, with its diversity term."""
+    omega: float = 10.0
+    """Weight of L_R, >= 0."""
+    gamma: float = 4.0
+    """Weight of L_C, >= 0."""
+    lambda1: float = 0.7
+    """Share of the weights in L_C, >= 0."""
+    lambda2: float = 0.25
+    """Share of the activations in L_C, >= 0."""
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Crafts the images of L_R against the team, where `base` has not already done so."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(omega=self.omega, gamma=self.gamma, lambda1=self.lambda1, lambda2=self.lambda2)
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Return the loss of a batch."""
+        model = as_ensemble(model, self)
+        output = self.base(model, x, y, threat, rng=rng)
+        x_adv = output.adversarial
+        if x_adv is None and (self.omega or self.gamma):
+            x_adv = craft(model, self.attack, x, y, threat, rng=rng)
+        if x_adv is None:
+            return output
+        with contextlib.ExitStack() as stack:
+            activations = stack.enter_context(watch_activations(model)) if self.gamma * self.lambda2 else []
+            member_logits = model.member_logits(x_adv)
+        mistakes = misclassification(member_logits, model.combine(member_logits), y)
+        compact = self.lambda1 * mean_weight(model)
+        if activations:
+            compact = compact + self.lambda2 * torch.stack([soft_nonzero(a, EDGE) for a in activations]).mean()
+        loss = output.loss + self.omega * mistakes + self.gamma * compact
+        terms = {"misclassification": mistakes.detach(), "compactness": compact.detach()}
+        return replace(output, loss=loss, terms={**output.terms, **terms}, adversarial=x_adv)
+
+
+def misclassification(member_logits: Tensor, ensemble_logits: Tensor, y: Labels) -> Tensor:
+    """L_R: minus log of one minus the highest wrong probability of any member, on images the team gets wrong."""
+    wrong = member_logits.softmax(-1).scatter(2, y.expand(len(member_logits), -1).unsqueeze(-1), 0.0)
+    highest = wrong.amax((0, 2)).clamp_max(LARGEST_WRONG)
+    errs = (ensemble_logits.argmax(1) != y).to(highest.dtype)
+    return (errs * -torch.log1p(-highest)).mean()
+
+
+def mean_weight(model: Ensemble) -> Tensor:
+    """Return the mean absolute kept weight, averaged over members."""
+    means = []
+    for member in model.members:
+        weights = [m.weight for m in member.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        kept = sum(int((w != 0).sum()) for w in weights)
+        means.append(torch.stack([w.abs().sum() for w in weights]).sum() / kept)
+    return torch.stack(means).mean()

@@ -1,0 +1,80 @@
+"""GAL: gradient alignment loss (Kariyappa and Qureshi 2019)."""
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels
+from sparsemble.ensemble.checked import as_ensemble, check_not_negative
+from sparsemble.ensemble.crafting import each_on_its_own, images_for_members, member_losses
+from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
+
+
+@final
+@training_losses.register("gal")
+@dataclass(frozen=True, kw_only=True)
+class GAL(TrainingLoss):
+    """Members whose losses rise in different directions of the image.
+
+    mean_i CE_i(x) + lambda_ log sum_{i < j} exp cos(grad_x CE_i, grad_x CE_j) + adversarial mean_i CE_i(x_adv), the
+    middle term averaged over images; its gradient is of second order. A team of one has no middle term.
+
+    Source: Kariyappa and Qureshi 2019, eq. 7, with the adversarial term of DVERGE's comparison (method.md section 6).
+    Departs: members keep their ReLUs (theirs: leaky ones).
+    """
+
+    needs_ensemble: ClassVar[bool] = True
+
+    lambda_: float = 0.5
+    """Weight of the alignment, >= 0."""
+    adversarial: float = 1.0
+    """Weight of the adversarial term, >= 0; 0 is their original, which no strong attack respects."""
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Finds the adversarial images."""
+    attack_ensemble: bool = False
+    """Craft one adversarial set on the whole team instead of one on each member."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(lambda_=self.lambda_, adversarial=self.adversarial)
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Return the loss of a batch."""
+        model = as_ensemble(model, self)
+        together, robust = None, x.new_zeros(())
+        if self.adversarial:
+            images = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_ensemble)
+            robust = member_losses(each_on_its_own(model, images), y).mean()
+            together = images[0] if self.attack_ensemble else None
+        leaf = x.detach().requires_grad_()
+        losses = member_losses(model.member_logits(leaf), y)
+        alignment = log_alignment(loss_gradients(losses, leaf)).mean() if self.lambda_ else x.new_zeros(())
+        clean = losses.mean()
+        terms = {"clean": clean.detach(), "robust": robust.detach(), "alignment": alignment.detach()}
+        return LossOutput(clean + self.lambda_ * alignment + self.adversarial * robust, terms, together)
+
+
+def loss_gradients(losses: Tensor, x: Images) -> Tensor:
+    """Return the gradient of every member's loss (M, B) at every image, (M, B, C H W), itself differentiable."""
+    found = [torch.autograd.grad(one.sum(), x, create_graph=True)[0].flatten(1) for one in losses]
+    return torch.stack(found)
+
+
+def cosines(gradients: Tensor) -> Tensor:
+    """Return the cosine of every pair of members, (pairs, B); (0, B) for one member."""
+    pairs = list(itertools.combinations(range(len(gradients)), 2))
+    if not pairs:
+        return gradients.new_zeros(0, gradients.shape[1])
+    return torch.stack([F.cosine_similarity(gradients[i], gradients[j], dim=1, eps=1e-12) for i, j in pairs])
+
+
+def log_alignment(gradients: Tensor) -> Tensor:
+    """Return log sum exp of the pairs' cosines for every image (B); 0 without pairs."""
+    found = cosines(gradients)
+    return torch.logsumexp(found, 0) if len(found) else gradients.new_zeros(gradients.shape[1])

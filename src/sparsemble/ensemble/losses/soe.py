@@ -1,0 +1,71 @@
+"""SoE: synergy of experts (Cui et al. 2022)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels, MemberLogits
+from sparsemble.ensemble.checked import as_ensemble, check_above_zero, check_not_negative
+from sparsemble.ensemble.crafting import member_losses
+from sparsemble.training.loss import LossOutput, TrainingLoss, craft, in_full, training_losses
+
+EDGE = 1e-6
+"""Probabilities are held this far from 0 and 1."""
+
+
+@final
+@training_losses.register("soe")
+@dataclass(frozen=True, kw_only=True)
+class SoE(TrainingLoss):
+    """Members that share the work: on each image the best one learns most, and the others learn not to be sure.
+
+    For images crafted against each member in turn: - sigma log sum_j exp(-CE_j / sigma), plus `honesty` times
+    sum_j BCE(g_j, p_j(y)) with g_j the confidence of member j and p_j(y), a constant, its probability of the true
+    class; averaged over images and over whom they were crafted against.
+
+    Source: Cui et al. 2022; EED supplement, eq. 35, as method.md section 6 states it. Departs: g_j is the member's
+    highest probability; theirs is that times an auxiliary head, which a deployed member here does not have. Use it
+    with the combiner `maximum`, which lets the surest member answer.
+    """
+
+    needs_ensemble: ClassVar[bool] = True
+
+    sigma: float = 1.0
+    """Temperature of the shares, > 0; near 0 the best member learns alone."""
+    honesty: float = 1.0
+    """Weight of the confidence term, >= 0."""
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Finds the adversarial images."""
+
+    def __post_init__(self) -> None:
+        check_above_zero(sigma=self.sigma)
+        check_not_negative(honesty=self.honesty)
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Return the loss of a batch."""
+        model = as_ensemble(model, self)
+        images = [craft(model, self.attack, x, y, threat, rng=rng, target=member) for member in model.members]
+        labels = y.repeat(len(images))
+        member_logits = model.member_logits(torch.cat(images))
+        shared = shared_loss(member_logits, labels, self.sigma).mean()
+        honest = confidence_loss(member_logits, labels).sum(0).mean()
+        terms = {"shared": shared.detach(), "confidence": honest.detach()}
+        return LossOutput(shared + self.honesty * honest, terms)
+
+
+def shared_loss(member_logits: MemberLogits, y: Labels, sigma: float) -> Tensor:
+    """Return -sigma log sum_j exp(-CE_j / sigma) for every image (B)."""
+    return -sigma * torch.logsumexp(-member_losses(member_logits, y) / sigma, 0)
+
+
+def confidence_loss(member_logits: MemberLogits, y: Labels) -> Tensor:
+    """Return the binary cross-entropy (M, B) between confidence and the probability of the true class."""
+    probabilities = in_full(member_logits).softmax(-1).clamp(EDGE, 1 - EDGE)
+    true = probabilities.gather(2, y.expand(len(member_logits), -1)[..., None])[..., 0]
+    return F.binary_cross_entropy(probabilities.amax(-1), true.detach(), reduction="none")

@@ -1,0 +1,52 @@
+"""How the logits of the members that ran become one answer; the twins of `ensemble/combiners`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemble.runtime.errors import RuntimeInputError
+
+Logits = NDArray[Any]
+"""(B, K), or (m, B, K) of the first m members; float32 or float64."""
+Combine = Callable[[Logits], Logits]
+"""From (m, B, K) to log-probabilities (B, K)."""
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """Return log-probabilities over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    found: Logits = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
+
+
+def log_mean(values: Logits) -> Logits:
+    """Return the log of the mean of exponentials over the first axis."""
+    highest = values.max(0)
+    found: Logits = np.log(np.exp(values - highest).mean(0)) + highest
+    return found
+
+
+def combiner(settings: Mapping[str, Any]) -> Combine:
+    """Return a combiner by its name and settings.
+
+    Raises:
+        Refused: a name or setting that is not known.
+    """
+    name, rest = settings.get("name"), {key: value for key, value in settings.items() if key != "name"}
+    if name == "soft_vote":
+        temperature = rest.pop("temperature", 0.5)
+        if not isinstance(temperature, int | float) or not 0 < temperature <= 1:
+            raise RuntimeInputError(f"temperature = {temperature!s:.60} must be above 0 and at most 1")
+    if rest:
+        raise RuntimeInputError(f'combiner "{name!s:.60}" has no setting "{next(iter(rest)):.60}"')
+    known: dict[Any, Combine] = {
+        "mean_probability": lambda logits: log_mean(log_softmax(logits)),
+        "mean_logit": lambda logits: log_softmax(logits.mean(0)),
+        "maximum": lambda logits: log_softmax(log_softmax(logits).max(0)),
+        "soft_vote": lambda logits: log_mean(log_softmax(logits / temperature)),
+    }
+    if not isinstance(name, str) or name not in known:
+        raise RuntimeInputError(f'combiner "{name!s:.60}" is not known; known are {", ".join(known)}')
+    return known[name]

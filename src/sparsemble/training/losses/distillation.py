@@ -1,0 +1,92 @@
+"""Robust distillation (Goldblum et al. 2020)."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Generator, nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.losses.kl import KL
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.training.loss import (
+    AdversarialLoss,
+    LossOutput,
+    check_smoothing,
+    craft,
+    cross_entropy,
+    in_full,
+    training_losses,
+)
+
+
+@final
+@training_losses.register("distillation")
+@dataclass(frozen=True, kw_only=True)
+class Distillation(AdversarialLoss):
+    """Nearness of the worst nearby answer to a teacher's clean one; the teacher is the dense parent.
+
+    alpha T^2 KL(teacher(x) || model(x_adv)), both at temperature T, plus (1 - alpha) CE(model(x), y).
+
+    Source: Goldblum et al. 2020 (ARD), with the defaults of their code. Departs: the divergence is summed over classes,
+    where their code averages; with alpha = 1 no clean images pass the model.
+    """
+
+    alpha: float = 1.0
+    """Share of the teacher in the loss, in [0, 1]; the rest is cross-entropy on clean images."""
+    temperature: float = 30.0
+    """What logits are divided by before they are compared, > 0."""
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Finds the nearby image."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, in [0, 1)."""
+    batch_norm: Literal["eval", "train"] = "eval"
+    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+
+    # No setting: a recipe cannot name it, and what is learned from is an input of the stage.
+    _teacher: ClassVar[Any] = None
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha = {self.alpha:g} must lie in [0, 1]")
+        if not self.temperature > 0:
+            raise InputError(f"temperature = {self.temperature:g} must be above 0")
+
+    def with_teacher(self, teacher: Classifier) -> "Distillation":
+        """Return an equal objective that knows its teacher."""
+        taught = copy.copy(self)
+        object.__setattr__(taught, "_teacher", teacher)
+        return taught
+
+    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
+        """Attack the model.
+
+        Raises:
+            InputError: there is no teacher.
+        """
+        self._known_teacher()
+        return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
+
+    def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
+        """Return the mean loss."""
+        teacher = self._known_teacher()
+        with torch.no_grad():
+            wanted = in_full(teacher(x)) / self.temperature
+        answer = in_full(model(x_adv)) / self.temperature
+        distance = self.temperature**2 * KL()(answer, wanted, y).mean()
+        loss, terms = self.alpha * distance, {"distance": distance.detach()}
+        if self.alpha < 1:
+            natural = cross_entropy(model(x), y, self.label_smoothing)
+            loss, terms["natural"] = loss + (1 - self.alpha) * natural, natural.detach()
+        return LossOutput(loss, terms, x_adv)
+
+    def _known_teacher(self) -> Classifier:
+        if self._teacher is None:
+            raise InputError("distillation needs a teacher; use it where sparse models of a dense parent are trained")
+        teacher: Classifier = self._teacher
+        return teacher

@@ -1,0 +1,48 @@
+"""Fast adversarial training: one step from a random start (Wong et al. 2020)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+from torch import Generator, nn
+
+from sparsemble.attacks.fgsm import FGSM
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images, Labels
+from sparsemble.training.loss import AdversarialLoss, LossOutput, check_smoothing, craft, cross_entropy, training_losses
+
+
+@final
+@training_losses.register("fgsm_rs")
+@dataclass(frozen=True, kw_only=True)
+class FGSMRS(AdversarialLoss):
+    """Cross-entropy on an image one steepest step from a random start; cheap, and may collapse late in training.
+
+    Source: Wong et al. 2020, algorithm 3. Departs: BatchNorm is in eval mode while crafting unless set otherwise;
+    their code crafts in train mode and moves the running statistics.
+    """
+
+    step_size: float = 1.25
+    """Length of the step in units of eps, > 0."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, in [0, 1)."""
+    batch_norm: Literal["eval", "train"] = "eval"
+    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+        if not self.step_size > 0:
+            raise InputError(f"step_size = {self.step_size:g} must be above 0 (it is in units of eps)")
+
+    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
+        """Step once from a random allowed image, and back into the threat model."""
+        attack = FGSM(step_size=self.step_size, random_start=True)
+        return craft(model, attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
+
+    def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
+        """Return the mean cross-entropy on adversarial images."""
+        return LossOutput(cross_entropy(model(x_adv), y, self.label_smoothing), adversarial=x_adv)
+
+    def with_weaker_attack(self, factor: float) -> "FGSMRS":
+        """Return this objective with a smaller step."""
+        return replace(self, step_size=self.step_size * factor)

@@ -1,0 +1,62 @@
+"""N-FGSM: one step from strong noise, not clipped back (de Jorge et al. 2022)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+from torch import Generator, nn
+
+from sparsemble.attacks.fgsm import FGSM
+from sparsemble.core.errors import InputError
+from sparsemble.core.threat import LARGEST_EPS, ThreatModel
+from sparsemble.core.types import Images, Labels
+from sparsemble.training.loss import AdversarialLoss, LossOutput, check_smoothing, craft, cross_entropy, training_losses
+
+
+@final
+@training_losses.register("n_fgsm")
+@dataclass(frozen=True, kw_only=True)
+class NFGSM(AdversarialLoss):
+    """Cross-entropy on an image one steepest step from a noisy one; cheap, and steadier than a clipped step.
+
+    x_adv = n + step_size eps sign(gradient at n), with n = x + noise eps U(-1, 1); both in [0, 1], and x_adv outside
+    the threat model where noise and step say so.
+
+    Source: de Jorge et al. 2022, algorithm 1. Departs: BatchNorm is in eval mode while crafting unless set
+    otherwise; for l2, which they do not treat, n is uniform in the ball of radius noise eps.
+    """
+
+    noise: float = 2.0
+    """Largest noise in units of eps, >= 0; k of the paper."""
+    step_size: float = 1.0
+    """Length of the step in units of eps, > 0."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, in [0, 1)."""
+    batch_norm: Literal["eval", "train"] = "eval"
+    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+        if not (self.noise >= 0 and self.step_size > 0):
+            raise InputError(
+                f"noise = {self.noise:g} must be 0 or more and step_size = {self.step_size:g} above 0 "
+                "(they are in units of eps)"
+            )
+
+    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
+        """Draw noise, and step once from there."""
+        noisy = _scaled(threat, self.noise).random_start(x, rng)
+        step = _scaled(threat, self.step_size)
+        return craft(model, FGSM(), noisy, y, step, rng=rng, batch_norm=self.batch_norm)
+
+    def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
+        """Return the mean cross-entropy on adversarial images."""
+        return LossOutput(cross_entropy(model(x_adv), y, self.label_smoothing), adversarial=x_adv)
+
+    def with_weaker_attack(self, factor: float) -> "NFGSM":
+        """Return this objective with more noise, the authors' own remedy; a smaller step made collapses worse."""
+        return replace(self, noise=max(self.noise / factor, 1.0))
+
+
+def _scaled(threat: ThreatModel, factor: float) -> ThreatModel:
+    """Return the threat model with a multiple of its radius, no wider than images are."""
+    return replace(threat, eps=min(factor * threat.eps, LARGEST_EPS[threat.norm]))

@@ -1,0 +1,29 @@
+"""Falls by a factor at milestones."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.core.errors import InputError
+from sparsemble.training.schedule import LRSchedule, lr_schedules
+
+
+@final
+@lr_schedules.register("multi_step")
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(LRSchedule):
+    """Multiplies the rate by `factor` at each milestone; the paper's schedule (its milestones are not given)."""
+
+    factor: float = 0.2
+    """What each milestone multiplies the rate by; the paper's lists fall by 5."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of training at which the rate falls."""
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise InputError(f"factor = {self.factor:g} must be above 0")
+        if not all(0 < milestone < 1 for milestone in self.milestones):
+            raise InputError(f"milestones = {list(self.milestones)} must lie in (0, 1): shares of training, not epochs")
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this share of training."""
+        return float(self.factor ** sum(progress >= milestone for milestone in self.milestones))

@@ -1,0 +1,27 @@
+"""Linear rise and fall (Smith & Topin 2018)."""
+
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.core.errors import InputError
+from sparsemble.training.schedule import LRSchedule, lr_schedules
+
+
+@final
+@lr_schedules.register("one_cycle")
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(LRSchedule):
+    """Rises linearly from 4 % of the peak, then falls linearly to 0."""
+
+    rise: float = 0.3
+    """Share of training in which the rate rises, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rise < 1:
+            raise InputError(f"rise = {self.rise:g} must lie in (0, 1): a share of training")
+
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this share of training."""
+        if progress < self.rise:
+            return 0.04 + 0.96 * progress / self.rise
+        return (1 - progress) / (1 - self.rise)

@@ -37,8 +37,8 @@ from sparsemble.models.resnet import ResNet
 from sparsemble.training.batches import Batches
 from sparsemble.training.fit import fit
 from sparsemble.training.losses.pgd_at import PGDAT
-from sparsemble.training.schedule import Schedule
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
+from sparsemble.training.schedule import Schedule
 
 SEED = 0
 SAME_SPEED = 1.25
@@ -110,7 +110,7 @@ def trained(data: Dataset, threat: ThreatModel, work: Path, epochs: int) -> nn.M
             model,
             PGDAT(attack=TRAINING_ATTACK),
             Batches(split=data.train, batch_size=64, augmentation=data.augmentation),
-            Schedule(rate=0.2, decay=OneCycle()),
+            Schedule(learning_rate=0.2, lr_schedule=OneCycle()),
             epochs=epochs,
             threat=threat,
             rng=seeded(SEED),

@@ -32,7 +32,7 @@ def stored(run: Path) -> list[HeldOut]:
     for path in sorted(run.glob("calibrate-*/logits.safetensors")):
         tensors = load_file(path)
         y, clean = tensors.pop("labels"), tensors.pop("clean")
-        found.append(HeldOut(clean=clean, attacked=tensors, y=y, combine=combiners.build("mean_probability")))
+        found.append(HeldOut(clean=clean, attacked=tensors, y=y, combiner=combiners.build("mean_probability")))
     return found
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         for one in sets * SPLITS:
             mixed = torch.randperm(len(one.y), generator=rng)
             first, second = (part(one, half) for half in mixed.chunk(2))
-            rule = calibrate(stopping_rules.build(name), first, max_accuracy_drop=DROP).stop
+            rule = calibrate(stopping_rules.build(name), first, max_accuracy_drop=DROP).rule
             seen.append((judged(rule, second), judged(Never(), second)))
         clean = sum(rule.clean - never.clean for rule, never in seen) / len(seen)
         worst = sum(rule.worst_case - never.worst_case for rule, never in seen) / len(seen)

@@ -20,12 +20,12 @@ from sparsemble.evaluation.statistics import paired_mean_difference
 from sparsemble.report.summary import NAMES
 
 PAIRS = (
-    ("team_static", "harp"),
-    ("team_dynamic", "harp"),
-    ("team_static", "dense"),
-    ("team_dynamic", "dense"),
-    ("team_dynamic", "best_member"),
-    ("team_static", "small_dense"),
+    ("ensemble_static", "harp"),
+    ("ensemble_dynamic", "harp"),
+    ("ensemble_static", "dense"),
+    ("ensemble_dynamic", "dense"),
+    ("ensemble_dynamic", "best_member"),
+    ("ensemble_static", "small_dense"),
 )
 
 

@@ -1,12 +1,12 @@
 """Compare recipes of the digits without touching its test images.
 
-python benchmarks/cross_validate.py --row team --out runs/folds                                   # the recipe as it is
-python benchmarks/cross_validate.py --row team --name three --set team_size=3 --out runs/folds
-python benchmarks/cross_validate.py --out runs/folds --against "team recipe"                       # only the table
+python benchmarks/cross_validate.py --row ensemble --out runs/folds  # the recipe as it is
+python benchmarks/cross_validate.py --row ensemble --name three --set members=3 --out runs/folds
+python benchmarks/cross_validate.py --out runs/folds --against "ensemble recipe"                       # only the table
 
 The 1,297 training and held-out images are dealt into five folds. Each fold is once what is judged, with a seed of its
 own, while the rest trains (and holds out 100 images to choose with), so every one of the 1,297 images is judged once,
-and chance in training is averaged, too. Rows: dense, single (the row "harp" of a run, whatever its method) and team
+and chance in training is averaged, too. Rows: dense, single (the row "harp" of a run, whatever its method) and ensemble
 (all members), under PGD-50 with two losses. Stages are kept in OUT, one folder a fold, and a name is judged once:
 other settings need another name. A whole run there (`sparsemble run digits --set seed=100 --set "data={name='arrays',
 path='OUT/fold0.npz', held_out=100}" --out OUT/fold0`) adds its rows, under the adaptive union. The interval of a
@@ -28,13 +28,13 @@ from sparsemble.core import seeded
 from sparsemble.core.artifacts import Artifact
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.data.digits import Digits
+from sparsemble.pipeline.baselines import load_ensemble
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.method import lay_out
+from sparsemble.pipeline.model_io import load_model
 from sparsemble.pipeline.progress import PlainProgress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
-from sparsemble.pipeline.baselines import load_ensemble
 from sparsemble.pipeline.stage import dataset
-from sparsemble.pipeline.model_io import load_model
 
 FOLDS = 5
 HELD_OUT = 100
@@ -71,13 +71,17 @@ def made(recipe: Recipe, row: str, folder: Path) -> nn.Module:
     """Train what the row needs, where that is not there yet, and return it."""
     cpu = torch.device("cpu")
     stages, pool = lay_out(recipe)
-    task = stages[{"dense": "dense", "single": "harp", "team": "team"}[row]]
-    needed = [stages["dense"], task] if row != "team" else [stages["dense"], *pool.values(), stages["select"], task]
+    task = stages[{"dense": "dense", "single": "harp", "ensemble": "ensemble"}[row]]
+    needed = [stages["dense"], task] if row != "ensemble" else [stages["dense"], *pool.values(), stages["select"], task]
     missing = [one for one in dict.fromkeys(needed) if not (folder / one.folder).is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
     LocalEngine(folder, 1, "cpu", PlainProgress(Console(quiet=True), missing, None)).run(missing)
     artifact = Artifact(folder / task.folder)
-    return load_ensemble(artifact, recipe.ensemble.combine, cpu) if row == "team" else load_model(artifact, cpu).eval()
+    return (
+        load_ensemble(artifact, recipe.ensemble.combiner, cpu)
+        if row == "ensemble"
+        else load_model(artifact, cpu).eval()
+    )
 
 
 def judge(model: nn.Module, recipe: Recipe) -> np.ndarray:
@@ -125,10 +129,10 @@ def table(found: Lines, against: str) -> str:
 def main() -> None:
     """Judge one row of one recipe on some folds, then print the table."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--row", choices=["dense", "single", "team"])
+    asked.add_argument("--row", choices=["dense", "single", "ensemble"])
     asked.add_argument("--recipe", default="digits", help="a recipe of the digits")
     asked.add_argument("--name", default="recipe", help="what the line of the table is called")
-    asked.add_argument("--members", type=int, default=0, help="judge only so many of the team's members; 0: all")
+    asked.add_argument("--members", type=int, default=0, help="judge only so many of the ensemble's members; 0: all")
     asked.add_argument("--against", default="dense recipe", help="the line that the others are compared with")
     asked.add_argument("--set", action="append", default=[], dest="settings")
     asked.add_argument("--folds", type=int, nargs="*", default=list(range(FOLDS)))
@@ -149,7 +153,7 @@ def main() -> None:
         recipe = load_recipe(given.recipe, settings)[1]
         model = made(recipe, given.row, given.out / f"fold{fold}")
         if given.members and isinstance(model, Ensemble):
-            model = Ensemble(model.members[: given.members], model.combine)
+            model = Ensemble(model.members[: given.members], model.combiner)
         right = judge(model, recipe)
         np.savez(path, right=right)
         print(path.stem, 100 * right.mean(axis=1), flush=True)

@@ -34,11 +34,11 @@ from sparsemble.models.architecture import build_model
 from sparsemble.models.resnet import ResNet
 from sparsemble.pipeline.environment import processor
 from sparsemble.training.batches import Batches
-from sparsemble.training.precision import Precision
 from sparsemble.training.fit import fit
 from sparsemble.training.losses.pgd_at import PGDAT
-from sparsemble.training.schedule import Schedule
 from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.precision import Precision
+from sparsemble.training.schedule import Schedule
 
 EPS = 8 / 255
 BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -86,14 +86,14 @@ def our_loop(
     model: nn.Module, split: TensorSplit, batch: int, steps: int, device: str, precision: Precision
 ) -> Callable[[], None]:
     """Return a function that trains one epoch through `fit`."""
-    objective = PGDAT(attack=PGD(steps=steps, step_size=2.5 / steps, keep_best=False))
+    training_loss = PGDAT(attack=PGD(steps=steps, step_size=2.5 / steps, keep_best=False))
     batches = Batches(split=split.to(device), batch_size=batch, augmentation=Augmentation(crop=4, flip=True))
-    schedule = Schedule(rate=0.01, batch_size=batch, decay=Cosine())
+    schedule = Schedule(learning_rate=0.01, batch_size=batch, lr_schedule=Cosine())
 
     def epoch() -> None:
         fit(
             model,
-            objective,
+            training_loss,
             batches,
             schedule,
             epochs=1,
@@ -110,11 +110,11 @@ def contenders(model: nn.Module, split: TensorSplit, chosen: argparse.Namespace)
     settings = {
         "ours, float32 NCHW": Precision(channels_last=False),
         "ours, float32": Precision(),
-        "ours, bfloat16": Precision(precision="bfloat16"),
+        "ours, bfloat16": Precision(dtype="bfloat16"),
     }
     if chosen.compile:
         settings["ours, float32, compiled"] = Precision(compile=True)
-        settings["ours, bfloat16, compiled"] = Precision(precision="bfloat16", compile=True)
+        settings["ours, bfloat16, compiled"] = Precision(dtype="bfloat16", compile=True)
     common = (split, chosen.batch, chosen.steps, chosen.device)
     rows = {"plain loop": plain_loop(copy.deepcopy(model), *common)}
     return rows | {name: our_loop(copy.deepcopy(model), *common, value) for name, value in settings.items()}

@@ -20,7 +20,7 @@ from sparsemble.pruning import (
     Pruned,
     PruningContext,
     PruningMethod,
-    LoadedModel,
+    SparsityTarget,
     prunable_layers,
     pruning_methods,
     pruning_scores,
@@ -36,7 +36,7 @@ SHAPE = (1, 8, 8)
 METHODS = sorted(pruning_methods.components)
 GRANULARITIES = {"weight": 0.7, "n_m": 0.5, "block": 0.7, "channel": 0.6}
 """Each with a sparsity that it reaches."""
-OBJECTIVES = ["natural", "madry", "trades", "mart", "n_fgsm", "fgsm_rs", "weight_perturbation", "distillation"]
+OBJECTIVES = ["standard", "pgd_at", "trades", "mart", "n_fgsm", "fgsm_rs", "awp", "distillation"]
 
 
 def quick(name: str, **more: Any) -> PruningMethod:
@@ -53,10 +53,10 @@ def make() -> nn.Module:
     return model.eval()
 
 
-def context(objective: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
+def context(training_loss: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
     images = torch.rand(48, *SHAPE, generator=seeded(1))
     batches = Batches(split=TensorSplit(images, torch.arange(48) % 4), batch_size=16)
-    given = {"batches": batches, "objective": objective, "threat": ThreatModel(eps=0.1), "rng": seeded(2)}
+    given = {"batches": batches, "objective": training_loss, "threat": ThreatModel(eps=0.1), "rng": seeded(2)}
     return PruningContext(**{**given, "held_out": lambda model: {"held_out_clean": 0.5, "held_out_robust": 0.4}} | more)
 
 
@@ -64,11 +64,11 @@ def magnitudes(model: nn.Module) -> dict[str, Tensor]:
     return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
 
 
-def target(model: nn.Module, sparsity: float, granularity: str = "weight") -> LoadedModel:
-    return LoadedModel(graph=Graph(model, SHAPE), sparsity=sparsity, granularity=granularities.build(granularity))
+def target(model: nn.Module, sparsity: float, granularity: str = "weight") -> SparsityTarget:
+    return SparsityTarget(graph=Graph(model, SHAPE), sparsity=sparsity, granularity=granularities.build(granularity))
 
 
-def check(model: nn.Module, before: dict[str, Tensor], asked: LoadedModel, pruned: Pruned) -> None:
+def check(model: nn.Module, before: dict[str, Tensor], asked: SparsityTarget, pruned: Pruned) -> None:
     """Check everything that holds for any method."""
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.training
@@ -118,13 +118,13 @@ def test_prunes_exactly_at_every_sparsity(name: str, sparsity: float) -> None:
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context()))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("training_loss", OBJECTIVES)
 @pytest.mark.parametrize("name", METHODS)
-def test_works_with_every_objective(name: str, objective: str) -> None:
+def test_works_with_every_objective(name: str, training_loss: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
     asked = target(model, 0.8)
-    loss = training_losses.build(objective).with_teacher(copy.deepcopy(model))
+    loss = training_losses.build(training_loss).with_teacher(copy.deepcopy(model))
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context(loss)))
 
 

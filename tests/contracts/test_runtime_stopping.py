@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
 from sparsemble.core.interfaces import StoppingRule, combiners, stopping_rules
 from sparsemble.core.registry import to_dict
+from sparsemble.runtime import combiners as runtime_combiners
 from sparsemble.runtime import stopping
-from sparsemble.runtime import combiners
 from sparsemble.runtime.errors import RuntimeInputError
 from tests.contracts.test_stopping import every_rule, random_logits
 
@@ -21,29 +21,29 @@ few = settings(deadline=None, max_examples=20)
 @few
 def test_rules_decide_alike(rule: StoppingRule, members: int, scale: float, seed: int) -> None:
     logits = random_logits(members, 40, scale=scale, seed=seed).double()
-    twin = stopping.rule(to_dict(rule))
+    twin = stopping.build_rule(to_dict(rule))
     for m in range(1, members + 1):
         decision = rule(logits[:m], last=m == members)
-        stop, answer_with = twin(logits[:m].numpy(), last=m == members)
-        assert np.array_equal(stop, decision.stop.numpy())
-        assert np.array_equal(answer_with[stop], decision.answer_with.numpy()[stop])
+        rule, answer_with = twin(logits[:m].numpy(), last=m == members)
+        assert np.array_equal(rule, decision.stop.numpy())
+        assert np.array_equal(answer_with[rule], decision.answer_with.numpy()[rule])
 
 
 @pytest.mark.parametrize("name", combiners.names())
 @pytest.mark.parametrize("members", [1, 2, 4])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 300.0])
 def test_combiners_combine_alike(name: str, members: int, scale: float) -> None:
-    combine = combiners.build(name)
+    combiner = combiners.build(name)
     logits = random_logits(members, 50, scale=scale)
-    found = combiners.combiner(to_dict(combine))(logits.numpy())
-    np.testing.assert_allclose(found, combine(logits).numpy(), rtol=1e-5, atol=1e-5 * scale)
+    found = runtime_combiners.build_combiner(to_dict(combiner))(logits.numpy())
+    np.testing.assert_allclose(found, combiner(logits).numpy(), rtol=1e-5, atol=1e-5 * scale)
     assert found.dtype == np.float32
 
 
 def test_all_of_them_have_a_twin() -> None:
     assert sorted(stopping.RULES) == sorted(stopping_rules.names())
     for name in combiners.names():
-        combiners.combiner(to_dict(combiners.build(name)))
+        runtime_combiners.build_combiner(to_dict(combiners.build(name)))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_all_of_them_have_a_twin() -> None:
 )
 def test_rules_that_cannot_be_give_a_sentence(settings: dict[str, object], words: str) -> None:
     with pytest.raises(RuntimeInputError, match=words):
-        stopping.rule(settings)
+        stopping.build_rule(settings)
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_rules_that_cannot_be_give_a_sentence(settings: dict[str, object], words
 )
 def test_combiners_that_cannot_be_give_a_sentence(settings: dict[str, object], words: str) -> None:
     with pytest.raises(RuntimeInputError, match=words):
-        combiners.combiner(settings)
+        runtime_combiners.build_combiner(settings)

@@ -69,7 +69,7 @@ class TestEveryStoppingRule:
             whole = rule(logits[:m], last=m == 4)
             for i in range(256):
                 single = rule(logits[:m, i : i + 1], last=m == 4)
-                assert bool(single.stop) == bool(whole.stop[i])
+                assert bool(single.rule) == bool(whole.rule[i])
                 assert int(single.answer_with) == int(whole.answer_with[i])
 
     def test_a_decision_never_changes_when_more_members_run(self, rule: StoppingRule) -> None:
@@ -77,8 +77,8 @@ class TestEveryStoppingRule:
         for m in range(1, 5):
             early = rule(logits[:m], last=False)
             later = rule(logits[: m + 1], last=m == 4)
-            assert (later.stop >= early.stop).all()
-            assert torch.equal(later.answer_with[early.stop], early.answer_with[early.stop])
+            assert (later.rule >= early.rule).all()
+            assert torch.equal(later.answer_with[early.rule], early.answer_with[early.rule])
 
     def test_mass_can_be_differentiated(self, rule: StoppingRule) -> None:
         logits = random_logits(3, 20).requires_grad_()
@@ -88,7 +88,9 @@ class TestEveryStoppingRule:
             assert gradient.isfinite().all()
             assert gradient.abs().max() > 0 or rule != stopping_rules.build(rule.name)
         else:
-            assert torch.equal(stop_probability, rule.stop_probability(random_logits(3, 20, seed=1)))  # it does not depend on the images
+            assert torch.equal(
+                stop_probability, rule.stop_probability(random_logits(3, 20, seed=1))
+            )  # it does not depend on the images
 
     def test_candidates_hold_the_rule_itself_and_are_of_its_kind(self, rule: StoppingRule) -> None:
         for members in (1, 4):
@@ -98,24 +100,26 @@ class TestEveryStoppingRule:
             assert len({dataclasses.astuple(candidate) for candidate in candidates}) >= len(candidates) - 1
 
 
-@pytest.mark.parametrize("combine", [combiners.build(name) for name in sorted(combiners.components)], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "combiner", [combiners.build(name) for name in sorted(combiners.components)], ids=lambda c: c.name
+)
 class TestEveryCombiner:
-    def test_works_for_every_prefix_and_each_image_alone(self, combine: Combiner) -> None:
+    def test_works_for_every_prefix_and_each_image_alone(self, combiner: Combiner) -> None:
         logits = random_logits(4, 9)
         for m in range(1, 5):
-            whole = combine(logits[:m])
+            whole = combiner(logits[:m])
             assert whole.shape == (9, 5)
-            single = torch.cat([combine(logits[:m, i : i + 1]) for i in range(9)])
+            single = torch.cat([combiner(logits[:m, i : i + 1]) for i in range(9)])
             torch.testing.assert_close(single, whole)
 
-    def test_one_member_or_equal_members_answer_as_that_member(self, combine: Combiner) -> None:
+    def test_one_member_or_equal_members_answer_as_that_member(self, combiner: Combiner) -> None:
         one = random_logits(1, 50)
         for logits in (one, one.expand(3, -1, -1)):
-            assert torch.equal(combine(logits).argmax(1), one[0].argmax(1))
+            assert torch.equal(combiner(logits).argmax(1), one[0].argmax(1))
 
-    def test_its_gradient_reaches_every_member_and_is_finite(self, combine: Combiner) -> None:
+    def test_its_gradient_reaches_every_member_and_is_finite(self, combiner: Combiner) -> None:
         logits = random_logits(3, 4).requires_grad_()
-        assert_reaches(combine(logits)[:, 0].sum(), logits)
+        assert_reaches(combiner(logits)[:, 0].sum(), logits)
 
 
 def assert_reaches(loss: Tensor, logits: Tensor) -> None:

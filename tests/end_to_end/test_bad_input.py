@@ -17,10 +17,10 @@ CASES = {
     "sparsity=1.0": ["sparsity = 1", "[0, 1)"],
     "sparsity=80": ["sparsity = 80", "0.8"],
     "sparsity=-0.1": ["sparsity = -0.1", "[0, 1)"],
-    "team_size=5": ["team_size = 5", "4 sub-models"],
-    "team_size=1": ["team_size = 1", "2 or more"],
-    "prune.shares=0": ["shares = 0", "1 or more"],
-    "prune.shares=5000": ["shares = 5000", "training images"],
+    "members=5": ["members = 5", "4 sub-models"],
+    "members=1": ["members = 1", "2 or more"],
+    "prune.folds=0": ["shares = 0", "1 or more"],
+    "prune.folds=5000": ["shares = 5000", "training images"],
     "train.schedule.batch_size=5000": ["batch_size = 5000", "1000"],
     "evaluate.images=501": ["evaluate.images = 501", "500"],
     "data={name='cifar10', root='/nowhere', download=false}": ["/nowhere"],
@@ -53,7 +53,7 @@ def test_held_out_images_of_one_class(tmp_path: Path, in_process) -> None:
     data = f"data={{name='arrays', path='{file}', held_out=2}}"
     status, errors = in_process("run", SMOKE, "--out", tmp_path / "run", "--set", data)
     assert status == 2, errors
-    assert "the held-out images that chooses epochs and teams has 1 images of 1 classes" in errors
+    assert "the held-out images that chooses epochs and ensembles has 1 images of 1 classes" in errors
     assert "raise data.held_out" in errors
     assert len(errors.strip().splitlines()) == 1
     assert not list((tmp_path / "run").glob("*-*"))

@@ -76,13 +76,15 @@ def test_the_runtime_room_needs_no_torch(base: dict[str, str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_packed_team_answers_without_torch_as_with_it(base: dict[str, str], finished: Path, tmp_path: Path) -> None:
+def test_a_packed_ensemble_answers_without_torch_as_with_it(
+    base: dict[str, str], finished: Path, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (20, 8, 8), dtype=np.uint8)
     paths = [tmp_path / f"{i:02}.png" for i in range(20)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
-    file = finished / "export" / "team.sparsemble"
+    file = finished / "export" / "ensemble.sparsemble"
     shown = call(base, "sparsemble.cli", "predict", str(file), str(tmp_path), "--json")
     assert shown.returncode == 0, shown.stderr
     rows = json.loads(shown.stdout)
@@ -90,7 +92,7 @@ def test_a_packed_team_answers_without_torch_as_with_it(base: dict[str, str], fi
     assert [row["members_run"] for row in rows] == found.members_run.tolist()
     assert [row["label"] for row in rows] == [str(label) for label in found.labels]
     told = call(base, "sparsemble.cli", "show", str(file))
-    assert "a packed team of version 1" in told.stdout
+    assert "a packed ensemble of version 1" in told.stdout
     refused = call(base, "sparsemble.cli", "predict", str(file), str(tmp_path), "--threads", "0")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: threads = 0 must be 1 or more")

@@ -30,8 +30,8 @@ def dense(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 @pytest.fixture(scope="module")
-def team(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    folder = tmp_path_factory.mktemp("team") / "out"
+def make_ensemble(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("ensemble") / "out"
     return folder, evaluate(finished, "--out", folder, *FEW)
 
 
@@ -51,8 +51,8 @@ def test_result_is_complete_and_consistent(dense: tuple[Path, dict]) -> None:
         assert (folder / name).stat().st_size > 1000
 
 
-def test_a_team_is_attacked_through_everything(team: tuple[Path, dict]) -> None:
-    _, result = team
+def test_an_ensemble_is_attacked_through_everything(make_ensemble: tuple[Path, dict]) -> None:
+    _, result = make_ensemble
     labels = " ".join(result["attacks"])
     for word in ("whole", "prefix", "member", "expectation", "hijack", "slowdown", "sequential", "reweighted"):
         assert word in labels
@@ -68,8 +68,8 @@ def test_images_of_another_model_are_tried_too(finished: Path, tmp_path: Path) -
     assert len(result["attacks"]["transfer"]["settings"]["source"]) == 64
 
 
-def test_asked_again_it_does_no_attack(finished: Path, team: tuple[Path, dict]) -> None:
-    folder, result = team
+def test_asked_again_it_does_no_attack(finished: Path, make_ensemble: tuple[Path, dict]) -> None:
+    folder, result = make_ensemble
     shards = {path: path.stat().st_mtime_ns for path in folder.rglob("ledger/*/*.safetensors")}
     assert shards
     again = evaluate(finished, "--out", folder, *FEW)
@@ -97,8 +97,8 @@ def test_artifact_weights_and_code_are_the_same_model(finished: Path, dense: tup
     assert [r["target"]["kind"] for r in (by_artifact, by_weights, by_code)] == ["artifact", "weights", "code"]
 
 
-def test_compare_prints_and_draws(dense: tuple[Path, dict], team: tuple[Path, dict], tmp_path: Path) -> None:
-    result = sparsemble("compare", dense[0], team[0] / "evaluation.json", "--out", tmp_path / "page")
+def test_compare_prints_and_draws(dense: tuple[Path, dict], make_ensemble: tuple[Path, dict], tmp_path: Path) -> None:
+    result = sparsemble("compare", dense[0], make_ensemble[0] / "evaluation.json", "--out", tmp_path / "page")
     assert result.returncode == 0, result.stderr
     assert "dense" in result.stdout
     assert (tmp_path / "page" / "index.html").is_file()
@@ -134,7 +134,7 @@ def test_bad_targets_are_sentences(finished: Path, tmp_path: Path, in_process) -
         ([tmp_path / "nowhere"], "does not exist"),
         ([tmp_path / "empty"], "neither a run"),
         ([edited], "was changed after it was written"),
-        ([finished, "--row", "team"], "not in the result table"),
+        ([finished, "--row", "ensemble"], "not in the result table"),
         ([artifact(finished, "select")], "holds no model"),
         ([f"{tmp_path / 'bad.py'}:number", "--data", "digits"], "must return a torch.nn.Module, got int"),
         ([f"{tmp_path / 'bad.py'}:fails", "--data", "digits"], "ZeroDivisionError"),

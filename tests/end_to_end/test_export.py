@@ -37,7 +37,7 @@ def one_space(text: str) -> str:
 
 
 class TestExport:
-    def test_every_format_agrees_with_the_rounded_team(self, finished: Path) -> None:
+    def test_every_format_agrees_with_the_rounded_ensemble(self, finished: Path) -> None:
         found = told(finished)
         assert set(found["formats"]) == {"packed", "onnx", "hub"}
         for one in found["formats"].values():
@@ -45,31 +45,32 @@ class TestExport:
             assert one["labels"] + one["decisions"] <= 2 * one["near"]
             assert one["images"] == 2 * found["held_out_images"]
         assert found["formats"]["hub"]["logits"] == 0
-        assert found["formats"]["onnx"]["static_team"] < 1e-4
+        assert found["formats"]["onnx"]["static_ensemble"] < 1e-4
         assert found["formats"]["onnx"]["batch_of_one"] < 1e-4
-        assert found["bytes"] == (finished / "export" / "team.sparsemble").stat().st_size
+        assert found["bytes"] == (finished / "export" / "ensemble.sparsemble").stat().st_size
         for name in ("clean", "robust"):
             assert found["rounded"][name] == pytest.approx(found["unrounded"][name], abs=0.05)
 
-    def test_the_packed_team_answers_as_the_trained_one(self, finished: Path) -> None:
-        (team,) = finished.glob("ensemble-*")
-        (stop,) = finished.glob("calibrate-*")
-        inputs = {"team": Artifact(team), "stop": Artifact(stop)}
-        row = load_row("team_dynamic", inputs, MeanProbability(), torch.device("cpu"))
+    def test_the_packed_ensemble_answers_as_the_trained_one(self, finished: Path) -> None:
+        (ensemble,) = finished.glob("ensemble-*")
+        (rule,) = finished.glob("calibrate-*")
+        inputs = {"ensemble": Artifact(ensemble), "stop": Artifact(rule)}
+        row = load_row("ensemble_dynamic", inputs, MeanProbability(), torch.device("cpu"))
         x = torch.rand(40, 1, 8, 8, generator=seeded(0))
-        expected = predict_dynamic(row.ensemble, x, row.stop)
-        found = runtime.load(finished / "export" / "team.sparsemble").predict(x.numpy())
+        expected = predict_dynamic(row.ensemble, x, row.rule)
+        found = runtime.load(finished / "export" / "ensemble.sparsemble").predict(x.numpy())
         np.testing.assert_allclose(found.probabilities, expected.logits.detach().softmax(1).numpy(), atol=0.01)
         assert float(np.mean(found.members_run == expected.members_run.numpy())) > 0.9
 
-    def test_the_hub_folder_holds_the_same_team_and_says_what_it_is_worth(self, finished: Path) -> None:
+    def test_the_hub_folder_holds_the_same_ensemble_and_says_what_it_is_worth(self, finished: Path) -> None:
         hub = finished / "export" / "hub"
         packed.save(load_folder(hub), finished.parent / "from_hub.sparsemble")
         one, other = (
-            packed.load(p) for p in (finished.parent / "from_hub.sparsemble", finished / "export" / "team.sparsemble")
+            packed.load(p)
+            for p in (finished.parent / "from_hub.sparsemble", finished / "export" / "ensemble.sparsemble")
         )
         x = np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32)
-        logits = [runtime.Predictor(team).member_logits(x) for team in (one, other)]
+        logits = [runtime.Predictor(ensemble).member_logits(x) for ensemble in (one, other)]
         assert np.array_equal(*logits)
         text = (hub / "README.md").read_text("utf-8")
         summary = json.loads((finished / "report" / "summary.json").read_text("utf-8"))
@@ -86,7 +87,7 @@ class TestExport:
         assert found["values"] == "float32"
         assert found["rounded"] == found["unrounded"]
         assert found["bytes"] > told(finished)["bytes"]
-        assert packed.to_dict(tmp_path / "run" / "export" / "team.sparsemble")["values"] == "float32"
+        assert packed.to_dict(tmp_path / "run" / "export" / "ensemble.sparsemble")["values"] == "float32"
 
     def test_may_be_written_in_a_byte_a_weight(self, finished: Path, tmp_path: Path) -> None:
         shutil.copytree(finished, tmp_path / "run")
@@ -101,14 +102,14 @@ class TestExport:
         for name in ("unrounded", "rounded"):
             clean, robust = (100 * found[name][one] for one in ("clean", "robust"))
             assert f"held-out accuracy, {name} clean {clean:.1f} %, robust {robust:.1f} %" in one_space(result.stdout)
-        assert "hub against the rounded team" in result.stdout
+        assert "hub against the rounded ensemble" in result.stdout
         assert "onnx, all members in one graph" in result.stdout
         assert "in a batch of one" in one_space(result.stdout)
-        team, hub = packed.load(folder / "team.sparsemble"), load_folder(folder / "hub")
-        for one, other in zip(team.members, hub.members, strict=True):
+        ensemble, hub = packed.load(folder / "ensemble.sparsemble"), load_folder(folder / "hub")
+        for one, other in zip(ensemble.members, hub.members, strict=True):
             for a, b in zip(one.weights(), other.weights(), strict=True):
                 assert np.array_equal(a.dense(), b.dense())
-        assert "in int8; sparsity" in sparsemble("show", folder / "team.sparsemble").stdout
+        assert "in int8; sparsity" in sparsemble("show", folder / "ensemble.sparsemble").stdout
 
     def test_a_folder_that_is_no_run_gives_a_sentence(
         self, in_process: Callable[..., tuple[int, str]], tmp_path: Path, finished: Path
@@ -143,15 +144,15 @@ class TestWhatIsWrongIsNotExported:
 
         return refused
 
-    def test_a_conversion_that_differs_from_the_trained_team(self, export, monkeypatch) -> None:
+    def test_a_conversion_that_differs_from_the_trained_ensemble(self, export, monkeypatch) -> None:
         norm = convert._norm
         monkeypatch.setattr(convert, "_norm", lambda module: (norm(module)[0], norm(module)[1] + 0.05))
         export("member 1 converted for the runtime does not answer as the trained one: logits differ by")
 
     def test_a_graph_that_leaves_a_member_out(self, export, monkeypatch) -> None:
         graph = onnx.ensemble_graph
-        monkeypatch.setattr(onnx, "team_graph", lambda members, combine: graph(members[:1], combine))
-        export("the ONNX graph of the team does not answer as the team: logits differ by")
+        monkeypatch.setattr(onnx, "ensemble_graph", lambda members, combiner: graph(members[:1], combiner))
+        export("the ONNX graph of the ensemble does not answer as the ensemble: logits differ by")
 
     def test_a_graph_that_answers_one_image_in_another_way(self, export, monkeypatch) -> None:
         session = stage_module._session
@@ -166,14 +167,14 @@ class TestWhatIsWrongIsNotExported:
         monkeypatch.setattr(stage_module, "_session", Other)
         export("answers one image by itself in another way: logits differ by")
 
-    def test_a_hub_folder_that_holds_another_team(self, export, monkeypatch) -> None:
+    def test_a_hub_folder_that_holds_another_ensemble(self, export, monkeypatch) -> None:
         save = stage_module.save_folder
 
-        def other(team: PackedEnsemble, folder: Path, summary: dict, *, values: str) -> None:
-            save(replace(team, members=team.members[::-1]), folder, summary, values=values)
+        def other(ensemble: PackedEnsemble, folder: Path, summary: dict, *, values: str) -> None:
+            save(replace(ensemble, members=ensemble.members[::-1]), folder, summary, values=values)
 
         monkeypatch.setattr(stage_module, "save_folder", other)
-        export("the exported team differs from its reference")
+        export("the exported ensemble differs from its reference")
 
 
 class TestAgreement:

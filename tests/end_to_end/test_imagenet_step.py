@@ -48,7 +48,7 @@ def test_takes_a_step(folders: Path) -> None:
         precision = FLOAT32
     (record,) = fit(
         model,
-        recipe.train.objective,
+        recipe.train.loss,
         Batches(split=data.train, batch_size=4, augmentation=data.augmentation),
         recipe.train.schedule,
         epochs=1,

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.models.code import made_by
-from sparsemble.pipeline.validate_recipe import check_against_data
 from sparsemble.pipeline.recipe import load_recipe
+from sparsemble.pipeline.validate_recipe import check_against_data
 from tests.end_to_end.conftest import SMOKE, sparsemble
 
 NETWORK = """
@@ -56,9 +56,9 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
         trained.answer.weight.mul_(3)  # what training did
     save_file(trained.state_dict(), weights)
     settings = [f'model={{name="code", factory="{factory}"}}', f'parent={{weights="{weights}"}}']
-    # The network brought along also teaches the team.
+    # The network brought along also teaches the ensemble.
     taught = 'base={name="distillation", attack={name="pgd", steps=2}}'
-    settings.append(f'ensemble.objective={{name="joint", {taught}}}')
+    settings.append(f'ensemble.loss={{name="joint", {taught}}}')
     words = [word for setting in settings for word in ("--set", setting)]
     result = sparsemble("run", SMOKE, "--out", tmp_path / "run", *words, "--workers", 2)
     assert result.returncode == 0, result.stderr
@@ -72,7 +72,7 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     # Half of the weights in all: the single HARP model keeps them, and each of two members a half of that.
     assert {one["nonzeros"] for one in told} == {total // 2, int(total / 4 + 0.5)}
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text("utf-8"))
-    assert {row["name"] for row in summary["rows"]} >= {"dense", "small_dense", "harp", "team_dynamic"}
+    assert {row["name"] for row in summary["rows"]} >= {"dense", "small_dense", "harp", "ensemble_dynamic"}
     exported = json.loads((tmp_path / "run" / "export" / "export.json").read_text("utf-8"))
     assert exported["formats"]["packed"]["logits"] < 1e-4
 

@@ -16,7 +16,7 @@ import pytest
 from sparsemble.core.artifacts import read_json_lines
 from tests.end_to_end.conftest import SMOKE, command, sparsemble, without_timings
 
-ROWS = ["dense", "small_dense", "harp", "best_member", "team_static", "team_dynamic"]
+ROWS = ["dense", "small_dense", "harp", "best_member", "ensemble_static", "ensemble_dynamic"]
 
 
 def summary(folder: Path) -> dict:
@@ -31,17 +31,17 @@ def test_leaves_a_report_with_every_row(finished: Path) -> None:
     attacks = {row["name"]: set(row["attacks"]) for row in found["rows"]}
     assert attacks["dense"] == {"pgd2", "pgd4x2"}
     static = {f"pgd4x2-{view}" for view in ("whole", "reweighted", "maximum", "mean_logit", "member1", "member2")}
-    assert attacks["dense"] | static | {"sequential20x2"} <= attacks["team_static"]
+    assert attacks["dense"] | static | {"sequential20x2"} <= attacks["ensemble_static"]
     stopping = {"pgd4x2-expectation", "square20-deployed", "hijack40", "slowdown50", "slowdown50-keep_label"}
-    assert attacks["team_static"] | stopping <= attacks["team_dynamic"]
+    assert attacks["ensemble_static"] | stopping <= attacks["ensemble_dynamic"]
     page = (finished / "report" / "index.html").read_text("utf-8")
     assert "<html" in page
     assert (finished / "report" / "report.md").is_file()
 
 
-def test_the_team_has_the_sparsity_asked_for(finished: Path) -> None:
+def test_the_ensemble_has_the_sparsity_asked_for(finished: Path) -> None:
     rows = {row["name"]: row for row in summary(finished)["rows"]}
-    for name in ("harp", "team_static", "team_dynamic"):
+    for name in ("harp", "ensemble_static", "ensemble_dynamic"):
         assert 0.5 - 1e-3 <= rows[name]["sparsity"] < 0.53  # dead channels were taken out, too
     assert 0.75 - 1e-3 <= rows["best_member"]["sparsity"] < 0.78
     for folder in finished.glob("prune-*"):
@@ -53,7 +53,13 @@ def test_the_team_has_the_sparsity_asked_for(finished: Path) -> None:
 
 def test_training_cost_grows_along_the_method(finished: Path) -> None:
     passes = {row["name"]: row["training_passes"] for row in summary(finished)["rows"]}
-    assert passes["dense"] < passes["harp"] < passes["best_member"] < passes["team_static"] < passes["team_dynamic"]
+    assert (
+        passes["dense"]
+        < passes["harp"]
+        < passes["best_member"]
+        < passes["ensemble_static"]
+        < passes["ensemble_dynamic"]
+    )
 
 
 def test_repeated_run_does_no_work(finished: Path) -> None:
@@ -141,7 +147,7 @@ def test_artifact_edited_by_hand_is_refused(finished: Path, tmp_path: Path) -> N
 
 def test_failing_stage_keeps_what_is_finished(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = sparsemble("train", SMOKE, "--out", folder, "--set", "train.schedule.rate=1e30")
+    result = sparsemble("train", SMOKE, "--out", folder, "--set", "train.schedule.learning_rate=1e30")
     assert result.returncode == 1
     assert "lower rate = 1e+30" in result.stderr
     assert "Traceback" not in result.stderr

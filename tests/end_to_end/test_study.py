@@ -75,7 +75,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on(done: Path, tmp_path: Path) 
     """A rate at which the weights blow up, found only while it runs."""
     text = STUDY.replace("seeds = [3, 4]", "seeds = [3]").replace(
         "twinrep = [\"prune.method={name='twinrep', epochs=2, prune_at=1}\"]",
-        "twinrep = [\"prune.method={name='twinrep', epochs=2, prune_at=1, schedule={rate=1e30, decay='cosine'}}\"]",
+        "twinrep = [\"prune.method={name='twinrep', epochs=2, prune_at=1, schedule={learning_rate=1e30, decay='cosine'}}\"]",
     )
     assert "1e30" in text
     (tmp_path / "study.toml").write_text(text, "utf-8")
@@ -131,9 +131,9 @@ def test_bad_input_gives_a_sentence_before_any_work(old: str, new: str, words: s
 
 def test_whole_runs_are_cells_too(tmp_path: Path) -> None:
     text = STUDY[: STUDY.index("[axes.method]")].replace(
-        "seeds = [3, 4]", 'kind = "run"\nrows = ["team_static", "harp"]\nseeds = [3]'
+        "seeds = [3, 4]", 'kind = "run"\nrows = ["ensemble_static", "harp"]\nseeds = [3]'
     )
-    text += "[axes.combine]\nmean = []\nmaximum = [\"ensemble.combine='maximum'\"]\n"
+    text += "[axes.combiner]\nmean = []\nmaximum = [\"ensemble.combiner='maximum'\"]\n"
     (tmp_path / "study.toml").write_text(text, "utf-8")
     expanded = cells(load_study(tmp_path / "study.toml"))
     assert [cell.label for cell in expanded] == ["combine = mean, seed 3", "combine = maximum, seed 3"]
@@ -143,7 +143,9 @@ def test_whole_runs_are_cells_too(tmp_path: Path) -> None:
 
 def test_rows_of_whole_runs_are_those_of_their_reports(finished: Path, tmp_path: Path) -> None:
     """A run's folder already holds all that its cell needs, but the report, which names the study."""
-    text = f'recipe = "{SMOKE}"\nkind = "run"\nrows = ["team_dynamic", "harp"]\nseeds = [3]\n[axes.as_is]\nyes = []\n'
+    text = (
+        f'recipe = "{SMOKE}"\nkind = "run"\nrows = ["ensemble_dynamic", "harp"]\nseeds = [3]\n[axes.as_is]\nyes = []\n'
+    )
     (tmp_path / "study.toml").write_text(text, "utf-8")
     shutil.copytree(finished, tmp_path / "out")
     result = sparsemble("study", tmp_path / "study.toml", "--out", tmp_path / "out")
@@ -156,4 +158,4 @@ def test_rows_of_whole_runs_are_those_of_their_reports(finished: Path, tmp_path:
         assert cell["worst_case"] == row["worst_case"] == sum(cell["outcomes"]) / cell["images"]
         assert cell["training_passes"] == row["training_passes"]
         assert cell["members_run"] == row["members_run"]
-    assert [cell["row"] for cell in study["cells"]] == ["harp", "team_dynamic"]
+    assert [cell["row"] for cell in study["cells"]] == ["harp", "ensemble_dynamic"]

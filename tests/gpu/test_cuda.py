@@ -17,8 +17,8 @@ from sparsemble.core.types import seeded
 from sparsemble.ensemble import answer_dynamic, predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.models.architecture import architectures, build_model
-from sparsemble.training.precision import Precision
 from sparsemble.training.loss import training_losses
+from sparsemble.training.precision import Precision
 from tests.contracts.test_stopping import every_rule, random_logits
 from tests.end_to_end.conftest import SMOKE, sparsemble
 
@@ -34,7 +34,7 @@ def cuda() -> None:
         pytest.skip("torch sees no CUDA device")
 
 
-def team(members: int = 3) -> Ensemble:
+def make_ensemble(members: int = 3) -> Ensemble:
     spec, shape, mean, std = architectures.build({"name": "resnet", "width": 4}), (3, 32, 32), (0.5,) * 3, (0.2,) * 3
     plain = [build_model(spec, shape, 10, mean, std, rng=seeded(i)) for i in range(members)]
     return Ensemble(plain, MeanProbability()).eval()
@@ -61,7 +61,7 @@ def test_a_rule_decides_as_on_a_processor(rule: StoppingRule) -> None:
 
 @pytest.mark.parametrize("name", sorted(stopping_rules.components))
 def test_a_batch_of_one_is_answered_as_in_256(name: str) -> None:
-    model, rule = team().cuda(), stopping_rules.build(name)
+    model, rule = make_ensemble().cuda(), stopping_rules.build(name)
     x = images(256)[0].cuda()
     whole = predict_dynamic(model, x, rule)
     single = [predict_dynamic(model, x[i : i + 1], rule) for i in range(256)]
@@ -102,12 +102,12 @@ def test_an_attack_reaches_the_worst_case_of_a_linear_model(name: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", sorted(training_losses.components))
 def test_an_objective_takes_a_step(name: str, precision: str) -> None:
-    model = team().cuda().train()
-    teacher = team(1).cuda()
-    objective = training_losses.build(name).with_teacher(teacher)
+    model = make_ensemble().cuda().train()
+    teacher = make_ensemble(1).cuda()
+    training_loss = training_losses.build(name).with_teacher(teacher)
     x, y = (part.cuda() for part in images(32))
-    with Precision(precision=precision).applied(model, list(model.members)):  # type: ignore[arg-type]
-        found = objective(model, x, y, THREAT, rng=seeded(5, "cuda"))
+    with Precision(dtype=precision).applied(model, list(model.members)):  # type: ignore[arg-type]
+        found = training_loss(model, x, y, THREAT, rng=seeded(5, "cuda"))
         found.loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert found.loss.dtype == torch.float32
@@ -117,11 +117,11 @@ def test_an_objective_takes_a_step(name: str, precision: str) -> None:
 
 
 def test_bfloat16_answers_as_float32_does() -> None:
-    model = team(1).cuda().eval()
+    model = make_ensemble(1).cuda().eval()
     x = images(64)[0].cuda()
     with torch.no_grad():
         full = model(x)
-        with Precision(precision="bfloat16").applied(model, list(model.members)):
+        with Precision(dtype="bfloat16").applied(model, list(model.members)):
             half = model(x)
     assert half.dtype == torch.float32
     assert 0 < (half - full).abs().max() < 0.1 * full.abs().max()
@@ -132,8 +132,8 @@ def test_the_whole_method_runs(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     told = sparsemble(
         *("run", SMOKE, "--out", folder, "--device", "cuda", "--workers", 4),
-        *("--set", "computing.precision='bfloat16'", "--set", "ensemble.objective='joint'"),
-        *("--set", "dynamic.stop='agreement'"),
+        *("--set", "precision.dtype='bfloat16'", "--set", "ensemble.loss='joint'"),
+        *("--set", "stopping.rule='agreement'"),
     )
     assert told.returncode == 0, told.stderr
     summary = json.loads((folder / "report" / "summary.json").read_text("utf-8"))

@@ -21,7 +21,7 @@ def attack(label: str, outcomes: Sequence[int], rng: np.random.Generator) -> dic
     n = len(outcomes)
     table: dict[str, Any] = {
         "settings": {"name": label, "steps": 50},
-        "kind": "attack" if label.startswith(("auto", "fmn")) else "team attack",
+        "kind": "attack" if label.startswith(("auto", "fmn")) else "ensemble attack",
         "mode": "fast" if label.startswith("autoattack") else None,
         "robust_accuracy": counts["accuracy"],
         "interval": counts["interval"],
@@ -50,7 +50,7 @@ def example_result(
         name: of the target.
         robust: about the accuracy under each attack.
         images: test images.
-        members: of the team; 1 for a single model without attacks on teams.
+        members: of the ensemble; 1 for a single model without attacks on ensembles.
         seed: decides the outcomes.
     """
     rng = np.random.default_rng(seed)

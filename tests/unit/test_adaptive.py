@@ -1,4 +1,4 @@
-"""Attacks on teams and stopping rules, on teams made by hand whose worst case can be looked up on a grid."""
+"""Attacks on ensembles and stopping rules, on ensembles made by hand whose worst case can be looked up on a grid."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.ensemble import every_surrogate, surrogates, ensemble_attacks
-from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
+from sparsemble.attacks.ensemble import ensemble_attacks, every_surrogate, surrogates
 from sparsemble.attacks.ensemble.deployed import Deployed
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.expectation import Expectation
+from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.hijack import Hijack
 from sparsemble.attacks.ensemble.member import Member
 from sparsemble.attacks.ensemble.prefix import Prefix
+from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
 from sparsemble.attacks.ensemble.reweighted import Reweighted
 from sparsemble.attacks.ensemble.sequential import Sequential
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.surrogate import Surrogate
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
-from sparsemble.attacks.pga import At, Value, climb, squash
 from sparsemble.attacks.losses.margin import Margin
+from sparsemble.attacks.pga import At, Value, climb, squash
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.dynamic import decide, decide_known
 from sparsemble.core.errors import InputError, RunError
@@ -69,8 +69,8 @@ class Gate(StoppingRule):
     """Stops at once unless the first member's third logit is above -18.8."""
 
     def __call__(self, member_logits: Tensor, *, last: bool) -> Decision:
-        stop = (member_logits[0, :, 2] <= -18.8) | last
-        return Decision(stop=stop, answer_with=torch.full_like(stop, len(member_logits), dtype=torch.long))
+        rule = (member_logits[0, :, 2] <= -18.8) | last
+        return Decision(rule=rule, answer_with=torch.full_like(rule, len(member_logits), dtype=torch.long))
 
     def stop_probability(self, member_logits: Tensor) -> Tensor:
         later = (member_logits[0, :, 2] + 18.8).sigmoid()
@@ -80,18 +80,18 @@ class Gate(StoppingRule):
         return [self]
 
 
-def team(*lines: tuple[float, float]) -> Ensemble:
+def make_ensemble(*lines: tuple[float, float]) -> Ensemble:
     return Ensemble([Line(lead, slope) for lead, slope in lines], MeanProbability()).eval()
 
 
-def grid(ensemble: Ensemble, stop: StoppingRule) -> DynamicOutput:
+def grid(ensemble: Ensemble, rule: StoppingRule) -> DynamicOutput:
     """Return the deployed answer at every pixel value allowed."""
-    return predict_dynamic(ensemble, torch.linspace(0.5 - EPS, 0.5 + EPS, 2001).view(-1, 1, 1, 1), stop)
+    return predict_dynamic(ensemble, torch.linspace(0.5 - EPS, 0.5 + EPS, 2001).view(-1, 1, 1, 1), rule)
 
 
-def answer(attack: EnsembleAttack, ensemble: Ensemble, stop: StoppingRule, x: Images = X) -> DynamicOutput:
+def answer(attack: EnsembleAttack, ensemble: Ensemble, rule: StoppingRule, x: Images = X) -> DynamicOutput:
     y = Y.expand(len(x)).clone()
-    return predict_dynamic(ensemble, attack(ensemble, stop, x, y, THREAT, rng=seeded(0)), stop)
+    return predict_dynamic(ensemble, attack(ensemble, rule, x, y, THREAT, rng=seeded(0)), rule)
 
 
 def steepest(surrogate: Surrogate, *, judged: bool = True) -> SurrogateAttack:
@@ -103,25 +103,25 @@ def steepest(surrogate: Surrogate, *, judged: bool = True) -> SurrogateAttack:
 class TestStoppingEarlyOpensADoor:
     """The second member is steeper, and the other way; the rule trusts the first where it is sure."""
 
-    ensemble = team((2.0, -60.0), (3.0, 200.0))
-    stop = DIE(b=32.0, tau_c=0.7)
+    ensemble = make_ensemble((2.0, -60.0), (3.0, 200.0))
+    rule = DIE(b=32.0, tau_c=0.7)
 
-    def test_an_attack_on_the_whole_team_misses_what_a_prefix_finds(self) -> None:
-        worst = grid(self.ensemble, self.stop)
+    def test_an_attack_on_the_whole_ensemble_misses_what_a_prefix_finds(self) -> None:
+        worst = grid(self.ensemble, self.rule)
         assert (worst.logits.argmax(1) == 1).any()
-        assert answer(steepest(FullEnsemble()), self.ensemble, self.stop).logits.argmax() == 0
-        assert answer(steepest(Prefix(length=1)), self.ensemble, self.stop).logits.argmax() == 1
+        assert answer(steepest(FullEnsemble()), self.ensemble, self.rule).logits.argmax() == 0
+        assert answer(steepest(Prefix(length=1)), self.ensemble, self.rule).logits.argmax() == 1
 
-    def test_and_breaks_the_whole_team_all_the_same(self) -> None:
-        x_adv = steepest(FullEnsemble(), judged=False)(self.ensemble, self.stop, X, Y, THREAT, rng=seeded(0))
-        assert self.ensemble(x_adv).argmax() == 1  # the whole team is broken
-        assert predict_dynamic(self.ensemble, x_adv, self.stop).logits.argmax() == 0  # the deployed one is not
+    def test_and_breaks_the_whole_ensemble_all_the_same(self) -> None:
+        x_adv = steepest(FullEnsemble(), judged=False)(self.ensemble, self.rule, X, Y, THREAT, rng=seeded(0))
+        assert self.ensemble(x_adv).argmax() == 1  # the whole ensemble is broken
+        assert predict_dynamic(self.ensemble, x_adv, self.rule).logits.argmax() == 0  # the deployed one is not
 
     def test_members_in_turn_find_it_too(self) -> None:
-        assert answer(Sequential(steps=20), self.ensemble, self.stop).logits.argmax() == 1
+        assert answer(Sequential(steps=20), self.ensemble, self.rule).logits.argmax() == 1
 
     def test_members_in_turn_come_to_the_last_one(self) -> None:
-        ensemble = team((0.5, 0.0), (1.0, -16.0))
+        ensemble = make_ensemble((0.5, 0.0), (1.0, -16.0))
         assert int((grid(ensemble, Never()).logits.argmax(1) == 1).sum()) < 100  # few random starts would do
         assert answer(Sequential(steps=20), ensemble, Never()).logits.argmax() == 1
 
@@ -129,19 +129,19 @@ class TestStoppingEarlyOpensADoor:
 class TestHijack:
     """On the clean image the rule asks the second member, whose gradient leads away from the wrong early stop."""
 
-    ensemble = team((2.0, -60.0), (1.0, 200.0))
-    stop = DIE(b=32.0, tau_c=0.8)
+    ensemble = make_ensemble((2.0, -60.0), (1.0, 200.0))
+    rule = DIE(b=32.0, tau_c=0.8)
 
     def test_finds_a_wrong_early_stop_that_whole_and_expectation_miss(self) -> None:
-        worst = grid(self.ensemble, self.stop)
+        worst = grid(self.ensemble, self.rule)
         wrong = worst.logits.argmax(1) == 1
         assert wrong.any()
         assert (worst.members_run[wrong] == 1).all()
-        clean = predict_dynamic(self.ensemble, X, self.stop)
+        clean = predict_dynamic(self.ensemble, X, self.rule)
         assert clean.members_run == 2
         for surrogate in (FullEnsemble(), Expectation(), Deployed(), Prefix(length=2)):
-            assert answer(steepest(surrogate), self.ensemble, self.stop).logits.argmax() == 0
-        found = answer(Hijack(), self.ensemble, self.stop)
+            assert answer(steepest(surrogate), self.ensemble, self.rule).logits.argmax() == 0
+        found = answer(Hijack(), self.ensemble, self.rule)
         assert found.logits.argmax() == 1
         assert found.members_run == 1
 
@@ -149,69 +149,69 @@ class TestHijack:
         """A third class keeps the first member unsure; only the second pixel, which no margin sees, removes it."""
         first = Linear([[1.0, -30.0, 0.0], [0.0, 0.0, 0.0], [-30.0, 0.0, -60.0]])
         ensemble = Ensemble([first, Linear([[9.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3])], MeanProbability()).eval()
-        stop = DIE(b=64.0, tau_c=0.55)
+        rule = DIE(b=64.0, tau_c=0.55)
         x = torch.tensor([0.5, 0.0]).view(1, 1, 1, 2)
         margin_only = x + torch.tensor([0.1, 0.0])
         assert first(margin_only)[0, 0] < -1.9
-        assert predict_dynamic(ensemble, margin_only, stop).logits.argmax() == 0
-        found = answer(Hijack(), ensemble, stop, x)
+        assert predict_dynamic(ensemble, margin_only, rule).logits.argmax() == 0
+        found = answer(Hijack(), ensemble, rule, x)
         assert found.logits.argmax() == 1
         assert found.members_run == 1
 
     def test_prefers_the_early_stop_among_wrong_answers(self) -> None:
         """Wrong after both members on one side (reached first), wrong after one further out."""
-        ensemble, stop = team((0.5, -60.0), (0.2, -60.0)), DIE(b=128.0, tau_c=0.9)
-        worst = grid(ensemble, stop)
+        ensemble, rule = make_ensemble((0.5, -60.0), (0.2, -60.0)), DIE(b=128.0, tau_c=0.9)
+        worst = grid(ensemble, rule)
         wrong = worst.logits.argmax(1) == 1
         assert set(worst.members_run[wrong].tolist()) == {1, 2}
-        found = answer(Hijack(step_size=0.05), ensemble, stop)
+        found = answer(Hijack(step_size=0.05), ensemble, rule)
         assert (found.logits.argmax(1) == 1).all()
         assert found.members_run == 1
 
     def test_keeps_a_wrong_answer_where_no_early_stop_is_to_be_had(self) -> None:
-        found = answer(Hijack(), team((0.5, -60.0), (0.5, -60.0)), Never())
+        found = answer(Hijack(), make_ensemble((0.5, -60.0), (0.5, -60.0)), Never())
         assert found.logits.argmax() == 1
         assert found.members_run == 2
 
     def test_stops_paying_once_done(self) -> None:
         with count_passes(*self.ensemble.members) as passes:
-            answer(Hijack(steps=400), self.ensemble, self.stop)
+            answer(Hijack(steps=400), self.ensemble, self.rule)
         assert passes.forward < 2 * 30
 
     def test_a_steep_rule_does_not_drown_the_margin(self) -> None:
         """Before the wrong label leads, the mass alone would drive the image to a sure right answer."""
-        ensemble, stop = team((1.0, -30.0), (1.0, -30.0), (1.0, -30.0)), DIE(a=32.0, b=500.0, tau_c=0.6)
-        assert (grid(ensemble, stop).logits.argmax(1) == 1).any()
-        found = answer(Hijack(), ensemble, stop)
+        ensemble, rule = make_ensemble((1.0, -30.0), (1.0, -30.0), (1.0, -30.0)), DIE(a=32.0, b=500.0, tau_c=0.6)
+        assert (grid(ensemble, rule).logits.argmax(1) == 1).any()
+        found = answer(Hijack(), ensemble, rule)
         assert found.logits.argmax() == 1
         assert found.members_run == 1
 
 
 class TestSlowdown:
     def test_runs_every_member_where_that_can_be(self) -> None:
-        ensemble, stop = team((6.0, -80.0), (6.0, -80.0), (6.0, -80.0)), DIE(b=32.0, tau_c=0.8)
-        assert predict_dynamic(ensemble, X, stop).members_run == 1
-        assert grid(ensemble, stop).members_run.max() == 3
+        ensemble, rule = make_ensemble((6.0, -80.0), (6.0, -80.0), (6.0, -80.0)), DIE(b=32.0, tau_c=0.8)
+        assert predict_dynamic(ensemble, X, rule).members_run == 1
+        assert grid(ensemble, rule).members_run.max() == 3
         for keep_label in (False, True):
-            found = answer(Slowdown(keep_label=keep_label), ensemble, stop)
+            found = answer(Slowdown(keep_label=keep_label), ensemble, rule)
             assert found.members_run == 3
         assert found.logits.argmax() == 0
 
     def test_keeps_the_label_even_where_that_means_no_slowdown(self) -> None:
         """The members after the first are always wrong, and sure: whoever asks them loses the label."""
-        ensemble, stop = team((6.0, -80.0), (-3.0, 0.0), (-3.0, 0.0)), DIE(b=64.0, tau_c=0.6)
-        worst = grid(ensemble, stop)
+        ensemble, rule = make_ensemble((6.0, -80.0), (-3.0, 0.0), (-3.0, 0.0)), DIE(b=64.0, tau_c=0.6)
+        worst = grid(ensemble, rule)
         right = worst.logits.argmax(1) == 0
         assert worst.members_run[right].max() == 1
         assert worst.members_run[~right].max() == 3
-        free, careful = (answer(Slowdown(keep_label=keep), ensemble, stop) for keep in (False, True))
+        free, careful = (answer(Slowdown(keep_label=keep), ensemble, rule) for keep in (False, True))
         assert free.members_run == 3
         assert free.logits.argmax() == 1
         assert careful.members_run == 1
         assert careful.logits.argmax() == 0
 
     def test_goes_on_slowing_beside_the_border_it_must_not_cross(self) -> None:
-        """Both pixels slow the team; the first one alone turns the label, long before the team is slow."""
+        """Both pixels slow the ensemble; the first one alone turns the label, long before the ensemble is slow."""
         ensemble = Ensemble([Linear([[3.0, -80.0, 0.0], [0.0] * 3, [-20.0, 10.0, 10.0]])] * 2, MeanProbability()).eval()
         found = answer(
             Slowdown(keep_label=True, doubt=0.0, restarts=1), ensemble, Gate(), torch.full((1, 1, 1, 2), 0.5)
@@ -221,32 +221,32 @@ class TestSlowdown:
 
     def test_needs_its_doubt_where_the_mass_has_no_gradient(self) -> None:
         """A rule so steep that even in double precision the sure image's mass is exactly 1."""
-        ensemble, stop = team((6.0, -80.0), (6.0, -80.0)), DIE(b=500.0, tau_c=0.6)
-        assert stop.stop_probability(ensemble.member_logits(X).double())[0] == 1
-        assert answer(Slowdown(doubt=0.0, restarts=1), ensemble, stop).members_run == 1
-        assert answer(Slowdown(restarts=1), ensemble, stop).members_run == 2
+        ensemble, rule = make_ensemble((6.0, -80.0), (6.0, -80.0)), DIE(b=500.0, tau_c=0.6)
+        assert rule.stop_probability(ensemble.member_logits(X).double())[0] == 1
+        assert answer(Slowdown(doubt=0.0, restarts=1), ensemble, rule).members_run == 1
+        assert answer(Slowdown(restarts=1), ensemble, rule).members_run == 2
 
     def test_an_image_that_is_always_wrong_is_slowed_all_the_same(self) -> None:
-        ensemble, stop = team((-6.0, 50.0), (-6.0, 50.0)), DIE(b=32.0, tau_c=0.9)
-        worst = grid(ensemble, stop)
+        ensemble, rule = make_ensemble((-6.0, 50.0), (-6.0, 50.0)), DIE(b=32.0, tau_c=0.9)
+        worst = grid(ensemble, rule)
         assert (worst.logits.argmax(1) == 1).all()
         assert worst.members_run.max() == 2
-        assert predict_dynamic(ensemble, X, stop).members_run == 1
-        assert answer(Slowdown(keep_label=True), ensemble, stop).members_run == 2
+        assert predict_dynamic(ensemble, X, rule).members_run == 1
+        assert answer(Slowdown(keep_label=True), ensemble, rule).members_run == 2
 
     def test_costs_one_look_where_all_members_run_already(self) -> None:
-        ensemble = team((6.0, -80.0), (6.0, -80.0))
+        ensemble = make_ensemble((6.0, -80.0), (6.0, -80.0))
         with count_passes(*ensemble.members) as passes:
             Slowdown()(ensemble, Never(), X, Y, THREAT, rng=seeded(0))
         assert passes.forward == 2
 
 
 class TestReweighted:
-    """One member of three is wrong already and draws the team's gradient; the two that count lie the other way."""
+    """One member of three is wrong already and draws the ensemble's gradient; the two that count lie the other way."""
 
-    ensemble = team((-0.1, -31.0), (2.0, 35.0), (2.0, 35.0))
+    ensemble = make_ensemble((-0.1, -31.0), (2.0, 35.0), (2.0, 35.0))
 
-    def test_breaks_a_team_whose_own_gradient_leads_astray(self) -> None:
+    def test_breaks_an_ensemble_whose_own_gradient_leads_astray(self) -> None:
         worst = grid(self.ensemble, Never())
         assert (worst.logits.argmax(1) == 1).any()
         assert answer(steepest(FullEnsemble()), self.ensemble, Never()).logits.argmax() == 0
@@ -259,7 +259,7 @@ class TestReweighted:
         expected = torch.tensor([1.0, 1.0, 0.25, 0.25]) * (-leads.abs() / 2).exp()
         torch.testing.assert_close(weights, expected / expected.sum())
 
-    def test_answers_as_the_whole_team_and_leads_by_its_weights(self) -> None:
+    def test_answers_as_the_whole_ensemble_and_leads_by_its_weights(self) -> None:
         x = X.clone().requires_grad_()
         logits = Reweighted()(self.ensemble, Never())(x)
         torch.testing.assert_close(logits, self.ensemble(X))
@@ -269,27 +269,27 @@ class TestReweighted:
 
 
 class TestDecide:
-    stop = DIE(b=10.0, tau_c=0.6)
+    rule = DIE(b=10.0, tau_c=0.6)
 
     def logits(self) -> Tensor:
         return torch.randn(4, 300, 3, generator=seeded(0)) * 2
 
     def test_is_the_deployed_decision(self) -> None:
         logits = self.logits()
-        for stop in (self.stop, Never(), DIE(), DIE(b=128.0, tau_c=2.0)):
-            expected = answer_dynamic(logits, MeanProbability(), stop)
-            found = decide_known(logits, MeanProbability(), stop)
+        for rule in (self.rule, Never(), DIE(), DIE(b=128.0, tau_c=2.0)):
+            expected = answer_dynamic(logits, MeanProbability(), rule)
+            found = decide_known(logits, MeanProbability(), rule)
             torch.testing.assert_close(found.logits, expected.logits)
             assert torch.equal(found.members_run, expected.members_run)
             assert torch.equal(found.answered_with, expected.answered_with)
-        assert len(answer_dynamic(logits, MeanProbability(), self.stop).members_run.unique()) == 4
+        assert len(answer_dynamic(logits, MeanProbability(), self.rule).members_run.unique()) == 4
 
     def test_asks_only_members_that_run_and_differentiates_only_those_that_answer(self) -> None:
-        ensemble = team((2.0, -60.0), (3.0, 100.0), (1.0, 5.0))
+        ensemble = make_ensemble((2.0, -60.0), (3.0, 100.0), (1.0, 5.0))
         x = torch.linspace(0.4, 0.6, 101).view(-1, 1, 1, 1).requires_grad_()
-        expected = predict_dynamic(ensemble, x.detach(), self.stop)
+        expected = predict_dynamic(ensemble, x.detach(), self.rule)
         with count_passes(*ensemble.members) as passes:
-            found = decide(ensemble, x, self.stop)
+            found = decide(ensemble, x, self.rule)
         assert passes.forward == int(expected.members_run.sum()) < 303
         torch.testing.assert_close(found.logits, expected.logits)
         (gradient,) = torch.autograd.grad((found.logits[:, 0] - found.logits[:, 1]).sum(), x)
@@ -306,9 +306,9 @@ class TestDecide:
 
     def test_log_mass_sees_below_single_precision(self) -> None:
         logits = torch.tensor([20.0, 0.0]).expand(3, 1, 2).clone().requires_grad_()
-        stop = DIE(b=60.0, tau_c=0.55)
-        assert stop.stop_probability(logits)[1:].sum() == 0
-        found = log_stop_probability(logits, stop)
+        rule = DIE(b=60.0, tau_c=0.55)
+        assert rule.stop_probability(logits)[1:].sum() == 0
+        found = log_stop_probability(logits, rule)
         assert -40 < float(found[1:].logsumexp(0).detach()) < -20
         (gradient,) = torch.autograd.grad(found[1:].logsumexp(0).sum(), logits)
         assert gradient.abs().max() > 0
@@ -379,18 +379,18 @@ class TestClimb:
 
 
 def test_a_judged_attack_goes_on_until_the_deployed_decision_breaks() -> None:
-    """The whole team is wrong long before the deployed one, on the way to a point where both are."""
-    ensemble, stop = team((3.0, -40.0), (0.2, -60.0)), DIE(b=32.0, tau_c=0.6)
+    """The whole ensemble is wrong long before the deployed one, on the way to a point where both are."""
+    ensemble, rule = make_ensemble((3.0, -40.0), (0.2, -60.0)), DIE(b=32.0, tau_c=0.6)
     pgd = PGD(steps=40, step_size=0.05, random_start=False, loss=Margin())
     blind, judged = (SurrogateAttack(attack=pgd, surrogate=FullEnsemble(), judged=judged) for judged in (False, True))
-    x_adv = blind(ensemble, stop, X, Y, THREAT, rng=seeded(0))
+    x_adv = blind(ensemble, rule, X, Y, THREAT, rng=seeded(0))
     assert ensemble(x_adv).argmax() == 1
-    assert answer(blind, ensemble, stop).logits.argmax() == 0
-    assert answer(judged, ensemble, stop).logits.argmax() == 1
+    assert answer(blind, ensemble, rule).logits.argmax() == 0
+    assert answer(judged, ensemble, rule).logits.argmax() == 1
 
 
 def test_every_member_can_be_attacked_alone() -> None:
-    ensemble = team((2.0, -60.0), (3.0, 100.0))
+    ensemble = make_ensemble((2.0, -60.0), (3.0, 100.0))
     for index in (1, 2):
         torch.testing.assert_close(Member(index=index)(ensemble, Never())(X), ensemble.members[index - 1](X))
         x_adv = steepest(Member(index=index), judged=False)(ensemble, Never(), X, Y, THREAT, rng=seeded(0))
@@ -409,7 +409,7 @@ def test_every_member_can_be_attacked_alone() -> None:
         (ensemble_attacks, {"name": "slowdown", "doubt": -1.0}, "doubt = -1 must be 0 or more"),
         (ensemble_attacks, {"name": "slowdown", "safety": 0.0}, "safety = 0 above 0"),
         (ensemble_attacks, {"name": "sequential", "rounds": 0}, "rounds = 0 must be 1 or more"),
-        (ensemble_attacks, {"name": "through", "attack": "pgd"}, "surrogate is missing"),
+        (ensemble_attacks, {"name": "surrogate_attack", "attack": "pgd"}, "surrogate is missing"),
     ],
 )
 def test_refuses_settings_that_make_no_sense(registry: object, table: dict[str, object], message: str) -> None:
@@ -419,15 +419,15 @@ def test_refuses_settings_that_make_no_sense(registry: object, table: dict[str, 
 
 @pytest.mark.parametrize("surrogate", [Member(index=3), Member(index=0), Prefix(length=3)])
 def test_refuses_members_that_are_not_there(surrogate: Surrogate) -> None:
-    with pytest.raises(InputError, match="between 1 and the team's 2 members"):
-        surrogate(team((1.0, 1.0), (1.0, 1.0)), Never())
+    with pytest.raises(InputError, match="between 1 and the ensemble's 2 members"):
+        surrogate(make_ensemble((1.0, 1.0), (1.0, 1.0)), Never())
 
 
-def test_a_team_of_one_is_attacked_as_one_model() -> None:
+def test_an_ensemble_of_one_is_attacked_as_one_model() -> None:
     assert every_surrogate(1) == (FullEnsemble(),)
-    ensemble, stop = team((2.0, -60.0)), DIE()
+    ensemble, rule = make_ensemble((2.0, -60.0)), DIE()
     for attack in (Hijack(), Sequential(), Slowdown(), Slowdown(keep_label=True), steepest(FullEnsemble())):
-        found = answer(attack, ensemble, stop)
+        found = answer(attack, ensemble, rule)
         assert found.members_run == 1
         if not attack.aims_at_cost:
             assert found.logits.argmax() == 1

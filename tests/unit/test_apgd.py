@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.attacks.apgd import APGD
-from sparsemble.attacks.apgd_targeted import APGDTargeted, likeliest_wrong, targeted_dlr
 from sparsemble.attacks.apgd_core import Ascent, checkpoints, start_at_edge
+from sparsemble.attacks.apgd_targeted import APGDTargeted, likeliest_wrong, targeted_dlr
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.dlr import DLR
 from sparsemble.attacks.losses.kl import KL

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from sparsemble.attacks import attacks
 from sparsemble.attacks.apgd import APGD
+from sparsemble.attacks.apgd_core import Outcome
 from sparsemble.attacks.apgd_focused import APGDFocused, way_left
 from sparsemble.attacks.apgd_targeted import APGDTargeted
-from sparsemble.attacks.apgd_core import Outcome
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.dlr import DLR

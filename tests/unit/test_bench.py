@@ -10,6 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sparsemble.bench import engines, verify_outputs
+from sparsemble.bench import timing as module
+from sparsemble.bench.cold_start import first_use
+from sparsemble.bench.engines import Timed
+from sparsemble.bench.models import Asked, drawn
+from sparsemble.bench.timing import bench, bench_table
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble, combiners
@@ -18,22 +24,15 @@ from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.models import architectures, build_model
-from sparsemble.bench import timing as module
-from sparsemble.bench import engines
-from sparsemble.bench import verify_outputs
-from sparsemble.bench.timing import bench, bench_table
-from sparsemble.bench.engines import Timed
-from sparsemble.bench.cold_start import first_use
-from sparsemble.bench.models import Asked, drawn
 from sparsemble.pipeline.loaded_model import load_target
 from sparsemble.report.bench import draw_bench
 from sparsemble.runtime import packed, predictor
 from sparsemble.runtime.combiners import log_softmax
 from sparsemble.runtime.kernels.jit import lanes
 from sparsemble.runtime.network import Convolution
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import AtOnce, Never
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 TABLE = {"name": "tiny", "width": 4}
 TINY = '{name = "tiny", width = 4}'
@@ -203,10 +202,10 @@ class TestBench:
 
 
 def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
-    """Leave a packed team of three; its parent has a member's weights unless given."""
+    """Leave a packed ensemble of three; its parent has a member's weights unless given."""
     rng = seeded(0)
     members = [build_model(architectures.build(TABLE), (1, 8, 8), 10, (0.5,), (0.3,), rng=rng) for _ in range(3)]
-    team = convert_ensemble(
+    ensemble = convert_ensemble(
         Ensemble(members, combiners.build("mean_probability")).eval(),
         Confidence(threshold=0.12),
         tuple("0123456789"),
@@ -214,12 +213,12 @@ def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
         parent_weights or count_weights(members[0]).total,
         recipe={"data": {"name": "digits"}, "threat": {"norm": "linf", "eps": 0.15}},
     )
-    packed.save(team, path)
-    return team
+    packed.save(ensemble, path)
+    return ensemble
 
 
-class TestTeams:
-    def test_a_drawn_team_is_timed_whole_and_stopping_early(self, tmp_path: Path) -> None:
+class TestEnsembles:
+    def test_a_drawn_ensemble_is_timed_whole_and_stopping_early(self, tmp_path: Path) -> None:
         found = bench(asked(batches=(200,), members=4, members_run=1.6), "", lambda text: None)
         rows = {row["engine"]: row for row in found["rows"]}
         assert rows["sparsemble, all members"]["members_run"] == 4
@@ -231,62 +230,66 @@ class TestTeams:
         draw_bench(found, tmp_path / "bench.png")
         assert (tmp_path / "bench.png").stat().st_size > 1000
 
-    def test_a_packed_team_is_timed_on_clean_and_slowed_down_images(self, tmp_path: Path) -> None:
-        team = pack(tmp_path / "team.sparsemble")
-        found = bench(asked(target=str(tmp_path / "team.sparsemble"), batches=(40,)), "", lambda text: None)
+    def test_a_packed_ensemble_is_timed_on_clean_and_slowed_down_images(self, tmp_path: Path) -> None:
+        ensemble = pack(tmp_path / "ensemble.sparsemble")
+        found = bench(asked(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None)
         rows = {row["engine"]: row for row in found["rows"]}
         assert {"onnxruntime", "sparsemble", "sparsemble, all members"} <= set(rows)
         clean, slow = (rows[f"sparsemble, stopping early, {what}"] for what in ("clean images", "slowdown attack"))
         assert 1 <= clean["members_run"] < slow["members_run"] <= 3
         assert found["ratio"] == clean["ratio"]
 
-        target = load_target(str(tmp_path / "team.sparsemble"))
+        target = load_target(str(tmp_path / "ensemble.sparsemble"))
         x = torch.rand(9, 1, 8, 8, generator=seeded(1))
-        expected = Predictor(packed.load(tmp_path / "team.sparsemble")).member_logits(x.numpy())
+        expected = Predictor(packed.load(tmp_path / "ensemble.sparsemble")).member_logits(x.numpy())
         assert isinstance(target.model, Ensemble)
         np.testing.assert_allclose(target.model.member_logits(x).numpy(), expected, atol=1e-5)
-        assert target.sparsity == team.sparsity
+        assert target.sparsity == ensemble.sparsity
 
-    def test_a_team_that_combines_otherwise_than_in_torch_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_ensemble_that_combines_otherwise_than_in_torch_is_not_timed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(predictor, "combiner", lambda settings: lambda logits: log_softmax(logits[0]))
         with pytest.raises(RunError, match=r"all members: differs from torch by 0\..* in a probability.* not timed"):
             bench(asked(members=3, sparsity=0.5), "", lambda text: None)
 
-    def test_a_team_with_a_member_that_differs_from_torch_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_ensemble_with_a_member_that_differs_from_torch_is_not_timed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         known = Predictor.member_logits
         monkeypatch.setattr(Predictor, "member_logits", lambda self, images: known(self, images) * 1.01)
         with pytest.raises(RunError, match=r"all members: member 1 differs from torch by 0\.01 of the largest logit"):
             bench(asked(members=3), "", lambda text: None)
 
-    def test_a_team_that_stops_elsewhere_than_in_torch_is_not_timed(
+    def test_an_ensemble_that_stops_elsewhere_than_in_torch_is_not_timed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        pack(tmp_path / "team.sparsemble")
+        pack(tmp_path / "ensemble.sparsemble")
         known = predictor.rule
         monkeypatch.setattr(predictor, "rule", lambda one: AtOnce() if one["name"] == "confidence" else known(one))
         with pytest.raises(RunError, match=r"clean images: stops elsewhere than its rule for \d+ of 40 images; it was"):
-            bench(asked(target=str(tmp_path / "team.sparsemble"), batches=(40,)), "", lambda text: None)
+            bench(asked(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None)
 
     def test_drawn_decisions_are_decided_once_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
         known = verify_outputs._decided
         other = (np.zeros(3, np.int64),) * 2
         monkeypatch.setattr(
-            verify_outputs, "_decided", lambda x, stop: known(x, stop) if isinstance(stop, Never) else other
+            verify_outputs, "_decided", lambda x, rule: known(x, rule) if isinstance(rule, Never) else other
         )
         with pytest.raises(RunError, match="drawn decisions: stops elsewhere than its rule for 3 of 3 images"):
             bench(asked(members=3), "", lambda text: None)
 
     def test_members_that_were_shrunk_cannot_stand_for_their_parent(self, tmp_path: Path) -> None:
-        pack(tmp_path / "team.sparsemble", parent_weights=99999)
+        pack(tmp_path / "ensemble.sparsemble", parent_weights=99999)
         with pytest.raises(InputError, match=r"its first member has \d+ weights.* the dense parent had 99999; dense"):
-            bench(asked(target=str(tmp_path / "team.sparsemble")), "", lambda text: None)
+            bench(asked(target=str(tmp_path / "ensemble.sparsemble")), "", lambda text: None)
 
-    def test_what_holds_no_team_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"holds no packed team; make one with `sparsemble export "):
+    def test_what_holds_no_ensemble_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"holds no packed ensemble; make one with `sparsemble export "):
             bench(asked(target=str(tmp_path)), "", lambda text: None)
-        (tmp_path / "team.sparsemble").write_bytes(b"nothing")
-        with pytest.raises(InputError, match=r"team\.sparsemble: "):
-            bench(asked(target=str(tmp_path / "team.sparsemble")), "", lambda text: None)
+        (tmp_path / "ensemble.sparsemble").write_bytes(b"nothing")
+        with pytest.raises(InputError, match=r"ensemble\.sparsemble: "):
+            bench(asked(target=str(tmp_path / "ensemble.sparsemble")), "", lambda text: None)
 
 
 class TestMasks:
@@ -319,7 +322,7 @@ class TestMasks:
         ({"sparsity": 1.0}, r"sparsity = 1 must lie in \[0, 1\)"),
         ({"members": 0}, "members = 0 must be 1 or more"),
         ({"members": 3, "first_use": True}, "first_use is of a single network with drawn weights"),
-        ({"target": "team.sparsemble", "first_use": True}, "leave out the target and members"),
+        ({"target": "ensemble.sparsemble", "first_use": True}, "leave out the target and members"),
         ({"members": 3, "members_run": 4}, r"members_run = 4 must lie in 1..3, the members there are"),
     ],
 )

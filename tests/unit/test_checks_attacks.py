@@ -31,9 +31,9 @@ from tests.unit.sound_ensemble import (
     changed,
     crafted,
     decide,
+    ensemble_result,
     expect,
     only,
-    ensemble_result,
     without,
 )
 
@@ -101,7 +101,9 @@ class TestStrength:
     )
     def test_curve_falls_from_clean_accuracy_to_chance(self, curve: Sequence[float], status: str) -> None:
         good = [0.8, 0.4, 0.2, 0.1]
-        found = checks.falls_with_eps({"dense": good, "team": list(curve)}, {"dense": 0.8, "team": 0.9}, chance=0.1)
+        found = checks.falls_with_eps(
+            {"dense": good, "ensemble": list(curve)}, {"dense": 0.8, "ensemble": 0.9}, chance=0.1
+        )
         expect(found, 14, status)
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checks of stopping rules pass on a sound team and fail on one broken, or attacked, in just the wrong way."""
+"""Checks of stopping rules pass on a sound ensemble and fail on one broken, or attacked, in just the wrong way."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.checks.dynamic import nudged
-from tests.unit.sound_ensemble import TEAM, X, altered, changed, decide, expect, only, single, ensemble_result
+from tests.unit.sound_ensemble import TEAM, X, altered, changed, decide, ensemble_result, expect, only, single
 
 IMAGES = torch.rand(200, 1, 6, 6, generator=seeded(3))
 
@@ -71,7 +71,7 @@ class TestCost:
         ("broken", "words"),
         [
             (lambda r: changed(r, "members_run.slowdown", None), "members run slowdown is not given"),
-            (lambda r: changed(r, "members_run.slowdown", 1.0), "must not make the team faster"),
+            (lambda r: changed(r, "members_run.slowdown", 1.0), "must not make the ensemble faster"),
             (lambda r: changed(r, "members_run.slowdown", 3.5), "nor run more than all"),
             (lambda r: only(r, lambda label, one: one["settings"].get("keep_label") is not True), "keeps the label"),
             (lambda r: only(r, lambda label, one: one["settings"].get("keep_label") is not False), "is free"),
@@ -93,13 +93,13 @@ def with_rule(rule: StoppingRule) -> Callable[[Images], DynamicOutput]:
 
 
 class TestThresholds:
-    def judged(self, stop: StoppingRule, tuned_on: str | None, sharp: bool = False) -> checks.Check:
+    def judged(self, rule: StoppingRule, tuned_on: str | None, sharp: bool = False) -> checks.Check:
         """Judge on images that no rule nearby, or some rule nearby, answers otherwise."""
-        labels = with_rule(stop)(IMAGES).logits.argmax(1)
-        others = [with_rule(rule)(IMAGES).logits.argmax(1) != labels for rule in nudged(stop).values()]
+        labels = with_rule(rule)(IMAGES).logits.argmax(1)
+        others = [with_rule(rule)(IMAGES).logits.argmax(1) != labels for rule in nudged(rule).values()]
         near = torch.stack([torch.zeros_like(labels, dtype=torch.bool), *others]).any(0)
         chosen = near if sharp else ~near
-        return checks.no_knifes_edge(with_rule, stop, IMAGES[chosen], labels[chosen], tuned_on)
+        return checks.no_knifes_edge(with_rule, rule, IMAGES[chosen], labels[chosen], tuned_on)
 
     def test_held_out_and_steady_passes(self) -> None:
         expect(self.judged(DIE(), "held-out"), 37, "pass", "tuned on held-out images")
@@ -125,7 +125,7 @@ class TestThresholds:
 
 
 class TestBatch:
-    def test_sound_team_passes(self) -> None:
+    def test_sound_ensemble_passes(self) -> None:
         expect(checks.independent_of_batch(decide, X), 38, "pass", "0 of 24 images")
 
     @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ class TestBatch:
     def test_stopping_at_the_average_confidence_fails(self) -> None:
         def together(x: Images) -> DynamicOutput:
             first = TEAM.members[0](x)
-            stop = first.softmax(1).amax(1).mean() > 0.8
-            count = torch.full((len(x),), 1 if stop else 3)
-            return DynamicOutput(first if stop else TEAM(x), count, count)
+            rule = first.softmax(1).amax(1).mean() > 0.8
+            count = torch.full((len(x),), 1 if rule else 3)
+            return DynamicOutput(first if rule else TEAM(x), count, count)
 
         expect(checks.independent_of_batch(together, X), 38, "fail")
 

@@ -1,4 +1,4 @@
-"""Checks of attacks on teams pass on the full suite and fail where one of its parts did not run."""
+"""Checks of attacks on ensembles pass on the full suite and fail where one of its parts did not run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from sparsemble.core.interfaces import combiners
 from sparsemble.evaluation import checks
-from tests.unit.sound_ensemble import changed, expect, only, single, ensemble_result
+from tests.unit.sound_ensemble import changed, ensemble_result, expect, only, single
 
 OTHERS = [name for name in combiners.names() if name != "mean_probability"]
 Result = dict[str, Any]
@@ -24,7 +24,8 @@ class TestCombiners:
     @pytest.mark.parametrize("lost", OTHERS)
     def test_a_combiner_left_out_fails(self, lost: str) -> None:
         result = only(
-            ensemble_result(), lambda _, one: one["settings"].get("surrogate", {}).get("combine", {}).get("name") != lost
+            ensemble_result(),
+            lambda _, one: one["settings"].get("surrogate", {}).get("combine", {}).get("name") != lost,
         )
         expect(checks.combiners_attacked(result, "mean_probability", OTHERS), 28, "fail", f"not through {lost}")
 
@@ -50,7 +51,7 @@ class TestMembers:
             (lambda label, one: one["settings"].get("surrogate", {}).get("length") != 1, "member 1"),
             (lambda label, one: one["settings"]["name"] != "sequential", "sequential"),
             (lambda label, one: surrogate(one) != "reweighted", "reweighted"),
-            (lambda label, one: one["settings"]["name"] not in ("autoattack", "fmn"), "a margin of the whole team"),
+            (lambda label, one: one["settings"]["name"] not in ("autoattack", "fmn"), "a margin of the whole ensemble"),
         ],
     )
     def test_what_is_left_out_is_named(self, keep: Callable[[str, dict[str, Any]], bool], words: str) -> None:
@@ -67,7 +68,7 @@ class TestReport:
     def test_a_gain_that_vanishes_is_flagged(self) -> None:
         assert "FLAG" not in checks.members_reported(changed(ensemble_result(), "worst_case.accuracy", 0.5)).detail
         found = checks.members_reported(changed(ensemble_result(), "worst_case.accuracy", 0.4))
-        expect(found, 30, "pass", "FLAG: the team (0.400")
+        expect(found, 30, "pass", "FLAG: the ensemble (0.400")
 
     @pytest.mark.parametrize(
         ("path", "value", "words"),
@@ -107,7 +108,7 @@ class TestComparisons:
         expect(checks.single_models_beside(TEAM_ROW, TEAM_ROW, None), 31, "waived", "a dense model of equal cost")
 
     def test_ablations(self) -> None:
-        rows = {"combiner only", "no regularisers", "no stopping rule", "dense members", "team"}
+        rows = {"combiner only", "no regularisers", "no stopping rule", "dense members", "ensemble"}
         expect(checks.ablations_reported(rows), 32, "pass")
         expect(checks.ablations_reported(rows - {"no stopping rule"}), 32, "fail", "missing: no stopping rule")
-        expect(checks.ablations_reported({"team"}), 32, "waived")
+        expect(checks.ablations_reported({"ensemble"}), 32, "waived")

@@ -58,7 +58,7 @@ class TestNormalisedOnce:
 
 
 class TestNeighbours:
-    @pytest.mark.parametrize("model", [TEAM, network(), MEMBER.forward], ids=["team", "BatchNorm", "function"])
+    @pytest.mark.parametrize("model", [TEAM, network(), MEMBER.forward], ids=["ensemble", "BatchNorm", "function"])
     def test_sound_models_pass(self, model: Any) -> None:
         expect(checks.independent_of_neighbours(model, X), 3, "pass", "0 of 24")
 
@@ -126,7 +126,7 @@ class TestLogits:
 
 
 class TestRandomness:
-    def test_sound_team_passes(self) -> None:
+    def test_sound_ensemble_passes(self) -> None:
         expect(checks.repeatable(decide, X), 8, "pass", "0 labels change")
 
     @pytest.mark.parametrize("size", [0.01, 1.0])
@@ -171,7 +171,7 @@ MASKED = {
 
 
 class TestGradients:
-    def test_gradients_flow_through_a_sound_team(self) -> None:
+    def test_gradients_flow_through_a_sound_ensemble(self) -> None:
         expect(checks.gradients_flow([TEAM, *TEAM.members], X, Y), 9, "pass", "0 of 192 gradients")
         assert all(parameter.grad is None for parameter in TEAM.parameters())
 
@@ -199,7 +199,7 @@ class TestGradients:
 
 
 class TestDifferences:
-    @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["team", "linear", "network"])
+    @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["ensemble", "linear", "network"])
     def test_true_gradients_pass(self, model: nn.Module) -> None:
         expect(checks.agrees_with_differences(model, X, Y, rng=seeded(0)), 10, "pass")
 
@@ -271,7 +271,9 @@ class Dropping(nn.Module):
 
 class TestForward:
     @pytest.mark.parametrize(
-        "model", [TEAM, network(), nn.Sequential(nn.Dropout(0.5), Linear(0)).eval()], ids=["team", "network", "dropout"]
+        "model",
+        [TEAM, network(), nn.Sequential(nn.Dropout(0.5), Linear(0)).eval()],
+        ids=["ensemble", "network", "dropout"],
     )
     def test_plain_networks_pass(self, model: nn.Module) -> None:
         expect(checks.plain_forward(model, X), 11, "pass", "undeclared: nothing")
@@ -305,7 +307,7 @@ class TestForward:
 
         expect(checks.plain_forward(masked, X), 11, "pass")
 
-    def test_a_team_that_stops_early_must_say_so(self) -> None:
+    def test_an_ensemble_that_stops_early_must_say_so(self) -> None:
         def logits(x: Images) -> Logits:
             return decide(x).logits
 
@@ -325,7 +327,7 @@ class TestForward:
 
 
 class TestSmoothness:
-    @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["team", "linear", "network"])
+    @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["ensemble", "linear", "network"])
     def test_smooth_models_pass(self, model: nn.Module) -> None:
         expect(checks.smooth_loss(model, X, Y, THREAT, rng=seeded(0)), 12, "pass")
 

@@ -8,7 +8,7 @@ import pytest
 
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.checks.reporting import ATTACK, FIELDS
-from tests.unit.sound_ensemble import changed, expect, ensemble_result, without
+from tests.unit.sound_ensemble import changed, ensemble_result, expect, without
 
 Broken = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -84,7 +84,12 @@ class TestEps:
     def test_quoted_rows_and_norms_count(self) -> None:
         quoted = [{"source": "a paper", "accuracy": 0.5, "eps": 0.031}]
         expect(checks.one_eps([changed(ensemble_result(), "quoted", quoted)]), 6, "fail", "rows at eps")
-        expect(checks.one_eps([ensemble_result(), changed(ensemble_result(), "threat.norm", "l2")]), 6, "fail", "l2 and linf")
+        expect(
+            checks.one_eps([ensemble_result(), changed(ensemble_result(), "threat.norm", "l2")]),
+            6,
+            "fail",
+            "l2 and linf",
+        )
 
 
 class TestResult:

@@ -14,7 +14,7 @@ from sparsemble.core.types import Images, Logits, seeded
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.packed import load_packed, save_packed
-from tests.unit.sound_ensemble import THREAT, X, Y, changed, expect, network, ensemble_result, without
+from tests.unit.sound_ensemble import THREAT, X, Y, changed, ensemble_result, expect, network, without
 
 
 def pruned() -> nn.Module:
@@ -92,7 +92,9 @@ class TestCosts:
 
     def test_what_was_not_measured_is_waived(self) -> None:
         expect(checks.costs_apart(changed(ensemble_result(), "latency", None)), 41, "waived", "latency not measured")
-        expect(checks.costs_apart(without(ensemble_result(), "size.peak_memory")), 41, "waived", "peak memory not measured")
+        expect(
+            checks.costs_apart(without(ensemble_result(), "size.peak_memory")), 41, "waived", "peak memory not measured"
+        )
 
 
 class TestVersions:
@@ -143,10 +145,10 @@ class TestSpeed:
     @pytest.mark.parametrize(
         ("baseline", "measured", "status", "words"),
         [
-            ({}, {"model": "team"}, "pass", "same runtime"),
-            ({}, {"model": "team", "runtime": "sparse kernels"}, "fail", "runtime: torch against sparse kernels"),
-            ({}, {"model": "team", "compiled": True}, "fail", "compiled: False against True"),
-            ({"model": "the team without its rule"}, {"model": "team"}, "fail", "not the dense parent"),
+            ({}, {"model": "ensemble"}, "pass", "same runtime"),
+            ({}, {"model": "ensemble", "runtime": "sparse kernels"}, "fail", "runtime: torch against sparse kernels"),
+            ({}, {"model": "ensemble", "compiled": True}, "fail", "compiled: False against True"),
+            ({"model": "the ensemble without its rule"}, {"model": "ensemble"}, "fail", "not the dense parent"),
         ],
     )
     def test_both_sides_run_alike(
@@ -157,5 +159,7 @@ class TestSpeed:
 
     def test_untold_conditions_fail_and_no_claim_is_waived(self) -> None:
         untold = {"model": "dense parent", "runtime": "torch"}
-        expect(checks.speed_up_is_fair(untold, {**untold, "model": "team"}), 43, "fail", "threads: None against None")
+        expect(
+            checks.speed_up_is_fair(untold, {**untold, "model": "ensemble"}), 43, "fail", "threads: None against None"
+        )
         expect(checks.speed_up_is_fair(None, None), 43, "waived", "no speed-up is claimed")

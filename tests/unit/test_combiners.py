@@ -43,44 +43,44 @@ def normal(row: list[float]) -> list[float]:
     return [value / sum(row) for value in row]
 
 
-def literal(combine: Combiner, logits: Tensor) -> list[float]:
+def literal(combiner: Combiner, logits: Tensor) -> list[float]:
     """Return what the combiner should give on one image, as probabilities."""
-    if combine == MeanLogit():
+    if combiner == MeanLogit():
         product = [math.prod(column) ** (1 / len(logits)) for column in zip(*probabilities(logits), strict=True)]
         return normal(product)
-    if combine == Maximum():
+    if combiner == Maximum():
         return normal([max(column) for column in zip(*probabilities(logits), strict=True)])
-    sharp = logits / combine.temperature if isinstance(combine, SoftVote) else logits
+    sharp = logits / combiner.temperature if isinstance(combiner, SoftVote) else logits
     return normal([sum(column) for column in zip(*probabilities(sharp), strict=True)])
 
 
-@pytest.mark.parametrize("combine", COMBINERS, ids=str)
+@pytest.mark.parametrize("combiner", COMBINERS, ids=str)
 class TestEveryFormula:
     @pytest.mark.parametrize("members", [1, 2, 4])
-    def test_is_its_formula_and_a_distribution(self, combine: Combiner, members: int) -> None:
+    def test_is_its_formula_and_a_distribution(self, combiner: Combiner, members: int) -> None:
         logits = torch.randn(members, 6, 5, generator=seeded(0), dtype=torch.float64) * 3
-        combined = combine(logits)
-        expected = torch.tensor([literal(combine, logits[:, i]) for i in range(6)], dtype=torch.float64)
+        combined = combiner(logits)
+        expected = torch.tensor([literal(combiner, logits[:, i]) for i in range(6)], dtype=torch.float64)
         torch.testing.assert_close(combined.exp(), expected)
         torch.testing.assert_close(combined.logsumexp(1), torch.zeros(6, dtype=torch.float64))
 
-    def test_adding_to_all_logits_of_a_member_changes_nothing(self, combine: Combiner) -> None:
+    def test_adding_to_all_logits_of_a_member_changes_nothing(self, combiner: Combiner) -> None:
         logits = torch.randn(3, 6, 5, generator=seeded(1))
         moved = logits + torch.randn(3, 6, 1, generator=seeded(2)) * 10
-        torch.testing.assert_close(combine(moved), combine(logits), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(combiner(moved), combiner(logits), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
     @pytest.mark.parametrize("lead", [0.0, 10.0, 25.0, 40.0])
     @pytest.mark.parametrize("members", [1, 2, 3, 4])
     def test_no_sure_image_hides_its_gradient(
-        self, combine: Combiner, loss: AttackLoss, lead: float, members: int
+        self, combiner: Combiner, loss: AttackLoss, lead: float, members: int
     ) -> None:
-        if isinstance(combine, SoftVote) and loss in (CrossEntropy(), KL()) and lead > 100 * combine.temperature:
+        if isinstance(combiner, SoftVote) and loss in (CrossEntropy(), KL()) and lead > 100 * combiner.temperature:
             pytest.skip("its docstring says so")
         x = torch.zeros(50, 9, requires_grad=True)
         logits = sure_logits(members, x, lead)
-        combined = combine(logits)
-        clean = combine(sure_logits(members, x + 0.01 * torch.randn(50, 9, generator=seeded(1)), lead)).detach()
+        combined = combiner(logits)
+        clean = combiner(sure_logits(members, x + 0.01 * torch.randn(50, 9, generator=seeded(1)), lead)).detach()
         y = combined.detach().argmax(1)
         assert lead == 0 or (y == 0).all()
         of_image, gradient = torch.autograd.grad(loss(combined, clean, y).sum(), (x, logits))

@@ -23,9 +23,9 @@ Named = list[tuple[str, dict[str, Any]]]
 
 @pytest.fixture
 def named() -> Named:
-    team, dense = example_result("team", robust=0.6), example_result("dense", robust=0.35, members=1, seed=1)
+    ensemble, dense = example_result("ensemble", robust=0.6), example_result("dense", robust=0.35, members=1, seed=1)
     dense["latency"] = None
-    return [("team", team), ("dense", dense), ("other team", example_result("other", seed=2))]
+    return [("ensemble", ensemble), ("dense", dense), ("other ensemble", example_result("other", seed=2))]
 
 
 def with_worst_cases(first: list[int], second: list[int]) -> Named:
@@ -90,7 +90,7 @@ def test_swapping_two_results_turns_the_signs(named: Named) -> None:
 def test_every_pair_is_tested_and_every_row_kept(named: Named) -> None:
     found = compare(named)
     assert [(p["a"], p["b"]) for p in found["pairs"]] == list(
-        itertools.combinations(("team", "dense", "other team"), 2)
+        itertools.combinations(("ensemble", "dense", "other ensemble"), 2)
     )
     for row, (_, result) in zip(found["rows"], named, strict=True):
         assert row["worst_case"] == result["worst_case"]["accuracy"]
@@ -128,7 +128,7 @@ def test_refuses_what_does_not_belong_in_one_table(
 ) -> None:
     compare(named)
     apply(named[2][1])
-    with pytest.raises(InputError, match=r'"team" and "other team" cannot be compared: .*' + words):
+    with pytest.raises(InputError, match=r'"ensemble" and "other ensemble" cannot be compared: .*' + words):
         compare(named)
 
 
@@ -160,7 +160,7 @@ def test_marks_where_autoattack_ran_differently(named: Named) -> None:
     attack["mode"] = attack["settings"]["mode"] = "exact"
     found = compare(named)
     assert [row["autoattack"] for row in found["rows"]] == [["fast"], ["exact"], ["fast"]]
-    assert any("AutoAttack did not run alike (team: fast, dense: exact" in note for note in found["notes"])
+    assert any("AutoAttack did not run alike (ensemble: fast, dense: exact" in note for note in found["notes"])
     assert found["attacks"]["different_settings"] == ["autoattack-fast"]
     assert not any(pair["same_attacks"] for pair in found["pairs"] if "dense" in (pair["a"], pair["b"]))
 
@@ -168,8 +168,8 @@ def test_marks_where_autoattack_ran_differently(named: Named) -> None:
 def test_marks_where_attacks_differ(named: Named) -> None:
     found = compare(named)
     assert found["attacks"]["shared"] == ["autoattack-fast", "fmn"]
-    assert found["attacks"]["partial"]["hijack50"] == ["team", "other team"]
-    assert any("Attacks on teams (5) ran on the rows that are teams" in note for note in found["notes"])
+    assert found["attacks"]["partial"]["hijack50"] == ["ensemble", "other ensemble"]
+    assert any("Attacks on ensembles (5) ran on the rows that are ensembles" in note for note in found["notes"])
     assert not any("easier worst case" in note for note in found["notes"])
     assert [pair["same_attacks"] for pair in found["pairs"]] == [False, True, False]
     del named[2][1]["attacks"]["hijack50"]
@@ -196,7 +196,7 @@ def test_says_what_keeps_rows_apart(
 
 
 def test_failed_checks_are_an_alarm(named: Named) -> None:
-    assert any("Checks failed: team 14, 20; dense 14, 20" in alarm for alarm in compare(named)["alarms"])
+    assert any("Checks failed: ensemble 14, 20; dense 14, 20" in alarm for alarm in compare(named)["alarms"])
     for _, result in named:
         for check in result["checks"]:
             check["status"] = "pass"

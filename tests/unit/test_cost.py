@@ -80,8 +80,8 @@ class TestMacs:
     def test_an_ensemble_costs_the_sum_of_its_members(self) -> None:
         members = [prune_half(tiny(0)), tiny(1), tiny(2, width=3)]
         costs = [count_macs(member, (1, 8, 8)) for member in members]
-        team = Ensemble(members, Mean())
-        assert count_macs(team, (1, 8, 8)) == Macs(sum(c.dense for c in costs), sum(c.nonzero for c in costs))
+        ensemble = Ensemble(members, Mean())
+        assert count_macs(ensemble, (1, 8, 8)) == Macs(sum(c.dense for c in costs), sum(c.nonzero for c in costs))
 
     def test_the_model_is_left_as_found(self) -> None:
         model = tiny().train()
@@ -246,7 +246,7 @@ class TestLatency:
             first += [9.0, seconds]
             second += [9.0, 2.0]
         calls = {"first": lambda: spend("first", first), "second": lambda: spend("second", second)}
-        found = measure_latency(calls, rounds=5, warm_up=1)
+        found = measure_latency(calls, rounds=5, warmup=1)
         assert order == ["first", "second"] + ["first", "first", "second", "second"] * 5
         values = found["first"]
         assert (values.low_quartile_ms, values.median_ms, values.high_quartile_ms) == pytest.approx((2000, 3000, 4000))
@@ -262,11 +262,11 @@ class TestLatency:
 
         monkeypatch.setattr(latency, "ROUND", 1.0)
         monkeypatch.setattr(latency, "perf_counter", lambda: clock)
-        found = measure_latency({"short": call}, rounds=2, warm_up=0)
+        found = measure_latency({"short": call}, rounds=2, warmup=0)
         assert calls == 2 * (1 + 4)
         assert found["short"].median_ms == pytest.approx(250)
 
-    @pytest.mark.parametrize(("rounds", "warm_up"), [(1, 0), (2, -1)])
-    def test_refuses_too_few_rounds(self, rounds: int, warm_up: int) -> None:
-        with pytest.raises(InputError, match=f"got {rounds} and {warm_up}"):
-            measure_latency({}, rounds=rounds, warm_up=warm_up)
+    @pytest.mark.parametrize(("rounds", "warmup"), [(1, 0), (2, -1)])
+    def test_refuses_too_few_rounds(self, rounds: int, warmup: int) -> None:
+        with pytest.raises(InputError, match=f"got {rounds} and {warmup}"):
+            measure_latency({}, rounds=rounds, warmup=warmup)

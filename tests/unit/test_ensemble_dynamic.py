@@ -35,7 +35,7 @@ def random_logits(members: int, images: int, *, scale: float = 3.0, seed: int = 
     return scale * (common + torch.randn(members, images, 5, generator=rng))
 
 
-def team(members: int = 4) -> Ensemble:
+def make_ensemble(members: int = 4) -> Ensemble:
     layout = architectures.build({"name": "tiny", "width": 2})
     models = [build_model(layout, (1, 8, 8), 5, (0.5,), (0.3,), rng=seeded(i)) for i in range(members)]
     for model in models:
@@ -77,12 +77,12 @@ class TestMeanProbability:
 
 
 class TestDynamic:
-    @pytest.mark.parametrize("stop", RULES, ids=str)
-    def test_running_members_equals_reading_stored_logits(self, stop: StoppingRule) -> None:
-        ensemble, x = team(), torch.rand(60, 1, 8, 8, generator=seeded(0))
+    @pytest.mark.parametrize("rule", RULES, ids=str)
+    def test_running_members_equals_reading_stored_logits(self, rule: StoppingRule) -> None:
+        ensemble, x = make_ensemble(), torch.rand(60, 1, 8, 8, generator=seeded(0))
         with torch.no_grad():
-            stored = answer_dynamic(ensemble.member_logits(x), average, stop)
-        run = predict_dynamic(ensemble, x, stop)
+            stored = answer_dynamic(ensemble.member_logits(x), average, rule)
+        run = predict_dynamic(ensemble, x, rule)
         assert torch.equal(run.answered_with, stored.answered_with)
         assert torch.equal(run.members_run, stored.members_run)
         torch.testing.assert_close(run.logits, stored.logits, rtol=1e-4, atol=1e-4)
@@ -93,11 +93,11 @@ class TestDynamic:
 
     def test_the_rules_here_answer_with_different_prefixes(self) -> None:
         x = torch.rand(60, 1, 8, 8, generator=seeded(0))
-        found = {tuple(predict_dynamic(team(), x, stop).members_run.tolist()) for stop in RULES}
+        found = {tuple(predict_dynamic(make_ensemble(), x, rule).members_run.tolist()) for rule in RULES}
         assert len(found) == len(RULES)
 
     def test_later_members_see_only_undecided_images(self) -> None:
-        ensemble, x = team(), torch.rand(60, 1, 8, 8, generator=seeded(0))
+        ensemble, x = make_ensemble(), torch.rand(60, 1, 8, 8, generator=seeded(0))
         sizes: dict[int, int] = {}
 
         def count(number: int) -> None:
@@ -113,36 +113,36 @@ class TestDynamic:
         assert sizes[1] < 60
 
     def test_no_member_runs_once_every_image_is_decided(self) -> None:
-        ensemble = team()
+        ensemble = make_ensemble()
         for member in ensemble.members[1:]:
             member.register_forward_pre_hook(lambda *_: pytest.fail("an undecided member ran"))
         at_once = DIE(b=1000.0, tau_c=0.0)
         run = predict_dynamic(ensemble, torch.rand(9, 1, 8, 8), at_once)
         assert run.members_run.tolist() == run.answered_with.tolist() == [1] * 9
 
-    @pytest.mark.parametrize("stop", RULES, ids=str)
-    def test_the_batch_does_not_matter(self, stop: StoppingRule) -> None:
-        ensemble, x = team(), torch.rand(30, 1, 8, 8, generator=seeded(0))
-        whole = predict_dynamic(ensemble, x, stop)
-        single = [predict_dynamic(ensemble, x[i : i + 1], stop) for i in range(30)]
+    @pytest.mark.parametrize("rule", RULES, ids=str)
+    def test_the_batch_does_not_matter(self, rule: StoppingRule) -> None:
+        ensemble, x = make_ensemble(), torch.rand(30, 1, 8, 8, generator=seeded(0))
+        whole = predict_dynamic(ensemble, x, rule)
+        single = [predict_dynamic(ensemble, x[i : i + 1], rule) for i in range(30)]
         assert torch.equal(torch.cat([one.members_run for one in single]), whole.members_run)
         assert torch.equal(torch.cat([one.answered_with for one in single]), whole.answered_with)
         torch.testing.assert_close(torch.cat([one.logits for one in single]), whole.logits, rtol=1e-4, atol=1e-4)
 
-    def test_a_team_of_one_is_its_member(self) -> None:
-        ensemble, x = team(1), torch.rand(5, 1, 8, 8)
+    def test_an_ensemble_of_one_is_its_member(self) -> None:
+        ensemble, x = make_ensemble(1), torch.rand(5, 1, 8, 8)
         run = predict_dynamic(ensemble, x, DIE())
         with torch.no_grad():
             torch.testing.assert_close(run.logits, ensemble.members[0](x).log_softmax(1))
         assert run.members_run.tolist() == [1] * 5
 
-    def test_a_team_of_none_gives_a_sentence(self) -> None:
+    def test_an_ensemble_of_none_gives_a_sentence(self) -> None:
         with pytest.raises(InputError, match="an ensemble needs at least one member"):
             Ensemble([], average)
 
 
 def held_out(clean: MemberLogits, attacked: list[MemberLogits], y: Labels) -> HeldOut:
-    return HeldOut(clean=clean, attacked={f"set{i}": one for i, one in enumerate(attacked)}, y=y, combine=average)
+    return HeldOut(clean=clean, attacked={f"set{i}": one for i, one in enumerate(attacked)}, y=y, combiner=average)
 
 
 def sure_except(doubts: tuple[int, ...], y: Labels) -> MemberLogits:
@@ -186,9 +186,9 @@ class TestCalibrate:
             return answer_dynamic(logits, average, rule).logits.argmax(1) == y
 
         def run(logits: MemberLogits) -> float:
-            return answer_dynamic(logits, average, found.stop).members_run.float().mean().item()
+            return answer_dynamic(logits, average, found.rule).members_run.float().mean().item()
 
-        for outcome, rule in ((found.outcome, found.stop), (found.static, Never())):
+        for outcome, rule in ((found.outcome, found.rule), (found.static, Never())):
             assert outcome.clean == pytest.approx(right(clean, rule).float().mean().item())
             both = right(clean, rule) & right(worse, rule)
             assert outcome.worst_case == pytest.approx(both.float().mean().item())
@@ -204,7 +204,7 @@ class TestCalibrate:
         assert calibrate(Never(), sets, max_accuracy_drop=percent / 100).allowed == percent
         assert calibrate(Never(), sets, max_accuracy_drop=(percent + 0.9) / 100).allowed == percent
 
-    def test_falls_back_to_the_static_team_where_stopping_early_costs_too_much(self) -> None:
+    def test_falls_back_to_the_static_ensemble_where_stopping_early_costs_too_much(self) -> None:
         """The first member is sure and wrong, as the others are sure and right."""
         y = torch.arange(40) % 5
         logits = torch.zeros(4, 40, 5)
@@ -212,7 +212,7 @@ class TestCalibrate:
         logits[1:, torch.arange(40), y] = 30.0
         found = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
         assert found.outcome.clean == found.static.clean == 1
-        assert answer_dynamic(logits, average, found.stop).logits.argmax(1).equal(y)
+        assert answer_dynamic(logits, average, found.rule).logits.argmax(1).equal(y)
 
     @pytest.mark.parametrize("name", ["agreement", "die", "first_passage", "confidence"])
     def test_sees_what_is_lost_under_one_attack_where_another_has_broken_the_image_anyway(self, name: str) -> None:
@@ -224,7 +224,7 @@ class TestCalibrate:
         late[1:, torch.arange(40), y] = 30.0
         found = calibrate(stopping_rules.build(name), held_out(clean, [broken, late], y), max_accuracy_drop=0.0)
         assert found.static.worst_case == found.outcome.worst_case == 0
-        assert answer_dynamic(late, average, found.stop).logits.argmax(1).equal(y)
+        assert answer_dynamic(late, average, found.rule).logits.argmax(1).equal(y)
 
     def test_puts_the_member_first_that_needs_no_other(self) -> None:
         y = torch.arange(40) % 5
@@ -282,7 +282,7 @@ class TestCalibrate:
         logits = sure_except((0, 0, 0), y)
         found = calibrate(start, held_out(logits, [logits], y), max_accuracy_drop=0.0, reorder=reorder)
         assert found.outcome.members_run == 1
-        assert (found.stop, found.order) == (start, (0, 1, 2))
+        assert (found.rule, found.order) == (start, (0, 1, 2))
 
     def test_says_what_a_tenth_more_or_less_of_every_constant_does(self) -> None:
         y = torch.arange(60) % 5
@@ -292,7 +292,7 @@ class TestCalibrate:
         tried = {(one.setting, one.factor) for one in found.sensitivity}
         assert tried == {(name, factor) for name in ("a", "b", "tau_u", "tau_c") for factor in (0.9, 1.1)}
         for one in found.sensitivity:
-            rule = dataclasses.replace(found.stop, **{one.setting: one.factor * getattr(found.stop, one.setting)})
+            rule = dataclasses.replace(found.rule, **{one.setting: one.factor * getattr(found.rule, one.setting)})
             output = answer_dynamic(logits, average, rule)
             assert one.outcome.members_run == pytest.approx(output.members_run.float().mean().item())
             assert one.outcome.clean == pytest.approx((output.logits.argmax(1) == y).float().mean().item())
@@ -302,13 +302,13 @@ class TestCalibrate:
         logits = random_logits(4, 60)
         logits[:, torch.arange(60), y] += 1
         found = calibrate(Agreement(votes=3), held_out(logits, [logits], y), max_accuracy_drop=0.0)
-        assert isinstance(found.stop, Agreement)
+        assert isinstance(found.rule, Agreement)
         votes = {one.factor: one.outcome for one in found.sensitivity if one.setting == "votes"}
-        near = [found.stop.votes + step for step in (-1, 1) if found.stop.votes + step >= 2]
-        assert set(votes) == {other / found.stop.votes for other in near}
+        near = [found.rule.votes + step for step in (-1, 1) if found.rule.votes + step >= 2]
+        assert set(votes) == {other / found.rule.votes for other in near}
         for other in near:
-            output = answer_dynamic(logits, average, dataclasses.replace(found.stop, votes=other))
-            outcome = votes[other / found.stop.votes]
+            output = answer_dynamic(logits, average, dataclasses.replace(found.rule, votes=other))
+            outcome = votes[other / found.rule.votes]
             assert outcome.members_run == pytest.approx(output.members_run.float().mean().item())
 
     def test_equal_members_need_only_one(self) -> None:
@@ -320,7 +320,7 @@ class TestCalibrate:
     def test_a_rule_with_nothing_to_set_is_returned(self) -> None:
         logits = random_logits(4, 20)
         found = calibrate(Never(), held_out(logits, [logits], torch.arange(20) % 5), max_accuracy_drop=0.01)
-        assert (found.stop, found.tried, found.outcome) == (Never(), 1, found.static)
+        assert (found.rule, found.tried, found.outcome) == (Never(), 1, found.static)
         assert found.sensitivity == ()
 
     @pytest.mark.parametrize("images", [0, 1, 6])
@@ -330,14 +330,20 @@ class TestCalibrate:
             held_out(random_logits(2, images), [], y)
 
 
-@pytest.mark.parametrize("stop", [Never(), DIE()])
-def test_members_of_other_classes_give_a_sentence(stop: StoppingRule) -> None:
-    team = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, k)) for k in (5, 4)], average).eval()
+@pytest.mark.parametrize("rule", [Never(), DIE()])
+def test_members_of_other_classes_give_a_sentence(rule: StoppingRule) -> None:
+    make_ensemble = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, k)) for k in (5, 4)], average).eval()
     x = torch.full((2, 1, 2, 2), 0.5)
-    team.members[0][1].weight.data.zero_()  # so that no rule stops after one
-    team.members[0][1].bias.data.zero_()
-    for answer in (lambda: predict_dynamic(team, x, stop), lambda: Prefix(length=2)(team, stop)(x), lambda: team(x)):
-        with pytest.raises(InputError, match="member 2 gives 4 classes and member 1 5; members of a team must know"):
+    make_ensemble.members[0][1].weight.data.zero_()  # so that no rule stops after one
+    make_ensemble.members[0][1].bias.data.zero_()
+    for answer in (
+        lambda: predict_dynamic(make_ensemble, x, rule),
+        lambda: Prefix(length=2)(make_ensemble, rule)(x),
+        lambda: make_ensemble(x),
+    ):
+        with pytest.raises(
+            InputError, match="member 2 gives 4 classes and member 1 5; members of an ensemble must know"
+        ):
             answer()
 
 
@@ -346,7 +352,7 @@ def test_members_for_other_images_give_a_sentence(shape: tuple[int, int, int], w
     layout = architectures.build({"name": "tiny", "width": 2})
     channels = shape[0]
     other = build_model(layout, shape, 5, (0.5,) * channels, (0.3,) * channels, rng=seeded(0))
-    known = list(team(1).members)
+    known = list(make_ensemble(1).members)
     foreign = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
     for members, place in (([*known, other], 2), ([foreign, *known, copy.deepcopy(other)], 3)):
         with pytest.raises(
@@ -357,7 +363,7 @@ def test_members_for_other_images_give_a_sentence(shape: tuple[int, int, int], w
 
 
 def test_a_batch_of_no_images_gets_no_answers() -> None:
-    team = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)], MeanProbability()).eval()
-    output = predict_dynamic(team, torch.zeros(0, 1, 2, 2), Never())
+    make_ensemble = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)], MeanProbability()).eval()
+    output = predict_dynamic(make_ensemble, torch.zeros(0, 1, 2, 2), Never())
     assert output.logits.shape == (0, 3)
     assert output.members_run.shape == (0,)

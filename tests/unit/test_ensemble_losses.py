@@ -1,4 +1,4 @@
-"""The losses of a team against slow literal versions, and the look inside members."""
+"""The losses of an ensemble against slow literal versions, and the look inside members."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ def member(seed: int) -> nn.Module:
     return build_model(layout, (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(seed))
 
 
-def team(members: int = 2) -> Ensemble:
+def make_ensemble(members: int = 2) -> Ensemble:
     models = [member(seed) for seed in range(members)]
     for seed, model in enumerate(models):
         rng = seeded(seed)
@@ -112,7 +112,7 @@ class TestDVERGE:
     @pytest.mark.parametrize("members", [1, 2, 3])
     @pytest.mark.parametrize("beta", [0.0, 0.5])
     def test_equals_a_slow_literal_version(self, members: int, beta: float) -> None:
-        ensemble, (x, y) = team(members).eval(), batch()
+        ensemble, (x, y) = make_ensemble(members).eval(), batch()
         found = DVERGE(beta=beta, steps=3, attack=ATTACK)(ensemble, x, y, THREAT, rng=seeded(5))
         rng = seeded(5)
         own = [ATTACK(model, x, y, THREAT, rng=rng) for model in ensemble.members]
@@ -131,8 +131,8 @@ class TestDVERGE:
         assert float(found.terms["diversity"]) == pytest.approx(diversity, rel=1e-4)
         assert float(found.loss.detach()) == pytest.approx(robust + beta * diversity, rel=1e-4)
 
-    def test_may_craft_once_on_the_whole_team(self) -> None:
-        ensemble, (x, y) = team().eval(), batch()
+    def test_may_craft_once_on_the_whole_ensemble(self) -> None:
+        ensemble, (x, y) = make_ensemble().eval(), batch()
         found = DVERGE(beta=0.0, attack=ATTACK, attack_ensemble=True)(ensemble, x, y, THREAT, rng=seeded(5))
         together = ATTACK(ensemble, x, y, THREAT, rng=seeded(5))
         assert torch.equal(found.adversarial, together)
@@ -153,7 +153,7 @@ class TestDVERGE:
         with pytest.raises(InputError, match=match):
             DVERGE(**settings)
 
-    def test_a_team_without_batch_norm_gets_a_sentence(self) -> None:
+    def test_an_ensemble_without_batch_norm_gets_a_sentence(self) -> None:
         plain = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2)], MeanProbability())
         x, y = batch()
         with pytest.raises(InputError, match="the model has no BatchNorm2d"):
@@ -190,7 +190,7 @@ class TestTerms:
         assert gradient.isfinite().all()
 
     def test_mean_weight_is_over_kept_weights_then_over_members(self) -> None:
-        ensemble = team(3)
+        ensemble = make_ensemble(3)
         means = []
         for model in ensemble.members:
             kept = torch.cat([layer.weight[layer.weight != 0].abs() for layer in prunable_layers(model).values()])
@@ -203,8 +203,8 @@ class TestEED:
         x, y = batch()
         return EED(base=SEARCH, attack=ATTACK, **settings)(ensemble, x, y, THREAT, rng=seeded(5))
 
-    def test_equals_its_parts_on_images_crafted_against_the_team(self) -> None:
-        ensemble, (x, y) = team().eval(), batch()
+    def test_equals_its_parts_on_images_crafted_against_the_ensemble(self) -> None:
+        ensemble, (x, y) = make_ensemble().eval(), batch()
         found = self.loss(ensemble)
         rng = seeded(5)
         base = SEARCH(ensemble, x, y, THREAT, rng=rng)
@@ -224,14 +224,14 @@ class TestEED:
 
     def test_without_its_own_terms_is_the_base(self) -> None:
         x, y = batch()
-        base = SEARCH(team().eval(), x, y, THREAT, rng=seeded(5))
-        found = self.loss(team().eval(), omega=0.0, gamma=0.0)
+        base = SEARCH(make_ensemble().eval(), x, y, THREAT, rng=seeded(5))
+        found = self.loss(make_ensemble().eval(), omega=0.0, gamma=0.0)
         assert torch.equal(found.loss, base.loss)
         assert found.terms.keys() == base.terms.keys()
 
-    @pytest.mark.parametrize("attack_team", [False, True])
+    @pytest.mark.parametrize("attack_ensemble", [False, True])
     def test_changes_nothing_but_batchnorm_statistics(self, attack_ensemble: bool) -> None:
-        ensemble = team(3).train()
+        ensemble = make_ensemble(3).train()
         before = copy.deepcopy(ensemble.state_dict())
         x, y = batch()
         base = DVERGE(steps=2, attack=ATTACK, attack_ensemble=attack_ensemble)
@@ -243,7 +243,7 @@ class TestEED:
 
     @pytest.mark.parametrize("training", [False, True])
     def test_gradients_are_finite_and_reach_every_weight_of_every_member(self, training: bool) -> None:
-        ensemble = team(3).train(training)
+        ensemble = make_ensemble(3).train(training)
         self.loss(ensemble).loss.backward()
         for name, parameter in ensemble.named_parameters():
             assert parameter.grad is not None

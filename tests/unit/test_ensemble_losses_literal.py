@@ -1,6 +1,6 @@
 """DVERGE, iGAT and EED, each with its gradient, against slow literal versions on the same images.
 
-Images are crafted by the searches that the objectives use, from equal seeds; the formulas are written out here.
+Images are crafted by the searches that the losses use, from equal seeds; the formulas are written out here.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from sparsemble.ensemble.losses.dverge import DVERGE, imitate
 from sparsemble.ensemble.losses.eed import EED
 from sparsemble.ensemble.losses.igat import IGAT
 from sparsemble.training.loss import TrainingLoss
-from tests.unit.test_ensemble_losses import batch, team
+from tests.unit.test_ensemble_losses import batch, make_ensemble
 from tests.unit.test_ensemble_losses_more import ATTACK, THREAT, ce, named, same_loss_and_gradient
 
 Literal = Callable[[Ensemble, Images, Labels, Generator], Tensor]
@@ -51,7 +51,7 @@ def literal_mistakes(probabilities: list[Tensor], y: Labels) -> Tensor:
 
 
 def literal_igat(ensemble: Ensemble, x: Images, y: Labels, rng: Generator) -> Tensor:
-    """All members learn from an image the team gets right, one drawn by 2^rank from the others; plus 2 L_R."""
+    """All members learn from an image the ensemble gets right, one drawn by 2^rank from the others; plus 2 L_R."""
     x_adv = ATTACK(ensemble, x, y, THREAT, rng=rng)
     outputs = [torch.stack([member(image[None])[0] for member in ensemble.members]) for image in x_adv]
     p = [output.softmax(1) for output in outputs]
@@ -95,7 +95,7 @@ def literal_activations(ensemble: Ensemble, x_adv: Images) -> Tensor:
 
 
 def literal_eed(ensemble: Ensemble, x: Images, y: Labels, rng: Generator) -> Tensor:
-    """L_E + 10 L_R + 4 (0.7 mean |W| + 0.25 share of active units), L_R and the units on images against the team."""
+    """L_E + 10 L_R + 4 (0.7 mean |W| + 0.25 share of active units), L_R and the units on images against the ensemble."""
     base = literal_dverge(ensemble, x, y, rng)
     x_adv = ATTACK(ensemble, x, y, THREAT, rng=rng)
     p = [torch.stack([member(image[None])[0].softmax(0) for member in ensemble.members]) for image in x_adv]
@@ -119,18 +119,18 @@ CASES: list[tuple[TrainingLoss, Literal]] = [
 
 
 @pytest.mark.parametrize("members", [2, 3])
-@pytest.mark.parametrize(("objective", "literal"), CASES, ids=named)
+@pytest.mark.parametrize(("training_loss", "literal"), CASES, ids=named)
 def test_loss_and_gradient_are_those_of_the_literal_formula(
-    objective: TrainingLoss, literal: Literal, members: int
+    training_loss: TrainingLoss, literal: Literal, members: int
 ) -> None:
-    ensemble, (x, y) = team(members).eval(), batch(8)
-    found = objective(ensemble, x, y, THREAT, rng=seeded(5)).loss
+    ensemble, (x, y) = make_ensemble(members).eval(), batch(8)
+    found = training_loss(ensemble, x, y, THREAT, rng=seeded(5)).loss
     same_loss_and_gradient(found, literal(ensemble, x, y, seeded(5)), ensemble)
 
 
 @pytest.mark.parametrize("members", [2, 3])
-def test_the_team_is_right_on_some_of_these_images_and_wrong_on_others(members: int) -> None:
+def test_the_ensemble_is_right_on_some_of_these_images_and_wrong_on_others(members: int) -> None:
     """So that psi, and who learns from which image, matter above."""
-    ensemble, (x, y) = team(members).eval(), batch(8)
+    ensemble, (x, y) = make_ensemble(members).eval(), batch(8)
     errs = ensemble(ATTACK(ensemble, x, y, THREAT, rng=seeded(5))).argmax(1) != y
     assert 0 < int(errs.sum()) < len(y)

@@ -1,4 +1,4 @@
-"""Losses of teams, each with its gradient, against slow literal versions of their formulas."""
+"""Losses of ensembles, each with its gradient, against slow literal versions of their formulas."""
 
 import copy
 import itertools
@@ -26,11 +26,11 @@ from sparsemble.ensemble.losses.joint import Joint
 from sparsemble.ensemble.losses.soe import SoE
 from sparsemble.pruning import prunable_layers
 from sparsemble.training.loss import TrainingLoss, training_losses
-from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.mart import MART
 from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.trades import TRADES
-from tests.unit.test_ensemble_losses import batch, team
+from tests.unit.test_ensemble_losses import batch, make_ensemble
 
 THREAT = ThreatModel(eps=0.1)
 ATTACK = PGD(steps=2, step_size=0.5)
@@ -51,7 +51,7 @@ Literal = Callable[[Ensemble, Images, Labels], Tensor]
 
 
 def own(ensemble: Ensemble, x: Images, y: Labels, together: bool) -> list[Images]:
-    """Return what the objectives craft, from the same draws."""
+    """Return what the losses craft, from the same draws."""
     rng = seeded(5)
     if together:
         return [ATTACK(ensemble, x, y, THREAT, rng=rng)] * len(ensemble.members)
@@ -144,7 +144,7 @@ CASES: list[tuple[TrainingLoss, Literal]] = [
     (Joint(base=PGDAT(attack=ATTACK), alone=0.5, prefixes=0.25), literal_joint),
 ]
 OBJECTIVES = [
-    *(objective for objective, _ in CASES),
+    *(training_loss for training_loss, _ in CASES),
     IGAT(attack=ATTACK),
     IGAT(attack=ATTACK, base=ADP(attack=ATTACK)),
     EED(base=GAL(attack=ATTACK), attack=ATTACK),
@@ -172,29 +172,29 @@ def same_loss_and_gradient(found: Tensor, expected: Tensor, ensemble: Ensemble) 
 
 
 @pytest.mark.parametrize("members", [2, 3])
-@pytest.mark.parametrize(("objective", "literal"), CASES, ids=named)
+@pytest.mark.parametrize(("training_loss", "literal"), CASES, ids=named)
 def test_loss_and_gradient_are_those_of_the_literal_formula(
-    objective: TrainingLoss, literal: Literal, members: int
+    training_loss: TrainingLoss, literal: Literal, members: int
 ) -> None:
-    ensemble, (x, y) = team(members).eval(), batch(4)
-    found = objective(ensemble, x, y, THREAT, rng=seeded(5)).loss
+    ensemble, (x, y) = make_ensemble(members).eval(), batch(4)
+    found = training_loss(ensemble, x, y, THREAT, rng=seeded(5)).loss
     same_loss_and_gradient(found, literal(ensemble, x, y), ensemble)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
-class TestEveryLossOfATeam:
-    def test_changes_nothing_but_batchnorm_statistics(self, objective: TrainingLoss) -> None:
-        ensemble, (x, y) = team(3).train(), batch()
+@pytest.mark.parametrize("training_loss", OBJECTIVES, ids=named)
+class TestEveryLossOfAnEnsemble:
+    def test_changes_nothing_but_batchnorm_statistics(self, training_loss: TrainingLoss) -> None:
+        ensemble, (x, y) = make_ensemble(3).train(), batch()
         before = copy.deepcopy(ensemble.state_dict())
-        objective(ensemble, x, y, THREAT, rng=seeded(5))
+        training_loss(ensemble, x, y, THREAT, rng=seeded(5))
         assert all(parameter.grad is None for parameter in ensemble.parameters())
         assert all(module.training for module in ensemble.modules())
         moved = {n.rpartition(".")[2] for n, t in ensemble.state_dict().items() if not torch.equal(t, before[n])}
         assert moved <= {"running_mean", "running_var", "num_batches_tracked"}
 
-    def test_its_gradient_is_finite_and_reaches_every_member(self, objective: TrainingLoss) -> None:
-        ensemble, (x, y) = team(3).train(), batch()
-        output = objective(ensemble, x, y, THREAT, rng=seeded(5))
+    def test_its_gradient_is_finite_and_reaches_every_member(self, training_loss: TrainingLoss) -> None:
+        ensemble, (x, y) = make_ensemble(3).train(), batch()
+        output = training_loss(ensemble, x, y, THREAT, rng=seeded(5))
         assert output.terms
         assert all(not term.requires_grad and term.ndim == 0 for term in output.terms.values())
         output.loss.backward()
@@ -203,26 +203,30 @@ class TestEveryLossOfATeam:
             assert all(gradient is not None and gradient.isfinite().all() for gradient in found)
             assert any(float(gradient.abs().max()) > 0 for gradient in found)
 
-    def test_takes_a_team_of_one(self, objective: TrainingLoss) -> None:
-        ensemble, (x, y) = team(1).train(), batch()
-        assert objective(ensemble, x, y, THREAT, rng=seeded(5)).loss.isfinite()
+    def test_takes_an_ensemble_of_one(self, training_loss: TrainingLoss) -> None:
+        ensemble, (x, y) = make_ensemble(1).train(), batch()
+        assert training_loss(ensemble, x, y, THREAT, rng=seeded(5)).loss.isfinite()
 
-    def test_survives_members_that_are_sure(self, objective: TrainingLoss) -> None:
-        ensemble, (x, y) = team(2).eval(), batch()
+    def test_survives_members_that_are_sure(self, training_loss: TrainingLoss) -> None:
+        ensemble, (x, y) = make_ensemble(2).eval(), batch()
         with torch.no_grad():
             for member in ensemble.members:
                 for layer in prunable_layers(member).values():
                     if isinstance(layer, nn.Linear):
                         layer.weight.mul_(1e4)
-        output = objective(ensemble, x, y, THREAT, rng=seeded(5))
+        output = training_loss(ensemble, x, y, THREAT, rng=seeded(5))
         output.loss.backward()
         assert output.loss.isfinite()
         assert all(p.grad is None or p.grad.isfinite().all() for p in ensemble.parameters())
 
 
-def test_there_are_no_losses_of_teams_without_a_test_here() -> None:
+def test_there_are_no_losses_of_ensembles_without_a_test_here() -> None:
     tested = {one.name for one in OBJECTIVES}
-    ours = {name for name, component in training_losses.components.items() if component.__module__.startswith("sparsemble.ensemble")}
+    ours = {
+        name
+        for name, component in training_losses.components.items()
+        if component.__module__.startswith("sparsemble.ensemble")
+    }
     assert ours == tested
 
 
@@ -254,19 +258,19 @@ class TestIGAT:
 
 
 class TestJoint:
-    def test_on_its_own_is_adversarial_training_of_the_team_as_one_network(self) -> None:
-        ensemble, (x, y) = team(3).eval(), batch()
+    def test_on_its_own_is_adversarial_training_of_the_ensemble_as_one_network(self) -> None:
+        ensemble, (x, y) = make_ensemble(3).eval(), batch()
         for base in (NFGSM(), TRADES(attack=ATTACK), MART(attack=ATTACK)):
             found = Joint(base=base)(ensemble, x, y, THREAT, rng=seeded(5)).loss
             torch.testing.assert_close(found, base(ensemble, x, y, THREAT, rng=seeded(5)).loss)
 
     def test_every_part_has_the_loss_of_the_base_and_members_run_once_an_image(self) -> None:
-        ensemble, (x, y) = team(3).eval(), batch()
+        ensemble, (x, y) = make_ensemble(3).eval(), batch()
         base, runs = TRADES(attack=ATTACK), []
         x_adv = base.images(ensemble, x, y, THREAT, rng=seeded(5))
         expected = base.loss(ensemble, x, x_adv, y).loss
         expected = expected + 0.5 * sum(base.loss(m, x, x_adv, y).loss for m in ensemble.members) / 3
-        pair = Ensemble(ensemble.members[:2], ensemble.combine)
+        pair = Ensemble(ensemble.members[:2], ensemble.combiner)
         shorter = [base.loss(ensemble.members[0], x, x_adv, y).loss, base.loss(pair, x, x_adv, y).loss]
         expected = expected + 0.25 * sum(shorter) / 2
         ensemble.members[0].register_forward_hook(lambda *_: runs.append(1))
@@ -275,14 +279,14 @@ class TestJoint:
         assert len(runs) == 2
 
     def test_may_craft_on_a_prefix_drawn_for_the_batch(self) -> None:
-        ensemble, (x, y) = team(3).eval(), batch()
-        objective = Joint(base=PGDAT(attack=ATTACK), attack_prefixes=True)
+        ensemble, (x, y) = make_ensemble(3).eval(), batch()
+        training_loss = Joint(base=PGDAT(attack=ATTACK), attack_prefixes=True)
         drawn = set()
         for seed in range(12):
-            found = objective.images(ensemble, x, y, THREAT, rng=seeded(seed))
+            found = training_loss.images(ensemble, x, y, THREAT, rng=seeded(seed))
             rng = seeded(seed)
             length = int(torch.randint(1, 4, (), generator=rng))
-            prefix = Ensemble(ensemble.members[:length], ensemble.combine)
+            prefix = Ensemble(ensemble.members[:length], ensemble.combiner)
             assert torch.equal(found, ATTACK(prefix, x, y, THREAT, rng=rng))
             drawn.add(length)
         assert drawn == {1, 2, 3}
@@ -296,12 +300,14 @@ class TestJoint:
 
 class TestOneNetwork:
     @pytest.mark.parametrize("name", TEAM_LOSSES)
-    def test_losses_of_teams_say_that_it_is_none(self, name: str) -> None:
+    def test_losses_of_ensembles_say_that_it_is_none(self, name: str) -> None:
         x, y = batch()
         loss = training_losses.build(name)
         assert loss.needs_ensemble
-        with pytest.raises(InputError, match=f"{name} is the loss of a team, and this Normalised is a single network"):
-            loss(team().members[0], x, y, THREAT, rng=seeded(0))
+        with pytest.raises(
+            InputError, match=f"{name} is the loss of an ensemble, and this Normalised is a single network"
+        ):
+            loss(make_ensemble().members[0], x, y, THREAT, rng=seeded(0))
 
 
 class TestTeachers:
@@ -311,10 +317,10 @@ class TestTeachers:
         loss = training_losses.build({"name": name, "base": base, "attack": {"name": "pgd", "steps": 1}})
         x, y = batch()
         with pytest.raises(InputError, match="needs a teacher"):
-            loss(team(), x, y, THREAT, rng=seeded(0))
-        found = loss.with_teacher(team().members[0].eval())(team(), x, y, THREAT, rng=seeded(0))
+            loss(make_ensemble(), x, y, THREAT, rng=seeded(0))
+        found = loss.with_teacher(make_ensemble().members[0].eval())(make_ensemble(), x, y, THREAT, rng=seeded(0))
         assert found.terms["distance"] > 0
-        assert IGAT().with_teacher(team()) == IGAT()
+        assert IGAT().with_teacher(make_ensemble()) == IGAT()
 
 
 @pytest.mark.parametrize(
@@ -333,7 +339,7 @@ class TestTeachers:
             for value in (-1.0, math.nan, math.inf)
         ),
         ("soe", {"sigma": math.nan}, "sigma = nan must be above 0"),
-        *(("joint", {"base": name}, f'base = "{name}" is the loss of a team') for name in ("eed", "joint")),
+        *(("joint", {"base": name}, f'base = "{name}" is the loss of an ensemble') for name in ("eed", "joint")),
     ],
 )
 def test_settings_that_cannot_be_give_a_sentence(name: str, settings: dict[str, Any], match: str) -> None:

@@ -185,7 +185,7 @@ def test_lines_go_from_clean_images_to_the_worst_case(result: dict[str, Any]) ->
     assert accuracies == sorted(accuracies, reverse=True)
 
 
-def test_a_single_model_has_no_columns_and_plots_of_teams(tmp_path: Path) -> None:
+def test_a_single_model_has_no_columns_and_plots_of_ensembles(tmp_path: Path) -> None:
     result = example_result("one", members=1)
     result["latency"] = result["security_curve"] = None
     del result["attacks"]["fmn"]["median_distance"], result["attacks"]["fmn"]["minimum_distances"]

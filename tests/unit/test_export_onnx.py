@@ -8,7 +8,7 @@ from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
-from sparsemble.export.onnx import member_graph, ensemble_graph
+from sparsemble.export.onnx import ensemble_graph, member_graph
 from sparsemble.models import architectures, build_model
 from tests.unit.test_runtime_engine import Everything, Sums, stir_
 
@@ -36,9 +36,9 @@ def test_every_operation(make: type, shape: tuple[int, int, int], batch: int) ->
 def test_every_combiner(name: str) -> None:
     layout, shape = architectures.build({"name": "tiny", "width": 2}), (1, 8, 8)
     members = [stir_(build_model(layout, shape, 4, (0.5,), (0.3,), rng=seeded(i)), seed=i) for i in range(3)]
-    team = Ensemble(members, combiners.build(name)).eval()
+    ensemble = Ensemble(members, combiners.build(name)).eval()
     x = torch.rand(6, *shape, generator=seeded(1))
     with torch.no_grad():
-        expected = team(x).numpy()
-    graph = ensemble_graph(tuple(convert(member, shape) for member in members), to_dict(team.combine))
+        expected = ensemble(x).numpy()
+    graph = ensemble_graph(tuple(convert(member, shape) for member in members), to_dict(ensemble.combiner))
     np.testing.assert_allclose(run(graph, x.numpy()), expected, rtol=1e-4, atol=1e-4)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.models import architectures, build_model
-from sparsemble.models.graph import Graph
 from sparsemble.models.channel_groups import spaces
+from sparsemble.models.graph import Graph
 
 SHAPE = (3, 16, 16)
 

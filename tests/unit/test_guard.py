@@ -28,20 +28,20 @@ from sparsemble.training import (
     Guard,
     KeepBest,
     LossOutput,
-    TrainingLoss,
     LRSchedule,
     Report,
     Schedule,
+    TrainingLoss,
     fit,
 )
 from sparsemble.training.guard import LEAST_FALL, divergence
-from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
-from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
+from sparsemble.training.optimisers.sgd import SGD
 
 THREAT = ThreatModel(eps=0.1)
 EPOCHS = 5
@@ -182,12 +182,12 @@ class Kill(Callback):
         self._count("rollbacks")
 
 
-SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=Cosine())
+SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=Cosine())
 
 
 def train(
     model: nn.Module,
-    objective: TrainingLoss,
+    training_loss: TrainingLoss,
     *callbacks: Callback,
     schedule: Schedule = SCHEDULE,
     epochs: int = EPOCHS,
@@ -196,7 +196,7 @@ def train(
 ) -> list[dict[str, Any]]:
     history = fit(
         model,
-        objective,
+        training_loss,
         Batches(split=split(), batch_size=8),
         schedule,
         epochs=epochs,
@@ -246,10 +246,10 @@ class TestDivergence:
 
     @pytest.mark.parametrize("keep_best", [False, True])
     def test_weights_that_break_under_an_attack(self, keep_best: bool) -> None:
-        objective = PGDAT(attack=PGD(steps=2, keep_best=keep_best))
+        training_loss = PGDAT(attack=PGD(steps=2, keep_best=keep_best))
         model, oracle = net(), net()
-        history = train(model, objective, Spoil({4}, nan_weight))
-        train(oracle, objective, schedule=slowed(1, 0.5, 0.5, 0.5, 0.5))
+        history = train(model, training_loss, Spoil({4}, nan_weight))
+        train(oracle, training_loss, schedule=slowed(1, 0.5, 0.5, 0.5, 0.5))
         assert same(model, oracle)
         assert "became" in history[1]["rolled_back"][0]
 
@@ -270,11 +270,11 @@ class TestDivergence:
             return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
 
         model, oracle = plain(), plain()
-        schedule = replace(SCHEDULE, rate=1e29, guard=Guard(with_weaker_attack=1e-15))
+        schedule = replace(SCHEDULE, learning_rate=1e29, guard=Guard(with_weaker_attack=1e-15))
         told: list[str] = []
         report = Report(lambda share, text: told.append(text))
         history = train(model, Standard(), report, schedule=schedule, checkpoint=Checkpoint(tmp_path))
-        train(oracle, Standard(), schedule=replace(SCHEDULE, rate=1e29 * 1e-15**2))
+        train(oracle, Standard(), schedule=replace(SCHEDULE, learning_rate=1e29 * 1e-15**2))
         assert same(model, oracle)
         assert len(history[0]["rolled_back"]) == 2
         assert [text for text in told if "a lower rate" in text] == history[0]["rolled_back"]
@@ -457,8 +457,8 @@ class TestRule:
             ({"fall": 0.0}, r"guard.fall = 0 must lie in \(0, 1\]"),
             ({"fall": 1.1}, r"guard.fall = 1.1 must lie in \(0, 1\]"),
             ({"tries": -1}, "guard.tries = -1 must be 0 or more"),
-            ({"gentler": 1.0}, r"guard.gentler = 1 must lie in \(0, 1\)"),
-            ({"gentler": 0.0}, r"guard.gentler = 0 must lie in \(0, 1\)"),
+            ({"backoff": 1.0}, r"guard.backoff = 1 must lie in \(0, 1\)"),
+            ({"backoff": 0.0}, r"guard.backoff = 0 must lie in \(0, 1\)"),
         ],
     )
     def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
@@ -517,7 +517,7 @@ def troubled(model: nn.Module, checkpoint: Checkpoint | None, *others: Callback)
             return None
         return 0.05 if record["step"] > {2: 1.0, 4: 0.3, 5: 0.13}[epoch] else 0.4
 
-    schedule = replace(SCHEDULE, average=EMA(decay=0.8, batches=2))
+    schedule = replace(SCHEDULE, ema=EMA(decay=0.8, batches=2))
     return train(model, SingleStep(), Judge(say), *others, schedule=schedule, checkpoint=checkpoint)
 
 
@@ -588,11 +588,11 @@ class TestResume:
         ("change", "words"),
         [
             (
-                {"schedule": replace(SCHEDULE, rate=0.3)},
-                "schedule.rate = 0.2, this one has 0.3; remove it to train anew",
+                {"schedule": replace(SCHEDULE, learning_rate=0.3)},
+                "schedule.learning_rate = 0.2, this one has 0.3; remove it to train anew",
             ),
             ({"schedule": replace(SCHEDULE, guard=Guard(fall=0.4))}, "schedule.guard.fall = 0.5, this one has 0.4"),
-            ({"schedule": replace(SCHEDULE, average=EMA())}, "schedule.average.batches = unset, this one has 10"),
+            ({"schedule": replace(SCHEDULE, ema=EMA())}, "schedule.ema.batches = unset, this one has 10"),
             ({"epochs": EPOCHS + 1}, f"epochs = {EPOCHS}, this one has {EPOCHS + 1}"),
             ({"threat": ThreatModel(eps=0.2)}, "threat.eps = 0.1, this one has 0.2"),
             ({"objective": PGDAT()}, "a training with objective.name = natural, this one has madry"),
@@ -612,7 +612,7 @@ class TestResume:
         state = Checkpoint(tmp_path).read()
         assert state is not None
         assert json.loads(json.dumps(state[1])) == state[1]
-        assert [rollback["gentler"] for rollback in state[1]["rollbacks"]] == ["attack"]
+        assert [rollback["backed_off"] for rollback in state[1]["rollbacks"]] == ["attack"]
 
 
 @final
@@ -638,7 +638,9 @@ class TestRealCollapse:
     def large(self, digits: TensorSplit) -> TensorSplit:
         return TensorSplit(nn.functional.interpolate(digits.pixels, scale_factor=2.0), digits.labels)
 
-    def learn(self, model: nn.Module, objective: TrainingLoss, schedule: Schedule, epochs: int) -> list[dict[str, Any]]:
+    def learn(
+        self, model: nn.Module, training_loss: TrainingLoss, schedule: Schedule, epochs: int
+    ) -> list[dict[str, Any]]:
         data = Digits().load()
         train, held_out = self.large(data.train), self.large(data.choose)
         threat = ThreatModel(eps=self.EPS)
@@ -652,7 +654,7 @@ class TestRealCollapse:
 
         return fit(
             model,
-            objective,
+            training_loss,
             Batches(split=train, batch_size=50),
             schedule,
             epochs=epochs,
@@ -666,11 +668,13 @@ class TestRealCollapse:
         robust = build_model(Tiny(width=8), (1, 16, 16), 10, data.mean, data.std, rng=seeded(0))
         fast = SGD(nesterov=True, weight_decay=0.0)
         slow_but_sure = PGDAT(attack=PGD(steps=4, step_size=0.4, keep_best=False))
-        rising = Schedule(rate=0.2, batch_size=50, optimiser=fast, decay=OneCycle(), guard=Guard(fall=1.0))
+        rising = Schedule(
+            learning_rate=0.2, batch_size=50, optimiser=fast, lr_schedule=OneCycle(), guard=Guard(fall=1.0)
+        )
         start = self.learn(robust, slow_but_sure, rising, 15)[-1]["held_out_robust"]
         assert start > 0.35
 
-        steady = Schedule(rate=0.2, batch_size=50, optimiser=fast, decay=MultiStep(milestones=()))
+        steady = Schedule(learning_rate=0.2, batch_size=50, optimiser=fast, lr_schedule=MultiStep(milestones=()))
         unguarded = self.learn(copy.deepcopy(robust), Noisy(), replace(steady, guard=Guard(fall=1.0)), 8)
         collapsed = [record["held_out_robust"] for record in unguarded]
         assert min(collapsed) < 0.5 * collapsed[0]

@@ -125,9 +125,9 @@ class TestWatchedTraining:
         history, shown, said = self.watch(tmp_path, robust=robust)
         assert plain(read_json_lines(tmp_path / "h.jsonl")) == history
         # What the tries before a stop cost is entered after their epoch was shown.
-        stop = {"stopped", "rolled_back", "forward_passes", "backward_passes"} if "stopped" in history[-1] else set()
-        expected = [{key: value for key, value in one.items() if key not in stop} for one in history]
-        seen = [{key: value for key, value in one.items() if key not in stop} for one in plain(shown)]
+        rule = {"stopped", "rolled_back", "forward_passes", "backward_passes"} if "stopped" in history[-1] else set()
+        expected = [{key: value for key, value in one.items() if key not in rule} for one in history]
+        seen = [{key: value for key, value in one.items() if key not in rule} for one in plain(shown)]
         assert seen == expected, "every epoch that was kept is shown once"
         assert all(one["epochs"] == 5 for one in shown)
         stopped = [one["stopped"] for one in history if "stopped" in one]
@@ -332,13 +332,13 @@ class TestReport:
         return {
             "dense": [record(1, **measured), record(2, **better), record(3, **measured)],
             "harp": [],
-            "team": [record(1, **measured)],
+            "ensemble": [record(1, **measured)],
         }
 
     def test_rollbacks_are_said_and_there_is_nothing_to_say_without(self) -> None:
         assert taken_back(self.trainings()) == "Dotted lines: training went back. Dense parent: it fell in epoch 3."
-        ended = {"team": [record(1, stopped="it fell again")]}
-        assert taken_back(ended) == "Dotted lines: training went back. Team: it fell again."
+        ended = {"ensemble": [record(1, stopped="it fell again")]}
+        assert taken_back(ended) == "Dotted lines: training went back. Ensemble: it fell again."
         assert taken_back({"dense": [record(1, rolled_back=None, stopped=None)]}) == ""
 
     def test_a_line_stands_between_the_last_good_epoch_and_the_next(self) -> None:

@@ -56,7 +56,7 @@ history = fit(
     model,
     Madry(attack=PGD(steps=2, keep_best=False)),
     Batches(split=data.train, batch_size=100, augmentation=data.augmentation),
-    Schedule(rate=0.2, batch_size=100, decay=OneCycle(), average=Average(decay=0.9, batches=3)),
+    Schedule(learning_rate=0.2, batch_size=100, lr_schedule=OneCycle(), ema=Average(decay=0.9, batches=3)),
     epochs=8,
     threat=threat,
     rng=seeded(5),

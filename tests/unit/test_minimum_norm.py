@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.attacks import attacks
-from sparsemble.attacks.decision_boundary import nearest_border
 from sparsemble.attacks.carlini_wagner import CarliniWagner
+from sparsemble.attacks.decision_boundary import nearest_border
 from sparsemble.attacks.deepfool import DeepFool
 from sparsemble.attacks.fab import FAB
 from sparsemble.attacks.fmn import FMN
@@ -75,7 +75,9 @@ def build(name: str, **more: Any) -> MinimumNorm:
 
 
 def test_every_minimum_norm_attack_is_tested_here() -> None:
-    assert {name for name, component in attacks.components.items() if issubclass(component, MinimumNorm)} == set(ACCURACY)
+    assert {name for name, component in attacks.components.items() if issubclass(component, MinimumNorm)} == set(
+        ACCURACY
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -14,15 +14,15 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.data.dataset import TensorSplit
-from sparsemble.training import Batches, Callback, Checkpoint, LossOutput, TrainingLoss, Optimiser, Schedule, fit
+from sparsemble.training import Batches, Callback, Checkpoint, LossOutput, Optimiser, Schedule, TrainingLoss, fit
 from sparsemble.training.losses.standard import Standard
+from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.lr_schedules.multi_step import MultiStep
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
 from sparsemble.training.optimiser import optimisers, trained
 from sparsemble.training.optimisers.adam import Adam
 from sparsemble.training.optimisers.adamw import AdamW
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.lr_schedules.cosine import Cosine
-from sparsemble.training.lr_schedules.multi_step import MultiStep
-from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 Numbers = list[float]
 GRADIENTS = [[0.3, -2.0, 0.01], [0.5, 1.0, -0.02], [-0.4, 0.0, 3.0]]
@@ -57,15 +57,15 @@ def literal_adam(decay: tuple[float, float], weight_decay: float, decoupled: boo
 
 
 @pytest.mark.parametrize(
-    ("plug", "expected"),
+    ("component", "expected"),
     [
         (SGD(), literal_sgd(0.9, False, 5e-4)),
         (SGD(momentum=0.0, weight_decay=0.0), literal_sgd(0.0, False, 0.0)),
         (SGD(momentum=0.7, nesterov=True, weight_decay=0.1), literal_sgd(0.7, True, 0.1)),
         (Adam(), literal_adam((0.9, 0.999), 0.0, False)),
-        (Adam(decay=(0.5, 0.9), weight_decay=0.1), literal_adam((0.5, 0.9), 0.1, False)),
+        (Adam(betas=(0.5, 0.9), weight_decay=0.1), literal_adam((0.5, 0.9), 0.1, False)),
         (AdamW(), literal_adam((0.9, 0.999), 0.01, True)),
-        (AdamW(decay=(0.5, 0.9), weight_decay=0.1), literal_adam((0.5, 0.9), 0.1, True)),
+        (AdamW(betas=(0.5, 0.9), weight_decay=0.1), literal_adam((0.5, 0.9), 0.1, True)),
     ],
     ids=lambda value: str(value) if isinstance(value, Optimiser) else "",
 )
@@ -98,11 +98,11 @@ def test_trained_are_those_that_want_a_gradient() -> None:
     [
         (lambda: SGD(momentum=1.0), "momentum = 1 must lie in"),
         (lambda: SGD(weight_decay=-1.0), "weight_decay = -1 be 0 or more"),
-        (lambda: Adam(decay=(0.9,)), r"decay = \[0.9\] must be two numbers in \[0, 1\)"),
-        (lambda: Adam(decay=(0.9, 1.0)), r"decay = \[0.9, 1.0\] must be two numbers"),
-        (lambda: Adam(decay=(math.nan, 0.9)), "must be two numbers"),
+        (lambda: Adam(betas=(0.9,)), r"decay = \[0.9\] must be two numbers in \[0, 1\)"),
+        (lambda: Adam(betas=(0.9, 1.0)), r"decay = \[0.9, 1.0\] must be two numbers"),
+        (lambda: Adam(betas=(math.nan, 0.9)), "must be two numbers"),
         (lambda: Adam(weight_decay=math.inf), "weight_decay = inf must be 0 or more"),
-        (lambda: AdamW(decay=(0.9, 0.99, 0.999)), "must be two numbers"),
+        (lambda: AdamW(betas=(0.9, 0.99, 0.999)), "must be two numbers"),
         (lambda: AdamW(weight_decay=-0.1), "weight_decay = -0.1 must be 0 or more"),
     ],
 )
@@ -146,19 +146,21 @@ class Watch(Callback):
 
 
 def train(
-    model: nn.Module, schedule: Schedule, *callbacks: Callback, objective: TrainingLoss | None = None, **more: Any
+    model: nn.Module, schedule: Schedule, *callbacks: Callback, training_loss: TrainingLoss | None = None, **more: Any
 ) -> list[dict[str, Any]]:
     batches = Batches(split=split(), batch_size=8)
     settings = {"epochs": 4, "threat": ThreatModel(eps=0.1), "rng": seeded(5), "callbacks": callbacks, **more}
-    return fit(model, objective or Standard(), batches, schedule, **settings)
+    return fit(model, training_loss or Standard(), batches, schedule, **settings)
 
 
 @pytest.mark.parametrize("kill", [4, 11])
 @pytest.mark.parametrize(
-    "plug", [SGD(), SGD(momentum=0.0), SGD(nesterov=True), Adam(weight_decay=0.01), AdamW()], ids=str
+    "component", [SGD(), SGD(momentum=0.0), SGD(nesterov=True), Adam(weight_decay=0.01), AdamW()], ids=str
 )
 def test_resuming_is_bit_identical(component: Optimiser, kill: int, tmp_path: Path) -> None:
-    schedule = Schedule(rate=0.02, batch_size=8, optimiser=component, decay=OneCycle(), warm_up=0.3, clip=0.8)
+    schedule = Schedule(
+        learning_rate=0.02, batch_size=8, optimiser=component, lr_schedule=OneCycle(), warmup=0.3, max_grad_norm=0.8
+    )
     whole, resumed = net(), net(77)
     train(whole, schedule)
     with pytest.raises(Killed):
@@ -170,17 +172,17 @@ def test_resuming_is_bit_identical(component: Optimiser, kill: int, tmp_path: Pa
 
 class TestWarmUp:
     @pytest.mark.parametrize("decay", [Cosine(), MultiStep(), OneCycle()], ids=str)
-    @pytest.mark.parametrize("warm_up", [0.0, 0.1, 0.5])
-    def test_is_a_straight_line_times_the_decay(self, decay: Any, warm_up: float) -> None:
-        schedule = Schedule(rate=0.3, decay=decay, warm_up=warm_up)
+    @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+    def test_is_a_straight_line_times_the_decay(self, decay: Any, warmup: float) -> None:
+        schedule = Schedule(learning_rate=0.3, decay=decay, warmup=warmup)
         for i in range(200):
             progress = i / 200
-            line = 0.04 + 0.96 * progress / warm_up if progress < warm_up else 1.0
+            line = 0.04 + 0.96 * progress / warmup if progress < warmup else 1.0
             assert schedule.rate_at(progress) == pytest.approx(0.3 * line * decay(progress))
 
     def test_is_what_the_steps_are_taken_with(self) -> None:
         schedule = Schedule(
-            rate=0.3, batch_size=8, optimiser=SGD(momentum=0, weight_decay=0), decay=Cosine(), warm_up=0.5
+            learning_rate=0.3, batch_size=8, optimiser=SGD(momentum=0, weight_decay=0), lr_schedule=Cosine(), warmup=0.5
         )
         model, watch, gradients = net(), Watch(), []
 
@@ -215,10 +217,16 @@ class Steep(TrainingLoss):
 class TestClip:
     @pytest.mark.parametrize(("clip", "norm", "left"), [(0.0, 5.0, 5.0), (2.0, 5.0, 2.0), (2.0, 1.5, 1.5)])
     def test_bounds_the_norm_of_all_gradients_together(self, clip: float, norm: float, left: float) -> None:
-        plain = Schedule(rate=0.1, batch_size=8, optimiser=SGD(momentum=0, weight_decay=0), decay=Cosine(), clip=clip)
+        plain = Schedule(
+            learning_rate=0.1,
+            batch_size=8,
+            optimiser=SGD(momentum=0, weight_decay=0),
+            lr_schedule=Cosine(),
+            max_grad_norm=clip,
+        )
         model, watch = net(), Watch()
         start = torch.cat([p.detach().flatten() for p in model.parameters()])
-        history = train(model, plain, watch, objective=Steep(norm))
+        history = train(model, plain, watch, training_loss=Steep(norm))
         assert watch.norms == pytest.approx([left] * 12, rel=1e-5)
         moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - start
         rates = [0.05 * (1 + math.cos(math.pi * step / 12)) for step in range(12)]
@@ -226,11 +234,13 @@ class TestClip:
         assert len(history) == 4
 
     def test_keeps_the_direction(self) -> None:
-        free = Schedule(rate=0.1, batch_size=8, optimiser=SGD(momentum=0, weight_decay=0), decay=Cosine())
+        free = Schedule(
+            learning_rate=0.1, batch_size=8, optimiser=SGD(momentum=0, weight_decay=0), lr_schedule=Cosine()
+        )
         ours, theirs = Watch(), Watch()
         models = net(), net()
         starts = [p.detach().clone() for p in models[0].parameters()]
-        train(models[0], replace(free, clip=1e-3), ours)
+        train(models[0], replace(free, max_grad_norm=1e-3), ours)
         train(models[1], free, theirs)
         scale = 1e-3 / theirs.norms[0]
         for start, clipped, whole in zip(starts, ours.weights[0], theirs.weights[0], strict=True):
@@ -238,7 +248,7 @@ class TestClip:
         assert max(ours.norms) <= 1e-3 * 1.001
 
     def test_an_infinite_gradient_is_noticed_not_hidden(self) -> None:
-        clipped = Schedule(rate=0.1, batch_size=8, decay=Cosine(), clip=1.0)
+        clipped = Schedule(learning_rate=0.1, batch_size=8, lr_schedule=Cosine(), max_grad_norm=1.0)
 
         def spoil(model: nn.Module, x: Images) -> Tensor:
             logits: Tensor = model(x)
@@ -250,4 +260,4 @@ class TestClip:
                 return LossOutput(spoil(model, x))
 
         with pytest.raises(Exception, match=r"became (nan|NaN or infinite) in epoch 1; training went back 3 times"):
-            train(net(), clipped, objective=Infinite())
+            train(net(), clipped, training_loss=Infinite())

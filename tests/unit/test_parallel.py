@@ -29,7 +29,7 @@ from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.training import Average, Batches, Callback, Checkpoint, Guard, KeepBest, LossOutput, Schedule, fit
 from sparsemble.training import parallel
-from sparsemble.training.loss import Objective, objectives
+from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.lr_schedules.cosine import Cosine
 
@@ -51,7 +51,7 @@ class Die(Callback):
             sys.exit(9)
 
 
-class NaNOnFirstSlice(Objective):
+class NaNOnFirstSlice(TrainingLoss):
     calls = 0
     def __call__(self, model, x, y, threat, *, rng):
         NaNOnFirstSlice.calls += 1
@@ -67,10 +67,10 @@ model = nn.Sequential(
     nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=0.2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
     nn.Flatten(), nn.Linear(16, 3),
 )
-objective = NaNOnFirstSlice() if settings.get("nan") else objectives.build(settings["objective"])
+objective = NaNOnFirstSlice() if settings.get("nan") else losses.build(settings["objective"])
 average = Average(decay=0.8, batches=2) if settings.get("average") else None
 schedule = Schedule(
-    rate=0.1, batch_size=12, decay=Cosine(), average=average, clip=settings.get("clip", 0.0), guard=Guard(fall=1.0),
+    learning_rate=0.1, batch_size=12, lr_schedule=Cosine(), ema=average, max_grad_norm=settings.get("clip", 0.0), guard=Guard(fall=1.0),
     optimiser=SGD(nesterov=True),
 )
 def probe(model):
@@ -91,7 +91,7 @@ save_file(model.state_dict(), out / f"{name}.safetensors")
 (out / f"{name}.json").write_text(json.dumps({"history": history, "reduced": reduced}))
 parallel.stop()
 """
-MADRY = {"name": "madry", "attack": {"name": "pgd", "steps": 2, "keep_best": False}}
+MADRY = {"name": "pgd_at", "attack": {"name": "pgd", "steps": 2, "keep_best": False}}
 
 
 def start(out: Path, settings: dict[str, Any], processes: int, checkpoint: Path) -> int:
@@ -143,10 +143,10 @@ class TestTwoProcesses:
         assert len(left["reduced"]) == steps * (2 * 2 * 2 + 2) + of_average + of_epochs
 
     def test_objectives_that_look_at_gradients_or_draw_noise(self, tmp_path: Path) -> None:
-        compare(tmp_path, {"objective": {"name": "weight_perturbation", "inner": {"name": "n_fgsm"}, "gamma": 0.05}})
+        compare(tmp_path, {"objective": {"name": "awp", "inner": {"name": "n_fgsm"}, "gamma": 0.05}})
 
     def test_start_from_the_weights_of_the_first(self, tmp_path: Path) -> None:
-        compare(tmp_path, {"objective": {"name": "natural"}, "mixed": True})
+        compare(tmp_path, {"objective": {"name": "standard"}, "mixed": True})
 
     def test_go_back_together_where_one_meets_nan(self, tmp_path: Path) -> None:
         left = compare(tmp_path, {"nan": True})

@@ -10,7 +10,7 @@ from sparsemble.core.types import seeded
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
-from sparsemble.pruning import Mask, LoadedModel, prunable_layers
+from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.dead_channels import find_dead
 from sparsemble.pruning.granularities.channel import Channel
 from sparsemble.pruning.shrink import shrink
@@ -87,7 +87,7 @@ def test_a_shrunk_network_is_smaller_and_gives_the_same_answers(name: str) -> No
 @pytest.mark.parametrize("sparsity", [0.3, 0.8])
 def test_whole_channels_leave_a_dense_network(name: str, sparsity: float) -> None:
     model, shape, x = trained(name)
-    asked = LoadedModel(graph=Graph(model, shape), sparsity=sparsity, granularity=Channel())
+    asked = SparsityTarget(graph=Graph(model, shape), sparsity=sparsity, granularity=Channel())
     scores = {layer: module.weight.detach().abs() for layer, module in prunable_layers(model).items()}
     mask = asked.mask(scores)
     mask.apply_(model)

@@ -31,8 +31,8 @@ from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
-from sparsemble.training.schedule import Schedule
 from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.schedule import Schedule
 
 HARP_QUICK = HARP(epochs=2, penalty=0.1)
 
@@ -55,10 +55,12 @@ def magnitudes(model: nn.Module) -> dict[str, Tensor]:
     return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
 
 
-def context(objective: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
+def context(training_loss: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
     images = torch.rand(48, 1, 8, 8, generator=seeded(1))
     batches = Batches(split=TensorSplit(images, torch.arange(48) % 3), batch_size=16)
-    return PruningContext(batches=batches, objective=objective, threat=ThreatModel(eps=0.1), rng=seeded(2), **more)
+    return PruningContext(
+        batches=batches, training_loss=training_loss, threat=ThreatModel(eps=0.1), rng=seeded(2), **more
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,12 @@ class TestBudget:
     def test_its_weight_grows_until_it_is_met(self, initial_keep: float, expected: list[float]) -> None:
         seen: list[tuple[LearnedMasks, float]] = []
         model = make()
-        slow = HARP(epochs=3, penalty=0.1, initial_keep=initial_keep, schedule=Schedule(rate=1e-9, decay=Cosine()))
+        slow = HARP(
+            epochs=3,
+            penalty=0.1,
+            initial_keep=initial_keep,
+            schedule=Schedule(learning_rate=1e-9, lr_schedule=Cosine()),
+        )
         slow(model, magnitudes(model), target(model, 0.9), context(Watched(seen=seen)))
         assert [ramp for _, ramp in seen[::3]] == pytest.approx(expected)
 
@@ -253,10 +260,10 @@ class TestLearning:
     def test_scores_and_quotas_learn_from_an_attack_that_starts_without_gradients(self) -> None:
         """The masks are worked out once a batch; that one time must carry gradients."""
         model = make()
-        objective = PGDAT(attack=PGD(steps=1, keep_best=True))
+        training_loss = PGDAT(attack=PGD(steps=1, keep_best=True))
         harp = HARP(epochs=1, penalty=0.0, initial_keep=1.0)
         learned: list[Any] = []
-        harp(model, magnitudes(model), target(model, 0.5), context(objective, callbacks=[Catch(learned)]))
+        harp(model, magnitudes(model), target(model, 0.5), context(training_loss, callbacks=[Catch(learned)]))
         first, start = rescaled(magnitudes(model)), math.log((0.5 - 0.05) / 0.5)
         for name, mask in learned[0].masks.items():
             assert not torch.equal(mask.scores, first[name])

@@ -136,16 +136,16 @@ class TestKeepZero:
         assert not torch.allclose(model.weight[keep], weight[keep])
 
     def test_holds_each_named_part_to_its_own_mask(self) -> None:
-        team = nn.ModuleDict({"a": net(), "b": net()})
-        masks = {"a": random_mask(team["a"], 0.3), "b": random_mask(team["b"], 0.7)}
+        ensemble = nn.ModuleDict({"a": net(), "b": net()})
+        masks = {"a": random_mask(ensemble["a"], 0.3), "b": random_mask(ensemble["b"], 0.7)}
         hold = KeepZero(masks)
         for _ in range(2):
-            for parameter in team.parameters():
+            for parameter in ensemble.parameters():
                 parameter.data.add_(1.0)
-            hold.after_step(team)
+            hold.after_step(ensemble)
         for name, mask in masks.items():
-            assert Mask.of(team[name]).nonzeros == mask.nonzeros
-            assert jaccard(Mask.of(team[name]), mask) == 1
+            assert Mask.of(ensemble[name]).nonzeros == mask.nonzeros
+            assert jaccard(Mask.of(ensemble[name]), mask) == 1
 
 
 def scattered(kept: Tensor, keep: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.models.graph import Graph
-from sparsemble.pruning import Mask, PruningContext, LoadedModel, prunable_layers
+from sparsemble.pruning import Mask, PruningContext, SparsityTarget, prunable_layers
 from sparsemble.pruning.dynamic_mask import DynamicNetwork, Plan, final_mask, first_mask
 from sparsemble.pruning.learned_mask import ScoredNetwork
 from sparsemble.pruning.methods.flying_bird import FlyingBird
@@ -32,9 +32,9 @@ from sparsemble.pruning.score import rescaled
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.losses.standard import Standard
+from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.lr_schedules.cosine import Cosine
 
 SHAPE = (2, 4, 4)
 PLAIN = SGD(momentum=0.0, weight_decay=0.0)
@@ -47,8 +47,8 @@ def net(seed: int = 0) -> nn.Module:
     ).eval()
 
 
-def target(model: nn.Module, sparsity: float = 0.5) -> LoadedModel:
-    return LoadedModel(graph=Graph(model, SHAPE), sparsity=sparsity)
+def target(model: nn.Module, sparsity: float = 0.5) -> SparsityTarget:
+    return SparsityTarget(graph=Graph(model, SHAPE), sparsity=sparsity)
 
 
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def context(**more: Any) -> PruningContext:
 
 
 def schedule(rate: float, decay: Any = None) -> Schedule:
-    return Schedule(rate=rate, optimiser=PLAIN, decay=decay or Cosine())
+    return Schedule(learning_rate=rate, optimiser=PLAIN, decay=decay or Cosine())
 
 
 class Look(Callback):
@@ -166,7 +166,7 @@ class TestTwinRep:
             magnitudes(model),
             target(model),
             PruningContext(
-                batches=given.batches, objective=Standard(), threat=given.threat, rng=seeded(2), callbacks=[First()]
+                batches=given.batches, training_loss=Standard(), threat=given.threat, rng=seeded(2), callbacks=[First()]
             ),
         )
         for name, weight in seen[0].items():

@@ -13,7 +13,7 @@ from sparsemble.core.types import seeded
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
-from sparsemble.pruning import Mask, LoadedModel, prunable_layers
+from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.budget import budgets
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
@@ -31,18 +31,18 @@ def drawn(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     return {name: torch.rand(layer.weight.shape, generator=rng) for name, layer in prunable_layers(model).items()}
 
 
-def target(model: nn.Module, sparsity: float, **more: object) -> LoadedModel:
+def target(model: nn.Module, sparsity: float, **more: object) -> SparsityTarget:
     built = {
         key: {"granularity": granularities, "budget": budgets, "rates": layer_rates}[key].build(value)  # type: ignore[attr-defined]
         for key, value in more.items()
         if key != "floor"
     }
-    return LoadedModel(
+    return SparsityTarget(
         graph=Graph(model, SHAPE), sparsity=sparsity, **built, **{k: v for k, v in more.items() if k == "floor"}
     )  # type: ignore[arg-type]
 
 
-def spent(asked: LoadedModel, mask: Mask) -> float:
+def spent(asked: SparsityTarget, mask: Mask) -> float:
     kept = torch.tensor([float(mask[name].sum()) for name in asked.shapes], dtype=torch.float64)
     return float(asked.budget.cost(kept, asked.sizes, asked.positions).sum())
 

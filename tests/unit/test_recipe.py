@@ -18,12 +18,12 @@ import sparsemble.data
 import sparsemble.ensemble
 import sparsemble.models
 import sparsemble.pruning
-import sparsemble.training  # noqa: F401 (imports register the plugs)
+import sparsemble.training  # noqa: F401 (imports register the components)
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
 from sparsemble.core.errors import InputError
-from sparsemble.core.config import nearest, override, parse_toml, read, read_toml
 from sparsemble.models.resnet import ResNet
-from sparsemble.pipeline.recipe import Dynamic, Evaluate, Recipe, load_recipe, resolved, shipped
+from sparsemble.pipeline.recipe import Evaluate, Recipe, Stopping, load_recipe, resolved, shipped
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "tests" / "end_to_end" / "smoke.toml"
@@ -50,7 +50,7 @@ class TestRead:
     def test_makes_dataclasses_all_the_way_down(self) -> None:
         table = {"layers": 3, "oven": {"heat": "fan"}, "ovens": [{"trays": 1}, {}], "shares": [1, "1/3"], "icing": 2}
         expected = Cake(layers=3, oven=Oven(heat="fan"), ovens=(Oven(trays=1), Oven()), shares=(1.0, 1 / 3), icing=2.0)
-        assert read(Cake, table) == expected
+        assert from_dict(Cake, table) == expected
 
     @pytest.mark.parametrize(
         ("table", "words"),
@@ -73,7 +73,7 @@ class TestRead:
     )
     def test_refuses_with_the_path_the_value_and_what_would_be_right(self, table, words) -> None:
         with pytest.raises(InputError) as refused:
-            read(Cake, table)
+            from_dict(Cake, table)
         assert str(refused.value) == words
 
     def test_what_is_no_table_is_refused(self) -> None:
@@ -98,21 +98,21 @@ class TestRead:
     @few
     def test_a_fraction_is_read_as_the_nearest_float(self, top, bottom) -> None:
         for text in (f"{top}/{bottom}", f" {top} / {bottom} "):
-            assert read(Oven, {"degrees": text}).degrees == float(Fraction(top, bottom))
+            assert from_dict(Oven, {"degrees": text}).degrees == float(Fraction(top, bottom))
 
     def test_a_number_in_quotes_is_read_too(self) -> None:
-        assert read(Oven, {"degrees": "0.25"}).degrees == 0.25
-        assert read(Oven, {"degrees": "1e-3"}).degrees == 1e-3
+        assert from_dict(Oven, {"degrees": "0.25"}).degrees == 0.25
+        assert from_dict(Oven, {"degrees": "1e-3"}).degrees == 1e-3
 
     @pytest.mark.parametrize("text", ["8/0", "8//255", "8/255/2", "eight", "", "inf", "nan", "0x8", "8,5"])
     def test_what_is_no_fraction_is_refused(self, text) -> None:
         with pytest.raises(InputError, match=r'degrees = ".*" is not a number or a fraction such as "8/255"'):
-            read(Oven, {"degrees": text})
+            from_dict(Oven, {"degrees": text})
 
     @pytest.mark.parametrize("value", ["1e999", 10**400], ids=["text", "number"])
     def test_a_number_beyond_floats_is_refused(self, value) -> None:
         with pytest.raises(InputError, match="degrees"):
-            read(Oven, {"degrees": value})
+            from_dict(Oven, {"degrees": value})
 
 
 def test_nearest_offers_one_name_or_all() -> None:
@@ -160,7 +160,7 @@ class TestOverride:
 
     def test_paths_lead_into_tables_making_those_that_are_missing(self) -> None:
         table = {"train": {"epochs": 3, "schedule": {"rate": 0.1}}}
-        found = override(table, ["train.schedule.rate=0.2", "evaluate.images=9", "train.epochs=4"])
+        found = override(table, ["train.schedule.learning_rate=0.2", "evaluate.images=9", "train.epochs=4"])
         assert found == {"train": {"epochs": 4, "schedule": {"rate": 0.2}}, "evaluate": {"images": 9}}
 
     def test_a_plug_given_by_its_name_becomes_a_table(self) -> None:
@@ -202,27 +202,27 @@ class TestRecipe:
         assert resolved(again) == resolved(recipe)
 
     def test_written_out_it_spells_every_default_and_no_alias(self) -> None:
-        table = resolved(smoke("model=resnet18", "dynamic={}"))
+        table = resolved(smoke("model=resnet18", "stopping={}"))
         assert table["model"] == {"name": "resnet", "depth": 18, "width": 64, "stem": "cifar"}
-        assert table["dynamic"]["max_accuracy_drop"] == Dynamic().max_accuracy_drop
+        assert table["dynamic"]["max_accuracy_drop"] == Stopping().max_accuracy_drop
         assert table["dynamic"]["stop"]["name"] == "die"
-        assert table["train"]["probe_every"] == 1
+        assert table["train"]["eval_every"] == 1
 
     @given(st.floats(1e-6, 1.0), st.floats(0.0, 0.999))
     @few
     def test_no_digit_of_a_number_is_lost(self, eps: float, sparsity: float) -> None:
         recipe = replace(BASE, sparsity=sparsity, threat=replace(BASE.threat, eps=eps))
-        assert read(Recipe, parse_toml(tomli_w.dumps(resolved(recipe)), "here")) == recipe
+        assert from_dict(Recipe, parse_toml(tomli_w.dumps(resolved(recipe)), "here")) == recipe
 
     def test_a_fraction_is_read_as_one(self) -> None:
         assert smoke("threat.eps='8/255'").threat.eps == 8 / 255
         assert smoke("threat.eps=8/255").threat.eps == 8 / 255
 
     def test_settings_reach_their_places(self) -> None:
-        recipe = smoke("seed=9", "train.epochs=5", "model.width=2", "train.objective.attack.steps=4")
+        recipe = smoke("seed=9", "train.epochs=5", "model.width=2", "train.loss.attack.steps=4")
         assert (recipe.seed, recipe.train.epochs, recipe.model.width) == (9, 5, 2)
-        assert recipe.train.objective.attack.steps == 4
-        assert recipe == replace(smoke(*("train.epochs=5", "model.width=2", "train.objective.attack.steps=4")), seed=9)
+        assert recipe.train.loss.attack.steps == 4
+        assert recipe == replace(smoke(*("train.epochs=5", "model.width=2", "train.loss.attack.steps=4")), seed=9)
         assert smoke("model=resnet34").model == ResNet(depth=34)
 
     @pytest.mark.parametrize(
@@ -230,13 +230,13 @@ class TestRecipe:
         [
             ("train.schedule.rte=1", 'train.schedule.rte is not a known setting; did you mean "rate"?'),
             ("trane.epochs=1", 'trane is not a known setting; did you mean "train"?'),
-            ("train.objective=mad", 'train.objective = "mad" is not a known objective; did you mean "madry"?'),
+            ("train.loss=mad", 'train.loss = "mad" is not a known objective; did you mean "pgd_at"?'),
             (
                 "evaluate.attacks=['pgd', 'pdg']",
                 'evaluate.attacks[1] = "pdg" is not a known attack; did you mean "pgd"?',
             ),
             ("evaluate.attacks=[{name='pgd', step=1}]", "evaluate.attacks[0].step is not a known setting"),
-            ("train.objective.attack.steps=0", "train.objective.attack: steps = 0"),
+            ("train.loss.attack.steps=0", "train.loss.attack: steps = 0"),
             ("sparsity='80 %'", 'sparsity = "80 %" is not a number'),
             ("train.schedule.optimiser={name='sgd', momentum=1}", "train.schedule.optimiser: momentum = 1"),
             ("threat.norm=linff", "threat.norm = 'linff' must be one of 'linf', 'l2'"),
@@ -244,22 +244,28 @@ class TestRecipe:
             ("prune.scores=nis", "prune.scores = 'nis' must be a list"),
             ("prune.scores=['nis', 'nis']", "prune: scores names one twice: nis, nis"),
             ("prune.scores=[]", "prune: scores is empty"),
-            ("dynamic.max_accuracy_drop=1.5", "dynamic: max_accuracy_drop = 1.5 must lie in [0, 1]"),
-            ("dynamic.attacked_share=-1", "dynamic: attacked_share = -1 must lie in [0, 1]"),
-            ("dynamic.rounds=-1", "dynamic: rounds = -1 must be 0 or more"),
+            ("stopping.max_accuracy_drop=1.5", "dynamic: max_accuracy_drop = 1.5 must lie in [0, 1]"),
+            ("stopping.attacked_share=-1", "dynamic: attacked_share = -1 must lie in [0, 1]"),
+            ("stopping.rounds=-1", "dynamic: rounds = -1 must be 0 or more"),
             (
-                "dynamic.against=['hijack', 'hijack']",
-                "dynamic.against has two attacks labelled hijack40; label one",
+                "stopping.against=['hijack', 'hijack']",
+                "stopping.against has two attacks labelled hijack40; label one",
             ),
-            ("team_size=1", "team_size"),
-            ("train.objective=eed", 'train.objective = "eed" is the loss of a team, and a single network is trained'),
-            ("prune.objective=adp", 'prune.objective = "adp" is the loss of a team, and a single network is trained'),
+            ("members=1", "members"),
             (
-                "train.objective={name='weight_perturbation', inner='gal'}",
-                'train.objective = "gal" is the loss of a team, and a single network is trained there',
+                "train.loss=eed",
+                'train.loss = "eed" is the loss of an ensemble, and a single network is trained',
             ),
-            ("ensemble.objective={name='joint', base='joint'}", 'ensemble.objective: base = "joint" is the loss of'),
-            ("ensemble.objective={name='eed', omega=-1}", "ensemble.objective: omega = -1 must be 0 or more, and"),
+            (
+                "prune.loss=adp",
+                'prune.loss = "adp" is the loss of an ensemble, and a single network is trained',
+            ),
+            (
+                "train.loss={name='weight_perturbation', inner='gal'}",
+                'train.loss = "gal" is the loss of an ensemble, and a single network is trained there',
+            ),
+            ("ensemble.loss={name='joint', base='joint'}", 'ensemble.loss: base = "joint" is the loss of'),
+            ("ensemble.loss={name='eed', omega=-1}", "ensemble.loss: omega = -1 must be 0 or more, and"),
             ("evaluate.curve_eps=[0.1, 0.2]", "evaluate: curve_eps must rise from 0"),
             ("evaluate.curve_eps=[0, 0.2, 0.2]", "evaluate: curve_eps must rise from 0"),
             ("evaluate.attacks=['pgd', 'pgd']", "evaluate: attacks must have different labels"),
@@ -274,8 +280,10 @@ class TestRecipe:
         table = parse_toml(SMOKE.read_text("utf-8"), "smoke")
         for part in ("sparsity", "data", "model", "threat", "train", "prune", "ensemble"):
             with pytest.raises(InputError, match=f"^{part} is missing$"):
-                read(Recipe, {key: value for key, value in table.items() if key != part})
-        assert read(Recipe, {key: value for key, value in table.items() if key != "evaluate"}).evaluate == Evaluate()
+                from_dict(Recipe, {key: value for key, value in table.items() if key != part})
+        assert (
+            from_dict(Recipe, {key: value for key, value in table.items() if key != "evaluate"}).evaluate == Evaluate()
+        )
 
     def test_is_named_after_its_file_or_its_folder(self, tmp_path: Path) -> None:
         run = tmp_path / "yesterday"
@@ -293,15 +301,15 @@ class TestRecipe:
             assert load_recipe(name)[0] == name
 
     def test_pool_is_every_score_on_every_share(self) -> None:
-        recipe = smoke("prune.shares=4", "prune.scores=['nis', 'erm']")
+        recipe = smoke("prune.folds=4", "prune.scores=['nis', 'erm']")
         assert [(score.name, j) for score, j in recipe.prune.pool] == [
             (name, j) for name in ("nis", "erm") for j in (1, 2, 3)
         ]
-        assert [j for _, j in smoke("prune.shares=1").prune.pool] == [1] * 4
+        assert [j for _, j in smoke("prune.folds=1").prune.pool] == [1] * 4
 
-    @pytest.mark.parametrize(("sparsity", "team_size", "expected"), [(0.8, 4, 0.95), (0.5, 2, 0.75), (0.0, 2, 0.5)])
-    def test_member_sparsity_counts_the_whole_team(self, sparsity, members_count_placeholder, expected) -> None:
-        recipe = replace(BASE, sparsity=sparsity, members_count_placeholder=members_count_placeholder)
+    @pytest.mark.parametrize(("sparsity", "members", "expected"), [(0.8, 4, 0.95), (0.5, 2, 0.75), (0.0, 2, 0.5)])
+    def test_member_sparsity_counts_the_whole_ensemble(self, sparsity, members, expected) -> None:
+        recipe = replace(BASE, sparsity=sparsity, members=members)
         assert recipe.member_sparsity == pytest.approx(expected)
 
     def test_same_attack_twice_needs_labels(self) -> None:

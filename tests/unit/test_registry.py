@@ -1,4 +1,4 @@
-"""The registry: plugs found by walking folders, built from names and tables, written back as plain values."""
+"""The registry: components found by walking folders, built from names and tables, written back as plain values."""
 
 import importlib
 import json
@@ -58,14 +58,14 @@ class Pear(Fruit):
 
 
 def in_file(cls: type, name: str) -> type:
-    """Move a class to the file in which its plug should stand."""
+    """Move a class to the file in which its component should stand."""
     cls.__module__ = f"{HERE}.{name}"
     return cls
 
 
 @pytest.fixture
 def fruits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry[Fruit]]:
-    """A registry with two plugs and an alias, forgotten afterwards."""
+    """A registry with two components and an alias, forgotten afterwards."""
     registry: Registry[Fruit] = Registry("fruit", Fruit)
     for name, cls in (("apple", Apple), ("pear", Pear)):
         monkeypatch.setattr(cls, "__module__", f"{HERE}.{name}")
@@ -226,7 +226,7 @@ class TestWalk:
 
 @dataclass(frozen=True)
 class Bowl:
-    """A dataclass that is no plug."""
+    """A dataclass that is no component."""
 
     first: Fruit
     others: tuple[Fruit, ...] = ()

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from sparsemble.core.errors import InputError
 from sparsemble.report import write_report
+from sparsemble.report.formatting import count, duration, size
 from sparsemble.report.summary import NAMES, validate
 from sparsemble.report.tables import summary_table
-from sparsemble.report.formatting import count, duration, size
 
 OUTCOME = {"clean": 0.98, "worst_case": 0.85, "members_run": 1.1, "attacked_members_run": 1.6}
 
@@ -59,10 +59,10 @@ def summary() -> dict[str, Any]:
             {"number": 19, "name": "hard label", "status": "waived", "detail": "not run"},
         ],
         "selection": {
-            "team": ["nis-1", "erm-2"],
+            "ensemble": ["nis-1", "erm-2"],
             "robust_diversity": 0.61,
             "threshold": 0.7,
-            "rule": "the most diverse team",
+            "rule": "the most diverse ensemble",
         },
         "stopping": {
             "rule": "die",

@@ -17,9 +17,9 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
-from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.robustness import evaluate
+from sparsemble.evaluation.statistics import wilson
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 ATTACKS = (PGD(steps=3), PGD(steps=10, label="longer"))

@@ -1,4 +1,4 @@
-"""`sparsemble predict` and `sparsemble show` on a packed team, and the example."""
+"""`sparsemble predict` and `sparsemble show` on a packed ensemble, and the example."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ from sparsemble import runtime
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError
 from sparsemble.runtime import packed
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.images import read_image
 from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, Network, Relu, Weight
-from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.py"
@@ -48,16 +48,16 @@ def file(tmp_path: Path) -> Path:
             ),
         )
 
-    team = PackedEnsemble(
+    ensemble = PackedEnsemble(
         members=(member(), member()),
-        combine={"name": "mean_probability"},
-        stop={"name": "confidence", "threshold": 0.8},
+        combiner={"name": "mean_probability"},
+        rule={"name": "confidence", "threshold": 0.8},
         classes=("red", "green", "blue"),
         parent_weights=1000,
         provenance={"run": "a test"},
     )
-    packed.save(team, tmp_path / "team.sparsemble")
-    return tmp_path / "team.sparsemble"
+    packed.save(ensemble, tmp_path / "ensemble.sparsemble")
+    return tmp_path / "ensemble.sparsemble"
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_predict_tells_of_every_image_what_the_predictor_says(file: Path, images
 def test_show_tells_what_is_in_a_file(file: Path) -> None:
     told = call("show", file)
     for words in (
-        "a packed team of version 1",
+        "a packed ensemble of version 1",
         "5 x 6",
         "3: red, green, blue",
         "confidence, threshold = 0.8",
@@ -117,7 +117,7 @@ def test_a_damaged_file_gives_a_sentence(file: Path, images: list[Path]) -> None
     [
         (["missing.png"], "missing.png does not exist"),
         (["{file}"], "cannot be read as an image"),
-        (["{large}"], r"has 9 x 9 pixels, the team takes 5 x 6; use --resize"),
+        (["{large}"], r"has 9 x 9 pixels, the ensemble takes 5 x 6; use --resize"),
         (["{empty}"], "holds no image"),
         (["{large}", "--resize", "--threads", "-2"], "threads = -2 must be 1 or more; this machine has"),
     ],
@@ -146,9 +146,9 @@ def test_the_example_runs(file: Path, images: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "usage: python edge.py team.sparsemble photo.png ..."),
-        (["{file}"], "usage: python edge.py team.sparsemble photo.png ..."),
-        (["{image}", "{image}"], "error: this is no packed team"),
+        ([], "usage: python edge.py ensemble.sparsemble photo.png ..."),
+        (["{file}"], "usage: python edge.py ensemble.sparsemble photo.png ..."),
+        (["{image}", "{image}"], "error: this is no packed ensemble"),
         (["{file}", "{file}"], "error: {file} cannot be read as an image"),
     ],
 )
@@ -162,12 +162,12 @@ def test_the_example_ends_with_a_sentence(file: Path, images: list[Path], words:
 
 
 def ensemble_of(classes: tuple[str, ...], **settings: Any) -> PackedEnsemble:
-    """A team for images of one pixel."""
+    """An ensemble for images of one pixel."""
     layer = Linear((1,), Weight.of(np.eye(len(classes), 3)), np.zeros(len(classes), np.float32))
     return PackedEnsemble(
         members=(Network((3, 1, 1), (Input(), Flatten((0,)), layer)),),
-        combine={"name": "mean_logit"},
-        stop={"name": "never"},
+        combiner={"name": "mean_logit"},
+        rule={"name": "never"},
         classes=classes,
         parent_weights=1000,
         **settings,
@@ -175,7 +175,7 @@ def ensemble_of(classes: tuple[str, ...], **settings: Any) -> PackedEnsemble:
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    file, image = tmp_path / "team.sparsemble", Path("a[old].png")
+    file, image = tmp_path / "ensemble.sparsemble", Path("a[old].png")
     packed.save(ensemble_of(("[/]x", "[red]y[/]", "\u200d döner")), file)
     with contextlib.chdir(tmp_path):
         Image.new("RGB", (1, 1), (0, 255, 0)).save(image)
@@ -186,7 +186,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 
 
 def test_what_would_steer_a_terminal_is_escaped(tmp_path: Path) -> None:
-    file, image = tmp_path / "team.sparsemble", tmp_path / "a\x1b[2J\n.png"
+    file, image = tmp_path / "ensemble.sparsemble", tmp_path / "a\x1b[2J\n.png"
     packed.save(ensemble_of(("x", "y"), provenance={"ru\x1b[31mn": "a\r\n\udc80\u202e"}), file)
     Image.new("RGB", (1, 1)).save(image)
     assert "ru\\x1b[31mn a\\r\\n\\udc80\\u202e\n" in call("show", file)

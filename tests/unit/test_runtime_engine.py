@@ -21,23 +21,23 @@ from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
-from sparsemble.runtime import engine as engine_module
 from sparsemble.runtime import autotune
-from sparsemble.runtime.single_image import SingleImagePlanner
-from sparsemble.runtime.im2col import single, vector_of
-from sparsemble.runtime.thread_pool import ThreadPool
+from sparsemble.runtime import engine as engine_module
+from sparsemble.runtime.batched import BatchPlanner
 from sparsemble.runtime.dead_channels import without_dead
 from sparsemble.runtime.engine import Engine
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.execution_plan import Choice, Plan, Step
 from sparsemble.runtime.fused import Product, fuse
+from sparsemble.runtime.im2col import single, vector_of
 from sparsemble.runtime.kernels import jit
 from sparsemble.runtime.kernels.jit import lanes
 from sparsemble.runtime.layout import reading, tile_shapes, tiles
 from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.execution_plan import Choice, Plan, Step
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.thread_pool import ThreadPool
 from sparsemble.runtime.weight_stream import _mine
-from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.batched import BatchPlanner
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
 
@@ -347,7 +347,9 @@ class TestMemory:
         tight = Engine(network, max_memory=one)
         assert all(part.stop - part.start == 1 for part in tight._parts(40))
         assert np.array_equal(tight.run(x), Engine(network).run(x))
-        with pytest.raises(RuntimeInputError, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"):
+        with pytest.raises(
+            RuntimeInputError, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"
+        ):
             Engine(network, max_memory=one - 1)
 
 

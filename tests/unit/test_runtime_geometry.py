@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from sparsemble.export.folded import FoldedNetwork
 from sparsemble.runtime import engine as engine_module
 from sparsemble.runtime import memory
-from sparsemble.runtime.single_image import SingleImagePlanner
-from sparsemble.runtime.thread_pool import ThreadPool
+from sparsemble.runtime.batched import BatchPlanner
 from sparsemble.runtime.dead_channels import without_dead
 from sparsemble.runtime.engine import Engine
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.execution_plan import Choice
 from sparsemble.runtime.fused import Product, fuse
 from sparsemble.runtime.kernels.jit import lanes as lanes_here
 from sparsemble.runtime.network import (
@@ -39,10 +40,9 @@ from sparsemble.runtime.network import (
     Relu,
     Weight,
 )
-from sparsemble.runtime.execution_plan import Choice
 from sparsemble.runtime.planner import Planner
-from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.batched import BatchPlanner
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.thread_pool import ThreadPool
 from tests.unit.guarded import guarded, posix
 
 LARGEST = 3000
@@ -169,7 +169,9 @@ def answers(network: Network, images: np.ndarray, lanes: int, nth: int) -> np.nd
         if os.name == "posix":
             patch.setattr(memory, "room", lambda size: guarded(size, front=bool(nth % 2)))
         fused = without_dead(fuse(network))
-        engine = Engine(network, choices=ways(BatchPlanner(fused, lanes), nth), alone=ways(SingleImagePlanner(fused, lanes), nth))
+        engine = Engine(
+            network, choices=ways(BatchPlanner(fused, lanes), nth), alone=ways(SingleImagePlanner(fused, lanes), nth)
+        )
         found = engine.run(images)
         for count in (1, lanes, lanes + 1):
             for threads in (1, 2):

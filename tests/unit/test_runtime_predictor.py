@@ -1,4 +1,4 @@
-"""The predictor against the torch team: labels, probabilities, members run, and what bad input gets."""
+"""The predictor against the torch ensemble: labels, probabilities, members run, and what bad input gets."""
 
 import subprocess
 import sys
@@ -19,10 +19,10 @@ from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
-from sparsemble.runtime.packed import save
-from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.packed import save
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.predictor import Predictor
 
 SHAPE = (1, 8, 8)
 RULES = [Never(), DIE(b=30.0, tau_c=0.5), Confidence(threshold=0.7), Agreement(sure=0.6, votes=2)]
@@ -43,35 +43,35 @@ def trained(members: int = 3) -> Ensemble:
     return Ensemble(models, combiners.build("mean_probability")).eval()
 
 
-def packed(ensemble: Ensemble, stop: StoppingRule, **settings: object) -> PackedEnsemble:
+def packed(ensemble: Ensemble, rule: StoppingRule, **settings: object) -> PackedEnsemble:
     return PackedEnsemble(
         members=tuple(convert(member, SHAPE) for member in ensemble.members),
-        combine=to_dict(ensemble.combine),
-        stop=to_dict(stop),
+        combiner=to_dict(ensemble.combiner),
+        rule=to_dict(rule),
         classes=("a", "b", "c", "d", "e"),
         parent_weights=1000,
         **settings,  # type: ignore[arg-type]
     )
 
 
-@pytest.mark.parametrize("stop", RULES, ids=lambda rule: rule.name)
-def test_answers_as_the_torch_team_does(stop: StoppingRule) -> None:
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_answers_as_the_torch_ensemble_does(rule: StoppingRule) -> None:
     ensemble, x = trained(), torch.rand(70, *SHAPE, generator=seeded(0))
-    expected = predict_dynamic(ensemble, x, stop)
-    found = Predictor(packed(ensemble, stop)).predict(x.numpy())
+    expected = predict_dynamic(ensemble, x, rule)
+    found = Predictor(packed(ensemble, rule)).predict(x.numpy())
     assert np.array_equal(found.labels, expected.logits.argmax(1).numpy())
     assert np.array_equal(found.members_run, expected.members_run.numpy())
     assert np.array_equal(found.answered_with, expected.answered_with.numpy())
     np.testing.assert_allclose(found.probabilities, expected.logits.softmax(1).numpy(), atol=1e-4)
-    if stop != Never():
+    if rule != Never():
         assert len(set(found.members_run.tolist())) > 1
 
 
 def test_the_batch_and_the_threads_do_not_matter() -> None:
-    team = packed(trained(), Confidence(threshold=0.7))
+    ensemble = packed(trained(), Confidence(threshold=0.7))
     x = torch.rand(40, *SHAPE, generator=seeded(0)).numpy()
-    predictor = Predictor(team)
-    whole, threaded = predictor.predict(x), Predictor(team, threads=2).predict(x)
+    predictor = Predictor(ensemble)
+    whole, threaded = predictor.predict(x), Predictor(ensemble, threads=2).predict(x)
     single = [predictor.predict(x[i : i + 1]) for i in range(40)]
     for name in ("labels", "probabilities", "members_run", "answered_with"):
         assert np.array_equal(getattr(whole, name), getattr(threaded, name))
@@ -120,7 +120,7 @@ from sparsemble import runtime
 def said(call):
     try:
         call()
-    except runtime.Refused as error:
+    except runtime.RuntimeInputError as error:
         print(error)
 file = {str(tmp_path / "a.sparsemble")!r}
 for images in ([[0.5]], None):

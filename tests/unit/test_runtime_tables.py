@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from sparsemble.runtime import packed
-from sparsemble.runtime.single_image import SingleImagePlanner
-from sparsemble.runtime.im2col import Im2col
-from sparsemble.runtime.engine import Engine
-from sparsemble.runtime.fused import Product, fuse
-from sparsemble.runtime.layout import Plane, reading
-from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, MaxPool, Network, Node, Weight
-from sparsemble.runtime.planner import Planner
-from sparsemble.runtime.weight_stream import stream
-from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.memory_estimate import planned
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.batched import BatchPlanner
+from sparsemble.runtime.engine import Engine
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.fused import Product, fuse
+from sparsemble.runtime.im2col import Im2col
+from sparsemble.runtime.layout import Plane, reading
+from sparsemble.runtime.memory_estimate import planned
+from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, MaxPool, Network, Node, Weight
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.planner import Planner
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.weight_stream import stream
 
 MEBIBYTE = 2**20
 
@@ -63,7 +63,9 @@ NETWORKS = {
 
 @pytest.mark.parametrize("kind", [BatchPlanner, SingleImagePlanner])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_planning_takes_little_more_than_its_tables(name: str, kind: type[BatchPlanner] | type[SingleImagePlanner]) -> None:
+def test_planning_takes_little_more_than_its_tables(
+    name: str, kind: type[BatchPlanner] | type[SingleImagePlanner]
+) -> None:
     fused = fuse(NETWORKS[name])
     tracemalloc.start()
     try:
@@ -71,7 +73,7 @@ def test_planning_takes_little_more_than_its_tables(name: str, kind: type[BatchP
         planning.plan({})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
-        tracemalloc.stop()
+        tracemalloc.rule()
     tables = planned(fused) + sum(buffer.table_bytes for buffer in planning.buffers if isinstance(buffer, Im2col))
     assert peak < 4 * tables + 2 * MEBIBYTE
 
@@ -81,18 +83,18 @@ def test_what_planning_takes_is_refused_before_it_is_taken(tmp_path: Path) -> No
     words = "[0-9]+ bytes, more than max_memory = 2097152"
     with pytest.raises(RuntimeInputError, match=f"a run of one image takes {words}"):
         Engine(wide, max_memory=2 * MEBIBYTE)
-    team = PackedEnsemble(
+    ensemble = PackedEnsemble(
         members=(wide,),
-        combine={"name": "mean_logit"},
-        stop={"name": "never"},
+        combiner={"name": "mean_logit"},
+        rule={"name": "never"},
         classes=("a", "b"),
         parent_weights=1,
     )
-    packed.save(team, tmp_path / "a.sparsemble")
+    packed.save(ensemble, tmp_path / "a.sparsemble")
     assert (tmp_path / "a.sparsemble").stat().st_size < 1000
     with pytest.raises(RuntimeInputError, match=f"the tables to run a member take {words}"):
         packed.load(tmp_path / "a.sparsemble", max_memory=2 * MEBIBYTE)
-    assert packed.load(tmp_path / "a.sparsemble").classes == team.classes
+    assert packed.load(tmp_path / "a.sparsemble").classes == ensemble.classes
 
 
 def test_layers_of_nearly_2_to_the_32_weights_are_planned_rightly() -> None:

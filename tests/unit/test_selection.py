@@ -1,4 +1,4 @@
-"""Robust diversity by counts, by pairs and in closed form; which team is taken."""
+"""Robust diversity by counts, by pairs and in closed form; which ensemble is taken."""
 
 import itertools
 import time
@@ -39,7 +39,7 @@ def evidence(matrix: Bool[Tensor, "N n"]) -> Evidence:
     return Evidence(
         logits={"clean": torch.zeros_like(logits) + torch.tensor([1.0, 0.0]), "pool": logits},
         y=y,
-        combine=MeanProbability(),
+        combiner=MeanProbability(),
     )
 
 
@@ -77,8 +77,8 @@ class TestDiversity:
         matrix = torch.tensor(rows).T
         order = list(range(len(matrix)))
         random.shuffle(order)
-        team = tuple(range(len(matrix)))
-        assert robust_diversity(matrix[order], team) == pytest.approx(robust_diversity(matrix, team), abs=1e-12)
+        ensemble = tuple(range(len(matrix)))
+        assert robust_diversity(matrix[order], ensemble) == pytest.approx(robust_diversity(matrix, ensemble), abs=1e-12)
 
     def test_equal_members_give_0_and_members_that_never_fail_together_1(self) -> None:
         same = failures(1, 50, 0.4).expand(3, 50)
@@ -86,51 +86,53 @@ class TestDiversity:
         assert robust_diversity(torch.eye(3, dtype=torch.bool), (0, 1, 2)) == 1
         assert robust_diversity(torch.zeros(3, 5, dtype=torch.bool), (0, 1, 2)) == 1
 
-    def test_a_team_is_scored_by_its_own_members_only(self) -> None:
+    def test_an_ensemble_is_scored_by_its_own_members_only(self) -> None:
         matrix = failures(6, 300, 0.4)
         for size in (2, 3, 4):
-            teams = list(itertools.combinations(range(6), size))
-            for team, score in zip(teams, all_diversities(matrix, size, teams), strict=True):
-                assert score == pytest.approx(float(by_counts(matrix[list(team)])), abs=1e-12)
+            ensembles = list(itertools.combinations(range(6), size))
+            for ensemble, score in zip(ensembles, all_diversities(matrix, size, ensembles), strict=True):
+                assert score == pytest.approx(float(by_counts(matrix[list(ensemble)])), abs=1e-12)
 
 
 class TestRule:
     @given(st.integers(0, 500), st.integers(2, 4), st.booleans(), st.floats(0.3, 0.9))
     @few
-    def test_equals_a_search_through_all_teams(self, seed: int, largest: int, exact: bool, threshold: float) -> None:
+    def test_equals_a_search_through_all_ensembles(
+        self, seed: int, largest: int, exact: bool, threshold: float
+    ) -> None:
         matrix = failures(5, 12, 0.5, seed)
         rule = RobustDiversity(threshold=threshold, exact_size=exact)
         found = rule(evidence(matrix), largest)
         scored = 0
         for size in range(largest if exact else 2, largest + 1):
-            teams = list(itertools.combinations(range(5), size))
-            scored += len(teams)
-            diversity = {team: robust_diversity(matrix, team) for team in teams}
-            rate = {team: float(matrix[list(team)].double().mean()) for team in teams}
+            ensembles = list(itertools.combinations(range(5), size))
+            scored += len(ensembles)
+            diversity = {ensemble: robust_diversity(matrix, ensemble) for ensemble in ensembles}
+            rate = {ensemble: float(matrix[list(ensemble)].double().mean()) for ensemble in ensembles}
             if max(diversity.values()) >= threshold:
                 break
         best = max(diversity.values())
-        assert found.robust_diversity == diversity[found.team] == best
-        assert rate[found.team] == pytest.approx(min(rate[t] for t in teams if diversity[t] == best))
+        assert found.robust_diversity == diversity[found.ensemble] == best
+        assert rate[found.ensemble] == pytest.approx(min(rate[t] for t in ensembles if diversity[t] == best))
         assert found.ensembles_scored == scored
-        assert list(found.team) == sorted(set(found.team))
+        assert list(found.ensemble) == sorted(set(found.ensemble))
 
     def test_says_which_part_of_it_decided(self) -> None:
         matrix = failures(6, 400, 0.45)
         reached = RobustDiversity(threshold=0.1)(evidence(matrix), 3)
-        assert reached.reason == "the most diverse team of 3 reaches the threshold 0.1"
+        assert reached.reason == "the most diverse ensemble of 3 reaches the threshold 0.1"
         missed = RobustDiversity(threshold=0.99, exact_size=False)(evidence(matrix), 3)
-        assert len(missed.team) == 3
-        independent = 1 - float(matrix[list(missed.team)].double().mean())
-        assert f"would give {independent:.2f}), so the most diverse team of 3 was taken" in missed.reason
+        assert len(missed.ensemble) == 3
+        independent = 1 - float(matrix[list(missed.ensemble)].double().mean())
+        assert f"would give {independent:.2f}), so the most diverse ensemble of 3 was taken" in missed.reason
 
-    def test_the_smallest_team_that_is_diverse_enough_wins(self) -> None:
+    def test_the_smallest_ensemble_that_is_diverse_enough_wins(self) -> None:
         matrix = failures(4, 100, 0.5)
         matrix[1] = ~matrix[0]
-        assert RobustDiversity(exact_size=False)(evidence(matrix), 4).team == (0, 1)
-        assert len(RobustDiversity(exact_size=True)(evidence(matrix), 4).team) == 4
+        assert RobustDiversity(exact_size=False)(evidence(matrix), 4).ensemble == (0, 1)
+        assert len(RobustDiversity(exact_size=True)(evidence(matrix), 4).ensemble) == 4
 
-    def test_the_papers_pool_has_781_teams_of_at_most_4(self) -> None:
+    def test_the_papers_pool_has_781_ensembles_of_at_most_4(self) -> None:
         found = RobustDiversity(threshold=1.0, exact_size=False)(evidence(failures(12, 200, 0.4)), 4)
         assert found.ensembles_scored == 781
 
@@ -148,7 +150,7 @@ def answers(members: int, images: int, sets: int, seed: int = 0) -> Evidence:
         return 2 * (common + torch.randn(members, images, 4, generator=rng))
 
     names = ["clean", "pool", *(f"against {i}" for i in range(sets))]
-    return Evidence(logits={name: logits() for name in names}, y=common[0].argmax(1), combine=MeanProbability())
+    return Evidence(logits={name: logits() for name in names}, y=common[0].argmax(1), combiner=MeanProbability())
 
 
 @pytest.mark.parametrize("name", selection_rules.names())
@@ -156,32 +158,32 @@ class TestEveryRule:
     @pytest.mark.parametrize("largest", [2, 4])
     def test_chooses_members_of_the_pool_once_and_says_why(self, name: str, largest: int) -> None:
         found = selection_rules.build(name)(answers(6, 80, 6), largest)
-        assert list(found.team) == sorted(set(found.team))
-        assert 2 <= len(found.team) <= largest
-        assert all(0 <= member < 6 for member in found.team)
+        assert list(found.ensemble) == sorted(set(found.ensemble))
+        assert 2 <= len(found.ensemble) <= largest
+        assert all(0 <= member < 6 for member in found.ensemble)
         assert found.reason
         assert found.ensembles_scored >= 1
-        expected = robust_diversity(answers(6, 80, 6).failures, found.team)
+        expected = robust_diversity(answers(6, 80, 6).failures, found.ensemble)
         assert found.robust_diversity == pytest.approx(expected)
 
     def test_a_pool_of_equal_members_is_no_trouble(self, name: str) -> None:
         one = answers(1, 40, 2)
-        same = Evidence(logits={k: v.expand(5, -1, -1) for k, v in one.logits.items()}, y=one.y, combine=one.combine)
-        assert len(selection_rules.build(name)(same, 3).team) >= 2
+        same = Evidence(logits={k: v.expand(5, -1, -1) for k, v in one.logits.items()}, y=one.y, combiner=one.combiner)
+        assert len(selection_rules.build(name)(same, 3).ensemble) >= 2
 
-    def test_a_team_that_never_fails_is_no_trouble(self, name: str) -> None:
-        assert len(selection_rules.build(name)(evidence(torch.zeros(4, 9, dtype=torch.bool)), 2).team) == 2
+    def test_an_ensemble_that_never_fails_is_no_trouble(self, name: str) -> None:
+        assert len(selection_rules.build(name)(evidence(torch.zeros(4, 9, dtype=torch.bool)), 2).ensemble) == 2
 
 
 class TestEvidence:
-    def test_a_team_is_right_where_its_combined_answer_is_in_every_set(self) -> None:
+    def test_an_ensemble_is_right_where_its_combined_answer_is_in_every_set(self) -> None:
         found = answers(5, 60, 3)
-        for team in ((0,), (1, 4), (0, 2, 3)):
+        for ensemble in ((0,), (1, 4), (0, 2, 3)):
             right = []
             for image in range(60):
-                combined = [logits[list(team), image].softmax(-1).mean(0) for logits in found.logits.values()]
+                combined = [logits[list(ensemble), image].softmax(-1).mean(0) for logits in found.logits.values()]
                 right.append(all(int(one.argmax()) == int(found.y[image]) for one in combined))
-            assert found.right(team).tolist() == right
+            assert found.right(ensemble).tolist() == right
 
 
 class TestPrinted:
@@ -200,34 +202,34 @@ class TestPrinted:
         rates = np.array([[0.1, 0.4], [0.4, 0.1]])
         assert printed(rates)[0] != pytest.approx(printed(rates)[1])
 
-    def test_takes_the_best_of_all_teams(self) -> None:
+    def test_takes_the_best_of_all_ensembles(self) -> None:
         matrix = failures(6, 50, 0.4, 3)
         found = PrintedDiversity(threshold=1.0)(evidence(matrix), 3)
-        teams = list(itertools.combinations(range(6), 3))
+        ensembles = list(itertools.combinations(range(6), 3))
         rates = matrix.double().mean(1).numpy()
-        best = max(teams, key=lambda team: printed(rates[None, list(team)])[0])
-        assert found.team == best
-        assert found.ensembles_scored == len(teams)
+        best = max(ensembles, key=lambda ensemble: printed(rates[None, list(ensemble)])[0])
+        assert found.ensemble == best
+        assert found.ensembles_scored == len(ensembles)
 
 
 class TestRobust:
     def test_top_robust_takes_those_that_are_right_most_often_alone(self) -> None:
         found = answers(6, 80, 6)
         right = {i: int(found.right((i,)).sum()) for i in range(6)}
-        team = TopRobust()(found, 3).team
-        assert min(right[i] for i in team) >= max(right[i] for i in range(6) if i not in team)
+        ensemble = TopRobust()(found, 3).ensemble
+        assert min(right[i] for i in ensemble) >= max(right[i] for i in range(6) if i not in ensemble)
 
     def test_greedy_adds_whoever_helps_most(self) -> None:
-        found, team = answers(6, 80, 6), []
+        found, ensemble = answers(6, 80, 6), []
         for _ in range(3):
-            score = {i: int(found.right((*team, i)).sum()) for i in range(6) if i not in team}
+            score = {i: int(found.right((*ensemble, i)).sum()) for i in range(6) if i not in ensemble}
             best = max(score.values())
-            added = Greedy()(found, max(len(team) + 1, 2)).team if team else None
+            added = Greedy()(found, max(len(ensemble) + 1, 2)).ensemble if ensemble else None
             choices = [i for i in score if score[i] == best]
             rate = found.failures.double().mean(1)
-            team.append(min(choices, key=lambda i: (float(rate[i]), i)))
+            ensemble.append(min(choices, key=lambda i: (float(rate[i]), i)))
             if added:
-                assert added == tuple(sorted(team))
+                assert added == tuple(sorted(ensemble))
 
     def test_greedy_prefers_who_helps_to_who_is_good(self) -> None:
         """Members 0 and 1 fail alike on 2 of 10 images; member 2 on 3 others, and less surely."""
@@ -236,12 +238,12 @@ class TestRobust:
         right[:2, :2] = -1.0
         right[2, 2:5] = -1.0
         logits = torch.stack([right, torch.zeros_like(right)], dim=-1)
-        found = Evidence(logits={"clean": logits, "pool": logits}, y=torch.zeros(10).long(), combine=MeanProbability())
-        assert TopRobust()(found, 2).team == (0, 1)
-        assert Greedy()(found, 2).team == (0, 2)
+        found = Evidence(logits={"clean": logits, "pool": logits}, y=torch.zeros(10).long(), combiner=MeanProbability())
+        assert TopRobust()(found, 2).ensemble == (0, 1)
+        assert Greedy()(found, 2).ensemble == (0, 2)
 
 
-def test_all_teams_of_the_papers_pool_are_scored_in_under_a_second() -> None:
+def test_all_ensembles_of_the_papers_pool_are_scored_in_under_a_second() -> None:
     matrix = failures(12, 5000, 0.4)
     begun = time.process_time()
     scored = sum(

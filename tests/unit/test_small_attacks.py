@@ -12,8 +12,8 @@ from sparsemble.attacks.hard_label import HardLabel
 from sparsemble.attacks.losses.kl import KL
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.noise import Noise
-from sparsemble.attacks.query_oracle import Oracle
 from sparsemble.attacks.pgd import PGD
+from sparsemble.attacks.query_oracle import Oracle
 from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
@@ -203,9 +203,9 @@ class TestPGDStops:
     def test_stopping_changes_no_verdict_and_saves_passes(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
         verdicts, totals = [], []
-        for stop in (True, False):
+        for rule in (True, False):
             with count_passes(model) as passes:
-                x_adv = PGD(restarts=2, stop_at_success=stop)(model, x, y, threat, rng=seeded(0))
+                x_adv = PGD(restarts=2, stop_at_success=rule)(model, x, y, threat, rng=seeded(0))
             verdicts.append(margin(model, x_adv, y) > 0)
             totals.append(passes.total)
         assert verdicts[0].any()
@@ -216,7 +216,7 @@ class TestPGDStops:
 
     def test_without_stopping_the_highest_loss_is_returned(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
-        stopped, full = (PGD(stop_at_success=stop)(model, x, y, threat, rng=seeded(0)) for stop in (True, False))
+        stopped, full = (PGD(stop_at_success=rule)(model, x, y, threat, rng=seeded(0)) for rule in (True, False))
         assert (margin(model, full, y) >= margin(model, stopped, y) - 1e-6).all()
         assert (margin(model, full, y) > margin(model, stopped, y) + 1e-3).any()
 

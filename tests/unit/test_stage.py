@@ -70,7 +70,7 @@ class TestTaskHash:
 
     def test_a_raised_version_of_a_plug_inside_changes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before, recipe = hashes(smoke()), smoke()
-        monkeypatch.setattr(type(recipe.train.schedule.decay), "version", 99, raising=False)
+        monkeypatch.setattr(type(recipe.train.schedule.lr_schedule), "version", 99, raising=False)
         after = hashes(recipe)
         assert after["train the dense parent"] != before["train the dense parent"]
         assert hashes(smoke()) == after

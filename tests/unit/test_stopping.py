@@ -127,7 +127,7 @@ class TestDIE:
         assert (found.members_run > 1).float().mean() > 0.2
         assert found.members_run.unique().tolist() == [1, 2, 3, 4]
 
-    def test_a_sure_member_stops_at_once_and_a_doubtful_team_runs_to_the_end(self) -> None:
+    def test_a_sure_member_stops_at_once_and_a_doubtful_ensemble_runs_to_the_end(self) -> None:
         sure, doubtful = torch.zeros(4, 1, 5), torch.zeros(4, 1, 5)
         sure[:, :, 2] = 50.0
         doubtful[:, 0, :2] = torch.tensor([[0.3, 0.0], [0.0, 0.3], [0.3, 0.0], [0.0, 0.3]])

@@ -41,10 +41,10 @@ def test_a_wrong_study_gives_a_sentence(text: str, words: str, tmp_path: Path) -
 
 
 def test_one_score_is_enough_for_single_models(tmp_path: Path) -> None:
-    """The recipe's shares = 2 give one sub-model of one score, too few for a team; but none is made here."""
+    """The recipe's shares = 2 give one sub-model of one score, too few for an ensemble; but none is made here."""
     (_, cell) = cells(study(tmp_path, "set = [\"prune.scores=['erm']\"]\n[axes.a]\nb = []"))
     stage: Any = cell.made["pruned"].stage
-    assert stage.prune.shares == 1
+    assert stage.prune.folds == 1
     assert stage.sparsity == 0.5
 
 
@@ -53,7 +53,7 @@ def test_parents_that_differ_by_more_than_their_seed_have_lines_of_their_own(tmp
     seeds = [1, 2]
     [axes.objective]
     madry = []
-    natural = ["train.objective={name='natural'}"]
+    natural = ["train.loss={name='natural'}"]
     [axes.sparsity]
     "0.5" = ["sparsity=0.5"]
     "0.8" = ["sparsity=0.8"]
@@ -62,15 +62,15 @@ def test_parents_that_differ_by_more_than_their_seed_have_lines_of_their_own(tmp
     expanded = cells(asked)
     parents = [cell for cell in expanded if "dense" in cell.made]
     assert [cell.label for cell in parents] == [
-        f"dense parent, objective = {objective}, seed {seed}" for seed in (1, 2) for objective in ("madry", "natural")
+        f"dense parent, objective = {loss}, seed {seed}" for seed in (1, 2) for training_loss in ("pgd_at", "standard")
     ]
     result = made_up(asked)
     of_parents = [line for line in result["table"] if line["row"] == "dense"]
     assert [(line["values"], line["seeds"]) for line in of_parents] == [
-        ({"objective": "madry"}, 2),
-        ({"objective": "natural"}, 2),
+        ({"objective": "pgd_at"}, 2),
+        ({"objective": "standard"}, 2),
     ]
-    plain = cells(study(tmp_path, text.replace("train.objective", "prune.objective")))
+    plain = cells(study(tmp_path, text.replace("train.loss", "prune.loss")))
     assert [cell.label for cell in plain if "dense" in cell.made] == ["dense parent, seed 1", "dense parent, seed 2"]
 
 

@@ -25,19 +25,19 @@ from sparsemble.training import (
     Guard,
     KeepBest,
     LossOutput,
-    TrainingLoss,
     Report,
     Schedule,
+    TrainingLoss,
     fit,
 )
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
-from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
+from sparsemble.training.optimisers.sgd import SGD
 
 THREAT = ThreatModel(eps=0.1)
-SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=OneCycle(), guard=Guard(fall=1.0))
+SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle(), guard=Guard(fall=1.0))
 MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 
@@ -197,12 +197,16 @@ def literal_training(model: nn.Sequential, epochs: int, rate: float, momentum: f
 
 
 class TestFit:
-    def run(self, model: nn.Module, objective: TrainingLoss, epochs: int = 2, callbacks: Sequence[Callback] = ()) -> Any:
+    def run(
+        self, model: nn.Module, training_loss: TrainingLoss, epochs: int = 2, callbacks: Sequence[Callback] = ()
+    ) -> Any:
         return fit(
             model,
-            objective,
+            training_loss,
             Batches(split=split(), batch_size=8),
-            Schedule(rate=0.2, batch_size=8, optimiser=SGD(momentum=0.8, weight_decay=0.01), decay=Cosine()),
+            Schedule(
+                learning_rate=0.2, batch_size=8, optimiser=SGD(momentum=0.8, weight_decay=0.01), lr_schedule=Cosine()
+            ),
             epochs=epochs,
             threat=THREAT,
             rng=seeded(5),
@@ -212,7 +216,7 @@ class TestFit:
     def test_is_the_literal_loop(self) -> None:
         ours, literal = net(), net().train()
         self.run(ours, Standard(), epochs=3)
-        literal_training(literal, 3, rate=0.2, momentum=0.8, decay=0.01)
+        literal_training(literal, 3, learning_rate=0.2, momentum=0.8, decay=0.01)
         for (name, tensor), expected in zip(ours.state_dict().items(), literal.state_dict().values(), strict=True):
             torch.testing.assert_close(tensor, expected, msg=name)
         assert not same(ours, net())
@@ -227,8 +231,8 @@ class TestFit:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
     def test_counts_every_pass_and_says_the_rate(self) -> None:
-        for objective, times in ((Standard(), 1), (MADRY, 3)):
-            history = self.run(net(), objective, epochs=2)
+        for training_loss, times in ((Standard(), 1), (MADRY, 3)):
+            history = self.run(net(), training_loss, epochs=2)
             assert [record["epoch"] for record in history] == [1, 2]
             for record in history:
                 assert record["forward_passes"] == record["backward_passes"] == times * 24
@@ -236,7 +240,7 @@ class TestFit:
             expected = [0.1 * (1 + math.cos(math.pi * step)) for step in last_steps]
             assert [record["rate"] for record in history] == pytest.approx(expected)
 
-    def test_counts_every_member_of_a_team(self) -> None:
+    def test_counts_every_member_of_an_ensemble(self) -> None:
         history = self.run(Ensemble([net(0), net(1)], MeanProbability()), MADRY, epochs=1)
         assert history[0]["forward_passes"] == history[0]["backward_passes"] == 2 * 3 * 24
 
@@ -271,7 +275,7 @@ class TestFit:
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
     def test_a_rate_far_too_high_ends_in_that_sentence_too(self) -> None:
-        schedule = Schedule(rate=1e30, batch_size=8, decay=Cosine())
+        schedule = Schedule(learning_rate=1e30, batch_size=8, lr_schedule=Cosine())
         with pytest.raises(RunError, match=r"became \w+( or infinite)? in epoch 1; .* lower rate = 1e\+30"):
             fit(net(), MADRY, batches(), schedule, epochs=3, threat=THREAT, rng=seeded(0))
 

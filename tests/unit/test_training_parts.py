@@ -14,15 +14,16 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
-from sparsemble.training import Batches, Callback, Guard, KeepBest, Schedule, fit, lr_schedules
+from sparsemble.training import Batches, Callback, Guard, KeepBest, Schedule, fit
 from sparsemble.training.losses.standard import Standard
-from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
+from sparsemble.training.optimisers.sgd import SGD
+from sparsemble.training.schedule import lr_schedules
 
 THREAT = ThreatModel(eps=0.1)
-SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=OneCycle())
+SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle())
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -88,13 +89,13 @@ class TestSchedule:
             ({"rate": math.nan}, "rate = nan must be above 0"),
             ({"batch_size": 1}, "batch_size = 1 must be 2 or more"),
             ({"rate": math.inf}, "rate = inf must be above 0"),
-            ({"warm_up": 1.0}, "warm_up = 1 must lie in [0, 1): a share of training"),
+            ({"warmup": 1.0}, "warmup = 1 must lie in [0, 1): a share of training"),
             ({"clip": -1.0}, "clip = -1 must be 0 (off) or a norm above 0"),
         ],
     )
     def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
         with pytest.raises(InputError) as refused:
-            Schedule(**settings, decay=Cosine())
+            Schedule(**settings, lr_schedule=Cosine())
         assert str(refused.value).startswith(words)
 
     @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import ClassVar, final
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.attacks.apgd_targeted import Towards, likeliest_wrong
 from sparsemble.attacks.apgd_core import Ascent, Outcome, mean_logits, start_at_edge
+from sparsemble.attacks.apgd_targeted import Towards, likeliest_wrong
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.search_on import search_on
 from sparsemble.core.errors import InputError

@@ -23,7 +23,7 @@ class Attack(Component):
     """
 
     label: str
-    """Name in results, where the same attack stands twice in a list; empty: the plug's name and steps."""
+    """Name in results, where the same attack stands twice in a list; empty: the component's name and steps."""
 
     @final
     def __call__(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:

@@ -7,9 +7,9 @@ import torch
 from torch import Generator
 
 from sparsemble.attacks.apgd import APGD
+from sparsemble.attacks.apgd_core import Outcome, mean_logits
 from sparsemble.attacks.apgd_focused import APGDFocused
 from sparsemble.attacks.apgd_targeted import APGDTargeted
-from sparsemble.attacks.apgd_core import Outcome, mean_logits
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.fab import FAB
 from sparsemble.attacks.fab_targeted import FABTargeted

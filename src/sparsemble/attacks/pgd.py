@@ -12,9 +12,9 @@ from sparsemble.attacks.attack import Attack, attacks, input_gradient
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
+from sparsemble.core.distributed_rng import normal_like
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.pass_counter import for_images
-from sparsemble.core.distributed_rng import normal_like
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
 

@@ -1,4 +1,4 @@
-"""What `sparsemble bench` times: a network with drawn weights, a team of such, or a team that was trained."""
+"""What `sparsemble bench` times: a network with drawn weights, an ensemble of such, or an ensemble that was trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsemble.attacks.ensemble.slowdown import Slowdown
+from sparsemble.core.config import parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
-from sparsemble.core.config import parse_toml
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.validation import BATCH
-from sparsemble.pipeline.stage import dataset
 from sparsemble.pipeline.loaded_model import load_target, resolve_data
-from sparsemble.pruning import Mask, LoadedModel, prunable_layers
+from sparsemble.pipeline.stage import dataset
+from sparsemble.pipeline.validation import BATCH
+from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
 from sparsemble.runtime import packed
-from sparsemble.runtime.network import Network
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.stopping import Counts, Flags, Rule
+from sparsemble.runtime.network import Network
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.stopping import Counts, Flags, Rule
 
 Floats = NDArray[np.float32]
 
@@ -39,9 +39,9 @@ class Asked:
     """What is timed; checked when it is made."""
 
     target: str = ""
-    """A packed team, or the folder of an exported run; empty: a network with drawn weights."""
+    """A packed ensemble, or the folder of an exported run; empty: a network with drawn weights."""
     data: str = ""
-    """Images for a team; the ones of its recipe unless given."""
+    """Images for an ensemble; the ones of its recipe unless given."""
     model: str = "resnet18"
     """An architecture, or a table in TOML."""
     sparsity: float = 0.9
@@ -85,14 +85,14 @@ class Subject:
     """What is timed."""
 
     network: Network
-    """What every engine runs, of a team its first member, which has the dense parent's shape; the dense engines take as
+    """What every engine runs, of an ensemble its first member, which has the dense parent's shape; the dense engines take as
     long for it as for the parent."""
     facts: dict[str, Any]
-    team: PackedEnsemble | None = None
+    ensemble: PackedEnsemble | None = None
     views: dict[str, Floats] = field(default_factory=dict)
-    """Images that a team is timed on while it stops early, by what they are."""
-    stop: Rule | None = None
-    """In place of the team's own rule."""
+    """Images that an ensemble is timed on while it stops early, by what they are."""
+    rule: Rule | None = None
+    """In place of the ensemble's own rule."""
 
 
 def subject(asked: Asked, tell: Callable[[str], None]) -> Subject:
@@ -105,22 +105,24 @@ def subject(asked: Asked, tell: Callable[[str], None]) -> Subject:
 
 
 def drawn(asked: Asked) -> Subject:
-    """Return a network with drawn weights and mask, or a team of them."""
+    """Return a network with drawn weights and mask, or an ensemble of them."""
     each = 1 - (1 - asked.sparsity) / asked.members
     made = [_network(replace(asked, sparsity=each, seed=asked.seed + i)) for i in range(asked.members)]
     network, facts = made[0]
     if asked.members == 1:
         return Subject(network, facts)
-    team = PackedEnsemble(
+    ensemble = PackedEnsemble(
         members=tuple(one for one, _ in made),
-        combine={"name": "mean_probability"},
-        stop={"name": "never"},
+        combiner={"name": "mean_probability"},
+        rule={"name": "never"},
         classes=tuple(map(str, range(asked.classes))),
         parent_weights=facts["weights"],
     )
     images = np.random.default_rng(asked.seed).random((max(asked.batches), *asked.image), dtype=np.float32)
-    stop = _Drawn(asked.members_run, asked.members)
-    return Subject(network, {**facts, "team_sparsity": team.sparsity}, team, {"drawn decisions": images}, stop)
+    rule = _Drawn(asked.members_run, asked.members)
+    return Subject(
+        network, {**facts, "ensemble_sparsity": ensemble.sparsity}, ensemble, {"drawn decisions": images}, rule
+    )
 
 
 @final
@@ -137,9 +139,9 @@ class _Drawn(Rule):
     def __call__(self, member_logits: Floats, *, last: bool) -> tuple[Flags, Counts]:
         """Stop where the lot falls."""
         members, images = member_logits.shape[:2]
-        stop: Flags = np.full(images, last)
-        stop |= np.random.default_rng(members).permutation(images) >= round(self.on * images)
-        return stop, np.full(images, members, np.int64)
+        rule: Flags = np.full(images, last)
+        rule |= np.random.default_rng(members).permutation(images) >= round(self.on * images)
+        return rule, np.full(images, members, np.int64)
 
 
 def _network(asked: Asked) -> tuple[Network, dict[str, Any]]:
@@ -176,7 +178,7 @@ def _mask(model: nn.Module, asked: Asked) -> Mask:
     scores = {name: torch.rand(layer.weight.shape, generator=rng) for name, layer in layers.items()}
     granularity = granularities.build(_spec(asked.granularity, "--granularity"), "--granularity")
     graph, rates = Graph(model, asked.image), layer_rates.build(asked.mask)
-    mask = LoadedModel(graph=graph, sparsity=asked.sparsity, granularity=granularity, rates=rates).mask(scores)
+    mask = SparsityTarget(graph=graph, sparsity=asked.sparsity, granularity=granularity, rates=rates).mask(scores)
     if asked.mask == "erk" or granularity.whole_channels:
         return mask
     first = next(iter(layers))
@@ -189,53 +191,55 @@ def _spec(text: str, where: str) -> Any:
 
 
 def _loaded(asked: Asked, tell: Callable[[str], None]) -> Subject:
-    """Read a packed team, and craft images that make it run many members.
+    """Read a packed ensemble, and craft images that make it run many members.
 
     The dense engines run its first member, which stands for the dense parent, as the file does not hold that one.
     """
     path = Path(asked.target)
     if path.is_dir():
-        path = path / "export" / "team.sparsemble"
+        path = path / "export" / "ensemble.sparsemble"
         if not path.is_file():
-            raise InputError(f"{asked.target} holds no packed team; make one with `sparsemble export {asked.target}`")
+            raise InputError(
+                f"{asked.target} holds no packed ensemble; make one with `sparsemble export {asked.target}`"
+            )
     try:
-        team = packed.load(path)
+        ensemble = packed.load(path)
     except RuntimeInputError as error:
         raise InputError(f"{path}: {error}") from error
-    _check_shape(team, path)
+    _check_shape(ensemble, path)
     target = load_target(str(path))
     source = resolve_data(asked.data) if asked.data else target.data
     if source is None:
         raise InputError(f"{path} does not say what it was trained on; give images with --data")
     data = dataset(source)
-    if data.shape != team.image:
-        raise InputError(f"{path} sees images of {team.image}; those of the data are {data.shape}")
+    if data.shape != ensemble.image:
+        raise InputError(f"{path} sees images of {ensemble.image}; those of the data are {data.shape}")
     x, y = data.test.everything()
     places = torch.randperm(len(x), generator=seeded(draw_seed(asked.seed, "bench")))
     places = places.repeat(-(-max(asked.batches) // len(x)))[: max(asked.batches)]
     x, y = x[places], y[places]
     views = {"clean images": x.numpy()}
-    if target.threat is not None and target.stop is not None:
+    if target.threat is not None and target.rule is not None:
         attack, rng = Slowdown(steps=20, restarts=1), seeded(draw_seed(asked.seed, "slowdown"))
-        tell(f"crafting {len(x)} images that slow the team down")
+        tell(f"crafting {len(x)} images that slow the ensemble down")
         assert isinstance(target.model, Ensemble)
         parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
-        crafted = [attack(target.model, target.stop, a, b, target.threat, rng=rng) for a, b in parts]
+        crafted = [attack(target.model, target.rule, a, b, target.threat, rng=rng) for a, b in parts]
         views["slowdown attack"] = torch.cat(crafted).numpy()
-    facts = {"weights": team.parent_weights, "nonzeros": team.nonzeros, "team_sparsity": team.sparsity}
-    return Subject(team.members[0], facts, team, views)
+    facts = {"weights": ensemble.parent_weights, "nonzeros": ensemble.nonzeros, "ensemble_sparsity": ensemble.sparsity}
+    return Subject(ensemble.members[0], facts, ensemble, views)
 
 
-def _check_shape(team: PackedEnsemble, path: Path) -> None:
-    """Refuse a team whose first member cannot stand for the dense parent.
+def _check_shape(ensemble: PackedEnsemble, path: Path) -> None:
+    """Refuse an ensemble whose first member cannot stand for the dense parent.
 
     Raises:
         InputError: it has another number of weights, as a member has whose channels were removed.
     """
-    weights = sum(weight.size for weight in team.members[0].weights())
-    if weights != team.parent_weights:
+    weights = sum(weight.size for weight in ensemble.members[0].weights())
+    if weights != ensemble.parent_weights:
         raise InputError(
             f"{path}: its first member has {weights} weights, zeros included, and the dense parent had "
-            f"{team.parent_weights}; dense engines run the first member in the parent's place, so a team can be timed "
+            f"{ensemble.parent_weights}; dense engines run the first member in the parent's place, so an ensemble can be timed "
             "only while its members keep the parent's shape"
         )

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from sparsemble.evaluation.latency import measure_latency
-from sparsemble.bench.verify_outputs import TorchEnsemble, agree
-from sparsemble.bench.engines import Timed, engine_versions, engines, left_out
 from sparsemble.bench.cold_start import first_use
+from sparsemble.bench.engines import Timed, engine_versions, engines, left_out
 from sparsemble.bench.models import Asked, Subject, subject
+from sparsemble.bench.verify_outputs import TorchEnsemble, agree
+from sparsemble.evaluation.latency import measure_latency
 from sparsemble.pipeline.environment import machine, versions
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import Never
@@ -31,7 +31,7 @@ def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, 
         tell: called with a sentence before each configuration, and on engines that are left out.
 
     Returns:
-        `ratio`: time of the fastest dense engine over ours, for the first batch size and number of threads, of a team
+        `ratio`: time of the fastest dense engine over ours, for the first batch size and number of threads, of an ensemble
         while it stops early; `rows`: every engine in every configuration; `first_use`, if asked for.
 
     Raises:
@@ -59,7 +59,7 @@ def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, 
 
 def _rows(timed: Subject, asked: Asked, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Return every engine in every configuration, with the ratio to the fastest dense one beside it."""
-    torch_ensemble = TorchEnsemble(timed.team) if timed.team else None
+    torch_ensemble = TorchEnsemble(timed.ensemble) if timed.ensemble else None
     rows = []
     for threads in asked.threads:
         for batch in asked.batches:
@@ -72,7 +72,7 @@ def _rows(timed: Subject, asked: Asked, tell: Callable[[str], None]) -> list[dic
 
 def _ours(timed: Subject) -> str:
     """Return the row that the ratio is of."""
-    return EARLY.format(next(iter(timed.views))) if timed.team else ENGINE
+    return EARLY.format(next(iter(timed.views))) if timed.ensemble else ENGINE
 
 
 def _configuration(
@@ -84,16 +84,16 @@ def _configuration(
     agree(every, x)
     calls = {one.name: _call(one, x) for one in every}
     run: dict[str, float] = {}
-    if timed.team and torch_ensemble:
-        whole = Predictor(timed.team, threads=threads, stop=Never())
-        early = Predictor(timed.team, threads=threads, stop=timed.stop)
+    if timed.ensemble and torch_ensemble:
+        whole = Predictor(timed.ensemble, threads=threads, rule=Never())
+        early = Predictor(timed.ensemble, threads=threads, rule=timed.rule)
         calls[STATIC] = _predict(whole, x)
         run[STATIC] = float(torch_ensemble.agrees(STATIC, whole, x, Never()).members_run.mean())
         for what, images in timed.views.items():
             name = EARLY.format(what)
             calls[name] = _predict(early, images[:batch])
-            run[name] = float(torch_ensemble.agrees(name, early, images[:batch], timed.stop).members_run.mean())
-    times = measure_latency(calls, asked.rounds, warm_up=2)
+            run[name] = float(torch_ensemble.agrees(name, early, images[:batch], timed.rule).members_run.mean())
+    times = measure_latency(calls, asked.rounds, warmup=2)
     dense = {one.name for one in every if one.dense}
     return [
         {

@@ -7,21 +7,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sparsemble.bench.engines import Timed
 from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.export.agreement import agreement
 from sparsemble.export.folded import FoldedNetwork
-from sparsemble.bench.engines import Timed
+from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Prediction, Predictor
 from sparsemble.runtime.stopping import Counts, Rule
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 Floats = NDArray[np.float32]
 
 TOLERANCE = 1e-3
-"""Largest difference of an engine's logits from torch's, relative to the largest logit; of a team's probabilities,
+"""Largest difference of an engine's logits from torch's, relative to the largest logit; of an ensemble's probabilities,
 relative to how far the largest and the smallest lie apart."""
 ROUNDING = 1e-6
 """Of a probability, which drawn networks give to all classes nearly alike."""
@@ -46,27 +46,26 @@ def _same_logits(name: str, expected: np.ndarray, found: np.ndarray) -> None:
 
 @final
 class TorchEnsemble:
-    """The same team in torch, to which the engine's answers are held.
+    """The same ensemble in torch, to which the engine's answers are held.
 
     Args:
-        team: what is timed.
+        ensemble: what is timed.
     """
 
-    def __init__(self, team: PackedEnsemble) -> None:
-        self._ensemble = team
-        members = [FoldedNetwork(member) for member in team.members]
-        self._ensemble = Ensemble(members, combiners.build(dict(team.combine))).eval()
+    def __init__(self, ensemble: PackedEnsemble) -> None:
+        members = [FoldedNetwork(member) for member in ensemble.members]
+        self._ensemble = Ensemble(members, combiners.build(dict(ensemble.combiner))).eval()
 
     @torch.inference_mode()
-    def agrees(self, name: str, predictor: Predictor, x: Floats, stop: Rule | None = None) -> Prediction:
+    def agrees(self, name: str, predictor: Predictor, x: Floats, rule: Rule | None = None) -> Prediction:
         """Return the engine's answers if they are torch's: labels, probabilities, members run and prefixes.
 
         Args:
             name: of the row.
-            predictor: the team in our engine.
+            predictor: the ensemble in our engine.
             x: images.
-            stop: the predictor's rule in place of the team's own, which torch need not know: asked once more, about
-                the logits of all members; none: the team's own rule in torch decides.
+            rule: the predictor's rule in place of the ensemble's own, which torch need not know: asked once more, about
+                the logits of all members; none: the ensemble's own rule in torch decides.
 
         Raises:
             RunError: an answer, or a decision, that differs by more than rounding explains.
@@ -76,14 +75,14 @@ class TorchEnsemble:
         for number, (one, other) in enumerate(zip(theirs.numpy(), ours, strict=True), start=1):
             _same_logits(f"{name}: member {number}", one, other)
         self._same_answers(name, found, theirs)
-        if stop is None:
-            combine, rule = self._ensemble.combine, stopping_rules.build(dict(predictor.team.stop))
-            near = agreement(theirs, torch.from_numpy(ours), combine, rule, rng=seeded(0)).near
-            decided = decide_known(torch.from_numpy(ours), combine, rule)
+        if rule is None:
+            combiner, own_rule = self._ensemble.combiner, stopping_rules.build(dict(predictor.ensemble.rule))
+            near = agreement(theirs, torch.from_numpy(ours), combiner, own_rule, rng=seeded(0)).near
+            decided = decide_known(torch.from_numpy(ours), combiner, own_rule)
             run, answered = decided.members_run.numpy(), decided.answered_with.numpy()
         else:
             near = 0
-            run, answered = _decided(ours, stop)
+            run, answered = _decided(ours, rule)
         others = int(((found.members_run != run) | (found.answered_with != answered)).sum())
         if others > near:
             raise RunError(f"{name}: stops elsewhere than its rule for {others} of {len(x)} images; it was not timed")
@@ -93,7 +92,7 @@ class TorchEnsemble:
         """Compare with torch's combination of the members that are said to answer."""
         for prefix in np.unique(found.answered_with):
             rows = found.answered_with == prefix
-            expected = self._ensemble.combine(theirs[: int(prefix), torch.from_numpy(rows)]).softmax(-1).numpy()
+            expected = self._ensemble.combiner(theirs[: int(prefix), torch.from_numpy(rows)]).softmax(-1).numpy()
             allowed = TOLERANCE * float(expected.max() - expected.min()) + ROUNDING
             difference = float(np.abs(found.probabilities[rows] - expected).max())
             labelled = np.take_along_axis(expected, found.labels[rows][:, None], 1)[:, 0]
@@ -105,13 +104,13 @@ class TorchEnsemble:
                 )
 
 
-def _decided(member_logits: Floats, stop: Rule) -> tuple[Counts, Counts]:
+def _decided(member_logits: Floats, rule: Rule) -> tuple[Counts, Counts]:
     """Return how many members run and how many answer, from the logits of all (M, B, K)."""
     total, images, _ = member_logits.shape
     run, answered = np.zeros(images, np.int64), np.zeros(images, np.int64)
     undecided = np.arange(images)
     for m in range(1, total + 1):
-        done, prefix = stop(member_logits[:m, undecided], last=m == total)
+        done, prefix = rule(member_logits[:m, undecided], last=m == total)
         run[undecided[done]], answered[undecided[done]] = m, prefix[done]
         undecided = undecided[~done]
     return run, answered

@@ -1,4 +1,4 @@
-"""Commands of packed teams: written, and run."""
+"""Commands of packed ensembles: written, and run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's team for others: a packed file, ONNX graphs, a folder for model hubs; and compare them.
+    """Write a run's ensemble for others: a packed file, ONNX graphs, a folder for model hubs; and compare them.
 
     Example: [bold]sparsemble export runs/digits[/]
     """
@@ -37,26 +37,28 @@ def export(
         from sparsemble.report.exported import export_table
 
         Console().print(export_table(found))
-        typer.echo(f"packed team: {run / 'export' / 'team.sparsemble'}")
+        typer.echo(f"packed ensemble: {run / 'export' / 'ensemble.sparsemble'}")
 
 
 @app.command()
 def predict(
-    team: Annotated[Path, typer.Argument(metavar="TEAM", help="A packed team, as `sparsemble export` leaves it.")],
+    ensemble: Annotated[
+        Path, typer.Argument(metavar="TEAM", help="A packed ensemble, as `sparsemble export` leaves it.")
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files, or folders of them.")],
     threads: Annotated[int, typer.Option("--threads", help="Chunks that run side by side, >= 1.")] = 1,
     resize: Annotated[bool, typer.Option("--resize", help="Squeeze images of another size.")] = False,
     json: Json = False,
 ) -> None:
-    """Classify images with a packed team; needs no torch.
+    """Classify images with a packed ensemble; needs no torch.
 
-    Example: [bold]sparsemble predict team.sparsemble a.png b.jpg folder/[/]
+    Example: [bold]sparsemble predict ensemble.sparsemble a.png b.jpg folder/[/]
     """
     from sparsemble.runtime.command import predict_files
     from sparsemble.runtime.terminal_escape import printable
 
     with sentences():
-        rows = predict_files(team, images, threads=threads, resize=resize)
+        rows = predict_files(ensemble, images, threads=threads, resize=resize)
     if json:
         import json as format_
 

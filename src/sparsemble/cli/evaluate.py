@@ -21,11 +21,11 @@ def evaluate(
         str,
         typer.Argument(
             metavar="TARGET",
-            help="A run's folder, one of its artifacts, a packed team, a .safetensors file (with --model), "
+            help="A run's folder, one of its artifacts, a packed ensemble, a .safetensors file (with --model), "
             "file.py:factory, or a recipe (then every row of its table).",
         ),
     ],
-    row: Annotated[str, typer.Option("--row", help="Row of a run's table; team_dynamic unless given.")] = "",
+    row: Annotated[str, typer.Option("--row", help="Row of a run's table; ensemble_dynamic unless given.")] = "",
     model: Annotated[str, typer.Option("--model", help="Architecture of a .safetensors file, as in resnet18.")] = "",
     data: Annotated[
         str, typer.Option("--data", help="Data set, a table in TOML, or an .npz file; the target's own unless given.")
@@ -39,7 +39,7 @@ def evaluate(
     images: Annotated[int, typer.Option("--images", help="Test images, drawn stratified; 0: all.")] = 0,
     seed: Annotated[Optional[int], typer.Option("--seed", help="Of the attacks; 0 unless given.")] = None,  # noqa: UP045
     adaptive: Annotated[
-        bool, typer.Option("--adaptive/--no-adaptive", help="Add all attacks on teams and stopping rules.")
+        bool, typer.Option("--adaptive/--no-adaptive", help="Add all attacks on ensembles and stopping rules.")
     ] = True,
     search: Annotated[str, typer.Option("--search", help="float32 or bfloat16; float32 always decides.")] = "float32",
     shard: Annotated[int, typer.Option("--shard", help="Images attacked at once and kept together.")] = 100,
@@ -106,7 +106,7 @@ def compare(
 ) -> None:
     """Set evaluations side by side: intervals, and paired tests on the same images.
 
-    Example: [bold]sparsemble compare dense/evaluation.json team/evaluation.json[/]
+    Example: [bold]sparsemble compare dense/evaluation.json ensemble/evaluation.json[/]
     """
     need_train("compare")
     from sparsemble.pipeline.compare_command import compare_files
@@ -146,15 +146,15 @@ def _refuse_for_recipes(options: dict[str, object]) -> None:
 @app.command()
 def bench(
     target: Annotated[
-        str, typer.Argument(metavar="[TARGET]", help="A packed team or an exported run; none: drawn weights.")
+        str, typer.Argument(metavar="[TARGET]", help="A packed ensemble or an exported run; none: drawn weights.")
     ] = "",
     data: Annotated[str, typer.Option("--data", help="Images for TARGET; those of its recipe unless given.")] = "",
     model: Annotated[str, typer.Option("--model", help="An architecture, or a table in TOML.")] = "resnet18",
     sparsity: Annotated[float, typer.Option("--sparsity", help="In [0, 1).")] = 0.9,
     granularity: Annotated[str, typer.Option("--granularity", help="weight, block, channel, or a table.")] = "weight",
     mask: Annotated[str, typer.Option("--mask", help="uniform, erk, or a mask.safetensors.")] = "uniform",
-    members: Annotated[int, typer.Option("--members", help="Of a drawn team, >= 1.")] = 1,
-    members_run: Annotated[float, typer.Option("--members-run", help="Of a drawn team, on average.")] = 1.6,
+    members: Annotated[int, typer.Option("--members", help="Of a drawn ensemble, >= 1.")] = 1,
+    members_run: Annotated[float, typer.Option("--members-run", help="Of a drawn ensemble, on average.")] = 1.6,
     batch: Annotated[str, typer.Option("--batch", help="Images at once, with commas between them.")] = "64",
     threads: Annotated[str, typer.Option("--threads", help="With commas between them.")] = "1",
     rounds: Annotated[int, typer.Option("--rounds", help="Timed rounds, >= 2.")] = 7,
@@ -165,17 +165,17 @@ def bench(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time a sparse network or team in our engine, and the dense one in all that are installed (extra `bench`).
+    """Time a sparse network or ensemble in our engine, and the dense one in all that are installed (extra `bench`).
 
     Examples: [bold]sparsemble bench --model resnet18 --sparsity 0.9 --batch 64 --threads 1[/],
     [bold]sparsemble bench runs/digits --batch 1,64[/]
     """
     need_train("bench")
-    from sparsemble.core.artifacts import write_json
-    from sparsemble.bench.timing import bench as measure
-    from sparsemble.bench.timing import bench_table
     from sparsemble.bench.cold_start import first_line
     from sparsemble.bench.models import Asked
+    from sparsemble.bench.timing import bench as measure
+    from sparsemble.bench.timing import bench_table
+    from sparsemble.core.artifacts import write_json
 
     numbers = {}
     for name, text in (("batch", batch), ("threads", threads)):

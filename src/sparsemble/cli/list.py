@@ -35,10 +35,10 @@ def list_plugs(
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe, or a packed team.")]) -> None:
-    """Show a part with its settings, a recipe, or what is in a packed team.
+def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe, or a packed ensemble.")]) -> None:
+    """Show a part with its settings, a recipe, or what is in a packed ensemble.
 
-    Examples: [bold]sparsemble show pgd[/], [bold]sparsemble show team.sparsemble[/]
+    Examples: [bold]sparsemble show pgd[/], [bold]sparsemble show ensemble.sparsemble[/]
     """
     if name.endswith(".sparsemble"):
         from sparsemble.runtime.command import describe_file

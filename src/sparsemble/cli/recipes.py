@@ -30,9 +30,9 @@ COMMANDS = {
     "run": ("export", "Run a whole recipe: train, prune, select, ensemble, calibrate, evaluate, report, export."),
     "train": ("train", "Train the dense parent of a recipe."),
     "prune": ("prune", "Prune the parent into the pool of sub-models, training it first where it is missing."),
-    "select": ("select", "Choose the team, making what it is chosen from where that is missing."),
-    "ensemble": ("ensemble", "Train the team together, making what it needs where that is missing."),
-    "calibrate": ("calibrate", "Set the stopping rule of the team, making what it needs where that is missing."),
+    "select": ("select", "Choose the ensemble, making what it is chosen from where that is missing."),
+    "ensemble": ("ensemble", "Train the ensemble together, making what it needs where that is missing."),
+    "calibrate": ("calibrate", "Set the stopping rule of the ensemble, making what it needs where that is missing."),
     "report": ("report", "Write the report of a recipe's run, making what it needs where that is missing."),
 }
 
@@ -87,7 +87,7 @@ def run_recipe(name: str, out: Path | None, changes: list[str], until: str, give
         Console().print(summary_table(read_summary(folder)))
         typer.echo(f"report: {folder / 'report' / 'index.html'}")
         if until == "export":
-            typer.echo(f"packed team: {folder / 'export' / 'team.sparsemble'}")
+            typer.echo(f"packed ensemble: {folder / 'export' / 'ensemble.sparsemble'}")
     else:
         for artifact in artifacts:
             typer.echo(str(artifact.path))

@@ -62,7 +62,7 @@ def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
         inner = result
         for key in keys[:-1]:
             step = inner.setdefault(key, {})
-            if isinstance(step, str):  # a plug given by its name alone
+            if isinstance(step, str):  # a component given by its name alone
                 step = inner[key] = {"name": step}
             if not isinstance(step, dict):
                 raise InputError(f'--set "{setting}": {key} is {step!r}, not a table')
@@ -71,7 +71,7 @@ def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def read(cls: type[D], table: Any, where: str = "") -> D:
+def from_dict(cls: type[D], table: Any, where: str = "") -> D:
     """Make a frozen dataclass from a table.
 
     Args:
@@ -120,7 +120,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} = {value!r} must be a name or a table with a name")
         return REGISTRIES[hint].build(typing.cast(Any, value), where)
     if dataclasses.is_dataclass(hint):
-        return read(typing.cast(Any, hint), value, where)
+        return from_dict(typing.cast(Any, hint), value, where)
     return _scalar(hint, value, where)
 
 

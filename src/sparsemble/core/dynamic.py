@@ -1,4 +1,4 @@
-"""What a deployed team decides: members one after the other, and only on the images still undecided."""
+"""What a deployed ensemble decides: members one after the other, and only on the images still undecided."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from sparsemble.core.pass_counter import for_images
 from sparsemble.core.types import Images, Logits, MemberLogits
 
 
-def decide(ensemble: Ensemble, x: Images, stop: StoppingRule) -> DynamicOutput:
+def decide(ensemble: Ensemble, x: Images, rule: StoppingRule) -> DynamicOutput:
     """Run members one after the other, only on images still undecided; gradients reach the members that answer."""
 
     def ask(m: int, rows: Tensor) -> Logits:
@@ -18,17 +18,17 @@ def decide(ensemble: Ensemble, x: Images, stop: StoppingRule) -> DynamicOutput:
             logits: Logits = ensemble.members[m](x[rows])
         return logits
 
-    return _decide(ask, len(ensemble.members), torch.arange(len(x), device=x.device), ensemble.combine, stop)
+    return _decide(ask, len(ensemble.members), torch.arange(len(x), device=x.device), ensemble.combiner, rule)
 
 
-def decide_known(member_logits: MemberLogits, combine: Combiner, stop: StoppingRule) -> DynamicOutput:
+def decide_known(member_logits: MemberLogits, combiner: Combiner, rule: StoppingRule) -> DynamicOutput:
     """Decide from the logits of all members (M, B, K)."""
     rows = torch.arange(member_logits.shape[1], device=member_logits.device)
-    return _decide(lambda m, rows: member_logits[m, rows], len(member_logits), rows, combine, stop)
+    return _decide(lambda m, rows: member_logits[m, rows], len(member_logits), rows, combiner, rule)
 
 
 def _decide(
-    ask: Callable[[int, Tensor], Logits], total: int, undecided: Tensor, combine: Combiner, stop: StoppingRule
+    ask: Callable[[int, Tensor], Logits], total: int, undecided: Tensor, combiner: Combiner, rule: StoppingRule
 ) -> DynamicOutput:
     answered_with, members_run = torch.zeros_like(undecided), torch.zeros_like(undecided)
     so_far: list[Tensor] = []
@@ -37,13 +37,13 @@ def _decide(
         so_far.append(ask(m - 1, undecided))
         seen = stacked(so_far)
         if m == 1:
-            answers.append(combine(seen[:, :0]))  # so that a batch of no images has an answer, too
-        decision = stop(seen.detach(), last=m == total)
+            answers.append(combiner(seen[:, :0]))  # so that a batch of no images has an answer, too
+        decision = rule(seen.detach(), last=m == total)
         done = decision.stop if m < total else torch.ones_like(decision.stop)
         for prefix in decision.answer_with[done].unique().tolist():
             rows = done & (decision.answer_with == prefix)
             places.append(undecided[rows])
-            answers.append(combine(seen[:prefix, rows]))
+            answers.append(combiner(seen[:prefix, rows]))
         answered_with[undecided[done]] = decision.answer_with[done]
         members_run[undecided[done]] = m
         undecided = undecided[~done]

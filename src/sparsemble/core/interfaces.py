@@ -74,21 +74,21 @@ class MadeFor(nn.Module):
 class Ensemble(nn.Module):
     """Members that see the same images, and the combiner that makes them one classifier."""
 
-    def __init__(self, members: Iterable[nn.Module], combine: Combiner) -> None:
+    def __init__(self, members: Iterable[nn.Module], combiner: Combiner) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         if not len(self.members):
             raise InputError("an ensemble needs at least one member")
         _check_same_images(self.members)
-        self.combine = combine
+        self.combiner = combiner
 
     def member_logits(self, x: Images) -> MemberLogits:
         """Return the logits of every member, (M, B, K), in running order."""
         return stacked([member(x) for member in self.members])
 
     def forward(self, x: Images) -> Logits:
-        """Return the combined logits of the whole team."""
-        return self.combine(self.member_logits(x))
+        """Return the combined logits of the whole ensemble."""
+        return self.combiner(self.member_logits(x))
 
 
 def stacked(found: Sequence[Logits]) -> MemberLogits:
@@ -101,7 +101,7 @@ def stacked(found: Sequence[Logits]) -> MemberLogits:
         if logits.shape != found[0].shape:
             raise InputError(
                 f"member {i + 1} gives {logits.shape[-1]} classes and member 1 {found[0].shape[-1]}; members of a "
-                "team must know the same classes"
+                "ensemble must know the same classes"
             )
     return torch.stack(list(found))
 
@@ -114,7 +114,7 @@ def _check_same_images(members: Iterable[nn.Module]) -> None:
             made, makes = ("x".join(map(str, one)) for one in (shape, other))
             raise InputError(
                 f"member {i} was made for images of {made} (channels x height x width) and member {first} for {makes}; "
-                "members of a team must see the same images"
+                "members of an ensemble must see the same images"
             )
 
 

@@ -61,7 +61,7 @@ def for_images(rows: Counts) -> Iterator[None]:
 
 @contextlib.contextmanager
 def count_passes(*models: nn.Module, images: int = 0) -> Iterator[Passes]:
-    """Count the passes of these models while the context is open; each member of a team counts for itself.
+    """Count the passes of these models while the context is open; each member of an ensemble counts for itself.
 
     A pass that stops at a hidden layer counts as a whole one.
 

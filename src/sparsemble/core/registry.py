@@ -1,4 +1,4 @@
-"""Plugs: every part with settings is one frozen dataclass in one file named after it."""
+"""Components: every part with settings is one frozen dataclass in one file named after it."""
 
 import dataclasses
 import importlib
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
+from sparsemble.core.config import from_dict, nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.config import nearest, read
 
 
 class Component(ABC):
@@ -25,11 +25,11 @@ P = TypeVar("P", bound=Component)
 Leaf = TypeVar("Leaf", bound=Component)
 
 REGISTRIES: dict[type[Component], "Registry[Any]"] = {}
-"""Every registry, by the interface that its plugs implement."""
+"""Every registry, by the interface that its components implement."""
 
 
 class Registry(Generic[P]):
-    """The plugs of one kind, found by walking folders."""
+    """The components of one kind, found by walking folders."""
 
     def __init__(self, kind: str, interface: type[P]) -> None:
         self.kind = kind
@@ -39,7 +39,7 @@ class Registry(Generic[P]):
         REGISTRIES[interface] = self
 
     def register(self, name: str) -> Callable[[type[Leaf]], type[Leaf]]:
-        """Add a plug under the name of its file.
+        """Add a component under the name of its file.
 
         Raises:
             TypeError: the name is taken, differs from the file's, or the class is not a frozen dataclass.
@@ -63,18 +63,18 @@ class Registry(Generic[P]):
         return add
 
     def alias(self, short: str, name: str, **settings: Any) -> None:
-        """Let `short` stand for plug `name` with these settings."""
+        """Let `short` stand for component `name` with these settings."""
         self._check_free(short)
         self.aliases[short] = {"name": name, **settings}
 
     def walk(self, package: ModuleType | str) -> None:
-        """Import every module of a package, so that its plugs register."""
+        """Import every module of a package, so that its components register."""
         module = importlib.import_module(package) if isinstance(package, str) else package
         for found in pkgutil.iter_modules(module.__path__, module.__name__ + "."):
             importlib.import_module(found.name)
 
     def build(self, spec: str | dict[str, Any], where: str = "") -> P:
-        """Make a plug from its name, an alias, or a table with `name` and settings.
+        """Make a component from its name, an alias, or a table with `name` and settings.
 
         Raises:
             InputError: unknown name or option (the nearest one is offered), or a value of the wrong type.
@@ -89,7 +89,7 @@ class Registry(Generic[P]):
             name = table.pop("name")
         if name not in self.components:
             raise InputError(f'{where} = "{name}" is not a known {self.kind}{nearest(name, self.names())}')
-        return read(self.components[name], table, where)
+        return from_dict(self.components[name], table, where)
 
     def names(self) -> list[str]:
         """Return the names and aliases, sorted."""
@@ -101,17 +101,17 @@ class Registry(Generic[P]):
 
 
 def _is_automatic(component: Component) -> bool:
-    """Say whether the plug's label is the one it gives itself; that one follows its settings."""
+    """Say whether the component's label is the one it gives itself; that one follows its settings."""
     fresh: Any = dataclasses.replace(component, label="")  # type: ignore[type-var]
     return bool(fresh.label == component.label)  # type: ignore[attr-defined]
 
 
 def to_dict(value: Any, *, versions: bool = False) -> Any:
-    """Write a dataclass, plug or container as plain JSON values, every default spelled out.
+    """Write a dataclass, component or container as plain JSON values, every default spelled out.
 
     Args:
         value: what to write.
-        versions: also write each plug's version, for hashing.
+        versions: also write each component's version, for hashing.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         table = {f.name: to_dict(getattr(value, f.name), versions=versions) for f in dataclasses.fields(value)}

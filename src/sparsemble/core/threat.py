@@ -8,8 +8,8 @@ from typing import Literal, final
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.core.errors import InputError
 from sparsemble.core.distributed_rng import normal_like, uniform_like
+from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, PerImage
 
 LARGEST_EPS = {"linf": 1.0, "l2": 5.0}

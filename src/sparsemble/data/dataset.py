@@ -139,13 +139,13 @@ class Augmentation:
 class Dataset:
     """Images with train, held-out and test splits.
 
-    The held-out part is cut from the training images. Its first half chooses (checkpoints, teams), its second
+    The held-out part is cut from the training images. Its first half chooses (checkpoints, ensembles), its second
     calibrates (stopping rules); the test split is for the one final evaluation.
     """
 
     train: Split
     choose: Split
-    """Half of the held-out images: picks checkpoints and teams."""
+    """Half of the held-out images: picks checkpoints and ensembles."""
     calibrate: Split
     """The other half: sets the thresholds of stopping rules."""
     test: Split

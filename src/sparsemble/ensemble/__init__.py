@@ -1,4 +1,4 @@
-"""Many sub-models as one: choose the team, combine, diversify, stop early."""
+"""Many sub-models as one: choose the ensemble, combine, diversify, stop early."""
 
 from sparsemble.core import interfaces
 from sparsemble.ensemble.dynamic import answer_dynamic, predict_dynamic

@@ -30,7 +30,7 @@ class HeldOut:
     attacked: Mapping[str, MemberLogits]
     """One set for each attack; an image is right in the worst case if it is right in all of them and clean."""
     y: Labels
-    combine: Combiner
+    combiner: Combiner
 
     def __post_init__(self) -> None:
         if len(self.y) < 2 or len(self.y.unique()) < 2:
@@ -73,14 +73,14 @@ class Sensitivity:
 class Calibrated:
     """A stopping rule and what it did on the calibration images."""
 
-    stop: StoppingRule
+    rule: StoppingRule
     order: tuple[int, ...]
     """Members, as places in the order that was given."""
     tried: int
     """Settings compared, over all orders."""
     images: int
     allowed: int
-    """Images the rule may lose against the static team, clean and in the worst case."""
+    """Images the rule may lose against the static ensemble, clean and in the worst case."""
     outcome: Outcome
     static: Outcome
     sensitivity: tuple[Sensitivity, ...]
@@ -101,7 +101,7 @@ def calibrate(
     Args:
         start: the rule; its `candidates` are compared.
         held_out: logits, members in the present order.
-        max_accuracy_drop: allowed loss against the static team, in [0, 1]: clean and in the worst case, there never
+        max_accuracy_drop: allowed loss against the static ensemble, in [0, 1]: clean and in the worst case, there never
             finer than one image, and on average over clean images and all attacks.
         attacked_share: how much of the cost is that under attack, in [0, 1]; the rest is that of clean images.
         reorder: compare orders, too.
@@ -114,8 +114,8 @@ def calibrate(
     for order in orders(members) if reorder else [present]:
         stored = _Stored(held_out.ordered(order))
         static = stored.right(torch.full_like(stored.labels[0], members - 1))
-        for rule in start.candidates(stored.clean):
-            answer_with, run = stored.decide(rule)
+        for candidate in start.candidates(stored.clean):
+            answer_with, run = stored.decide(candidate)
             right = stored.right(answer_with - 1)
             lost = max(int(static[0].sum() - right[0].sum()), int(static.all(0).sum() - right.all(0).sum()))
             cost = (1 - attacked_share) * stored.clean_cost(run) + attacked_share * stored.attacked_cost(run)
@@ -127,31 +127,31 @@ def calibrate(
             # Less than a grain of cost is within the noise of so few images, and no reason to lose another one.
             rank = (*over, float(round(cost / GRAIN)), float(lost), cost)
             if best is None or rank < best[0]:
-                best = (rank, order, rule)
+                best = (rank, order, candidate)
             tried += 1
     assert best is not None
-    _, order, stop = best
+    _, order, rule = best
     stored = _Stored(held_out.ordered(order))
     whole = torch.full_like(stored.labels[0], members)
     return Calibrated(
-        stop=stop,
+        rule=rule,
         order=order,
         tried=tried,
         images=count,
         allowed=allowed,
-        outcome=stored.outcome(*stored.decide(stop)),
+        outcome=stored.outcome(*stored.decide(rule)),
         static=stored.outcome(whole, whole),
         sensitivity=tuple(
             Sensitivity(setting=name, factor=factor, outcome=stored.outcome(*stored.decide(varied)))
-            for name, factor, varied in _varied(stop)
+            for name, factor, varied in _varied(rule)
         ),
     )
 
 
-def judged(stop: StoppingRule, held_out: HeldOut) -> Outcome:
+def judged(rule: StoppingRule, held_out: HeldOut) -> Outcome:
     """Return what a rule does on held-out images, members in the present order."""
     stored = _Stored(held_out)
-    return stored.outcome(*stored.decide(stop))
+    return stored.outcome(*stored.decide(rule))
 
 
 def orders(members: int) -> list[tuple[int, ...]]:
@@ -162,9 +162,9 @@ def orders(members: int) -> list[tuple[int, ...]]:
     return [(first, *(i for i in range(members) if i != first)) for first in range(members)]
 
 
-def _varied(stop: StoppingRule) -> list[tuple[str, float, StoppingRule]]:
+def _varied(rule: StoppingRule) -> list[tuple[str, float, StoppingRule]]:
     """Return the rule with each of its constants a tenth smaller and a tenth larger; counts one smaller and larger."""
-    settings = to_dict(stop)
+    settings = to_dict(rule)
     others: list[tuple[str, float, float]] = []
     for name, value in settings.items():
         if isinstance(value, float):
@@ -186,7 +186,7 @@ class _Stored:
         self.clean, self.together = held_out.clean, torch.cat(sets, 1)
         self.images, self.y = len(held_out.y), held_out.y
         prefixes = range(1, len(self.together) + 1)
-        self.labels = torch.stack([held_out.combine(self.together[:m]).argmax(1) for m in prefixes])
+        self.labels = torch.stack([held_out.combiner(self.together[:m]).argmax(1) for m in prefixes])
 
     def decide(self, rule: StoppingRule) -> tuple[Counts, Counts]:
         """Return with which prefix each image is answered, and how many members run, for all sets side by side."""

@@ -1,4 +1,4 @@
-"""What losses and stopping rules of teams refuse, each in one sentence."""
+"""What losses and stopping rules of ensembles refuse, each in one sentence."""
 
 import math
 
@@ -43,14 +43,14 @@ def check_finite(**settings: float) -> None:
 
 
 def as_ensemble(model: nn.Module, loss: TrainingLoss) -> Ensemble:
-    """Return the model, if it is a team.
+    """Return the model, if it is an ensemble.
 
     Raises:
         InputError: it is a single network.
     """
     if not isinstance(model, Ensemble):
         raise InputError(
-            f"{loss.name} is the loss of a team, and this {type(model).__name__} is a single network; put it into an "
+            f"{loss.name} is the loss of an ensemble, and this {type(model).__name__} is a single network; put it into an "
             "Ensemble, or use a loss such as madry or trades"
         )
     return model

@@ -1,4 +1,4 @@
-"""The adversarial images that members of a team are trained on."""
+"""The adversarial images that members of an ensemble are trained on."""
 
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -11,12 +11,12 @@ from sparsemble.training.loss import craft, in_full
 
 
 def images_for_members(
-    team: Ensemble, attack: Attack, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator, together: bool
+    ensemble: Ensemble, attack: Attack, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator, together: bool
 ) -> list[Images]:
-    """Return the adversarial images of each member: its own, or, `together`, one set crafted on the whole team."""
+    """Return the adversarial images of each member: its own, or, `together`, one set crafted on the whole ensemble."""
     if together:
-        return [craft(team, attack, x, y, threat, rng=rng)] * len(team.members)
-    return [craft(team, attack, x, y, threat, rng=rng, target=member) for member in team.members]
+        return [craft(ensemble, attack, x, y, threat, rng=rng)] * len(ensemble.members)
+    return [craft(ensemble, attack, x, y, threat, rng=rng, target=member) for member in ensemble.members]
 
 
 def member_losses(member_logits: Tensor, y: Labels) -> Tensor:
@@ -25,6 +25,6 @@ def member_losses(member_logits: Tensor, y: Labels) -> Tensor:
     return F.cross_entropy(in_full(member_logits).transpose(1, 2), labels, reduction="none")
 
 
-def each_on_its_own(team: Ensemble, images: list[Images]) -> Tensor:
+def each_on_its_own(ensemble: Ensemble, images: list[Images]) -> Tensor:
     """Return the logits (M, B, K) of every member on the images that are its own."""
-    return stacked([member(own) for member, own in zip(team.members, images, strict=True)])
+    return stacked([member(own) for member, own in zip(ensemble.members, images, strict=True)])

@@ -12,7 +12,7 @@ from sparsemble.core.types import Counts, MemberLogits
 SMALLEST = 1e-12
 
 PerPrefix = Float[Tensor, "M B"]
-"""One number for each prefix of the team and each image."""
+"""One number for each prefix of the ensemble and each image."""
 
 
 def averages(member_logits: MemberLogits) -> Float[Tensor, "M B K"]:

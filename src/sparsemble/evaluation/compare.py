@@ -208,10 +208,12 @@ def _differences(named: Results, attacks: dict[str, Any]) -> Iterator[str]:
     if len(set(modes.values())) > 1:
         told = ", ".join(f"{name}: {mode}" for name, mode in modes.items())
         yield f"AutoAttack did not run alike ({told}): the weaker mode flatters its row."
-    on_ensembles = [label for label, having in attacks["partial"].items() if _only_lacked_by_singles(named, label, having)]
+    on_ensembles = [
+        label for label, having in attacks["partial"].items() if _only_lacked_by_singles(named, label, having)
+    ]
     if on_ensembles:
         yield (
-            f"Attacks on teams ({len(on_ensembles)}) ran on the rows that are teams, as they must: those rows face more "
+            f"Attacks on ensembles ({len(on_ensembles)}) ran on the rows that are ensembles, as they must: those rows face more "
             "attacks than a single model."
         )
     others = [label for label in attacks["partial"] if label not in on_ensembles]
@@ -242,9 +244,9 @@ def _limits(named: Results) -> Iterator[str]:
 
 
 def _only_lacked_by_singles(named: Results, label: str, having: Sequence[str]) -> bool:
-    """Say whether an attack is one on teams and ran on every team."""
+    """Say whether an attack is one on ensembles and ran on every ensemble."""
     kinds = {result["attacks"][label]["kind"] for name, result in named if name in having}
-    return kinds == {"team attack"} and all(name in having or r["target"]["members"] == 1 for name, r in named)
+    return kinds == {"ensemble attack"} and all(name in having or r["target"]["members"] == 1 for name, r in named)
 
 
 def _machine(result: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ class Latency:
     high_quartile_ms: float
 
 
-def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int) -> dict[str, Latency]:
+def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, Latency]:
     """Time each call every round, in turn, so that a slow moment of the machine hits all of them.
 
     A round of a call is one that is not timed, as whoever ran before has emptied the caches, and then as many as fill
@@ -29,18 +29,18 @@ def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warm
     Args:
         calls: what to time, by name; each returns when its result is ready.
         rounds: timed rounds, >= 2.
-        warm_up: rounds before, not timed, >= 0.
+        warmup: rounds before, not timed, >= 0.
 
     Raises:
         InputError: too few rounds.
     """
-    if rounds < 2 or warm_up < 0:
-        raise InputError(f"rounds must be at least 2 and warm_up at least 0, got {rounds} and {warm_up}")
+    if rounds < 2 or warmup < 0:
+        raise InputError(f"rounds must be at least 2 and warmup at least 0, got {rounds} and {warmup}")
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(warm_up + rounds):
+    for number in range(warmup + rounds):
         for name, call in calls.items():
             call()
-            if number < warm_up:
+            if number < warmup:
                 continue
             done, started, elapsed = 0, perf_counter(), 0.0
             while elapsed < ROUND:

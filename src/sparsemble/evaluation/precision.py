@@ -31,5 +31,5 @@ def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     if dtype == torch.float32:
         return model
     if isinstance(model, Ensemble):
-        return Ensemble([Autocast(member, dtype) for member in model.members], model.combine).eval()
+        return Ensemble([Autocast(member, dtype) for member in model.members], model.combiner).eval()
     return Autocast(model, dtype)

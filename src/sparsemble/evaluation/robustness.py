@@ -12,8 +12,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.registry import to_dict
@@ -21,9 +21,9 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Flags, Images
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.inputs import check_classifier
-from sparsemble.evaluation.statistics import wilson
-from sparsemble.evaluation.outcome_store import OutcomeStore, Outcome
+from sparsemble.evaluation.outcome_store import Outcome, OutcomeStore
 from sparsemble.evaluation.shard import Decide, EvaluationJob, answer_clean, attack_shard, largest_logit
+from sparsemble.evaluation.statistics import wilson
 
 CLEAN = "clean"
 """Label of the shards that hold the clean images' answers."""
@@ -109,7 +109,7 @@ def evaluate(
     attacks: Sequence[Attack | EnsembleAttack],
     threat: ThreatModel,
     *,
-    stop: StoppingRule | None = None,
+    rule: StoppingRule | None = None,
     decide: Decide | None = None,
     classes: int | None = None,
     seed: int = 0,
@@ -123,9 +123,9 @@ def evaluate(
     Args:
         model: what attacks differentiate, in eval mode, on the device of `data`: any network, or an `Ensemble`.
         data: labelled images in [0, 1].
-        attacks: with different labels; attacks on teams need an `Ensemble` and `stop`.
+        attacks: with different labels; attacks on ensembles need an `Ensemble` and `stop`.
         threat: how far an image may move.
-        stop: the stopping rule of a team that stops early.
+        rule: the stopping rule of an ensemble that stops early.
         decide: the deployed decision, if it is not the model's largest logit.
         classes: the data set's number of classes, to be compared with the model's.
         seed: of all randomness; each shard of each attack has its own stream, so that a resumed evaluation gives what
@@ -139,9 +139,9 @@ def evaluate(
         InputError: anything wrong with the classifier, the images or the attacks, before work begins.
         RunError: an attack left its threat model.
     """
-    _check_attacks(attacks, model, stop, shard)
+    _check_attacks(attacks, model, rule, shard)
     check_classifier(model, data, classes)
-    job = EvaluationJob(model, decide or largest_logit(model), stop, data, threat, seed, search)
+    job = EvaluationJob(model, decide or largest_logit(model), rule, data, threat, seed, search)
     store = OutcomeStore(folder)
     base = _fingerprint(job, shard)
     parts = list(torch.arange(len(data), device=data.labels.device).split(shard))
@@ -172,7 +172,7 @@ def _kept(store: OutcomeStore, label: str, i: int, key: str, make: Callable[[], 
 
 
 def _check_attacks(
-    attacks: Sequence[Attack | EnsembleAttack], model: nn.Module, stop: StoppingRule | None, shard: int
+    attacks: Sequence[Attack | EnsembleAttack], model: nn.Module, rule: StoppingRule | None, shard: int
 ) -> None:
     labels = [attack.label for attack in attacks]
     if not labels:
@@ -183,8 +183,8 @@ def _check_attacks(
     if shard < 1:
         raise InputError(f"shard = {shard} must be 1 or more")
     for attack in attacks:
-        if isinstance(attack, EnsembleAttack) and (stop is None or not isinstance(model, Ensemble)):
-            raise InputError(f"{attack.label} attacks a team with a stopping rule; this target is neither")
+        if isinstance(attack, EnsembleAttack) and (rule is None or not isinstance(model, Ensemble)):
+            raise InputError(f"{attack.label} attacks an ensemble with a stopping rule; this target is neither")
 
 
 def _fingerprint(job: EvaluationJob, shard: int) -> str:
@@ -194,7 +194,7 @@ def _fingerprint(job: EvaluationJob, shard: int) -> str:
     for part in torch.arange(len(labels), device=labels.device).split(1000):
         digest.update(job.data.images(part).cpu().numpy().tobytes())
     digest.update(labels.cpu().numpy().tobytes())
-    settings = [VERSION, to_dict(job.threat), to_dict(job.stop, versions=True), job.seed, shard]
+    settings = [VERSION, to_dict(job.threat), to_dict(job.rule, versions=True), job.seed, shard]
     return _hash([digest.hexdigest(), settings, str(job.search), str(labels.device.type)])
 
 

@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack, search_inside
 from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.minimum_norm import MinimumNorm, bring_inside
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule
@@ -34,7 +34,7 @@ class EvaluationJob:
 
     model: nn.Module
     decide: Decide
-    stop: StoppingRule | None
+    rule: StoppingRule | None
     data: Split
     threat: ThreatModel
     seed: int
@@ -103,8 +103,8 @@ def _search(job: EvaluationJob, attack: Attack | EnsembleAttack, x: Images, y: T
     found = _Found.nothing(x)
     if isinstance(attack, EnsembleAttack):
         assert isinstance(model, Ensemble)
-        assert job.stop is not None
-        found.images = attack(model, job.stop, x, y, threat, rng=rng)
+        assert job.rule is not None
+        found.images = attack(model, job.rule, x, y, threat, rng=rng)
     elif isinstance(attack, MinimumNorm):
         nearest, success = attack.minimum(model, x, y, threat.norm, rng=rng)
         found.minimum = threat.distance(nearest, x).masked_fill(~success, math.inf)
@@ -139,7 +139,7 @@ def _outcome(
 
 
 def largest_logit(model: nn.Module) -> Decide:
-    """Return the decision of a model that answers with its largest logit; a static team runs all its members."""
+    """Return the decision of a model that answers with its largest logit; a static ensemble runs all its members."""
 
     @torch.no_grad()
     def decide(x: Images) -> DynamicOutput:

@@ -1,4 +1,4 @@
-"""Whether a format answers as its reference does: logits, labels, and when the team stops."""
+"""Whether a format answers as its reference does: logits, labels, and when the ensemble stops."""
 
 from dataclasses import dataclass
 from typing import final
@@ -58,21 +58,21 @@ def held_to(reference: Tensor, found: Tensor, what: str) -> float:
 
 
 def agreement(
-    reference: MemberLogits, found: MemberLogits, combine: Combiner, stop: StoppingRule, *, rng: Generator
+    reference: MemberLogits, found: MemberLogits, combiner: Combiner, rule: StoppingRule, *, rng: Generator
 ) -> Agreement:
-    """Compare the logits of all members, and what the team makes of them.
+    """Compare the logits of all members, and what the ensemble makes of them.
 
     Raises:
         RunError: a difference that is too large.
     """
     scale = max(1.0, float(reference.abs().max())) if reference.numel() else 1.0
     logits = difference(reference, found)
-    labels, decisions = _differ(reference, found, combine, stop)
+    labels, decisions = _differ(reference, found, combiner, rule)
     near = torch.zeros_like(labels)
     for _ in range(DRAWS):
         noise = torch.rand(reference.shape, generator=rng, device=reference.device, dtype=reference.dtype)
         moved = reference + (2 * noise - 1) * TOLERANCE * scale
-        near |= torch.stack(_differ(reference, moved, combine, stop)).any(0)
+        near |= torch.stack(_differ(reference, moved, combiner, rule)).any(0)
     result = Agreement(
         images=reference.shape[1],
         logits=logits,
@@ -83,15 +83,15 @@ def agreement(
     unexplained = int(((labels | decisions) & ~near).sum())
     if not logits <= TOLERANCE or unexplained:
         raise RunError(
-            f"the exported team differs from its reference: logits by {logits:.2g} (allowed {TOLERANCE:g}), label or "
+            f"the exported ensemble differs from its reference: logits by {logits:.2g} (allowed {TOLERANCE:g}), label or "
             f"decision of {unexplained} of {result.images} images by more than rounding"
         )
     return result
 
 
-def _differ(one: MemberLogits, other: MemberLogits, combine: Combiner, stop: StoppingRule) -> tuple[Flags, Flags]:
+def _differ(one: MemberLogits, other: MemberLogits, combiner: Combiner, rule: StoppingRule) -> tuple[Flags, Flags]:
     """Return which images get another label, and which another decision."""
-    first, second = (decide_known(logits, combine, stop) for logits in (one, other))
+    first, second = (decide_known(logits, combiner, rule) for logits in (one, other))
     labels = first.logits.argmax(1) != second.logits.argmax(1)
     ran = first.members_run != second.members_run
     return labels, ran | (first.answered_with != second.answered_with)

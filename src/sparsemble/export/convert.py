@@ -34,27 +34,27 @@ def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
 
 
 def convert_ensemble(
-    team: Ensemble,
-    stop: StoppingRule,
+    ensemble: Ensemble,
+    rule: StoppingRule,
     classes: tuple[str, ...],
     shape: tuple[int, int, int],
     parent_weights: int,
     **facts: Mapping[str, Any],
 ) -> PackedEnsemble:
-    """Return a trained team as the runtime knows it.
+    """Return a trained ensemble as the runtime knows it.
 
     Args:
-        team: members in running order.
-        stop: the deployed rule.
+        ensemble: members in running order.
+        rule: the deployed rule.
         classes: names.
         shape: channels, height and width of an image.
         parent_weights: prunable weights of the dense parent.
         facts: `recipe` and `provenance`, for the file.
     """
     return PackedEnsemble(
-        members=tuple(convert(member, shape) for member in team.members),
-        combine=to_dict(team.combine),
-        stop=to_dict(stop),
+        members=tuple(convert(member, shape) for member in ensemble.members),
+        combiner=to_dict(ensemble.combiner),
+        rule=to_dict(rule),
         classes=tuple(classes),
         parent_weights=parent_weights,
         **facts,

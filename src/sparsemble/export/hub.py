@@ -10,21 +10,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sparsemble.core.errors import InputError
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.header import parse, text
 from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
 from sparsemble.runtime.op_serialization import describe_node, read_node
 from sparsemble.runtime.packed import floats_of
-from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
 
 
-def save_folder(team: PackedEnsemble, folder: Path, summary: Mapping[str, Any] | None, *, values: str) -> None:
+def save_folder(ensemble: PackedEnsemble, folder: Path, summary: Mapping[str, Any] | None, *, values: str) -> None:
     """Write weights, settings and card.
 
     Args:
-        team: its weights already rounded to `values`.
+        ensemble: its weights already rounded to `values`.
         folder: made if it is not there.
         summary: of the run, for the card; none: the card has no numbers.
         values: of the weights; those rounded to int8 are written as float32, as the format has no scales. Constants are
@@ -34,7 +34,7 @@ def save_folder(team: PackedEnsemble, folder: Path, summary: Mapping[str, Any] |
     tensors: dict[str, np.ndarray] = {}
     members = []
     kept = np.float16 if values == "float16" else np.float32
-    for number, member in enumerate(team.members, start=1):
+    for number, member in enumerate(ensemble.members, start=1):
         nodes = []
         for place, node in enumerate(member.nodes):
             nodes.append(describe_node(node))
@@ -47,18 +47,18 @@ def save_folder(team: PackedEnsemble, folder: Path, summary: Mapping[str, Any] |
     save_file(tensors, folder / WEIGHTS)
     settings = {
         "library_name": "sparsemble",
-        "image": list(team.image),
+        "image": list(ensemble.image),
         "range": [0, 1],
-        "classes": list(team.classes),
-        "combine": dict(team.combine),
-        "stop": dict(team.stop),
-        "parent_weights": team.parent_weights,
-        "recipe": dict(team.recipe),
-        "provenance": dict(team.provenance),
+        "classes": list(ensemble.classes),
+        "combine": dict(ensemble.combiner),
+        "stop": dict(ensemble.rule),
+        "parent_weights": ensemble.parent_weights,
+        "recipe": dict(ensemble.recipe),
+        "provenance": dict(ensemble.provenance),
         "members": members,
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-    (folder / CARD).write_text(card(team, summary), "utf-8")
+    (folder / CARD).write_text(card(ensemble, summary), "utf-8")
 
 
 def load_folder(folder: Path) -> PackedEnsemble:
@@ -77,15 +77,15 @@ def load_folder(folder: Path) -> PackedEnsemble:
         ]
         return PackedEnsemble(
             members=tuple(members),
-            combine=settings["combine"],
-            stop=settings["stop"],
+            combiner=settings["combine"],
+            rule=settings["stop"],
             classes=tuple(settings["classes"]),
             parent_weights=settings["parent_weights"],
             recipe=settings["recipe"],
             provenance=settings["provenance"],
         )
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeInputError) as error:
-        raise InputError(f"{folder} cannot be read as an exported team: {error}") from None
+        raise InputError(f"{folder} cannot be read as an exported ensemble: {error}") from None
 
 
 def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number: int) -> Iterator[Node]:
@@ -102,9 +102,9 @@ def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number
         yield read_node(one, name, weight, floats)
 
 
-def card(team: PackedEnsemble, summary: Mapping[str, Any] | None) -> str:
+def card(ensemble: PackedEnsemble, summary: Mapping[str, Any] | None) -> str:
     """Return the model card: what it is, how robust, and which checks of that number failed."""
-    channels, height, width = team.image
+    channels, height, width = ensemble.image
     lines = [
         "---",
         "library_name: sparsemble",
@@ -114,10 +114,10 @@ def card(team: PackedEnsemble, summary: Mapping[str, Any] | None) -> str:
         "",
         "# A robust, compact ensemble of sparse sub-models",
         "",
-        f"{len(team.members)} members, {team.nonzeros:,} weights that are not 0 (sparsity {team.sparsity:.3f} of one "
-        f"dense parent), {len(team.classes)} classes, images of {width} x {height} with {channels} channel(s) in "
+        f"{len(ensemble.members)} members, {ensemble.nonzeros:,} weights that are not 0 (sparsity {ensemble.sparsity:.3f} of one "
+        f"dense parent), {len(ensemble.classes)} classes, images of {width} x {height} with {channels} channel(s) in "
         "[0, 1].",
-        f"Answers are combined by `{team.combine['name']}`; members run until the rule `{team.stop['name']}` stops "
+        f"Answers are combined by `{ensemble.combiner['name']}`; members run until the rule `{ensemble.rule['name']}` stops "
         "them.",
         "",
     ]

@@ -1,4 +1,4 @@
-"""ONNX graphs of networks and teams; needs the extra `export`."""
+"""ONNX graphs of networks and ensembles; needs the extra `export`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +34,8 @@ def member_graph(network: Network, name: str = "member") -> Any:
     return graph.model(name, network, "logits")
 
 
-def ensemble_graph(networks: tuple[Network, ...], combine: Mapping[str, Any], name: str = "team") -> Any:
-    """Return the model of a team that never stops early: `images` to log-probabilities, `logits`.
+def ensemble_graph(networks: tuple[Network, ...], combiner: Mapping[str, Any], name: str = "ensemble") -> Any:
+    """Return the model of an ensemble that never stops early: `images` to log-probabilities, `logits`.
 
     Raises:
         InputError: a combiner that is not known here.
@@ -44,7 +44,7 @@ def ensemble_graph(networks: tuple[Network, ...], combine: Mapping[str, Any], na
     for i, network in enumerate(networks, start=1):
         graph.network(network, "images", f"logits{i}", prefix=f"member{i}.")
         logits.append(f"logits{i}")
-    graph.combine(logits, combine)
+    graph.combiner(logits, combiner)
     return graph.model(name, networks[0], "logits")
 
 
@@ -114,7 +114,7 @@ class _Graph:
             kinds = {runtime.Relu: "Relu", runtime.Add: "Add", runtime.Flatten: "Flatten"}
             self.add(kinds[type(node)], inputs, output)
 
-    def combine(self, logits: list[str], settings: Mapping[str, Any]) -> None:
+    def combiner(self, logits: list[str], settings: Mapping[str, Any]) -> None:
         """Put the members' logits together, as the combiners in `runtime/combiners.py` do."""
         name = settings["name"]
         axis = self.constant("axis0", np.array([0], np.int64))

@@ -10,8 +10,8 @@ from typing import Any, final
 
 from torch import nn
 
-from sparsemble.core.errors import InputError
 from sparsemble.core.config import nearest
+from sparsemble.core.errors import InputError
 from sparsemble.models.architecture import Architecture, architectures
 
 

@@ -1,4 +1,4 @@
-"""What there is to choose from: every plug and every shipped recipe."""
+"""What there is to choose from: every component and every shipped recipe."""
 
 import dataclasses
 import inspect
@@ -8,7 +8,7 @@ import sparsemble.attacks.ensemble
 import sparsemble.ensemble
 import sparsemble.models
 import sparsemble.pruning
-import sparsemble.training  # noqa: F401 (imports register the plugs)
+import sparsemble.training  # noqa: F401 (imports register the components)
 from sparsemble.core.registry import REGISTRIES, Component, to_dict
 from sparsemble.pipeline.recipe import shipped
 
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 def catalogue() -> list[Entry]:
-    """Return every plug but stages, every alias, and every shipped recipe, by kind and name."""
+    """Return every component but stages, every alias, and every shipped recipe, by kind and name."""
     entries = []
     for registry in REGISTRIES.values():
         if registry.kind == "stage":
@@ -39,7 +39,7 @@ def catalogue() -> list[Entry]:
 
 
 def sentence(component: type[Component]) -> str:
-    """Return the first sentence of a plug's docstring."""
+    """Return the first sentence of a component's docstring."""
     return inspect.cleandoc(component.__doc__ or "").split("\n\n")[0].replace("\n", " ")
 
 

@@ -12,7 +12,7 @@ from sparsemble.runtime.errors import RuntimeInputError
 
 IMAGES = 8
 """Images of noise that the network and what it is converted to are compared on."""
-INSTEAD = "change it, or run `sparsemble evaluate`, which ends before the team is timed in the runtime and exported"
+INSTEAD = "change it, or run `sparsemble evaluate`, which ends before the ensemble is timed in the runtime and exported"
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from rich.table import Table
 
 LAST = 6
 """Epochs shown of a training that runs alone; of several side by side, the last one each."""
-COLUMNS = ("epoch", "loss", "clean %", "robust %", "rate", "s / epoch")
+COLUMNS = ("epoch", "loss", "clean %", "robust %", "learning rate", "s / epoch")
 
 
 def epochs_table(trainings: Mapping[str, Sequence[dict[str, Any]]]) -> Table | None:
@@ -33,7 +33,7 @@ def cells(record: Mapping[str, Any]) -> list[str]:
         f"{record['epoch']}/{record['epochs']}",
         f"{record['loss']:.3f}",
         *("" if share is None else f"{100 * share:.1f}" for share in shares),
-        f"{record['rate']:.3g}",
+        f"{record['learning_rate']:.3g}",
         f"{record['seconds']:.1f}",
     ]
 
@@ -42,4 +42,4 @@ def line(title: str, record: Mapping[str, Any]) -> str:
     """Write an epoch as one line of a log."""
     epoch, loss, clean, robust, rate, seconds = cells(record)
     measured = f", held-out clean {clean} %, robust {robust} %" if clean else ""
-    return f"  {title}: epoch {epoch}, loss {loss}{measured}, rate {rate}, {seconds} s"
+    return f"  {title}: epoch {epoch}, loss {loss}{measured}, learning rate {rate}, {seconds} s"

@@ -17,8 +17,8 @@ from sparsemble.evaluation import checks
 from sparsemble.evaluation.checks import Check
 from sparsemble.evaluation.robustness import Evaluation, accuracy
 from sparsemble.evaluation.shard import Decide
-from sparsemble.pipeline.sanity_attacks import TRANSFERRED, USUAL, Evidence
 from sparsemble.pipeline.loaded_model import LoadedModel
+from sparsemble.pipeline.sanity_attacks import TRANSFERRED, USUAL, Evidence
 
 SAMPLE = 100
 """Images that checks of the model itself look at, at most."""
@@ -63,9 +63,9 @@ def all_checks(
     return [asdict(last if check.number == 50 else check) for check in ordered]
 
 
-def decided_by(target: LoadedModel, stop: StoppingRule | None = None) -> Decide:
+def decided_by(target: LoadedModel, other: StoppingRule | None = None) -> Decide:
     """Return the deployed decision of a target, or that under another rule."""
-    model, rule = target.model, stop or target.stop or Never()
+    model, rule = target.model, other or target.rule or Never()
     if isinstance(model, Ensemble):
         return lambda images: predict_dynamic(model, images, rule)
 
@@ -84,7 +84,7 @@ def _of_model(target: LoadedModel, x: Images, y: torch.Tensor, found: Evaluation
     views: list[Classifier] = [model]
     declared: tuple[str, ...] = ()
     if isinstance(model, Ensemble):
-        rule = target.stop or Never()
+        rule = target.rule or Never()
         early = not isinstance(rule, Never)
         views = [view(model, rule) for view in every_surrogate(len(model.members), stops_early=early)]
         declared = checks.STOPPING if early else ()
@@ -102,7 +102,7 @@ def _of_model(target: LoadedModel, x: Images, y: torch.Tensor, found: Evaluation
 def decide_with_gradient(target: LoadedModel, images: Images) -> torch.Tensor:
     """Return the logits of the deployed decision, with gradients through the members that answer."""
     if isinstance(target.model, Ensemble):
-        return decide_dynamic(target.model, images, target.stop or Never()).logits
+        return decide_dynamic(target.model, images, target.rule or Never()).logits
     logits: torch.Tensor = target.model(images)
     return logits
 
@@ -158,10 +158,12 @@ def _of_attacks(
     yield checks.minimum_norms_told(result)
 
 
-def _of_ensembles(result: dict[str, Any], target: LoadedModel, decide: Decide, x: Images, y: torch.Tensor) -> Iterable[Check]:
-    """Checks 28 to 30 and 33 to 37: teams and stopping rules."""
+def _of_ensembles(
+    result: dict[str, Any], target: LoadedModel, decide: Decide, x: Images, y: torch.Tensor
+) -> Iterable[Check]:
+    """Checks 28 to 30 and 33 to 37: ensembles and stopping rules."""
     model = target.model
-    deployed = model.combine.name if isinstance(model, Ensemble) else ""
+    deployed = model.combiner.name if isinstance(model, Ensemble) else ""
     yield checks.combiners_attacked(result, deployed, combiners.names())
     yield checks.members_attacked(result)
     yield checks.members_reported(result)
@@ -169,9 +171,9 @@ def _of_ensembles(result: dict[str, Any], target: LoadedModel, decide: Decide, x
     yield checks.hijack_counted(result)
     yield checks.cost_under_attack(result)
     yield checks.speed_beside_cost(result)
-    if isinstance(model, Ensemble) and target.stop is not None and not isinstance(target.stop, Never):
+    if isinstance(model, Ensemble) and target.rule is not None and not isinstance(target.rule, Never):
         tuned = "held-out" if target.kind in ("run", "artifact") else None
-        yield checks.no_knifes_edge(lambda rule: decided_by(target, rule), target.stop, x, y, tuned)
+        yield checks.no_knifes_edge(lambda rule: decided_by(target, rule), target.rule, x, y, tuned)
     else:
         yield checks.waived(37, "the target always runs all of itself")
 
@@ -196,7 +198,7 @@ def _of_result(result: dict[str, Any], target: LoadedModel, data: Dataset) -> It
 
 
 def _own_sparsity(target: LoadedModel) -> float | None:
-    """Return what the target claims, counted against itself: a team of M claims 1 - (1 - s) / M of its own weights."""
+    """Return what the target claims, counted against itself: an ensemble of M claims 1 - (1 - s) / M of its own weights."""
     if target.sparsity is None:
         return None
     members = len(target.model.members) if isinstance(target.model, Ensemble) else 1

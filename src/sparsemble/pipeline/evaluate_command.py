@@ -13,22 +13,22 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.artifacts import only_run_in, read_json
+from sparsemble.core.config import from_dict, nearest, parse_toml
 from sparsemble.core.errors import InputError
-from sparsemble.core.config import nearest, parse_toml, read
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.robustness import weights_hash
 from sparsemble.pipeline.evaluate_target import Settings, assess
-from sparsemble.pipeline.sanity_attacks import TRANSFERRED
+from sparsemble.pipeline.loaded_model import LoadedModel, load_target, resolve_data
 from sparsemble.pipeline.metrics import Tell
 from sparsemble.pipeline.progress import time_left
 from sparsemble.pipeline.run import check_device
+from sparsemble.pipeline.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.stage import dataset
-from sparsemble.pipeline.loaded_model import LoadedModel, load_target, resolve_data
 
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
 
@@ -160,7 +160,7 @@ def _threat(asked: Asked, target: LoadedModel) -> ThreatModel:
             eps = float(eps)
         except ValueError:
             raise InputError(f'--eps "{eps}" is not a number; write it as 8/255 or 0.031') from None
-    return read(ThreatModel, {"norm": norm, "eps": eps})
+    return from_dict(ThreatModel, {"norm": norm, "eps": eps})
 
 
 def _place(asked: Asked, target: LoadedModel, settings: Settings) -> Path:

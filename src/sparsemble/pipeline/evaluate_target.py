@@ -8,10 +8,10 @@ from typing import Any, final
 
 import torch
 
-from sparsemble.attacks.ensemble.suite import full_suite
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.square import Square
 from sparsemble.core.artifacts import write_json
@@ -22,16 +22,16 @@ from sparsemble.core.threat import ThreatModel, as_fraction
 from sparsemble.data.dataset import Dataset, DataSource, Split
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.cost import count_weights
-from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.robustness import Evaluation, evaluate, weights_hash
 from sparsemble.evaluation.shard import Decide
-from sparsemble.pipeline.evaluate_checks import all_checks, decided_by
-from sparsemble.pipeline.sanity_attacks import gather
+from sparsemble.evaluation.statistics import wilson
 from sparsemble.pipeline.environment import machine, source_revision, versions
+from sparsemble.pipeline.evaluate_checks import all_checks, decided_by
+from sparsemble.pipeline.loaded_model import LoadedModel
 from sparsemble.pipeline.metrics import Tell, examples, latency, members_table, security_curve, size
+from sparsemble.pipeline.sanity_attacks import gather
 from sparsemble.pipeline.stage import dataset, fingerprint
 from sparsemble.pipeline.stages.attack import SUBSET_SEED, test_images, test_places
-from sparsemble.pipeline.loaded_model import LoadedModel
 
 
 @final
@@ -43,7 +43,7 @@ class Settings:
     threat: ThreatModel
     attacks: tuple[Attack | EnsembleAttack, ...] = (AutoAttack(),)
     adaptive: bool = True
-    """Add every attack on teams and stopping rules, where the target is a team."""
+    """Add every attack on ensembles and stopping rules, where the target is an ensemble."""
     images: int = 0
     """Test images, stratified; 0 means all."""
     seed: int = 0
@@ -75,7 +75,7 @@ def assess(
         split,
         attacks,
         threat,
-        stop=rule(target),
+        rule=rule(target),
         decide=decide,
         classes=len(data.classes),
         seed=settings.seed,
@@ -100,7 +100,7 @@ def assess(
     }
     result |= robustbench(result, target, attacks)
     tell(0.9, "sanity attacks")
-    evidence = gather(target, split, threat, stop=rule(target), decide=decide, seed=settings.seed, folder=folder)
+    evidence = gather(target, split, threat, rule=rule(target), decide=decide, seed=settings.seed, folder=folder)
     tell(0.97, "checks")
     result["checks"] = all_checks(result, target, data, split, found, evidence, settings.seed)
     write_json(folder / "evaluation.json", result)
@@ -108,28 +108,28 @@ def assess(
 
 
 def rule(target: LoadedModel) -> StoppingRule | None:
-    """Return the deployed stopping rule of a team; None for a single model."""
-    return (target.stop or Never()) if isinstance(target.model, Ensemble) else None
+    """Return the deployed stopping rule of an ensemble; None for a single model."""
+    return (target.rule or Never()) if isinstance(target.model, Ensemble) else None
 
 
 def decision(target: LoadedModel) -> Decide | None:
-    """Return the deployed decision of a team; None for a single model, whose largest logit decides."""
+    """Return the deployed decision of an ensemble; None for a single model, whose largest logit decides."""
     return decided_by(target) if isinstance(target.model, Ensemble) else None
 
 
 def all_attacks(target: LoadedModel, settings: Settings) -> tuple[Attack | EnsembleAttack, ...]:
-    """Return the attacks asked for and, for a team, the suite of adaptive ones."""
+    """Return the attacks asked for and, for an ensemble, the suite of adaptive ones."""
     if not (settings.adaptive and isinstance(target.model, Ensemble)):
         return settings.attacks
-    team, stop = target.model, target.stop or Never()
-    others = [combiners.build(name) for name in combiners.names() if name != team.combine.name]
+    ensemble, rule = target.model, target.rule or Never()
+    others = [combiners.build(name) for name in combiners.names() if name != ensemble.combiner.name]
     climb = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
     suite = full_suite(
-        len(team.members),
+        len(ensemble.members),
         [climb],
         others,
         black_box=[Square(queries=1000)],
-        stops_early=not isinstance(stop, Never),
+        stops_early=not isinstance(rule, Never),
     )
     taken = {attack.label for attack in settings.attacks}
     return (*settings.attacks, *(attack for attack in suite if attack.label not in taken))
@@ -154,7 +154,7 @@ def head(target: LoadedModel, settings: Settings, data: Dataset, split: Split, c
             "sparsity": weights.sparsity,
             "claimed_sparsity": target.sparsity,
             "members": members,
-            "stopping": to_dict(target.stop)["name"] if target.stop else None,
+            "stopping": to_dict(target.rule)["name"] if target.rule else None,
             "selected_on": target.selected_on,
         },
         "data": {
@@ -190,7 +190,7 @@ def numbers(found: Evaluation, attacks: Sequence[Attack | EnsembleAttack], class
         entry = table["attacks"][attack.label]
         # What images are transferred from is told by the hash of its weights.
         entry["settings"] = json.loads(json.dumps(to_dict(attack), default=weights_hash))
-        entry["kind"] = "team attack" if isinstance(attack, EnsembleAttack) else "attack"
+        entry["kind"] = "ensemble attack" if isinstance(attack, EnsembleAttack) else "attack"
         entry["mode"] = attack.mode if isinstance(attack, AutoAttack) else None
         if isinstance(attack, AutoAttack):
             broken = found.attacks[attack.label].part
@@ -212,7 +212,9 @@ def numbers(found: Evaluation, attacks: Sequence[Attack | EnsembleAttack], class
     }
 
 
-def robustbench(result: dict[str, Any], target: LoadedModel, attacks: Sequence[Attack | EnsembleAttack]) -> dict[str, Any]:
+def robustbench(
+    result: dict[str, Any], target: LoadedModel, attacks: Sequence[Attack | EnsembleAttack]
+) -> dict[str, Any]:
     """Return the fields that RobustBench keeps of a model, with its names and its texts of percent."""
     exact = [a.label for a in attacks if isinstance(a, AutoAttack) and a.mode == "exact" and a.variant == "standard"]
     robust = result["attacks"][exact[0]]["robust_accuracy"] if exact else None

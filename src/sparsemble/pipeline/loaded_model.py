@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from sparsemble.core.artifacts import META, Artifact
+from sparsemble.core.config import from_dict, nearest, parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, combiners, stopping_rules
-from sparsemble.core.config import nearest, parse_toml, read
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset, DataSource, data_sources
@@ -21,10 +21,10 @@ from sparsemble.evaluation.packed import VALUES, load_packed
 from sparsemble.export.folded import FoldedNetwork
 from sparsemble.models.architecture import architectures, build_model
 from sparsemble.models.code import made_by
-from sparsemble.pipeline.method import lay_out, row_inputs
-from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.baselines import ROWS, load_row, running_order
+from sparsemble.pipeline.method import lay_out, row_inputs
 from sparsemble.pipeline.model_io import fill, load_model
+from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pruning.mask import Mask
 from sparsemble.runtime import packed
 from sparsemble.runtime.errors import RuntimeInputError
@@ -40,12 +40,12 @@ class LoadedModel:
 
     name: str
     kind: str
-    """run, artifact, team, packed, weights or code."""
+    """run, artifact, ensemble, packed, weights or code."""
     path: str
     model: nn.Module
-    """In eval mode; an `Ensemble` for a team."""
-    stop: StoppingRule | None = None
-    """The deployed rule of a team; None for a single model."""
+    """In eval mode; an `Ensemble` for an ensemble."""
+    rule: StoppingRule | None = None
+    """The deployed rule of an ensemble; None for a single model."""
     data: DataSource | None = None
     """What it was trained on, where that is known."""
     threat: ThreatModel | None = None
@@ -66,8 +66,8 @@ def load_target(
     """Load what a path stands for.
 
     Args:
-        path: a run's folder, a stage's artifact, a packed team, a .safetensors file, or `file.py:factory`.
-        row: which row of a run's result table; team_dynamic unless given.
+        path: a run's folder, a stage's artifact, a packed ensemble, a .safetensors file, or `file.py:factory`.
+        row: which row of a run's result table; ensemble_dynamic unless given.
         model: architecture of a .safetensors file, such as resnet18.
         data: images that decide its input shape and number of classes; needed for a .safetensors file.
         device: where the model goes.
@@ -85,12 +85,12 @@ def load_target(
     if (place / META).is_file():
         return _from_artifact(Artifact(place), where)
     if (place / "recipe.toml").is_file():
-        return _from_run(place, row or "team_dynamic", where)
+        return _from_run(place, row or "ensemble_dynamic", where)
     if place.is_dir():
         raise InputError(f"{path} is neither a run (it has no recipe.toml) nor an artifact (it has no {META})")
     if not place.is_file():
         raise InputError(
-            f"{path} does not exist; give a run's folder, an artifact, a packed team, a .safetensors file or "
+            f"{path} does not exist; give a run's folder, an artifact, a packed ensemble, a .safetensors file or "
             "file.py:factory"
         )
     if place.suffix == packed.SUFFIX:
@@ -110,7 +110,7 @@ def resolve_data(text: str) -> DataSource:
 
 
 def _spec(text: str, option: str) -> str | dict[str, Any]:
-    """Read a plug's name, or a table in TOML such as `{name = "tiny", width = 16}`."""
+    """Read a component's name, or a table in TOML such as `{name = "tiny", width = 16}`."""
     if not text.lstrip().startswith("{"):
         return text
     spec: dict[str, Any] = parse_toml(f"value = {text}", option)["value"]
@@ -131,15 +131,15 @@ def _from_run(folder: Path, row: str, device: torch.device) -> LoadedModel:
                 f"--out {folder}` to make it"
             )
         artifact.verify()
-    loaded = load_row(row, artifacts, recipe.ensemble.combine, device)
-    team = row.startswith("team")
+    loaded = load_row(row, artifacts, recipe.ensemble.combiner, device)
+    ensemble = row.startswith("ensemble")
     claims = {"best_member": recipe.member_sparsity, "dense": 0.0, "small_dense": 0.0}
     return LoadedModel(
         name=f"{folder.name}:{row}",
         kind="run",
         path=str(folder),
-        model=loaded.ensemble if team else loaded.ensemble.members[0],
-        stop=loaded.stop if team else None,
+        model=loaded.ensemble if ensemble else loaded.ensemble.members[0],
+        rule=loaded.rule if ensemble else None,
         data=recipe.data,
         threat=recipe.threat,
         selected_on="held-out",
@@ -153,17 +153,17 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
     artifact.verify()
     meta = artifact.meta
     stage, spec = meta["stage"], meta["spec"]
-    stop: StoppingRule | None = None
+    rule: StoppingRule | None = None
     model: nn.Module
     inputs: dict[str, Artifact] = {}
     if stage in SINGLE:
         model = load_model(artifact, device)
     elif stage in ("ensemble", "calibrate"):
-        team = artifact if stage == "ensemble" else Artifact(artifact.path.parent / meta["inputs"]["team"])
-        inputs = {"team": team} | ({"stop": artifact} if stage == "calibrate" else {})
-        combine: Combiner = combiners.build(team.meta["spec"]["ensemble"]["combine"])
-        loaded = load_row("team_dynamic" if stage == "calibrate" else "team_static", inputs, combine, device)
-        model, stop = loaded.ensemble, loaded.stop
+        ensemble = artifact if stage == "ensemble" else Artifact(artifact.path.parent / meta["inputs"]["ensemble"])
+        inputs = {"ensemble": ensemble} | ({"stop": artifact} if stage == "calibrate" else {})
+        combiner: Combiner = combiners.build(ensemble.meta["spec"]["ensemble"]["combiner"])
+        loaded = load_row("ensemble_dynamic" if stage == "calibrate" else "ensemble_static", inputs, combiner, device)
+        model, rule = loaded.ensemble, loaded.rule
     else:
         known = ", ".join([*SINGLE, "ensemble", "calibrate"])
         raise InputError(f"{artifact.path} holds no model (it is made by the stage {stage}); known stages: {known}")
@@ -172,19 +172,19 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
         kind="artifact",
         path=str(artifact.path),
         model=model,
-        stop=stop,
+        rule=rule,
         data=data_sources.build(spec["data"]) if "data" in spec else None,
-        threat=read(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
+        threat=from_dict(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
         selected_on="held-out",
         sparsity=spec.get("sparsity"),
-        masks=_masks_of(artifact) if stage in SINGLE else _ensemble_masks(inputs["team"], inputs.get("stop")),
+        masks=_masks_of(artifact) if stage in SINGLE else _ensemble_masks(inputs["ensemble"], inputs.get("stop")),
     )
 
 
 def _masks(row: str, artifacts: Mapping[str, Artifact]) -> dict[str, torch.Tensor]:
     """Return which weights of a run's row were kept."""
-    if row.startswith("team"):
-        return _ensemble_masks(artifacts["team"], artifacts["stop"] if row == "team_dynamic" else None)
+    if row.startswith("ensemble"):
+        return _ensemble_masks(artifacts["ensemble"], artifacts["stop"] if row == "ensemble_dynamic" else None)
     if row == "best_member":
         return _masks_of(artifacts["pool." + artifacts["select"].json("select.json")["best_member"]])
     return _masks_of(artifacts[row])
@@ -196,32 +196,32 @@ def _masks_of(artifact: Artifact) -> dict[str, torch.Tensor]:
     return dict(Mask.load(file).items()) if file.is_file() else {}
 
 
-def _ensemble_masks(team: Artifact, stop: Artifact | None) -> dict[str, torch.Tensor]:
-    """Return the masks of a team's members, from the sub-models that it was made of."""
+def _ensemble_masks(ensemble: Artifact, rule: Artifact | None) -> dict[str, torch.Tensor]:
+    """Return the masks of an ensemble's members, from the sub-models that it was made of."""
     found: dict[str, torch.Tensor] = {}
-    for i, label in enumerate(running_order(team, stop)):
-        member = Artifact(team.path.parent / team.meta["inputs"][f"pool.{label}"])
+    for i, label in enumerate(running_order(ensemble, rule)):
+        member = Artifact(ensemble.path.parent / ensemble.meta["inputs"][f"pool.{label}"])
         found |= {f"members.{i}.{name}": keep for name, keep in _masks_of(member).items()}
     return found
 
 
 def _from_packed(path: Path, device: torch.device) -> LoadedModel:
-    """Read a packed team: the rounded network that a device runs, in torch."""
+    """Read a packed ensemble: the rounded network that a device runs, in torch."""
     try:
-        team = packed.load(path)
+        ensemble = packed.load(path)
     except RuntimeInputError as error:
         raise InputError(f"{path}: {error}") from error
-    members = [FoldedNetwork(member) for member in team.members]
+    members = [FoldedNetwork(member) for member in ensemble.members]
     return LoadedModel(
         name=path.stem,
-        kind="team",
+        kind="ensemble",
         path=str(path),
-        model=Ensemble(members, combiners.build(dict(team.combine))).to(device).eval(),
-        stop=stopping_rules.build(dict(team.stop)),
-        data=data_sources.build(team.recipe["data"]) if "data" in team.recipe else None,
-        threat=read(ThreatModel, team.recipe["threat"], "threat") if "threat" in team.recipe else None,
+        model=Ensemble(members, combiners.build(dict(ensemble.combiner))).to(device).eval(),
+        rule=stopping_rules.build(dict(ensemble.rule)),
+        data=data_sources.build(ensemble.recipe["data"]) if "data" in ensemble.recipe else None,
+        threat=from_dict(ThreatModel, ensemble.recipe["threat"], "threat") if "threat" in ensemble.recipe else None,
         selected_on="held-out",
-        sparsity=team.sparsity,
+        sparsity=ensemble.sparsity,
     )
 
 

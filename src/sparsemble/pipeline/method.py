@@ -4,18 +4,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.hijack import Hijack
 from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.suite import full_suite
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.core.interfaces import combiners
-from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.baselines import ROWS
+from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.stage import Task
-from sparsemble.pipeline.stages.load_parent import AdoptStage
 from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.stages.calibrate import CalibrateStage
 from sparsemble.pipeline.stages.curve import CurveStage
@@ -23,6 +22,7 @@ from sparsemble.pipeline.stages.ensemble import EnsembleStage
 from sparsemble.pipeline.stages.evaluate import EvaluateStage
 from sparsemble.pipeline.stages.export import ExportStage
 from sparsemble.pipeline.stages.latency import LatencyStage
+from sparsemble.pipeline.stages.load_parent import LoadParentStage
 from sparsemble.pipeline.stages.prune import PruneStage
 from sparsemble.pipeline.stages.report import ReportStage
 from sparsemble.pipeline.stages.select import SelectStage
@@ -37,7 +37,7 @@ COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "re
 """The stages that the command line can stop after."""
 
 
-MADE = ("dense", "select", "team", "stop", "harp", "small_dense")
+MADE = ("dense", "select", "ensemble", "stop", "harp", "small_dense")
 """Roles of the tasks between the pool and the attacks, in the order in which they start."""
 
 
@@ -61,7 +61,7 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
     evaluated = evaluate(recipe, made, pool, attacked)
     latency = Task(
         "measure latency",
-        LatencyStage(seed=recipe.seed, data=recipe.data, combine=recipe.ensemble.combine),
+        LatencyStage(seed=recipe.seed, data=recipe.data, combiner=recipe.ensemble.combiner),
         made | pool,
         cost=2,
         alone=True,
@@ -74,9 +74,9 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         cost=4,
     )
     export = Task(
-        "export the team",
+        "export the ensemble",
         ExportStage(seed=recipe.seed, title=title, recipe=recipe),
-        {"dense": made["dense"], "team": made["team"], "stop": made["stop"], "report": report},
+        {"dense": made["dense"], "ensemble": made["ensemble"], "stop": made["stop"], "report": report},
         cost=3,
     )
     tasks = [made["dense"], *pool.values(), *(made[name] for name in MADE[1:])]
@@ -85,7 +85,7 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         "train": [made["dense"]],
         "prune": list(pool.values()),
         "select": [made["select"]],
-        "ensemble": [made["team"]],
+        "ensemble": [made["ensemble"]],
         "calibrate": [made["stop"]],
         "evaluate": [evaluated],
         "report": [report],
@@ -99,16 +99,16 @@ def lay_out(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
     dense = train(recipe)
     pool = prune(recipe, dense)
     select = choose(recipe, pool)
-    team = learn_together(recipe, dense, pool, select)
-    stop = calibrate(recipe, team)
+    ensemble = learn_together(recipe, dense, pool, select)
+    rule = calibrate(recipe, ensemble)
     harp, small_dense = rivals(recipe, dense, select)
-    return dict(zip(MADE, (dense, select, team, stop, harp, small_dense), strict=True)), pool
+    return dict(zip(MADE, (dense, select, ensemble, rule, harp, small_dense), strict=True)), pool
 
 
 def train(recipe: Recipe) -> Task:
     """Section 2.1: adversarial training of one dense parent, unless a trained one is brought along."""
     if recipe.parent:
-        adopt = AdoptStage(
+        adopt = LoadParentStage(
             seed=recipe.seed,
             data=recipe.data,
             model=recipe.model,
@@ -136,25 +136,25 @@ def training(recipe: Recipe) -> TrainStage:
 def prune(recipe: Recipe, dense: Task) -> dict[str, Task]:
     """Sections 2.2 to 2.4: one sparse sub-model for each score and data share."""
     return {
-        f"pool.{score.name}-{share}": pruned(
-            recipe, recipe.prune, dense, f"prune {score.name}-{share}", score, share, recipe.member_sparsity
+        f"pool.{score.name}-{fold}": pruned(
+            recipe, recipe.prune, dense, f"prune {score.name}-{fold}", score, fold, recipe.member_sparsity
         )
-        for score, share in recipe.prune.pool
+        for score, fold in recipe.prune.pool
     }
 
 
 def choose(recipe: Recipe, pool: Mapping[str, Task]) -> Task:
-    """Section 2.5: the team, by robust diversity."""
+    """Section 2.5: the ensemble, by robust diversity."""
     stage = SelectStage(
         seed=recipe.seed,
         data=recipe.data,
         threat=recipe.threat,
         select=recipe.select,
-        members_count_placeholder=recipe.members_count_placeholder,
-        combine=recipe.ensemble.combine,
+        members=recipe.members,
+        combiner=recipe.ensemble.combiner,
         held_out_attack=recipe.held_out_attack,
     )
-    return Task("select the team", stage, pool, cost=2)
+    return Task("select the ensemble", stage, pool, cost=2)
 
 
 def learn_together(recipe: Recipe, dense: Task, pool: Mapping[str, Task], select: Task) -> Task:
@@ -170,29 +170,29 @@ def learn_together(recipe: Recipe, dense: Task, pool: Mapping[str, Task], select
         precision=recipe.precision,
     )
     inputs = {"dense": dense, "select": select, **pool}
-    return Task("train the team", stage, inputs, cost=recipe.ensemble.epochs * 2.5 * recipe.members_count_placeholder)
+    return Task("train the ensemble", stage, inputs, cost=recipe.ensemble.epochs * 2.5 * recipe.members)
 
 
-def calibrate(recipe: Recipe, team: Task) -> Task:
+def calibrate(recipe: Recipe, ensemble: Task) -> Task:
     """Section 2.7: the stopping rule."""
     stage = CalibrateStage(
         seed=recipe.seed,
         data=recipe.data,
         threat=recipe.threat,
-        combine=recipe.ensemble.combine,
-        dynamic=recipe.dynamic,
+        combiner=recipe.ensemble.combiner,
+        stopping=recipe.stopping,
         held_out_attack=recipe.held_out_attack,
     )
-    return Task("calibrate the stopping rule", stage, {"team": team}, cost=8)
+    return Task("calibrate the stopping rule", stage, {"ensemble": ensemble}, cost=8)
 
 
 def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
-    """What the team is compared with: one HARP model of the same total sparsity, one small dense network.
+    """What the ensemble is compared with: one HARP model of the same total sparsity, one small dense network.
 
-    The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the team together. It
+    The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the ensemble together. It
     keeps single weights where the members are N:M, which has one sparsity only.
     """
-    longer = replace(recipe.prune, shares=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
+    longer = replace(recipe.prune, folds=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
     if isinstance(longer.granularity, NM):
         longer = replace(longer, granularity=Weight())
     harp = pruned(recipe, longer, dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
@@ -210,30 +210,30 @@ def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -
                 seed=recipe.seed,
                 data=recipe.data,
                 threat=recipe.threat,
-                combine=recipe.ensemble.combine,
+                combiner=recipe.ensemble.combiner,
                 row=row,
                 attack=one,
                 images=recipe.evaluate.images,
             )
             # Long ones begin first, so that none is left alone at the end.
             long = 10.0 if one.label.startswith("autoattack") else 3.0 if isinstance(one, Hijack | Slowdown) else 1.0
-            cost = long * (4.0 if row.startswith("team") else 1.0)
+            cost = long * (4.0 if row.startswith("ensemble") else 1.0)
             tasks[f"attack.{row}.{one.label}"] = Task(
                 f"attack {row}: {one.label}", stage, row_inputs(row, made, pool), cost=cost
             )
-    for row in ("dense", "harp", "team_static") if recipe.evaluate.curve_eps else ():
+    for row in ("dense", "harp", "ensemble_static") if recipe.evaluate.curve_eps else ():
         curve = CurveStage(
             seed=recipe.seed,
             data=recipe.data,
             threat=recipe.threat,
-            combine=recipe.ensemble.combine,
+            combiner=recipe.ensemble.combiner,
             row=row,
             attack=recipe.evaluate.curve_attack,
             eps=recipe.evaluate.curve_eps,
             images=recipe.evaluate.curve_images,
         )
         inputs = row_inputs(row, made, pool)
-        cost = 5.0 if row.startswith("team") else 1.5
+        cost = 5.0 if row.startswith("ensemble") else 1.5
         tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, inputs, cost=cost)
     return tasks
 
@@ -244,7 +244,7 @@ def evaluate(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task],
         seed=recipe.seed,
         data=recipe.data,
         threat=recipe.threat,
-        combine=recipe.ensemble.combine,
+        combiner=recipe.ensemble.combiner,
         attacks=recipe.evaluate.attacks,
         adaptive=recipe.evaluate.adaptive,
         sparsity=recipe.sparsity,
@@ -256,19 +256,21 @@ def evaluate(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task],
 def ensemble_attacks_on(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
     """Return the attacks on a row, none twice.
 
-    What is crafted for the static team is shown to the dynamic one, too; beside it the dynamic row is attacked where
+    What is crafted for the static ensemble is shown to the dynamic one, too; beside it the dynamic row is attacked where
     it stops early: on shorter prefixes, on the expected answer, by queries, and on the stopping rule itself.
     """
-    asked = tuple(SurrogateAttack(attack=one, surrogate=FullEnsemble(), label=one.label) for one in recipe.evaluate.attacks)
-    if not row.startswith("team"):
+    asked = tuple(
+        SurrogateAttack(attack=one, surrogate=FullEnsemble(), label=one.label) for one in recipe.evaluate.attacks
+    )
+    if not row.startswith("ensemble"):
         return asked
-    others = [combiners.build(name) for name in combiners.names() if name != recipe.ensemble.combine.name]
+    others = [combiners.build(name) for name in combiners.names() if name != recipe.ensemble.combiner.name]
     climb, queries = recipe.evaluate.adaptive, recipe.evaluate.black_box
-    static = full_suite(recipe.members_count_placeholder, [climb], others, stops_early=False)
-    if row == "team_static":
+    static = full_suite(recipe.members, [climb], others, stops_early=False)
+    if row == "ensemble_static":
         return asked + static
     known = {one.label for one in static}
-    everything = full_suite(recipe.members_count_placeholder, [climb], others, black_box=queries)
+    everything = full_suite(recipe.members, [climb], others, black_box=queries)
     first = SurrogateAttack(attack=climb, surrogate=Prefix(length=1)).label  # the first member alone is in `static`
     return tuple(one for one in everything if one.label not in known | {first})
 
@@ -277,15 +279,15 @@ def row_inputs(row: str, made: Mapping[str, Task], pool: Mapping[str, Task]) -> 
     """Return the tasks that a row is loaded from."""
     if row == "best_member":
         return {"select": made["select"], **pool}
-    if row == "team_dynamic":
-        return {"team": made["team"], "stop": made["stop"]}
-    if row == "team_static":
-        return {"team": made["team"]}
+    if row == "ensemble_dynamic":
+        return {"ensemble": made["ensemble"], "stop": made["stop"]}
+    if row == "ensemble_static":
+        return {"ensemble": made["ensemble"]}
     return {row: made[row]}
 
 
 def pruned(
-    recipe: Recipe, prune: Prune, dense: Task, title: str, score: PruningScore, share: int, sparsity: float
+    recipe: Recipe, prune: Prune, dense: Task, title: str, score: PruningScore, fold: int, sparsity: float
 ) -> Task:
     """Prune the dense parent with one score on one share of the images, to a sparsity of its own."""
     stage = PruneStage(
@@ -295,11 +297,11 @@ def pruned(
         threat=recipe.threat,
         prune=replace(prune, scores=(score,)),
         score=score,
-        share=share,
+        fold=fold,
         sparsity=sparsity,
         held_out_attack=recipe.held_out_attack,
         eval_every=recipe.train.eval_every,
         precision=recipe.precision,
     )
-    part = 2 / max(prune.shares, 2)
+    part = 2 / max(prune.folds, 2)
     return Task(title, stage, {"dense": dense}, cost=1.3 * prune.finetune_epochs * part)

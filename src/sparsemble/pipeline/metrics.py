@@ -60,23 +60,25 @@ def security_curve(
     return {"attack": CURVE_ATTACK.label, "images": len(split), "eps": radii[: len(accuracy)], "accuracy": accuracy}
 
 
-def members_table(target: LoadedModel, split: Split, threat: ThreatModel, seed: int, folder: Path) -> dict[str, Any] | None:
+def members_table(
+    target: LoadedModel, split: Split, threat: ThreatModel, seed: int, folder: Path
+) -> dict[str, Any] | None:
     """Return each member's own accuracy and what images crafted on it do to the others; None for a single model."""
-    team = target.model
-    if not isinstance(team, Ensemble) or len(team.members) < 2:
+    ensemble = target.model
+    if not isinstance(ensemble, Ensemble) or len(ensemble.members) < 2:
         return None
     part = first_images(split)
     x, y = part.everything()
     attack = PGD(steps=20, stop_at_success=False, label="pgd20")
     clean, robust, transfer = [], [], []
-    for i, member in enumerate(team.members, start=1):
+    for i, member in enumerate(ensemble.members, start=1):
         place = folder / "ledger" / f"member{i}"
         found = evaluate(member, part, [attack], threat, seed=seed, folder=place)
         x_adv = found.images(attack.label).to(x.device)
         clean.append(found.clean_accuracy)
         robust.append(found.robust_accuracy)
-        transfer.append([_accuracy(other, x_adv, y) for other in team.members])
-    names = [f"member {i}" for i in range(1, len(team.members) + 1)]
+        transfer.append([_accuracy(other, x_adv, y) for other in ensemble.members])
+    names = [f"member {i}" for i in range(1, len(ensemble.members) + 1)]
     return {"names": names, "clean": clean, "robust": robust, "transfer": transfer, "images": len(part)}
 
 
@@ -106,7 +108,7 @@ def _accuracy(model: torch.nn.Module, x: Images, y: torch.Tensor) -> float:
 def size(
     target: LoadedModel, data: Dataset, split: Split, found: Evaluation, decide: Decide, folder: Path
 ) -> dict[str, Any]:
-    """Return bytes, memory, non-zero weights and multiply-accumulates; those of a dynamic team as on clean images."""
+    """Return bytes, memory, non-zero weights and multiply-accumulates; those of a dynamic ensemble as on clean images."""
     parts = list(target.model.members) if isinstance(target.model, Ensemble) else [target.model]
     macs = [count_macs(part, data.shape) for part in parts]
     runs = found.clean.members_run
@@ -134,7 +136,7 @@ def latency(decide: Decide, split: Split) -> dict[str, Any]:
     """Time the deployed decision on clean images, one and 64 at a time."""
     x = some_images(split)
     calls = {"batch_1": lambda: decide(x[:1]), "batch_64": lambda: decide(x)}
-    found = measure_latency(calls, rounds=7, warm_up=2)
+    found = measure_latency(calls, rounds=7, warmup=2)
     return {
         name: {"median_ms": one.median_ms, "spread_ms": one.high_quartile_ms - one.low_quartile_ms}
         for name, one in found.items()

@@ -6,17 +6,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, final
 
-from sparsemble.attacks.ensemble.hijack import Hijack
-from sparsemble.attacks.ensemble.slowdown import Slowdown
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.ensemble.hijack import Hijack
+from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.square import Square
 from sparsemble.core.artifacts import file_hash
+from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, StoppingRule
-from sparsemble.core.config import nearest, override, parse_toml, read, read_toml
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import DataSource
@@ -34,8 +34,8 @@ from sparsemble.pruning.method import PruningMethod
 from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training.precision import Precision
 from sparsemble.training.loss import TrainingLoss, parts
+from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
 
 
@@ -46,7 +46,7 @@ class Train:
 
     epochs: int
     """Passes over the training images, >= 1."""
-    objective: TrainingLoss
+    loss: TrainingLoss
     schedule: Schedule
     eval_every: int = 1
     """Measure held-out accuracy each so many epochs; the best measured epoch of the second half is kept."""
@@ -84,7 +84,7 @@ class Prune:
     method: PruningMethod
     scores: tuple[PruningScore, ...]
     """The paper's four: nis, erm, ase, bnsf."""
-    shares: int = 4
+    folds: int = 4
     """d: folds of the training images; d - 1 sub-models a score, each seeing 2/d of them (1: no split)."""
     granularity: Granularity = Weight()
     budget: Budget = Weights()
@@ -95,12 +95,12 @@ class Prune:
     """Least keep rate of a layer, as a share of the whole network's, in [0, 1)."""
     finetune_epochs: int
     """Passes over its images that each sub-model trains after its mask is fixed, >= 0."""
-    objective: TrainingLoss
+    loss: TrainingLoss
     schedule: Schedule
     """Of the fine-tuning; its batch size also holds while masks are learned."""
 
     def __post_init__(self) -> None:
-        _at_least_one(shares=self.shares)
+        _at_least_one(folds=self.folds)
         if self.finetune_epochs < 0:
             raise InputError(f"finetune_epochs = {self.finetune_epochs} must be 0 or more")
         if not self.scores:
@@ -126,16 +126,16 @@ class Prune:
     @property
     def pool(self) -> tuple[tuple[PruningScore, int], ...]:
         """The sub-models: score and number of the share, counted from 1."""
-        return tuple((score, j) for score in self.scores for j in range(1, max(self.shares, 2)))
+        return tuple((score, j) for score in self.scores for j in range(1, max(self.folds, 2)))
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """Ensemble learning of the selected team, on all training images, with masks held."""
+    """Ensemble learning of the selected ensemble, on all training images, with masks held."""
 
-    combine: Combiner
-    objective: TrainingLoss
+    combiner: Combiner
+    loss: TrainingLoss
     epochs: int
     """Passes over the training images, >= 1."""
     schedule: Schedule
@@ -146,10 +146,10 @@ class Ensemble:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Dynamic:
+class Stopping:
     """The stopping rule and how it is set."""
 
-    stop: StoppingRule = DIE()
+    rule: StoppingRule = DIE()
     """Its settings are where calibration starts."""
     max_accuracy_drop: float = 0.002
     """Accuracy that stopping early may cost on held-out images, clean, in the worst case (there at least one image)
@@ -171,7 +171,7 @@ class Dynamic:
             raise InputError(f"rounds = {self.rounds} must be 0 or more")
         labels = [attack.label for attack in self.against]
         if len(set(labels)) < len(labels):
-            raise InputError(f"dynamic.against has two attacks labelled {max(labels, key=labels.count)}; label one")
+            raise InputError(f"stopping.against has two attacks labelled {max(labels, key=labels.count)}; label one")
 
 
 @final
@@ -182,9 +182,9 @@ class Evaluate:
     attacks: tuple[Attack, ...] = (PGD(steps=20), PGD(steps=50, step_size=0.1, restarts=2), AutoAttack())
     """Run on every row."""
     adaptive: Attack = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
-    """Run through every differentiable view of the team: members, combiners, prefixes, its expected answer."""
+    """Run through every differentiable view of the ensemble: members, combiners, prefixes, its expected answer."""
     black_box: tuple[Attack, ...] = (Square(queries=1000),)
-    """Run on the deployed decision of the dynamic team."""
+    """Run on the deployed decision of the dynamic ensemble."""
     images: int = 0
     """Test images, drawn stratified; 0 means all."""
     curve_eps: tuple[float, ...] = ()
@@ -211,7 +211,7 @@ class Export:
     """The files that a run leaves for others."""
 
     values: Literal["float16", "float32", "int8"] = "float16"
-    """Format of the weights; the exported team is rounded to it, and judged as rounded. int8: a byte each, and a scale
+    """Format of the weights; the exported ensemble is rounded to it, and judged as rounded. int8: a byte each, and a scale
     for each output of a layer."""
 
 
@@ -223,21 +223,21 @@ class Recipe:
     seed: int = 0
     """Of all randomness, >= 0."""
     sparsity: float
-    """Of the whole deployed team, all members counted against one dense parent, in [0, 1)."""
-    members_count_placeholder: int = 4
-    """Members of the deployed team, >= 2."""
+    """Of the whole deployed ensemble, all members counted against one dense parent, in [0, 1)."""
+    members: int = 4
+    """Members of the deployed ensemble, >= 2."""
     data: DataSource
     model: Architecture
     threat: ThreatModel
     held_out_attack: Attack = PGD(steps=20, stop_at_success=False)
-    """On held-out images: to choose epochs and the team, and to calibrate."""
+    """On held-out images: to choose epochs and the ensemble, and to calibrate."""
     train: Train
     parent: Parent | None = None
     """A trained classifier to begin with; none: the parent is trained as `train` says."""
     prune: Prune
     select: SelectionRule = RobustDiversity()
     ensemble: Ensemble
-    dynamic: Dynamic = Dynamic()
+    stopping: Stopping = Stopping()
     precision: Precision = Precision()
     """Of every training in the run; held-out and test images are judged in float32."""
     evaluate: Evaluate = Evaluate()
@@ -245,27 +245,27 @@ class Recipe:
 
     def __post_init__(self) -> None:
         pool = len(self.prune.pool)
-        _for_a_single_network("train.objective", self.train.objective)
-        _for_a_single_network("prune.objective", self.prune.objective)
+        _for_a_single_network("train.loss", self.train.loss)
+        _for_a_single_network("prune.loss", self.prune.loss)
         if self.seed < 0:
             raise InputError(f"seed = {self.seed} must be 0 or more")
         if not 0 <= self.sparsity < 1:
             hint = f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
             raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1){hint}")
-        if self.members_count_placeholder < 2:
+        if self.members < 2:
             raise InputError(
-                f"team_size = {self.members_count_placeholder} must be 2 or more; for one sparse model use one member's recipe"
+                f"members = {self.members} must be 2 or more; for one sparse model use one member's recipe"
             )
-        if self.members_count_placeholder > pool:
+        if self.members > pool:
             raise InputError(
-                f"team_size = {self.members_count_placeholder} is more than the {pool} sub-models that {len(self.prune.scores)} scores "
-                f"and shares = {self.prune.shares} give; lower team_size or raise shares"
+                f"members = {self.members} is more than the {pool} sub-models that {len(self.prune.scores)} scores "
+                f"and shares = {self.prune.folds} give; lower members or raise shares"
             )
 
     @property
     def member_sparsity(self) -> float:
-        """Sparsity of each member: 1 - (1 - sparsity) / team_size (method.md section 1)."""
-        return 1 - (1 - self.sparsity) / self.members_count_placeholder
+        """Sparsity of each member: 1 - (1 - sparsity) / members (method.md section 1)."""
+        return 1 - (1 - self.sparsity) / self.members
 
 
 def shipped() -> dict[str, str]:
@@ -291,7 +291,7 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]
         table, stem = parse_toml(recipes[name], name), name
     else:
         raise InputError(f'"{name}" is neither a recipe nor a .toml file{nearest(name, recipes)}')
-    return stem, read(Recipe, override(table, settings))
+    return stem, from_dict(Recipe, override(table, settings))
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -300,12 +300,12 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return table
 
 
-def _for_a_single_network(where: str, objective: TrainingLoss) -> None:
-    for part in parts(objective):
+def _for_a_single_network(where: str, training_loss: TrainingLoss) -> None:
+    for part in parts(training_loss):
         if part.needs_ensemble:
             raise InputError(
-                f'{where} = "{part.name}" is the loss of a team, and a single network is trained there; use one such '
-                f"as madry or trades, and {part.name} as ensemble.objective"
+                f'{where} = "{part.name}" is the loss of an ensemble, and a single network is trained there; use one such '
+                f"as madry or trades, and {part.name} as ensemble.loss"
             )
 
 

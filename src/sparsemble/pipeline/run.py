@@ -16,16 +16,16 @@ from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_by
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.engines.parallel import ParallelEngine
-from sparsemble.pipeline.validate_recipe import check_against_data
 from sparsemble.pipeline.method import Method, method
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
+from sparsemble.pipeline.validate_recipe import check_against_data
 from sparsemble.training import parallel
 
 DEPLOYING = ("report", "export")
-"""The commands whose stages run the team in the runtime; each leaves a folder under its name."""
+"""The commands whose stages run the ensemble in the runtime; each leaves a folder under its name."""
 
 
 @final
@@ -173,7 +173,7 @@ def _publish(made: Path, place: Path) -> None:
 
 
 def export(folder: Path, values: str, settings: Mapping[str, Any], console: Console | None = None) -> dict[str, Any]:
-    """Export the team of a run again, with weights in another format perhaps; returns `export.json`.
+    """Export the ensemble of a run again, with weights in another format perhaps; returns `export.json`.
 
     Args:
         folder: of a run that has its report.

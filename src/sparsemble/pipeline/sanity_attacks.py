@@ -46,7 +46,7 @@ def gather(
     split: Split,
     threat: ThreatModel,
     *,
-    stop: StoppingRule | None,
+    rule: StoppingRule | None,
     decide: Decide | None,
     seed: int,
     folder: Path,
@@ -56,7 +56,7 @@ def gather(
     def run(name: str, images: int, *attacks: Attack) -> Evaluation:
         part = split.subset(torch.arange(min(images, len(split)), device=split.labels.device))
         return evaluate(
-            target.model, part, attacks, threat, stop=stop, decide=decide, seed=seed, folder=folder / "ledger" / name
+            target.model, part, attacks, threat, rule=rule, decide=decide, seed=seed, folder=folder / "ledger" / name
         )
 
     transferred = None

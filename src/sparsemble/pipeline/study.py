@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
-from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
-from sparsemble.core.errors import InputError
+from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.config import nearest, read_toml
-from sparsemble.pipeline.validate_recipe import check_against_data
+from sparsemble.core.errors import InputError
+from sparsemble.pipeline.baselines import ROWS
 from sparsemble.pipeline.method import method, pruned, train
 from sparsemble.pipeline.recipe import Recipe, load_recipe
-from sparsemble.pipeline.baselines import ROWS
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
+from sparsemble.pipeline.validate_recipe import check_against_data
 
 KEYS = ("title", "recipe", "kind", "set", "seeds", "rows", "axes")
-ALONE = ("team_size=2", "prune.shares=3")
-"""Of kind pruned, before the study's own settings: recipes must be able to make a team, even where none is made."""
+ALONE = ("members=2", "prune.folds=3")
+"""Of kind pruned, before the study's own settings: recipes must be able to make an ensemble, even where none is made."""
 
 
 @final
@@ -116,7 +116,7 @@ def load_study(path: Path) -> Study:
         kind=kind,
         settings=_changes(table.get("set", []), "set"),
         seeds=_seeds(table.get("seeds", [0])),
-        rows=_rows(table.get("rows", ["pruned" if kind == "pruned" else "team_dynamic"]), kind),
+        rows=_rows(table.get("rows", ["pruned" if kind == "pruned" else "ensemble_dynamic"]), kind),
         axes={axis: _values(axis, values) for axis, values in axes.items()},
     )
 
@@ -167,7 +167,7 @@ def cells(study: Study) -> list[Cell]:
                 report = method(recipe, study.title, f"a cell of {study.title}").until["report"][0]
                 found.append(Cell(values, seed, recipe, {}, {}, report))
                 continue
-            dense, whole = train(recipe), replace(recipe.prune, shares=1)
+            dense, whole = train(recipe), replace(recipe.prune, folds=1)
             title = "prune " + ", ".join([*values.values(), f"seed {seed}"])
             made = {"pruned": pruned(recipe, whole, dense, title, whole.scores[0], 1, recipe.sparsity)}
             found.append(Cell(values, seed, recipe, made, _attacked(recipe, made), None))
@@ -218,7 +218,7 @@ def _attacked(recipe: Recipe, made: Mapping[str, Task]) -> dict[str, dict[str, T
                 seed=recipe.seed,
                 data=recipe.data,
                 threat=recipe.threat,
-                combine=recipe.ensemble.combine,
+                combiner=recipe.ensemble.combiner,
                 row=row,
                 attack=SurrogateAttack(attack=one, surrogate=FullEnsemble(), label=one.label),
                 images=recipe.evaluate.images,

@@ -7,14 +7,14 @@ from torch import nn
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, Split
-from sparsemble.pipeline.validation import probe
 from sparsemble.pipeline.stage import Work
+from sparsemble.pipeline.validation import probe
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback, KeepBest, Report, Show, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.precision import Precision
 from sparsemble.training.fit import fit
 from sparsemble.training.loss import TrainingLoss
+from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
 
 FIRST_KEPT = 0.5
@@ -25,7 +25,7 @@ def learn(
     work: Work,
     model: nn.Module,
     data: Dataset,
-    objective: TrainingLoss,
+    training_loss: TrainingLoss,
     schedule: Schedule,
     *,
     epochs: int,
@@ -42,13 +42,13 @@ def learn(
         work: the running stage.
         model: what to train.
         data: its held-out images choose the epoch.
-        objective: the loss.
+        loss: the loss.
         schedule: steps, rate, averaging and guard.
         epochs: passes over the images.
         threat: handed to the objective and the probe.
         held_out_attack: measures held-out robustness.
-        probe_every: epochs between measurements.
-        computing: number format, layout, compilation.
+        eval_every: epochs between measurements.
+        precision: number format, layout, compilation.
         split: training images, where not all of them.
         callbacks: what else happens.
     """
@@ -58,7 +58,7 @@ def learn(
     checkpoint = Checkpoint(work.folder)
     history = fit(
         model,
-        objective,
+        training_loss,
         batches,
         schedule,
         epochs=epochs,

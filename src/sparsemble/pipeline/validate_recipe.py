@@ -10,7 +10,7 @@ from sparsemble.models.graph import Graph
 from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import dataset
-from sparsemble.pipeline.stages.load_parent import adopted
+from sparsemble.pipeline.stages.load_parent import load_parent
 from sparsemble.training import parallel
 from sparsemble.training.loss import parts
 
@@ -27,20 +27,20 @@ def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, depl
         InputError: naming the setting.
     """
     data = dataset(recipe.data)
-    model = adopted(recipe.model, recipe.parent, data)
+    model = load_parent(recipe.model, recipe.parent, data)
     graph = Graph(model, data.shape)
     check_held_out(data)
     if deploys:
         check_deployable(model, data.shape)
-        if any(isinstance(part, DVERGE) and part.beta for part in parts(recipe.ensemble.objective)):
+        if any(isinstance(part, DVERGE) and part.beta for part in parts(recipe.ensemble.loss)):
             feature_layers(model)
     for sparsity in sparsities or (recipe.member_sparsity,):
         recipe.prune.target(graph, sparsity)
-    shares = recipe.prune.shares
+    shares = recipe.prune.folds
     rarest = int(data.train.labels.bincount(minlength=len(data.classes)).min())
     if shares > rarest:
         raise InputError(
-            f"prune.shares = {shares} is more than the {rarest} training images of the rarest class; lower it"
+            f"prune.folds = {shares} is more than the {rarest} training images of the rarest class; lower it"
         )
     smallest = len(data.train) if shares == 1 else 2 * (len(data.train) // shares)
     for name, size, images in (
@@ -65,7 +65,7 @@ def check_held_out(data: Dataset) -> None:
     Raises:
         InputError: one half of them has fewer than two classes.
     """
-    for part, use in ((data.choose, "chooses epochs and teams"), (data.calibrate, "calibrates the stopping rule")):
+    for part, use in ((data.choose, "chooses epochs and ensembles"), (data.calibrate, "calibrates the stopping rule")):
         classes = len(part.labels.unique())
         if classes < 2:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Held-out accuracy: what epochs and teams are chosen by."""
+"""Held-out accuracy: what epochs and ensembles are chosen by."""
 
 from collections.abc import Callable
 
@@ -37,9 +37,9 @@ def right(model: Classifier, x: Images, y: Labels, batch: int = BATCH) -> Flags:
 
 
 @torch.no_grad()
-def logits_of(team: Ensemble, x: Images, batch: int = BATCH) -> MemberLogits:
+def logits_of(ensemble: Ensemble, x: Images, batch: int = BATCH) -> MemberLogits:
     """Return the logits of every member on all images."""
-    return torch.cat([team.member_logits(part) for part in x.split(batch)], dim=1)
+    return torch.cat([ensemble.member_logits(part) for part in x.split(batch)], dim=1)
 
 
 def probe(split: Split, attack: Attack, threat: ThreatModel, work: Work) -> Callable[[nn.Module], dict[str, float]]:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sparsemble.models.graph import Graph
 from sparsemble.models.channel_groups import ChannelGroup, spaces
+from sparsemble.models.graph import Graph
 from sparsemble.pruning.layer_rates import Family, LayerRates
 from sparsemble.pruning.mask import Mask, keep_top
 from sparsemble.pruning.score import Scores

@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.models.graph import Graph, Operation
 from sparsemble.models.channel_groups import spaces
+from sparsemble.models.graph import Graph, Operation
 from sparsemble.pruning.mask import Mask
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, tensor
 from sparsemble.core.errors import InputError
 
 
-def data_folds(labels: Tensor, shares: int, rng: np.random.Generator) -> list[Tensor]:
+def data_folds(labels: Tensor, folds: int, rng: np.random.Generator) -> list[Tensor]:
     """Split the images of one score among its sub-models.
 
     A fresh stratified partition into `shares` equal folds D_0..D_{d-1}; sub-model j = 1..d-1 gets D_0 and D_j, so two
@@ -14,7 +14,7 @@ def data_folds(labels: Tensor, shares: int, rng: np.random.Generator) -> list[Te
 
     Args:
         labels: (N,) classes of the training images.
-        shares: d, 1 or more; at most as many as the rarest class has images.
+        folds: d, 1 or more; at most as many as the rarest class has images.
         rng: draws the partition; a new one for every score.
 
     Returns:
@@ -24,17 +24,17 @@ def data_folds(labels: Tensor, shares: int, rng: np.random.Generator) -> list[Te
         InputError: a share count the data does not allow.
     """
     classes, counts = np.unique(labels.cpu().numpy(), return_counts=True)
-    if not 1 <= shares <= counts.min():
+    if not 1 <= folds <= counts.min():
         raise InputError(
-            f"shares = {shares} must be between 1 and {counts.min()}, the number of training images of the rarest "
+            f"shares = {folds} must be between 1 and {counts.min()}, the number of training images of the rarest "
             f"class ({classes[counts.argmin()]})"
         )
-    if shares == 1:
+    if folds == 1:
         return [tensor(np.arange(len(labels)))]
     fold = np.empty(len(labels), dtype=int)
     offset = 0
     for label in classes:
         members = rng.permutation(np.flatnonzero(labels.cpu().numpy() == label))
-        fold[members] = (np.arange(len(members)) + offset) % shares
+        fold[members] = (np.arange(len(members)) + offset) % folds
         offset += len(members)
-    return [tensor(np.flatnonzero((fold == 0) | (fold == j))) for j in range(1, shares)]
+    return [tensor(np.flatnonzero((fold == 0) | (fold == j))) for j in range(1, folds)]

@@ -16,8 +16,8 @@ from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.precision import Precision
 from sparsemble.training.loss import TrainingLoss
+from sparsemble.training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class PruningContext:
 
     batches: Batches | None
     """Training images; none where there are none, which only methods that learn nothing can do with."""
-    objective: TrainingLoss
+    loss: TrainingLoss
     """The robust loss."""
     threat: ThreatModel
     rng: Generator

@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sparsemble.models.graph import Graph
 from sparsemble.models.channel_groups import spaces
+from sparsemble.models.graph import Graph
 from sparsemble.pruning.dead_channels import find_dead
 from sparsemble.pruning.mask import Mask
 

@@ -11,12 +11,14 @@ from rich.text import Text
 
 from sparsemble.core.artifacts import write_bytes, write_json
 from sparsemble.report import formatting
+from sparsemble.report.formatting import count, duration, percent, size, span
 from sparsemble.report.plot_style import COLOURS, SCORE_COLOURS, THEME, draw
 from sparsemble.report.tables import markdown_table
 from sparsemble.report.template import fill, plots, plots_in_markdown, strip, write_plots
-from sparsemble.report.formatting import count, duration, percent, size, span
 
-PALETTE = [COLOURS[row] for row in ("team_dynamic", "harp", "team_static", "small_dense", "best_member", "dense")]
+PALETTE = [
+    COLOURS[row] for row in ("ensemble_dynamic", "harp", "ensemble_static", "small_dense", "best_member", "dense")
+]
 PALETTE += SCORE_COLOURS
 MARKERS = ("o", "D", "s", "v", "^", "P")
 FIGURES = {"size": "Robustness against size and work"}

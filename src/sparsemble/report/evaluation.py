@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from sparsemble.core.artifacts import write_bytes
-from sparsemble.report import evaluation_text
-from sparsemble.report import formatting
+from sparsemble.report import evaluation_text, formatting
 from sparsemble.report.evaluation_schema import ROBUSTBENCH, validate_evaluation
 from sparsemble.report.evaluation_tables import KINDS, columns, lines, made, markdown
 from sparsemble.report.tables import ordered_checks
@@ -81,7 +80,7 @@ def captions(result: dict[str, Any]) -> dict[str, str]:
     members = (result["members"] or {}).get("images", result["data"]["images"])
     return {
         "attacks": "With its 95 % interval. The worst case counts an image as wrong if any attack broke it, so it lies "
-        "at or below every attack; attacks on the team in a colour of their own.",
+        "at or below every attack; attacks on the ensemble in a colour of their own.",
         "curve": f"{curve.get('images', 0)} test images at every radius, under {curve.get('attack')} alone. A sound "
         "attack takes accuracy down to chance and below.",
         "distances": "As found by attacks that look for the smallest change rather than one inside eps; an upper bound "

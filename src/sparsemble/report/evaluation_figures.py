@@ -8,8 +8,8 @@ import numpy as np
 from sparsemble.report.evaluation_tables import KINDS, lines
 from sparsemble.report.evaluation_text import distance, in_255ths
 from sparsemble.report.figures import image_grid, security_curves, shaded
-from sparsemble.report.plot_style import COLOURS, HALF, INK, MARKERS, SCORE_COLOURS, WIDE, bars, draw, new_figure
 from sparsemble.report.formatting import count, percent
+from sparsemble.report.plot_style import COLOURS, HALF, INK, MARKERS, SCORE_COLOURS, WIDE, bars, draw, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,13 +52,15 @@ def accuracy_by_attack(result: dict[str, Any]) -> "Figure":
         )
         beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8.5, "ha": "right"}
         ax.text(1.055, y, percent(line.accuracy), fontweight="bold" if strong else "normal", **beside)
-        if line.kind in ("attack", "team attack"):
+        if line.kind in ("attack", "ensemble attack"):
             passes = sum(result["attacks"][line.label]["passes"].values())
             ax.text(1.175, y, f"{count(passes)} passes", **beside)
     ax.set_yticks(range(len(of_table)), [line.label for line in of_table])
     for label, line in zip(ax.get_yticklabels(), of_table, strict=True):
         label.set(color=COLOURS[KINDS[line.kind]], fontweight="bold" if line.kind == "worst case" else "normal")
-    ax.axvline(100 * result["worst_case"]["accuracy"], color=COLOURS["team_dynamic"], lw=0.9, ls=(0, (1, 2)), zorder=1)
+    ax.axvline(
+        100 * result["worst_case"]["accuracy"], color=COLOURS["ensemble_dynamic"], lw=0.9, ls=(0, (1, 2)), zorder=1
+    )
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(of_table) - 0.4, -0.6)
     ax.set_xlabel("accuracy, %")
@@ -87,8 +89,8 @@ def members_run(result: dict[str, Any]) -> "Figure":
 def curve(result: dict[str, Any]) -> "Figure":
     """Accuracy against eps."""
     found = result["security_curve"]
-    curves = {"eps": found["eps"], "rows": {"team_dynamic": found["accuracy"]}}
-    names = {"team_dynamic": f"under {found['attack']}"}
+    curves = {"eps": found["eps"], "rows": {"ensemble_dynamic": found["accuracy"]}}
+    names = {"ensemble_dynamic": f"under {found['attack']}"}
     eps, classes = result["threat"]["eps"], result["data"]["classes"]
     return security_curves(curves, eps, classes, names, True if in_255ths(result) else None)
 

@@ -34,7 +34,7 @@ PASSES = {"forward": COUNT, "backward": COUNT}
 TIMES = {"median_ms": AMOUNT, "spread_ms": AMOUNT}
 ATTACK = {
     "settings": TABLE,
-    "kind": one_of("attack", "team attack"),
+    "kind": one_of("attack", "ensemble attack"),
     "mode": one_of("fast", "exact", None),
     "robust_accuracy": SHARE,
     "interval": INTERVAL,

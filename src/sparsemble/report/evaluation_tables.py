@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsemble.report.evaluation_text import alarms, autoattack, beside, distance, headline, images
-from sparsemble.report.tables import markdown_table, ordered_checks
 from sparsemble.report.formatting import aim, count, duration, percent, span, threat, verdict
+from sparsemble.report.tables import markdown_table, ordered_checks
 
-KINDS = {"clean": "dense", "attack": "harp", "team attack": "team_static", "worst case": "team_dynamic"}
+KINDS = {"clean": "dense", "attack": "harp", "ensemble attack": "ensemble_static", "worst case": "ensemble_dynamic"}
 """The row of a run's report whose colour a line takes."""
 TITLES = {
     "accuracy": ("accuracy, %", "share of all images answered rightly"),
@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
     label: str
     kind: str
-    """clean, attack, team attack or worst case."""
+    """clean, attack, ensemble attack or worst case."""
     note: str
     accuracy: float
     interval: Sequence[float]
@@ -74,7 +74,7 @@ def _line(label: str, attack: dict[str, Any], result: dict[str, Any]) -> Line:
 def note(label: str, attack: dict[str, Any]) -> str:
     """Say in a few words what an attack is."""
     words = [f"{attack['mode']} mode"] if attack["mode"] else []
-    if attack["kind"] == "team attack":
+    if attack["kind"] == "ensemble attack":
         words.append(f"against {aim(label)}")
     if attack.get("parts"):
         broken = {part: images for part, images in attack["parts"].items() if images}

@@ -105,7 +105,7 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _members(result: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the members run by a team, or the latency of a single model."""
+    """Return the members run by an ensemble, or the latency of a single model."""
     run, of = result["members_run"], result["target"]["members"]
     if of > 1:
         slowed = "" if run["slowdown"] is None else f", {run['slowdown']:.2f} under one on cost"

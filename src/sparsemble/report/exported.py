@@ -23,13 +23,13 @@ def export_table(found: dict[str, Any]) -> Table:
             table.add_row(name, one)
         else:
             table.add_row(
-                f"{name} against the rounded team",
+                f"{name} against the rounded ensemble",
                 f"logits within {one['logits']:.1g}; {one['labels']} labels and {one['decisions']} decisions differ of "
                 f"{one['images']} ({one['near']} hang on rounding)",
             )
-            if "static_team" in one:
+            if "static_ensemble" in one:
                 table.add_row(
                     f"{name}, all members in one graph",
-                    f"logits within {one['static_team']:.1g}; within {one['batch_of_one']:.1g} in a batch of one",
+                    f"logits within {one['static_ensemble']:.1g}; within {one['batch_of_one']:.1g} in a batch of one",
                 )
     return table

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsemble.report.tradeoff_plot import robustness_against_size
-from sparsemble.report.summary import SHORT_NAMES
+from sparsemble.report.formatting import count, duration
 from sparsemble.report.plot_style import (
     COLOURS,
     HALF,
@@ -19,8 +18,9 @@ from sparsemble.report.plot_style import (
     draw,
     new_figure,
 )
+from sparsemble.report.summary import SHORT_NAMES
+from sparsemble.report.tradeoff_plot import robustness_against_size
 from sparsemble.report.trainings import marks
-from sparsemble.report.formatting import count, duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ CURVES = {
     "held_out_robust": ("held-out robust, %", 100, "linear"),
     "held_out_clean": ("held-out clean, %", 100, "linear"),
     "loss": ("loss (log scale)", 1, "log"),
-    "rate": ("rate", 1, "linear"),
+    "learning_rate": ("learning rate", 1, "linear"),
 }
 """What is drawn of each training: title, factor, scale."""
 
@@ -49,7 +49,7 @@ def draw_all(summary: dict[str, Any], figures: dict[str, Any], examples: dict[st
         "members_run": (found["members_run"], lambda: members_run(figures["members_run"])),
         "examples": (shown, lambda: image_grid(shown, found["classes"], eps if norm == "linf" else 0.0)),
         "layers": (found["layers"], lambda: layer_sparsity(figures["layers"])),
-        "overlap": (found["overlap"], lambda: mask_overlap(figures["overlap"], summary["selection"]["team"])),
+        "overlap": (found["overlap"], lambda: mask_overlap(figures["overlap"], summary["selection"]["ensemble"])),
         "training": (found["training"], lambda: training_curves(figures["training"])),
         "cost": (True, lambda: training_cost(summary["rows"])),
     }
@@ -97,7 +97,7 @@ def members_run(counts: dict[str, Any]) -> "Figure":
         share = 100 * images / max(images.sum(), 1)
         mean = float((images * run).sum() / max(images.sum(), 1))
         label = f"{name} images: {mean:.2f} members on average"
-        bars = ax.bar(run + offset, share, 0.37, color=COLOURS["team_dynamic"], label=label, linewidth=0, **look)
+        bars = ax.bar(run + offset, share, 0.37, color=COLOURS["ensemble_dynamic"], label=label, linewidth=0, **look)
         ax.bar_label(bars, [f"{s:.1f}" if 0 < s < 10 else f"{s:.0f}" for s in share], fontsize=8, padding=2)
     ax.set_xticks(run)
     ax.set_xlabel("members run")
@@ -141,8 +141,8 @@ def layer_sparsity(layers: dict[str, Any]) -> "Figure":
     return figure
 
 
-def mask_overlap(overlap: dict[str, Any], team: list[str]) -> "Figure":
-    """Jaccard overlap of the kept weights of all pairs of sub-models; members of the team stand out."""
+def mask_overlap(overlap: dict[str, Any], ensemble: list[str]) -> "Figure":
+    """Jaccard overlap of the kept weights of all pairs of sub-models; members of the ensemble stand out."""
     names, values = overlap["names"], np.asarray(overlap["jaccard"], float)
     figure, ax = new_figure(HALF, 3.6)
     below = values[np.tril_indices(len(names), -1)]
@@ -157,8 +157,8 @@ def mask_overlap(overlap: dict[str, Any], team: list[str]) -> "Figure":
     ax.set_xticks(range(len(names) - 1), names[:-1], rotation=90)
     ax.set_yticks(range(1, len(names)), names[1:])
     for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
-        if label.get_text() in team:
-            label.set(color=COLOURS["team_dynamic"], fontweight="bold")
+        if label.get_text() in ensemble:
+            label.set(color=COLOURS["ensemble_dynamic"], fontweight="bold")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return figure
@@ -255,5 +255,5 @@ def _picture(ax: "Axes", image: np.ndarray, column: int, row: int) -> None:
 def _verdict(ax: "Axes", text: str, column: int, row: int, wrong: bool) -> None:
     """Write label and answer above an image; wrong answers stand out."""
     left, _, _, top = _place(column, row)
-    style: dict[str, Any] = {"color": COLOURS["team_dynamic"], "fontweight": "bold"} if wrong else {"color": INK}
+    style: dict[str, Any] = {"color": COLOURS["ensemble_dynamic"], "fontweight": "bold"} if wrong else {"color": INK}
     ax.text(left + 0.5, top + 0.05, text, ha="center", va="bottom", fontsize=8.5, **style)

@@ -67,12 +67,12 @@ def sentence(text: str) -> str:
 
 def headline(summary: dict[str, Any]) -> str:
     """Say in a sentence what came out."""
-    team = row_of(summary, "team_dynamic")
-    low, high = team["worst_case_interval"]
-    run, of = team["members_run"], len(summary["selection"]["team"])
+    ensemble = row_of(summary, "ensemble_dynamic")
+    low, high = ensemble["worst_case_interval"]
+    run, of = ensemble["members_run"], len(summary["selection"]["ensemble"])
     return (
-        f"A team of {of} sparse sub-model{'s' if of > 1 else ''}, {round_percent(team['sparsity'])} sparse in all, "
-        f"keeps {percent(team['worst_case'])} % accuracy in the worst case over every attack tried "
+        f"An ensemble of {of} sparse sub-model{'s' if of > 1 else ''}, {round_percent(ensemble['sparsity'])} sparse in all, "
+        f"keeps {percent(ensemble['worst_case'])} % accuracy in the worst case over every attack tried "
         f"(95 % interval {percent(low)} to {percent(high)}), running {run['clean']:.2f} members a clean image "
         f"and {run['attacked']:.2f} an attacked one."
     )
@@ -119,11 +119,11 @@ AIMS = (
     (r"slowdown.*keep_label", "the stopping rule: run more members, same answer"),
     (r"slowdown", "the stopping rule: run more members"),
 )
-"""What an attack on a team is made against, by what its label holds."""
+"""What an attack on an ensemble is made against, by what its label holds."""
 
 
 def aim(label: str) -> str:
-    """Say what an attack on a team was made against."""
+    """Say what an attack on an ensemble was made against."""
     for pattern, text in AIMS:
         if found := re.search(rf"(?:^|-)(?:{pattern})", label):
             return text.format(*found.groups())

@@ -71,8 +71,10 @@ def render(
         groups=column_groups(of_table),
         rows=[(row, NAMES[row["name"]], [column.cell(row) for column in of_table]) for row in summary["rows"]],
         strip=interval_strip(summary),
-        headline=formatting.headline(summary).partition(formatting.percent(row_of(summary, "team_dynamic")["worst_case"]) + " %"),
-        attacks=sorted(row_of(summary, "team_dynamic")["attacks"].items(), key=lambda item: item[1]),
+        headline=formatting.headline(summary).partition(
+            formatting.percent(row_of(summary, "ensemble_dynamic")["worst_case"]) + " %"
+        ),
+        attacks=sorted(row_of(summary, "ensemble_dynamic")["attacks"].items(), key=lambda item: item[1]),
         checks=ordered_checks(summary),
         **plots(drawn, FIGURES, titles, WIDE),
         training_columns=COLUMNS,
@@ -80,7 +82,7 @@ def render(
             (name, SHORT_NAMES[name], cells, epoch_rows(trainings[name])) for name, cells in training_rows(trainings)
         ],
         epoch_columns=EPOCH_COLUMNS,
-        pool=pool_rows(pool, summary["selection"]["team"]),
+        pool=pool_rows(pool, summary["selection"]["ensemble"]),
         pool_columns=POOL_COLUMNS,
         settings=list(flat(summary["recipe"])),
     )
@@ -88,23 +90,31 @@ def render(
 
 def facts(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the few numbers at the top of the page: value, what it is, what to compare it with."""
-    team, dense = row_of(summary, "team_dynamic"), row_of(summary, "dense")
-    run = team["members_run"]
+    ensemble, dense = row_of(summary, "ensemble_dynamic"), row_of(summary, "dense")
+    run = ensemble["members_run"]
     return [
-        (f"{formatting.percent(team['clean'])} %", "clean accuracy", f"dense parent {formatting.percent(dense['clean'])} %"),
-        (formatting.count(team["nonzeros"]), "weights kept", f"dense parent {formatting.count(dense['nonzeros'])}"),
-        (formatting.size(team["bytes"]), "on disk", f"dense parent {formatting.size(dense['bytes'])}"),
         (
-            f"{run['clean']:.2f} of {len(summary['selection']['team'])}",
+            f"{formatting.percent(ensemble['clean'])} %",
+            "clean accuracy",
+            f"dense parent {formatting.percent(dense['clean'])} %",
+        ),
+        (formatting.count(ensemble["nonzeros"]), "weights kept", f"dense parent {formatting.count(dense['nonzeros'])}"),
+        (formatting.size(ensemble["bytes"]), "on disk", f"dense parent {formatting.size(dense['bytes'])}"),
+        (
+            f"{run['clean']:.2f} of {len(summary['selection']['ensemble'])}",
             "members run, clean image",
             f"{run['attacked']:.2f} under the costliest attack tried",
         ),
         (
-            formatting.count(team["macs_nonzero"]),
+            formatting.count(ensemble["macs_nonzero"]),
             "non-zero MACs, clean image",
             f"dense parent {formatting.count(dense['macs_nonzero'])}",
         ),
-        (formatting.duration(team["seconds"]), "of one core to train", f"dense parent {formatting.duration(dense['seconds'])}"),
+        (
+            formatting.duration(ensemble["seconds"]),
+            "of one core to train",
+            f"dense parent {formatting.duration(dense['seconds'])}",
+        ),
     ]
 
 
@@ -121,11 +131,11 @@ def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]
         "work (second panel). Rows of equal size are drawn side by side.",
         "curves": f"The same {images} test images at every radius. A sound attack takes every row down to chance.",
         "members_run": "On clean images and under the attack that costs the most members, of those tried.",
-        "examples": "Each image with its label \u2192 the team's answer; wrong answers in colour. Middle row: what was "
+        "examples": "Each image with its label \u2192 the ensemble's answer; wrong answers in colour. Middle row: what was "
         f"added (blue) or taken away (red), at full colour {'eps' if linf else 'the largest change shown'}.",
         "layers": "Sparsity of each layer (with its number of weights), averaged over the sub-models of a score; the "
         "dashed line is the whole network. The paper's Figure 5.",
-        "overlap": "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the team in "
+        "overlap": "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the ensemble in "
         f"colour. Masks of the best sub-model's size drawn blindly would share {by_chance}.",
         "training": " ".join(
             ["Accuracy on held-out images, the loss on training images, and the rate.", taken_back(trainings)]
@@ -139,12 +149,12 @@ def pool_in_markdown(pool: Pool, summary: dict[str, Any]) -> list[str]:
     """Return a section with a row for each sub-model."""
     rows = [
         [f"**{label}**" if chosen else label, *cells]
-        for label, chosen, cells in pool_rows(pool, summary["selection"]["team"])
+        for label, chosen, cells in pool_rows(pool, summary["selection"]["ensemble"])
     ]
     if not rows:
         return []
     table = markdown_table(["sub-model", *(column.title for column in POOL_COLUMNS)], rows, 1)
-    return ["", "## Sub-models", "", *table, "", "In bold: members of the team.", ""]
+    return ["", "## Sub-models", "", *table, "", "In bold: members of the ensemble.", ""]
 
 
 def trainings_in_markdown(trainings: Trainings) -> list[str]:

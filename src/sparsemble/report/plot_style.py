@@ -14,12 +14,19 @@ COLOURS = {
     "small_dense": "#cc79a7",
     "harp": "#0072b2",
     "best_member": "#56b4e9",
-    "team_static": "#e69f00",
-    "team_dynamic": "#d55e00",
-    "team": "#d55e00",
+    "ensemble_static": "#e69f00",
+    "ensemble_dynamic": "#d55e00",
+    "ensemble": "#d55e00",
 }
 """One colour a row in every plot, apart for colour-blind eyes (Okabe & Ito 2008)."""
-MARKERS = {"dense": "s", "small_dense": "v", "harp": "D", "best_member": "^", "team_static": "o", "team_dynamic": "*"}
+MARKERS = {
+    "dense": "s",
+    "small_dense": "v",
+    "harp": "D",
+    "best_member": "^",
+    "ensemble_static": "o",
+    "ensemble_dynamic": "*",
+}
 SCORE_COLOURS = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#117733")
 """Scores share no colour with a row (Tol's muted scheme)."""
 SCORE_MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -34,7 +41,7 @@ HALF, WIDE = 4.9, 10.0
 THEME = {
     INK: "--plot-ink",
     RULE: "--plot-rule",
-    **{colour: f"--row-{row}" for row, colour in COLOURS.items() if row != "team"},
+    **{colour: f"--row-{row}" for row, colour in COLOURS.items() if row != "ensemble"},
     **{colour: f"--score-{i}" for i, colour in enumerate(SCORE_COLOURS)},
 }
 """The variables by which the page gives each colour a shade for light and one for dark paper."""

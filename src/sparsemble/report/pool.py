@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsemble.report.trainings import Column
 from sparsemble.report.formatting import count, percent
+from sparsemble.report.trainings import Column
 
 Pool = Mapping[str, Mapping[str, Any]]
 """What the prune stage wrote of each sub-model, by its label (docs/summary.md)."""
@@ -22,9 +22,9 @@ COLUMNS = (
 )
 
 
-def pool_rows(pool: Pool, team: Sequence[str]) -> list[tuple[str, bool, list[str]]]:
-    """Return label, whether it is in the team, and the cells of `COLUMNS` for each sub-model."""
-    return [(label, label in team, _cells(told)) for label, told in pool.items()]
+def pool_rows(pool: Pool, ensemble: Sequence[str]) -> list[tuple[str, bool, list[str]]]:
+    """Return label, whether it is in the ensemble, and the cells of `COLUMNS` for each sub-model."""
+    return [(label, label in ensemble, _cells(told)) for label, told in pool.items()]
 
 
 def _cells(told: Mapping[str, Any]) -> list[str]:

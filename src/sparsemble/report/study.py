@@ -91,7 +91,7 @@ def _cells(result: dict[str, Any], line: dict[str, Any], several: bool) -> list[
 
 
 def _numbers(result: dict[str, Any]) -> list[str]:
-    """Return the titles of the columns that hold numbers; only whole runs have teams."""
+    """Return the titles of the columns that hold numbers; only whole runs have ensembles."""
     return [*COLUMNS, *(["members run"] if result["kind"] == "run" else [])]
 
 

@@ -25,22 +25,22 @@ SCHEMA_VERSION = 2
 
 NAMES = {
     "dense": "Dense parent",
-    "small_dense": "Small dense network (the team's MACs)",
+    "small_dense": "Small dense network (the ensemble's MACs)",
     "harp": "One HARP model (same sparsity)",
     "best_member": "Best single sub-model",
-    "team_static": "Team, all members",
-    "team_dynamic": "Team, dynamic",
+    "ensemble_static": "Ensemble, all members",
+    "ensemble_dynamic": "Ensemble, dynamic",
 }
 SHORT_NAMES = {
     "dense": "dense parent",
     "small_dense": "small dense",
     "harp": "one HARP model",
     "best_member": "best sub-model",
-    "team_static": "team, all members",
-    "team_dynamic": "team, dynamic",
-    "team": "team",
+    "ensemble_static": "ensemble, all members",
+    "ensemble_dynamic": "ensemble, dynamic",
+    "ensemble": "ensemble",
 }
-"""For plots and terminals; `team` is the team while it is trained."""
+"""For plots and terminals; `ensemble` is the ensemble while it is trained."""
 
 VERSION = Rule(f"the version {SCHEMA_VERSION} that this code reads", lambda value: value == SCHEMA_VERSION)
 ROW_NAME = Rule(f"one of {', '.join(NAMES)}", lambda value: value in tuple(NAMES))
@@ -73,7 +73,7 @@ SUMMARY = {
     "command": TEXT,
     "rows": [ROW],
     "checks": [CHECK],
-    "selection": {"team": [TEXT], "robust_diversity": NUMBER, "threshold": NUMBER_OR_NULL, "rule": TEXT},
+    "selection": {"ensemble": [TEXT], "robust_diversity": NUMBER, "threshold": NUMBER_OR_NULL, "rule": TEXT},
     "stopping": {
         "rule": TEXT,
         "settings": TABLE,
@@ -101,8 +101,8 @@ def validate(summary: dict[str, Any]) -> None:
     names = [row["name"] for row in summary["rows"]]
     if sorted(names) != sorted(NAMES):
         raise InputError(f"summary.rows must be {', '.join(NAMES)}, each once; got {', '.join(names) or 'none'}")
-    if not summary["selection"]["team"]:
-        raise InputError("summary.selection.team is empty; it must name the members")
+    if not summary["selection"]["ensemble"]:
+        raise InputError("summary.selection.ensemble is empty; it must name the members")
     for row in summary["rows"]:
         _agree(row, f"summary.rows[{row['name']}]")
 

@@ -7,8 +7,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sparsemble.report.schema import STATUSES
-from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of
 from sparsemble.report.formatting import (
     aim,
     beside,
@@ -24,6 +22,8 @@ from sparsemble.report.formatting import (
     threat,
     verdict,
 )
+from sparsemble.report.schema import STATUSES
+from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of
 
 
 class Column(NamedTuple):
@@ -60,7 +60,7 @@ def columns(summary: dict[str, Any]) -> list[Column]:
         Column(
             work,
             "MACs, non-zero",
-            "of non-zero weights; team, dynamic: expected on clean images",
+            "of non-zero weights; ensemble, dynamic: expected on clean images",
             lambda row: count(row["macs_nonzero"]),
         ),
         Column(work, "members", "mean number run: clean / under the attack that costs most", members),
@@ -115,7 +115,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
             count(row["nonzeros"]),
             members(row).replace(" / ", "/"),
             count(row["training_passes"]),
-            style="bold" if row["name"] == "team_dynamic" else None,
+            style="bold" if row["name"] == "ensemble_dynamic" else None,
             end_section=row["name"] == "best_member",
         )
     return table
@@ -141,7 +141,7 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{c.group.split(',')[0]} {t}" if c.group.startswith(("lat", "tra")) else t
         for c, t in zip(of_table, titles, strict=True)
     ]
-    dynamic = row_of(summary, "team_dynamic")["attacks"]
+    dynamic = row_of(summary, "ensemble_dynamic")["attacks"]
     opened = [check for check in ordered_checks(summary) if check["status"] != "pass"]
     lines = [f"# {summary['name']}, seed {summary['seed']}", "", f"**{headline(summary)}**", "", beside(summary), ""]
     lines += [f"{threat(summary)} {images(summary)}", "", f"Checks: {verdict(summary)}.", ""]
@@ -150,14 +150,24 @@ def markdown(summary: dict[str, Any]) -> str:
     lines += markdown_table(
         ["row", *titles], [[NAMES[r["name"]], *[c.cell(r) for c in of_table]] for r in summary["rows"]], 1
     )
-    lines += ["", "## Attacks on the dynamic team", ""]
+    lines += ["", "## Attacks on the dynamic ensemble", ""]
     lines += markdown_table(
         ["attack", "made against", "accuracy %"], [[k, aim(k), percent(v)] for k, v in dynamic.items()], 2
     )
     lines += ["", "## Checks", ""]
     checks = [[_number(c), c["name"], c["status"], c["detail"]] for c in ordered_checks(summary)]
     lines += markdown_table(["number", "check", "verdict", "detail"], checks, 4)
-    lines += ["", "## The team", "", _ensemble(summary), "", "## How it was made", "", f"    {summary['command']}", ""]
+    lines += [
+        "",
+        "## The ensemble",
+        "",
+        _ensemble(summary),
+        "",
+        "## How it was made",
+        "",
+        f"    {summary['command']}",
+        "",
+    ]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in summary["machine"].items()]
     lines += [f"- {key} {value}" for key, value in summary["versions"].items()]
     lines += [f"- source: {summary['source'] or 'unknown'}"]

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparsemble.report.summary import SHORT_NAMES
-from sparsemble.report.plot_style import COLOURS, MARKERS, WIDE, bars, new_figure, spread
 from sparsemble.report.formatting import count
+from sparsemble.report.plot_style import COLOURS, MARKERS, WIDE, bars, new_figure, spread
+from sparsemble.report.summary import SHORT_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ class Look(NamedTuple):
     strong: bool = False
 
 
-LOOKS = {name: Look(COLOURS[name], MARKERS[name], SHORT_NAMES[name], name == "team_dynamic") for name in MARKERS}
+LOOKS = {name: Look(COLOURS[name], MARKERS[name], SHORT_NAMES[name], name == "ensemble_dynamic") for name in MARKERS}
 """Of the rows of a run's report."""
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sparsemble.report.summary import SHORT_NAMES
 from sparsemble.report.formatting import percent, sentence
+from sparsemble.report.summary import SHORT_NAMES
 
 Trainings = Mapping[str, Sequence[Mapping[str, Any]]]
 """The epochs of each training (docs/summary.md)."""
@@ -26,7 +26,7 @@ COLUMNS = (
     Column("held-out robust %", "in that epoch"),
     Column("went back", "how often training went wrong and went back"),
 )
-EPOCH_COLUMNS = ("epoch", "loss", "held-out clean %", "held-out robust %", "rate")
+EPOCH_COLUMNS = ("epoch", "loss", "held-out clean %", "held-out robust %", "learning rate")
 
 
 def training_rows(trainings: Trainings) -> list[tuple[str, list[str]]]:
@@ -60,7 +60,7 @@ def epoch_rows(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 "" if share is None else percent(share)
                 for share in (record["held_out_clean"], record["held_out_robust"])
             ),
-            f"{record['rate']:.3g}",
+            f"{record['learning_rate']:.3g}",
         ]
         for record in records
     ]

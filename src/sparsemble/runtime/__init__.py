@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.packed import load as load_ensemble
 from sparsemble.runtime.predictor import Prediction, Predictor
-from sparsemble.runtime.errors import RuntimeInputError
 
-__all__ = ["Prediction", "Predictor", "Refused", "load"]
+__all__ = ["Prediction", "Predictor", "RuntimeInputError", "load"]
 
 
 def load(path: str | Path, *, threads: int = 1, max_memory: int = 2**30) -> Predictor:
-    """Read a packed team.
+    """Read a packed ensemble.
 
     Args:
         path: a `.sparsemble` file; nothing in it is trusted.
@@ -18,6 +18,6 @@ def load(path: str | Path, *, threads: int = 1, max_memory: int = 2**30) -> Pred
         max_memory: bytes that the results of one image, and one run of a member, may take.
 
     Raises:
-        Refused: whatever is wrong, in a sentence.
+        RuntimeInputError: whatever is wrong, in a sentence.
     """
     return Predictor(load_ensemble(Path(path), max_memory=max_memory), threads=threads, max_memory=max_memory)

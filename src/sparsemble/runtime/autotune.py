@@ -11,12 +11,12 @@ from typing import Any, final
 
 import numpy as np
 
+from sparsemble.runtime.execution_plan import Choice, Plan, Step
 from sparsemble.runtime.fused import Fused, Product
 from sparsemble.runtime.kernels.jit import JITKernels, code_digest, processor, read_checked, write_checked
-from sparsemble.runtime.kernels.sparse_conv import Products
 from sparsemble.runtime.kernels.llvm_builder import Kernel
+from sparsemble.runtime.kernels.sparse_conv import Products
 from sparsemble.runtime.memory import Memory
-from sparsemble.runtime.execution_plan import Choice, Plan, Step
 from sparsemble.runtime.planner import Planner
 
 ROUNDS = 5

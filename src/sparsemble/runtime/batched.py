@@ -2,10 +2,19 @@
 
 from typing import final
 
+from sparsemble.runtime.execution_plan import (
+    Address,
+    Choice,
+    Plan,
+    Tiles,
+    add_elementwise,
+    add_pack,
+    add_pool,
+    add_tiles,
+)
 from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
 from sparsemble.runtime.kernels.jit import registers
 from sparsemble.runtime.layout import displacements, planes, reading, tile_shapes, tiles
-from sparsemble.runtime.execution_plan import Address, Choice, Plan, Tiles, add_elementwise, add_pack, add_pool, add_tiles
 from sparsemble.runtime.planner import SPARE_REGISTERS, TILES_TRIED, Planner, block_for, outputs_of
 
 

@@ -28,11 +28,11 @@ def log_mean(values: Logits) -> Logits:
     return found
 
 
-def combiner(settings: Mapping[str, Any]) -> Combine:
+def build_combiner(settings: Mapping[str, Any]) -> Combine:
     """Return a combiner by its name and settings.
 
     Raises:
-        Refused: a name or setting that is not known.
+        RuntimeInputError: a name or setting that is not known.
     """
     name, rest = settings.get("name"), {key: value for key, value in settings.items() if key != "name"}
     if name == "soft_vote":

@@ -12,18 +12,18 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.single_image import SingleImagePlanner
-from sparsemble.runtime.thread_pool import CREW
+from sparsemble.runtime.autotune import tuned
+from sparsemble.runtime.batched import BatchPlanner
 from sparsemble.runtime.dead_channels import without_dead
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.execution_plan import DRIVER, Choice, Plan
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.jit import JITKernels, cache_folder, lanes
 from sparsemble.runtime.memory import Memory, size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.execution_plan import DRIVER, Choice, Plan
 from sparsemble.runtime.planner import Planner
-from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.batched import BatchPlanner
-from sparsemble.runtime.autotune import tuned
+from sparsemble.runtime.single_image import SingleImagePlanner
+from sparsemble.runtime.thread_pool import CREW
 
 Floats = NDArray[np.float32]
 
@@ -143,7 +143,7 @@ class Engine:
         max_memory: bytes that one run may take; where images side by side take more, they are run one by one.
 
     Raises:
-        Refused: even one image takes more.
+        RuntimeInputError: even one image takes more.
     """
 
     def __init__(

@@ -8,11 +8,11 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.im2col import Im2col
 from sparsemble.runtime.fused import Fused, Operation, Pool, Product, Scale, Sum, sources
-from sparsemble.runtime.kernels.sparse_conv import Products
+from sparsemble.runtime.im2col import Im2col
 from sparsemble.runtime.kernels.elementwise import Driver, Elementwise, Gather, Pack
 from sparsemble.runtime.kernels.llvm_builder import Kernel
+from sparsemble.runtime.kernels.sparse_conv import Products
 from sparsemble.runtime.layout import Plane, Reading
 from sparsemble.runtime.network import Pair
 from sparsemble.runtime.weight_stream import Stream, stream

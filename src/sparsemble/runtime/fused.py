@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -24,7 +25,6 @@ from sparsemble.runtime.network import (
     Shape,
     Weight,
 )
-from sparsemble.runtime.errors import RuntimeInputError
 
 
 @final

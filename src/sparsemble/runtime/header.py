@@ -15,7 +15,7 @@ def text(header: Mapping[str, Any]) -> bytes:
     """Return a header as bytes.
 
     Raises:
-        Refused: something that JSON has no word for.
+        RuntimeInputError: something that JSON has no word for.
     """
     try:
         return json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
@@ -27,7 +27,7 @@ def parse(encoded: bytes) -> dict[str, Any]:
     """Return the table in a header.
 
     Raises:
-        Refused: no JSON, or none that we write: duplicate keys, NaN, endless nesting or digits.
+        RuntimeInputError: no JSON, or none that we write: duplicate keys, NaN, endless nesting or digits.
     """
 
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def whole(value: Any, where: str, low: int = 0, high: int = LARGEST) -> int:
     """Return a whole number in a range.
 
     Raises:
-        Refused: it is something else.
+        RuntimeInputError: it is something else.
     """
     if type(value) is not int or not low <= value <= high:
         raise RuntimeInputError(f"{where} = {_short(value)} must be a whole number from {low} to {high}")

@@ -1,4 +1,4 @@
-"""Image files as arrays that a team takes."""
+"""Image files as arrays that an ensemble takes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +21,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     """Return the files named, and the image files in the folders named, sorted.
 
     Raises:
-        Refused: a path that does not exist, or a folder without images.
+        RuntimeInputError: a path that does not exist, or a folder without images.
     """
     found: list[Path] = []
     for path in paths:
@@ -38,19 +38,21 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) -> NDArray[np.uint8]:
-    """Return an image (H, W, C) of whole numbers, in as many colours as the team takes.
+    """Return an image (H, W, C) of whole numbers, in as many colours as the ensemble takes.
 
     Args:
         path: what Pillow can read.
-        shape: channels, height and width that the team takes.
+        shape: channels, height and width that the ensemble takes.
         resize: squeeze an image of another size into this one.
 
     Raises:
-        Refused: no image, or one of another size.
+        RuntimeInputError: no image, or one of another size.
     """
     channels, height, width = shape
     if channels not in MODES:
-        raise RuntimeInputError(f"the team takes images of {channels} channels, which files do not have; hand it arrays")
+        raise RuntimeInputError(
+            f"the ensemble takes images of {channels} channels, which files do not have; hand it arrays"
+        )
     try:
         with Image.open(path) as opened:
             image = _of_8_bits(opened, path).convert(MODES[channels])
@@ -61,7 +63,7 @@ def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False)
     if image.size != (width, height):
         if not resize:
             raise RuntimeInputError(
-                f"{path} has {image.size[0]} x {image.size[1]} pixels, the team takes {width} x {height}; use --resize"
+                f"{path} has {image.size[0]} x {image.size[1]} pixels, the ensemble takes {width} x {height}; use --resize"
             )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)
@@ -73,5 +75,7 @@ def _of_8_bits(image: Image.Image, path: Path) -> Image.Image:
         deep = np.asarray(image).astype(np.int64)
         return Image.fromarray(((deep + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise RuntimeInputError(f"{path} has pixels of 32 bits (mode {image.mode}), whose range is not known; 8 and 16 are read")
+        raise RuntimeInputError(
+            f"{path} has pixels of 32 bits (mode {image.mode}), whose range is not known; 8 and 16 are read"
+        )
     return image

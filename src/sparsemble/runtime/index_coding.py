@@ -51,7 +51,7 @@ def decode(stored: memoryview, size: int, count: int, coding: Coding, parameter:
     """Return `count` positions below size, and how many bytes they took.
 
     Raises:
-        Refused: the bytes do not hold them.
+        RuntimeInputError: the bytes do not hold them.
     """
     if coding == "dense":
         return np.arange(size, dtype=np.uint32), 0

@@ -6,12 +6,12 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.im2col import Im2col
-from sparsemble.runtime.fused import Fused
-from sparsemble.runtime.layout import Plane
-from sparsemble.runtime.network import Pair
 from sparsemble.runtime.execution_plan import Address, Argument, Call, Plan, last_uses
+from sparsemble.runtime.fused import Fused
+from sparsemble.runtime.im2col import Im2col
+from sparsemble.runtime.layout import Plane
 from sparsemble.runtime.memory_estimate import planned
+from sparsemble.runtime.network import Pair
 
 ALIGNMENT = 64
 

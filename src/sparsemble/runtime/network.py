@@ -69,7 +69,7 @@ class Node(ABC):
         """Return the shape of the result.
 
         Raises:
-            Refused: the operation does not fit what it is given.
+            RuntimeInputError: the operation does not fit what it is given.
         """
 
 
@@ -100,7 +100,9 @@ class Affine(Node):
         """Return the shape of the result, which is that of what is given."""
         (shape,) = given
         if self.scale.shape != shape[:1] or self.shift.shape != shape[:1]:
-            raise RuntimeInputError(f"affine has {len(self.scale)} scales and {len(self.shift)} shifts for shape {shape}")
+            raise RuntimeInputError(
+                f"affine has {len(self.scale)} scales and {len(self.shift)} shifts for shape {shape}"
+            )
         return shape
 
 
@@ -122,7 +124,9 @@ class Convolution(Node):
         (shape,) = given
         outputs, channels, *kernel = self.weight.shape
         if len(shape) != 3 or shape[0] != channels or self.bias.shape != (outputs,):
-            raise RuntimeInputError(f"convolution of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}")
+            raise RuntimeInputError(
+                f"convolution of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}"
+            )
         reach = tuple(dilation * (size - 1) + 1 for dilation, size in zip(self.dilation, kernel, strict=True))
         return (outputs, *_places(shape, (reach[0], reach[1]), self.stride, self.padding))
 
@@ -141,7 +145,9 @@ class Linear(Node):
         """Return (outputs)."""
         (shape,) = given
         if shape != self.weight.shape[1:] or self.bias.shape != self.weight.shape[:1]:
-            raise RuntimeInputError(f"linear layer of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}")
+            raise RuntimeInputError(
+                f"linear layer of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}"
+            )
         return self.weight.shape[:1]
 
 
@@ -237,7 +243,7 @@ class Network:
         nodes: an `Input` first; every other one reads earlier ones.
 
     Raises:
-        Refused: an operation that does not fit what it reads, named by its place.
+        RuntimeInputError: an operation that does not fit what it reads, named by its place.
     """
 
     def __init__(self, shape: tuple[int, int, int], nodes: tuple[Node, ...]) -> None:
@@ -250,7 +256,9 @@ class Network:
         for place, node in enumerate(nodes):
             wanted = {Input: 0, Add: 2}.get(type(node), 1)
             if len(node.inputs) != wanted or not all(0 <= given < place for given in node.inputs):
-                raise RuntimeInputError(f"operation {place} reads {list(node.inputs)}; it needs {wanted} earlier results")
+                raise RuntimeInputError(
+                    f"operation {place} reads {list(node.inputs)}; it needs {wanted} earlier results"
+                )
             if place and isinstance(node, Input):
                 raise RuntimeInputError(f"operation {place} is a second image; there can be one")
             try:

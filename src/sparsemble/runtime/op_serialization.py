@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.header import field, items, pair, whole
 from sparsemble.runtime.network import (
     Add,
@@ -18,7 +19,6 @@ from sparsemble.runtime.network import (
     Relu,
     Weight,
 )
-from sparsemble.runtime.errors import RuntimeInputError
 
 NODES: dict[str, type[Node]] = {
     "input": Input,
@@ -56,7 +56,7 @@ def read_node(
     """Return a node; `weight` and `floats` hand out what comes next in the parts.
 
     Raises:
-        Refused: a kind that is not known, or settings that cannot be.
+        RuntimeInputError: a kind that is not known, or settings that cannot be.
     """
     kind = field(told, "kind", where)
     if not isinstance(kind, str) or kind not in NODES:

@@ -1,4 +1,4 @@
-"""The packed file of a team: written once, read without trust (docs/packed_file.md)."""
+"""The packed file of an ensemble: written once, read without trust (docs/packed_file.md)."""
 
 import hashlib
 import os
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from sparsemble.runtime import index_coding
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.header import parse, text
 from sparsemble.runtime.network import Affine, Convolution, Floats, Linear, Network, Node
 from sparsemble.runtime.op_serialization import describe_node
-from sparsemble.runtime.reading import Reader
-from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.quantization import Values, quantize, round_weight
+from sparsemble.runtime.reading import Reader
 
 MAGIC = b"\x89SPARSE\n"
 VERSION = 1
@@ -29,13 +29,13 @@ PARTS = ("positions", "values", "floats")
 """Of each member: coded positions of its layers; their values; scales, biases and shifts."""
 
 
-def rounded(team: PackedEnsemble, values: Values) -> PackedEnsemble:
-    """Return the team with weights as the file keeps them; those that round to 0 are dropped.
+def rounded(ensemble: PackedEnsemble, values: Values) -> PackedEnsemble:
+    """Return the ensemble with weights as the file keeps them; those that round to 0 are dropped.
 
     Raises:
-        Refused: a weight that is no number, or too large for the format.
+        RuntimeInputError: a weight that is no number, or too large for the format.
     """
-    return replace(team, members=tuple(_rounded(member, values, i) for i, member in enumerate(team.members, 1)))
+    return replace(ensemble, members=tuple(_rounded(member, values, i) for i, member in enumerate(ensemble.members, 1)))
 
 
 def _rounded(member: Network, values: Values, number: int) -> Network:
@@ -66,16 +66,16 @@ def floats_of(node: Node) -> list[Floats]:
     return [node.bias] if isinstance(node, Convolution | Linear) else []
 
 
-def save(team: PackedEnsemble, path: Path, *, values: Values = "float16") -> None:
-    """Write a team, its weights rounded to `values`.
+def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") -> None:
+    """Write an ensemble, its weights rounded to `values`.
 
     Raises:
-        Refused: a weight that is no number, or too large for the format.
+        RuntimeInputError: a weight that is no number, or too large for the format.
     """
-    team = rounded(team, values)
+    ensemble = rounded(ensemble, values)
     members, parts, bodies = [], [], []
     offset = 0
-    for member in team.members:
+    for member in ensemble.members:
         nodes, contents = _member(member, values)
         members.append(nodes)
         for name in PARTS:
@@ -84,17 +84,17 @@ def save(team: PackedEnsemble, path: Path, *, values: Values = "float16") -> Non
             bodies.append(body)
             offset += len(body)
     header = {
-        "classes": list(team.classes),
-        "image": list(team.image),
+        "classes": list(ensemble.classes),
+        "image": list(ensemble.image),
         "range": [0, 1],
-        "combine": dict(team.combine),
-        "stop": dict(team.stop),
-        "parent_weights": team.parent_weights,
-        "nonzeros": team.nonzeros,
-        "sparsity": team.sparsity,
+        "combine": dict(ensemble.combiner),
+        "stop": dict(ensemble.rule),
+        "parent_weights": ensemble.parent_weights,
+        "nonzeros": ensemble.nonzeros,
+        "sparsity": ensemble.sparsity,
         "values": values,
-        "recipe": dict(team.recipe),
-        "provenance": dict(team.provenance),
+        "recipe": dict(ensemble.recipe),
+        "provenance": dict(ensemble.provenance),
         "members": members,
         "parts": parts,
     }
@@ -118,14 +118,14 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
         told = describe_node(node)
         if isinstance(node, Convolution | Linear):
             weight, bits = node.weight, 8 * np.dtype(values).itemsize
-            coding, parameter = index_coding.best_coding(weight.index_coding, weight.size, bits)
+            coding, parameter = index_coding.best_coding(weight.positions, weight.size, bits)
             told["weight"] = {
                 "shape": list(weight.shape),
                 "nonzeros": weight.nonzeros,
                 "coding": coding,
                 "parameter": parameter,
             }
-            contents["positions"].append(index_coding.encode(weight.index_coding, weight.size, coding, parameter))
+            contents["positions"].append(index_coding.encode(weight.positions, weight.size, coding, parameter))
             if values == "int8":
                 scales, integers = quantize(weight)
                 contents["floats"].append(scales.astype("<f4").tobytes())
@@ -137,11 +137,11 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
     return nodes, {name: b"".join(found) for name, found in contents.items()}
 
 
-def to_dict(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, Any]:
     """Return what a file says of itself, sizes in bytes; the parts are not read.
 
     Raises:
-        Refused: it is no packed file, or its header is damaged.
+        RuntimeInputError: it is no packed file, or its header is damaged.
     """
     content = _content(path)
     header, begin = _header(content)
@@ -149,18 +149,18 @@ def to_dict(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, *, max_memory: int = 2**30) -> PackedEnsemble:
-    """Read a team.
+    """Read an ensemble.
 
     Takes no more memory than 64 MB, 16 times the file, and what its results take for one image, which may be
     `max_memory` bytes.
 
     Raises:
-        Refused: whatever is wrong with the file, in a sentence.
+        RuntimeInputError: whatever is wrong with the file, in a sentence.
     """
     content = _content(path)
     header, begin = _header(content)
     reader = Reader(header, memoryview(content)[begin:])
-    found = reader.team(max_memory)
+    found = reader.ensemble(max_memory)
     if found.nonzeros != header["nonzeros"] or abs(found.sparsity - header["sparsity"]) > 1e-9:
         raise RuntimeInputError(
             f"{found.nonzeros} weights are there, a sparsity of {found.sparsity:.6f}; the header says "
@@ -179,10 +179,12 @@ def _content(path: Path) -> bytes:
 def _header(content: bytes) -> tuple[dict[str, Any], int]:
     """Return the header and where the parts begin."""
     if len(content) < PREFIX.size or not content.startswith(MAGIC):
-        raise RuntimeInputError("this is no packed team; such a file begins with 89 53 50 41 52 53 45 0A")
+        raise RuntimeInputError("this is no packed ensemble; such a file begins with 89 53 50 41 52 53 45 0A")
     _, version, length, digest = PREFIX.unpack_from(content)
     if version > VERSION:
-        raise RuntimeInputError(f"this file has version {version}, written by a newer sparsemble; this one reads {VERSION}")
+        raise RuntimeInputError(
+            f"this file has version {version}, written by a newer sparsemble; this one reads {VERSION}"
+        )
     if version != VERSION:
         raise RuntimeInputError(f"this file has version {version}; this sparsemble reads {VERSION}")
     if length > LARGEST_HEADER or PREFIX.size + length > len(content):

@@ -1,15 +1,15 @@
-"""A team of networks with all that is needed to answer as it was trained to."""
+"""An ensemble of networks with all that is needed to answer as it was trained to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from sparsemble.runtime.network import Network
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.network import Network
 from sparsemble.runtime.terminal_escape import steers
 
 Settings = Mapping[str, Any]
-"""A plug as in a recipe: its `name` and its settings, in words JSON has."""
+"""A component as in a recipe: its `name` and its settings, in words JSON has."""
 
 
 @final
@@ -18,13 +18,13 @@ class PackedEnsemble:
     """Members in running order, how their logits become one answer, and when to stop.
 
     Raises:
-        Refused: no member, members that see other images or know other classes, or classes whose names cannot be shown.
+        RuntimeInputError: no member, members that see other images or know other classes, or classes whose names cannot be shown.
     """
 
     members: tuple[Network, ...]
-    combine: Settings
+    combiner: Settings
     """How logits are put together, as {"name": "mean_probability"}."""
-    stop: Settings
+    rule: Settings
     """When to stop, as {"name": "never"}."""
     classes: tuple[str, ...]
     parent_weights: int
@@ -36,16 +36,18 @@ class PackedEnsemble:
 
     def __post_init__(self) -> None:
         if not self.members:
-            raise RuntimeInputError("a team needs at least one member")
+            raise RuntimeInputError("an ensemble needs at least one member")
         for place, member in enumerate(self.members, start=1):
             if member.image != self.image or member.classes != len(self.classes):
                 raise RuntimeInputError(
-                    f"member {place} sees images of {member.image} and knows {member.classes} classes; the team has "
+                    f"member {place} sees images of {member.image} and knows {member.classes} classes; the ensemble has "
                     f"{self.image} and {len(self.classes)}"
                 )
         for name in self.classes:
             if any(steers(one) for one in name):
-                raise RuntimeInputError(f"the class {name!a:.80} has a control character in its name; printable ones are taken")
+                raise RuntimeInputError(
+                    f"the class {name!a:.80} has a control character in its name; printable ones are taken"
+                )
         if self.parent_weights < 1:
             raise RuntimeInputError(f"parent_weights = {self.parent_weights} must be 1 or more")
 
@@ -61,5 +63,5 @@ class PackedEnsemble:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the dense parent's prunable weights that the whole team does without."""
+        """Fraction of the dense parent's prunable weights that the whole ensemble does without."""
         return 1 - self.nonzeros / self.parent_weights

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.im2col import Im2col
+from sparsemble.runtime.execution_plan import Choice, Plan
 from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
+from sparsemble.runtime.im2col import Im2col
 from sparsemble.runtime.layout import Plane
 from sparsemble.runtime.network import Pair
-from sparsemble.runtime.execution_plan import Choice, Plan
 
 NEAREST_CACHE = 48 * 1024
 """Bytes of input that a tile may bring into the nearest cache before all outputs have read it."""

@@ -1,4 +1,4 @@
-"""A team that answers: members one after the other, on the images still undecided."""
+"""An ensemble that answers: members one after the other, on the images still undecided."""
 
 import os
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.combiners import combiner
+from sparsemble.runtime.combiners import build_combiner
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.stopping import Rule, rule
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.stopping import Rule, build_rule
 
 Floats = NDArray[np.float32]
 
@@ -23,7 +23,7 @@ class Prediction:
     """Answers for a batch of images."""
 
     labels: NDArray[np.int64]
-    """(B) places in the team's classes."""
+    """(B) places in the ensemble's classes."""
     probabilities: Floats
     """(B, K), of the prefix that answers."""
     members_run: NDArray[np.int64]
@@ -34,35 +34,35 @@ class Prediction:
 
 @final
 class Predictor:
-    """A team, compiled for this processor.
+    """An ensemble, compiled for this processor.
 
     Args:
-        team: what answers.
+        ensemble: what answers.
         threads: chunks of a batch that run side by side, >= 1.
         folder: where compiled code is kept; the user's cache unless given.
         max_memory: bytes that one run of a member may take.
-        stop: a rule in place of the team's own.
+        rule: a rule in place of the ensemble's own.
 
     Raises:
-        Refused: a combiner, stopping rule or number of threads that cannot be.
+        RuntimeInputError: a combiner, stopping rule or number of threads that cannot be.
     """
 
     def __init__(
         self,
-        team: PackedEnsemble,
+        ensemble: PackedEnsemble,
         *,
         threads: int = 1,
         folder: Path | None = None,
         max_memory: int = 2**30,
-        stop: Rule | None = None,
+        rule: Rule | None = None,
     ) -> None:
         if not isinstance(threads, int | np.integer):
             raise RuntimeInputError(f"threads = {threads!r:.60} must be a whole number, 1 or more")
         if threads < 1:
             raise RuntimeInputError(f"threads = {threads} must be 1 or more; this machine has {os.cpu_count()} cores")
-        self.team, self.threads = team, threads
-        self._combine, self._stop = combiner(team.combine), stop or rule(team.stop)
-        self._engines: list[Engine | None] = [None] * len(team.members)
+        self.ensemble, self.threads = ensemble, threads
+        self._combiner, self._rule = build_combiner(ensemble.combiner), rule or build_rule(ensemble.rule)
+        self._engines: list[Engine | None] = [None] * len(ensemble.members)
         self._folder, self._max_memory = folder, max_memory
 
     def predict(self, images: NDArray[Any]) -> Prediction:
@@ -71,11 +71,11 @@ class Predictor:
         Each image is answered alone: the same in a batch of 1 and of 256.
 
         Raises:
-            Refused: another shape, type or range.
+            RuntimeInputError: another shape, type or range.
         """
         x = self._checked(images)
-        count, total = len(x), len(self.team.members)
-        classes = len(self.team.classes)
+        count, total = len(x), len(self.ensemble.members)
+        classes = len(self.ensemble.classes)
         logits = np.zeros((count, classes), np.float32)
         run, answered = np.zeros(count, np.int64), np.zeros(count, np.int64)
         undecided = np.arange(count)
@@ -85,11 +85,11 @@ class Predictor:
                 break
             now = self._engine(m - 1).run(x[undecided], self.threads)
             so_far = np.concatenate([so_far, now[None]])
-            stop, prefix = self._stop(so_far, last=m == total)
-            done = stop | (m == total)
+            rule, prefix = self._rule(so_far, last=m == total)
+            done = rule | (m == total)
             for length in np.unique(prefix[done]):
                 rows = done & (prefix == length)
-                logits[undecided[rows]] = self._combine(so_far[:length, rows])
+                logits[undecided[rows]] = self._combiner(so_far[:length, rows])
             run[undecided[done]], answered[undecided[done]] = m, prefix[done]
             undecided, so_far = undecided[~done], so_far[:, ~done]
         return Prediction(logits.argmax(1).astype(np.int64), np.exp(logits), run, answered)
@@ -97,25 +97,27 @@ class Predictor:
     def member_logits(self, images: NDArray[Any]) -> Floats:
         """Return the logits of all members, (M, B, K), in running order; images as for `predict`."""
         x = self._checked(images)
-        return np.stack([self._engine(m).run(x, self.threads) for m in range(len(self.team.members))])
+        return np.stack([self._engine(m).run(x, self.threads) for m in range(len(self.ensemble.members))])
 
     def _engine(self, place: int) -> Engine:
         """Return a member's engine; compiled when it is first needed."""
         found = self._engines[place]
         if found is None:
             found = self._engines[place] = Engine(
-                self.team.members[place], folder=self._folder, max_memory=self._max_memory
+                self.ensemble.members[place], folder=self._folder, max_memory=self._max_memory
             )
         return found
 
     def _checked(self, images: NDArray[Any]) -> Floats:
         if not isinstance(images, np.ndarray):
             raise RuntimeInputError(f"images must be a numpy array, got {type(images).__name__}")
-        channels, height, width = self.team.image
+        channels, height, width = self.ensemble.image
         if images.dtype == np.uint8:
             wanted: tuple[int, ...] = (height, width, channels)
             if images.ndim != 4 or images.shape[1:] != wanted:
-                raise RuntimeInputError(f"images of whole numbers must be (B, {height}, {width}, {channels}), got {images.shape}")
+                raise RuntimeInputError(
+                    f"images of whole numbers must be (B, {height}, {width}, {channels}), got {images.shape}"
+                )
             return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
         if not np.issubdtype(images.dtype, np.floating):
             raise RuntimeInputError(f"images must be floats in [0, 1] or uint8, got {images.dtype}")

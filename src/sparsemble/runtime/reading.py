@@ -8,16 +8,16 @@ from typing import Any, final
 import numpy as np
 
 from sparsemble.runtime import index_coding
-from sparsemble.runtime.combiners import combiner
+from sparsemble.runtime.combiners import build_combiner
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.header import field, items, table_of, whole
+from sparsemble.runtime.memory_estimate import planned
 from sparsemble.runtime.network import Floats, Network, Node, Weight
 from sparsemble.runtime.op_serialization import read_node
-from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.stopping import rule
-from sparsemble.runtime.memory_estimate import planned
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.quantization import LARGEST, LEAST_SCALE, VALUES, times_scales
+from sparsemble.runtime.stopping import build_rule
 
 MOST_MEMBERS, MOST_NODES, MOST_CLASSES = 64, 10_000, 100_000
 CODINGS = ("dense", "bitmap", "rice")
@@ -34,7 +34,9 @@ class _Part:
 
     def take(self, size: int, what: str) -> memoryview:
         if size > len(self.content) - self.place:
-            raise RuntimeInputError(f"{what} takes {size} bytes, but {len(self.content) - self.place} of {self.name} are left")
+            raise RuntimeInputError(
+                f"{what} takes {size} bytes, but {len(self.content) - self.place} of {self.name} are left"
+            )
         found = self.content[self.place : self.place + size]
         self.place += size
         return found
@@ -46,7 +48,7 @@ class _Part:
 
 @final
 class Reader:
-    """Makes a team of a header and the bytes behind it.
+    """Makes an ensemble of a header and the bytes behind it.
 
     Args:
         header: as parsed.
@@ -60,8 +62,8 @@ class Reader:
             raise RuntimeInputError(f"values = {values!r:.60} must be one of {', '.join(VALUES)}")
         self.values = np.dtype(values).newbyteorder("<")
 
-    def team(self, max_memory: int) -> PackedEnsemble:
-        """Return the team."""
+    def ensemble(self, max_memory: int) -> PackedEnsemble:
+        """Return the ensemble."""
         header, where = self.header, "the header"
         classes = items(field(header, "classes", where), "classes")
         if not 2 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
@@ -80,18 +82,22 @@ class Reader:
         members = [self._member(one, i, parts[3 * i : 3 * i + 3], shape) for i, one in enumerate(told)]
         results = max(4 * sum(math.prod(one) for one in member.shapes) for member in members)
         if results > max_memory:
-            raise RuntimeInputError(f"the results of one image take {results} bytes, more than max_memory = {max_memory}")
+            raise RuntimeInputError(
+                f"the results of one image take {results} bytes, more than max_memory = {max_memory}"
+            )
         # Before anything is laid out: a few bytes can describe windows as large as they like.
         tables = max(planned(fuse(member)) for member in members)
         if tables > max_memory:
-            raise RuntimeInputError(f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}")
-        combine, stop = (table_of(field(header, name, where), name) for name in ("combine", "stop"))
-        combiner(combine)
-        rule(stop)
+            raise RuntimeInputError(
+                f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}"
+            )
+        combiner, rule = (table_of(field(header, name, where), name) for name in ("combine", "stop"))
+        build_combiner(combiner)
+        build_rule(rule)
         return PackedEnsemble(
             members=tuple(members),
-            combine=combine,
-            stop=stop,
+            combiner=combiner,
+            rule=rule,
             classes=tuple(classes),
             parent_weights=whole(field(header, "parent_weights", where), "parent_weights", 1),
             recipe=table_of(field(header, "recipe", where), "recipe"),
@@ -152,7 +158,9 @@ class Reader:
         wanted = 4 if told.get("kind") == "convolution" else 2
         size = math.prod(shape)
         if len(shape) != wanted or size >= 2**32:
-            raise RuntimeInputError(f"{where} has weights of shape {shape}; {wanted} axes and fewer than 2^32 weights are read")
+            raise RuntimeInputError(
+                f"{where} has weights of shape {shape}; {wanted} axes and fewer than 2^32 weights are read"
+            )
         count = whole(field(table, "nonzeros", where), f"{where}.nonzeros", 0, size)
         coding = field(table, "coding", where)
         if coding not in CODINGS:
@@ -170,7 +178,9 @@ class Reader:
         if self.values == np.int8:
             scales = _scales(floats, shape[0], where)
             if len(kept) and kept.min() < -LARGEST:
-                raise RuntimeInputError(f"{where} has a weight of {kept.min()} scales; {-LARGEST} to {LARGEST} are read")
+                raise RuntimeInputError(
+                    f"{where} has a weight of {kept.min()} scales; {-LARGEST} to {LARGEST} are read"
+                )
             with np.errstate(over="ignore"):
                 numbers = times_scales(kept, found, shape, scales)
         else:

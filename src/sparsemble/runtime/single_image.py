@@ -5,11 +5,6 @@ from typing import final
 
 import numpy as np
 
-from sparsemble.runtime.im2col import Im2col, displacements_of, single, vector_of
-from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
-from sparsemble.runtime.kernels.jit import registers
-from sparsemble.runtime.kernels.im2col import Slide, Spread
-from sparsemble.runtime.layout import reading, starts
 from sparsemble.runtime.execution_plan import (
     Address,
     Choice,
@@ -21,6 +16,11 @@ from sparsemble.runtime.execution_plan import (
     add_pool,
     add_tiles,
 )
+from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
+from sparsemble.runtime.im2col import Im2col, displacements_of, single, vector_of
+from sparsemble.runtime.kernels.im2col import Slide, Spread
+from sparsemble.runtime.kernels.jit import registers
+from sparsemble.runtime.layout import reading, starts
 from sparsemble.runtime.planner import SPARE_REGISTERS, TILES_TRIED, Planner, block_for, outputs_of
 
 LONGEST_CODE = 256

@@ -54,8 +54,8 @@ def _sigmoid(x: Numbers) -> Numbers:
 def _first(passed: Flags, *, last: bool) -> tuple[Flags, Counts]:
     """Stop where any step passed; the first of them answers, the last step where none did."""
     any_passed: Flags = np.asarray(passed.any(0))
-    stop: Flags = any_passed | np.bool_(last)
-    return stop, np.where(any_passed, passed.argmax(0) + 1, len(passed)).astype(np.int64)
+    rule: Flags = any_passed | np.bool_(last)
+    return rule, np.where(any_passed, passed.argmax(0) + 1, len(passed)).astype(np.int64)
 
 
 @final
@@ -163,11 +163,11 @@ RULES: dict[str, type[Any]] = {
 }
 
 
-def rule(settings: Mapping[str, Any]) -> Rule:
+def build_rule(settings: Mapping[str, Any]) -> Rule:
     """Return a stopping rule by its name and settings, all of which must be given.
 
     Raises:
-        Refused: a name or setting that is not known, or one that is missing or no number.
+        RuntimeInputError: a name or setting that is not known, or one that is missing or no number.
     """
     name = settings.get("name")
     made = RULES.get(name) if isinstance(name, str) else None

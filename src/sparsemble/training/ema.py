@@ -30,9 +30,9 @@ class EMA:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise InputError(f"average.decay = {self.decay:g} must lie in [0, 1)")
+            raise InputError(f"ema.decay = {self.decay:g} must lie in [0, 1)")
         if self.batches < 1:
-            raise InputError(f"average.batches = {self.batches} must be 1 or more")
+            raise InputError(f"ema.batches = {self.batches} must be 1 or more")
 
 
 @final

@@ -12,16 +12,16 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.precision import FLOAT32, Precision
 from sparsemble.training.guard import Fault
 from sparsemble.training.loop import Loop
 from sparsemble.training.loss import TrainingLoss
+from sparsemble.training.precision import FLOAT32, Precision
 from sparsemble.training.schedule import Schedule
 
 
 def fit(
     model: nn.Module,
-    objective: TrainingLoss,
+    loss: TrainingLoss,
     batches: Batches,
     schedule: Schedule,
     *,
@@ -38,7 +38,7 @@ def fit(
 
     Args:
         model: any module; its parameters that want a gradient are trained.
-        objective: what goes down.
+        loss: what goes down.
         batches: where the images come from.
         schedule: steps, rate, averaging, guard.
         epochs: passes over the batches, >= 1.
@@ -46,7 +46,7 @@ def fit(
         rng: draws order, augmentation and attack starts, on the model's device.
         callbacks: what else happens.
         checkpoint: where to keep the state after every epoch; an existing one is resumed, bit for bit on a CPU.
-        computing: number format, layout, compilation.
+        precision: number format, layout, compilation.
 
     Returns:
         One record an epoch: `epoch`, `loss`, parts of the loss, `rate`, `seconds`, `forward_passes` and
@@ -63,7 +63,7 @@ def fit(
     parts = list(model.members) if isinstance(model, Ensemble) else [model]
     loop = Loop(
         model=model,
-        objective=objective,
+        loss=loss,
         batches=batches,
         schedule=schedule,
         epochs=epochs,

@@ -32,17 +32,17 @@ class Guard:
     """Share of the recent held-out robust accuracy that must not be lost (and 15 points), in (0, 1]; 1: never."""
     tries: int = 3
     """How often to go back before training stops, >= 0."""
-    with_weaker_attack: float = 0.5
-    """Factor on the rate after NaN or infinity; after a collapse how much gentler the attack of single-step objectives
-    becomes (`Objective.gentler`), or the rate of others; in (0, 1)."""
+    backoff: float = 0.5
+    """Factor on the rate after NaN or infinity; after a collapse how much gentler the attack of single-step losses
+    becomes (`TrainingLoss.with_weaker_attack`), or the rate of others; in (0, 1)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fall <= 1:
             raise InputError(f"guard.fall = {self.fall:g} must lie in (0, 1]")
         if self.tries < 0:
             raise InputError(f"guard.tries = {self.tries} must be 0 or more")
-        if not 0 < self.with_weaker_attack < 1:
-            raise InputError(f"guard.gentler = {self.with_weaker_attack:g} must lie in (0, 1)")
+        if not 0 < self.backoff < 1:
+            raise InputError(f"guard.backoff = {self.backoff:g} must lie in (0, 1)")
 
     def collapse(self, record: dict[str, Any], history: Sequence[dict[str, Any]]) -> Fault | None:
         """Return what is wrong with an epoch's held-out robust accuracy, given the epochs before it."""

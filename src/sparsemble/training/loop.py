@@ -9,21 +9,21 @@ from typing import Any, final
 import torch
 from torch import Generator, Tensor, nn
 
+from sparsemble.core.distributed_rng import sharded
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.module_state import eval_mode
 from sparsemble.core.pass_counter import Passes
 from sparsemble.core.registry import to_dict
-from sparsemble.core.distributed_rng import sharded
 from sparsemble.core.threat import ThreatModel
 from sparsemble.training import parallel
-from sparsemble.training.ema import EMAModel
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint, Facts, check_settings, optimiser_state, part, restore_optimiser
-from sparsemble.training.precision import Precision
+from sparsemble.training.ema import EMAModel
 from sparsemble.training.guard import Fault, divergence
 from sparsemble.training.loss import TrainingLoss
+from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
 
 BLOWN_UP = Fault("weights or answers became NaN or infinite", "diverged")
@@ -37,7 +37,7 @@ class Loop:
     """One training on its way; `fit` drives it."""
 
     model: nn.Module
-    objective: TrainingLoss
+    loss: TrainingLoss
     batches: Batches
     schedule: Schedule
     epochs: int
@@ -56,7 +56,7 @@ class Loop:
         parallel.broadcast_(self.model)
         self.batches = replace(self.batches, shard=(parallel.rank(), parallel.world()))
         self.optimiser = self.schedule.optimiser(self.model.parameters())
-        self.ema_model = EMAModel(self.model, self.schedule.average) if self.schedule.average else None
+        self.ema_model = EMAModel(self.model, self.schedule.ema) if self.schedule.ema else None
 
     def averaged_parts(self) -> list[nn.Module]:
         """Return the networks of the average, whose passes count as well."""
@@ -71,10 +71,10 @@ class Loop:
         number = len(self.history) + 1
         self.model.train()
         sums: dict[str, Tensor] = {}
-        rate = 0.0
+        learning_rate = 0.0
         for i, (x, y) in enumerate(self.batches.epoch(self.rng)):
             progress = (number - 1 + i / len(self.batches)) / self.epochs
-            rate = self._set_rate(progress)
+            learning_rate = self._set_learning_rate(progress)
             terms = self._step(self.precision.images(x), y, progress)
             if terms is None:
                 return BLOWN_UP
@@ -83,15 +83,15 @@ class Loop:
             if (not x.is_cuda or i % LOOK_EVERY == 0) and (fault := divergence(float(terms["loss"]))):
                 return fault
         means = {name: float(total) / len(self.batches) for name, total in sums.items()}
-        record = {"epoch": number, **means, "rate": rate}
+        record = {"epoch": number, **means, "learning_rate": learning_rate}
         return self._measured(record, x, started)
 
-    def _set_rate(self, progress: float) -> float:
-        slower = sum(rollback["gentler"] == "rate" for rollback in self.rollbacks)
-        rate: float = self.schedule.rate_at(progress) * self.schedule.guard.with_weaker_attack**slower
+    def _set_learning_rate(self, progress: float) -> float:
+        slower = sum(rollback["backed_off"] == "learning_rate" for rollback in self.rollbacks)
+        learning_rate: float = self.schedule.learning_rate_at(progress) * self.schedule.guard.backoff**slower
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        return rate
+            group["lr"] = learning_rate
+        return learning_rate
 
     def _step(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor] | None:
         """Take a step on a batch and return the loss and its parts; nothing where an attack met NaN weights."""
@@ -107,8 +107,8 @@ class Loop:
         terms = parallel.mean_terms({"loss": output.loss.detach(), **output.terms})
         parallel.average_gradients(self.optimiser.param_groups[0]["params"])
         parallel.same_state(self.rng)
-        if self.schedule.clip:
-            nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.schedule.clip)
+        if self.schedule.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.schedule.max_grad_norm)
         self.optimiser.step()
         for callback in self.callbacks:
             callback.after_step(self.model)
@@ -118,11 +118,11 @@ class Loop:
 
     def _objective(self) -> TrainingLoss:
         """Return the loss, its attack as gentle as rollbacks made it."""
-        objective = self.objective
+        training_loss = self.loss
         for rollback in self.rollbacks:
-            if rollback["gentler"] == "attack":
-                objective = objective.with_weaker_attack(self.schedule.guard.with_weaker_attack) or objective
-        return objective
+            if rollback["backed_off"] == "attack":
+                training_loss = training_loss.with_weaker_attack(self.schedule.guard.backoff) or training_loss
+        return training_loss
 
     def _measured(self, record: dict[str, Any], x: Tensor, started: float) -> dict[str, Any] | Fault:
         """Have an epoch, whose last batch was `x`, judged by the callbacks and the guard."""
@@ -171,12 +171,12 @@ class Loop:
             RunError: the weights blew up, and going back has been tried often enough.
         """
         number, guard = len(self.history) + 1, self.schedule.guard
-        attack = fault.kind == "collapsed" and self._objective().with_weaker_attack(guard.with_weaker_attack) is not None
+        attack = fault.kind == "collapsed" and self._objective().with_weaker_attack(guard.backoff) is not None
         last = len(self.rollbacks) >= guard.tries
         if last and fault.kind == "diverged":
             raise RunError(
                 f"{fault.sentence} in epoch {number}; training went back {len(self.rollbacks)} times and stops here; "
-                f"lower rate = {self.schedule.rate:g} or use an attack of more steps"
+                f"lower learning_rate = {self.schedule.learning_rate:g} or use an attack of more steps"
             )
         state = self.checkpoint.read_good() or self.checkpoint.read()
         assert state is not None, "a state is written before the first epoch"
@@ -190,7 +190,7 @@ class Loop:
         cost = {"forward_passes": forward, "backward_passes": backward}
         self.rollbacks = [
             *tries,
-            {"epoch": back + 1, "sentence": sentence, "gentler": "attack" if attack else "rate", **cost},
+            {"epoch": back + 1, "sentence": sentence, "backed_off": "attack" if attack else "learning_rate", **cost},
         ]
         self.stopped = last
         if last and self.history:
@@ -259,9 +259,9 @@ class Loop:
 
     def _settings(self) -> dict[str, Any]:
         """Return what two trainings must share for one to go on from the other's checkpoint."""
-        registered = hasattr(self.objective, "name")
+        registered = hasattr(self.loss, "name")
         settings = {
-            "objective": to_dict(self.objective) if registered else type(self.objective).__name__,
+            "loss": to_dict(self.loss) if registered else type(self.loss).__name__,
             "schedule": to_dict(self.schedule),
             "epochs": self.epochs,
             "threat": to_dict(self.threat),

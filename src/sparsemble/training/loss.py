@@ -1,4 +1,4 @@
-"""What training minimises: one signature for single models, sparse models and teams."""
+"""What training minimises: one signature for single models, sparse models and ensembles."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ class TrainingLoss(Component):
     ) -> Callable[[], LossOutput]:
         """Return what computes the loss of a batch at the weights of the moment, with the same draws every time.
 
-        Objectives that craft first (`Crafting`) do so here, once; others start from the beginning at every call.
+        Objectives that craft first (`AdversarialLoss`) do so here, once; others start from the beginning at every call.
         """
         state = rng.get_state()
 
@@ -54,25 +54,25 @@ class TrainingLoss(Component):
 
         return loss
 
-    def with_weaker_attack(self, factor: float) -> "Objective | None":
+    def with_weaker_attack(self, factor: float) -> "TrainingLoss | None":
         """Return this objective with attacks less prone to collapse; only single-step ones have such a knob."""
         changed = {name: inner.with_weaker_attack(factor) for name, inner in self._inner()}
         found = {name: inner for name, inner in changed.items() if inner is not None}
         return replace(self, **found) if found else None  # type: ignore[type-var]
 
-    def at(self, progress: float) -> "Objective":
+    def at(self, progress: float) -> "TrainingLoss":
         """Return what this objective is after a share of the training, in [0, 1]; it differs where one warms up."""
         return self._changed({name: inner.at(progress) for name, inner in self._inner()})
 
-    def with_teacher(self, teacher: Classifier) -> "Objective":
+    def with_teacher(self, teacher: Classifier) -> "TrainingLoss":
         """Return this objective with a trained model to learn from, in eval mode; most have no use for one."""
         return self._changed({name: inner.with_teacher(teacher) for name, inner in self._inner()})
 
-    def _inner(self) -> "list[tuple[str, Objective]]":
-        """Return the objectives that this one is made of, by the setting that holds them."""
+    def _inner(self) -> "list[tuple[str, TrainingLoss]]":
+        """Return the losses that this one is made of, by the setting that holds them."""
         return [(name, value) for name, value in vars(self).items() if isinstance(value, TrainingLoss)]
 
-    def _changed(self, inner: "dict[str, Objective]") -> "Objective":
+    def _changed(self, inner: "dict[str, TrainingLoss]") -> "TrainingLoss":
         """Return this objective with others in these settings; itself where they are those it has."""
         same = all(getattr(self, name) is value for name, value in inner.items())
         return self if same else replace(self, **inner)  # type: ignore[type-var]
@@ -103,10 +103,10 @@ class AdversarialLoss(TrainingLoss):
         return lambda: self.loss(model, x, x_adv, y)
 
 
-def parts(objective: TrainingLoss) -> Iterator[TrainingLoss]:
+def parts(training_loss: TrainingLoss) -> Iterator[TrainingLoss]:
     """Yield an objective and all that it is made of."""
-    yield objective
-    for _, inner in objective._inner():
+    yield training_loss
+    for _, inner in training_loss._inner():
         yield from parts(inner)
 
 
@@ -158,5 +158,5 @@ def check_smoothing(label_smoothing: float) -> None:
         raise InputError(f"label_smoothing = {label_smoothing:g} must lie in [0, 1)")
 
 
-training_losses: Registry[TrainingLoss] = Registry("objective", TrainingLoss)
+training_losses: Registry[TrainingLoss] = Registry("loss", TrainingLoss)
 """Training losses, one file each."""

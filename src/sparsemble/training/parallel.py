@@ -1,7 +1,7 @@
 """Several processes train one model: each on its slice of every batch, with one gradient (`torchrun`).
 
 Not torch's DistributedDataParallel: that averages in the backward pass of a wrapped model's own forward pass, and our
-objectives call members, features and inner losses directly. Here gradients are averaged once, after the backward
+losses call members, features and inner losses directly. Here gradients are averaged once, after the backward
 pass; the steps of attacks never synchronise. With a single process every function returns what it was given.
 """
 

@@ -18,7 +18,7 @@ from sparsemble.core.types import Images
 class Precision:
     """What makes a training quicker without being part of the method; held-out images are judged in float32."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: convolutions and products in 16 bits, weights, logits, losses and gradients in 32."""
     channels_last: bool = True
     """Hold images and filters with the channels innermost, as fast convolutions read them."""
@@ -31,7 +31,7 @@ class Precision:
         Raises:
             InputError: bfloat16 on a processor without AVX-512 or a GPU older than Ampere.
         """
-        if self.precision == "float32":
+        if self.dtype == "float32":
             return
         if torch.device(device).type == "cuda":
             supported, needs = torch.cuda.is_bf16_supported(including_emulation=False), "a GPU from 2020 or later"
@@ -39,8 +39,8 @@ class Precision:
             supported, needs = _cpu_has_bf16(), "AVX-512"
         if not supported:
             raise InputError(
-                f'precision = "bfloat16" is not supported on this {torch.device(device).type} (it needs {needs}); '
-                'use precision = "float32"'
+                f'dtype = "bfloat16" is not supported on this {torch.device(device).type} (it needs {needs}); '
+                'use dtype = "float32"'
             )
 
     @contextlib.contextmanager
@@ -49,7 +49,7 @@ class Precision:
         with contextlib.ExitStack() as stack:
             if self.channels_last:
                 stack.enter_context(_in_channels_last(model))
-            if self.compile or self.precision == "bfloat16":
+            if self.compile or self.dtype == "bfloat16":
                 for part in parts:
                     stack.enter_context(self._faster(part))
             yield
@@ -58,7 +58,7 @@ class Precision:
     def _faster(self, part: nn.Module) -> Iterator[None]:
         own = part.__dict__.get("forward")
         fast = torch.compile(part.forward) if self.compile else part.forward
-        part.forward = _Forward(part.forward, in_16_bits(fast) if self.precision == "bfloat16" else fast)
+        part.forward = _Forward(part.forward, in_16_bits(fast) if self.dtype == "bfloat16" else fast)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The whole team through another combiner."""
+"""The whole ensemble through another combiner."""
 
 from dataclasses import dataclass
 from typing import final
@@ -14,18 +14,18 @@ from sparsemble.core.types import Classifier, Images, Logits
 class Combined(Surrogate):
     """All members, combined otherwise than deployed: another combiner weights the members' gradients otherwise."""
 
-    combine: Combiner
-    """Takes the place of the team's own."""
+    combiner: Combiner
+    """Takes the place of the ensemble's own."""
 
     @property
     def label(self) -> str:
         """Name in results."""
-        return self.combine.name
+        return self.combiner.name
 
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
-        """Return the team with the other combiner."""
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
+        """Return the ensemble with the other combiner."""
 
         def classify(x: Images) -> Logits:
-            return self.combine(ensemble.member_logits(x))
+            return self.combiner(ensemble.member_logits(x))
 
         return classify

@@ -23,10 +23,10 @@ class Deployed(Surrogate):
         """Name in results."""
         return "deployed"
 
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the deployed classifier."""
 
         def classify(x: Images) -> Logits:
-            return decide(ensemble, x, stop).logits
+            return decide(ensemble, x, rule).logits
 
         return classify

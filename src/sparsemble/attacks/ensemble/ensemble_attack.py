@@ -1,4 +1,4 @@
-"""The interface of attacks on a team and its stopping rule together."""
+"""The interface of attacks on an ensemble and its stopping rule together."""
 
 from abc import abstractmethod
 from typing import ClassVar, final
@@ -13,7 +13,7 @@ from sparsemble.core.types import Images, Labels
 
 
 class EnsembleAttack(Component):
-    """Finds, for each image, a bad one for a deployed team: members, combiner and stopping rule.
+    """Finds, for each image, a bad one for a deployed ensemble: members, combiner and stopping rule.
 
     What `Attack` promises of a model holds here for every member. Whether an image is broken is for the deployed
     decision to say, over everything that any attack made for it.
@@ -26,13 +26,13 @@ class EnsembleAttack(Component):
 
     @final
     def __call__(
-        self, ensemble: Ensemble, stop: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+        self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
         """Return adversarial images.
 
         Args:
             ensemble: in eval mode.
-            stop: the deployed rule.
+            rule: the deployed rule.
             x: (B, C, H, W) in [0, 1].
             y: (B) true classes.
             threat: where the adversarial image may lie.
@@ -42,13 +42,13 @@ class EnsembleAttack(Component):
             InputError: images outside [0, 1].
             RunError: the attack broke its own box or ball, or met NaN.
         """
-        return search_inside(threat, x, lambda: self.perturb(ensemble, stop, x, y, threat, rng=rng), self.name)
+        return search_inside(threat, x, lambda: self.perturb(ensemble, rule, x, y, threat, rng=rng), self.name)
 
     @abstractmethod
     def perturb(
-        self, ensemble: Ensemble, stop: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+        self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
         """Search; called with checked images."""
 
 
-ensemble_attacks: Registry[EnsembleAttack] = Registry("team attack", EnsembleAttack)
+ensemble_attacks: Registry[EnsembleAttack] = Registry("ensemble attack", EnsembleAttack)

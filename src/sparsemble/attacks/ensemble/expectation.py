@@ -26,14 +26,14 @@ class Expectation(Surrogate):
         """Name in results."""
         return "expectation"
 
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the expected answer."""
 
         def classify(x: Images) -> Logits:
             member_logits = ensemble.member_logits(x)
-            prefixes = [ensemble.combine(member_logits[:m]) for m in range(1, len(member_logits) + 1)]
+            prefixes = [ensemble.combiner(member_logits[:m]) for m in range(1, len(member_logits) + 1)]
             log_answers = torch.stack(prefixes).log_softmax(-1)
-            log_stop_probability = stop.stop_probability(member_logits).clamp_min(SMALLEST).log()
+            log_stop_probability = rule.stop_probability(member_logits).clamp_min(SMALLEST).log()
             return torch.logsumexp(log_answers + log_stop_probability.unsqueeze(-1), dim=0)
 
         return classify

@@ -9,16 +9,16 @@ from sparsemble.core.types import Classifier
 
 
 @final
-@surrogates.register("whole")
+@surrogates.register("full_ensemble")
 @dataclass(frozen=True, kw_only=True)
 class FullEnsemble(Surrogate):
-    """The static team: all members, whatever the rule says."""
+    """The static ensemble: all members, whatever the rule says."""
 
     @property
     def label(self) -> str:
         """Name in results."""
         return "whole"
 
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
-        """Return the team itself."""
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
+        """Return the ensemble itself."""
         return ensemble

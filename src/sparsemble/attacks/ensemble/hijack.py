@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
+from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
 from sparsemble.attacks.pga import At, Value, check_ascent, climb
 from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import InputError
@@ -24,7 +24,7 @@ EARLY = 2.0
 @ensemble_attacks.register("hijack")
 @dataclass(frozen=True, kw_only=True)
 class Hijack(EnsembleAttack):
-    """Pushes, for each prefix shorter than the team, a wrong label to the top of it and the rule to stop there.
+    """Pushes, for each prefix shorter than the ensemble, a wrong label to the top of it and the rule to stop there.
 
     One ascent for each prefix and each of its likeliest wrong labels. The loss is the label's lead over the true class
     at that prefix plus, once it leads, the log mass of stopping there; until then whatever makes the rule sure makes it
@@ -38,7 +38,7 @@ class Hijack(EnsembleAttack):
     step_size: float = 0.1
     """Length of a step in units of eps, > 0."""
     label: str = ""
-    """Name in results; empty: the plug's name and steps."""
+    """Name in results; empty: the component's name and steps."""
 
     def __post_init__(self) -> None:
         check_ascent(steps=self.steps, step_size=self.step_size)
@@ -48,7 +48,7 @@ class Hijack(EnsembleAttack):
             object.__setattr__(self, "label", f"hijack{self.steps}")
 
     def perturb(
-        self, ensemble: Ensemble, stop: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+        self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
         """Ascend once for each prefix and wrong label."""
         total = len(ensemble.members)
@@ -58,11 +58,11 @@ class Hijack(EnsembleAttack):
             length, wanted = aims[at.start]
             labels, target = y[at.rows, None], wanted[at.rows, None]
             member_logits = ensemble.member_logits(images)
-            prefix = ensemble.combine(member_logits[:length])
+            prefix = ensemble.combiner(member_logits[:length])
             ahead = (prefix.gather(1, target) - prefix.gather(1, labels))[:, 0]
-            stops_here = log_stop_probability(member_logits, stop)[length - 1]
+            stops_here = log_stop_probability(member_logits, rule)[length - 1]
             loss = ahead + torch.where(ahead > 0, stops_here, 0.0)
-            output = decide_known(member_logits.detach(), ensemble.combine, stop)
+            output = decide_known(member_logits.detach(), ensemble.combiner, rule)
             harm = damage(output.logits, labels[:, 0])
             early = (harm >= BROKEN) & (output.members_run < total)
             return Value(loss, harm + EARLY * early)
@@ -87,7 +87,7 @@ class Hijack(EnsembleAttack):
             lengths = range(1, max(len(member_logits), 2))
             aims = []
             for length in lengths:
-                wrong = ensemble.combine(member_logits[:length]).scatter(1, y[:, None], -float("inf"))
+                wrong = ensemble.combiner(member_logits[:length]).scatter(1, y[:, None], -float("inf"))
                 likeliest = wrong.topk(min(self.targets, wrong.shape[1] - 1), dim=1).indices
                 aims.append([(length, target) for target in likeliest.unbind(1)])
         return list(itertools.chain(*aims))

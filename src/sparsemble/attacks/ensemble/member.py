@@ -23,8 +23,10 @@ class Member(Surrogate):
         """Name in results."""
         return f"member{self.index}"
 
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the member."""
         if not 1 <= self.index <= len(ensemble.members):
-            raise InputError(f"index = {self.index} must be between 1 and the team's {len(ensemble.members)} members")
+            raise InputError(
+                f"index = {self.index} must be between 1 and the ensemble's {len(ensemble.members)} members"
+            )
         return ensemble.members[self.index - 1]

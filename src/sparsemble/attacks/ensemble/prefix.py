@@ -23,13 +23,15 @@ class Prefix(Surrogate):
         """Name in results."""
         return f"prefix{self.length}"
 
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the classifier made of the first members."""
         members = list(ensemble.members)[: self.length]
         if not 1 <= self.length <= len(ensemble.members):
-            raise InputError(f"length = {self.length} must be between 1 and the team's {len(ensemble.members)} members")
+            raise InputError(
+                f"length = {self.length} must be between 1 and the ensemble's {len(ensemble.members)} members"
+            )
 
         def classify(x: Images) -> Logits:
-            return ensemble.combine(stacked([member(x) for member in members]))
+            return ensemble.combiner(stacked([member(x) for member in members]))
 
         return classify

@@ -1,4 +1,4 @@
-"""How badly a deployed team answers, and how likely each prefix is to answer."""
+"""How badly a deployed ensemble answers, and how likely each prefix is to answer."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,10 +23,10 @@ def damage(logits: Logits, y: Labels) -> PerImage:
     return 2 * (logits.argmax(1) != y) + squash(-lead(logits, y))
 
 
-def log_stop_probability(member_logits: MemberLogits, stop: StoppingRule) -> Float[Tensor, "M B"]:
+def log_stop_probability(member_logits: MemberLogits, rule: StoppingRule) -> Float[Tensor, "M B"]:
     """Return the log of the rule's mass, in double precision.
 
     In single precision the mass of a sure image rounds to 0 or 1 and takes its gradient with it: the rule would look
     robust because the attacker is blind.
     """
-    return stop.stop_probability(member_logits.double()).clamp_min(SMALLEST).log()
+    return rule.stop_probability(member_logits.double()).clamp_min(SMALLEST).log()

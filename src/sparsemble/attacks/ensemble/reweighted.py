@@ -1,4 +1,4 @@
-"""The whole team, with the gradient turned to the members worth attacking (the idea of MORA, Yu et al. 2022)."""
+"""The whole ensemble, with the gradient turned to the members worth attacking (the idea of MORA, Yu et al. 2022)."""
 
 from dataclasses import dataclass
 from typing import final
@@ -18,14 +18,14 @@ from sparsemble.core.types import Classifier, Images, Labels, Logits, MemberLogi
 @surrogates.register("reweighted")
 @dataclass(frozen=True, kw_only=True)
 class Reweighted(Surrogate):
-    """Answers as the whole team; its gradient is that of a weighted mean of the members' log-probabilities.
+    """Answers as the whole ensemble; its gradient is that of a weighted mean of the members' log-probabilities.
 
     A combiner spends its gradient on members that cannot be turned, or are turned already. Here a member's weight
     falls with its distance from its border and is cut where it is already across; weights are made anew in each pass
     and carry no gradient.
 
     Source: Yu et al. 2022 (MORA), the idea of re-weighting members by how near each is to giving way. Departs: the
-    weights are our own formula, exp(-lead / temperature), and the attacked class is the one that the team answers,
+    weights are our own formula, exp(-lead / temperature), and the attacked class is the one that the ensemble answers,
     so that no labels are needed; the two are the same until the image is broken.
     """
 
@@ -45,12 +45,12 @@ class Reweighted(Surrogate):
         """Name in results."""
         return "reweighted"
 
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
-        """Return the team's answer with the other gradient."""
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
+        """Return the ensemble's answer with the other gradient."""
 
         def classify(x: Images) -> Logits:
             member_logits = ensemble.member_logits(x)
-            answer = ensemble.combine(member_logits).detach()
+            answer = ensemble.combiner(member_logits).detach()
             weights = self.weights(member_logits.detach(), answer.argmax(1))
             mean = (weights.unsqueeze(-1) * member_logits.log_softmax(-1)).sum(0)
             return answer + (mean - mean.detach())

@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.ensemble.ranking import BROKEN, damage, lead
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
+from sparsemble.attacks.ensemble.ranking import BROKEN, damage, lead
 from sparsemble.attacks.pga import At, Value, check_ascent, climb
 from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import InputError
@@ -35,7 +35,7 @@ class Sequential(EnsembleAttack):
     restarts: int = 1
     """Independent random starts, >= 1."""
     label: str = ""
-    """Name in results; empty: the plug's name and steps."""
+    """Name in results; empty: the component's name and steps."""
 
     def __post_init__(self) -> None:
         check_ascent(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
@@ -45,7 +45,7 @@ class Sequential(EnsembleAttack):
             object.__setattr__(self, "label", f"sequential{self.steps}x{self.rounds}")
 
     def perturb(
-        self, ensemble: Ensemble, stop: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+        self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
         """Go round the members."""
         total = len(ensemble.members)
@@ -57,7 +57,7 @@ class Sequential(EnsembleAttack):
                 with torch.set_grad_enabled(i == turn):
                     logits.append(member(images if i == turn else images.detach()))
             labels = y[at.rows]
-            answer = decide_known(torch.stack(logits).detach(), ensemble.combine, stop).logits
+            answer = decide_known(torch.stack(logits).detach(), ensemble.combiner, rule).logits
             return Value(loss=-lead(logits[turn], labels), rank=damage(answer, labels))
 
         steps = self.steps * total * self.rounds

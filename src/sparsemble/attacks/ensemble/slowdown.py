@@ -1,4 +1,4 @@
-"""Make the team run as many members as can be."""
+"""Make the ensemble run as many members as can be."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -6,8 +6,8 @@ from typing import ClassVar, final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.ensemble.ranking import lead, log_stop_probability
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
+from sparsemble.attacks.ensemble.ranking import lead, log_stop_probability
 from sparsemble.attacks.pga import At, Value, check_ascent, climb, squash
 from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import InputError
@@ -24,7 +24,7 @@ class Slowdown(EnsembleAttack):
 
     Climbs the log of the expected further members under the rule's mass, plus a little doubt (how near the two best
     classes of the shorter prefixes are), which has a gradient where the mass has none left. With `keep_label` only
-    points at which the deployed answer is right count, and the clean image may be one of them; an image that the team
+    points at which the deployed answer is right count, and the clean image may be one of them; an image that the ensemble
     gets wrong everywhere on the path is free.
 
     Source: the aim of Hong et al. 2021 (DeepSloth). Departs: our own loss, since a stopping rule here need not
@@ -45,7 +45,7 @@ class Slowdown(EnsembleAttack):
     restarts: int = 3
     """Starts, >= 1: the clean image first, then random ones."""
     label: str = ""
-    """Name in results; empty: the plug's name and steps."""
+    """Name in results; empty: the component's name and steps."""
 
     def __post_init__(self) -> None:
         check_ascent(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
@@ -55,7 +55,7 @@ class Slowdown(EnsembleAttack):
             object.__setattr__(self, "label", f"slowdown{self.steps}" + ("-keep_label" if self.keep_label else ""))
 
     def perturb(
-        self, ensemble: Ensemble, stop: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+        self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
         """Climb the cost."""
         total = len(ensemble.members)
@@ -63,8 +63,8 @@ class Slowdown(EnsembleAttack):
         def value(images: Images, at: At) -> Value:
             labels = y[at.rows]
             member_logits = ensemble.member_logits(images)
-            loss = _further_members(member_logits, stop) + self.doubt * _doubt(member_logits, ensemble.combine)
-            output = decide_known(member_logits, ensemble.combine, stop)
+            loss = _further_members(member_logits, rule) + self.doubt * _doubt(member_logits, ensemble.combiner)
+            output = decide_known(member_logits, ensemble.combiner, rule)
             rank = output.members_run + squash(loss.detach()) / 2
             if self.keep_label:
                 ahead = lead(output.logits, labels)
@@ -85,16 +85,16 @@ class Slowdown(EnsembleAttack):
         )
 
 
-def _further_members(member_logits: MemberLogits, stop: StoppingRule) -> PerImage:
+def _further_members(member_logits: MemberLogits, rule: StoppingRule) -> PerImage:
     """Return the log of the expected number of members after the first."""
     later = torch.arange(1, len(member_logits), device=member_logits.device).log()
     if not len(later):
         return torch.zeros_like(member_logits[0, :, 0])
-    return (log_stop_probability(member_logits, stop)[1:] + later.unsqueeze(1)).logsumexp(0).to(member_logits.dtype)
+    return (log_stop_probability(member_logits, rule)[1:] + later.unsqueeze(1)).logsumexp(0).to(member_logits.dtype)
 
 
-def _doubt(member_logits: MemberLogits, combine: Combiner) -> PerImage:
+def _doubt(member_logits: MemberLogits, combiner: Combiner) -> PerImage:
     """Return how near the two best classes are, over the prefixes at which the rule could stop early; at most 0."""
     shorter = range(1, max(len(member_logits), 2))
-    best = torch.stack([combine(member_logits[:m]).topk(2, dim=1).values for m in shorter])
+    best = torch.stack([combiner(member_logits[:m]).topk(2, dim=1).values for m in shorter])
     return (best[..., 1] - best[..., 0]).mean(0)

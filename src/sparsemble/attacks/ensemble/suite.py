@@ -1,10 +1,13 @@
-"""Every attack on a team, none of them twice."""
+"""Every attack on an ensemble, none of them twice."""
 
 from collections.abc import Iterable, Sequence
 
+from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.ensemble.combined import Combined
 from sparsemble.attacks.ensemble.deployed import Deployed
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.expectation import Expectation
+from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.hijack import Hijack
 from sparsemble.attacks.ensemble.member import Member
 from sparsemble.attacks.ensemble.prefix import Prefix
@@ -12,17 +15,14 @@ from sparsemble.attacks.ensemble.reweighted import Reweighted
 from sparsemble.attacks.ensemble.sequential import Sequential
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.surrogate import Surrogate
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
-from sparsemble.attacks.attack import Attack
 from sparsemble.core.interfaces import Combiner
 
 
 def every_surrogate(
     ensemble_size: int, combiners: Iterable[Combiner] = (), *, stops_early: bool = True
 ) -> tuple[Surrogate, ...]:
-    """Return the differentiable views of a team of M members, each once.
+    """Return the differentiable views of an ensemble of M members, each once.
 
     The prefix of length M is `whole`, member 1 is the prefix of length 1, and on one member everything is `whole`.
 
@@ -37,7 +37,7 @@ def every_surrogate(
     members = [Member(index=index) for index in range(1 + stops_early, ensemble_size + 1)]
     prefixes = [Prefix(length=length) for length in range(1, ensemble_size)] if stops_early else []
     stopping = [*prefixes, Expectation(), Deployed()] if stops_early else []
-    combined = [Combined(combine=combine) for combine in dict.fromkeys(combiners)]
+    combined = [Combined(combiner=combiner) for combiner in dict.fromkeys(combiners)]
     return (FullEnsemble(), Reweighted(), *combined, *members, *stopping)
 
 
@@ -49,7 +49,7 @@ def full_suite(
     black_box: Sequence[Attack] = (),
     stops_early: bool = True,
 ) -> tuple[EnsembleAttack, ...]:
-    """Return all attacks on a team, for a union over them.
+    """Return all attacks on an ensemble, for a union over them.
 
     Args:
         ensemble_size: M, 1 or more.

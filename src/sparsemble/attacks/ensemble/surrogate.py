@@ -1,4 +1,4 @@
-"""The interface of surrogates: differentiable stand-ins for a deployed team."""
+"""The interface of surrogates: differentiable stand-ins for a deployed ensemble."""
 
 from abc import abstractmethod
 
@@ -8,7 +8,7 @@ from sparsemble.core.types import Classifier
 
 
 class Surrogate(Component):
-    """A differentiable classifier made of a team and its stopping rule; any attack can climb it."""
+    """A differentiable classifier made of an ensemble and its stopping rule; any attack can climb it."""
 
     @property
     @abstractmethod
@@ -16,7 +16,7 @@ class Surrogate(Component):
         """Name in results, with the settings that tell it from others of its kind."""
 
     @abstractmethod
-    def __call__(self, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+    def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the classifier to attack."""
 
 

@@ -6,9 +6,9 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.ensemble.surrogate import Surrogate
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
+from sparsemble.attacks.ensemble.surrogate import Surrogate
 from sparsemble.core.dynamic import decide
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
@@ -16,10 +16,10 @@ from sparsemble.core.types import Classifier, Images, Labels, Logits
 
 
 @final
-@ensemble_attacks.register("through")
+@ensemble_attacks.register("surrogate_attack")
 @dataclass(frozen=True, kw_only=True)
 class SurrogateAttack(EnsembleAttack):
-    """An attack on a single classifier, led by the gradient of a surrogate of the team.
+    """An attack on a single classifier, led by the gradient of a surrogate of the ensemble.
 
     While `judged`, the attack reads the deployed logits and differentiates the surrogate's: what it keeps as best, and
     where it stops, is then what is really broken, not what the surrogate gets wrong. That costs a deployed answer,
@@ -41,22 +41,22 @@ class SurrogateAttack(EnsembleAttack):
             object.__setattr__(self, "label", f"{self.attack.label}-{self.surrogate.label}")
 
     def perturb(
-        self, ensemble: Ensemble, stop: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+        self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
         """Attack the surrogate."""
-        target = self.surrogate(ensemble, stop)
+        target = self.surrogate(ensemble, rule)
         if self.judged:
-            target = _judged(target, ensemble, stop)
+            target = _judged(target, ensemble, rule)
         return self.attack(target, x, y, threat, rng=rng)
 
 
-def _judged(surrogate: Classifier, ensemble: Ensemble, stop: StoppingRule) -> Classifier:
+def _judged(surrogate: Classifier, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
     """Return a classifier with the deployed logits and the surrogate's gradient."""
 
     def classify(x: Images) -> Logits:
         led = surrogate(x)
         with torch.no_grad():
-            answer = decide(ensemble, x.detach(), stop).logits
+            answer = decide(ensemble, x.detach(), rule).logits
         return answer + (led - led.detach())
 
     return classify

@@ -1,1 +1,1 @@
-"""Losses of whole teams, one file each."""
+"""Losses of whole ensembles, one file each."""

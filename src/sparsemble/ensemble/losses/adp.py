@@ -28,7 +28,7 @@ class ADP(TrainingLoss):
     class, at length 1, and H is the entropy in nats; averaged over images.
 
     Source: Pang et al. 2019, eq. 6; EED supplement, eq. 32 with its sign corrected (method.md E-21). Departs: on
-    adversarial images, as every loss of a team here.
+    adversarial images, as every loss of an ensemble here.
     """
 
     needs_ensemble: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class ADP(TrainingLoss):
     attack: Attack = PGD(steps=10, keep_best=False)
     """Finds the adversarial images."""
     attack_ensemble: bool = True
-    """Craft one adversarial set on the whole team instead of one on each member."""
+    """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
         check_not_negative(alpha=self.alpha, beta=self.beta)

@@ -29,7 +29,7 @@ class CLDL(TrainingLoss):
     """Members that learn softened labels of their own, far from each other's, with gradients that do not align.
 
     mean_i KL(s_i || h_i) - alpha log mean_{i < j} exp JSD(s_i || s_j) + beta mean_{i < j} cos(grad_x KL_i, grad_x KL_j)
-    + adversarial mean_i CE_i(x_adv), averaged over images; a team of one has no pairs.
+    + adversarial mean_i CE_i(x_adv), averaged over images; an ensemble of one has no pairs.
 
     Source: EED supplement, eq. 33 (method.md E-22). Our reading, since s_i is only called a smoothed label there:
     s_i = (1 - smoothing) onehot(y) + smoothing h_i(x), a constant where it is a target, and what the members move in
@@ -49,7 +49,7 @@ class CLDL(TrainingLoss):
     attack: Attack = PGD(steps=10, keep_best=False)
     """Finds the adversarial images."""
     attack_ensemble: bool = False
-    """Craft one adversarial set on the whole team instead of one on each member."""
+    """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
         check_not_negative(alpha=self.alpha, beta=self.beta, adversarial=self.adversarial)

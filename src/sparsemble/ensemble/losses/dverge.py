@@ -45,7 +45,7 @@ class DVERGE(TrainingLoss):
     attack: Attack = PGD(steps=10, keep_best=False)
     """Finds the adversarial images."""
     attack_ensemble: bool = False
-    """Craft one adversarial set on the whole team instead of one on each member."""
+    """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
         check_not_negative(beta=self.beta)

@@ -1,4 +1,4 @@
-"""EED's loss of a team (main paper, eqs. 14-19)."""
+"""EED's loss of an ensemble (main paper, eqs. 14-19)."""
 
 import contextlib
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class EED(TrainingLoss):
     """L_E + omega L_R + gamma L_C: robust and diverse members, no confident mistakes, compact weights and activations.
 
     L_R = mean of psi (-log(1 - min(p*, 0.99))), with p* the highest wrong-class probability of any member on images
-    crafted against the team and psi = 1 where the team errs on them. L_C = lambda1 mean_i ||W_i||_1 / ||M_i||_0
+    crafted against the ensemble and psi = 1 where the ensemble errs on them. L_C = lambda1 mean_i ||W_i||_1 / ||M_i||_0
     + lambda2 mean over members and ReLUs of the smooth share of active units.
 
     Source: EED main paper, eqs. 14-19, in the form of method.md 2.6 (E-11 to E-14).
@@ -47,7 +47,7 @@ class EED(TrainingLoss):
     lambda2: float = 0.25
     """Share of the activations in L_C, >= 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the images of L_R against the team, where `base` has not already done so."""
+    """Crafts the images of L_R against the ensemble, where `base` has not already done so."""
 
     def __post_init__(self) -> None:
         check_not_negative(omega=self.omega, gamma=self.gamma, lambda1=self.lambda1, lambda2=self.lambda2)
@@ -64,7 +64,7 @@ class EED(TrainingLoss):
         with contextlib.ExitStack() as stack:
             activations = stack.enter_context(watch_activations(model)) if self.gamma * self.lambda2 else []
             member_logits = model.member_logits(x_adv)
-        mistakes = misclassification(member_logits, model.combine(member_logits), y)
+        mistakes = misclassification(member_logits, model.combiner(member_logits), y)
         compact = self.lambda1 * mean_weight(model)
         if activations:
             compact = compact + self.lambda2 * torch.stack([soft_nonzero(a, EDGE) for a in activations]).mean()
@@ -74,7 +74,7 @@ class EED(TrainingLoss):
 
 
 def misclassification(member_logits: Tensor, ensemble_logits: Tensor, y: Labels) -> Tensor:
-    """L_R: minus log of one minus the highest wrong probability of any member, on images the team gets wrong."""
+    """L_R: minus log of one minus the highest wrong probability of any member, on images the ensemble gets wrong."""
     wrong = member_logits.softmax(-1).scatter(2, y.expand(len(member_logits), -1).unsqueeze(-1), 0.0)
     highest = wrong.amax((0, 2)).clamp_max(LARGEST_WRONG)
     errs = (ensemble_logits.argmax(1) != y).to(highest.dtype)

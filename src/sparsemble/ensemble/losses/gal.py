@@ -24,7 +24,7 @@ class GAL(TrainingLoss):
     """Members whose losses rise in different directions of the image.
 
     mean_i CE_i(x) + lambda_ log sum_{i < j} exp cos(grad_x CE_i, grad_x CE_j) + adversarial mean_i CE_i(x_adv), the
-    middle term averaged over images; its gradient is of second order. A team of one has no middle term.
+    middle term averaged over images; its gradient is of second order. An ensemble of one has no middle term.
 
     Source: Kariyappa and Qureshi 2019, eq. 7, with the adversarial term of DVERGE's comparison (method.md section 6).
     Departs: members keep their ReLUs (theirs: leaky ones).
@@ -39,7 +39,7 @@ class GAL(TrainingLoss):
     attack: Attack = PGD(steps=10, keep_best=False)
     """Finds the adversarial images."""
     attack_ensemble: bool = False
-    """Craft one adversarial set on the whole team instead of one on each member."""
+    """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
         check_not_negative(lambda_=self.lambda_, adversarial=self.adversarial)

@@ -21,11 +21,11 @@ from sparsemble.training.loss import LossOutput, TrainingLoss, craft, training_l
 @training_losses.register("igat")
 @dataclass(frozen=True, kw_only=True)
 class IGAT(TrainingLoss):
-    """Images that fool the team go to one member, the likelier the better it does there; all others to everybody.
+    """Images that fool the ensemble go to one member, the likelier the better it does there; all others to everybody.
 
-    sum_i mean_b of w_ib CE_i(x_adv), x_adv crafted on the team; w = 1 where the team is right or the member was drawn,
+    sum_i mean_b of w_ib CE_i(x_adv), x_adv crafted on the ensemble; w = 1 where the ensemble is right or the member was drawn,
     with probability in proportion to 2^rank of its probability of the true class. Plus `beta` times EED's L_R, which
-    is theirs, and optionally another loss of a team.
+    is theirs, and optionally another loss of an ensemble.
 
     Source: Deng and Mu 2023, as method.md sections 2.6 and 6 state it (their weights were not found there).
     """
@@ -33,7 +33,7 @@ class IGAT(TrainingLoss):
     needs_ensemble: ClassVar[bool] = True
 
     base: TrainingLoss | None = None
-    """Another loss of a team, added; none is iGAT's distribution rule alone."""
+    """Another loss of an ensemble, added; none is iGAT's distribution rule alone."""
     beta: float = 1.0
     """Weight of the misclassification term, >= 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
@@ -47,7 +47,7 @@ class IGAT(TrainingLoss):
         model = as_ensemble(model, self)
         x_adv = craft(model, self.attack, x, y, threat, rng=rng)
         member_logits = model.member_logits(x_adv)
-        ensemble_logits = model.combine(member_logits)
+        ensemble_logits = model.combiner(member_logits)
         sent = distributed(member_logits.detach(), ensemble_logits.argmax(1) != y, y, rng)
         robust = (member_losses(member_logits, y) * sent).mean(1).sum()
         mistakes = misclassification(member_logits, ensemble_logits, y)
@@ -60,7 +60,7 @@ class IGAT(TrainingLoss):
 
 
 def distributed(member_logits: MemberLogits, errs: Flags, y: Labels, rng: Generator) -> Bool[Tensor, "M B"]:
-    """Return which member (M, B) learns from which image: all where the team is right, one drawn where it errs."""
+    """Return which member (M, B) learns from which image: all where the ensemble is right, one drawn where it errs."""
     true = member_logits.gather(2, y.expand(len(member_logits), -1)[..., None])[..., 0]
     true = true - member_logits.logsumexp(-1)
     rank: Tensor = true.argsort(0).argsort(0)  # 0 for the member that does worst

@@ -1,1 +1,1 @@
-"""Which sub-models become the team, one file each."""
+"""Which sub-models become the ensemble, one file each."""

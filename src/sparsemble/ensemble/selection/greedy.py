@@ -1,4 +1,4 @@
-"""Grow the team by who helps its worst case most."""
+"""Grow the ensemble by who helps its worst case most."""
 
 from dataclasses import dataclass
 from typing import final
@@ -10,11 +10,11 @@ from sparsemble.ensemble.selection.rule import Evidence, Selected, SelectionRule
 @selection_rules.register("greedy")
 @dataclass(frozen=True, kw_only=True)
 class Greedy(SelectionRule):
-    """Starts with the most robust sub-model and adds, until the budget is used, whoever makes the team most robust.
+    """Starts with the most robust sub-model and adds, until the budget is used, whoever makes the ensemble most robust.
 
-    A team is as robust as its combined answers are right, clean and on every adversarial set: those crafted against
+    An ensemble is as robust as its combined answers are right, clean and on every adversarial set: those crafted against
     the average of the pool and against each sub-model alone. Ties go to the lower failure rate, then to the first in
-    the pool. The sets are not crafted against the teams themselves, so the numbers flatter; they serve to compare.
+    the pool. The sets are not crafted against the ensembles themselves, so the numbers flatter; they serve to compare.
 
     Source: ours.
     """
@@ -23,16 +23,16 @@ class Greedy(SelectionRule):
         """Choose `largest` sub-models."""
         failures = evidence.failures
         rate = failures.double().mean(1).tolist()
-        team: tuple[int, ...] = ()
+        ensemble: tuple[int, ...] = ()
         scored, right = 0, 0.0
-        while len(team) < largest:
-            others = [i for i in range(len(failures)) if i not in team]
-            robust = {i: float(evidence.right((*team, i)).double().mean()) for i in others}
+        while len(ensemble) < largest:
+            others = [i for i in range(len(failures)) if i not in ensemble]
+            robust = {i: float(evidence.right((*ensemble, i)).double().mean()) for i in others}
             best = max(others, key=lambda i: (robust[i], -rate[i]))
-            team, right, scored = (*team, best), robust[best], scored + len(others)
-        chosen = tuple(sorted(team))
+            ensemble, right, scored = (*ensemble, best), robust[best], scored + len(others)
+        chosen = tuple(sorted(ensemble))
         return Selected(
-            team=chosen,
+            ensemble=chosen,
             robust_diversity=robust_diversity(failures, chosen),
             reason=f"grown one by one; together right on {right:.3f} of the images, clean and on every adversarial set",
             ensembles_scored=scored,

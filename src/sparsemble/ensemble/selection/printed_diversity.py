@@ -14,7 +14,7 @@ from sparsemble.ensemble.selection.rule import Evidence, Selected, SelectionRule
 @selection_rules.register("printed_diversity")
 @dataclass(frozen=True, kw_only=True)
 class PrintedDiversity(SelectionRule):
-    """The smallest team whose diversity, as printed, reaches the threshold; for comparison only.
+    """The smallest ensemble whose diversity, as printed, reaches the threshold; for comparison only.
 
     1 - p_two / p_one with p_one = sum_i i/S p_i, p_two = sum_i i (i - 1) / (S (S - 1)) p_i, where p_i is the failure
     rate of the i-th member. It depends on how members are numbered (here: as in the pool), p_one may exceed 1, and
@@ -26,36 +26,36 @@ class PrintedDiversity(SelectionRule):
     threshold: float = 0.7
     """Diversity that is enough, in [0, 1]."""
     exact_size: bool = True
-    """Choose only among teams of the size that the budget allows."""
+    """Choose only among ensembles of the size that the budget allows."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise InputError(f"threshold = {self.threshold:g} must lie in [0, 1]")
 
     def __call__(self, evidence: Evidence, largest: int) -> Selected:
-        """Choose a team of 2 to `largest` sub-models."""
+        """Choose an ensemble of 2 to `largest` sub-models."""
         failures = evidence.failures
         rate = failures.double().mean(1).cpu().numpy()
         scored = 0
         for size in range(largest if self.exact_size else 2, largest + 1):
-            teams = list(itertools.combinations(range(len(rate)), size))
-            found = printed(rate[np.asarray(teams)])
-            scored += len(teams)
+            ensembles = list(itertools.combinations(range(len(rate)), size))
+            found = printed(rate[np.asarray(ensembles)])
+            scored += len(ensembles)
             best = int(np.argmax(found))
             if found[best] >= self.threshold or size == largest:
                 break
         reached = "reaches" if found[best] >= self.threshold else "is highest, though below"
         return Selected(
-            team=teams[best],
-            robust_diversity=robust_diversity(failures, teams[best]),
-            reason=f"as printed, the diversity {found[best]:.2f} of this team {reached} the threshold "
+            ensemble=ensembles[best],
+            robust_diversity=robust_diversity(failures, ensembles[best]),
+            reason=f"as printed, the diversity {found[best]:.2f} of this ensemble {reached} the threshold "
             f"{self.threshold:g}",
             ensembles_scored=scored,
         )
 
 
 def printed(rates: np.ndarray) -> np.ndarray:
-    """Return the printed diversity of teams from the failure rates of their members (teams, S); 1 without failures."""
+    """Return the printed diversity of ensembles from the failure rates of their members (ensembles, S); 1 without failures."""
     size = rates.shape[1]
     i = np.arange(1, size + 1)
     one, two = rates @ (i / size), rates @ (i * (i - 1) / (size * (size - 1)))

@@ -1,4 +1,4 @@
-"""How a team is chosen from the pool."""
+"""How an ensemble is chosen from the pool."""
 
 import itertools
 from abc import abstractmethod
@@ -23,16 +23,16 @@ class Evidence:
     logits: Mapping[str, MemberLogits]
     """(N, B, K) for each set: `clean`; `pool`, crafted against the average of all; one crafted against each alone."""
     y: Labels
-    combine: Combiner
+    combiner: Combiner
 
     @property
     def failures(self) -> Bool[Tensor, "N n"]:
         """Whether sub-model i errs on image j of the set that was crafted against the average of the pool."""
         return self.logits["pool"].argmax(-1) != self.y
 
-    def right(self, team: tuple[int, ...]) -> Flags:
-        """Return which images a team answers rightly in every set."""
-        answers = [self.combine(logits[list(team)]).argmax(1) == self.y for logits in self.logits.values()]
+    def right(self, ensemble: tuple[int, ...]) -> Flags:
+        """Return which images an ensemble answers rightly in every set."""
+        answers = [self.combiner(logits[list(ensemble)]).argmax(1) == self.y for logits in self.logits.values()]
         found = answers[0]
         for one in answers[1:]:
             found = found & one
@@ -41,9 +41,9 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """A chosen team and why."""
+    """A chosen ensemble and why."""
 
-    team: tuple[int, ...]
+    ensemble: tuple[int, ...]
     """Positions in the pool, ascending."""
     robust_diversity: float
     reason: str
@@ -52,11 +52,11 @@ class Selected:
 
 
 class SelectionRule(Component):
-    """Chooses a team from what the sub-models say to held-out images."""
+    """Chooses an ensemble from what the sub-models say to held-out images."""
 
     @abstractmethod
     def __call__(self, evidence: Evidence, largest: int) -> Selected:
-        """Choose among the teams of 2 to `largest` of the N sub-models.
+        """Choose among the ensembles of 2 to `largest` of the N sub-models.
 
         Args:
             evidence: answers on held-out images, clean and adversarial.
@@ -64,23 +64,23 @@ class SelectionRule(Component):
         """
 
 
-def robust_diversity(failures: Bool[Tensor, "N n"], team: tuple[int, ...]) -> float:
-    """Return 1 - p_two / p_one of a team: 0 where members always fail together, 1 where never.
+def robust_diversity(failures: Bool[Tensor, "N n"], ensemble: tuple[int, ...]) -> float:
+    """Return 1 - p_two / p_one of an ensemble: 0 where members always fail together, 1 where never.
 
     p_one is the mean failure rate, p_two the mean rate at which two members fail together.
 
     Source: EED main paper, eqs. 12-13, read as generalised diversity (method.md 2.5, E-9).
     """
-    return float(all_diversities(failures, len(team), [team])[0])
+    return float(all_diversities(failures, len(ensemble), [ensemble])[0])
 
 
-def all_diversities(failures: Bool[Tensor, "N n"], size: int, teams: list[tuple[int, ...]]) -> np.ndarray:
-    """Return the robust diversity of each team of this size; 1 for a team that never fails.
+def all_diversities(failures: Bool[Tensor, "N n"], size: int, ensembles: list[tuple[int, ...]]) -> np.ndarray:
+    """Return the robust diversity of each ensemble of this size; 1 for an ensemble that never fails.
 
-    Every team follows from the pairwise co-failure counts, so one matrix product serves all.
+    Every ensemble follows from the pairwise co-failure counts, so one matrix product serves all.
     """
     counts = failures.double() @ failures.double().T
-    together, index = counts.cpu().numpy(), np.asarray(teams)
+    together, index = counts.cpu().numpy(), np.asarray(ensembles)
     single = together[index, index].sum(1) / size
     pairs = sum(together[index[:, i], index[:, j]] for i, j in itertools.combinations(range(size), 2))
     double = pairs / (size * (size - 1) / 2)

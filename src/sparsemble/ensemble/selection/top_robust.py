@@ -20,11 +20,11 @@ class TopRobust(SelectionRule):
         failures = evidence.failures
         right = [int(evidence.right((i,)).sum()) for i in range(len(failures))]
         best = sorted(range(len(right)), key=lambda i: -right[i])[:largest]
-        team = tuple(sorted(best))
+        ensemble = tuple(sorted(best))
         share = right[best[-1]] / len(evidence.y)
         return Selected(
-            team=team,
-            robust_diversity=robust_diversity(failures, team),
+            ensemble=ensemble,
+            robust_diversity=robust_diversity(failures, ensemble),
             reason=f"the {largest} that are most robust alone, each right on {share:.3f} of the images or more",
             ensembles_scored=len(right),
         )

@@ -26,7 +26,7 @@ class Agreement(StoppingRule):
     """Stops after one member if its answer leads by `sure`, and later if `votes` members answer alike.
 
     The lead is the distance between the two highest average probabilities. Later steps also need a lead of `lead`.
-    Who wants to make the team slow must make robust members disagree, which is about as hard as fooling one of them;
+    Who wants to make the ensemble slow must make robust members disagree, which is about as hard as fooling one of them;
     who wants to have it stop on a wrong answer must fool one member by far, or several at once.
 
     Source: ours.
@@ -35,7 +35,7 @@ class Agreement(StoppingRule):
     sure: float = 0.9
     """Lead of a single member that is enough, >= 0; above 1 there are always two members or more."""
     votes: int = 2
-    """Members that must answer alike, >= 2; more than the team has: it never stops before the last."""
+    """Members that must answer alike, >= 2; more than the ensemble has: it never stops before the last."""
     lead: float = 0.0
     """Lead of the average that is asked for beside the votes, >= 0."""
 

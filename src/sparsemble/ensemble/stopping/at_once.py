@@ -15,7 +15,7 @@ from sparsemble.ensemble.hazard import PerPrefix
 @stopping_rules.register("at_once")
 @dataclass(frozen=True, kw_only=True)
 class AtOnce(StoppingRule):
-    """Stops after the first member, whatever it says: the cheapest answer a team can give."""
+    """Stops after the first member, whatever it says: the cheapest answer an ensemble can give."""
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Stop at member 1."""

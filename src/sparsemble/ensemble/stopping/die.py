@@ -62,7 +62,7 @@ class DIE(StoppingRule):
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Try weights of each quantity, with thresholds at quantiles of what was seen on held-out images.
 
-        The second candidate never stops early, so that calibration can always fall back to the static team.
+        The second candidate never stops early, so that calibration can always fall back to the static ensemble.
         """
         static = DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=NEVER)
         settings = hazard_settings(member_logits, self.tau_u)

@@ -16,7 +16,7 @@ from sparsemble.core.types import MemberLogits
 @stopping_rules.register("never")
 @dataclass(frozen=True, kw_only=True)
 class Never(StoppingRule):
-    """Never stops early: the static team."""
+    """Never stops early: the static ensemble."""
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Stop at the last member only."""

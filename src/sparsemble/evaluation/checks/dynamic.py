@@ -20,7 +20,7 @@ EDGE = 0.02
 
 
 def stopping_attacked(result: Result) -> Check:
-    """Check 33: the relaxed rule, every prefix, the whole team, and blindly the true rule were attacked; no passes."""
+    """Check 33: the relaxed rule, every prefix, the whole ensemble, and blindly the true rule were attacked; no passes."""
     if not stops_early(result):
         return waived(33, ALWAYS_ALL)
     settings = list(settings_of(result).values())
@@ -31,7 +31,7 @@ def stopping_attacked(result: Result) -> Check:
     if not any(list(named(each, "expectation")) for each in settings):
         lacking.append("the expected answer over all stopping times")
     if not any(is_whole(each) for each in settings):
-        lacking.append("the whole team")
+        lacking.append("the whole ensemble")
     blind = [each for each in settings if any(list(named(each, name)) for name in BLACK_BOX)]
     if not any(each.get("surrogate", {}).get("name") == "deployed" for each in blind):
         lacking.append("a black-box attack on the deployed decision")
@@ -69,13 +69,13 @@ def cost_under_attack(result: Result) -> Check:
     numbers = {name: runs.get(name) for name in ("clean", "attacked", "slowdown")}
     faults += [f"members run {name} is not given" for name, value in numbers.items() if value is None]
     if not faults and not 1 <= numbers["clean"] <= numbers["slowdown"] + 1e-6 <= most + 1e-5:
-        faults.append("an attack on cost must not make the team faster, nor run more than all members")
+        faults.append("an attack on cost must not make the ensemble faster, nor run more than all members")
     told = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items() if value is not None)
     return verdict(35, not faults, "; ".join([*faults, f"members run of {most}: {told}"]))
 
 
 def speed_beside_cost(result: Result) -> Check:
-    """Check 36: speed of a team that stops early stands only beside members run under attack on cost; no passes."""
+    """Check 36: speed of an ensemble that stops early stands only beside members run under attack on cost; no passes."""
     if not stops_early(result):
         return waived(36, ALWAYS_ALL)
     claims = [name for name in ("latency", "size") if result.get(name)]
@@ -90,7 +90,7 @@ def speed_beside_cost(result: Result) -> Check:
 
 @torch.no_grad()
 def no_knifes_edge(
-    decide_with: Callable[[StoppingRule], Decide], stop: StoppingRule, x: Images, y: Labels, tuned_on: str | None
+    decide_with: Callable[[StoppingRule], Decide], rule: StoppingRule, x: Images, y: Labels, tuned_on: str | None
 ) -> Check:
     """Check 37: thresholds come from held-out images, and moving each by a tenth costs at most two points.
 
@@ -98,18 +98,18 @@ def no_knifes_edge(
 
     Args:
         decide_with: the deployed decision under another rule.
-        stop: the deployed rule.
+        rule: the deployed rule.
         x: images.
         y: their classes.
         tuned_on: `held-out`, `test`, or None where that is not known.
     """
 
-    def accuracy(rule: StoppingRule) -> tuple[float, float]:
-        output = decide_with(rule)(x)
+    def accuracy(candidate: StoppingRule) -> tuple[float, float]:
+        output = decide_with(candidate)(x)
         return float((output.logits.argmax(1) == y).float().mean()), float(output.members_run.float().mean())
 
-    right, runs = accuracy(stop)
-    others = {words: accuracy(rule) for words, rule in nudged(stop).items()}
+    right, runs = accuracy(rule)
+    others = {words: accuracy(other) for words, other in nudged(rule).items()}
     worst = max(others, key=lambda words: right - others[words][0], default="")
     lost = right - others[worst][0] if worst else 0.0
     detail = f"tuned on {tuned_on or 'unknown'} images; accuracy {right:.3f}, members {runs:.2f}"
@@ -119,14 +119,14 @@ def no_knifes_edge(
     return verdict(37, tuned_on != "test" and lost <= EDGE, detail)
 
 
-def nudged(stop: StoppingRule) -> dict[str, StoppingRule]:
+def nudged(rule: StoppingRule) -> dict[str, StoppingRule]:
     """Return the rule with each of its numbers a tenth lower and higher, by words such as `tau_c x 0.9`."""
-    settings = {name: value for name, value in vars(stop).items() if isinstance(value, float) and value}
+    settings = {name: value for name, value in vars(rule).items() if isinstance(value, float) and value}
     rules: dict[str, StoppingRule] = {}
     for name, value in settings.items():
         for factor in (1 - NUDGE, 1 + NUDGE):
             try:
-                rules[f"{name} x {factor:g}"] = type(stop)(**{**vars(stop), name: value * factor})
+                rules[f"{name} x {factor:g}"] = type(rule)(**{**vars(rule), name: value * factor})
             except InputError:
                 continue  # a number at the end of its range has no neighbour beyond it
     return rules

@@ -1,4 +1,4 @@
-"""Was a team attacked as a team, and compared fairly (checks 28 to 32)."""
+"""Was an ensemble attacked as an ensemble, and compared fairly (checks 28 to 32)."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -16,17 +16,17 @@ ABLATIONS = ("combiner only", "no regularisers", "no stopping rule", "dense memb
 
 
 def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -> Check:
-    """Check 28: the whole team was attacked through its own combiner and through every other one; no passes.
+    """Check 28: the whole ensemble was attacked through its own combiner and through every other one; no passes.
 
     Args:
-        result: of the team.
+        result: of the ensemble.
         deployed: name of its combiner.
         others: names of all others, such as `combiners.names()`.
     """
     if not is_ensemble(result):
         return waived(28, SINGLE)
     settings = list(settings_of(result).values())
-    seen = {one["combine"]["name"] for each in settings for one in named(each, "combined")}
+    seen = {one["combiner"]["name"] for each in settings for one in named(each, "combined")}
     seen |= {deployed} if any(is_whole(each) for each in settings) else set()
     lacking = sorted({deployed, *others} - seen)
     detail = f"attacked through {', '.join(sorted(seen)) or 'none'}; not through {', '.join(lacking) or 'none'}"
@@ -34,7 +34,7 @@ def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -
 
 
 def members_attacked(result: Result) -> Check:
-    """Check 29: every member alone, one after the other, re-weighted, and a margin of the whole team; no passes."""
+    """Check 29: every member alone, one after the other, re-weighted, and a margin of the whole ensemble; no passes."""
     if not is_ensemble(result):
         return waived(29, SINGLE)
     settings = list(settings_of(result).values())
@@ -44,7 +44,7 @@ def members_attacked(result: Result) -> Check:
     lacking = [f"member {i}" for i in range(1, int(result["target"]["members"]) + 1) if i not in alone]
     lacking += [name for name in ("sequential", "reweighted") if not any(list(named(each, name)) for each in settings)]
     if not any(is_whole(each) and any(list(named(each, name)) for name in MARGINS) for each in settings):
-        lacking.append("a margin of the whole team")
+        lacking.append("a margin of the whole ensemble")
     return verdict(29, not lacking, f"not attacked: {', '.join(lacking) or 'nothing'}")
 
 
@@ -52,7 +52,7 @@ def members_reported(result: Result) -> Check:
     """Check 30: each member's own accuracy and the transfer from each to each, and these fit together; no passes.
 
     Images crafted on one member must not break another more than those crafted on itself; and the detail says where a
-    team is no better than its best member.
+    ensemble is no better than its best member.
     """
     if not is_ensemble(result):
         return waived(30, SINGLE)
@@ -75,29 +75,29 @@ def members_reported(result: Result) -> Check:
     ]
     detail = "; ".join(faults) or f"{count} members, best alone {max(robust):.3f}"
     if "worst_case" in result and result["worst_case"]["accuracy"] <= max(robust):
-        detail += f"; FLAG: the team ({result['worst_case']['accuracy']:.3f}, all attacks) is no better than that"
+        detail += f"; FLAG: the ensemble ({result['worst_case']['accuracy']:.3f}, all attacks) is no better than that"
     return verdict(30, not faults, detail)
 
 
 def single_models_beside(
-    team: Mapping[str, Any], member: Mapping[str, Any] | None, dense: Mapping[str, Any] | None
+    ensemble: Mapping[str, Any], member: Mapping[str, Any] | None, dense: Mapping[str, Any] | None
 ) -> Check:
     """Check 31: the best member at equal non-zeros and a dense model at equal operations stand beside; no passes.
 
     Args:
-        team: `accuracy`, `nonzeros` and `macs` of the team.
-        member: the same of the best single sparse model, trained with as many non-zeros as the whole team.
+        ensemble: `accuracy`, `nonzeros` and `macs` of the ensemble.
+        member: the same of the best single sparse model, trained with as many non-zeros as the whole ensemble.
         dense: the same of one adversarially trained dense model of as many operations.
     """
     if member is None or dense is None:
         lacking = [name for name, row in (("a sparse model", member), ("a dense model", dense)) if row is None]
         return waived(31, f"{' and '.join(lacking)} of equal cost was not evaluated")
     unequal = [
-        f"{name} has {row[cost]:g} {cost}, the team {team[cost]:g}"
+        f"{name} has {row[cost]:g} {cost}, the ensemble {ensemble[cost]:g}"
         for name, row, cost in (("the sparse model", member, "nonzeros"), ("the dense model", dense, "macs"))
-        if abs(row[cost] - team[cost]) > EQUAL_COST * team[cost]
+        if abs(row[cost] - ensemble[cost]) > EQUAL_COST * ensemble[cost]
     ]
-    told = f"team {team['accuracy']:.3f}, sparse model {member['accuracy']:.3f}, dense model {dense['accuracy']:.3f}"
+    told = f"ensemble {ensemble['accuracy']:.3f}, sparse model {member['accuracy']:.3f}, dense model {dense['accuracy']:.3f}"
     return verdict(31, not unequal, "; ".join([*unequal, told]))
 
 

@@ -32,7 +32,7 @@ KINDS = {
 }
 """What is looked for, and the calls that give it away."""
 STOPPING = (EARLY_STOPPING, CONTROL_FLOW, NO_GRADIENT)
-"""What a team with a stopping rule declares."""
+"""What an ensemble with a stopping rule declares."""
 REPEATS = 4
 """Runs of one layer in one pass that make a loop; a layer shared by two or three places is none."""
 FEW = 8

@@ -44,7 +44,7 @@ def stops_early(result: Result) -> bool:
 
 
 def is_whole(settings: dict[str, Any]) -> bool:
-    """Say whether an attack sees all members through their own combiner: any that is not made for teams does."""
+    """Say whether an attack sees all members through their own combiner: any that is not made for ensembles does."""
     surrogate: dict[str, Any] | None = settings.get("surrogate")
     return surrogate.get("name") == "whole" if surrogate else settings.get("name") not in ON_PARTS
 

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import torch
 
 import sparsemble.models
-import sparsemble.pruning  # noqa: F401 (imports register the plugs)
+import sparsemble.pruning  # noqa: F401 (imports register the components)
 from sparsemble.core.artifacts import PARTIAL, Artifact, explain_disk, finish
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import to_dict

@@ -6,9 +6,9 @@ from typing import ClassVar, final
 import torch
 from safetensors.torch import load_file
 
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.member import Member
 from sparsemble.attacks.ensemble.prefix import Prefix
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.artifacts import Artifact, write_json
 from sparsemble.core.interfaces import Combiner
@@ -36,15 +36,15 @@ SHARD = 250
 class AttackStage(WithData):
     """Craft adversarial test images for a row and record what the deployed row answers; resumes shard by shard.
 
-    Attacks are laid out before the team is chosen, for the most members it may have. Those on a member or prefix that
-    a smaller team lacks are not run.
+    Attacks are laid out before the ensemble is chosen, for the most members it may have. Those on a member or prefix that
+    a smaller ensemble lacks are not run.
     """
 
     version: ClassVar[int] = 2
 
     seed: int
     threat: ThreatModel
-    combine: Combiner
+    combiner: Combiner
     row: str
     attack: EnsembleAttack
     images: int = 0
@@ -54,18 +54,18 @@ class AttackStage(WithData):
         """Leave `outcome.json` and the shards that hold the adversarial images; only why, if there is none to run."""
         data = dataset(self.data)
         split = test_images(data, self.images).to(work.device)
-        team, stop = load_row(self.row, work.inputs, self.combine, work.device)
-        if (needed := members_needed(self.attack)) > len(team.members):
-            why = f"it needs {needed} members, and the team that was chosen has {len(team.members)}"
+        ensemble, rule = load_row(self.row, work.inputs, self.combiner, work.device)
+        if (needed := members_needed(self.attack)) > len(ensemble.members):
+            why = f"it needs {needed} members, and the ensemble that was chosen has {len(ensemble.members)}"
             write_json(work.folder / OUTCOME, {ABSENT: why})
             return
         found = evaluate(
-            team,
+            ensemble,
             split,
             [self.attack],
             self.threat,
-            stop=stop,
-            decide=lambda x: predict_dynamic(team, x, stop),
+            rule=rule,
+            decide=lambda x: predict_dynamic(ensemble, x, rule),
             classes=len(data.classes),
             seed=self.seed,
             shard=SHARD,
@@ -88,7 +88,7 @@ class AttackStage(WithData):
 
 
 def members_needed(attack: EnsembleAttack) -> int:
-    """Return how many members a team must have for an attack to have something to look at."""
+    """Return how many members an ensemble must have for an attack to have something to look at."""
     match attack:
         case SurrogateAttack(surrogate=Member(index=needed) | Prefix(length=needed)):
             return needed

@@ -7,10 +7,10 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.threat import ThreatModel
-from sparsemble.pipeline.validation import adversarial_images, right
 from sparsemble.pipeline.baselines import load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import test_images
+from sparsemble.pipeline.validation import adversarial_images, right
 
 
 @final
@@ -21,7 +21,7 @@ class CurveStage(WithData):
 
     seed: int
     threat: ThreatModel
-    combine: Combiner
+    combiner: Combiner
     row: str
     attack: Attack
     eps: tuple[float, ...]
@@ -30,11 +30,11 @@ class CurveStage(WithData):
     def run(self, work: Work) -> None:
         """Leave `curve.json`."""
         split = test_images(dataset(self.data), self.images).to(work.device)
-        team = load_row(self.row, work.inputs, self.combine, work.device).ensemble
+        ensemble = load_row(self.row, work.inputs, self.combiner, work.device).ensemble
         accuracy = []
         for i, eps in enumerate(self.eps):
             threat = replace(self.threat, eps=eps)
-            x_adv = adversarial_images(team, split, self.attack, threat, work.rng("curve"))
-            accuracy.append(float(right(team, x_adv, split.labels).float().mean()))
+            x_adv = adversarial_images(ensemble, split, self.attack, threat, work.rng("curve"))
+            accuracy.append(float(right(ensemble, x_adv, split.labels).float().mean()))
             work.tell((i + 1) / len(self.eps), f"eps {eps:g}")
         write_json(work.folder / "curve.json", {"eps": list(self.eps), "accuracy": accuracy, "images": len(split)})

@@ -1,4 +1,4 @@
-"""Ensemble learning of the selected team (EED main paper, sections 4.2 and 4.3)."""
+"""Ensemble learning of the selected ensemble (EED main paper, sections 4.2 and 4.3)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -9,10 +9,10 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.models.architecture import Architecture
 from sparsemble.pipeline import recipe
-from sparsemble.pipeline.validation import adversarial_images, right
-from sparsemble.pipeline.train_stage import learn
-from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.model_io import load_model, save_model
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.train_stage import learn
+from sparsemble.pipeline.validation import adversarial_images, right
 from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.training.precision import Precision
 
@@ -34,24 +34,24 @@ class EnsembleStage(WithData):
     precision: Precision = Precision()
 
     def run(self, work: Work) -> None:
-        """Leave `member1.safetensors` .. in running order, `team.json` and `history.jsonl`."""
+        """Leave `member1.safetensors` .. in running order, `ensemble.json` and `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         pool = work.pool("pool")
-        labels: list[str] = work.inputs["select"].json("select.json")["team"]
+        labels: list[str] = work.inputs["select"].json("select.json")["ensemble"]
         members = [load_model(pool[label], work.device) for label in labels]
         masks = {f"members.{i}": Mask.of(member) for i, member in enumerate(members)}
-        team = Ensemble(members, self.ensemble.combine)
+        ensemble = Ensemble(members, self.ensemble.combiner)
         learn(
             work,
-            team,
+            ensemble,
             data,
-            self.ensemble.objective.with_teacher(load_model(work.inputs["dense"], work.device)),
+            self.ensemble.loss.with_teacher(load_model(work.inputs["dense"], work.device)),
             self.ensemble.schedule,
             epochs=self.ensemble.epochs,
             threat=self.threat,
             held_out_attack=self.held_out_attack,
             eval_every=self.eval_every,
-            precision=replace(self.precision, compile=False),  # objectives look into members
+            precision=replace(self.precision, compile=False),  # losses look into members
             callbacks=[KeepZero(masks)],
         )
         y = data.choose.labels
@@ -65,4 +65,4 @@ class EnsembleStage(WithData):
         for position, i in enumerate(order, start=1):
             save_model(members[i], work.folder, self.model, data, f"member{position}")
         facts = {"members": [labels[i] for i in order], "held_out_robust": [robust[i] for i in order]}
-        write_json(work.folder / "team.json", facts)
+        write_json(work.folder / "ensemble.json", facts)

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, final
 import torch
 from safetensors.torch import save_file
 
-from sparsemble.attacks.ensemble.suite import every_surrogate
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.ensemble.suite import every_surrogate
 from sparsemble.core.artifacts import Artifact, write_json
 from sparsemble.core.interfaces import Combiner, combiners
 from sparsemble.core.threat import ThreatModel
@@ -17,8 +17,8 @@ from sparsemble.data.dataset import Split
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.cost import count_macs, count_weights
-from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.packed import save_packed
+from sparsemble.evaluation.statistics import wilson
 from sparsemble.pipeline.baselines import ROWS, Row, load_row, running_order
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import OUTCOME, attacks_on, stored_images, test_images
@@ -37,10 +37,10 @@ class EvaluateStage(WithData):
 
     seed: int
     threat: ThreatModel
-    combine: Combiner
+    combiner: Combiner
     attacks: tuple[Attack, ...]
     adaptive: Attack
-    """What climbed every view of the team."""
+    """What climbed every view of the ensemble."""
     sparsity: float
     images: int = 0
 
@@ -50,11 +50,11 @@ class EvaluateStage(WithData):
         x, y = split.everything()
         rows, outcomes, deployed = [], {}, {}
         for i, name in enumerate(ROWS):
-            row = load_row(name, work.inputs, self.combine, work.device)
+            row = load_row(name, work.inputs, self.combiner, work.device)
             deployed[name] = row
-            # What is crafted on the static team is an attack on the dynamic one, too, and is judged by what it answers.
+            # What is crafted on the static ensemble is an attack on the dynamic one, too, and is judged by what it answers.
             attacked = self._outcomes(name, row, work)
-            clean = predict_dynamic(row.ensemble, x, row.stop)
+            clean = predict_dynamic(row.ensemble, x, row.rule)
             right = clean.logits.argmax(1) == y
             outcomes[name] = {"clean": right, **{label: torch.tensor(a["right"]) for label, a in attacked.items()}}
             rows.append(self._row(name, row, right, clean.members_run, attacked, work))
@@ -66,14 +66,14 @@ class EvaluateStage(WithData):
             f"{row}.{label}": v.cpu().to(torch.uint8) for row, entry in outcomes.items() for label, v in entry.items()
         }
         save_file(flat, work.folder / "outcomes.safetensors")
-        self._examples(split, deployed["team_dynamic"], work)
+        self._examples(split, deployed["ensemble_dynamic"], work)
 
     def _outcomes(self, name: str, row: Row, work: Work) -> dict[str, dict[str, Any]]:
         """Return what the row answered on each set of adversarial images made for it, by label."""
         attacked: dict[str, dict[str, Any]] = {}
-        if name == "team_dynamic":
-            for label, artifact in attacks_on("team_static", work).items():
-                output = predict_dynamic(row.ensemble, stored_images(artifact, work.device), row.stop)
+        if name == "ensemble_dynamic":
+            for label, artifact in attacks_on("ensemble_static", work).items():
+                output = predict_dynamic(row.ensemble, stored_images(artifact, work.device), row.rule)
                 answer, y = output.logits.argmax(1), test_images(dataset(self.data), self.images).labels
                 attacked[label] = {
                     "answer": answer.tolist(),
@@ -97,7 +97,7 @@ class EvaluateStage(WithData):
         worst = right.cpu() & torch.stack([torch.tensor(a["right"]) for a in attacked.values()]).all(0)
         shape = dataset(self.data).shape
         weights = [count_weights(member) for member in row.ensemble.members]
-        parent = count_weights(load_row("dense", work.inputs, self.combine, work.device).ensemble).total
+        parent = count_weights(load_row("dense", work.inputs, self.combiner, work.device).ensemble).total
         macs = [count_macs(member, shape) for member in row.ensemble.members]
         expected = sum(float((members_run >= m).float().mean()) * cost.nonzero for m, cost in enumerate(macs, start=1))
         path = work.folder / "size.safetensors"
@@ -135,43 +135,43 @@ class EvaluateStage(WithData):
         outcomes: dict[str, dict[str, torch.Tensor]],
         work: Work,
     ) -> list[checks.Check]:
-        """Run the checks on the dynamic team, the row that the headline is about."""
-        row = deployed["team_dynamic"]
+        """Run the checks on the dynamic ensemble, the row that the headline is about."""
+        row = deployed["ensemble_dynamic"]
         x, y = split.everything()
-        sets = {**attacks_on("team_static", work), **attacks_on("team_dynamic", work)}
+        sets = {**attacks_on("ensemble_static", work), **attacks_on("ensemble_dynamic", work)}
         stored = {label: stored_images(artifact, work.device) for label, artifact in sets.items()}
-        own = attacks_on("team_dynamic", work)  # what was recorded for the static row is the static row's answer
+        own = attacks_on("ensemble_dynamic", work)  # what was recorded for the static row is the static row's answer
         label = min(own, key=lambda one: sum(own[one].json(OUTCOME)["right"]))
         recorded = own[label].json(OUTCOME)["answer"]
 
-        views = [s(row.ensemble, row.stop) for s in every_surrogate(len(row.ensemble.members))]
+        views = [s(row.ensemble, row.rule) for s in every_surrogate(len(row.ensemble.members))]
 
         def decide(images: Images) -> Any:
-            return predict_dynamic(row.ensemble, images, row.stop)
+            return predict_dynamic(row.ensemble, images, row.rule)
 
         transferred = [stored_images(a, work.device) for a in attacks_on("dense", work).values()]
         on_transfer = torch.stack([decide(images).logits.argmax(1) == y for images in transferred]).all(0)
-        white_box = torch.stack([v.cpu() for v in outcomes["team_dynamic"].values()]).all(0)
+        white_box = torch.stack([v.cpu() for v in outcomes["ensemble_dynamic"].values()]).all(0)
         attacks = [attack.label for attack in self.attacks]
-        weak, strong = (float(outcomes["team_static"][name].float().mean()) for name in (attacks[0], attacks[-1]))
+        weak, strong = (float(outcomes["ensemble_static"][name].float().mean()) for name in (attacks[0], attacks[-1]))
         with torch.no_grad():
             clean_runs = float(decide(x).members_run.float().mean())
-        claims = self._as_result(row, outcomes["team_dynamic"], sets, clean_runs)
+        claims = self._as_result(row, outcomes["ensemble_dynamic"], sets, clean_runs)
         parts = {label: torch.tensor(artifact.json(OUTCOME)["part"]) for label, artifact in sets.items()}
-        rights = {label: right.cpu() for label, right in outcomes["team_dynamic"].items()}
+        rights = {label: right.cpu() for label, right in outcomes["ensemble_dynamic"].items()}
         return checks.merged(
             [
                 checks.inside_threat(list(stored.values()), x, self.threat),
                 checks.returns_logits(row.ensemble, x),
                 checks.repeatable(decide, x[:100]),
                 checks.gradients_flow(views, x, y),
-                checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static team"),
+                checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static ensemble"),
                 *self._curve_checks(outcomes, work),
                 checks.only_by_square(claims, rights, parts),
                 checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
                 checks.headline_is_union(claims),
                 checks.reproduces(decide, stored[label], recorded, batch=64),
-                checks.combiners_attacked(claims, self.combine.name, combiners.names()),
+                checks.combiners_attacked(claims, self.combiner.name, combiners.names()),
                 checks.members_attacked(claims),
                 checks.stopping_attacked(claims),
                 checks.hijack_counted(claims),
@@ -202,7 +202,7 @@ class EvaluateStage(WithData):
         runs = {label: _mean(artifact.json(OUTCOME)["members_run"]) for label, artifact in sets.items()}
         slow = [runs[label] for label, each in found.items() if each["settings"]["name"] == "slowdown"]
         return {
-            "target": {"members": count, "stopping": row.stop.name},
+            "target": {"members": count, "stopping": row.rule.name},
             "clean_outcomes": outcomes["clean"].int().tolist(),
             "attacks": found,
             "worst_case": {"outcomes": worst.int().tolist(), "accuracy": int(worst.sum()) / len(worst)},
@@ -219,22 +219,22 @@ class EvaluateStage(WithData):
         chance = 1.5 / len(dataset(self.data).classes)
         clean = {}
         for row in found:
-            team = load_row(row, work.inputs, self.combine, work.device).ensemble
+            ensemble = load_row(row, work.inputs, self.combiner, work.device).ensemble
             x, y = part.to(work.device).everything()
             with torch.no_grad():
-                clean[row] = float((team(x).argmax(1) == y).float().mean())
+                clean[row] = float((ensemble(x).argmax(1) == y).float().mean())
         return [checks.falls_with_eps({row: curve["accuracy"] for row, curve in found.items()}, clean, chance)]
 
     def _examples(self, split: Split, row: Row, work: Work) -> None:
-        """Keep a few images with the adversarial ones that fooled the team, or failed to."""
-        sets = attacks_on("team_dynamic", work)
+        """Keep a few images with the adversarial ones that fooled the ensemble, or failed to."""
+        sets = attacks_on("ensemble_dynamic", work)
         artifact = sets[min(sets, key=lambda one: sum(sets[one].json(OUTCOME)["right"]))]
         answer = torch.tensor(artifact.json(OUTCOME)["answer"])
         x, y = split.everything()
         broken = (answer != y.cpu()).nonzero()[:, 0][: EXAMPLES // 2]
         held = (answer == y.cpu()).nonzero()[:, 0][: EXAMPLES - len(broken)]
         chosen = torch.cat([broken, held])
-        clean = predict_dynamic(row.ensemble, x[chosen], row.stop).logits.argmax(1)
+        clean = predict_dynamic(row.ensemble, x[chosen], row.rule).logits.argmax(1)
         save_file(
             {
                 "clean": x[chosen].cpu().contiguous(),
@@ -260,8 +260,8 @@ def _nonzeros(row: Row) -> int:
 
 
 def _regrown(row: Row, work: Work) -> int:
-    """Count weights of the team that its sub-models' masks had removed."""
-    labels = running_order(work.inputs["team"], work.inputs["stop"])
+    """Count weights of the ensemble that its sub-models' masks had removed."""
+    labels = running_order(work.inputs["ensemble"], work.inputs["stop"])
     regrown = 0
     for label, member in zip(labels, row.ensemble.members, strict=True):
         mask = Mask.load(work.inputs[f"pool.{label}"].file("mask.safetensors"))

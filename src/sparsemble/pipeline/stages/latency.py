@@ -28,13 +28,13 @@ class LatencyStage(WithData):
     version: ClassVar[int] = 2
 
     seed: int
-    combine: Combiner
+    combiner: Combiner
     rounds: int = 9
 
     def run(self, work: Work) -> None:
         """Leave `latency.json`."""
         images = dataset(self.data).test.images(torch.arange(min(BATCH, len(dataset(self.data).test)))).to(work.device)
-        rows = {name: load_row(name, work.inputs, self.combine, work.device) for name in ROWS}
+        rows = {name: load_row(name, work.inputs, self.combiner, work.device) for name in ROWS}
         singles = images[:SINGLE_IMAGES]
         calls: dict[str, Callable[[], object]] = {}
         for name, row in rows.items():
@@ -44,7 +44,7 @@ class LatencyStage(WithData):
             calls[f"{name} engine_64"] = _answers(engine, [images])
             calls[f"{name} engine_1"] = _answers(engine, list(singles.split(1)))
         with torch.inference_mode():
-            found = measure_latency(calls, rounds=self.rounds, warm_up=2)
+            found = measure_latency(calls, rounds=self.rounds, warmup=2)
         scale = {"64": 1, "1": len(singles), "engine_64": 1, "engine_1": len(singles)}
         latency = {
             name: {
@@ -59,7 +59,7 @@ class LatencyStage(WithData):
     def _engine(self, row: Row) -> Predictor:
         """Return a row in the engine; its weights are not rounded."""
         data = dataset(self.data)
-        return Predictor(convert_ensemble(row.ensemble, row.stop, data.classes, data.shape, 1))
+        return Predictor(convert_ensemble(row.ensemble, row.rule, data.classes, data.shape, 1))
 
 
 def _key(batch: str) -> str:
@@ -74,7 +74,7 @@ def _answers(engine: Predictor, batches: list[torch.Tensor]) -> Callable[[], obj
 
 def _call(name: str, row: Row, batches: list[torch.Tensor]) -> Callable[[], object]:
     """Return what is timed: the deployed answer on each batch, ready on the CPU."""
-    if name == "team_dynamic":
-        return lambda: [predict_dynamic(row.ensemble, x, row.stop).logits.argmax(1).cpu() for x in batches]
-    model = row.ensemble if name == "team_static" else row.ensemble.members[0]
+    if name == "ensemble_dynamic":
+        return lambda: [predict_dynamic(row.ensemble, x, row.rule).logits.argmax(1).cpu() for x in batches]
+    model = row.ensemble if name == "ensemble_static" else row.ensemble.members[0]
     return lambda: [model(x).argmax(1).cpu() for x in batches]

@@ -15,16 +15,16 @@ from sparsemble.data.dataset import Dataset
 from sparsemble.evaluation.inputs import check_classifier
 from sparsemble.models.architecture import Architecture, Normalised, build_model, normalisation
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.validation import probe
+from sparsemble.pipeline.model_io import fill, save_model
 from sparsemble.pipeline.recipe import Parent
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.model_io import fill, save_model
+from sparsemble.pipeline.validation import probe
 
 
 @final
-@stages.register("adopt")
+@stages.register("load_parent")
 @dataclass(frozen=True, kw_only=True)
-class AdoptStage(WithData):
+class LoadParentStage(WithData):
     """Take over a trained network; nothing is trained."""
 
     seed: int
@@ -36,7 +36,7 @@ class AdoptStage(WithData):
     def run(self, work: Work) -> None:
         """Leave `model.safetensors` and an empty `history.jsonl`."""
         data = dataset(self.data).to(work.device)
-        model = adopted(self.model, self.parent, data).to(work.device)
+        model = load_parent(self.model, self.parent, data).to(work.device)
         found = probe(data.choose, self.held_out_attack, self.threat, work)(model)
         clean, robust = (f"{100 * found[f'held_out_{way}']:.1f} %" for way in ("clean", "robust"))
         work.say(f"the parent classifies {clean} of the held-out images rightly, {robust} under attack")
@@ -44,7 +44,7 @@ class AdoptStage(WithData):
         save_model(model, work.folder, self.model, data)
 
 
-def adopted(architecture: Architecture, parent: Parent | None, data: Dataset) -> nn.Module:
+def load_parent(architecture: Architecture, parent: Parent | None, data: Dataset) -> nn.Module:
     """Return the trained network in eval mode, after trying it on a few images; a fresh one where there is no parent.
 
     Raises:

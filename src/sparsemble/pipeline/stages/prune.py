@@ -15,21 +15,21 @@ from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.validation import probe
-from sparsemble.pipeline.train_stage import learn
+from sparsemble.pipeline.model_io import load_model, save_model
 from sparsemble.pipeline.recipe import Prune
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.model_io import load_model, save_model
+from sparsemble.pipeline.train_stage import learn
+from sparsemble.pipeline.validation import probe
 from sparsemble.pruning.dead_channels import find_dead
+from sparsemble.pruning.folds import data_folds
 from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.pruning.method import Pruned, PruningContext
 from sparsemble.pruning.score import PruningScore
-from sparsemble.pruning.folds import data_folds
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Report, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.precision import Precision
 from sparsemble.training.loss import TrainingLoss
+from sparsemble.training.precision import Precision
 
 
 @final
@@ -46,7 +46,7 @@ class PruneStage(WithData):
     threat: ThreatModel
     prune: Prune
     score: PruningScore
-    share: int
+    fold: int
     """Number of the data share, counted from 1."""
     sparsity: float
     """Of this sub-model, in [0, 1)."""
@@ -57,24 +57,24 @@ class PruneStage(WithData):
     @property
     def stream(self) -> str:
         """Sub-models differ in their randomness as well as in their images."""
-        return f"prune {self.score.name} {self.share} {self.sparsity:.6f}"
+        return f"prune {self.score.name} {self.fold} {self.sparsity:.6f}"
 
     def run(self, work: Work) -> None:
         """Leave `model.safetensors`, `mask.safetensors`, `pruned.json`, `learning.jsonl` and `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         # The partition is drawn anew for every score and is the same for its sub-models.
         partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
-        shares = data_folds(data.train.labels, self.prune.shares, partition)
-        split = data.train.subset(shares[self.share - 1].to(work.device))
+        folds = data_folds(data.train.labels, self.prune.folds, partition)
+        split = data.train.subset(folds[self.fold - 1].to(work.device))
         dense = load_model(work.inputs["dense"], work.device)
-        objective = self.prune.objective.with_teacher(dense)
-        model, mask, told = self._masked(work, dense, data, split, objective)
+        training_loss = self.prune.loss.with_teacher(dense)
+        model, mask, told = self._masked(work, dense, data, split, training_loss)
         if self.prune.finetune_epochs and self.prune.method.fine_tunes:
             learn(
-                replace(work, tell=lambda share, text: work.tell(0.3 + 0.7 * share, text)),
+                replace(work, tell=lambda fold, text: work.tell(0.3 + 0.7 * fold, text)),
                 model,
                 data,
-                objective,
+                training_loss,
                 self.prune.schedule,
                 epochs=self.prune.finetune_epochs,
                 threat=self.threat,
@@ -94,7 +94,7 @@ class PruneStage(WithData):
         self._search(work).remove()
 
     def _masked(
-        self, work: Work, dense: nn.Module, data: Dataset, split: Split, objective: TrainingLoss
+        self, work: Work, dense: nn.Module, data: Dataset, split: Split, training_loss: TrainingLoss
     ) -> tuple[nn.Module, Mask, dict[str, Any]]:
         """Return the pruned model, its mask and the facts; an interrupted search goes on from its last epoch."""
         rng = work.rng("masks")
@@ -110,11 +110,11 @@ class PruneStage(WithData):
         context = PruningContext(
             batches=batches,
             held_out=probe(data.choose, self.held_out_attack, self.threat, work),
-            objective=objective,
+            loss=training_loss,
             threat=self.threat,
             rng=rng,
             callbacks=[
-                Report(lambda share, text: work.tell(0.3 * share, f"masks: {text}"), work.say),
+                Report(lambda fold, text: work.tell(0.3 * fold, f"masks: {text}"), work.say),
                 WriteHistory(work.folder / "learning.jsonl"),
             ],
             checkpoint=self._search(work),

@@ -7,9 +7,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from sparsemble.core.artifacts import Artifact
+from sparsemble.pipeline.baselines import ROWS, running_order
 from sparsemble.pipeline.environment import machine, source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
-from sparsemble.pipeline.baselines import ROWS, running_order
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.report import write_report
 from sparsemble.report.summary import SCHEMA_VERSION
@@ -19,8 +19,8 @@ BELONGS_TO = {
     "small_dense": "small_dense",
     "harp": "harp",
     "best_member": "select",
-    "team_static": "team",
-    "team_dynamic": "stop",
+    "ensemble_static": "ensemble",
+    "ensemble_dynamic": "stop",
 }
 """The stage that a row's training ends with: everything that it was made of counts as its cost."""
 
@@ -54,13 +54,13 @@ class ReportStage(Stage):
             row["latency_ms"] = {size: found[size]["median_ms"] for size in sizes}
             row["engine_ms"] = {size: found[f"engine_{size}"]["median_ms"] for size in sizes}
             last = work.inputs[BELONGS_TO[row["name"]]]
-            # The small dense network only takes its width from the team; nothing of the team goes into it.
+            # The small dense network only takes its width from the ensemble; nothing of the ensemble goes into it.
             made_from = [last] if row["name"] == "small_dense" else ancestry(last)
             row["training_passes"] = sum(sum(stage.meta["passes"].values()) for stage in made_from)
             row["seconds"] = sum(stage.meta["seconds"] for stage in made_from)
         select = work.inputs["select"].json("select.json")
         stopping = work.inputs["stop"].json("stopping.json")
-        settings = dict(stopping["stop"])
+        settings = dict(stopping["rule"])
         return {
             "schema": SCHEMA_VERSION,
             "name": self.title,
@@ -70,7 +70,7 @@ class ReportStage(Stage):
             "rows": sorted(rows, key=lambda row: ROWS.index(row["name"])),
             "checks": work.inputs["evaluate"].json("checks.json"),
             "selection": {
-                "team": select["team"],
+                "ensemble": select["ensemble"],
                 "robust_diversity": select["robust_diversity"],
                 "threshold": resolved(self.recipe)["select"].get("threshold"),
                 "rule": select["reason"],
@@ -78,7 +78,7 @@ class ReportStage(Stage):
             "stopping": {
                 "rule": settings.pop("name"),
                 "settings": settings,
-                "order": running_order(work.inputs["team"], work.inputs["stop"]),
+                "order": running_order(work.inputs["ensemble"], work.inputs["stop"]),
                 "held_out": {key: stopping[key] for key in ("images", "allowed", "tried", "outcome", "static")},
                 "sensitivity": stopping["sensitivity"],
             },
@@ -93,7 +93,7 @@ class ReportStage(Stage):
         data = dataset(self.recipe.data)
         select = work.inputs["select"].json("select.json")
         rows = {row["name"]: row for row in work.inputs["evaluate"].json("rows.json")}
-        counts = rows["team_dynamic"]["members_run_counts"]
+        counts = rows["ensemble_dynamic"]["members_run_counts"]
         curves = {row: artifact.json("curve.json") for row, artifact in work.pool("curve").items()}
         first = next(iter(curves.values()), None)
         by_score = {
@@ -119,13 +119,13 @@ class ReportStage(Stage):
             "pool": {label: artifact.json("pruned.json") for label, artifact in _pool(work.inputs["select"]).items()},
             "training": {
                 name: [_epoch(record) for record in work.inputs[name].json_lines("history.jsonl")]
-                for name in ("dense", "small_dense", "harp", "team")
+                for name in ("dense", "small_dense", "harp", "ensemble")
             },
         }
 
 
 def _pool(select: Artifact) -> dict[str, Artifact]:
-    """Return the sub-models that the team was chosen from."""
+    """Return the sub-models that the ensemble was chosen from."""
     beside = select.path.parent
     return {
         role.removeprefix("pool."): Artifact(beside / folder)
@@ -151,5 +151,5 @@ def _examples(work: Work) -> dict[str, np.ndarray]:
 
 
 def _epoch(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("epoch", "loss", "held_out_clean", "held_out_robust", "rate", "rolled_back", "stopped")
+    keys = ("epoch", "loss", "held_out_clean", "held_out_robust", "learning_rate", "rolled_back", "stopped")
     return {key: record.get(key) for key in keys}

@@ -1,4 +1,4 @@
-"""Choose the team (EED main paper, section 4.1)."""
+"""Choose the ensemble (EED main paper, section 4.1)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,9 +14,9 @@ from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.selection.rule import Evidence, SelectionRule
 from sparsemble.evaluation.cost import count_macs
-from sparsemble.pipeline.validation import adversarial_images, logits_of
-from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.model_io import load_model
+from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.validation import adversarial_images, logits_of
 from sparsemble.pruning.mask import Mask, jaccard
 
 
@@ -31,8 +31,8 @@ class SelectStage(WithData):
     seed: int
     threat: ThreatModel
     select: SelectionRule
-    members_count_placeholder: int
-    combine: Combiner
+    members: int
+    combiner: Combiner
     held_out_attack: Attack
 
     def run(self, work: Work) -> None:
@@ -40,25 +40,25 @@ class SelectStage(WithData):
         data = dataset(self.data).to(work.device)
         members = {label: load_model(artifact, work.device) for label, artifact in work.pool("pool").items()}
         labels = list(members)
-        pool = Ensemble(members.values(), self.combine).eval()
+        pool = Ensemble(members.values(), self.combiner).eval()
         x, y = data.choose.everything()
         with work.counting(*members.values()):
             logits = {"clean": logits_of(pool, x), "pool": logits_of(pool, self._against(pool, data, work, "select"))}
             for i, (label, member) in enumerate(members.items()):
                 logits[label] = logits_of(pool, self._against(member, data, work, "best"))
                 work.tell((i + 1) / len(labels), f"attacked {label}")
-        evidence = Evidence(logits=logits, y=y, combine=self.combine)
-        selected = self.select(evidence, self.members_count_placeholder)
+        evidence = Evidence(logits=logits, y=y, combiner=self.combiner)
+        selected = self.select(evidence, self.members)
         clean = (logits["clean"].argmax(-1) == y).float().mean(1)
         robust = torch.stack([(logits[label][i].argmax(-1) == y).float().mean() for i, label in enumerate(labels)])
-        chosen = [labels[i] for i in selected.team]
+        chosen = [labels[i] for i in selected.ensemble]
         write_json(
             work.folder / "select.json",
             {
-                "team": chosen,
+                "ensemble": chosen,
                 "robust_diversity": selected.robust_diversity,
                 "reason": selected.reason,
-                "teams_scored": selected.ensembles_scored,
+                "ensembles_scored": selected.ensembles_scored,
                 "pool": labels,
                 "held_out_clean": clean.tolist(),
                 "held_out_transfer": (1 - evidence.failures.float().mean(1)).tolist(),

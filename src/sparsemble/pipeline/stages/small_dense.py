@@ -1,4 +1,4 @@
-"""A small dense network with the team's multiply-accumulates, trained like the parent: the plain alternative."""
+"""A small dense network with the ensemble's multiply-accumulates, trained like the parent: the plain alternative."""
 
 import bisect
 from dataclasses import dataclass, replace
@@ -9,9 +9,9 @@ from sparsemble.data.dataset import Dataset
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import Architecture, build_model
 from sparsemble.models.resnet import ResNet
+from sparsemble.pipeline.model_io import with_width
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.pipeline.stages.train import TrainStage
-from sparsemble.pipeline.model_io import with_width
 
 PHOTOGRAPH = 64
 """Height and width, in pixels, from which on images are treated as photographs."""
@@ -21,7 +21,7 @@ PHOTOGRAPH = 64
 @stages.register("small_dense")
 @dataclass(frozen=True, kw_only=True)
 class SmallDenseStage(Stage):
-    """Narrow the architecture until its dense work is nearest to the selected team's work on kept weights."""
+    """Narrow the architecture until its dense work is nearest to the selected ensemble's work on kept weights."""
 
     parallel: ClassVar[bool] = True
 

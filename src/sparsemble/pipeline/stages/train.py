@@ -7,10 +7,10 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.models.architecture import Architecture, build_model
-from sparsemble.pipeline.train_stage import learn
+from sparsemble.pipeline.model_io import save_model
 from sparsemble.pipeline.recipe import Train
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.model_io import save_model
+from sparsemble.pipeline.train_stage import learn
 from sparsemble.training.precision import Precision
 
 
@@ -39,7 +39,7 @@ class TrainStage(WithData):
             work,
             model,
             data,
-            self.train.objective,
+            self.train.loss,
             self.train.schedule,
             epochs=self.train.epochs,
             threat=self.threat,

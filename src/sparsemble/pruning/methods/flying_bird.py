@@ -12,9 +12,9 @@ from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pru
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -43,7 +43,7 @@ class FlyingBird(PruningMethod):
     rest: float = 0.25
     """Share of the training, its end, in which the mask stands still, in [0, 1)."""
     schedule: Schedule = Schedule(
-        rate=0.1, optimiser=SGD(weight_decay=5e-4), decay=MultiStep(factor=0.1, milestones=(0.5, 0.75))
+        learning_rate=0.1, optimiser=SGD(weight_decay=5e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.5, 0.75))
     )
     """Of the training; the batch size of the context holds, not this one's."""
 
@@ -69,7 +69,7 @@ class FlyingBird(PruningMethod):
         )
         history = fit(
             learner,
-            context.objective,
+            context.loss,
             batches,
             self.schedule,
             epochs=self.epochs,

@@ -20,8 +20,8 @@ from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
 from sparsemble.training.loss import LossOutput, TrainingLoss
-from sparsemble.training.schedule import Schedule
 from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.schedule import Schedule
 
 FARTHEST = 60.0
 """Shift of a quota that takes any keep rate to its floor or to 1."""
@@ -39,7 +39,7 @@ class HARP(PruningMethod):
 
     epochs: int = 20
     """Epochs of mask learning, >= 1."""
-    schedule: Schedule = Schedule(rate=0.1, decay=Cosine())
+    schedule: Schedule = Schedule(learning_rate=0.1, lr_schedule=Cosine())
     """HARP's own rate; the batch size of the context holds, not this one's."""
     penalty: float = 0.01
     """phi, weight of the budget term; grows by itself every epoch until the budget is met."""
@@ -66,7 +66,7 @@ class HARP(PruningMethod):
         ramp = _Ramp(learner)
         history = fit(
             learner,
-            _Budgeted(inner=context.objective, learner=learner),
+            _Budgeted(inner=context.loss, learner=learner),
             batches,
             self.schedule,
             epochs=self.epochs,

@@ -12,8 +12,8 @@ from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pru
 from sparsemble.pruning.score import Scores, rescaled
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
-from sparsemble.training.schedule import Schedule
 from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.schedule import Schedule
 
 
 @final
@@ -28,7 +28,7 @@ class HYDRA(PruningMethod):
 
     epochs: int = 20
     """Epochs of mask learning, >= 1."""
-    schedule: Schedule = Schedule(rate=0.1, decay=Cosine())
+    schedule: Schedule = Schedule(learning_rate=0.1, lr_schedule=Cosine())
     """Of the scores; the batch size of the context holds, not this one's."""
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class HYDRA(PruningMethod):
         learner = ScoredNetwork(copy.deepcopy(model), rescaled(scores), target, free_norms=True)
         history = fit(
             learner,
-            masked(context.objective, learner.layers),
+            masked(context.loss, learner.layers),
             batches,
             self.schedule,
             epochs=self.epochs,

@@ -50,15 +50,15 @@ class MAD(PruningMethod):
     """Batches of training images looked at; 0: all of one epoch."""
     fits: int = 20
     """Adam steps on the soft masks for each batch, >= 1."""
-    rate: float = 0.1
+    learning_rate: float = 0.1
     """Rate of these, > 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
     """Makes the adversarial images."""
 
     def __post_init__(self) -> None:
-        if self.batches < 0 or self.fits < 1 or not self.rate > 0:
+        if self.batches < 0 or self.fits < 1 or not self.learning_rate > 0:
             raise InputError(
-                f"batches = {self.batches} must be 0 or more, fits = {self.fits} 1 or more and rate = {self.rate:g} "
+                f"batches = {self.batches} must be 0 or more, fits = {self.fits} 1 or more and learning_rate = {self.learning_rate:g} "
                 "above 0"
             )
 
@@ -104,7 +104,7 @@ class MAD(PruningMethod):
         layers = prunable_layers(network)
         lowest, highest = (math.log(math.expm1(mask)) for mask in (SMALLEST, 1.0))
         free = {name: torch.full_like(layer.weight, highest).requires_grad_() for name, layer in layers.items()}
-        adam = torch.optim.Adam(list(free.values()), lr=self.rate)
+        adam = torch.optim.Adam(list(free.values()), lr=self.learning_rate)
         for _ in range(self.fits):
             masked = {f"{name}.weight": layers[name].weight * F.softplus(free[name]) for name in layers}
             loss = F.cross_entropy(functional_call(network, masked, (x,)), y)

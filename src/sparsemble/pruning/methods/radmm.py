@@ -17,9 +17,9 @@ from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
 from sparsemble.training.loss import LossOutput, TrainingLoss
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -43,7 +43,7 @@ class RADMM(PruningMethod):
     growth: float = 1.3
     """What each update multiplies rho by, >= 1."""
     schedule: Schedule = Schedule(
-        rate=0.01, optimiser=SGD(weight_decay=1e-4), decay=MultiStep(factor=0.1, milestones=(0.5, 0.75))
+        learning_rate=0.01, optimiser=SGD(weight_decay=1e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.5, 0.75))
     )
     """Of the training; the batch size of the context holds, not this one's."""
 
@@ -60,7 +60,7 @@ class RADMM(PruningMethod):
         learner = DrawnNetwork(copy.deepcopy(model), target, self.rho)
         history = fit(
             learner,
-            _Drawn(inner=context.objective, learner=learner),
+            _Drawn(inner=context.loss, learner=learner),
             batches,
             self.schedule,
             epochs=self.epochs,

@@ -15,9 +15,9 @@ from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pru
 from sparsemble.pruning.score import Scores, fan_in
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -38,7 +38,7 @@ class RST(PruningMethod):
     epochs: int = 160
     """Epochs of mask learning, >= 1."""
     schedule: Schedule = Schedule(
-        rate=0.1, optimiser=SGD(weight_decay=5e-4), decay=MultiStep(factor=0.1, milestones=(0.5, 0.75))
+        learning_rate=0.1, optimiser=SGD(weight_decay=5e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.5, 0.75))
     )
     """Of the scores; the batch size of the context holds, not this one's."""
 
@@ -55,7 +55,7 @@ class RST(PruningMethod):
         learner = ScoredNetwork(network, drawn, target, free_norms=False)
         history = fit(
             learner,
-            masked(context.objective, learner.layers),
+            masked(context.loss, learner.layers),
             batches,
             self.schedule,
             epochs=self.epochs,

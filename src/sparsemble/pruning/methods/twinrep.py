@@ -17,9 +17,9 @@ from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
+from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
-from sparsemble.training.lr_schedules.multi_step import MultiStep
 
 
 @final
@@ -38,7 +38,7 @@ class TwinRep(PruningMethod):
     prune_at: int = 10
     """Epoch after which weights are masked, 1 to `epochs` - 1."""
     schedule: Schedule = Schedule(
-        rate=0.1, optimiser=SGD(weight_decay=2e-4), decay=MultiStep(factor=0.1, milestones=(0.7, 0.85))
+        learning_rate=0.1, optimiser=SGD(weight_decay=2e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.7, 0.85))
     )
     """Of the training; the batch size of the context holds, not this one's."""
 
@@ -56,7 +56,7 @@ class TwinRep(PruningMethod):
         learner = TwinNetwork(copy.deepcopy(model), target)
         history = fit(
             learner,
-            masked(context.objective, learner.layers),
+            masked(context.loss, learner.layers),
             batches,
             self.schedule,
             epochs=self.epochs,

@@ -6,7 +6,7 @@ from typing import Literal, final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.llvm_builder import FLOAT, LONG, POINTER, Kernel, Value, LLVMBuilder
+from sparsemble.runtime.kernels.llvm_builder import FLOAT, LONG, POINTER, Kernel, LLVMBuilder, Value
 
 UNROLLED = 256
 """Windows of more vectors are gone through in a loop, as code for each place takes long to compile."""

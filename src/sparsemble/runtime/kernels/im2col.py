@@ -6,7 +6,7 @@ from typing import final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.llvm_builder import FLOAT, INT, Kernel, Value, LLVMBuilder
+from sparsemble.runtime.kernels.llvm_builder import FLOAT, INT, Kernel, LLVMBuilder, Value
 
 WIDEST = 4
 """Stride up to which a vector is picked out of neighbouring ones, not put together from floats."""

@@ -6,7 +6,7 @@ from typing import final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.llvm_builder import Kernel, Value, LLVMBuilder
+from sparsemble.runtime.kernels.llvm_builder import Kernel, LLVMBuilder, Value
 
 FIRST, LAST = 1, 2
 """Flags of a head: its sums start here; they end here."""
@@ -115,7 +115,9 @@ class Products(Kernel):
             w.store(value, outs[chain], to)
         return [end]
 
-    def _record(self, w: LLVMBuilder, records: Value, index: Value, source: Value, sums: Sequence[Value]) -> Sequence[Value]:
+    def _record(
+        self, w: LLVMBuilder, records: Value, index: Value, source: Value, sums: Sequence[Value]
+    ) -> Sequence[Value]:
         record = w.at(records, w.builder.mul(index, w.long(self.record_bytes)))
         if self.record_bytes >= LINE // 2:
             w.prefetch(record, AHEAD)

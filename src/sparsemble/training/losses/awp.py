@@ -19,7 +19,7 @@ from sparsemble.training.losses.pgd_at import PGDAT
 
 
 @final
-@training_losses.register("weight_perturbation")
+@training_losses.register("awp")
 @dataclass(frozen=True, kw_only=True)
 class AWP(TrainingLoss):
     """Another objective, its loss and gradient taken where nearby weights make it worst.
@@ -29,22 +29,22 @@ class AWP(TrainingLoss):
     computes with others for a pass, whose gradient is the weights' own. Where no such tensor is trained (while masks
     are learned), this is the other objective.
 
-    Source: Wu et al. 2020, section 4 and algorithm 1, with one ascent step. Departs: objectives that do not craft
-    first (those of teams) craft anew at the perturbed weights, from the same draws.
+    Source: Wu et al. 2020, section 4 and algorithm 1, with one ascent step. Departs: losses that do not craft
+    first (those of ensembles) craft anew at the perturbed weights, from the same draws.
     """
 
     inner: TrainingLoss = PGDAT()
     """What is made worst."""
     gamma: float = 0.005
     """Norm of the perturbation of each tensor, relative to its own, > 0."""
-    warm_up: float = 0.0
+    warmup: float = 0.0
     """Share of the training before which weights are not perturbed, in [0, 1)."""
 
     def __post_init__(self) -> None:
         if not self.gamma > 0:
             raise InputError(f"gamma = {self.gamma:g} must be above 0")
-        if not 0 <= self.warm_up < 1:
-            raise InputError(f"warm_up = {self.warm_up:g} must lie in [0, 1) (it is a share of the training)")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup = {self.warmup:g} must lie in [0, 1) (it is a share of the training)")
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss at the perturbed weights."""
@@ -71,7 +71,7 @@ class AWP(TrainingLoss):
     def at(self, progress: float) -> TrainingLoss:
         """Return the other objective during the warm-up."""
         inner = self.inner.at(progress)
-        return inner if progress < self.warm_up else replace(self, inner=inner)
+        return inner if progress < self.warmup else replace(self, inner=inner)
 
 
 def _outside_parametrizations(model: nn.Module, weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:

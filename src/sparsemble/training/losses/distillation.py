@@ -82,7 +82,7 @@ class Distillation(AdversarialLoss):
         loss, terms = self.alpha * distance, {"distance": distance.detach()}
         if self.alpha < 1:
             natural = cross_entropy(model(x), y, self.label_smoothing)
-            loss, terms["natural"] = loss + (1 - self.alpha) * natural, natural.detach()
+            loss, terms["standard"] = loss + (1 - self.alpha) * natural, natural.detach()
         return LossOutput(loss, terms, x_adv)
 
     def _known_teacher(self) -> Classifier:

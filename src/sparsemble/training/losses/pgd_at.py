@@ -13,7 +13,7 @@ from sparsemble.training.loss import AdversarialLoss, LossOutput, check_smoothin
 
 
 @final
-@training_losses.register("madry")
+@training_losses.register("pgd_at")
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(AdversarialLoss):
     """Cross-entropy on the worst nearby image.

@@ -11,7 +11,7 @@ from sparsemble.training.loss import LossOutput, TrainingLoss, check_smoothing, 
 
 
 @final
-@training_losses.register("natural")
+@training_losses.register("standard")
 @dataclass(frozen=True, kw_only=True)
 class Standard(TrainingLoss):
     """Cross-entropy on clean images; gives no robustness."""

@@ -57,5 +57,5 @@ class TRADES(AdversarialLoss):
         clean, moved = in_full(model(x)), in_full(model(x_adv))
         natural = cross_entropy(clean, y, self.label_smoothing)
         divergence = KL()(moved, clean, y).mean()
-        terms = {"natural": natural.detach(), "divergence": divergence.detach()}
+        terms = {"standard": natural.detach(), "divergence": divergence.detach()}
         return LossOutput(natural + self.beta * divergence, terms, x_adv)

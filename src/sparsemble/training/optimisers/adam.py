@@ -18,23 +18,23 @@ from sparsemble.training.optimiser import Optimiser, optimisers, trained
 class Adam(Optimiser):
     """Steps scaled, weight by weight, by running moments of the gradient."""
 
-    decay: tuple[float, ...] = (0.9, 0.999)
+    betas: tuple[float, ...] = (0.9, 0.999)
     """Of the running mean and of the running square, each in [0, 1)."""
     weight_decay: float = 0.0
     """L2 penalty on every trained tensor, >= 0; it goes through the moments like any gradient."""
 
     def __post_init__(self) -> None:
-        check_moments(self.decay, self.weight_decay)
+        check_moments(self.betas, self.weight_decay)
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimiser."""
-        mean, square = self.decay
+        mean, square = self.betas
         return torch.optim.Adam(trained(parameters), betas=(mean, square), weight_decay=self.weight_decay)
 
 
-def check_moments(decay: tuple[float, ...], weight_decay: float) -> None:
+def check_moments(betas: tuple[float, ...], weight_decay: float) -> None:
     """Refuse settings that no moment-based optimiser can use."""
-    if len(decay) != 2 or not all(0 <= beta < 1 for beta in decay):
-        raise InputError(f"decay = {list(decay)} must be two numbers in [0, 1), such as [0.9, 0.999]")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"decay = {list(betas)} must be two numbers in [0, 1), such as [0.9, 0.999]")
     if not 0 <= weight_decay < math.inf:
         raise InputError(f"weight_decay = {weight_decay:g} must be 0 or more")

@@ -1,4 +1,4 @@
-"""What every surrogate and every attack on a team promises."""
+"""What every surrogate and every attack on an ensemble promises."""
 
 import copy
 from collections.abc import Iterator
@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 import sparsemble.attacks
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
-from sparsemble.attacks.ensemble import Surrogate, EnsembleAttack, every_surrogate, full_suite, surrogates, ensemble_attacks
+from sparsemble.attacks.ensemble import (
+    EnsembleAttack,
+    Surrogate,
+    ensemble_attacks,
+    every_surrogate,
+    full_suite,
+    surrogates,
+)
 from sparsemble.attacks.losses import attack_losses
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError, RunError
@@ -27,7 +34,7 @@ LINF = ThreatModel(norm="linf", eps=0.08)
 L2 = ThreatModel(norm="l2", eps=0.3)
 OTHERS = tuple(combiners.build(name) for name in ("mean_logit", "maximum", "soft_vote"))
 SHORT = {
-    "through": {"attack": {"name": "pgd", "steps": 4}, "surrogate": {"name": "whole"}},
+    "surrogate_attack": {"attack": {"name": "pgd", "steps": 4}, "surrogate": {"name": "full_ensemble"}},
     "sequential": {"steps": 2},
     "hijack": {"steps": 3, "targets": 2},
     "slowdown": {"steps": 4},
@@ -52,23 +59,23 @@ def make_ensemble(members: int = 3, classes: int = 4) -> Ensemble:
     return Ensemble([member(seed, classes) for seed in range(members)], MeanProbability()).eval()
 
 
-def images(team: Ensemble, stop: StoppingRule, count: int = 12) -> tuple[Images, Labels]:
+def images(ensemble: Ensemble, rule: StoppingRule, count: int = 12) -> tuple[Images, Labels]:
     """Return images, two at the edges of the box, with the deployed answers as labels but for one."""
     x = torch.rand(count, *SHAPE, generator=seeded(5))
     x[0], x[1] = 0, 1
-    y = predict_dynamic(team, x, stop).logits.argmax(1)
+    y = predict_dynamic(ensemble, x, rule).logits.argmax(1)
     y[-1] = (y[-1] + 1) % 2
     return x, y
 
 
 def every_attack() -> Iterator[EnsembleAttack]:
-    """Each plug, short; `slowdown` both ways; `through` every surrogate."""
+    """Each component, short; `slowdown` both ways; `through` every surrogate."""
     for name in sorted(ensemble_attacks.components):
         yield ensemble_attacks.build({"name": name, **SHORT.get(name, {})})
     yield ensemble_attacks.build({"name": "slowdown", "steps": 4, "keep_label": True})
     for surrogate in every_surrogate(2, OTHERS):
         yield ensemble_attacks.build(
-            {"name": "through", "attack": SHORT["through"]["attack"], "surrogate": spec(surrogate)}
+            {"name": "surrogate_attack", "attack": SHORT["surrogate_attack"]["attack"], "surrogate": spec(surrogate)}
         )
 
 
@@ -77,13 +84,13 @@ def spec(surrogate: Surrogate) -> dict[str, object]:
     for key in ("length", "index"):
         if key in vars(surrogate):
             table[key] = vars(surrogate)[key]
-    return table | ({"combine": vars(surrogate)["combine"].name} if "combine" in vars(surrogate) else {})
+    return table | ({"combiner": vars(surrogate)["combiner"].name} if "combiner" in vars(surrogate) else {})
 
 
 @pytest.mark.parametrize("attack", list(every_attack()), ids=lambda attack: attack.label)
-class TestEveryTeamAttack:
+class TestEveryEnsembleAttack:
     @pytest.mark.parametrize(
-        ("threat", "members", "classes", "stop"),
+        ("threat", "members", "classes", "rule"),
         [
             (LINF, 2, 3, DIE()),
             (LINF, 3, 12, DIE(b=128.0, tau_c=0.4)),
@@ -95,14 +102,14 @@ class TestEveryTeamAttack:
         ids=str,
     )
     def test_stays_inside_box_and_ball(
-        self, attack: EnsembleAttack, threat: ThreatModel, members: int, classes: int, stop: StoppingRule
+        self, attack: EnsembleAttack, threat: ThreatModel, members: int, classes: int, rule: StoppingRule
     ) -> None:
         if members == 1 and attack.label.endswith("member2"):
             pytest.skip("there is no second member")
-        team = make_ensemble(members, classes)
-        x, y = images(team, stop)
+        ensemble = make_ensemble(members, classes)
+        x, y = images(ensemble, rule)
         kept = x.clone()
-        x_adv = attack(team, stop, x, y, threat, rng=seeded(0))
+        x_adv = attack(ensemble, rule, x, y, threat, rng=seeded(0))
         assert torch.equal(x, kept)
         assert x_adv.shape == x.shape
         assert not x_adv.requires_grad
@@ -111,39 +118,39 @@ class TestEveryTeamAttack:
         assert threat.distance(x_adv, x).max() <= threat.eps + 1e-6
 
     def test_gives_the_same_again_and_draws_only_from_its_generator(self, attack: EnsembleAttack) -> None:
-        team, stop = make_ensemble(), DIE()
-        x, y = images(team, stop)
+        ensemble, rule = make_ensemble(), DIE()
+        x, y = images(ensemble, rule)
         before = torch.get_rng_state()
-        first = attack(team, stop, x, y, LINF, rng=seeded(3))
-        assert torch.equal(first, attack(team, stop, x, y, LINF, rng=seeded(3)))
+        first = attack(ensemble, rule, x, y, LINF, rng=seeded(3))
+        assert torch.equal(first, attack(ensemble, rule, x, y, LINF, rng=seeded(3)))
         assert torch.equal(before, torch.get_rng_state())
 
-    def test_leaves_the_team_as_found(self, attack: EnsembleAttack) -> None:
-        team, stop = make_ensemble(), DIE()
-        x, y = images(team, stop)
-        for parameter in team.parameters():
+    def test_leaves_the_ensemble_as_found(self, attack: EnsembleAttack) -> None:
+        ensemble, rule = make_ensemble(), DIE()
+        x, y = images(ensemble, rule)
+        for parameter in ensemble.parameters():
             parameter.grad = torch.ones_like(parameter)
-        before, modes = copy.deepcopy(team.state_dict()), [module.training for module in team.modules()]
-        attack(team, stop, x, y, LINF, rng=seeded(0))
-        assert all(torch.equal(before[name], tensor) for name, tensor in team.state_dict().items())
-        assert [module.training for module in team.modules()] == modes
-        assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in team.parameters())
+        before, modes = copy.deepcopy(ensemble.state_dict()), [module.training for module in ensemble.modules()]
+        attack(ensemble, rule, x, y, LINF, rng=seeded(0))
+        assert all(torch.equal(before[name], tensor) for name, tensor in ensemble.state_dict().items())
+        assert [module.training for module in ensemble.modules()] == modes
+        assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in ensemble.parameters())
 
     def test_attacks_each_image_alone(self, attack: EnsembleAttack) -> None:
-        team, stop = make_ensemble(), DIE(b=30.0, tau_c=0.7)
-        x, y = images(team, stop)
-        whole = attack(team, stop, x, y, LINF, rng=seeded(0))
+        ensemble, rule = make_ensemble(), DIE(b=30.0, tau_c=0.7)
+        x, y = images(ensemble, rule)
+        whole = attack(ensemble, rule, x, y, LINF, rng=seeded(0))
         changed = x.clone()
         changed[6:] = x[6:].flip(0)
-        part = attack(team, stop, changed, torch.cat([y[:6], y[6:].flip(0)]), LINF, rng=seeded(0))
+        part = attack(ensemble, rule, changed, torch.cat([y[:6], y[6:].flip(0)]), LINF, rng=seeded(0))
         torch.testing.assert_close(part[:6], whole[:6])
 
     def test_works_where_no_gradients_are_wanted(self, attack: EnsembleAttack) -> None:
-        team, stop = make_ensemble(), DIE()
-        x, y = images(team, stop)
-        expected = attack(team, stop, x, y, LINF, rng=seeded(0))
+        ensemble, rule = make_ensemble(), DIE()
+        x, y = images(ensemble, rule)
+        expected = attack(ensemble, rule, x, y, LINF, rng=seeded(0))
         with torch.no_grad():
-            assert torch.equal(attack(team, stop, x, y, LINF, rng=seeded(0)), expected)
+            assert torch.equal(attack(ensemble, rule, x, y, LINF, rng=seeded(0)), expected)
 
     def test_an_empty_batch_stays_empty(self, attack: EnsembleAttack) -> None:
         x = torch.zeros(0, *SHAPE)
@@ -161,22 +168,22 @@ class TestEveryTeamAttack:
             )
 
     def test_nan_is_an_error_and_not_robustness(self, attack: EnsembleAttack) -> None:
-        if attack.name == "through":
+        if attack.name == "surrogate_attack":
             pytest.skip("that is for the attack within to say")
-        team, stop = make_ensemble(), Never()
-        x, y = images(team, stop)
+        ensemble, rule = make_ensemble(), Never()
+        x, y = images(ensemble, rule)
         with torch.no_grad():
-            for one in team.members:
+            for one in ensemble.members:
                 one[-1].weight.fill_(float("nan"))
         with pytest.raises(RunError):
-            attack(team, stop, x, y, LINF, rng=seeded(0))
+            attack(ensemble, rule, x, y, LINF, rng=seeded(0))
 
     def test_breaks_or_slows_more_than_noise(self, attack: EnsembleAttack) -> None:
-        team, stop = make_ensemble(), DIE(tau_c=0.7)
-        x, y = images(team, stop, count=60)
+        ensemble, rule = make_ensemble(), DIE(tau_c=0.7)
+        x, y = images(ensemble, rule, count=60)
         threat = ThreatModel(eps=0.05)
-        found = predict_dynamic(team, attack(team, stop, x, y, threat, rng=seeded(0)), stop)
-        noise = predict_dynamic(team, threat.random_start(x, seeded(1)), stop)
+        found = predict_dynamic(ensemble, attack(ensemble, rule, x, y, threat, rng=seeded(0)), rule)
+        noise = predict_dynamic(ensemble, threat.random_start(x, seeded(1)), rule)
         if attack.aims_at_cost:
             assert found.members_run.sum() > noise.members_run.sum()
         else:
@@ -194,10 +201,10 @@ class TestTheSuite:
         suite = full_suite(size, [PGD(steps=2), PGD(steps=9)], (*OTHERS, OTHERS[0]), stops_early=stops_early)
         labels = [attack.label for attack in suite]
         assert len(set(labels)) == len(labels)
-        team, x = make_ensemble(size), torch.rand(20, *SHAPE, generator=seeded(5))
+        ensemble, x = make_ensemble(size), torch.rand(20, *SHAPE, generator=seeded(5))
         views = every_surrogate(size, OTHERS, stops_early=stops_early)
-        stop = DIE(tau_c=0.7) if stops_early else Never()
-        seen = [direction(view, team, stop, x) for view in views]
+        rule = DIE(tau_c=0.7) if stops_early else Never()
+        seen = [direction(view, ensemble, rule, x) for view in views]
         for i, one in enumerate(seen):
             for other in seen[:i]:
                 assert not torch.allclose(one, other, rtol=1e-3, atol=1e-6)
@@ -218,10 +225,10 @@ class TestTheSuite:
         assert {attack.name for attack in suite[1:]} == {"sequential", "hijack", "slowdown"}
 
 
-def direction(view: Surrogate, team: Ensemble, stop: StoppingRule, x: Images) -> Tensor:
+def direction(view: Surrogate, ensemble: Ensemble, rule: StoppingRule, x: Images) -> Tensor:
     """Return logits and gradient of a view; what an attack sees of it."""
     point = x.clone().requires_grad_()
-    logits = view(team, stop)(point).log_softmax(1)
+    logits = view(ensemble, rule)(point).log_softmax(1)
     (gradient,) = torch.autograd.grad(logits[:, 0].sum(), point)
     return torch.cat([logits.detach().flatten(), gradient.flatten()])
 
@@ -233,10 +240,10 @@ class TestEverySurrogate:
 
     @pytest.mark.parametrize("loss", sorted(attack_losses.components))
     def test_no_loss_loses_its_gradient(self, view: Surrogate, loss: str) -> None:
-        team, stop = make_ensemble(), DIE(tau_c=0.7)
-        x, _ = images(team, stop, count=40)
+        ensemble, rule = make_ensemble(), DIE(tau_c=0.7)
+        x, _ = images(ensemble, rule, count=40)
         point = x.clone().requires_grad_()
-        logits = view(team, stop)(point)
+        logits = view(ensemble, rule)(point)
         y = logits.detach().argmax(1)
         clean = torch.zeros_like(logits) if loss == "kl" else logits.detach()
         value = attack_losses.build(loss)(logits, clean, y)
@@ -245,8 +252,8 @@ class TestEverySurrogate:
         assert (gradient.flatten(1).abs().amax(1) > 0).all()
 
     def test_asks_no_member_more_than_once_a_pass(self, view: Surrogate) -> None:
-        team, stop = make_ensemble(), DIE(tau_c=0.7)
-        x, _ = images(team, stop)
-        with count_passes(*team.members) as passes:
-            view(team, stop)(x)
+        ensemble, rule = make_ensemble(), DIE(tau_c=0.7)
+        x, _ = images(ensemble, rule)
+        with count_passes(*ensemble.members) as passes:
+            view(ensemble, rule)(x)
         assert passes.forward <= 3 * len(x)

@@ -12,10 +12,10 @@ from sparsemble.ensemble.losses.eed import EED
 from sparsemble.ensemble.losses.igat import IGAT
 from sparsemble.ensemble.losses.joint import Joint
 from sparsemble.training.loss import AdversarialLoss, LossOutput, TrainingLoss, training_losses
-from sparsemble.training.losses.distillation import Distillation
-from sparsemble.training.losses.pgd_at import PGDAT
-from sparsemble.training.losses.n_fgsm import NFGSM
 from sparsemble.training.losses.awp import AWP
+from sparsemble.training.losses.distillation import Distillation
+from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.pgd_at import PGDAT
 
 AROUND = [(EED.name, "base"), (IGAT.name, "base"), (Joint.name, "base"), (AWP.name, "inner")]
 

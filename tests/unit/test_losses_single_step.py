@@ -9,24 +9,24 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.training.losses.distillation import Distillation
 from sparsemble.training.losses.fgsm_rs import FGSMRS
-from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.mart import MART
 from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.losses.trades import TRADES
-from tests.unit.test_objectives import LINF, batch, net
+from tests.unit.test_losses import LINF, batch, net
 
 
 def test_reach() -> None:
     """N-FGSM leaves the ball, by as much as noise and step allow, and no image leaves the box."""
     x, y = batch(60)
     made = {}
-    for objective in (FGSMRS(), NFGSM(), NFGSM(noise=0.5, step_size=0.25)):
-        x_adv = objective(net(), x, y, LINF, rng=seeded(0)).adversarial
+    for training_loss in (FGSMRS(), NFGSM(), NFGSM(noise=0.5, step_size=0.25)):
+        x_adv = training_loss(net(), x, y, LINF, rng=seeded(0)).adversarial
         assert x_adv is not None
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1
-        made[objective] = float(LINF.distance(x_adv, x).max()) / LINF.eps
+        made[training_loss] = float(LINF.distance(x_adv, x).max()) / LINF.eps
     assert list(made.values()) == pytest.approx([1.0, 3.0, 0.75], rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""A team may be chosen smaller than the recipe allows; attacks were laid out before anybody knew."""
+"""An ensemble may be chosen smaller than the recipe allows; attacks were laid out before anybody knew."""
 
 import json
 from dataclasses import replace
@@ -19,20 +19,22 @@ from sparsemble.pipeline.stages.attack import AttackStage
 from tests.end_to_end.conftest import SMOKE
 
 
-@pytest.mark.parametrize(("row", "view"), [("team_static", Member(index=3)), ("team_dynamic", Prefix(length=3))])
+@pytest.mark.parametrize(
+    ("row", "view"), [("ensemble_static", Member(index=3)), ("ensemble_dynamic", Prefix(length=3))]
+)
 def test_attacks_on_members_that_it_lacks_are_left_out(
     finished: Path, tmp_path: Path, row: str, view: Surrogate
 ) -> None:
     _, recipe = load_recipe(str(SMOKE))
     evaluate = method(recipe, "", "").until["evaluate"][0]
-    known = evaluate.inputs[f"attack.{row}.pgd4x2-whole" if row == "team_static" else f"attack.{row}.hijack40"]
+    known = evaluate.inputs[f"attack.{row}.pgd4x2-whole" if row == "ensemble_static" else f"attack.{row}.hijack40"]
     assert isinstance(known.stage, AttackStage)
     stage = replace(known.stage, attack=SurrogateAttack(attack=recipe.evaluate.adaptive, surrogate=view))
     absent = tmp_path / "absent"
     run(replace(known, stage=stage), finished, absent)
     assert [file.name for file in absent.iterdir()] == ["outcome.json"]
     told = json.loads((absent / "outcome.json").read_text("utf-8"))
-    assert told == {"absent": "it needs 3 members, and the team that was chosen has 2"}
+    assert told == {"absent": "it needs 3 members, and the ensemble that was chosen has 2"}
     # What puts the attacks together says the same as without this one.
     again = tmp_path / "again"
     run(evaluate, finished, again, {f"attack.{row}.{stage.attack.label}": Artifact(absent)})

@@ -1,11 +1,11 @@
-"""Training objectives at equal processor time: held-out and test accuracy, clean and under AutoAttack.
+"""Training losses at equal processor time: held-out and test accuracy, clean and under AutoAttack.
 
-    python benchmarks/objectives.py --data gtsrb32.npz --minutes 3 --out results/objectives-gtsrb.json
+    python benchmarks/losses.py --data gtsrb32.npz --minutes 3 --out results/losses-gtsrb.json
 
 Every row trains the same fresh network (bfloat16, channels last, one thread) on the same images for the same
 processor time: an epoch of each is timed first, and its one-cycle schedule made as long as the time allows. One
 thread's processor time is wall-clock time on a free core, and other work on the machine does not change it. The best
-epoch is chosen by PGD-10 on one half of the held-out images; AutoAttack (fast) on the other half is what objectives
+epoch is chosen by PGD-10 on one half of the held-out images; AutoAttack (fast) on the other half is what losses
 are compared by; the test images are only reported. Finished rows are kept in `--out` and not run again.
 """
 
@@ -26,19 +26,19 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data import data_sources
 from sparsemble.data.dataset import Dataset, Split
-from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.robustness import evaluate
+from sparsemble.evaluation.statistics import wilson
 from sparsemble.models.architecture import architectures, build_model
 from sparsemble.pipeline.environment import machine, source_revision
-from sparsemble.training import EMA, Batches, Precision, Guard, KeepBest, Schedule, fit
+from sparsemble.training import EMA, Batches, Guard, KeepBest, Precision, Schedule, fit
 from sparsemble.training.loss import TrainingLoss, training_losses
-from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
+from sparsemble.training.optimisers.sgd import SGD
 
 PGD_STEPS = 7
 MULTI = {"name": "pgd", "steps": PGD_STEPS, "step_size": 2.5 / PGD_STEPS, "keep_best": False}
 PLAIN: dict[str, dict[str, Any]] = {
-    "madry": {"name": "madry", "attack": MULTI},
+    "pgd_at": {"name": "pgd_at", "attack": MULTI},
     "trades": {"name": "trades", "attack": {**MULTI, "loss": "kl"}},
     "mart": {"name": "mart", "attack": MULTI},
     "n_fgsm": {"name": "n_fgsm"},
@@ -52,10 +52,10 @@ def rows() -> dict[str, tuple[TrainingLoss, bool]]:
     made: dict[str, tuple[TrainingLoss, bool]] = {}
     for name, spec in PLAIN.items():
         made[name] = training_losses.build(spec), False
-    for name in ("madry", "n_fgsm"):
+    for name in ("pgd_at", "n_fgsm"):
         made[f"{name} + averaging"] = training_losses.build(PLAIN[name]), True
-    for name in ("madry", "n_fgsm"):
-        perturbed = {"name": "weight_perturbation", "inner": PLAIN[name]}
+    for name in ("pgd_at", "n_fgsm"):
+        perturbed = {"name": "awp", "inner": PLAIN[name]}
         made[f"{name} + averaging + weight perturbation"] = training_losses.build(perturbed), True
     return made
 
@@ -75,7 +75,7 @@ def accuracy(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> 
 
 
 def train(
-    objective: TrainingLoss, averaging: bool, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel
+    training_loss: TrainingLoss, averaging: bool, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel
 ) -> dict[str, Any]:
     """Train one row for its time and measure it."""
 
@@ -96,23 +96,23 @@ def train(
         # The average spans about a twentieth of the training, whatever its length.
         average = EMA(decay=max(0.9, 1 - 20 / steps)) if averaging else None
         schedule = Schedule(
-            rate=chosen.rate,
+            learning_rate=chosen.rate,
             batch_size=chosen.batch,
             optimiser=SGD(nesterov=True),
-            decay=OneCycle(),
-            average=average,
+            lr_schedule=OneCycle(),
+            ema=average,
             guard=Guard(),
         )
         history = fit(
             model,
-            objective,
+            training_loss,
             batches,
             schedule,
             epochs=epochs,
             threat=threat,
             rng=seeded(chosen.seed + 1),
             callbacks=[best] if best else [],
-            precision=Precision(precision=chosen.precision),
+            precision=Precision(dtype=chosen.precision),
         )
         return model, history
 
@@ -189,10 +189,10 @@ def main() -> None:
     if found.setdefault("settings", settings) != settings:
         parser.error(f"{chosen.out} holds rows of other settings: {found['settings']}; name another file")
     found |= {"machine": machine(torch.device("cpu")), "source": source_revision(), "data": Path(chosen.data).name}
-    for name, (objective, averaging) in rows().items():
+    for name, (training_loss, averaging) in rows().items():
         if name in found["rows"] or (chosen.only and name not in chosen.only):
             continue
-        found["rows"][name] = train(objective, averaging, data, chosen, ThreatModel(eps=chosen.eps))
+        found["rows"][name] = train(training_loss, averaging, data, chosen, ThreatModel(eps=chosen.eps))
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(chosen.out, found)
         show({name: found["rows"][name]})

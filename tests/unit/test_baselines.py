@@ -1,4 +1,4 @@
-"""Rows of the result table: which team runs, in which order, under which rule."""
+"""Rows of the result table: which ensemble runs, in which order, under which rule."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ def ensemble_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
     data, layout = Synthetic(images=20).load(), Tiny(width=2)
 
     def write(partial: Path) -> None:
-        write_json(partial / "team.json", {"members": LABELS})
+        write_json(partial / "ensemble.json", {"members": LABELS})
         for number in (1, 2, 3):
             model = build_model(layout, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
             nn.init.constant_(model.get_submodule("body.linear").bias, number)
@@ -46,36 +46,36 @@ def ensemble_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
     return artifact(folder, name, write)
 
 
-def rule_for(folder: Path, team: str) -> Artifact:
-    facts = {"team": team, "order": [2, 0, 1], "stop": to_dict(RULE)}
+def rule_for(folder: Path, ensemble: str) -> Artifact:
+    facts = {"ensemble": ensemble, "order": [2, 0, 1], "stop": to_dict(RULE)}
     return artifact(folder, "calibrate-5678", lambda partial: write_json(partial / "stopping.json", facts))
 
 
-def load_dynamic(team: Artifact, stop: Artifact) -> Row:
-    return load_row("team_dynamic", {"team": team, "stop": stop}, MeanProbability(), CPU)
+def load_dynamic(ensemble: Artifact, rule: Artifact) -> Row:
+    return load_row("ensemble_dynamic", {"ensemble": ensemble, "stop": rule}, MeanProbability(), CPU)
 
 
-def test_a_rule_brings_the_order_of_its_team(tmp_path: Path) -> None:
-    team = ensemble_of_three(tmp_path)
-    inputs = {"team": team, "stop": rule_for(tmp_path, "ensemble-1234")}
-    assert running_order(team) == LABELS
-    assert running_order(team, inputs["stop"]) == ["third", "first", "second"]
-    for name, stop, order in (("team_static", Never(), [1, 2, 3]), ("team_dynamic", RULE, [3, 1, 2])):
+def test_a_rule_brings_the_order_of_its_ensemble(tmp_path: Path) -> None:
+    ensemble = ensemble_of_three(tmp_path)
+    inputs = {"ensemble": ensemble, "stop": rule_for(tmp_path, "ensemble-1234")}
+    assert running_order(ensemble) == LABELS
+    assert running_order(ensemble, inputs["stop"]) == ["third", "first", "second"]
+    for name, rule, order in (("ensemble_static", Never(), [1, 2, 3]), ("ensemble_dynamic", RULE, [3, 1, 2])):
         row = load_row(name, inputs, MeanProbability(), CPU)
-        assert row.stop == stop
+        assert row.rule == rule
         assert [int(model.get_submodule("body.linear").bias[0]) for model in row.ensemble.members] == order
 
 
 @pytest.mark.parametrize("ask", [running_order, load_dynamic], ids=["order", "row"])
-def test_a_rule_calibrated_for_another_team_gives_a_sentence(
+def test_a_rule_calibrated_for_another_ensemble_gives_a_sentence(
     tmp_path: Path, ask: Callable[[Artifact, Artifact], object]
 ) -> None:
     """Same members, same labels: the hash in the name alone tells."""
-    team, stop = ensemble_of_three(tmp_path), rule_for(tmp_path, "ensemble-9999")
+    ensemble, rule = ensemble_of_three(tmp_path), rule_for(tmp_path, "ensemble-9999")
     words = (
         "the stopping rule in calibrate-5678 was calibrated for ensemble-9999, not for ensemble-1234; "
-        "calibrate it for this team"
+        "calibrate it for this ensemble"
     )
     with pytest.raises(InputError, match=words):
-        ask(team, stop)
-    assert load_row("team_static", {"team": team, "stop": stop}, MeanProbability(), CPU).stop == Never()
+        ask(ensemble, rule)
+    assert load_row("ensemble_static", {"ensemble": ensemble, "stop": rule}, MeanProbability(), CPU).rule == Never()

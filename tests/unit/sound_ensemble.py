@@ -1,4 +1,4 @@
-"""A sound team of linear members that stops early, a result of attacks on it, and ways to break either."""
+"""A sound ensemble of linear members that stops early, a result of attacks on it, and ways to break either."""
 
 import copy
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.square import Square
 from sparsemble.core.interfaces import DynamicOutput, Ensemble, combiners
@@ -47,7 +47,7 @@ def decide(x: Images) -> DynamicOutput:
 
 
 def altered(change: Callable[[Tensor], Tensor]) -> Callable[[Images], DynamicOutput]:
-    """The team with changed logits."""
+    """The ensemble with changed logits."""
 
     def broken(x: Images) -> DynamicOutput:
         output = decide(x)
@@ -76,7 +76,7 @@ def expect(found: checks.Check, number: int, status: str, words: str = "") -> No
 
 
 def ensemble_result(images: int = 40) -> dict[str, Any]:
-    """Return a sound result, made up, of every attack on a team of three that stops early."""
+    """Return a sound result, made up, of every attack on an ensemble of three that stops early."""
     others = [combiners.build(name) for name in combiners.names() if name != "mean_probability"]
     suite: list[Any] = [attacks.build(name) for name in ("autoattack", "fmn")]
     suite += full_suite(3, [PGD(steps=50)], others, black_box=[Square(queries=100)])

@@ -1,4 +1,4 @@
-"""Crafting inside training: what the attack sees, and that everything is left as found."""
+"""AdversarialLoss inside training: what the attack sees, and that everything is left as found."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from torch import Generator, Tensor, nn
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
 from sparsemble.core.distributed_rng import normal_like, uniform_like
+from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, seeded
 from sparsemble.training.loss import craft
 from sparsemble.training.losses.pgd_at import PGDAT
-from tests.unit.test_objectives import L2, LINF, batch, literal_cross_entropy, net
-from tests.unit.test_objectives_more import CASES
+from tests.unit.test_losses import L2, LINF, batch, literal_cross_entropy, net
+from tests.unit.test_losses_more import CASES
 
 
 class TestCraft:

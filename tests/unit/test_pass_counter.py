@@ -129,27 +129,27 @@ class TestBackward:
 
 
 class TestNested:
-    def team(self) -> Ensemble:
+    def make_ensemble(self) -> Ensemble:
         return Ensemble([linear() for _ in range(3)], MeanProbability())
 
     def test_members_count_each_for_itself(self) -> None:
-        team = self.team()
-        with count_passes(*team.members) as passes:
+        make_ensemble = self.make_ensemble()
+        with count_passes(*make_ensemble.members) as passes:
             x = images().requires_grad_()
-            torch.autograd.grad(team(x)[:, 0].sum(), x)
+            torch.autograd.grad(make_ensemble(x)[:, 0].sum(), x)
         assert counts(passes) == (15, 15)
 
-    def test_the_team_alone_counts_once(self) -> None:
-        team = self.team()
-        with count_passes(team) as passes:
+    def test_the_ensemble_alone_counts_once(self) -> None:
+        make_ensemble = self.make_ensemble()
+        with count_passes(make_ensemble) as passes:
             x = images().requires_grad_()
-            torch.autograd.grad(team(x)[:, 0].sum(), x)
+            torch.autograd.grad(make_ensemble(x)[:, 0].sum(), x)
         assert counts(passes) == (5, 5)
 
     def test_training_counts_every_member(self) -> None:
-        team = self.team()
-        with count_passes(*team.members) as passes:
-            team(images())[:, 0].sum().backward()
+        make_ensemble = self.make_ensemble()
+        with count_passes(*make_ensemble.members) as passes:
+            make_ensemble(images())[:, 0].sum().backward()
         assert counts(passes) == (15, 15)
 
     def test_a_model_around_another_adds_nothing_of_its_own(self) -> None:

@@ -19,12 +19,12 @@ from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.losses.distillation import Distillation
 from sparsemble.training.losses.fgsm_rs import FGSMRS
-from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.mart import MART, boosted_cross_entropy
 from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.losses.trades import TRADES
-from tests.unit.test_objectives import (
+from tests.unit.test_losses import (
     L2,
     LINF,
     STEP_SIZE,
@@ -142,11 +142,11 @@ CASES: dict[str, tuple[TrainingLoss, Literal, int]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_loss_gradient_and_batchnorm_of_a_literal_version(name: str, threat: ThreatModel) -> None:
     """In 64 bits: near the clean image the divergence's gradient is a difference of nearly equal numbers."""
-    objective, literal_loss, passes = CASES[name]
-    objective = objective.with_teacher(teacher().double())
+    training_loss, literal_loss, passes = CASES[name]
+    training_loss = training_loss.with_teacher(teacher().double())
     ours, literal = net().double(), net().double()
     x, y = batch()[0].double(), batch()[1]
-    output = objective(ours, x, y, threat, rng=seeded(SEED))
+    output = training_loss(ours, x, y, threat, rng=seeded(SEED))
     output.loss.backward()
     expected = literal_loss(literal, x, y, threat)
     expected.backward()
@@ -164,11 +164,11 @@ def test_loss_gradient_and_batchnorm_of_a_literal_version(name: str, threat: Thr
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
 class TestEach:
     def test_changes_nothing_but_batchnorm(self, name: str, batch_norm: str) -> None:
-        objective: Any = replace(CASES[name][0], batch_norm=batch_norm).with_teacher(teacher())
+        training_loss: Any = replace(CASES[name][0], batch_norm=batch_norm).with_teacher(teacher())
         model = net()
         before, state = copy.deepcopy(dict(model.named_parameters())), torch.get_rng_state()
         x, y = batch()
-        output = objective(model, x, y, LINF, rng=seeded(SEED))
+        output = training_loss(model, x, y, LINF, rng=seeded(SEED))
         assert all(torch.equal(before[part], parameter) for part, parameter in model.named_parameters())
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
         assert all(module.training for module in model.modules())
@@ -179,10 +179,10 @@ class TestEach:
         assert counted == [CASES[name][2]] * len(counted), "crafting does not count"
 
     def test_the_loss_can_be_taken_again_on_the_same_images(self, name: str, batch_norm: str) -> None:
-        objective: Any = replace(CASES[name][0], batch_norm=batch_norm).with_teacher(teacher())
+        training_loss: Any = replace(CASES[name][0], batch_norm=batch_norm).with_teacher(teacher())
         x, y = batch()
         model, rng = net(), seeded(SEED)
-        loss = objective.prepare(model, x, y, LINF, rng=rng)
+        loss = training_loss.prepare(model, x, y, LINF, rng=rng)
         drawn = rng.get_state()
         once = loss()
         for parameter in model.parameters():
@@ -191,7 +191,7 @@ class TestEach:
         assert torch.equal(once.adversarial, twice.adversarial)
         assert once.loss != twice.loss
         assert torch.equal(drawn, rng.get_state())
-        called = objective(net(), x, y, LINF, rng=seeded(SEED))
+        called = training_loss(net(), x, y, LINF, rng=seeded(SEED))
         assert torch.equal(called.loss, once.loss)
 
 
@@ -211,7 +211,7 @@ class TestTRADES:
     def test_parts_add_up_and_the_search_finds_a_divergence(self) -> None:
         x, y = batch()
         output = TRADES(beta=2.0)(net(), x, y, LINF, rng=seeded(0))
-        torch.testing.assert_close(output.loss, output.terms["natural"] + 2 * output.terms["divergence"])
+        torch.testing.assert_close(output.loss, output.terms["standard"] + 2 * output.terms["divergence"])
         still = TRADES(beta=2.0)(net(), x, y, ThreatModel(eps=0.0), rng=seeded(0))
         assert float(still.terms["divergence"]) == pytest.approx(0, abs=1e-6)
         assert output.terms["divergence"] > still.terms["divergence"] + 1e-3

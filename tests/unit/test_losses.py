@@ -85,22 +85,22 @@ def literal_worst(model: nn.Module, x: Images, y: Labels, threat: ThreatModel, s
     return literal_walk(model, x, start, threat, lambda z, i: literal_cross_entropy(z, y[i : i + 1]), **walk)
 
 
-def seen_by(objective: TrainingLoss) -> Callable[[nn.Module, Images, Labels, ThreatModel], Images]:
+def seen_by(training_loss: TrainingLoss) -> Callable[[nn.Module, Images, Labels, ThreatModel], Images]:
     """Return which images the loss is taken on, by the literal version."""
-    if isinstance(objective, Standard):
+    if isinstance(training_loss, Standard):
         return lambda model, x, y, threat: x
     return lambda model, x, y, threat: literal_worst(model, x, y, threat, seed=4)
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.name)
+@pytest.mark.parametrize("training_loss", OBJECTIVES, ids=lambda training_loss: training_loss.name)
 class TestAgainstALiteralVersion:
-    def test_loss_and_every_gradient(self, objective: TrainingLoss, threat: ThreatModel) -> None:
+    def test_loss_and_every_gradient(self, training_loss: TrainingLoss, threat: ThreatModel) -> None:
         ours, literal = net(), net()
         x, y = batch()
-        output = objective(ours, x, y, threat, rng=seeded(4))
+        output = training_loss(ours, x, y, threat, rng=seeded(4))
         output.loss.backward()
-        expected = literal_cross_entropy(literal(seen_by(objective)(literal, x, y, threat)), y)
+        expected = literal_cross_entropy(literal(seen_by(training_loss)(literal, x, y, threat)), y)
         expected.backward()
         torch.testing.assert_close(output.loss, expected)
         for (name, parameter), other in zip(ours.named_parameters(), literal.parameters(), strict=True):
@@ -108,35 +108,37 @@ class TestAgainstALiteralVersion:
             assert other.grad.abs().max() > 0, name
             torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
 
-    def test_batchnorm_moves_by_the_one_training_pass(self, objective: TrainingLoss, threat: ThreatModel) -> None:
+    def test_batchnorm_moves_by_the_one_training_pass(self, training_loss: TrainingLoss, threat: ThreatModel) -> None:
         ours, literal = net(), net()
         x, y = batch()
-        objective(ours, x, y, threat, rng=seeded(4))
-        literal(seen_by(objective)(literal, x, y, threat))
+        training_loss(ours, x, y, threat, rng=seeded(4))
+        literal(seen_by(training_loss)(literal, x, y, threat))
         for (name, tensor), expected in zip(ours.named_buffers(), literal.buffers(), strict=True):
             torch.testing.assert_close(tensor, expected, msg=name)
         counted = [tensor for name, tensor in ours.named_buffers() if name.endswith("num_batches_tracked")]
         assert counted
         assert all(int(tensor) == 1 for tensor in counted)
 
-    def test_changes_nothing_else(self, objective: TrainingLoss, threat: ThreatModel) -> None:
+    def test_changes_nothing_else(self, training_loss: TrainingLoss, threat: ThreatModel) -> None:
         model = net()
         before, state = copy.deepcopy(dict(model.named_parameters())), torch.get_rng_state()
         x, y = batch()
         kept = x.clone()
-        objective(model, x, y, threat, rng=seeded(4))
+        training_loss(model, x, y, threat, rng=seeded(4))
         assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
         assert all(module.training for module in model.modules())
         assert torch.equal(x, kept)
         assert torch.equal(state, torch.get_rng_state())
 
-    def test_is_a_mean_so_that_a_doubled_batch_changes_nothing(self, objective: TrainingLoss, threat: ThreatModel) -> None:
-        if isinstance(objective, PGDAT):
-            objective = PGDAT(attack=PGD(steps=STEPS, random_start=False, keep_best=False))
+    def test_is_a_mean_so_that_a_doubled_batch_changes_nothing(
+        self, training_loss: TrainingLoss, threat: ThreatModel
+    ) -> None:
+        if isinstance(training_loss, PGDAT):
+            training_loss = PGDAT(attack=PGD(steps=STEPS, random_start=False, keep_best=False))
         x, y = batch()
-        once = objective(net(), x, y, threat, rng=seeded(0)).loss
-        twice = objective(net(), torch.cat([x, x]), torch.cat([y, y]), threat, rng=seeded(0)).loss
+        once = training_loss(net(), x, y, threat, rng=seeded(0)).loss
+        twice = training_loss(net(), torch.cat([x, x]), torch.cat([y, y]), threat, rng=seeded(0)).loss
         torch.testing.assert_close(twice, once)
 
 
@@ -177,12 +179,12 @@ class TestMadry:
     def test_without_a_budget_is_natural(self) -> None:
         x, y = batch()
         none = ThreatModel(eps=0.0)
-        losses = [objective(net(), x, y, none, rng=seeded(0)).loss for objective in OBJECTIVES]
+        losses = [training_loss(net(), x, y, none, rng=seeded(0)).loss for training_loss in OBJECTIVES]
         assert torch.equal(*losses)
 
     def test_is_above_natural(self) -> None:
         x, y = batch(60)
-        natural, madry = (objective(net(), x, y, LINF, rng=seeded(0)).loss for objective in OBJECTIVES)
+        natural, madry = (training_loss(net(), x, y, LINF, rng=seeded(0)).loss for training_loss in OBJECTIVES)
         assert madry > natural
 
     def test_takes_another_attack(self) -> None:
@@ -202,7 +204,7 @@ def test_an_untrained_guess_costs_log_of_the_classes(classes: int) -> None:
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     x, y = batch()
-    for objective in OBJECTIVES:
-        loss = objective(model, x, y % classes, LINF, rng=seeded(0)).loss
+    for training_loss in OBJECTIVES:
+        loss = training_loss(model, x, y % classes, LINF, rng=seeded(0)).loss
         assert float(loss.detach()) == pytest.approx(math.log(classes))
-    assert {"natural", "madry"} <= set(training_losses.components)
+    assert {"standard", "pgd_at"} <= set(training_losses.components)

@@ -20,15 +20,15 @@ from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.losses.dverge import DVERGE
 from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
+from sparsemble.training.losses.awp import AWP
 from sparsemble.training.losses.distillation import Distillation
 from sparsemble.training.losses.fgsm_rs import FGSMRS
-from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.n_fgsm import NFGSM
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.losses.trades import TRADES
-from sparsemble.training.losses.awp import AWP
-from tests.unit.test_objectives import L2, LINF, batch, literal_cross_entropy, literal_worst, net
-from tests.unit.test_objectives_more import SEED, SHORT, literal_trades
+from tests.unit.test_losses import L2, LINF, batch, literal_cross_entropy, literal_worst, net
+from tests.unit.test_losses_more import SEED, SHORT, literal_trades
 
 GAMMA = 0.02
 
@@ -159,8 +159,7 @@ class TestPerturbation:
     def test_raises_the_loss(self) -> None:
         x, y = batch(30)
         losses = [
-            AWP(inner=Standard(), gamma=gamma)(net(), x, y, LINF, rng=seeded(0)).loss
-            for gamma in (1e-9, 0.005, 0.02)
+            AWP(inner=Standard(), gamma=gamma)(net(), x, y, LINF, rng=seeded(0)).loss for gamma in (1e-9, 0.005, 0.02)
         ]
         assert losses[0] < losses[1] < losses[2]
         torch.testing.assert_close(losses[0], Standard()(net(), x, y, LINF, rng=seeded(0)).loss)
@@ -192,31 +191,31 @@ class TestAround:
     def test_costs_one_pass_more_each_way(self) -> None:
         x, y = batch()
         counts = []
-        for objective in (PGDAT(attack=PGD(steps=3, keep_best=False)), FGSMRS()):
-            for whole in (objective, AWP(inner=objective)):
+        for training_loss in (PGDAT(attack=PGD(steps=3, keep_best=False)), FGSMRS()):
+            for whole in (training_loss, AWP(inner=training_loss)):
                 model = net()
                 with count_passes(model) as passes:
                     whole(model, x, y, LINF, rng=seeded(0)).loss.backward()
                 counts.append((passes.forward // len(x), passes.backward // len(x)))
         assert counts == [(4, 4), (5, 5), (2, 2), (3, 3)]
 
-    def test_a_team(self) -> None:
+    def test_an_ensemble(self) -> None:
         """What does not craft first crafts again; the draws, the weights and the one pass of BatchNorm stay."""
-        team = Ensemble([net(), net()], MeanProbability()).train()
+        ensemble = Ensemble([net(), net()], MeanProbability()).train()
         x, y = batch()
         inner = DVERGE(attack=SHORT, steps=2)
-        before = copy.deepcopy(dict(team.named_parameters()))
+        before = copy.deepcopy(dict(ensemble.named_parameters()))
         rng, plain = seeded(SEED), seeded(SEED)
-        found = AWP(inner=inner, gamma=GAMMA)(team, x, y, LINF, rng=rng)
+        found = AWP(inner=inner, gamma=GAMMA)(ensemble, x, y, LINF, rng=rng)
         found.loss.backward()
         copied = Ensemble([net(), net()], MeanProbability()).train()
         assert found.loss > inner(copied, x, y, LINF, rng=plain).loss
         assert torch.equal(rng.get_state(), plain.get_state())
-        for name, parameter in team.named_parameters():
+        for name, parameter in ensemble.named_parameters():
             assert torch.equal(parameter, before[name])
             assert parameter.grad is not None
             assert parameter.requires_grad
-        for ours, theirs in zip(team.buffers(), copied.buffers(), strict=True):
+        for ours, theirs in zip(ensemble.buffers(), copied.buffers(), strict=True):
             assert ours.is_floating_point() or torch.equal(ours, theirs)
 
     @pytest.mark.parametrize("once", [parametrize.cached, contextlib.nullcontext])
@@ -240,10 +239,10 @@ class TestAround:
 
         x, y = batch()
         losses = []
-        for objective in (Standard(), AWP(inner=Standard(), gamma=0.5)):
+        for training_loss in (Standard(), AWP(inner=Standard(), gamma=0.5)):
             model = masked()
             with once():
-                loss = objective(model, x, y, LINF, rng=seeded(0)).loss
+                loss = training_loss(model, x, y, LINF, rng=seeded(0)).loss
             loss.backward()
             losses.append((loss, model[1].parametrizations["weight"][0].scores.grad))
         assert torch.equal(losses[0][0], losses[1][0])
@@ -258,7 +257,7 @@ class TestAround:
         assert taught(net(), *batch(), LINF, rng=seeded(0)).loss.isfinite()
 
     def test_warms_up(self) -> None:
-        inner, late = NFGSM(), AWP(inner=NFGSM(), warm_up=0.25)
+        inner, late = NFGSM(), AWP(inner=NFGSM(), warmup=0.25)
         assert late.at(0.0) == late.at(0.2499) == inner
         assert late.at(0.25) == late.at(1.0) == late
         assert AWP(inner=late).at(0.1) == AWP(inner=inner)
@@ -266,10 +265,10 @@ class TestAround:
         assert inner.at(0.5) is inner
 
     def test_is_named_in_a_recipe(self) -> None:
-        built = training_losses.build({"name": "weight_perturbation", "gamma": 0.01, "inner": {"name": "trades", "beta": 3}})
+        built = training_losses.build({"name": "awp", "gamma": 0.01, "inner": {"name": "trades", "beta": 3}})
         assert built == AWP(inner=TRADES(beta=3.0), gamma=0.01)
 
-    @pytest.mark.parametrize("settings", [{"gamma": 0.0}, {"warm_up": 1.0}, {"warm_up": -0.1}])
+    @pytest.mark.parametrize("settings", [{"gamma": 0.0}, {"warmup": 1.0}, {"warmup": -0.1}])
     def test_refuses_settings_out_of_range(self, settings: dict[str, float]) -> None:
         with pytest.raises(InputError, match=f"{next(iter(settings))} = "):
             AWP(**settings)

@@ -20,8 +20,8 @@ import sparsemble.ensemble
 import sparsemble.models
 import sparsemble.pruning
 import sparsemble.training
-from sparsemble.core.errors import InputError
 from sparsemble.core.config import parse_toml
+from sparsemble.core.errors import InputError
 from sparsemble.core.registry import REGISTRIES, Component, Registry, to_dict
 from sparsemble.pipeline.catalogue import catalogue, sentence
 from sparsemble.pipeline.method import method
@@ -66,7 +66,7 @@ def example(hint: Any) -> Any:
 
 
 def specification(registry: Registry[Any], component: type[Component]) -> dict[str, Any]:
-    """Return the shortest table that builds a plug."""
+    """Return the shortest table that builds a component."""
     if registry is stages:
         table: dict[str, Any] = to_dict(stage_examples()[component.name])
         return table
@@ -96,7 +96,7 @@ def others(hint: Any, value: Any) -> list[Any]:
     return [number for number in numbers if number != value]
 
 
-@pytest.mark.parametrize(("registry", "plug"), PLUGS)
+@pytest.mark.parametrize(("registry", "component"), PLUGS)
 class TestEveryPlug:
     def test_is_one_frozen_final_dataclass_in_a_file_of_its_name(self, registry: Registry[Any], component: Any) -> None:
         assert component.__dict__["__dataclass_params__"].frozen
@@ -105,10 +105,17 @@ class TestEveryPlug:
         assert issubclass(component, registry.interface)
         assert not inspect.isabstract(component)
         path = Path(inspect.getsourcefile(component) or "")
-        assert path.stem == component.name == next(name for name, found in registry.components.items() if found is component)
+        assert (
+            path.stem
+            == component.name
+            == next(name for name, found in registry.components.items() if found is component)
+        )
         assert path.is_relative_to(PACKAGE)
         beside = [
-            found for r in REGISTRIES.values() for found in r.components.values() if found.__module__ == component.__module__
+            found
+            for r in REGISTRIES.values()
+            for found in r.components.values()
+            if found.__module__ == component.__module__
         ]
         assert beside == [component]
 
@@ -142,14 +149,16 @@ class TestEveryPlug:
     def test_carries_a_version(self, registry: Registry[Any], component: Any) -> None:
         assert isinstance(component.version, int)
         assert component.version >= 1
-        assert to_dict(registry.build(specification(registry, component)), versions=True)["version"] == component.version
+        assert (
+            to_dict(registry.build(specification(registry, component)), versions=True)["version"] == component.version
+        )
 
     def test_refuses_an_unknown_setting(self, registry: Registry[Any], component: Any) -> None:
         with pytest.raises(InputError, match=r"here\.surely_not is not a known setting"):
             registry.build({**specification(registry, component), "surely_not": 1}, "here")
 
     def test_every_setting_counts(self, registry: Registry[Any], component: Any) -> None:
-        """A changed setting gives an unequal plug, another hash and the same thing back from its words."""
+        """A changed setting gives an unequal component, another hash and the same thing back from its words."""
         table = specification(registry, component)
         built, hints = registry.build(table), typing.get_type_hints(component)
         for field in dataclasses.fields(component):
@@ -163,13 +172,15 @@ class TestEveryPlug:
                 assert registry.build(to_dict(changed)) == changed
 
 
-@pytest.mark.parametrize(("registry", "plug"), PARTS)
+@pytest.mark.parametrize(("registry", "component"), PARTS)
 class TestEveryPart:
-    """Stages are made by the pipeline, the other plugs by people: for them every setting has a word of explanation."""
+    """Stages are made by the pipeline, the other components by people: for them every setting has a word of explanation."""
 
     def test_every_setting_has_a_docstring_below_it(self, registry: Registry[Any], component: Any) -> None:
         tree = ast.parse(Path(inspect.getsourcefile(component) or "").read_text("utf-8"))
-        (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == component.__name__]
+        (body,) = [
+            node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == component.__name__
+        ]
         bare = [
             node.target.id
             for node, below in zip(body, [*body[1:], None], strict=True)

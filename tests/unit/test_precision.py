@@ -20,17 +20,17 @@ from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import PruningContext
 from sparsemble.pruning.methods.harp import HARP
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training import Batches, Callback, Precision, Guard, KeepBest, Schedule, fit
-from sparsemble.training.precision import exactly
+from sparsemble.training import Batches, Callback, Guard, KeepBest, Precision, Schedule, fit
 from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.precision import exactly
 
 THREAT = ThreatModel(eps=0.1)
-SCHEDULE = Schedule(rate=0.1, batch_size=16, decay=Cosine(), guard=Guard(fall=1.0))
+SCHEDULE = Schedule(learning_rate=0.1, batch_size=16, lr_schedule=Cosine(), guard=Guard(fall=1.0))
 MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
-HALF = Precision(precision="bfloat16")
+HALF = Precision(dtype="bfloat16")
 
 needs_bf16 = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -54,7 +54,7 @@ def net(seed: int = 0) -> nn.Sequential:
     )
 
 
-def team() -> Ensemble:
+def make_ensemble() -> Ensemble:
     return Ensemble([net(0), net(1)], MeanProbability())
 
 
@@ -70,13 +70,13 @@ def train(
     model: nn.Module,
     precision: Precision,
     *callbacks: Callback,
-    objective: TrainingLoss = MADRY,
+    training_loss: TrainingLoss = MADRY,
     epochs: int = 2,
     schedule: Schedule = SCHEDULE,
 ) -> list[dict[str, Any]]:
     return fit(
         model,
-        objective,
+        training_loss,
         Batches(split=split(), batch_size=16),
         schedule,
         epochs=epochs,
@@ -101,7 +101,7 @@ EVERY_WAY = [
     pytest.param(Precision(channels_last=False), id="plain"),
     pytest.param(Precision(), id="channels_last"),
     pytest.param(HALF, id="bfloat16", marks=needs_bf16),
-    pytest.param(Precision(precision="bfloat16", channels_last=False), id="bfloat16 NCHW", marks=needs_bf16),
+    pytest.param(Precision(dtype="bfloat16", channels_last=False), id="bfloat16 NCHW", marks=needs_bf16),
 ]
 
 
@@ -167,7 +167,7 @@ class TestBfloat16:
         assert max(judged) < 1e-5
 
     def test_exactly_is_for_members_too_and_ends(self) -> None:
-        model, x = team().eval(), split().pixels
+        model, x = make_ensemble().eval(), split().pixels
         with torch.no_grad():
             wanted = model(x)
             with HALF.applied(model, list(model.members)):
@@ -212,16 +212,16 @@ def needs_ensemble(name: str) -> bool:
     return training_losses.components[name].__module__.startswith("sparsemble.ensemble.")
 
 
-class TestEveryObjective:
+class TestEveryTrainingLoss:
     @needs_bf16
     @pytest.mark.parametrize("name", sorted(training_losses.components))
     def test_takes_finite_steps(self, name: str) -> None:
-        models = [team()] if needs_ensemble(name) else [net(), team()]
+        models = [make_ensemble()] if needs_ensemble(name) else [net(), make_ensemble()]
         for model in models:
-            objective = training_losses.build(name).with_teacher(net(7).eval())
+            training_loss = training_losses.build(name).with_teacher(net(7).eval())
             start = copy.deepcopy(model)
             steps = During(finite_gradients)
-            history = train(model, HALF, steps, objective=objective, epochs=1)
+            history = train(model, HALF, steps, training_loss=training_loss, epochs=1)
             assert torch.isfinite(torch.tensor([record["loss"] for record in history])).all()
             assert "rolled_back" not in history[0]
             moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True)]
@@ -233,10 +233,10 @@ class TestEveryObjective:
         x, y = split().everything()
         losses = []
         for precision in (Precision(), HALF):
-            model = team().train()
-            objective = training_losses.build(name).with_teacher(net(7).eval())
+            model = make_ensemble().train()
+            training_loss = training_losses.build(name).with_teacher(net(7).eval())
             with precision.applied(model, list(model.members)):
-                output = objective(model, precision.images(x), y, THREAT, rng=seeded(3))
+                output = training_loss(model, precision.images(x), y, THREAT, rng=seeded(3))
             losses.append(output.loss.detach())
             assert {tensor.dtype for tensor in (output.loss, *output.terms.values())} == {torch.float32}
         torch.testing.assert_close(losses[1], losses[0], rtol=0.05, atol=0.02)
@@ -278,8 +278,8 @@ class TestChannelsLast:
         ]
         assert torch.equal(*starts)
 
-    @pytest.mark.parametrize("objective", [Standard(), MADRY], ids=["natural", "madry"])
-    def test_learns_the_same_masks(self, objective: TrainingLoss) -> None:
+    @pytest.mark.parametrize("training_loss", [Standard(), MADRY], ids=["standard", "pgd_at"])
+    def test_learns_the_same_masks(self, training_loss: TrainingLoss) -> None:
         model = net().eval()
         torch.manual_seed(6)
         model[6] = nn.Conv2d(6, 6, 3, bias=False)  # grouped ones cannot be pruned
@@ -289,7 +289,7 @@ class TestChannelsLast:
         for precision in (Precision(), Precision(channels_last=False)):
             context = PruningContext(
                 batches=Batches(split=split(), batch_size=16),
-                objective=objective,
+                training_loss=training_loss,
                 threat=THREAT,
                 rng=seeded(3),
                 precision=precision,
@@ -302,8 +302,8 @@ class TestChannelsLast:
 
 
 class TestLeftAsFound:
-    @pytest.mark.parametrize("computing", EVERY_WAY)
-    @pytest.mark.parametrize("make", [net, team])
+    @pytest.mark.parametrize("precision", EVERY_WAY)
+    @pytest.mark.parametrize("make", [net, make_ensemble])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
     def test_forward_layout_and_mode(self, make: Any, layout: torch.memory_format, precision: Precision) -> None:
         model = make().to(memory_format=layout)
@@ -315,18 +315,18 @@ class TestLeftAsFound:
         assert not any("forward" in vars(module) for module in model.modules())
         assert not any(module.training for module in model.modules())
 
-    @pytest.mark.parametrize("computing", EVERY_WAY)
+    @pytest.mark.parametrize("precision", EVERY_WAY)
     def test_also_when_training_is_killed(self, precision: Precision) -> None:
         def die(model: nn.Module) -> None:
             raise KeyboardInterrupt
 
-        model = team()
+        model = make_ensemble()
         with pytest.raises(KeyboardInterrupt):
             train(model, precision, During(die))
         assert not any("forward" in vars(module) for module in model.modules())
         assert all(layer.weight.is_contiguous() for layer in prunable_layers(model).values())
 
-    @pytest.mark.parametrize("computing", EVERY_WAY)
+    @pytest.mark.parametrize("precision", EVERY_WAY)
     def test_a_forward_of_its_own_comes_back(self, precision: Precision) -> None:
         model = net()
         plain = model.forward
@@ -338,8 +338,8 @@ class TestLeftAsFound:
         train(model, precision)
         assert model.__dict__["forward"] is doubled
 
-    @pytest.mark.parametrize("computing", EVERY_WAY)
-    def test_a_member_that_stands_twice_in_a_team(self, precision: Precision) -> None:
+    @pytest.mark.parametrize("precision", EVERY_WAY)
+    def test_a_member_that_stands_twice_in_an_ensemble(self, precision: Precision) -> None:
         member = net()
         model = Ensemble([member, member], MeanProbability())
         with precision.applied(model, list(model.members)):
@@ -352,8 +352,8 @@ WITH_COMPILED = [*EVERY_WAY, pytest.param(Precision(compile=True), id="compiled"
 
 
 class TestCopies:
-    @pytest.mark.parametrize("computing", WITH_COMPILED)
-    @pytest.mark.parametrize("make", [net, team])
+    @pytest.mark.parametrize("precision", WITH_COMPILED)
+    @pytest.mark.parametrize("make", [net, make_ensemble])
     def test_run_their_own_weights(self, make: Any, precision: Precision) -> None:
         """Only a forward pass that is run gets compiled: this costs nothing."""
         model, x = make().eval(), split().pixels
@@ -370,7 +370,7 @@ class TestCopies:
         assert all(not p.any() for p in twin.parameters())
         assert any(p.any() for p in model.parameters())
 
-    @pytest.mark.parametrize("computing", EVERY_WAY)
+    @pytest.mark.parametrize("precision", EVERY_WAY)
     def test_taken_by_a_callback_are_what_the_model_was(self, precision: Precision) -> None:
         taken: list[tuple[nn.Module, dict[str, Tensor]]] = []
 
@@ -388,7 +388,7 @@ class TestCopies:
                 torch.testing.assert_close(answers[-1], fresh.eval()(x), rtol=1e-4, atol=1e-5)
         assert not torch.equal(answers[0], answers[-1])
 
-    @pytest.mark.parametrize("computing", WITH_COMPILED)
+    @pytest.mark.parametrize("precision", WITH_COMPILED)
     def test_names_and_values_of_the_state_are_the_same_inside(self, precision: Precision) -> None:
         model = net()
         outside = copy.deepcopy(model.state_dict())
@@ -404,7 +404,7 @@ class TestCompile:
     @pytest.mark.filterwarnings("ignore")
     def test_trains_to_the_same_losses(self, precision: Any) -> None:
         histories = [
-            train(net(), Precision(precision=precision, compile=compiled), KeepBest(self.probe, every=1))
+            train(net(), Precision(dtype=precision, compile=compiled), KeepBest(self.probe, every=1))
             for compiled in (True, False)
         ]
         tolerance = 1e-4 if precision == "float32" else 0.05

@@ -18,7 +18,7 @@ from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.pruning.mask import KeepZero, Mask
-from sparsemble.training import EMA, Batches, Callback, Checkpoint, Guard, KeepBest, TrainingLoss, Schedule, fit
+from sparsemble.training import EMA, Batches, Callback, Checkpoint, Guard, KeepBest, Schedule, TrainingLoss, fit
 from sparsemble.training.ema import EMAModel
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
@@ -26,7 +26,7 @@ from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 THREAT = ThreatModel(eps=0.1)
 AVERAGE = EMA(decay=0.8, batches=2)
-SCHEDULE = Schedule(rate=0.2, batch_size=8, decay=OneCycle(), average=AVERAGE, guard=Guard(fall=1.0))
+SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle(), ema=AVERAGE, guard=Guard(fall=1.0))
 MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 STEPS = 3
@@ -85,7 +85,7 @@ class Kill(Callback):
 def train(
     model: nn.Module,
     *callbacks: Callback,
-    objective: TrainingLoss = MADRY,
+    training_loss: TrainingLoss = MADRY,
     schedule: Schedule = SCHEDULE,
     epochs: int = EPOCHS,
     checkpoint: Checkpoint | None = None,
@@ -93,7 +93,7 @@ def train(
 ) -> list[dict[str, Any]]:
     history = fit(
         model,
-        objective,
+        training_loss,
         Batches(split=split(), batch_size=8, augmentation=Augmentation(crop=int(flip), flip=flip)),
         schedule,
         epochs=epochs,
@@ -125,7 +125,7 @@ class TestAverage:
     @pytest.mark.parametrize("decay", [0.0, 0.3, 0.8, 0.999])
     def test_is_the_weighted_sum_of_all_weights_so_far(self, decay: float) -> None:
         model, trace = net(), Trace()
-        train(model, trace, schedule=replace(SCHEDULE, average=EMA(decay=decay)))
+        train(model, trace, schedule=replace(SCHEDULE, ema=EMA(decay=decay)))
         assert len(trace.steps) == EPOCHS * STEPS
         for epoch, shown in enumerate(trace.shown, 1):
             expected = literal_average(net(), trace.steps[: epoch * STEPS], decay)
@@ -148,13 +148,13 @@ class TestAverage:
 
     def test_no_decay_is_the_last_weights(self) -> None:
         model, trace = net(), Trace()
-        train(model, trace, schedule=replace(SCHEDULE, average=EMA(decay=0.0)))
+        train(model, trace, schedule=replace(SCHEDULE, ema=EMA(decay=0.0)))
         for name, weight in model.named_parameters():
             assert torch.equal(weight, trace.steps[-1][name])
 
     def test_does_not_touch_training(self) -> None:
         plain, trace = Trace(), Trace()
-        train(net(), plain, schedule=replace(SCHEDULE, average=None))
+        train(net(), plain, schedule=replace(SCHEDULE, ema=None))
         train(net(), trace)
         for ours, theirs in zip(trace.steps, plain.steps, strict=True):
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -183,8 +183,8 @@ class TestBatchNorm:
 
         model = net()
         handle = model[0].register_forward_hook(keep)  # deep copies of the model carry it along
-        schedule = replace(SCHEDULE, average=EMA(decay=0.8, batches=batches))
-        train(model, objective=Standard(), schedule=schedule, epochs=1)
+        schedule = replace(SCHEDULE, ema=EMA(decay=0.8, batches=batches))
+        train(model, training_loss=Standard(), schedule=schedule, epochs=1)
         handle.remove()
         last = seen[:STEPS][-batches:]
         features = [nn.functional.conv2d(x, model[0].weight, model[0].bias) for x in last]
@@ -205,7 +205,7 @@ class TestBatchNorm:
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(EMAModel, "follow", spy)
-            train(net(), objective=MADRY, epochs=1, flip=False)
+            train(net(), training_loss=MADRY, epochs=1, flip=False)
         pixels = split().pixels
         for x in averaged_on:
             away = torch.cdist(x.flatten(1), pixels.flatten(1), p=torch.inf).amin(1)
@@ -225,7 +225,7 @@ class TestBatchNorm:
 
     def test_models_without_it_are_not_run(self) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
-        history = train(model, objective=Standard(), epochs=1)
+        history = train(model, training_loss=Standard(), epochs=1)
         assert history[0]["forward_passes"] == 24
 
 
@@ -270,16 +270,16 @@ class TestLoop:
             assert torch.equal(shown[4].bias, bias)
         assert Mask.of(model).nonzeros == mask.nonzeros
 
-    def test_a_team_is_averaged_member_by_member(self) -> None:
-        team, trace = Ensemble([net(0), net(1)], MeanProbability()), Trace()
-        start = copy.deepcopy(team)
-        train(team, trace)
+    def test_an_ensemble_is_averaged_member_by_member(self) -> None:
+        make_ensemble, trace = Ensemble([net(0), net(1)], MeanProbability()), Trace()
+        start = copy.deepcopy(make_ensemble)
+        train(make_ensemble, trace)
         expected = literal_average(start, trace.steps, 0.8)
-        for name, weight in team.named_parameters():
+        for name, weight in make_ensemble.named_parameters():
             torch.testing.assert_close(weight.double(), expected[name], rtol=1e-5, atol=1e-7, msg=name)
         x = split().pixels
         with torch.no_grad():
-            assert torch.equal(team(x), trace.shown[-1](x))
+            assert torch.equal(make_ensemble(x), trace.shown[-1](x))
 
 
 def contrary(model: nn.Module) -> dict[str, float]:
@@ -309,13 +309,13 @@ class TestResume:
         assert same(model, whole[0])
         assert history == whole[1]
 
-    def test_of_a_team_too(self, tmp_path: Path) -> None:
-        def team(seed: int) -> Ensemble:
+    def test_of_an_ensemble_too(self, tmp_path: Path) -> None:
+        def make_ensemble(seed: int) -> Ensemble:
             return Ensemble([net(seed), net(seed + 1)], MeanProbability())
 
-        whole, resumed = team(0), team(70)
+        whole, resumed = make_ensemble(0), make_ensemble(70)
         train(whole)
         with pytest.raises(Killed):
-            train(team(0), Kill(steps=7), checkpoint=Checkpoint(tmp_path))
+            train(make_ensemble(0), Kill(steps=7), checkpoint=Checkpoint(tmp_path))
         train(resumed, checkpoint=Checkpoint(tmp_path))
         assert same(resumed, whole)

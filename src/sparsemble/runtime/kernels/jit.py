@@ -70,7 +70,7 @@ class JITKernels:
         )
         digest = hashlib.sha256(key.encode()).hexdigest()
         file = folder / f"{digest}.object" if folder else None
-        target = llvm.LoadedModel.from_default_triple().create_target_machine(
+        target = llvm.Target.from_default_triple().create_target_machine(
             # Wide registers are what this is for; LLVM shuns them by default on some processors.
             cpu=name,
             features=features + ",-prefer-256-bit",

@@ -106,15 +106,23 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
         return _value(next(a for a in args if a is not type(None)), value, where)
     if origin is Literal:
         if value not in args:
             raise InputError(f"{where} = {value!r} must be one of {', '.join(map(repr, args))}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, list):
             raise InputError(f"{where} = {value!r} must be a list")
-        return tuple(_value(args[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+        return origin(_value(args[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} = {value!r} must be a table")
+        return {key: _value(args[1], entry, _join(where, key)) for key, entry in value.items()}
+    if hint is Any:
+        return value
     if hint in REGISTRIES:
         if not isinstance(value, str | Mapping):
             raise InputError(f"{where} = {value!r} must be a name or a table with a name")

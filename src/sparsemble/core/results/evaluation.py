@@ -1,22 +1,27 @@
-"""What an evaluation, a comparison of rows and a run report: frozen dataclasses, read back by the strict reader."""
+"""What an evaluation produces: numbers, their intervals, what they cost, and how reliable they are."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, final
+from fractions import Fraction
+from typing import Any, Literal, final
 
-from sparsemble.core.artifacts import read_json, write_bytes
-from sparsemble.core.config import from_dict
+import numpy as np
+
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import to_dict
-
-R = TypeVar("R")
-SCHEMA = 3
-"""Version of the result files; raised when a field changes its meaning or its name."""
+from sparsemble.core.results.result_file import (
+    SCHEMA,
+    ResultFile,
+    check_accuracy,
+    check_fractions,
+    check_length,
+    check_not_negative,
+)
 
 Status = Literal["failed", "skipped", "passed"]
 STATUSES: tuple[Status, ...] = ("failed", "skipped", "passed")
 """What matters most first."""
+CHECKS = 50
+"""Length of the reference list of checks."""
 
 
 @final
@@ -62,6 +67,12 @@ class ModelRecord:
     extra_data: str | None = None
     """Training data beyond the data set's own; "none" where the training is known to have used none; none: unknown."""
 
+    def __post_init__(self) -> None:
+        check_fractions(sparsity=self.sparsity)
+        check_not_negative(parameters=self.parameters, nonzeros=self.nonzeros)
+        if self.members < 1:
+            raise InputError(f"members = {self.members} must be 1 or more")
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +89,13 @@ class DataRecord:
     indices: tuple[int, ...]
     """Positions in the split, one an image."""
 
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise InputError(f"images = {self.images} must be 1 or more")
+        check_length(self.indices, self.images, "indices", "images")
+        if len(set(self.indices)) < self.images:
+            raise InputError("indices names an image twice")
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +109,15 @@ class ThreatRecord:
     knowledge: str = "white-box"
     targeted: bool = False
 
+    def __post_init__(self) -> None:
+        check_not_negative(eps=self.eps)
+        try:
+            eps = float(Fraction(self.eps_text))
+        except (ValueError, ZeroDivisionError):
+            raise InputError(f"eps_text = {self.eps_text!r} must be a number, as in 8/255") from None
+        if abs(eps - self.eps) > 1e-5 * max(eps, self.eps):
+            raise InputError(f"eps = {self.eps} must be the number that eps_text = {self.eps_text!r} stands for")
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +126,9 @@ class Passes:
 
     forward: int
     backward: int
+
+    def __post_init__(self) -> None:
+        check_not_negative(forward=self.forward, backward=self.backward)
 
 
 @final
@@ -130,6 +160,19 @@ class AttackResult:
     """Minimum-norm attacks: distance of the nearest adversarial image found; none where there is none."""
     median_distance: float | None = None
 
+    def __post_init__(self) -> None:
+        check_accuracy(self.robust_accuracy, self.correct, self.interval, "robust_accuracy")
+        check_not_negative(seconds=self.seconds, distances=min(self.distances, default=0.0))
+        images = len(self.correct)
+        by_image: dict[str, Sequence[Any]] = {"distances": self.distances, "members_run": self.members_run}
+        by_image |= {f"passes_by_image.{kind}": counts for kind, counts in (self.passes_by_image or {}).items()}
+        if self.minimum_distances is not None:
+            by_image["minimum_distances"] = self.minimum_distances
+        elif self.median_distance is not None:
+            raise InputError("median_distance is of minimum_distances, which are missing")
+        for name, values in by_image.items():
+            check_length(values, images, name, "the number of images in correct")
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +182,9 @@ class WorstCase:
     accuracy: float
     interval: tuple[float, ...]
     correct: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_accuracy(self.accuracy, self.correct, self.interval, "accuracy")
 
 
 @final
@@ -155,6 +201,9 @@ class MembersRun:
     """Images answered after 1, 2, .. members."""
     attacked_counts: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_not_negative(clean=self.clean, attacked=self.attacked, slowdown=self.slowdown)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +214,12 @@ class SecurityCurve:
     images: int
     eps: tuple[float, ...]
     accuracy: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_length(self.accuracy, len(self.eps), "accuracy", "the number of radii in eps")
+        check_fractions(**{f"accuracy[{i}]": accuracy for i, accuracy in enumerate(self.accuracy)})
+        if not self.eps or list(self.eps) != sorted(set(self.eps)):
+            raise InputError(f"eps = {list(self.eps)} must hold growing radii")
 
 
 @final
@@ -179,6 +234,12 @@ class MembersTable:
     transfer: tuple[tuple[float, ...], ...]
     """Accuracy of column j on images crafted against row i."""
 
+    def __post_init__(self) -> None:
+        for name in ("clean", "robust", "transfer"):
+            check_length(getattr(self, name), len(self.names), name, "the number of names")
+        for i, row in enumerate(self.transfer):
+            check_length(row, len(self.names), f"transfer[{i}]", "the number of names")
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +249,9 @@ class Timing:
     median_ms: float
     spread_ms: float
     """Distance of the quartiles."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(median_ms=self.median_ms, spread_ms=self.spread_ms)
 
 
 @final
@@ -209,11 +273,26 @@ class Cost:
     """Images forward and backward in everything the model was made from; none: not known."""
     training_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        check_not_negative(
+            bytes=self.bytes,
+            peak_memory=self.peak_memory,
+            macs_dense=self.macs_dense,
+            macs_nonzero=self.macs_nonzero,
+            training_passes=self.training_passes,
+            training_seconds=self.training_seconds,
+        )
+        for engine, times in self.latency.items():
+            if set(times) != {"batch_1", "batch_64"}:
+                raise InputError(
+                    f"latency.{engine} must hold batch_1 and batch_64, got {', '.join(times) or 'nothing'}"
+                )
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class EvaluationResult:
-    """A classifier under attack: numbers, their intervals, what they cost, and how far to believe them."""
+class EvaluationResult(ResultFile):
+    """A classifier under attack: accuracies with their intervals, cost, and the checks of the evaluation."""
 
     schema: int = SCHEMA
     name: str
@@ -270,132 +349,63 @@ class EvaluationResult:
             f'"{label}" is no attack of this evaluation; it has {", ".join(a.label for a in self.attacks)}'
         )
 
-    def to_json(self) -> str:
-        """Return the result as JSON text that `load` reads back."""
-        return result_json(self)
+    @property
+    def strongest(self) -> AttackResult:
+        """Return the attack that leaves the fewest images correct."""
+        return min(self.attacks, key=lambda attack: sum(attack.correct))
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a result file strictly.
+    def checks_with(self, status: Status) -> tuple[CheckResult, ...]:
+        """Return the checks of one status."""
+        return tuple(check for check in self.checks if check.status == status)
 
-        Raises:
-            InputError: the file cannot be read, or a field is missing, unknown or of the wrong type.
-        """
-        return load_result(cls, path)
+    def __post_init__(self) -> None:
+        images = self.data.images
+        check_length(self.clean_correct, images, "clean_correct", "data.images")
+        check_accuracy(self.clean_accuracy, self.clean_correct, self.clean_interval, "clean_accuracy")
+        check_not_negative(seconds=self.seconds)
+        self._check_attacks()
+        numbers = sorted(check.number for check in self.checks)
+        if numbers and numbers != list(range(1, CHECKS + 1)):
+            missing = ", ".join(str(i) for i in range(1, CHECKS + 1) if i not in numbers) or "none"
+            raise InputError(f"checks must be the checks 1 to {CHECKS}, each once; missing: {missing}")
+        if self.members:
+            check_length(self.members.names, self.model.members, "members.names", "model.members")
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class SelectionRecord:
-    """Which sub-models were selected, and why."""
-
-    ensemble: tuple[str, ...]
-    robust_diversity: float
-    threshold: float | None = None
-    reason: str
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class HeldOutOutcome:
-    """What a stopping rule does on the calibration images."""
-
-    clean: float
-    worst_case: float
-    members_run: float
-    attacked_members_run: float
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class SensitivityRecord:
-    """The rule with one constant changed."""
-
-    setting: str
-    factor: float
-    outcome: HeldOutOutcome
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class StoppingRecord:
-    """The calibrated stopping rule."""
-
-    rule: str
-    settings: dict[str, Any]
-    order: tuple[str, ...]
-    """Members in running order."""
-    images: int
-    """Calibration images."""
-    allowed: int
-    """Images the rule may lose against the full ensemble."""
-    tried: int
-    """Settings compared."""
-    outcome: HeldOutOutcome
-    full_ensemble: HeldOutOutcome
-    sensitivity: tuple[SensitivityRecord, ...]
+    def _check_attacks(self) -> None:
+        """Check that the worst case is the image-by-image union, and the passes the sum over the attacks."""
+        if not self.attacks:
+            raise InputError("attacks is empty; a worst case needs at least one attack")
+        labels = [attack.label for attack in self.attacks]
+        if len(set(labels)) < len(labels):
+            raise InputError(f"attacks must have labels of their own, got {', '.join(labels)}")
+        for attack in self.attacks:
+            check_length(attack.correct, self.data.images, f"attacks.{attack.label}.correct", "data.images")
+        check_length(self.worst_case.correct, self.data.images, "worst_case.correct", "data.images")
+        correct = np.min([self.clean_correct, *(attack.correct for attack in self.attacks)], axis=0)
+        wrong = np.flatnonzero(correct != np.asarray(self.worst_case.correct))
+        if wrong.size:
+            i = int(wrong[0])
+            raise InputError(
+                f"worst_case.correct[{i}] = {self.worst_case.correct[i]} must be {correct[i]}: an image is correct in "
+                "the worst case if it is correct when clean and under every attack"
+            )
+        for kind in ("forward", "backward"):
+            total = sum(getattr(attack.passes, kind) for attack in self.attacks)
+            if getattr(self.passes, kind) != total:
+                raise InputError(
+                    f"passes.{kind} = {getattr(self.passes, kind)} must be {total}, the sum over the attacks"
+                )
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """All that a run found: `report/summary.json`."""
+class Examples:
+    """A few images with the adversarial images made from them; not part of a result file."""
 
-    schema: int = SCHEMA
-    name: str
-    command: str
-    seed: int
-    rows: tuple[EvaluationResult, ...]
-    """One a model of the result table; their names are in `ROW_NAMES`."""
-    selection: SelectionRecord
-    stopping: StoppingRecord
-    machine: dict[str, Any]
-    recipe: dict[str, Any]
-    versions: dict[str, str]
-    source: str | None = None
-
-    def row(self, name: str) -> EvaluationResult:
-        """Return a row by its name."""
-        return next(row for row in self.rows if row.name == name)
-
-    def to_json(self) -> str:
-        """Return the summary as JSON text that `load` reads back."""
-        return result_json(self)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a summary strictly.
-
-        Raises:
-            InputError: the file cannot be read, or a field is missing, unknown or of the wrong type.
-        """
-        return load_result(cls, path)
-
-
-ROW_NAMES = {
-    "dense": "Dense parent",
-    "small_dense": "Small dense network (the ensemble's multiply-adds)",
-    "harp": "One HARP model (same sparsity)",
-    "best_member": "Best single sub-model",
-    "ensemble_static": "Ensemble, all members",
-    "ensemble_dynamic": "Ensemble, dynamic",
-}
-"""Rows of a run's result table and what people read."""
-
-
-def result_json(result: Any) -> str:
-    """Return a result dataclass as JSON text; lists of numbers stand on one line each."""
-    return json.dumps(to_dict(result), indent=1, allow_nan=False) + "\n"
-
-
-def write_result(result: Any, path: Path) -> None:
-    """Write a result dataclass as JSON, atomically."""
-    write_bytes(path, result_json(result).encode())
-
-
-def load_result(cls: type[R], path: Path) -> R:
-    """Read a result dataclass strictly; a fault is an `InputError` that names the file and the field."""
-    table = read_json(path)
-    if isinstance(table, dict) and table.get("schema", SCHEMA) != SCHEMA:
-        raise InputError(f"{path} has schema {table['schema']!r}, this version reads {SCHEMA}; make the result anew")
-    return from_dict(cls, table, path.name)
+    clean: np.ndarray
+    """Images (N, C, H, W) in [0, 1]."""
+    adversarial: np.ndarray
+    label: np.ndarray
+    """True classes (N)."""
+    clean_prediction: np.ndarray
+    adversarial_prediction: np.ndarray

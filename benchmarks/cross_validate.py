@@ -28,10 +28,10 @@ from sparsemble.core import seeded
 from sparsemble.core.artifacts import Artifact
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.data.digits import Digits
+from sparsemble.models.model_io import load_model
 from sparsemble.pipeline.baselines import load_ensemble
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.method import lay_out
-from sparsemble.pipeline.model_io import load_model
 from sparsemble.pipeline.progress import PlainProgress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import dataset
@@ -80,7 +80,7 @@ def made(recipe: Recipe, row: str, folder: Path) -> nn.Module:
     return (
         load_ensemble(artifact, recipe.ensemble.combiner, cpu)
         if row == "ensemble"
-        else load_model(artifact, cpu).eval()
+        else load_model(artifact.path, cpu).eval()
     )
 
 

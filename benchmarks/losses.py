@@ -26,10 +26,10 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data import data_sources
 from sparsemble.data.dataset import Dataset, Split
+from sparsemble.evaluation.environment import machine, source_revision
 from sparsemble.evaluation.robustness import evaluate
 from sparsemble.evaluation.statistics import wilson
 from sparsemble.models.architecture import architectures, build_model
-from sparsemble.pipeline.environment import machine, source_revision
 from sparsemble.training import EMA, Batches, Guard, KeepBest, Precision, Schedule, fit
 from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.lr_schedules.one_cycle import OneCycle

@@ -30,9 +30,9 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.evaluation.cost import count_macs
+from sparsemble.evaluation.environment import processor
 from sparsemble.models.architecture import build_model
 from sparsemble.models.resnet import ResNet
-from sparsemble.pipeline.environment import processor
 from sparsemble.training.batches import Batches
 from sparsemble.training.fit import fit
 from sparsemble.training.losses.pgd_at import PGDAT

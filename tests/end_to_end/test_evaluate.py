@@ -85,9 +85,9 @@ def test_artifact_weights_and_code_are_the_same_model(finished: Path, dense: tup
     by_weights = evaluate(train / "model.safetensors", "--model", TINY, *data, "--out", tmp_path / "b", *FEW)
     code = tmp_path / "mine.py"
     code.write_text(
-        "from pathlib import Path\nimport torch\nfrom sparsemble.core.artifacts import Artifact\n"
-        "from sparsemble.pipeline.model_io import load_model\n"
-        f"def make():\n    return load_model(Artifact(Path({str(train)!r})), torch.device('cpu'))\n",
+        "from pathlib import Path\nimport torch\n"
+        "from sparsemble.models.model_io import load_model\n"
+        f"def make():\n    return load_model(Path({str(train)!r}), torch.device('cpu'))\n",
         "utf-8",
     )
     by_code = evaluate(f"{code}:make", *data, "--out", tmp_path / "c", *FEW)

@@ -16,9 +16,9 @@ from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.models.architecture import build_model
+from sparsemble.models.model_io import ModelSpec, save_model
 from sparsemble.models.tiny import Tiny
 from sparsemble.pipeline.baselines import Row, load_row, running_order
-from sparsemble.pipeline.model_io import save_model
 
 LABELS = ["first", "second", "third"]
 RULE = Confidence(threshold=0.7)
@@ -41,7 +41,7 @@ def ensemble_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
         for number in (1, 2, 3):
             model = build_model(layout, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
             nn.init.constant_(model.get_submodule("body.linear").bias, number)
-            save_model(model, partial, layout, data, f"member{number}")
+            save_model(model, partial, ModelSpec.of(layout, data), f"member{number}")
 
     return artifact(folder, name, write)
 

@@ -2,7 +2,7 @@
 
 import platform
 
-from sparsemble.pipeline.environment import described
+from sparsemble.evaluation.environment import described
 
 EPYC = """processor\t: 0
 vendor_id\t: AuthenticAMD

@@ -20,7 +20,6 @@ from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
 from sparsemble.pipeline.loaded_model import load_target, resolve_data
 from sparsemble.pipeline.stage import dataset
-from sparsemble.pipeline.validation import BATCH
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
@@ -29,6 +28,7 @@ from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.stopping import Counts, Flags, Rule
+from sparsemble.training.validation import BATCH
 
 Floats = NDArray[np.float32]
 

@@ -13,8 +13,8 @@ from sparsemble.bench.cold_start import first_use
 from sparsemble.bench.engines import Timed, engine_versions, engines, left_out
 from sparsemble.bench.models import Asked, Subject, subject
 from sparsemble.bench.verify_outputs import TorchEnsemble, agree
+from sparsemble.evaluation.environment import machine, versions
 from sparsemble.evaluation.latency import measure_latency
-from sparsemble.pipeline.environment import machine, versions
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import Never
 

@@ -9,7 +9,7 @@ from sparsemble.core.artifacts import Artifact
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, stopping_rules
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.pipeline.model_io import load_model
+from sparsemble.models.model_io import load_model
 
 ROWS = ("dense", "small_dense", "harp", "best_member", "ensemble_static", "ensemble_dynamic")
 
@@ -42,7 +42,7 @@ def running_order(ensemble: Artifact, rule: Artifact | None = None) -> list[str]
 def load_ensemble(artifact: Artifact, combiner: Combiner, device: torch.device) -> Ensemble:
     """Return the trained ensemble in running order, in eval mode."""
     count = len(artifact.json("ensemble.json")["members"])
-    members = [load_model(artifact, device, f"member{i}") for i in range(1, count + 1)]
+    members = [load_model(artifact.path, device, f"member{i}") for i in range(1, count + 1)]
     return Ensemble(members, combiner).eval()
 
 
@@ -60,4 +60,4 @@ def load_row(name: str, inputs: Mapping[str, Artifact], combiner: Combiner, devi
         artifact = inputs["pool." + inputs["select"].json("select.json")["best_member"]]
     else:
         artifact = inputs[name]
-    return Row(Ensemble([load_model(artifact, device)], combiner).eval(), Never())
+    return Row(Ensemble([load_model(artifact.path, device)], combiner).eval(), Never())

@@ -22,10 +22,10 @@ from sparsemble.core.threat import ThreatModel, as_fraction
 from sparsemble.data.dataset import Dataset, DataSource, Split
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.robustness import Evaluation, evaluate, weights_hash
 from sparsemble.evaluation.shard import Decide
 from sparsemble.evaluation.statistics import wilson
-from sparsemble.pipeline.environment import machine, source_revision, versions
 from sparsemble.pipeline.evaluate_checks import all_checks, decided_by
 from sparsemble.pipeline.loaded_model import LoadedModel
 from sparsemble.pipeline.metrics import Tell, examples, latency, members_table, security_curve, size

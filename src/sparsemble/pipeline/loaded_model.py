@@ -15,15 +15,14 @@ from sparsemble.core.config import from_dict, nearest, parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, combiners, stopping_rules
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.evaluation.packed import VALUES, load_packed
 from sparsemble.export.folded import FoldedNetwork
-from sparsemble.models.architecture import architectures, build_model
+from sparsemble.models.architecture import architectures
 from sparsemble.models.code import made_by
+from sparsemble.models.model_io import ModelSpec, load_model, load_weights_
 from sparsemble.pipeline.baselines import ROWS, load_row, running_order
 from sparsemble.pipeline.method import lay_out, row_inputs
-from sparsemble.pipeline.model_io import fill, load_model
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pruning.mask import Mask
 from sparsemble.runtime import packed
@@ -145,7 +144,7 @@ def _from_run(folder: Path, row: str, device: torch.device) -> LoadedModel:
         selected_on="held-out",
         sparsity=claims.get(row, recipe.sparsity),
         masks=_masks(row, artifacts),
-        parent=None if row == "dense" else load_model(artifacts["dense"], device),
+        parent=None if row == "dense" else load_model(artifacts["dense"].path, device),
     )
 
 
@@ -157,7 +156,7 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
     model: nn.Module
     inputs: dict[str, Artifact] = {}
     if stage in SINGLE:
-        model = load_model(artifact, device)
+        model = load_model(artifact.path, device)
     elif stage in ("ensemble", "calibrate"):
         ensemble = artifact if stage == "ensemble" else Artifact(artifact.path.parent / meta["inputs"]["ensemble"])
         inputs = {"ensemble": ensemble} | ({"stop": artifact} if stage == "calibrate" else {})
@@ -231,7 +230,7 @@ def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.de
     if data is None:
         raise InputError(f"{path} holds weights only; name the images with --data, which decide shape and classes")
     architecture = architectures.build(_spec(model, "--model"), "--model")
-    network = build_model(architecture, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
+    network = ModelSpec.of(architecture, data).build()
     try:
         with safe_open(path, "pt") as stored:
             packed = any(name.endswith(VALUES) for name in stored.keys())  # noqa: SIM118 (it is no mapping)
@@ -240,7 +239,7 @@ def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.de
     if packed:
         load_packed(path, network)
     else:
-        fill(network, path)
+        load_weights_(network, path)
     kind = "packed" if packed else "weights"
     return LoadedModel(name=path.stem, kind=kind, path=str(path), model=network.to(device).eval())
 

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from sparsemble.core.artifacts import Artifact, only_run_in, write_json
 from sparsemble.core.errors import InputError
+from sparsemble.evaluation.environment import machine, source_revision
 from sparsemble.pipeline.engines.local import LocalEngine
-from sparsemble.pipeline.environment import machine, source_revision
 from sparsemble.pipeline.progress import BarProgress, PlainProgress
 from sparsemble.pipeline.run import check_device, check_workers
 from sparsemble.pipeline.stage import Task
@@ -153,7 +153,7 @@ def _of_summary(row: dict[str, Any], folder: Path, cell: Cell) -> dict[str, Any]
 def _of_model(row: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
     """Return the numbers of a single model."""
     from sparsemble.evaluation.cost import count_macs, count_weights
-    from sparsemble.pipeline.model_io import load_model
+    from sparsemble.models.model_io import load_model
 
     artifact = Artifact(folder / task.folder)
     outcomes = {
@@ -161,7 +161,7 @@ def _of_model(row: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
     }
     clean = _clean(folder / next(iter(cell.attacks[row].values())).folder)
     right = [all(found) for found in zip(*(one["right"] for one in outcomes.values()), strict=True)]
-    model = load_model(artifact, torch.device("cpu"))
+    model = load_model(artifact.path, torch.device("cpu"))
     weights, made_from = count_weights(model), ancestry(artifact)
     shape = tuple(artifact.json("architecture.json")["shape"])
     macs = count_macs(model, (shape[0], shape[1], shape[2]))

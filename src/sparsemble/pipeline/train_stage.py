@@ -8,7 +8,6 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.pipeline.stage import Work
-from sparsemble.pipeline.validation import probe
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback, KeepBest, Report, Show, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from sparsemble.training.fit import fit
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
+from sparsemble.training.validation import held_out_probe
 
 FIRST_KEPT = 0.5
 """Share of the epochs before which none is chosen: early epochs win on few held-out images by luck only."""
@@ -54,7 +54,9 @@ def learn(
     """
     train = data.train if split is None else split
     batches = Batches(split=train, batch_size=schedule.batch_size, augmentation=data.augmentation)
-    best = KeepBest(probe(data.choose, held_out_attack, threat, work), eval_every, FIRST_KEPT)
+    best = KeepBest(
+        held_out_probe(data.choose, held_out_attack, threat, lambda: work.rng("probe")), eval_every, FIRST_KEPT
+    )
     checkpoint = Checkpoint(work.folder)
     history = fit(
         model,

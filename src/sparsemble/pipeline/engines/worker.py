@@ -23,7 +23,7 @@ import sparsemble.pruning  # noqa: F401 (imports register the components)
 from sparsemble.core.artifacts import PARTIAL, Artifact, explain_disk, finish
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import to_dict
-from sparsemble.pipeline.environment import source_revision, versions
+from sparsemble.evaluation.environment import source_revision, versions
 from sparsemble.pipeline.stage import Work, stages
 
 

@@ -21,7 +21,7 @@ from sparsemble.ensemble.calibration import Calibrated, HeldOut, calibrate
 from sparsemble.pipeline.baselines import load_ensemble
 from sparsemble.pipeline.recipe import Stopping
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.validation import adversarial_images, in_batches, logits_of
+from sparsemble.training.validation import adversarial_images, in_batches, member_logits
 
 
 @final
@@ -91,13 +91,13 @@ class CalibrateStage(WithData):
         for view in views:
             target = view(ensemble, self.stopping.rule)
             x_adv = adversarial_images(target, split, self.held_out_attack, self.threat, work.rng("stop"))
-            attacked[view.label] = logits_of(ensemble, x_adv)
+            attacked[view.label] = member_logits(ensemble, x_adv)
             work.tell(begun + 0.3 * len(attacked) / len(views), f"attacked {view.label}")
-        clean = logits_of(ensemble, split.everything()[0])
+        clean = member_logits(ensemble, split.everything()[0])
         return HeldOut(clean=clean, attacked=attacked, y=split.labels, combiner=self.combiner)
 
     def _against(
         self, work: Work, ensemble: Ensemble, split: Split, one: EnsembleAttack, rule: StoppingRule, label: str
     ) -> MemberLogits:
         rng = work.rng(f"against {label}")
-        return logits_of(ensemble, in_batches(lambda x, y: one(ensemble, rule, x, y, self.threat, rng=rng), split))
+        return member_logits(ensemble, in_batches(lambda x, y: one(ensemble, rule, x, y, self.threat, rng=rng), split))

@@ -10,7 +10,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.pipeline.baselines import load_row
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.stages.attack import test_images
-from sparsemble.pipeline.validation import adversarial_images, right
+from sparsemble.training.validation import adversarial_images, is_correct
 
 
 @final
@@ -35,6 +35,6 @@ class CurveStage(WithData):
         for i, eps in enumerate(self.eps):
             threat = replace(self.threat, eps=eps)
             x_adv = adversarial_images(ensemble, split, self.attack, threat, work.rng("curve"))
-            accuracy.append(float(right(ensemble, x_adv, split.labels).float().mean()))
+            accuracy.append(float(is_correct(ensemble, x_adv, split.labels).float().mean()))
             work.tell((i + 1) / len(self.eps), f"eps {eps:g}")
         write_json(work.folder / "curve.json", {"eps": list(self.eps), "accuracy": accuracy, "images": len(split)})

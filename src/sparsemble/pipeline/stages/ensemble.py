@@ -8,13 +8,13 @@ from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.models.architecture import Architecture
+from sparsemble.models.model_io import ModelSpec, load_model, save_model
 from sparsemble.pipeline import recipe
-from sparsemble.pipeline.model_io import load_model, save_model
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.train_stage import learn
-from sparsemble.pipeline.validation import adversarial_images, right
 from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.training.precision import Precision
+from sparsemble.training.validation import adversarial_images, is_correct
 
 
 @final
@@ -38,14 +38,14 @@ class EnsembleStage(WithData):
         data = dataset(self.data).to(work.device)
         pool = work.pool("pool")
         labels: list[str] = work.inputs["select"].json("select.json")["ensemble"]
-        members = [load_model(pool[label], work.device) for label in labels]
+        members = [load_model(pool[label].path, work.device) for label in labels]
         masks = {f"members.{i}": Mask.of(member) for i, member in enumerate(members)}
         ensemble = Ensemble(members, self.ensemble.combiner)
         learn(
             work,
             ensemble,
             data,
-            self.ensemble.loss.with_teacher(load_model(work.inputs["dense"], work.device)),
+            self.ensemble.loss.with_teacher(load_model(work.inputs["dense"].path, work.device)),
             self.ensemble.schedule,
             epochs=self.ensemble.epochs,
             threat=self.threat,
@@ -59,10 +59,10 @@ class EnsembleStage(WithData):
         for member in members:
             with work.counting(member):
                 x_adv = adversarial_images(member, data.choose, self.held_out_attack, self.threat, work.rng("order"))
-                robust.append(float(right(member, x_adv, y).float().mean()))
+                robust.append(float(is_correct(member, x_adv, y).float().mean()))
         # The most robust member runs first (method.md 2.7); ties keep the order of the selection.
         order = sorted(range(len(members)), key=lambda i: -robust[i])
         for position, i in enumerate(order, start=1):
-            save_model(members[i], work.folder, self.model, data, f"member{position}")
+            save_model(members[i], work.folder, ModelSpec.of(self.model, data), f"member{position}")
         facts = {"members": [labels[i] for i in order], "held_out_robust": [robust[i] for i in order]}
         write_json(work.folder / "ensemble.json", facts)

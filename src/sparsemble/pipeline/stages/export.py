@@ -12,18 +12,18 @@ from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.dynamic import answer_dynamic
 from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.environment import source_revision, versions
 from sparsemble.export.agreement import agreement, held_to
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.folded import FoldedNetwork
 from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.pipeline.baselines import Row, load_row
-from sparsemble.pipeline.environment import source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
-from sparsemble.pipeline.validation import adversarial_images, logits_of
 from sparsemble.runtime import packed
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
+from sparsemble.training.validation import adversarial_images, member_logits
 
 PACKED = "ensemble.sparsemble"
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ class ExportStage(Stage):
         before, x_adv = self._judge(row.ensemble, row, split, work)
         after, _ = self._judge(reference, row, split, work)
         images = torch.cat([x, x_adv])
-        wanted = logits_of(reference, images)
+        wanted = member_logits(reference, images)
         work.tell(0.6, "measured what rounding does")
         predictor = Predictor(packed.load(path))
         formats = {"packed": self._agrees(wanted, torch.from_numpy(predictor.member_logits(images.numpy())), row, work)}
@@ -96,8 +96,8 @@ class ExportStage(Stage):
 
     def _check_folded(self, trained: Ensemble, whole: PackedEnsemble, x: Images) -> None:
         """Hold each converted member to the trained one: what comes after is compared with the conversion only."""
-        found = logits_of(_in_torch(whole, trained.combiner), x)
-        for number, (one, other) in enumerate(zip(logits_of(trained, x), found, strict=True), start=1):
+        found = member_logits(_in_torch(whole, trained.combiner), x)
+        for number, (one, other) in enumerate(zip(member_logits(trained, x), found, strict=True), start=1):
             held_to(one, other, f"member {number} converted for the runtime does not answer as the trained one")
 
     def _judge(self, ensemble: Ensemble, row: Row, split: Split, work: Work) -> tuple[dict[str, float], Images]:
@@ -106,7 +106,7 @@ class ExportStage(Stage):
         recipe = self.recipe
         x_adv = adversarial_images(ensemble, split, recipe.held_out_attack, recipe.threat, work.rng("export", CPU))
         right = [
-            answer_dynamic(logits_of(ensemble, images), ensemble.combiner, row.rule).logits.argmax(1) == y
+            answer_dynamic(member_logits(ensemble, images), ensemble.combiner, row.rule).logits.argmax(1) == y
             for images in (x, x_adv)
         ]
         found = {"clean": float(right[0].double().mean()), "robust": float((right[0] & right[1]).double().mean())}
@@ -122,7 +122,7 @@ class ExportStage(Stage):
         folder = work.folder / "hub"
         save_folder(ensemble, folder, work.inputs["report"].json("summary.json"), values=self.recipe.export.values)
         read = _in_torch(load_folder(folder), row.ensemble.combiner)
-        return self._agrees(wanted, logits_of(read, images), row, work)
+        return self._agrees(wanted, member_logits(read, images), row, work)
 
     def _onnx(
         self, ensemble: PackedEnsemble, wanted: MemberLogits, images: Images, row: Row, work: Work

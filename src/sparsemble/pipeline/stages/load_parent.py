@@ -10,15 +10,14 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_bytes
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset
 from sparsemble.evaluation.inputs import check_classifier
-from sparsemble.models.architecture import Architecture, Normalised, build_model, normalisation
+from sparsemble.models.architecture import Architecture, Normalised, normalisation
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.model_io import fill, save_model
+from sparsemble.models.model_io import ModelSpec, load_weights_, save_model
 from sparsemble.pipeline.recipe import Parent
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.validation import probe
+from sparsemble.training.validation import held_out_probe
 
 
 @final
@@ -37,11 +36,11 @@ class LoadParentStage(WithData):
         """Leave `model.safetensors` and an empty `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         model = load_parent(self.model, self.parent, data).to(work.device)
-        found = probe(data.choose, self.held_out_attack, self.threat, work)(model)
+        found = held_out_probe(data.choose, self.held_out_attack, self.threat, lambda: work.rng("probe"))(model)
         clean, robust = (f"{100 * found[f'held_out_{way}']:.1f} %" for way in ("clean", "robust"))
         work.say(f"the parent classifies {clean} of the held-out images rightly, {robust} under attack")
         write_bytes(work.folder / "history.jsonl", b"")
-        save_model(model, work.folder, self.model, data)
+        save_model(model, work.folder, ModelSpec.of(self.model, data))
 
 
 def load_parent(architecture: Architecture, parent: Parent | None, data: Dataset) -> nn.Module:
@@ -51,9 +50,9 @@ def load_parent(architecture: Architecture, parent: Parent | None, data: Dataset
         InputError: weights that do not fit, an operation that we cannot prune, or no classifier of these images.
     """
     if parent is None or parent.weights:
-        model = build_model(architecture, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
+        model = ModelSpec.of(architecture, data).build()
         if parent:
-            fill(model, Path(parent.weights))
+            load_weights_(model, Path(parent.weights))
     else:
         body = architecture.build(data.shape[0], len(data.classes))
         model = Normalised(body, *normalisation(architecture, data.mean, data.std), data.shape)

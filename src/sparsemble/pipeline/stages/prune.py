@@ -15,11 +15,10 @@ from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.model_io import load_model, save_model
+from sparsemble.models.model_io import ModelSpec, load_model, save_model
 from sparsemble.pipeline.recipe import Prune
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.train_stage import learn
-from sparsemble.pipeline.validation import probe
 from sparsemble.pruning.dead_channels import find_dead
 from sparsemble.pruning.folds import data_folds
 from sparsemble.pruning.mask import KeepZero, Mask
@@ -30,6 +29,7 @@ from sparsemble.training.callbacks import Report, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.precision import Precision
+from sparsemble.training.validation import held_out_probe
 
 
 @final
@@ -66,7 +66,7 @@ class PruneStage(WithData):
         partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
         folds = data_folds(data.train.labels, self.prune.folds, partition)
         split = data.train.subset(folds[self.fold - 1].to(work.device))
-        dense = load_model(work.inputs["dense"], work.device)
+        dense = load_model(work.inputs["dense"].path, work.device)
         training_loss = self.prune.loss.with_teacher(dense)
         model, mask, told = self._masked(work, dense, data, split, training_loss)
         if self.prune.finetune_epochs and self.prune.method.fine_tunes:
@@ -86,10 +86,12 @@ class PruneStage(WithData):
             )
         else:
             write_bytes(work.folder / "history.jsonl", b"")
-        save_model(model, work.folder, self.model, data)
+        save_model(model, work.folder, ModelSpec.of(self.model, data))
         macs = count_macs(model, data.shape)
         told |= {"macs_dense": macs.dense, "macs_nonzero": macs.nonzero}
-        told["held_out_after"] = probe(data.choose, self.held_out_attack, self.threat, work)(model.eval())
+        told["held_out_after"] = held_out_probe(
+            data.choose, self.held_out_attack, self.threat, lambda: work.rng("probe")
+        )(model.eval())
         write_json(work.folder / "pruned.json", told)
         self._search(work).remove()
 
@@ -109,7 +111,7 @@ class PruneStage(WithData):
         target = self.prune.target(Graph(dense, data.shape), self.sparsity)
         context = PruningContext(
             batches=batches,
-            held_out=probe(data.choose, self.held_out_attack, self.threat, work),
+            held_out=held_out_probe(data.choose, self.held_out_attack, self.threat, lambda: work.rng("probe")),
             loss=training_loss,
             threat=self.threat,
             rng=rng,
@@ -135,7 +137,9 @@ class PruneStage(WithData):
             "dead_channels": dead.channels,
             "dead_weights": dead.weights,
             "layers": {name: [int(keep.sum()), keep.numel()] for name, keep in dead.mask.items()},
-            "held_out_before": probe(data.choose, self.held_out_attack, self.threat, work)(pruned.model.eval()),
+            "held_out_before": held_out_probe(
+                data.choose, self.held_out_attack, self.threat, lambda: work.rng("probe")
+            )(pruned.model.eval()),
         }
         return pruned.model, dead.mask, told
 

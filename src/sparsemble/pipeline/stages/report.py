@@ -7,8 +7,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from sparsemble.core.artifacts import Artifact
+from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.pipeline.baselines import ROWS, running_order
-from sparsemble.pipeline.environment import machine, source_revision, versions
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.report import write_report

@@ -14,10 +14,10 @@ from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.selection.rule import Evidence, SelectionRule
 from sparsemble.evaluation.cost import count_macs
-from sparsemble.pipeline.model_io import load_model
+from sparsemble.models.model_io import load_model
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
-from sparsemble.pipeline.validation import adversarial_images, logits_of
 from sparsemble.pruning.mask import Mask, jaccard
+from sparsemble.training.validation import adversarial_images, member_logits
 
 
 @final
@@ -38,14 +38,17 @@ class SelectStage(WithData):
     def run(self, work: Work) -> None:
         """Leave `select.json`."""
         data = dataset(self.data).to(work.device)
-        members = {label: load_model(artifact, work.device) for label, artifact in work.pool("pool").items()}
+        members = {label: load_model(artifact.path, work.device) for label, artifact in work.pool("pool").items()}
         labels = list(members)
         pool = Ensemble(members.values(), self.combiner).eval()
         x, y = data.choose.everything()
         with work.counting(*members.values()):
-            logits = {"clean": logits_of(pool, x), "pool": logits_of(pool, self._against(pool, data, work, "select"))}
+            logits = {
+                "clean": member_logits(pool, x),
+                "pool": member_logits(pool, self._against(pool, data, work, "select")),
+            }
             for i, (label, member) in enumerate(members.items()):
-                logits[label] = logits_of(pool, self._against(member, data, work, "best"))
+                logits[label] = member_logits(pool, self._against(member, data, work, "best"))
                 work.tell((i + 1) / len(labels), f"attacked {label}")
         evidence = Evidence(logits=logits, y=y, combiner=self.combiner)
         selected = self.select(evidence, self.members)

@@ -2,14 +2,13 @@
 
 import bisect
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
-from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset
 from sparsemble.evaluation.cost import count_macs
-from sparsemble.models.architecture import Architecture, build_model
+from sparsemble.models.architecture import Architecture
+from sparsemble.models.model_io import ModelSpec
 from sparsemble.models.resnet import ResNet
-from sparsemble.pipeline.model_io import with_width
 from sparsemble.pipeline.stage import Stage, Work, dataset, stages
 from sparsemble.pipeline.stages.train import TrainStage
 
@@ -35,7 +34,7 @@ class SmallDenseStage(Stage):
         target = work.inputs["select"].json("select.json")["macs_nonzero"]
         data = dataset(self.parent.data)
         wide = widest(self.parent.model, data.shape)
-        narrow = with_width(wide, nearest_width(wide, data, target))
+        narrow = _with_width(wide, nearest_width(wide, data, target))
         replace(self.parent, model=narrow).run(work)
 
 
@@ -50,10 +49,15 @@ def nearest_width(architecture: Architecture, data: Dataset, macs: int) -> int:
     """Return the width whose dense multiply-accumulates are nearest to `macs`."""
 
     def macs_at(width: int) -> int:
-        narrow = with_width(architecture, width)
-        model = build_model(narrow, data.shape, len(data.classes), data.mean, data.std, rng=seeded(0))
+        model = ModelSpec.of(_with_width(architecture, width), data).build()
         return count_macs(model, data.shape).dense
 
     widest: int = vars(architecture)["width"]
     above = bisect.bisect_left(range(1, widest + 1), macs, key=macs_at) + 1
     return min((max(above - 1, 1), min(above, widest)), key=lambda width: abs(macs_at(width) - macs))
+
+
+def _with_width(architecture: Any, width: int) -> Architecture:
+    """Return the architecture at another width."""
+    narrow: Architecture = replace(architecture, width=width)
+    return narrow

@@ -6,8 +6,8 @@ from typing import ClassVar, final
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import draw_seed, seeded
-from sparsemble.models.architecture import Architecture, build_model
-from sparsemble.pipeline.model_io import save_model
+from sparsemble.models.architecture import Architecture
+from sparsemble.models.model_io import ModelSpec, save_model
 from sparsemble.pipeline.recipe import Train
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.train_stage import learn
@@ -33,7 +33,7 @@ class TrainStage(WithData):
         """Leave `model.safetensors` and `history.jsonl`."""
         data = dataset(self.data).to(work.device)
         fresh = seeded(draw_seed(self.seed, self.stream, "weights"))
-        model = build_model(self.model, data.shape, len(data.classes), data.mean, data.std, rng=fresh)
+        model = ModelSpec.of(self.model, data).build(rng=fresh)
         model.to(work.device)
         learn(
             work,
@@ -47,4 +47,4 @@ class TrainStage(WithData):
             eval_every=self.train.eval_every,
             precision=self.precision,
         )
-        save_model(model, work.folder, self.model, data)
+        save_model(model, work.folder, ModelSpec.of(self.model, data))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ SPEC = "architecture.json"
 """File of a model's specification, beside its weights."""
 
 
+@runtime_checkable
 class ImageFacts(Protocol):
     """What a network must know about its images; a `Dataset` has it."""
 
@@ -54,7 +55,7 @@ class ModelSpec:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, architecture: Architecture, images: ImageFacts) -> Self:
+    def of(cls, architecture: Architecture, images: ImageFacts) -> "ModelSpec":
         """Return the specification of an architecture for these images."""
         facts = {name: getattr(images, name) for name in ("shape", "classes", "mean", "std")}
         return cls(architecture=architecture, **facts)

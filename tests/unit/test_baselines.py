@@ -47,7 +47,7 @@ def ensemble_of_three(folder: Path, name: str = "ensemble-1234") -> Artifact:
 
 
 def rule_for(folder: Path, ensemble: str) -> Artifact:
-    facts = {"ensemble": ensemble, "order": [2, 0, 1], "stop": to_dict(RULE)}
+    facts = {"ensemble": ensemble, "order": [2, 0, 1], "rule": to_dict(RULE)}
     return artifact(folder, "calibrate-5678", lambda partial: write_json(partial / "stopping.json", facts))
 
 

@@ -79,10 +79,10 @@ class TestRead:
     def test_what_is_no_table_is_refused(self) -> None:
         """In a process of its own: the type checker of the tests would refuse it first."""
         script = (
-            "from sparsemble.core.config import read\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
+            "from sparsemble.core.config import from_dict\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
             f"{inspect.getsource(Oven)}{inspect.getsource(Cake)}"
             "for table in ([1], 'layers = 3', None, {'layers': 1, 'oven': 180}, {'layers': 1, 'ovens': [3]}):\n"
-            "    try: print(read(Cake, table, 'cake'))\n"
+            "    try: print(from_dict(Cake, table, 'cake'))\n"
             "    except ValueError as error: print(error)\n"
         )
         result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -159,9 +159,9 @@ class TestOverride:
         assert type(found["seed"]) is type(expected)
 
     def test_paths_lead_into_tables_making_those_that_are_missing(self) -> None:
-        table = {"train": {"epochs": 3, "schedule": {"rate": 0.1}}}
+        table = {"train": {"epochs": 3, "schedule": {"learning_rate": 0.1}}}
         found = override(table, ["train.schedule.learning_rate=0.2", "evaluate.images=9", "train.epochs=4"])
-        assert found == {"train": {"epochs": 4, "schedule": {"rate": 0.2}}, "evaluate": {"images": 9}}
+        assert found == {"train": {"epochs": 4, "schedule": {"learning_rate": 0.2}}, "evaluate": {"images": 9}}
 
     def test_a_plug_given_by_its_name_becomes_a_table(self) -> None:
         assert override({"model": "resnet18"}, ["model.width=8"]) == {"model": {"name": "resnet18", "width": 8}}
@@ -204,8 +204,8 @@ class TestRecipe:
     def test_written_out_it_spells_every_default_and_no_alias(self) -> None:
         table = resolved(smoke("model=resnet18", "stopping={}"))
         assert table["model"] == {"name": "resnet", "depth": 18, "width": 64, "stem": "cifar"}
-        assert table["dynamic"]["max_accuracy_drop"] == Stopping().max_accuracy_drop
-        assert table["dynamic"]["stop"]["name"] == "die"
+        assert table["stopping"]["max_accuracy_drop"] == Stopping().max_accuracy_drop
+        assert table["stopping"]["rule"]["name"] == "die"
         assert table["train"]["eval_every"] == 1
 
     @given(st.floats(1e-6, 1.0), st.floats(0.0, 0.999))
@@ -228,9 +228,12 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("setting", "words"),
         [
-            ("train.schedule.rte=1", 'train.schedule.rte is not a known setting; did you mean "rate"?'),
+            (
+                "train.schedule.learning_rte=1",
+                'train.schedule.learning_rte is not a known setting; did you mean "learning_rate"?',
+            ),
             ("trane.epochs=1", 'trane is not a known setting; did you mean "train"?'),
-            ("train.loss=mad", 'train.loss = "mad" is not a known objective; did you mean "pgd_at"?'),
+            ("train.loss=pgdat", 'train.loss = "pgdat" is not a known loss; did you mean "pgd_at"?'),
             (
                 "evaluate.attacks=['pgd', 'pdg']",
                 'evaluate.attacks[1] = "pdg" is not a known attack; did you mean "pgd"?',
@@ -244,9 +247,9 @@ class TestRecipe:
             ("prune.scores=nis", "prune.scores = 'nis' must be a list"),
             ("prune.scores=['nis', 'nis']", "prune: scores names one twice: nis, nis"),
             ("prune.scores=[]", "prune: scores is empty"),
-            ("stopping.max_accuracy_drop=1.5", "dynamic: max_accuracy_drop = 1.5 must lie in [0, 1]"),
-            ("stopping.attacked_share=-1", "dynamic: attacked_share = -1 must lie in [0, 1]"),
-            ("stopping.rounds=-1", "dynamic: rounds = -1 must be 0 or more"),
+            ("stopping.max_accuracy_drop=1.5", "stopping: max_accuracy_drop = 1.5 must lie in [0, 1]"),
+            ("stopping.attacked_share=-1", "stopping: attacked_share = -1 must lie in [0, 1]"),
+            ("stopping.rounds=-1", "stopping: rounds = -1 must be 0 or more"),
             (
                 "stopping.against=['hijack', 'hijack']",
                 "stopping.against has two attacks labelled hijack40; label one",
@@ -261,7 +264,7 @@ class TestRecipe:
                 'prune.loss = "adp" is the loss of an ensemble, and a single network is trained',
             ),
             (
-                "train.loss={name='weight_perturbation', inner='gal'}",
+                "train.loss={name='awp', inner='gal'}",
                 'train.loss = "gal" is the loss of an ensemble, and a single network is trained there',
             ),
             ("ensemble.loss={name='joint', base='joint'}", 'ensemble.loss: base = "joint" is the loss of'),

@@ -120,6 +120,11 @@ def test_nearest_offers_one_name_or_all() -> None:
     assert nearest("zzz", ["b", "a"]) == "; known: a, b"
 
 
+def test_an_old_name_counts_only_where_the_new_one_is_known() -> None:
+    assert nearest("team_static", ["ensemble_static", "dense"]) == "; team_static is now called ensemble_static"
+    assert nearest("stop", ["steps", "size"]) == '; did you mean "steps"?'
+
+
 class TestToml:
     def test_a_fault_names_the_file_and_its_place(self, tmp_path: Path) -> None:
         path = tmp_path / "broken.toml"
@@ -278,6 +283,46 @@ class TestRecipe:
         with pytest.raises(InputError) as refused:
             smoke(setting)
         assert str(refused.value).startswith(words)
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("team_size=3", "team_size is not a known setting; team_size is now called members"),
+            ("dynamic.stop=die", "dynamic is not a known setting; dynamic is now called stopping"),
+            ("stopping.stop=die", "stopping.stop is not a known setting; stop is now called rule"),
+            ("computing.precision=bfloat16", "computing is not a known setting; computing is now called precision"),
+            (
+                "precision.precision=bfloat16",
+                "precision.precision is not a known setting; precision is now called dtype",
+            ),
+            ("ensemble.combine=maximum", "ensemble.combine is not a known setting; combine is now called combiner"),
+            ("train.objective=trades", "train.objective is not a known setting; objective is now called loss"),
+            ("train.probe_every=2", "train.probe_every is not a known setting; probe_every is now called eval_every"),
+            ("prune.shares=3", "prune.shares is not a known setting; shares is now called folds"),
+            ("train.schedule.rate=1", "train.schedule.rate is not a known setting; rate is now called learning_rate"),
+            (
+                "train.schedule.decay=cosine",
+                "train.schedule.decay is not a known setting; decay is now called lr_schedule",
+            ),
+            (
+                "train.schedule.optimiser={name='adam', decay=[0.9, 0.99]}",
+                "train.schedule.optimiser.decay is not a known setting; decay is now called betas",
+            ),
+            ("train.schedule.average={}", "train.schedule.average is not a known setting; average is now called ema"),
+            ("train.schedule.clip=1", "train.schedule.clip is not a known setting; clip is now called max_grad_norm"),
+            ("train.schedule.warm_up=0", "train.schedule.warm_up is not a known setting; warm_up is now called warmup"),
+            ("train.loss=madry", 'train.loss = "madry" is not a known loss; madry is now called pgd_at'),
+            ("train.loss=natural", 'train.loss = "natural" is not a known loss; natural is now called standard'),
+            (
+                "train.loss={name='weight_perturbation'}",
+                'train.loss = "weight_perturbation" is not a known loss; weight_perturbation is now called awp',
+            ),
+        ],
+    )
+    def test_an_old_name_is_refused_with_the_new_one(self, setting, message) -> None:
+        with pytest.raises(InputError) as refused:
+            smoke(setting)
+        assert str(refused.value) == message
 
     def test_a_missing_part_is_named(self, tmp_path: Path) -> None:
         table = parse_toml(SMOKE.read_text("utf-8"), "smoke")

@@ -14,10 +14,58 @@ from sparsemble.core.errors import InputError
 
 D = TypeVar("D")
 
+RENAMED: dict[str, tuple[str, ...]] = {
+    # settings
+    "attack_team": ("attack_ensemble",),
+    "average": ("ema",),
+    "clip": ("max_grad_norm",),
+    "combine": ("combiner",),
+    "computing": ("precision",),
+    "decay": ("lr_schedule", "betas"),
+    "dynamic": ("stopping",),
+    "gentler": ("backoff",),
+    "glance": ("probe_steps",),
+    "objective": ("loss",),
+    "precision": ("dtype",),
+    "probe_every": ("eval_every",),
+    "rate": ("learning_rate",),
+    "reach": ("max_distance",),
+    "share": ("fold",),
+    "shares": ("folds",),
+    "stop": ("rule",),
+    "team_size": ("members",),
+    "toll": ("revisit_penalty",),
+    "warm_up": ("warmup",),
+    # components and stages
+    "adopt": ("load_parent",),
+    "hard_label": ("rays", "hop_skip_jump"),
+    "madry": ("pgd_at",),
+    "natural": ("standard",),
+    "through": ("surrogate_attack",),
+    "weight_perturbation": ("awp",),
+    "whole": ("full_ensemble",),
+    # rows of a run's table, and kinds of components
+    "rate decay": ("lr schedule",),
+    "team attack": ("ensemble attack",),
+    "team_dynamic": ("ensemble_dynamic",),
+    "team_static": ("ensemble_static",),
+}
+"""Former names and what they are called now; each counts only where its new name is one of those that are known."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return '; did you mean "x"?' or, where nothing is near, the list of known names."""
+    """Return the end of a message that refuses a name.
+
+    Args:
+        name: the name that is not known.
+        known: the names that are.
+
+    Returns:
+        `; x is now called y` for a former name, else `; did you mean "x"?`, or the known names where none is similar.
+    """
     names = sorted(known)
+    if current := [new for new in RENAMED.get(name, ()) if new in names]:
+        return f"; {name} is now called {' and '.join(current)}"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(names)}"
 

@@ -21,7 +21,7 @@ class LRSchedule(Component):
         """Return the factor on the peak rate at this share of training, progress in [0, 1)."""
 
 
-lr_schedules: Registry[LRSchedule] = Registry("rate decay", LRSchedule)
+lr_schedules: Registry[LRSchedule] = Registry("lr schedule", LRSchedule)
 
 
 @final

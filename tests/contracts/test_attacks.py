@@ -12,8 +12,8 @@ from sparsemble.attacks import Attack, attacks
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels, PerImage, seeded
-from sparsemble.models import architectures, build_model
+from sparsemble.core.types import Classifier, Images, Labels, seeded
+from tests.helpers import LinearClassifier, tiny_model
 
 QUICK: dict[str, Any] = {"steps": 8, "searches": 2, "queries": 40, "draws": 40, "mode": "fast"}
 """For every attack that has such a field; on a network, where the least will do."""
@@ -34,29 +34,9 @@ def build_for_linear(name: str) -> Attack:
     return build(name, {**LINEAR, **({"steps": 80, "searches": 6} if name == "carlini_wagner" else {})})
 
 
-class Linear(nn.Module):
-    """A linear classifier with a tie at the grey image; distances to its borders are known."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, 48, generator=seeded(1)) / 5)
-
-    def forward(self, x: Images) -> Tensor:
-        return (x - 0.5).flatten(1) @ self.weight.T
-
-    def distance(self, x: Images, y: Labels, norm: str) -> PerImage:
-        """Return how far each image is from the nearest border, the box left aside."""
-        logits = self(x).detach()
-        ahead = logits.gather(1, y[:, None]) - logits
-        normal = self.weight.detach() - self.weight.detach()[y][:, None]
-        length = normal.abs().sum(2) if norm == "linf" else normal.norm(dim=2)
-        own = nn.functional.one_hot(y, logits.shape[1]).bool()
-        return (ahead / length).masked_fill(own, float("inf")).amin(1).clamp_min(0)
-
-
-def linear_case(classes: int, norm: str) -> tuple[Linear, Images, Labels, ThreatModel, Tensor]:
+def linear_case(classes: int, norm: str) -> tuple[LinearClassifier, Images, Labels, ThreatModel, Tensor]:
     """Return a model, images that cannot meet the box, and which of them a ball of the threat model breaks."""
-    model = Linear(classes)
+    model = LinearClassifier(classes, scale=0.2)
     x = 0.5 + 0.05 * torch.randn(24, 3, 4, 4, generator=seeded(2)).clamp(-3, 3)
     y = model(x).argmax(1)
     y[:2] = (y[:2] + 1) % classes
@@ -71,9 +51,7 @@ def linear_case(classes: int, norm: str) -> tuple[Linear, Images, Labels, Threat
 
 def small_case(norm: str) -> tuple[nn.Module, Images, Labels, ThreatModel]:
     """Return a network with BatchNorm and images of which some are misclassified as they are."""
-    model = build_model(
-        architectures.build({"name": "tiny", "width": 4}), (3, 8, 8), 4, (0.5,) * 3, (0.25,) * 3, rng=seeded(0)
-    )
+    model = tiny_model(4, (3, 8, 8), width=4, std=0.25)
     x = torch.rand(6, 3, 8, 8, generator=seeded(3))
     model.train()(x)
     model.eval()

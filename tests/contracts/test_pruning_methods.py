@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,27 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import TensorSplit
-from sparsemble.models import architectures, build_model
-from sparsemble.models.graph import Graph
 from sparsemble.pruning import (
     Mask,
     Pruned,
-    PruningContext,
     PruningMethod,
     SparsityTarget,
     prunable_layers,
     pruning_methods,
     pruning_scores,
 )
-from sparsemble.pruning.granularity import granularities
-from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
-from sparsemble.training.loss import TrainingLoss, training_losses
-from sparsemble.training.losses.standard import Standard
+from sparsemble.training.loss import training_losses
+from tests.helpers import Interrupt, magnitudes, pruning_context, tiny_model
+from tests.helpers import sparsity_target as target
+
+
+def held_out(model: nn.Module) -> dict[str, float]:
+    return {"held_out_clean": 0.5, "held_out_robust": 0.4}
+
+
+context = partial(pruning_context, classes=4, held_out=held_out)
 
 SHAPE = (1, 8, 8)
 METHODS = sorted(pruning_methods.components)
@@ -48,24 +50,9 @@ def quick(name: str, **more: Any) -> PruningMethod:
 
 
 def make() -> nn.Module:
-    model = build_model(architectures.build({"name": "tiny", "width": 4}), SHAPE, 4, (0.5,), (0.3,), rng=seeded(0))
+    model = tiny_model(4, SHAPE, width=4)
     model.train()(torch.rand(8, *SHAPE, generator=seeded(7)))
     return model.eval()
-
-
-def context(training_loss: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
-    images = torch.rand(48, *SHAPE, generator=seeded(1))
-    batches = Batches(split=TensorSplit(images, torch.arange(48) % 4), batch_size=16)
-    given = {"batches": batches, "objective": training_loss, "threat": ThreatModel(eps=0.1), "rng": seeded(2)}
-    return PruningContext(**{**given, "held_out": lambda model: {"held_out_clean": 0.5, "held_out_robust": 0.4}} | more)
-
-
-def magnitudes(model: nn.Module) -> dict[str, Tensor]:
-    return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
-
-
-def target(model: nn.Module, sparsity: float, granularity: str = "weight") -> SparsityTarget:
-    return SparsityTarget(graph=Graph(model, SHAPE), sparsity=sparsity, granularity=granularities.build(granularity))
 
 
 def check(model: nn.Module, before: dict[str, Tensor], asked: SparsityTarget, pruned: Pruned) -> None:
@@ -93,7 +80,7 @@ def check(model: nn.Module, before: dict[str, Tensor], asked: SparsityTarget, pr
 def test_prunes_exactly_in_pieces(name: str, granularity: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
-    asked = target(model, GRANULARITIES[granularity], granularity)
+    asked = target(model, GRANULARITIES[granularity], granularity=granularity)
     pruned = quick(name)(model, magnitudes(model), asked, context())
     check(model, before, asked, pruned)
     for layer, keep in pruned.mask.items():
@@ -135,17 +122,6 @@ def test_is_the_same_each_time(name: str) -> None:
     assert all(torch.equal(one.mask[layer], other.mask[layer]) for layer in one.mask)
     state = other.model.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in one.model.state_dict().items())
-
-
-class Interrupt(Callback):
-    """Ctrl-C at the end of an epoch."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        if epoch == self.epoch:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
@@ -190,7 +166,7 @@ def test_takes_every_score(name: str, score: str) -> None:
 
 def test_a_mask_for_another_architecture_gives_a_sentence() -> None:
     mask = Mask({name: layer.weight != 0 for name, layer in prunable_layers(make()).items()})
-    wider = build_model(architectures.build({"name": "tiny", "width": 6}), SHAPE, 4, (0.5,), (0.3,), rng=seeded(0))
+    wider = tiny_model(4, SHAPE, width=6)
     with pytest.raises(InputError, match="belongs to another architecture"):
         mask.apply_(wider)
 

@@ -14,29 +14,19 @@ from sparsemble.attacks.square import Square
 from sparsemble.core.interfaces import DynamicOutput, Ensemble, combiners
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Logits, seeded
+from sparsemble.core.types import Images, seeded
 from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.statistics import wilson
+from tests.helpers import LinearClassifier
 
 THREAT = ThreatModel(eps=8 / 255)
 X, Y = torch.rand(24, 1, 6, 6, generator=seeded(0)), torch.arange(24) % 4
 
 
-class Linear(nn.Module):
-    """A sound member."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 36, generator=seeded(seed)))
-
-    def forward(self, x: Images) -> Logits:
-        return (x - 0.5).flatten(1) @ self.weight.T
-
-
-TEAM = Ensemble([Linear(seed) for seed in range(3)], MeanProbability()).eval()
+TEAM = Ensemble([LinearClassifier(4, (1, 6, 6), seed=seed) for seed in range(3)], MeanProbability()).eval()
 MEMBER = TEAM.members[0]
 RIGHT = MEMBER(X).argmax(1).detach()
 """Labels that the first member gives: what it is right on."""

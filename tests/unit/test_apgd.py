@@ -1,7 +1,5 @@
 """APGD, targeted APGD and their losses, against linear models whose worst case is known in closed form."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,56 +15,28 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
+from tests.helpers import LinearClassifier, margin, predicted
+
+
+def linear(classes: int, *, log_probabilities: bool = False) -> LinearClassifier:
+    return LinearClassifier(classes, SHAPE, seed=classes, log_probabilities=log_probabilities)
+
 
 SHAPE = (2, 4, 5)
 LINF = ThreatModel(norm="linf", eps=0.1)
 L2 = ThreatModel(norm="l2", eps=0.3)
 
 
-class Linear(nn.Module):
-    def __init__(self, classes: int, *, log_probabilities: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, math.prod(SHAPE), generator=seeded(classes)))
-        self.log_probabilities = log_probabilities
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = (x - 0.5).flatten(1) @ self.weight.T
-        return logits.log_softmax(1) if self.log_probabilities else logits
-
-    def worst_margin(self, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-        """Best wrong logit minus the true one at the worst point; for l2 without the box."""
-        ways = self.weight[None] - self.weight[y][:, None]
-        margins = self(x)[:, :] - self(x).gather(1, y[:, None])
-        flat = x.flatten(1)[:, None]
-        if threat.norm == "linf":
-            up, down = (1 - flat).clamp_max(threat.eps), flat.clamp_max(threat.eps)
-            margins = margins + (ways.clamp_min(0) * up - ways.clamp_max(0) * down).sum(2)
-        else:
-            margins = margins + threat.eps * ways.norm(dim=2)
-        return margins.scatter(1, y[:, None], -float("inf")).amax(1)
-
-
-def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(x)
-    return Margin()(logits, logits, y)
-
-
 def images(count: int = 16, low: float = 0.35, high: float = 0.65) -> Tensor:
     return torch.rand(count, *SHAPE, generator=seeded(7)) * (high - low) + low
-
-
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).argmax(1)
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), Margin()])
 @pytest.mark.parametrize("box", [False, True])
 def test_reaches_the_worst_corner_of_a_linear_model(loss, box) -> None:
-    model = Linear(2)
+    model = linear(2)
     x = images(low=0.0, high=1.0) if box else images()
-    y = answers(model, x)
+    y = predicted(model, x)
     x_adv = APGD(steps=10, loss=loss, stop_at_success=False)(model, x, y, LINF, rng=seeded(0))
     way = (model.weight[1] - model.weight[0]).view(SHAPE) * torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1)
     torch.testing.assert_close(x_adv, (x + LINF.eps * way.sign()).clamp(0, 1))
@@ -74,15 +44,15 @@ def test_reaches_the_worst_corner_of_a_linear_model(loss, box) -> None:
 
 
 def test_reaches_the_worst_point_of_an_l2_ball() -> None:
-    model, x = Linear(2), images()
-    y = answers(model, x)
+    model, x = linear(2), images()
+    y = predicted(model, x)
     x_adv = APGD(steps=30, loss=Margin(), stop_at_success=False)(model, x, y, L2, rng=seeded(0))
     torch.testing.assert_close(margin(model, x_adv, y), model.worst_margin(x, y, L2), rtol=1e-3, atol=1e-3)
 
 
 def test_three_targets_reach_the_worst_of_all_classes() -> None:
-    model, x = Linear(3), images(low=0.0, high=1.0)
-    y = answers(model, x)
+    model, x = linear(3), images(low=0.0, high=1.0)
+    y = predicted(model, x)
     x_adv = APGDTargeted(steps=10, stop_at_success=False)(model, x, y, LINF, rng=seeded(0))
     torch.testing.assert_close(margin(model, x_adv, y), model.worst_margin(x, y, LINF))
 
@@ -90,16 +60,16 @@ def test_three_targets_reach_the_worst_of_all_classes() -> None:
 @pytest.mark.parametrize("log_probabilities", [False, True])
 @pytest.mark.parametrize(("classes", "eps"), [(2, 0.02), (3, 0.02), (4, 0.01), (10, 0.005)])
 def test_breaks_what_can_be_broken_and_nothing_else(classes, eps, log_probabilities) -> None:
-    model, threat = Linear(classes, log_probabilities=log_probabilities), ThreatModel(eps=eps)
+    model, threat = linear(classes, log_probabilities=log_probabilities), ThreatModel(eps=eps)
     x = images(60)
-    y = answers(model, x)
+    y = predicted(model, x)
     worst = model.worst_margin(x, y, threat)
     clear = worst.abs() > 0.05
     assert 5 < (worst > 0.05).sum() < 55
-    broken = answers(model, APGDTargeted(steps=20)(model, x, y, threat, rng=seeded(0))) != y
+    broken = predicted(model, APGDTargeted(steps=20)(model, x, y, threat, rng=seeded(0))) != y
     assert torch.equal(broken[clear], worst[clear] > 0)
     # Without a target the walk may end at the wrong one of several borders.
-    broken = answers(model, APGD(steps=20)(model, x, y, threat, rng=seeded(0))) != y
+    broken = predicted(model, APGD(steps=20)(model, x, y, threat, rng=seeded(0))) != y
     assert not broken[worst < -1e-4].any()
     assert broken.sum() >= 0.8 * (worst > 0.05).sum()
 
@@ -107,9 +77,9 @@ def test_breaks_what_can_be_broken_and_nothing_else(classes, eps, log_probabilit
 @pytest.mark.parametrize("threat", [LINF, L2])
 @pytest.mark.parametrize("attack", [APGD(steps=7, restarts=2), APGDTargeted(steps=7, targets=2)])
 def test_stays_inside_and_leaves_the_model_alone(attack, threat) -> None:
-    model, x = Linear(5), images(low=0.0, high=1.0)
+    model, x = linear(5), images(low=0.0, high=1.0)
     before = model.weight.detach().clone()
-    x_adv = attack(model, x, answers(model, x), threat, rng=seeded(0))
+    x_adv = attack(model, x, predicted(model, x), threat, rng=seeded(0))
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     assert (threat.distance(x_adv, x) <= threat.eps + 1e-6).all()
@@ -122,16 +92,16 @@ def test_stays_inside_and_leaves_the_model_alone(attack, threat) -> None:
 def test_an_image_does_not_feel_the_others(attack, monkeypatch) -> None:
     for module in ("apgd", "apgd_targeted"):
         monkeypatch.setattr(f"sparsemble.attacks.{module}.start_at_edge", lambda x, threat, rng: x)
-    model, x, threat = Linear(6), images(12), ThreatModel(eps=0.02)
-    y = answers(model, x)
+    model, x, threat = linear(6), images(12), ThreatModel(eps=0.02)
+    y = predicted(model, x)
     together = attack(model, x, y, threat, rng=seeded(0))
     alone = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], threat, rng=seeded(0)) for i in range(len(x))])
     torch.testing.assert_close(together, alone)
 
 
 def test_passes_are_those_of_the_budget() -> None:
-    model, x, threat = Linear(4), images(6), ThreatModel(eps=1e-6)
-    y = answers(model, x)
+    model, x, threat = linear(4), images(6), ThreatModel(eps=1e-6)
+    y = predicted(model, x)
     with count_passes(model) as passes:
         APGD(steps=9, restarts=2)(model, x, y, threat, rng=seeded(0))
     assert (passes.forward, passes.backward) == (6 * (1 + 2 * 10), 6 * 2 * 9)
@@ -144,13 +114,13 @@ def test_passes_are_those_of_the_budget() -> None:
 
 
 def test_broken_images_take_no_further_passes() -> None:
-    model, x = Linear(2), images(8)
-    y = answers(model, x)
+    model, x = linear(2), images(8)
+    y = predicted(model, x)
     with count_passes(model) as stopped:
         x_adv = APGD(steps=50)(model, x, y, LINF, rng=seeded(0))
     with count_passes(model) as whole:
         APGD(steps=50, stop_at_success=False)(model, x, y, LINF, rng=seeded(0))
-    assert (answers(model, x_adv) != y).all()
+    assert (predicted(model, x_adv) != y).all()
     assert stopped.total < 0.2 * whole.total
     with count_passes(model) as clean_only:
         assert torch.equal(APGD()(model, x, 1 - y, LINF, rng=seeded(0)), x)
@@ -158,8 +128,8 @@ def test_broken_images_take_no_further_passes() -> None:
 
 
 def test_a_failure_returns_the_highest_loss_not_the_clean_image() -> None:
-    model, x, threat = Linear(2), images(), ThreatModel(eps=1e-3)
-    y = answers(model, x)
+    model, x, threat = linear(2), images(), ThreatModel(eps=1e-3)
+    y = predicted(model, x)
     x, y = x[margin(model, x, y) < -0.2], y[margin(model, x, y) < -0.2]
     for attack in (APGD(steps=5), APGDTargeted(steps=5)):
         x_adv = attack(model, x, y, threat, rng=seeded(0))
@@ -167,17 +137,17 @@ def test_a_failure_returns_the_highest_loss_not_the_clean_image() -> None:
 
 
 def test_a_random_model_is_judged_by_its_mean() -> None:
-    inner, noise = Linear(2), seeded(5)
+    inner, noise = linear(2), seeded(5)
 
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return inner(x) + 2 * torch.randn(len(x), 2, generator=noise)
 
     model, x, threat = Noisy(), images(40, low=0.0, high=1.0), ThreatModel(eps=0.01)
-    y = answers(inner, x)
+    y = predicted(inner, x)
     x, y = (part[inner.worst_margin(x, y, threat) < -1.5] for part in (x, y))
     assert len(x) > 5
-    assert (answers(model, x) != y).any(), "the noise must be large enough to fool a single pass"
+    assert (predicted(model, x) != y).any(), "the noise must be large enough to fool a single pass"
     with count_passes(model) as passes:
         APGD(steps=5, eot=100)(model, x, y, threat, rng=seeded(0))
     assert (passes.forward, passes.backward) == (len(x) * 100 * 7, len(x) * 100 * 5), "no image counts as broken"

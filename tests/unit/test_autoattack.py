@@ -21,6 +21,7 @@ from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
+from tests.helpers import predicted
 
 CLASSES = 6
 
@@ -53,11 +54,6 @@ def trained() -> nn.Module:
     return model.eval()
 
 
-@torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x).argmax(1)
-
-
 def kinds(parts: tuple[object, ...]) -> list[str]:
     return [type(part).__name__ for part in parts]
 
@@ -87,13 +83,13 @@ def test_labels_name_variant_and_mode() -> None:
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_cascade_says_which_part_broke_each_image(trained, mode) -> None:
     x, y = patterns(40, CLASSES, seed=2)
-    y = answers(trained, x)
+    y = predicted(trained, x)
     y[3] = (y[3] + 1) % CLASSES
     attack, threat = AutoAttack(mode=mode), ThreatModel(eps=0.1)
     x_adv, broken_by = attack.cascade(trained, x, y, threat, rng=seeded(0))
     assert broken_by[3] == -2
     assert torch.equal(x_adv[3], x[3])
-    assert torch.equal(answers(trained, x_adv) == y, broken_by == -1)
+    assert torch.equal(predicted(trained, x_adv) == y, broken_by == -1)
     assert set(broken_by.tolist()) - {-1, -2} <= set(range(len(attack.parts(CLASSES))))
     assert torch.equal(attack(trained, x, y, threat, rng=seeded(0)), x_adv)
 
@@ -104,17 +100,17 @@ def test_cascade_says_which_part_broke_each_image(trained, mode) -> None:
 def test_works_for_any_number_of_classes(classes, norm, mode) -> None:
     model = small_net(classes)
     x, _ = patterns(6, classes, seed=4)
-    y, threat = answers(model, x), ThreatModel(norm=norm, eps=1.0)
+    y, threat = predicted(model, x), ThreatModel(norm=norm, eps=1.0)
     x_adv = AutoAttack(mode=mode)(model, x, y, threat, rng=seeded(0))
-    assert (answers(model, x_adv) != y).all()
+    assert (predicted(model, x_adv) != y).all()
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_never_weaker_than_its_first_part(trained, mode) -> None:
     x, y = patterns(24, CLASSES, seed=5)
     threat = ThreatModel(eps=0.05)
-    first = answers(trained, APGD()(trained, x, y, threat, rng=seeded(0))) == y
-    whole = answers(trained, AutoAttack(mode=mode)(trained, x, y, threat, rng=seeded(0))) == y
+    first = predicted(trained, APGD()(trained, x, y, threat, rng=seeded(0))) == y
+    whole = predicted(trained, AutoAttack(mode=mode)(trained, x, y, threat, rng=seeded(0))) == y
     assert 3 < first.sum() < 21
     assert not (whole & ~first).any()
 
@@ -124,7 +120,7 @@ def test_log_probabilities_change_nothing(trained) -> None:
     threat = ThreatModel(eps=0.05)
     same = nn.Sequential(trained, nn.LogSoftmax(1))
     for attack in (AutoAttack(mode="fast"), APGDTargeted()):
-        left, right = (answers(trained, attack(m, x, y, threat, rng=seeded(0))) == y for m in (trained, same))
+        left, right = (predicted(trained, attack(m, x, y, threat, rng=seeded(0))) == y for m in (trained, same))
         assert (left != right).sum() <= 1
 
 
@@ -152,10 +148,10 @@ def masked(model: nn.Module) -> nn.Module:
 def test_fast_falls_back_where_gradients_are_masked(trained) -> None:
     x, y = patterns(10, CLASSES, seed=8)
     threat = ThreatModel(eps=0.1)
-    y = answers(trained, x)
+    y = predicted(trained, x)
     model = masked(trained)
     exact, fast = (
-        answers(model, AutoAttack(mode=mode)(model, x, y, threat, rng=seeded(0))) != y for mode in ("exact", "fast")
+        predicted(model, AutoAttack(mode=mode)(model, x, y, threat, rng=seeded(0))) != y for mode in ("exact", "fast")
     )
     assert exact.sum() > 6
     assert (exact & ~fast).sum() <= 1
@@ -163,7 +159,7 @@ def test_fast_falls_back_where_gradients_are_masked(trained) -> None:
 
 def test_fast_takes_a_fraction_of_the_passes(trained) -> None:
     x, y = patterns(12, CLASSES, seed=9)
-    y, threat = answers(trained, x), ThreatModel(eps=0.03)
+    y, threat = predicted(trained, x), ThreatModel(eps=0.03)
     cost = {}
     for mode in ("exact", "fast"):
         with count_passes(trained) as passes:
@@ -176,7 +172,7 @@ def test_fast_takes_a_fraction_of_the_passes(trained) -> None:
 def test_breaks_the_same_images_as_the_reference(trained, norm) -> None:
     reference = pytest.importorskip("pyautoattack.autopgd_base")
     x, y = patterns(120, CLASSES, seed=10)
-    y, eps = answers(trained, x), {"linf": 0.05, "l2": 0.5}[norm]
+    y, eps = predicted(trained, x), {"linf": 0.05, "l2": 0.5}[norm]
     theirs = {
         "apgd": reference.APGDAttack(trained, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], device="cpu"),
         "apgd_targeted": reference.APGDAttack_targeted(
@@ -185,10 +181,10 @@ def test_breaks_the_same_images_as_the_reference(trained, norm) -> None:
     }
     for name, other in theirs.items():
         with torch.random.fork_rng():
-            right = answers(trained, other.perturb(x, y)) == y
+            right = predicted(trained, other.perturb(x, y)) == y
         ours = attacks.build(name)
         with count_passes(trained) as passes:
-            left = answers(trained, ours(trained, x, y, ThreatModel(norm=norm, eps=eps), rng=seeded(0))) == y
+            left = predicted(trained, ours(trained, x, y, ThreatModel(norm=norm, eps=eps), rng=seeded(0))) == y
         with count_passes(trained) as most, torch.random.fork_rng():
             other.perturb(x, y)
         assert 20 < right.sum() < 100
@@ -198,11 +194,11 @@ def test_breaks_the_same_images_as_the_reference(trained, norm) -> None:
 
 def test_focused_walks_as_far_as_targeted_ones_at_less_cost(trained) -> None:
     x, y = patterns(80, CLASSES, seed=11)
-    y, threat = answers(trained, x), ThreatModel(eps=0.05)
+    y, threat = predicted(trained, x), ThreatModel(eps=0.05)
     standing, cost = {}, {}
     for name, attack in {"focused": APGDFocused(), "targeted": APGDTargeted()}.items():
         with count_passes(trained) as passes:
-            standing[name] = answers(trained, attack(trained, x, y, threat, rng=seeded(0))) == y
+            standing[name] = predicted(trained, attack(trained, x, y, threat, rng=seeded(0))) == y
         cost[name] = passes.total
     assert 10 < standing["targeted"].sum() < 70
     assert (standing["focused"] & ~standing["targeted"]).sum() <= 1
@@ -211,7 +207,7 @@ def test_focused_walks_as_far_as_targeted_ones_at_less_cost(trained) -> None:
 
 def test_focused_walks_to_near_targets_only(trained) -> None:
     x, y = patterns(10, CLASSES, seed=12)
-    y, threat = answers(trained, x), ThreatModel(eps=1e-6)
+    y, threat = predicted(trained, x), ThreatModel(eps=1e-6)
     # At this toll a target less than 4e8 away is worth two walks.
     for reach, most, walks in ((1e-9, 99, 0), (1e9, 99, 2 * (CLASSES - 1)), (1e9, 3, 3)):
         attack = APGDFocused(glance=3, steps=7, reach=reach, toll=6e8, walks=most, queries=11)
@@ -224,7 +220,7 @@ def test_focused_walks_to_near_targets_only(trained) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_focused_ends_with_a_search_from_its_best_points(trained, norm) -> None:
     x, y = patterns(40, CLASSES, seed=13)
-    y, threat = answers(trained, x), ThreatModel(norm=norm, eps={"linf": 0.04, "l2": 0.4}[norm])
+    y, threat = predicted(trained, x), ThreatModel(norm=norm, eps={"linf": 0.04, "l2": 0.4}[norm])
     margins = []
     for queries in (0, 300):
         x_adv = APGDFocused(glance=1, steps=1, reach=99.0, queries=queries)(trained, x, y, threat, rng=seeded(0))

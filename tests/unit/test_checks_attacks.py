@@ -19,11 +19,11 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, seeded
 from sparsemble.evaluation import checks
+from tests.helpers import LinearClassifier
 from tests.unit.sound_ensemble import (
     MEMBER,
     RIGHT,
     THREAT,
-    Linear,
     X,
     Y,
     altered,
@@ -294,14 +294,14 @@ class TestAgain:
 
     def test_success_in_fewer_bits_does_not_count(self) -> None:
         def answer(x: Images, dtype: torch.dtype) -> list[bool]:
-            return (Linear(0).to(dtype)(x.to(dtype)).argmax(1) == y).tolist()
+            return (LinearClassifier(4, (1, 6, 6), seed=0).to(dtype)(x.to(dtype)).argmax(1) == y).tolist()
 
         def full(x: Images) -> DynamicOutput:
             ones = torch.ones(len(x), dtype=torch.long)
-            return DynamicOutput(Linear(0)(x), ones, ones)
+            return DynamicOutput(LinearClassifier(4, (1, 6, 6), seed=0)(x), ones, ones)
 
         x = torch.rand(2000, 1, 6, 6, generator=seeded(0))
-        y = Linear(0)(x).argmax(1)
+        y = LinearClassifier(4, (1, 6, 6), seed=0)(x).argmax(1)
         in_full, in_few = answer(x, torch.float32), answer(x, torch.bfloat16)
         assert in_full != in_few
         expect(checks.decided_in_float32(full, x, y, in_full), 24, "pass")

@@ -12,7 +12,8 @@ from sparsemble.core.interfaces import DynamicOutput
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.types import Images, Logits, seeded
 from sparsemble.evaluation import checks
-from tests.unit.sound_ensemble import MEMBER, RIGHT, TEAM, THREAT, Linear, X, Y, altered, decide, expect, network
+from tests.helpers import LinearClassifier
+from tests.unit.sound_ensemble import MEMBER, RIGHT, TEAM, THREAT, X, Y, altered, decide, expect, network
 
 LEVELS = torch.tensor([-1.2, -0.4, 0.4, 1.2])
 
@@ -227,7 +228,7 @@ class Stopping(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = Linear(0), Linear(1)
+        self.first, self.second = LinearClassifier(4, (1, 6, 6), seed=0), LinearClassifier(4, (1, 6, 6), seed=1)
 
     def forward(self, x: Images) -> Logits:
         logits: Logits = self.first(x)
@@ -254,7 +255,7 @@ class Purifying(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = Linear(0)
+        self.body = LinearClassifier(4, (1, 6, 6), seed=0)
 
     def forward(self, x: Images) -> Logits:
         (step,) = torch.autograd.grad(self.body(x).logsumexp(1).sum(), x)
@@ -272,7 +273,7 @@ class Dropping(nn.Module):
 class TestForward:
     @pytest.mark.parametrize(
         "model",
-        [TEAM, network(), nn.Sequential(nn.Dropout(0.5), Linear(0)).eval()],
+        [TEAM, network(), nn.Sequential(nn.Dropout(0.5), LinearClassifier(4, (1, 6, 6), seed=0)).eval()],
         ids=["ensemble", "network", "dropout"],
     )
     def test_plain_networks_pass(self, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import Augmentation, TensorSplit
+from sparsemble.data.dataset import Augmentation
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.training import EMA, Batches, Callback, Checkpoint, Guard, KeepBest, Schedule, TrainingLoss, fit
@@ -23,6 +24,11 @@ from sparsemble.training.ema import EMAModel
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
+from tests.helpers import Kill, Killed, random_split, small_network
+from tests.helpers import same_state as same
+
+net = partial(small_network, channels=2)
+split = partial(random_split, shape=(2, 4, 4))
 
 THREAT = ThreatModel(eps=0.1)
 AVERAGE = EMA(decay=0.8, batches=2)
@@ -31,21 +37,6 @@ MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 STEPS = 3
 """Of an epoch."""
-
-
-def net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-
-
-def split() -> TensorSplit:
-    rng = seeded(11)
-    return TensorSplit(torch.rand(27, 2, 4, 4, generator=rng), torch.randint(0, 3, (27,), generator=rng))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 class Trace(Callback):
@@ -60,26 +51,6 @@ class Trace(Callback):
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         self.shown.append(copy.deepcopy(model))
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing catches it."""
-
-
-class Kill(Callback):
-    """Ends the process, so to say, after so many steps or epochs."""
-
-    def __init__(self, *, steps: int = 0, epoch: int = 0) -> None:
-        self.steps, self.epoch = steps, epoch
-
-    def after_step(self, model: nn.Module) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            raise Killed
-
-    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        if epoch == self.epoch:
-            raise Killed
 
 
 def train(
@@ -300,7 +271,7 @@ def whole() -> tuple[nn.Module, list[dict[str, Any]]]:
 
 
 class TestResume:
-    @pytest.mark.parametrize("kill", [{"epoch": e} for e in range(1, EPOCHS + 1)] + [{"steps": s} for s in (1, 5, 11)])
+    @pytest.mark.parametrize("kill", [{"epochs": e} for e in range(1, EPOCHS + 1)] + [{"steps": s} for s in (1, 5, 11)])
     def test_is_bit_identical_after_a_kill_anywhere(self, whole: Any, kill: dict[str, int], tmp_path: Path) -> None:
         with pytest.raises(Killed):
             train(net(), KeepBest(contrary, every=1), Kill(**kill), checkpoint=Checkpoint(tmp_path))

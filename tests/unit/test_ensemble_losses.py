@@ -18,18 +18,18 @@ from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.features import feature_layers, features, soft_nonzero, watch_activations
 from sparsemble.ensemble.losses.dverge import DVERGE, imitate
 from sparsemble.ensemble.losses.eed import EED, mean_weight, misclassification
-from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.training.loss import LossOutput
+from tests.helpers import tiny_model
+
+
+def member(seed: int) -> nn.Module:
+    return tiny_model(seed=seed)
+
 
 THREAT = ThreatModel(eps=0.1)
 ATTACK = PGD(steps=2, step_size=0.5)
 SEARCH = DVERGE(steps=3, attack=ATTACK)
-
-
-def member(seed: int) -> nn.Module:
-    layout = architectures.build({"name": "tiny", "width": 2})
-    return build_model(layout, (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(seed))
 
 
 def make_ensemble(members: int = 2) -> Ensemble:

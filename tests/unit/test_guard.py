@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -42,6 +43,11 @@ from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
 from sparsemble.training.optimisers.sgd import SGD
+from tests.helpers import Kill, Killed, random_split, small_network
+from tests.helpers import same_state as same
+
+net = partial(small_network, channels=2)
+split = partial(random_split, shape=(2, 4, 4))
 
 THREAT = ThreatModel(eps=0.1)
 EPOCHS = 5
@@ -49,21 +55,6 @@ STEPS = 3
 """Of an epoch."""
 IMAGES = 8 * STEPS
 """Of an epoch."""
-
-
-def net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-
-
-def split() -> TensorSplit:
-    rng = seeded(11)
-    return TensorSplit(torch.rand(27, 2, 4, 4, generator=rng), torch.randint(0, 3, (27,), generator=rng))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @final
@@ -155,31 +146,6 @@ def nan_weight(model: nn.Module) -> None:
 
 def infinite_statistics(model: nn.Module) -> None:
     model.get_submodule("1").running_var[0] = math.inf
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing catches it."""
-
-
-class Kill(Callback):
-    """Ends the process, so to say, after so many steps, epochs or rollbacks."""
-
-    def __init__(self, *, steps: int = 0, epochs: int = 0, rollbacks: int = 0) -> None:
-        self.left = {"steps": steps, "epochs": epochs, "rollbacks": rollbacks}
-
-    def _count(self, what: str) -> None:
-        self.left[what] -= 1
-        if self.left[what] == 0:
-            raise Killed
-
-    def after_step(self, model: nn.Module) -> None:
-        self._count("steps")
-
-    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        self._count("epochs")
-
-    def after_rollback(self, sentence: str) -> None:
-        self._count("rollbacks")
 
 
 SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=Cosine())

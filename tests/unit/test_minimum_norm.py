@@ -18,7 +18,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, PerImage, seeded
-from sparsemble.models import architectures, build_model
+from tests.helpers import LinearClassifier, tiny_model
 
 Norm = Literal["linf", "l2"]
 NORMS: tuple[Norm, ...] = ("linf", "l2")
@@ -34,33 +34,14 @@ ACCURACY: dict[str, tuple[dict[str, Any], float, float]] = {
 }
 
 
-class Linear(nn.Module):
-    """A linear classifier of images around grey, and its exact distances (the box left aside)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(CLASSES, 48, generator=seeded(1)))
-
-    def forward(self, x: Images) -> Tensor:
-        return (x - 0.5).flatten(1) @ self.weight.T
-
-    def distance(self, x: Images, y: Labels, norm: Norm) -> PerImage:
-        logits, weight = self(x).detach(), self.weight.detach()
-        normal = weight - weight[y][:, None]
-        length = normal.abs().sum(2) if norm == "linf" else normal.norm(dim=2)
-        own = nn.functional.one_hot(y, CLASSES).bool()
-        return ((logits.gather(1, y[:, None]) - logits) / length).masked_fill(own, float("inf")).amin(1)
-
-
-def linear_case() -> tuple[Linear, Images, Labels]:
-    model = Linear()
+def linear_case() -> tuple[LinearClassifier, Images, Labels]:
+    model = LinearClassifier(CLASSES)
     x = 0.5 + 0.12 * torch.randn(24, 3, 4, 4, generator=seeded(2)).clamp(-2.5, 2.5)
     return model, x, model(x).argmax(1)
 
 
 def network() -> tuple[nn.Module, Images, Labels]:
-    spec = architectures.build({"name": "tiny", "width": 4})
-    model = build_model(spec, (3, 8, 8), CLASSES, (0.5,) * 3, (0.25,) * 3, rng=seeded(0))
+    model = tiny_model(CLASSES, (3, 8, 8), width=4, std=0.25)
     x = torch.rand(6, 3, 8, 8, generator=seeded(3))
     model.train()(x)
     y = model.eval()(x).argmax(1)

@@ -23,6 +23,7 @@ from sparsemble.training.optimiser import optimisers, trained
 from sparsemble.training.optimisers.adam import Adam
 from sparsemble.training.optimisers.adamw import AdamW
 from sparsemble.training.optimisers.sgd import SGD
+from tests.helpers import Killed
 
 Numbers = list[float]
 GRADIENTS = [[0.3, -2.0, 0.01], [0.5, 1.0, -0.02], [-0.4, 0.0, 3.0]]
@@ -121,10 +122,6 @@ def net(seed: int = 0) -> nn.Sequential:
 def split() -> TensorSplit:
     rng = seeded(11)
     return TensorSplit(torch.rand(27, 3, 8, 8, generator=rng), torch.randint(0, 3, (27,), generator=rng))
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing catches it."""
 
 
 @dataclass

@@ -14,6 +14,7 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
+from tests.helpers import predicted
 
 SHAPE = (2, 3, 3)
 SIZE = math.prod(SHAPE)
@@ -70,12 +71,6 @@ def images(count: int = 8, low: float = 0.35, high: float = 0.65) -> Tensor:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    found: Tensor = model(x).argmax(1)
-    return found
-
-
-@torch.no_grad()
 def height(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return the cross-entropy of each image, far below what float32 could tell apart."""
     return nn.functional.cross_entropy(copy.deepcopy(model).double()(x.double()), y, reduction="none")
@@ -96,7 +91,7 @@ class TestWorstCaseOfALinearModel:
     ) -> None:
         model, x = Linear(log_probabilities=log_probabilities), images(low=0.0, high=1.0)
         attack = PGD(steps=9, loss=loss, keep_best=keep_best, random_start=random_start, stop_at_success=False)
-        for y in (answers(model, x), 1 - answers(model, x), torch.arange(len(x)) % 2):
+        for y in (predicted(model, x), 1 - predicted(model, x), torch.arange(len(x)) % 2):
             x_adv = attack(model, x, y, LINF, rng=seeded(0))
             torch.testing.assert_close(x_adv, corner(model, x, y, LINF.eps))
 
@@ -104,7 +99,7 @@ class TestWorstCaseOfALinearModel:
     @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
     def test_l2_reaches_the_worst_point_of_the_ball(self, loss, keep_best) -> None:
         model, x = Linear(), images()
-        y = answers(model, x)
+        y = predicted(model, x)
         attack = PGD(steps=40, loss=loss, keep_best=keep_best, stop_at_success=False)
         way = torch.where(y == 0, 1.0, -1.0).view(-1, 1, 1, 1) * model.weight.detach() / model.weight.detach().norm()
         torch.testing.assert_close(attack(model, x, y, L2, rng=seeded(0)), x + L2.eps * way, rtol=0, atol=2e-3)
@@ -112,14 +107,14 @@ class TestWorstCaseOfALinearModel:
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     def test_breaks_exactly_what_can_be_broken(self, norm) -> None:
         model, x = Linear(), images(200)
-        y = answers(model, x)
+        y = predicted(model, x)
         margin = (model(x)[:, 1] - model(x)[:, 0]).abs().detach()
         weight = model.weight.detach()
         reach = float(margin.median())
         threat = ThreatModel(norm=norm, eps=reach / float(weight.abs().sum() if norm == "linf" else weight.norm()))
         clear = (margin - reach).abs() > 0.02 * reach
         assert clear.sum() > 180
-        broken = answers(model, PGD(steps=20)(model, x, y, threat, rng=seeded(0))) != y
+        broken = predicted(model, PGD(steps=20)(model, x, y, threat, rng=seeded(0))) != y
         assert torch.equal(broken[clear], (margin < reach)[clear])
 
 
@@ -127,7 +122,7 @@ class TestWorstCaseOfALinearModel:
 def test_is_the_literal_loop(threat) -> None:
     """An image and a step at a time, from Madry et al. 2018, section 2.1."""
     model, x, rng = Bumpy(), images(4), seeded(5)
-    y = answers(model, x)
+    y = predicted(model, x)
     start = threat.random_start(x, seeded(5))
     expected = []
     for clean, label, point in zip(x.split(1), y.split(1), start.split(1), strict=True):
@@ -151,7 +146,7 @@ class TestKeepBest:
     @pytest.mark.parametrize("restarts", [1, 3])
     def test_returns_the_best_point_of_the_whole_path(self, threat, restarts) -> None:
         model, x = Bumpy(), images()
-        y = answers(model, x)
+        y = predicted(model, x)
         seeing = Seeing(model)
         attack = PGD(steps=6, step_size=0.7, restarts=restarts, stop_at_success=False)
         x_adv = attack(seeing, x, y, threat, rng=seeded(1))
@@ -160,8 +155,8 @@ class TestKeepBest:
         for i in range(len(x)):
             label = y[i : i + 1].expand(len(path))
             points = torch.stack([point[i] for point in path])
-            ranks = 1e6 * (answers(model, points) != label) + height(model, points, label)
-            found = 1e6 * (answers(model, x_adv[i : i + 1]) != y[i]) + height(model, x_adv[i : i + 1], y[i : i + 1])
+            ranks = 1e6 * (predicted(model, points) != label) + height(model, points, label)
+            found = 1e6 * (predicted(model, x_adv[i : i + 1]) != y[i]) + height(model, x_adv[i : i + 1], y[i : i + 1])
             assert any(torch.equal(x_adv[i], point) for point in points)
             torch.testing.assert_close(found[0], ranks.max())
 
@@ -182,12 +177,12 @@ class TestKeepBest:
 
     def test_more_restarts_never_do_worse_and_break_more(self) -> None:
         model, x, threat = Bumpy(), images(60), ThreatModel(eps=0.02)
-        y = answers(model, x)
+        y = predicted(model, x)
         once, often = (
             PGD(steps=2, restarts=restarts, stop_at_success=False)(model, x, y, threat, rng=seeded(0))
             for restarts in (1, 8)
         )
-        broken_once, broken_often = answers(model, once) != y, answers(model, often) != y
+        broken_once, broken_often = predicted(model, once) != y, predicted(model, often) != y
         assert (broken_often >= broken_once).all()
         same = broken_often == broken_once
         assert (height(model, often, y) >= height(model, once, y) - 1e-6)[same].all()
@@ -199,9 +194,9 @@ class TestNeverTheCleanImage:
     @pytest.mark.parametrize("random_start", [False, True])
     def test_where_nothing_can_be_broken_the_loss_still_rises(self, threat, random_start) -> None:
         model, x = Linear(bias=8.0), images()
-        y = answers(model, x)
+        y = predicted(model, x)
         x_adv = PGD(steps=5, random_start=random_start)(model, x, y, threat, rng=seeded(0))
-        assert torch.equal(answers(model, x_adv), y)
+        assert torch.equal(predicted(model, x_adv), y)
         assert (height(model, x_adv, y) > height(model, x, y)).all()
 
     @pytest.mark.parametrize("random_start", [False, True])
@@ -230,7 +225,7 @@ class TestPromises:
     @pytest.mark.parametrize("rule", [False, True])
     def test_each_image_is_attacked_alone(self, rule, threat) -> None:
         model, x = Bumpy(), images()
-        y = answers(model, x)
+        y = predicted(model, x)
         attack = PGD(steps=4, random_start=False, stop_at_success=rule)
         single = [attack(model, x[i : i + 1], y[i : i + 1], threat, rng=seeded(0)) for i in range(len(x))]
         torch.testing.assert_close(attack(model, x, y, threat, rng=seeded(0)), torch.cat(single))
@@ -238,7 +233,7 @@ class TestPromises:
     @pytest.mark.parametrize("keep_best", [False, True])
     def test_climbs_a_loss_that_compares_with_the_clean_answer(self, keep_best) -> None:
         model, x = Bumpy(1.0), images()
-        y, clean = answers(model, x), model(x).detach()
+        y, clean = predicted(model, x), model(x).detach()
         attack = PGD(steps=10, loss=KL(), keep_best=keep_best, stop_at_success=False)
         x_adv = attack(model, x, y, LINF, rng=seeded(0))
         random = LINF.random_start(x, seeded(9))

@@ -10,29 +10,33 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels, seeded
-from sparsemble.data.dataset import TensorSplit
-from sparsemble.models import architectures, build_model
+from sparsemble.core.types import Images, Labels
 from sparsemble.models.graph import Graph
-from sparsemble.pruning import Mask, PruningContext, prunable_layers, pruning_methods
+from sparsemble.pruning import Mask, prunable_layers, pruning_methods
 from sparsemble.pruning.budget import budgets
 from sparsemble.pruning.methods.harp import HARP, LearnedMasks
 from sparsemble.pruning.methods.one_shot import OneShot
 from sparsemble.pruning.score import rescaled
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.losses.pgd_at import PGDAT
-from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.schedule import Schedule
+from tests.helpers import Interrupt, magnitudes, tiny_model
+from tests.helpers import pruning_context as context
+from tests.helpers import sparsity_target as target
+
+
+def make() -> nn.Module:
+    return tiny_model().eval()
+
 
 HARP_QUICK = HARP(epochs=2, penalty=0.1)
 
@@ -40,27 +44,6 @@ HARP_QUICK = HARP(epochs=2, penalty=0.1)
 @pytest.fixture(autouse=True)
 def same_weights() -> None:
     torch.manual_seed(0)
-
-
-def make() -> nn.Module:
-    layout = architectures.build({"name": "tiny", "width": 2})
-    return build_model(layout, (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)).eval()
-
-
-def target(model: nn.Module, sparsity: float, shape: tuple[int, int, int] = (1, 8, 8)) -> SparsityTarget:
-    return SparsityTarget(graph=Graph(model, shape), sparsity=sparsity)
-
-
-def magnitudes(model: nn.Module) -> dict[str, Tensor]:
-    return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
-
-
-def context(training_loss: TrainingLoss = Standard(), **more: Any) -> PruningContext:  # noqa: B008 (a frozen value)
-    images = torch.rand(48, 1, 8, 8, generator=seeded(1))
-    batches = Batches(split=TensorSplit(images, torch.arange(48) % 3), batch_size=16)
-    return PruningContext(
-        batches=batches, training_loss=training_loss, threat=ThreatModel(eps=0.1), rng=seeded(2), **more
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +67,6 @@ class Catch(Callback):
     def after_step(self, model: nn.Module) -> None:
         if not self.models:
             self.models.append(copy.deepcopy(model))
-
-
-class Interrupt(Callback):
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        if epoch == self.epoch:
-            raise KeyboardInterrupt
 
 
 def learner(keep: float = 0.5, **harp: Any) -> LearnedMasks:

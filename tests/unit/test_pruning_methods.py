@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,11 +15,9 @@ from torch.func import functional_call
 
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
-from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
-from sparsemble.models.graph import Graph
-from sparsemble.pruning import Mask, PruningContext, SparsityTarget, prunable_layers
+from sparsemble.pruning import Mask, PruningContext, prunable_layers
 from sparsemble.pruning.dynamic_mask import DynamicNetwork, Plan, final_mask, first_mask
 from sparsemble.pruning.learned_mask import ScoredNetwork
 from sparsemble.pruning.methods.flying_bird import FlyingBird
@@ -35,6 +34,11 @@ from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
+from tests.helpers import magnitudes, pruning_context, sparsity_target
+
+SHAPE = (2, 4, 4)
+context = partial(pruning_context, images=12, shape=SHAPE, batch_size=6)
+target = partial(sparsity_target, shape=SHAPE)
 
 SHAPE = (2, 4, 4)
 PLAIN = SGD(momentum=0.0, weight_decay=0.0)
@@ -47,23 +51,8 @@ def net(seed: int = 0) -> nn.Module:
     ).eval()
 
 
-def target(model: nn.Module, sparsity: float = 0.5) -> SparsityTarget:
-    return SparsityTarget(graph=Graph(model, SHAPE), sparsity=sparsity)
-
-
-def magnitudes(model: nn.Module) -> dict[str, Tensor]:
-    return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
-
-
-def context(**more: Any) -> PruningContext:
-    images = torch.rand(12, *SHAPE, generator=seeded(1))
-    batches = Batches(split=TensorSplit(images, torch.arange(12) % 3), batch_size=6)
-    given = {"batches": batches, "objective": Standard(), "threat": ThreatModel(eps=0.1), "rng": seeded(2)}
-    return PruningContext(**(given | more))
-
-
-def schedule(rate: float, decay: Any = None) -> Schedule:
-    return Schedule(learning_rate=rate, optimiser=PLAIN, decay=decay or Cosine())
+def schedule(rate: float, lr_schedule: Any = None) -> Schedule:
+    return Schedule(learning_rate=rate, optimiser=PLAIN, lr_schedule=lr_schedule or Cosine())
 
 
 class Look(Callback):

@@ -10,7 +10,6 @@ from sparsemble.attacks import Attack
 from sparsemble.attacks.fgsm import FGSM
 from sparsemble.attacks.hard_label import HardLabel
 from sparsemble.attacks.losses.kl import KL
-from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.noise import Noise
 from sparsemble.attacks.pgd import PGD
 from sparsemble.attacks.query_oracle import Oracle
@@ -18,37 +17,16 @@ from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels, PerImage, seeded
+from sparsemble.core.types import Images, Labels, seeded
+from tests.helpers import PlaneClassifier, margin
 
 Norm = Literal["linf", "l2"]
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 EPS = {"linf": 0.04, "l2": 0.25}
 
 
-class Linear(nn.Module):
-    """Two classes, split by a plane through the grey image."""
-
-    def __init__(self, seed: int = 1) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(48, generator=seeded(seed)))
-
-    def forward(self, x: Images) -> Tensor:
-        ahead = (x - 0.5).flatten(1) @ self.weight
-        return torch.stack([ahead, -ahead], dim=1)
-
-    def distance(self, x: Images, norm: Norm) -> PerImage:
-        length = self.weight.detach().abs().sum() if norm == "linf" else self.weight.detach().norm()
-        return ((x - 0.5).flatten(1) @ self.weight.detach()).abs() / length
-
-
-def margin(model: nn.Module, x: Images, y: Labels) -> PerImage:
-    with torch.no_grad():
-        logits = model(x)
-    return Margin()(logits, logits, y)
-
-
-def linear_case(norm: Norm) -> tuple[Linear, Images, Labels, ThreatModel]:
-    model = Linear()
+def linear_case(norm: Norm) -> tuple[PlaneClassifier, Images, Labels, ThreatModel]:
+    model = PlaneClassifier()
     x = 0.5 + 0.1 * torch.randn(30, 3, 4, 4, generator=seeded(2)).clamp(-3, 3)
     return model, x, model(x).argmax(1), ThreatModel(norm=norm, eps=EPS[norm] / 2)
 
@@ -183,7 +161,7 @@ def test_an_oracle_counts_its_answers_and_keeps_the_nearest() -> None:
 class TestTransfer:
     def test_crafts_on_the_source_alone(self) -> None:
         model, x, y, threat = linear_case("linf")
-        source, attack = Linear(seed=5), PGD(steps=5, stop_at_success=False)
+        source, attack = PlaneClassifier(seed=5), PGD(steps=5, stop_at_success=False)
         moved = Transfer(attack=attack, source=source)
         with count_passes(model) as asked:
             x_adv = moved(model, x, y, threat, rng=seeded(0))
@@ -194,7 +172,7 @@ class TestTransfer:
     def test_from_the_model_itself_it_is_the_attack(self) -> None:
         model, x, y, threat = linear_case("l2")
         attack: Attack = PGD(steps=5)
-        same = Transfer(attack=attack, source=model)(Linear(seed=6), x, y, threat, rng=seeded(0))
+        same = Transfer(attack=attack, source=model)(PlaneClassifier(seed=6), x, y, threat, rng=seeded(0))
         assert torch.equal(same, attack(model, x, y, threat, rng=seeded(0)))
 
 

@@ -4,47 +4,27 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.square import Draw, L2Moves, LinfMoves, Square, peaks
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
+from tests.helpers import LinearClassifier, margin, predicted
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 L2 = ThreatModel(norm="l2", eps=0.5)
-
-
-class Linear(nn.Module):
-    def __init__(self, classes: int, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(classes, math.prod(shape), generator=seeded(classes)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - 0.5).flatten(1) @ self.weight.T
 
 
 def images(count: int, shape: tuple[int, int, int] = (3, 8, 8), low: float = 0.3, high: float = 0.7) -> Tensor:
     return torch.rand(count, *shape, generator=seeded(3)) * (high - low) + low
 
 
-@torch.no_grad()
-def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    logits = model(x)
-    return Margin()(logits, logits, y)
-
-
-@torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x).argmax(1)
-
-
 def test_finds_the_worst_corner_of_a_small_linear_model() -> None:
     shape = (1, 2, 2)
-    model, x, threat = Linear(2, shape), images(10, shape), ThreatModel(eps=1e-3)
-    y = answers(model, x)
+    model, x, threat = LinearClassifier(2, shape, seed=2), images(10, shape), ThreatModel(eps=1e-3)
+    y = predicted(model, x)
     x_adv = Square(queries=200)(model, x, y, threat, rng=seeded(0))
     reach = threat.eps * (model.weight[1] - model.weight[0]).abs().sum()
     standing = margin(model, x, y) + reach < 0
@@ -56,8 +36,8 @@ def test_finds_the_worst_corner_of_a_small_linear_model() -> None:
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 12), (2, 4, 3), (1, 1, 1)])
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_stays_inside_whatever_the_shape(threat, shape, classes) -> None:
-    model, x = Linear(classes, shape), images(5, shape, low=0.0, high=1.0)
-    y = answers(model, x)
+    model, x = LinearClassifier(classes, shape, seed=classes), images(5, shape, low=0.0, high=1.0)
+    y = predicted(model, x)
     x_adv = Square(queries=60)(model, x, y, threat, rng=seeded(0))
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
@@ -67,8 +47,8 @@ def test_stays_inside_whatever_the_shape(threat, shape, classes) -> None:
 
 @pytest.mark.parametrize("threat", [LINF, L2])
 def test_a_longer_search_finds_a_larger_margin(threat) -> None:
-    model, x = Linear(2, (3, 8, 8)), images(10)
-    y = answers(model, x)
+    model, x = LinearClassifier(2, (3, 8, 8), seed=2), images(10)
+    y = predicted(model, x)
     small = ThreatModel(norm=threat.norm, eps=threat.eps / 1000)
     margins = [margin(model, Square(queries=n)(model, x, y, small, rng=seeded(0)), y).mean() for n in (1, 20, 400)]
     assert margins[0] < margins[1] < margins[2]
@@ -76,19 +56,19 @@ def test_a_longer_search_finds_a_larger_margin(threat) -> None:
 
 @pytest.mark.parametrize("threat", [ThreatModel(eps=1e-6), ThreatModel(norm="l2", eps=1e-6)])
 def test_passes_are_the_clean_one_and_the_queries(threat) -> None:
-    model, x = Linear(4, (3, 8, 8)), images(6)
-    y = answers(model, x)
+    model, x = LinearClassifier(4, (3, 8, 8), seed=4), images(6)
+    y = predicted(model, x)
     with count_passes(model) as passes:
         Square(queries=25)(model, x, y, threat, rng=seeded(0))
     assert (passes.forward, passes.backward) == (6 * 26, 0)
 
 
 def test_broken_images_take_no_further_passes() -> None:
-    model, x = Linear(3, (3, 8, 8)), images(6)
-    y = answers(model, x)
+    model, x = LinearClassifier(3, (3, 8, 8), seed=3), images(6)
+    y = predicted(model, x)
     with count_passes(model) as passes:
         x_adv = Square(queries=2000)(model, x, y, ThreatModel(eps=0.3), rng=seeded(0))
-    assert (answers(model, x_adv) != y).all()
+    assert (predicted(model, x_adv) != y).all()
     assert passes.total < 6 * 200
     with count_passes(model) as passes:
         assert torch.equal(Square()(model, x, (y + 1) % 3, LINF, rng=seeded(0)), x)
@@ -96,8 +76,8 @@ def test_broken_images_take_no_further_passes() -> None:
 
 
 def test_luck_does_not_hang_on_which_others_are_broken() -> None:
-    model, x, threat = Linear(3, (3, 8, 8)), images(6), ThreatModel(eps=0.01)
-    y = answers(model, x)
+    model, x, threat = LinearClassifier(3, (3, 8, 8), seed=3), images(6), ThreatModel(eps=0.01)
+    y = predicted(model, x)
     other = y.clone()
     other[2] = (y[2] + 1) % 3  # wrong as it is: taken out at once
     left = Square(queries=50)(model, x, y, threat, rng=seeded(0))

@@ -16,7 +16,7 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
-from sparsemble.data.dataset import Augmentation, TensorSplit
+from sparsemble.data.dataset import Augmentation
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.training import (
     Batches,
@@ -35,6 +35,10 @@ from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
 from sparsemble.training.optimisers.sgd import SGD
+from tests.helpers import Kill, Killed
+from tests.helpers import random_split as split
+from tests.helpers import same_state as same
+from tests.helpers import small_network as net
 
 THREAT = ThreatModel(eps=0.1)
 SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle(), guard=Guard(fall=1.0))
@@ -42,23 +46,8 @@ MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 
 
-def net(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-
-
-def split(images: int = 27) -> TensorSplit:
-    rng = seeded(11)
-    return TensorSplit(torch.rand(images, 1, 4, 4, generator=rng), torch.randint(0, 3, (images,), generator=rng))
-
-
 def batches() -> Batches:
     return Batches(split=split(), batch_size=8, augmentation=Augmentation(crop=1, flip=True))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @dataclass(frozen=True)
@@ -69,26 +58,6 @@ class Scripted(TrainingLoss):
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         return self.say(model, x)
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing catches it."""
-
-
-class Kill(Callback):
-    """Ends the process, so to say, after so many steps or epochs."""
-
-    def __init__(self, *, steps: int = 0, epoch: int = 0) -> None:
-        self.steps, self.epoch = steps, epoch
-
-    def after_step(self, model: nn.Module) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            raise Killed
-
-    def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        if epoch == self.epoch:
-            raise Killed
 
 
 def contrary(model: nn.Module) -> dict[str, float]:
@@ -125,7 +94,7 @@ def whole() -> tuple[nn.Module, list[dict[str, Any]]]:
 
 
 class TestResume:
-    @pytest.mark.parametrize("kill", [{"epoch": e} for e in range(1, EPOCHS + 1)] + [{"steps": s} for s in (1, 5, 11)])
+    @pytest.mark.parametrize("kill", [{"epochs": e} for e in range(1, EPOCHS + 1)] + [{"steps": s} for s in (1, 5, 11)])
     def test_is_bit_identical_after_a_kill_anywhere(self, whole, kill, tmp_path: Path) -> None:
         with pytest.raises(Killed):
             train(Checkpoint(tmp_path), Kill(**kill))
@@ -163,14 +132,14 @@ class TestResume:
 
     def test_a_truncated_file_means_from_the_start(self, whole, tmp_path: Path) -> None:
         with pytest.raises(Killed):
-            train(Checkpoint(tmp_path), Kill(epoch=3))
+            train(Checkpoint(tmp_path), Kill(epochs=3))
         path = Checkpoint(tmp_path).path
         path.write_bytes(path.read_bytes()[:-10])
         assert same(train(Checkpoint(tmp_path))[0], whole[0])
 
     def test_a_finished_training_is_not_done_again(self, whole, tmp_path: Path) -> None:
         train(Checkpoint(tmp_path))
-        model, history = train(Checkpoint(tmp_path), Kill(steps=1, epoch=1), start=77)
+        model, history = train(Checkpoint(tmp_path), Kill(steps=1, epochs=1), start=77)
         assert same(model, whole[0])
         assert history == whole[1]
         Checkpoint(tmp_path).remove()

@@ -21,28 +21,16 @@ from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import lr_schedules
+from tests.helpers import random_split as split
+from tests.helpers import same_state as same
+from tests.helpers import small_network as net
 
 THREAT = ThreatModel(eps=0.1)
 SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle())
 
 
-def net(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
-
-
-def split(images: int = 27) -> TensorSplit:
-    rng = seeded(11)
-    return TensorSplit(torch.rand(images, 1, 4, 4, generator=rng), torch.randint(0, 3, (images,), generator=rng))
-
-
 def batches() -> Batches:
     return Batches(split=split(), batch_size=8, augmentation=Augmentation(crop=1, flip=True))
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 GRID = [i / 200 for i in range(201)]

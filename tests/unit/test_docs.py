@@ -53,7 +53,7 @@ from tests.contracts.test_pruning_methods import GRANULARITIES, check, context, 
 from sparsemble.pruning import pruning_methods
 for granularity, sparsity in GRANULARITIES.items():
     model = make()
-    before, asked = copy.deepcopy(model.state_dict()), target(model, sparsity, granularity)
+    before, asked = copy.deepcopy(model.state_dict()), target(model, sparsity, granularity=granularity)
     check(model, before, asked, pruning_methods.build("rescaled_one_shot")(model, magnitudes(model), asked, context()))
 """
     run_with_example(1, "rescaled_one_shot", script, tmp_path)

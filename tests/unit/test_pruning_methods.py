@@ -17,7 +17,7 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
-from sparsemble.pruning import Mask, PruningContext, prunable_layers
+from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.pruning.dynamic_mask import DynamicNetwork, Plan, final_mask, first_mask
 from sparsemble.pruning.learned_mask import ScoredNetwork
 from sparsemble.pruning.methods.flying_bird import FlyingBird
@@ -30,7 +30,6 @@ from sparsemble.pruning.methods.twinrep import TwinNetwork, TwinRep
 from sparsemble.pruning.score import rescaled
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
@@ -39,8 +38,6 @@ from tests.helpers import magnitudes, pruning_context, sparsity_target
 SHAPE = (2, 4, 4)
 context = partial(pruning_context, images=12, shape=SHAPE, batch_size=6)
 target = partial(sparsity_target, shape=SHAPE)
-
-SHAPE = (2, 4, 4)
 PLAIN = SGD(momentum=0.0, weight_decay=0.0)
 
 
@@ -154,9 +151,7 @@ class TestTwinRep:
             model,
             magnitudes(model),
             target(model),
-            PruningContext(
-                batches=given.batches, training_loss=Standard(), threat=given.threat, rng=seeded(2), callbacks=[First()]
-            ),
+            context(callbacks=[First()]),
         )
         for name, weight in seen[0].items():
             old, g = model.get_submodule(name).weight, slow.get_submodule(name).weight.grad

@@ -16,7 +16,6 @@ from torch.func import functional_call
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import TensorSplit
 from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.pruning.dynamic_mask import DynamicNetwork, Plan, final_mask, first_mask
 from sparsemble.pruning.learned_mask import ScoredNetwork
@@ -28,7 +27,6 @@ from sparsemble.pruning.methods.radmm import RADMM, DrawnNetwork
 from sparsemble.pruning.methods.rst import RST
 from sparsemble.pruning.methods.twinrep import TwinNetwork, TwinRep
 from sparsemble.pruning.score import rescaled
-from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.optimisers.sgd import SGD
@@ -130,11 +128,7 @@ class TestTwinRep:
     def test_a_step_is_one_on_both_factors(self) -> None:
         """w1 -= rate g w2 and w2 -= rate g w1, where g is the gradient of the product."""
         model = net()
-        given = context(
-            batches=Batches(
-                split=TensorSplit(torch.rand(6, *SHAPE, generator=seeded(1)), torch.arange(6) % 3), batch_size=6
-            )
-        )
+        given = context(images=6)
         seen: list[dict[str, Tensor]] = []
         twin = TwinRep(epochs=2, prune_at=1, schedule=schedule(0.3))
         ((x, y),) = list(given.images("twinrep").epoch(seeded(2)))
@@ -147,12 +141,7 @@ class TestTwinRep:
                 if not seen:
                     seen.append({name: layer.weight.detach().clone() for name, layer in model.layers.items()})
 
-        twin(
-            model,
-            magnitudes(model),
-            target(model),
-            context(callbacks=[First()]),
-        )
+        twin(model, magnitudes(model), target(model), context(images=6, callbacks=[First()]))
         for name, weight in seen[0].items():
             old, g = model.get_submodule(name).weight, slow.get_submodule(name).weight.grad
             one, two = old.sign() * old.abs().sqrt(), old.abs().sqrt()

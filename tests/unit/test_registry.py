@@ -129,7 +129,7 @@ class TestBuild:
             ({"grams": True}, "fruit.grams = True must be a number"),
             ({"seeds": 2.0}, "fruit.seeds = 2.0 must be a whole number"),
             ({"seeds": True}, "fruit.seeds = True must be a whole number"),
-            ({"kind": 3}, "fruit.kind = 3 must be a text in quotes"),
+            ({"kind": 3}, "fruit.kind = 3 must be a string in quotes"),
             ({"ripe": 1}, "fruit.ripe = 1 must be true or false"),
             ({"ripe": "true"}, "fruit.ripe = 'true' must be true or false"),
             ({"graft": 3}, "fruit.graft = 3 must be a name or a table with a name"),

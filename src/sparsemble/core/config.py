@@ -1,4 +1,4 @@
-"""Strict reading: from TOML to frozen dataclasses, with an error that names the path and the nearest real name."""
+"""Strict reading of TOML into frozen dataclasses; errors name the path of the setting and the nearest valid name."""
 
 import dataclasses
 import difflib
@@ -74,7 +74,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     """Parse TOML.
 
     Raises:
-        InputError: with the place of the fault.
+        InputError: invalid TOML; the message names the source and the line.
     """
     try:
         table: dict[str, Any] = tomllib.loads(text)
@@ -84,7 +84,11 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a fault is an `InputError` that names the file."""
+    """Read a TOML file.
+
+    Raises:
+        InputError: it cannot be read; the message names the file.
+    """
     try:
         return parse_toml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -92,7 +96,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Return the table with each `key.path=value` applied; the value is TOML, a bare word counts as a string.
+    """Return a copy of the table with each `key.path=value` applied; a value that is not TOML counts as a string.
 
     Raises:
         InputError: a setting without `=`, or a path through something that is not a table.
@@ -123,8 +127,8 @@ def from_dict(cls: type[D], table: Any, where: str = "") -> D:
     """Make a frozen dataclass from a table.
 
     Args:
-        cls: the dataclass; its type hints are checked strictly.
-        table: keys are field names; `"8/255"` is read as a number where a float is due.
+        cls: the dataclass; values are checked against its type hints.
+        table: keys are field names; `"8/255"` is read as a number where a float is expected.
         where: path of the table in its recipe, for messages.
 
     Raises:
@@ -150,8 +154,7 @@ def from_dict(cls: type[D], table: Any, where: str = "") -> D:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    from sparsemble.core.registry import REGISTRIES
-
+    """Return a value of a table as its type hint asks for."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -169,8 +172,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise InputError(f"{where} = {value!r} must be a table")
         return {key: _value(args[1], entry, _join(where, key)) for key, entry in value.items()}
-    if hint is Any:
-        return value
+    return value if hint is Any else _object(hint, value, where)
+
+
+def _object(hint: Any, value: Any, where: str) -> Any:
+    """Return a component, a dataclass or a scalar."""
+    from sparsemble.core.registry import REGISTRIES
+
     if hint in REGISTRIES:
         if not isinstance(value, str | Mapping):
             raise InputError(f"{where} = {value!r} must be a name or a table with a name")
@@ -197,8 +205,8 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
             return value
     elif isinstance(value, hint):
         return value
-    words = {float: "a number", int: "a whole number", str: "a text in quotes", bool: "true or false"}
-    raise InputError(f"{where} = {value!r} must be {words.get(hint, hint.__name__)}")
+    expected = {float: "a number", int: "a whole number", str: "a string in quotes", bool: "true or false"}
+    raise InputError(f"{where} = {value!r} must be {expected.get(hint, hint.__name__)}")
 
 
 def _join(where: str, key: str) -> str:

@@ -3,13 +3,26 @@
 import dataclasses
 import importlib
 import pkgutil
+import warnings
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from sparsemble.core.config import from_dict, nearest
 from sparsemble.core.errors import InputError
+from sparsemble.core.source_file import (
+    check_component,
+    class_from_file,
+    first_line,
+    is_frozen_dataclass,
+    names_a_file,
+)
+
+ENTRY_POINTS = "sparsemble.components"
+"""Entry-point group under which installed packages offer components: `name = "package.module:ClassName"`."""
 
 
 class Component(ABC):
@@ -18,7 +31,13 @@ class Component(ABC):
     version: ClassVar[int] = 1
     """Raised by one when the part's results change, so that stored results are computed anew."""
     name: ClassVar[str]
-    """Set by `Registry.register`; equals the name of the file."""
+    """Set by `Registry.register` to the name of the file; of a class in the user's own file, the class's name."""
+    source_file: ClassVar[str] = ""
+    """`/path/file.py:ClassName` of a class in the user's own file, else empty."""
+    source_sha256: ClassVar[str] = ""
+    """sha256 of that file."""
+    installed: ClassVar[bool] = False
+    """Whether an installed package offers it."""
 
 
 P = TypeVar("P", bound=Component)
@@ -29,14 +48,26 @@ REGISTRIES: dict[type[Component], "Registry[Any]"] = {}
 
 
 class Registry(Generic[P]):
-    """The components of one kind, found by walking folders."""
+    """The components of one kind: those in our folders, and those that installed packages offer."""
 
     def __init__(self, kind: str, interface: type[P]) -> None:
         self.kind = kind
         self.interface = interface
-        self.components: dict[str, type[P]] = {}
-        self.aliases: dict[str, dict[str, Any]] = {}
+        self._components: dict[str, type[P]] = {}
+        self._aliases: dict[str, dict[str, Any]] = {}
         REGISTRIES[interface] = self
+
+    @property
+    def components(self) -> dict[str, type[P]]:
+        """Every component, by name."""
+        load_installed()
+        return self._components
+
+    @property
+    def aliases(self) -> dict[str, dict[str, Any]]:
+        """The table that each short name stands for."""
+        load_installed()
+        return self._aliases
 
     def register(self, name: str) -> Callable[[type[Leaf]], type[Leaf]]:
         """Add a component under the name of its file.
@@ -46,58 +77,138 @@ class Registry(Generic[P]):
         """
 
         def add(cls: type[Leaf]) -> type[Leaf]:
-            self._check_free(name)
+            self._check_free(name, cls.__module__)
             if cls.__module__.rsplit(".", 1)[-1] != name:
                 raise TypeError(f'{self.kind} "{name}" must stand in a file named {name}.py, not in {cls.__module__}')
-            if not issubclass(cls, self.interface):
+            if self.interface not in cls.__mro__:
                 raise TypeError(f"{cls.__name__} must be a subclass of {self.interface.__name__}")
-            own = vars(cls).get("__dataclass_params__")
-            if not (own and own.frozen and dataclasses.is_dataclass(cls)):
+            if not is_frozen_dataclass(cls):
                 raise TypeError(
                     f"{cls.__name__} must be a frozen dataclass; put @dataclass(frozen=True) below register"
                 )
-            cls.name = name
-            self.components[name] = cls
+            own: Any = cls
+            own.name = name
+            self._components[name] = own
             return cls
 
         return add
 
     def alias(self, short: str, name: str, **settings: Any) -> None:
         """Let `short` stand for component `name` with these settings."""
-        self._check_free(short)
-        self.aliases[short] = {"name": name, **settings}
+        self._check_free(short, "an alias")
+        self._aliases[short] = {"name": name, **settings}
 
     def walk(self, package: ModuleType | str) -> None:
         """Import every module of a package, so that its components register."""
         module = importlib.import_module(package) if isinstance(package, str) else package
-        for found in pkgutil.iter_modules(module.__path__, module.__name__ + "."):
-            importlib.import_module(found.name)
+        for entry in pkgutil.iter_modules(module.__path__, module.__name__ + "."):
+            importlib.import_module(entry.name)
 
     def build(self, spec: str | dict[str, Any], where: str = "") -> P:
-        """Make a component from its name, an alias, or a table with `name` and settings.
+        """Make a component from its name, an alias, `file.py:ClassName`, or a table with such a name and settings.
+
+        Args:
+            spec: the name, or the table.
+            where: path of the setting, for messages.
 
         Raises:
-            InputError: unknown name or option (the nearest one is offered), or a value of the wrong type.
+            InputError: unknown name or option (the nearest one is offered), a value of the wrong type, or a class in a
+                file that does not implement the interface.
         """
-        where = where or self.kind
-        table = {"name": spec} if isinstance(spec, str) else dict(spec)
-        name = table.pop("name", None)
-        if not isinstance(name, str):
-            raise InputError(f"{where} needs a name; known: {', '.join(self.names())}")
-        if name in self.aliases:
-            table = {**self.aliases[name], **table}
-            name = table.pop("name")
-        if name not in self.components:
-            raise InputError(f'{where} = "{name}" is not a known {self.kind}{nearest(name, self.names())}')
-        return from_dict(self.components[name], table, where)
+        component: P = build_from((self,), spec, where)
+        return component
 
     def names(self) -> list[str]:
         """Return the names and aliases, sorted."""
         return sorted([*self.components, *self.aliases])
 
-    def _check_free(self, name: str) -> None:
-        if name in self.components or name in self.aliases:
-            raise TypeError(f'{self.kind} "{name}" is registered twice')
+    def origin(self, name: str) -> str:
+        """Return where a component or alias is defined."""
+        return self._components[name].__module__ if name in self._components else "an alias"
+
+    def _check_free(self, name: str, origin: str) -> None:
+        """Refuse a name that is taken, unless an installed package took it from one of ours that comes later."""
+        if name not in self._components and name not in self._aliases:
+            return
+        taken = self.origin(name)
+        if origin.startswith("sparsemble.") and name in self._components and self._components[name].installed:
+            warnings.warn(f'{self.kind} "{name}" is {origin}; {taken} has the same name and is left out', stacklevel=3)
+            return
+        raise TypeError(f'{self.kind} "{name}" is registered twice: {taken} and {origin}')
+
+
+def build_from(registries: Sequence[Registry[Any]], spec: str | dict[str, Any], where: str = "") -> Any:
+    """Make a component of one of several kinds; see `Registry.build`.
+
+    Args:
+        registries: where its name is looked up, in this order.
+        spec: its name, or a table with `name` and settings.
+        where: path of the setting, for messages.
+
+    Raises:
+        InputError: as in `Registry.build`.
+    """
+    kind = registries[0].kind
+    where = where or kind
+    table = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = table.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(f"{where} needs a name; known: {', '.join(registries[0].names())}")
+    if names_a_file(name):
+        cls = class_from_file(name, [registry.interface for registry in registries], kind, where)
+        if table.pop("source_sha256", cls.source_sha256) != cls.source_sha256:
+            file = cls.source_file.rpartition(":")[0]
+            raise InputError(f"{where}: {file} was changed since this was made with it; restore it or start anew")
+        return from_dict(cls, table, where)
+    for registry in registries:
+        if name in registry.aliases:
+            table = {**registry.aliases[name], **table}
+            name = table.pop("name")
+        if name in registry.components:
+            return from_dict(registry.components[name], table, where)
+    known = {known for registry in registries for known in registry.names()}
+    raise InputError(f'{where} = "{name}" is not a known {kind}{nearest(name, known)}')
+
+
+_installed = {"loaded": False}
+
+
+def load_installed() -> None:
+    """Register what installed packages offer under the entry-point group `sparsemble.components`, once a process.
+
+    A package that fails, or whose component does not implement an interface or has a name that is taken, is left out
+    with a warning that names it.
+    """
+    if _installed["loaded"]:
+        return
+    _installed["loaded"] = True  # first: a package may ask a registry while it is imported
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: (_package(entry), entry.name)):
+        try:
+            _register_installed(entry)
+        except Exception as error:
+            reason = str(error) if isinstance(error, InputError) else first_line(error)
+            origin = f'component "{entry.name}" ({entry.value}) of the package {_package(entry)}'
+            warnings.warn(f"the {origin} is left out: {reason}", stacklevel=3)
+
+
+def _register_installed(entry: EntryPoint) -> None:
+    cls = entry.load()
+    registry: Any = next(
+        (r for r in REGISTRIES.values() if isinstance(cls, type) and issubclass(cls, r.interface)), None
+    )
+    if registry is None:
+        raise InputError("it must be a subclass of an interface such as sparsemble.attacks.attack.Attack")
+    check_component(cls, [registry.interface], registry.kind, entry.value)
+    if registry._components.get(entry.name) is cls:
+        return  # its own file called `register`
+    if entry.name in registry._components or entry.name in registry._aliases:
+        raise InputError(f'{registry.kind} "{entry.name}" is taken by {registry.origin(entry.name)}')
+    cls.name, cls.installed = entry.name, True
+    registry._components[entry.name] = cls
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value.partition(".")[0]
 
 
 def _is_automatic(component: Component) -> bool:
@@ -106,21 +217,32 @@ def _is_automatic(component: Component) -> bool:
     return bool(fresh.label == component.label)  # type: ignore[attr-defined]
 
 
+def _identity(component: Component, versions: bool) -> dict[str, Any]:
+    """Return the keys of a component's table beside its settings."""
+    table: dict[str, Any] = {"name": component.source_file or getattr(component, "name", type(component).__name__)}
+    if component.source_file:
+        table["source_sha256"] = component.source_sha256
+    if versions:
+        table["version"] = component.version
+        if component.source_file:  # a hash covers the content of the file, not where it lies
+            table["name"] = Path(component.source_file).name
+    return table
+
+
 def to_dict(value: Any, *, versions: bool = False) -> Any:
-    """Write a dataclass, component or container as plain JSON values, every default spelled out.
+    """Return a dataclass, component or container as plain JSON values, every default spelled out.
 
     Args:
-        value: what to write.
-        versions: also write each component's version, for hashing.
+        value: what to convert; a component becomes a table with its `name` and settings, and `source_sha256` where its
+            class is in the user's own file.
+        versions: also write each component's version, for hashing; then paths of files are left out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         table = {f.name: to_dict(getattr(value, f.name), versions=versions) for f in dataclasses.fields(value)}
         if isinstance(value, Component):
             if "label" in table and _is_automatic(value):
                 del table["label"]
-            table = {"name": value.name, **table}
-            if versions:
-                table["version"] = value.version
+            table = {**_identity(value, versions), **table}
         return {key: entry for key, entry in table.items() if entry is not None}
     if isinstance(value, tuple | list):
         return [to_dict(entry, versions=versions) for entry in value]

@@ -1,7 +1,7 @@
 """A network of your own."""
 
 import hashlib
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsemble.core.config import nearest
 from sparsemble.core.errors import InputError
+from sparsemble.core.source_file import first_line, import_file
 from sparsemble.models.architecture import Architecture, architectures
 
 
@@ -54,14 +55,8 @@ def made_by(file: Path, function: str) -> nn.Module:
     Raises:
         InputError: no such file or function, the function failed, or it did not return a module.
     """
-    if not file.is_file():
-        raise InputError(f"{file} does not exist")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = import_file(file)
     try:
-        spec.loader.exec_module(module)
         make: Callable[[], Any] | None = getattr(module, function, None)
         if not callable(make):
             known = [name for name in vars(module) if not name.startswith("_")]
@@ -70,7 +65,7 @@ def made_by(file: Path, function: str) -> nn.Module:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file}:{function} failed: {type(error).__name__}: {error}") from error
+        raise InputError(f"{file}:{function} failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{file}:{function} must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -19,7 +19,7 @@ from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.artifacts import only_run_in, read_json
 from sparsemble.core.config import from_dict, nearest, parse_toml
 from sparsemble.core.errors import InputError
-from sparsemble.core.registry import to_dict
+from sparsemble.core.registry import build_from, to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.robustness import weights_hash
 from sparsemble.pipeline.evaluate_target import Settings, assess
@@ -128,7 +128,7 @@ def _check_folder(plan: Plan) -> None:
 
 
 def parse_attacks(text: str) -> tuple[Attack | EnsembleAttack, ...]:
-    """Read `pgd,autoattack` or a list in TOML such as `[{name = "pgd", steps = 100}]`.
+    """Read `pgd,file.py:Mine` or a list in TOML such as `[{name = "pgd", steps = 100}]`.
 
     Raises:
         InputError: an unknown attack or setting.
@@ -136,16 +136,8 @@ def parse_attacks(text: str) -> tuple[Attack | EnsembleAttack, ...]:
     specs = (
         parse_toml(f"attacks = {text}", "--attacks")["attacks"] if text.lstrip().startswith("[") else text.split(",")
     )
-    found = []
-    for spec in specs:
-        word = spec.strip() if isinstance(spec, str) else spec
-        name = word if isinstance(word, str) else word.get("name")
-        known = [*attacks.names(), *ensemble_attacks.names()]
-        if name not in known:
-            raise InputError(f'--attacks: "{name}" is not a known attack{nearest(str(name), known)}')
-        registry = attacks if name in attacks.names() else ensemble_attacks
-        found.append(registry.build(word, "--attacks"))
-    return tuple(found)
+    registries = (attacks, ensemble_attacks)
+    return tuple(build_from(registries, s.strip() if isinstance(s, str) else s, "--attacks") for s in specs)
 
 
 def _threat(asked: Asked, target: LoadedModel) -> ThreatModel:

@@ -18,6 +18,7 @@ from sparsemble.core.config import from_dict, nearest, override, parse_toml, rea
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, StoppingRule
 from sparsemble.core.registry import to_dict
+from sparsemble.core.source_file import files_beside
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import DataSource
 from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
@@ -291,7 +292,8 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]
         table, stem = parse_toml(recipes[name], name), name
     else:
         raise InputError(f'"{name}" is neither a recipe nor a .toml file{nearest(name, recipes)}')
-    return stem, from_dict(Recipe, override(table, settings))
+    with files_beside(path.parent):
+        return stem, from_dict(Recipe, override(table, settings))
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

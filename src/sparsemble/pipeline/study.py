@@ -103,7 +103,7 @@ def load_study(path: Path) -> Study:
     title, recipe, axes = table.get("title", path.stem), table["recipe"], table["axes"]
     for key, text in (("title", title), ("recipe", recipe)):
         if not isinstance(text, str):
-            raise InputError(f"{key} = {text!r} must be a text in quotes")
+            raise InputError(f"{key} = {text!r} must be a string in quotes")
     if not isinstance(axes, dict) or not axes:
         raise InputError(f"axes = {axes!r} must be tables, at least one, as in [axes.sparsity]")
     kind = table.get("kind", "pruned")

@@ -1,0 +1,144 @@
+"""Classes in the user's own files, named `file.py:ClassName` wherever a component is expected."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sparsemble.core.config import nearest
+from sparsemble.core.errors import InputError
+
+RESERVED = ("name", "version", "source_sha256")
+"""Keys that a component's table has beside its settings."""
+
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+_classes: dict[tuple[Path, str, str], Any] = {}
+"""Classes by file, sha256 and name, so that equal settings give equal components."""
+
+
+@contextlib.contextmanager
+def files_beside(folder: Path) -> Iterator[None]:
+    """Look for relative paths of source files in this folder first, then in the current directory."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def names_a_file(name: str) -> bool:
+    """Return whether a component's name is of the form `file.py:ClassName`."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def import_file(file: Path) -> ModuleType:
+    """Execute a Python file as a module of its own; what it imports must be installed.
+
+    Raises:
+        InputError: the file does not exist, or raises an exception.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} does not exist")
+    digest = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"sparsemble_file_{digest[:16]}.{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses and type hints look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        raise InputError(f"{file} failed when it was imported: {first_line(error)}") from error
+    return module
+
+
+def class_from_file(reference: str, interfaces: Sequence[type], kind: str, where: str) -> Any:
+    """Return a component's class from a file of the user.
+
+    Args:
+        reference: `file.py:ClassName`; a relative path is looked for beside the recipe, then in the current directory.
+        interfaces: abstract classes, of which it must implement one.
+        kind: what the component is, for messages.
+        where: path of the setting, for messages.
+
+    Returns:
+        The class, its `name`, `source_file` and `source_sha256` set.
+
+    Raises:
+        InputError: no such file or class, the file failed, or the class does not implement the interface.
+    """
+    path, _, name = reference.rpartition(":")
+    file = _find(Path(path).expanduser())
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+        if (file, digest, name) not in _classes:
+            module = import_file(file)
+            cls = getattr(module, name, None)
+            if not isinstance(cls, type):
+                classes = [key for key, value in vars(module).items() if _is_class_of(module, value)]
+                raise InputError(f"{file} has no class {name}" + (nearest(name, classes) if classes else ""))
+            check_component(cls, interfaces, kind, f"{file}:{name}")
+            own: Any = cls
+            own.name, own.source_file, own.source_sha256 = name, f"{file}:{name}", digest
+            _classes[file, digest, name] = cls
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return _classes[file, digest, name]
+
+
+def check_component(cls: type, interfaces: Sequence[type], kind: str, origin: str) -> None:
+    """Check that a class from outside the package can be used as a component.
+
+    Args:
+        cls: the class.
+        interfaces: abstract classes, of which it must be a subclass of one.
+        kind: what the component is, for messages.
+        origin: where the class is from, for messages.
+
+    Raises:
+        InputError: naming the missing base class, method or setting.
+    """
+    interface: Any = next((each for each in interfaces if issubclass(cls, each)), None)
+    if interface is None:
+        bases = " or ".join(f"{each.__module__}.{each.__name__}" for each in interfaces)
+        methods = " and ".join(sorted(getattr(interfaces[0], "__abstractmethods__", ())))
+        raise InputError(f"{origin} must be a subclass of {bases} and define {methods}")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise InputError(f"{origin} lacks the method {' and '.join(missing)}, which every {kind} must define")
+    if not is_frozen_dataclass(cls):
+        raise InputError(f"{origin} must be a frozen dataclass; put @dataclass(frozen=True, kw_only=True) above it")
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for setting in getattr(interface, "__annotations__", {}):
+        if "ClassVar" not in str(interface.__annotations__[setting]) and setting not in fields:
+            raise InputError(f"{origin} lacks the setting {setting}, which every {kind} must have")
+    if taken := fields.intersection(RESERVED):
+        raise InputError(f"{origin} has a setting called {min(taken)}, which is reserved; rename it")
+
+
+def is_frozen_dataclass(cls: type) -> bool:
+    """Return whether the class itself, not only a base, is a frozen dataclass."""
+    parameters = vars(cls).get("__dataclass_params__")
+    return dataclasses.is_dataclass(cls) and bool(parameters and parameters.frozen)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type and the first line of an exception."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+
+
+def _find(path: Path) -> Path:
+    """Return the absolute path of a file, beside the recipe if it is there."""
+    folder = _folder.get()
+    beside = folder / path if folder else path
+    return (beside if beside.is_file() else path).resolve()
+
+
+def _is_class_of(module: ModuleType, value: Any) -> bool:
+    return isinstance(value, type) and value.__module__ == module.__name__

@@ -1,6 +1,5 @@
 """What the documents say is run or looked up."""
 
-import os
 import re
 import subprocess
 import sys
@@ -29,51 +28,6 @@ def test_every_place_in_the_method_page_is_right() -> None:
     text = (ROOT / "docs/method.md").read_text("utf-8")
     assert len(PLACE.findall(text)) > 20
     assert PLACE.sub(place, text) == text, "line numbers moved; `python tests/unit/test_docs.py` writes the new ones"
-
-
-def test_the_worked_example_of_adding_an_attack_works(tmp_path: Path) -> None:
-    script = """
-import torch, mine.single_step
-from sparsemble.attacks.attack import attacks
-from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import seeded
-attack = attacks.build({"name": "single_step"})
-x, y = torch.full((4, 1, 2, 2), 0.5), torch.tensor([0, 1, 0, 1])
-model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
-x_adv = attack(model, x, y, ThreatModel(eps=0.1), rng=seeded(0))
-assert torch.allclose((x_adv - x).abs(), torch.tensor(0.1)), x_adv
-"""
-    run_with_example(0, "single_step", script, tmp_path)
-
-
-def test_the_worked_example_of_adding_a_method_keeps_the_contract(tmp_path: Path) -> None:
-    script = """
-import copy, mine.rescaled_one_shot
-from tests.contracts.test_pruning_methods import GRANULARITIES, check, context, magnitudes, make, target
-from sparsemble.pruning import pruning_methods
-for granularity, sparsity in GRANULARITIES.items():
-    model = make()
-    before, asked = copy.deepcopy(model.state_dict()), target(model, sparsity, granularity=granularity)
-    check(model, before, asked, pruning_methods.build("rescaled_one_shot")(model, magnitudes(model), asked, context()))
-"""
-    run_with_example(1, "rescaled_one_shot", script, tmp_path)
-
-
-def run_with_example(number: int, name: str, script: str, folder: Path) -> None:
-    """Run a script that can import one of the page's examples."""
-    package = folder / "mine"
-    package.mkdir()
-    (package / "__init__.py").write_text("", "utf-8")
-    (package / f"{name}.py").write_text(blocks("docs/adding.md", "python")[number], "utf-8")
-    paths = os.pathsep.join([str(folder), str(ROOT)])
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
 
 
 def test_readme_has_the_two_commands_and_a_map() -> None:

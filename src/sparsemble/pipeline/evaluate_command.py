@@ -17,7 +17,7 @@ from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.artifacts import only_run_in, read_json
-from sparsemble.core.config import from_dict, nearest, parse_toml
+from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import build_from, to_dict
 from sparsemble.core.threat import ThreatModel

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from sparsemble.core import seeded
 from sparsemble.core.interfaces import combiners, stopping_rules
-from sparsemble.ensemble.calibration import HeldOut, Outcome, calibrate, judged
+from sparsemble.core.results import HeldOutOutcome
+from sparsemble.ensemble import CalibrationLogits, calibrate, evaluate_rule
 from sparsemble.ensemble.stopping.never import Never
 
 SPLITS = 6
@@ -26,17 +27,19 @@ DROP = 0.002
 RULES = ("agreement", "die", "first_passage", "confidence")
 
 
-def stored(run: Path) -> list[HeldOut]:
+def stored(run: Path) -> list[CalibrationLogits]:
     """Return what the calibrations in a run's folder saw."""
     found = []
     for path in sorted(run.glob("calibrate-*/logits.safetensors")):
         tensors = load_file(path)
         y, clean = tensors.pop("labels"), tensors.pop("clean")
-        found.append(HeldOut(clean=clean, attacked=tensors, y=y, combiner=combiners.build("mean_probability")))
+        found.append(
+            CalibrationLogits(clean=clean, attacked=tensors, y=y, combiner=combiners.build("mean_probability"))
+        )
     return found
 
 
-def part(held_out: HeldOut, chosen: torch.Tensor) -> HeldOut:
+def part(held_out: CalibrationLogits, chosen: torch.Tensor) -> CalibrationLogits:
     """Return the same for some of the images."""
     attacked = {name: logits[:, chosen] for name, logits in held_out.attacked.items()}
     return replace(held_out, clean=held_out.clean[:, chosen], attacked=attacked, y=held_out.y[chosen])
@@ -50,12 +53,12 @@ def main() -> None:
     print(f"{len(sets)} calibrations of {', '.join(str(len(one.y)) for one in sets)} images, {SPLITS} splits each\n")
     print("| rule | clean | worst case | members run, clean | attacked |\n|---|---:|---:|---:|---:|")
     for name in RULES:
-        rng, seen = seeded(0), list[tuple[Outcome, Outcome]]()
+        rng, seen = seeded(0), list[tuple[HeldOutOutcome, HeldOutOutcome]]()
         for one in sets * SPLITS:
             mixed = torch.randperm(len(one.y), generator=rng)
             first, second = (part(one, half) for half in mixed.chunk(2))
             rule = calibrate(stopping_rules.build(name), first, max_accuracy_drop=DROP).rule
-            seen.append((judged(rule, second), judged(Never(), second)))
+            seen.append((evaluate_rule(rule, second), evaluate_rule(Never(), second)))
         clean = sum(rule.clean - never.clean for rule, never in seen) / len(seen)
         worst = sum(rule.worst_case - never.worst_case for rule, never in seen) / len(seen)
         members = sum(rule.members_run for rule, _ in seen) / len(seen)

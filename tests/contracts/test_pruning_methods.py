@@ -14,8 +14,8 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.pruning import (
     Mask,
-    Pruned,
     PruningMethod,
+    PruningResult,
     SparsityTarget,
     prunable_layers,
     pruning_methods,
@@ -38,7 +38,7 @@ SHAPE = (1, 8, 8)
 METHODS = sorted(pruning_methods.components)
 GRANULARITIES = {"weight": 0.7, "n_m": 0.5, "block": 0.7, "channel": 0.6}
 """Each with a sparsity that it reaches."""
-OBJECTIVES = ["standard", "pgd_at", "trades", "mart", "n_fgsm", "fgsm_rs", "awp", "distillation"]
+LOSSES = ["standard", "pgd_at", "trades", "mart", "n_fgsm", "fgsm_rs", "awp", "distillation"]
 
 
 def quick(name: str, **more: Any) -> PruningMethod:
@@ -55,7 +55,7 @@ def make() -> nn.Module:
     return model.eval()
 
 
-def check(model: nn.Module, before: dict[str, Tensor], asked: SparsityTarget, pruned: Pruned) -> None:
+def check(model: nn.Module, before: dict[str, Tensor], asked: SparsityTarget, pruned: PruningResult) -> None:
     """Check everything that holds for any method."""
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.training
@@ -105,13 +105,13 @@ def test_prunes_exactly_at_every_sparsity(name: str, sparsity: float) -> None:
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context()))
 
 
-@pytest.mark.parametrize("training_loss", OBJECTIVES)
+@pytest.mark.parametrize("training_loss", LOSSES)
 @pytest.mark.parametrize("name", METHODS)
-def test_works_with_every_objective(name: str, training_loss: str) -> None:
+def test_works_with_every_loss(name: str, loss: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
     asked = target(model, 0.8)
-    loss = training_losses.build(training_loss).with_teacher(copy.deepcopy(model))
+    loss = training_losses.build(loss).with_teacher(copy.deepcopy(model))
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context(loss)))
 
 

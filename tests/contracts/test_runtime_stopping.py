@@ -24,9 +24,9 @@ def test_rules_decide_alike(rule: StoppingRule, members: int, scale: float, seed
     twin = stopping.build_rule(to_dict(rule))
     for m in range(1, members + 1):
         decision = rule(logits[:m], last=m == members)
-        rule, answer_with = twin(logits[:m].numpy(), last=m == members)
-        assert np.array_equal(rule, decision.stop.numpy())
-        assert np.array_equal(answer_with[rule], decision.answer_with.numpy()[rule])
+        stop, answer_with = twin(logits[:m].numpy(), last=m == members)
+        assert np.array_equal(stop, decision.stop.numpy())
+        assert np.array_equal(answer_with[stop], decision.answer_with.numpy()[stop])
 
 
 @pytest.mark.parametrize("name", combiners.names())

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
+from sparsemble.core.dynamic import decide_known
 from sparsemble.core.interfaces import Combiner, StoppingRule, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
-from sparsemble.ensemble import answer_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 
 few = settings(deadline=None, max_examples=25)
@@ -58,7 +58,7 @@ class TestEveryStoppingRule:
 
     def test_the_answering_prefix_has_the_largest_mass(self, rule: StoppingRule) -> None:
         logits = random_logits(4, 500)
-        answer = answer_dynamic(logits, MeanProbability(), rule)
+        answer = decide_known(logits, MeanProbability(), rule)
         stop_probability = rule.stop_probability(logits)
         chosen = stop_probability.gather(0, answer.answered_with[None] - 1)[0]
         assert torch.equal(chosen, stop_probability.amax(0))
@@ -69,7 +69,7 @@ class TestEveryStoppingRule:
             whole = rule(logits[:m], last=m == 4)
             for i in range(256):
                 single = rule(logits[:m, i : i + 1], last=m == 4)
-                assert bool(single.rule) == bool(whole.rule[i])
+                assert bool(single.stop) == bool(whole.stop[i])
                 assert int(single.answer_with) == int(whole.answer_with[i])
 
     def test_a_decision_never_changes_when_more_members_run(self, rule: StoppingRule) -> None:
@@ -77,8 +77,8 @@ class TestEveryStoppingRule:
         for m in range(1, 5):
             early = rule(logits[:m], last=False)
             later = rule(logits[: m + 1], last=m == 4)
-            assert (later.rule >= early.rule).all()
-            assert torch.equal(later.answer_with[early.rule], early.answer_with[early.rule])
+            assert (later.stop >= early.stop).all()
+            assert torch.equal(later.answer_with[early.stop], early.answer_with[early.stop])
 
     def test_mass_can_be_differentiated(self, rule: StoppingRule) -> None:
         logits = random_logits(3, 20).requires_grad_()

@@ -30,7 +30,7 @@ from sparsemble.core.interfaces import Decision, DynamicOutput, Ensemble, Stoppi
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, seeded
-from sparsemble.ensemble import answer_dynamic, predict_dynamic
+from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
@@ -271,18 +271,17 @@ class TestReweighted:
 class TestDecide:
     rule = DIE(b=10.0, tau_c=0.6)
 
-    def logits(self) -> Tensor:
-        return torch.randn(4, 300, 3, generator=seeded(0)) * 2
-
-    def test_is_the_deployed_decision(self) -> None:
-        logits = self.logits()
+    def test_stored_logits_give_the_deployed_decision(self) -> None:
+        ensemble = make_ensemble((2.0, -60.0), (3.0, 100.0), (1.0, 5.0), (0.5, 40.0))
+        x = torch.linspace(0.4, 0.6, 301).view(-1, 1, 1, 1)
         for rule in (self.rule, Never(), DIE(), DIE(b=128.0, tau_c=2.0)):
-            expected = answer_dynamic(logits, MeanProbability(), rule)
-            found = decide_known(logits, MeanProbability(), rule)
+            expected = predict_dynamic(ensemble, x, rule)
+            found = decide_known(ensemble.member_logits(x).detach(), ensemble.combiner, rule)
             torch.testing.assert_close(found.logits, expected.logits)
             assert torch.equal(found.members_run, expected.members_run)
             assert torch.equal(found.answered_with, expected.answered_with)
-        assert len(answer_dynamic(logits, MeanProbability(), self.rule).members_run.unique()) == 4
+        logits = torch.randn(4, 300, 3, generator=seeded(0)) * 2
+        assert len(decide_known(logits, MeanProbability(), self.rule).members_run.unique()) == 4
 
     def test_asks_only_members_that_run_and_differentiates_only_those_that_answer(self) -> None:
         ensemble = make_ensemble((2.0, -60.0), (3.0, 100.0), (1.0, 5.0))

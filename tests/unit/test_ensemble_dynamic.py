@@ -12,11 +12,12 @@ from torch import nn
 
 from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.losses.margin import Margin
+from sparsemble.core.dynamic import decide_known
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
 from sparsemble.core.types import Flags, Labels, MemberLogits, seeded
-from sparsemble.ensemble import answer_dynamic, predict_dynamic
-from sparsemble.ensemble.calibration import HeldOut, calibrate, orders
+from sparsemble.ensemble import predict_dynamic
+from sparsemble.ensemble.calibration import CalibrationLogits, calibrate, candidate_orders
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.agreement import Agreement
 from sparsemble.ensemble.stopping.confidence import Confidence
@@ -81,7 +82,7 @@ class TestDynamic:
     def test_running_members_equals_reading_stored_logits(self, rule: StoppingRule) -> None:
         ensemble, x = make_ensemble(), torch.rand(60, 1, 8, 8, generator=seeded(0))
         with torch.no_grad():
-            stored = answer_dynamic(ensemble.member_logits(x), average, rule)
+            stored = decide_known(ensemble.member_logits(x), average, rule)
         run = predict_dynamic(ensemble, x, rule)
         assert torch.equal(run.answered_with, stored.answered_with)
         assert torch.equal(run.members_run, stored.members_run)
@@ -141,8 +142,10 @@ class TestDynamic:
             Ensemble([], average)
 
 
-def held_out(clean: MemberLogits, attacked: list[MemberLogits], y: Labels) -> HeldOut:
-    return HeldOut(clean=clean, attacked={f"set{i}": one for i, one in enumerate(attacked)}, y=y, combiner=average)
+def held_out(clean: MemberLogits, attacked: list[MemberLogits], y: Labels) -> CalibrationLogits:
+    return CalibrationLogits(
+        clean=clean, attacked={f"set{i}": one for i, one in enumerate(attacked)}, y=y, combiner=average
+    )
 
 
 def sure_except(doubts: tuple[int, ...], y: Labels) -> MemberLogits:
@@ -170,8 +173,8 @@ class TestCalibrate:
         found = calibrate(start, held_out(sets[0], sets[1:], y), max_accuracy_drop=drop)
         assert found.allowed == max(1, math.floor(drop * images))
         if name != "at_once":  # which has no choice
-            assert round((found.static.clean - found.outcome.clean) * images) <= found.allowed
-            assert round((found.static.worst_case - found.outcome.worst_case) * images) <= found.allowed
+            assert round((found.full_ensemble.clean - found.outcome.clean) * images) <= found.allowed
+            assert round((found.full_ensemble.worst_case - found.outcome.worst_case) * images) <= found.allowed
         assert (found.images, found.tried) == (images, len(list(start.candidates(sets[0]))))
 
     @pytest.mark.parametrize("name", stopping_rules.names())
@@ -183,18 +186,18 @@ class TestCalibrate:
         found = calibrate(stopping_rules.build(name), held_out(clean, [worse], y), max_accuracy_drop=0.05)
 
         def right(logits: MemberLogits, rule: StoppingRule) -> Flags:
-            return answer_dynamic(logits, average, rule).logits.argmax(1) == y
+            return decide_known(logits, average, rule).logits.argmax(1) == y
 
         def run(logits: MemberLogits) -> float:
-            return answer_dynamic(logits, average, found.rule).members_run.float().mean().item()
+            return decide_known(logits, average, found.rule).members_run.float().mean().item()
 
-        for outcome, rule in ((found.outcome, found.rule), (found.static, Never())):
+        for outcome, rule in ((found.outcome, found.rule), (found.full_ensemble, Never())):
             assert outcome.clean == pytest.approx(right(clean, rule).float().mean().item())
             both = right(clean, rule) & right(worse, rule)
             assert outcome.worst_case == pytest.approx(both.float().mean().item())
         assert found.outcome.members_run == pytest.approx(run(clean))
         assert found.outcome.attacked_members_run == pytest.approx(max(run(clean), run(worse)))
-        assert found.static.members_run == found.static.attacked_members_run == 3
+        assert found.full_ensemble.members_run == found.full_ensemble.attacked_members_run == 3
 
     @pytest.mark.parametrize("percent", [2, 28, 29, 57, 58])
     def test_allows_as_many_images_as_the_share_says(self, percent: int) -> None:
@@ -211,8 +214,8 @@ class TestCalibrate:
         logits[0, torch.arange(40), (y + 1) % 5] = 30.0
         logits[1:, torch.arange(40), y] = 30.0
         found = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
-        assert found.outcome.clean == found.static.clean == 1
-        assert answer_dynamic(logits, average, found.rule).logits.argmax(1).equal(y)
+        assert found.outcome.clean == found.full_ensemble.clean == 1
+        assert decide_known(logits, average, found.rule).logits.argmax(1).equal(y)
 
     @pytest.mark.parametrize("name", ["agreement", "die", "first_passage", "confidence"])
     def test_sees_what_is_lost_under_one_attack_where_another_has_broken_the_image_anyway(self, name: str) -> None:
@@ -223,8 +226,8 @@ class TestCalibrate:
         late[0, torch.arange(40), (y + 1) % 5] = 30.0  # as sure and as wrong as the first member can be
         late[1:, torch.arange(40), y] = 30.0
         found = calibrate(stopping_rules.build(name), held_out(clean, [broken, late], y), max_accuracy_drop=0.0)
-        assert found.static.worst_case == found.outcome.worst_case == 0
-        assert answer_dynamic(late, average, found.rule).logits.argmax(1).equal(y)
+        assert found.full_ensemble.worst_case == found.outcome.worst_case == 0
+        assert decide_known(late, average, found.rule).logits.argmax(1).equal(y)
 
     def test_puts_the_member_first_that_needs_no_other(self) -> None:
         y = torch.arange(40) % 5
@@ -236,13 +239,13 @@ class TestCalibrate:
         assert found.order[0] == 2
         assert sorted(found.order) == [0, 1, 2, 3]
         assert found.outcome.members_run == 1
-        assert found.tried == sum(len(list(DIE().candidates(logits[list(order)]))) for order in orders(4))
+        assert found.tried == sum(len(list(DIE().candidates(logits[list(order)]))) for order in candidate_orders(4))
         kept = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
         assert kept.order == (0, 1, 2, 3)
 
     def test_orders_differ_in_who_is_first(self) -> None:
-        assert orders(3) == [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
-        assert orders(1) == [(0,)]
+        assert candidate_orders(3) == [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
+        assert candidate_orders(1) == [(0,)]
 
     def test_the_cost_under_attack_counts_as_much_as_asked(self) -> None:
         """Sure on clean images, torn on attacked ones, and right everywhere: who looks at attacks votes early."""
@@ -293,7 +296,7 @@ class TestCalibrate:
         assert tried == {(name, factor) for name in ("a", "b", "tau_u", "tau_c") for factor in (0.9, 1.1)}
         for one in found.sensitivity:
             rule = dataclasses.replace(found.rule, **{one.setting: one.factor * getattr(found.rule, one.setting)})
-            output = answer_dynamic(logits, average, rule)
+            output = decide_known(logits, average, rule)
             assert one.outcome.members_run == pytest.approx(output.members_run.float().mean().item())
             assert one.outcome.clean == pytest.approx((output.logits.argmax(1) == y).float().mean().item())
 
@@ -307,7 +310,7 @@ class TestCalibrate:
         near = [found.rule.votes + step for step in (-1, 1) if found.rule.votes + step >= 2]
         assert set(votes) == {other / found.rule.votes for other in near}
         for other in near:
-            output = answer_dynamic(logits, average, dataclasses.replace(found.rule, votes=other))
+            output = decide_known(logits, average, dataclasses.replace(found.rule, votes=other))
             outcome = votes[other / found.rule.votes]
             assert outcome.members_run == pytest.approx(output.members_run.float().mean().item())
 
@@ -320,7 +323,7 @@ class TestCalibrate:
     def test_a_rule_with_nothing_to_set_is_returned(self) -> None:
         logits = random_logits(4, 20)
         found = calibrate(Never(), held_out(logits, [logits], torch.arange(20) % 5), max_accuracy_drop=0.01)
-        assert (found.rule, found.tried, found.outcome) == (Never(), 1, found.static)
+        assert (found.rule, found.tried, found.outcome) == (Never(), 1, found.full_ensemble)
         assert found.sensitivity == ()
 
     @pytest.mark.parametrize("images", [0, 1, 6])

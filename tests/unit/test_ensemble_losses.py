@@ -15,9 +15,14 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from sparsemble.ensemble.features import feature_layers, features, soft_nonzero, watch_activations
-from sparsemble.ensemble.losses.dverge import DVERGE, imitate
-from sparsemble.ensemble.losses.eed import EED, mean_weight, misclassification
+from sparsemble.ensemble.losses.dverge import DVERGE, distil_features, feature_layers, features
+from sparsemble.ensemble.losses.eed import (
+    EED,
+    active_share,
+    mean_absolute_weight,
+    misclassification,
+    recorded_activations,
+)
 from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.training.loss import LossOutput
 from tests.helpers import tiny_model
@@ -60,7 +65,7 @@ class TestFeatures:
 
     def test_activations_of_every_relu_are_seen_once(self) -> None:
         model, (x, _) = member(0).eval(), batch()
-        with watch_activations(model) as seen:
+        with recorded_activations(model) as seen:
             model(x)
         assert len(seen) == sum(isinstance(m, nn.ReLU) for m in model.modules())
         assert all((activation >= 0).all() for activation in seen)
@@ -68,15 +73,15 @@ class TestFeatures:
         assert len(seen) == sum(isinstance(m, nn.ReLU) for m in model.modules())
 
     def test_smooth_share_of_nonzeros_lies_between_none_and_all(self) -> None:
-        assert soft_nonzero(torch.zeros(4, 5), 0.05) == 0
-        assert float(soft_nonzero(torch.full((4, 5), 3.0), 0.05)) == pytest.approx(1 / (1 + 0.05**2))
+        assert active_share(torch.zeros(4, 5), 0.05) == 0
+        assert float(active_share(torch.full((4, 5), 3.0), 0.05)) == pytest.approx(1 / (1 + 0.05**2))
         half = torch.tensor([0.0, 0.0, 7.0, 7.0])
-        assert float(soft_nonzero(half, 1e-4)) == pytest.approx(0.5)
-        assert float(soft_nonzero(1e3 * half, 0.3)) == pytest.approx(float(soft_nonzero(half, 0.3)))
+        assert float(active_share(half, 1e-4)) == pytest.approx(0.5)
+        assert float(active_share(1e3 * half, 0.3)) == pytest.approx(float(active_share(half, 0.3)))
 
     def test_smooth_share_falls_when_a_unit_shrinks(self) -> None:
         activation = torch.tensor([0.02, 1.0, 1.0], requires_grad=True)
-        (gradient,) = torch.autograd.grad(soft_nonzero(activation, 0.05), activation)
+        (gradient,) = torch.autograd.grad(active_share(activation, 0.05), activation)
         assert gradient[0] > 0
 
 
@@ -85,7 +90,7 @@ class TestImitate:
         model, (x, _) = member(0).eval(), batch()
         target = x.roll(1, 0)
         for layer in feature_layers(model):
-            found = imitate(model, layer, x, target, THREAT, 10)
+            found = distil_features(model, layer, x, target, THREAT, 10)
             assert float((found - x).abs().max()) <= THREAT.eps + 1e-6
             assert float(found.min()) >= 0
             assert float(found.max()) <= 1
@@ -105,7 +110,7 @@ class TestImitate:
             velocity = velocity + gradient / gradient.abs().sum()
             moved = point.detach() + 0.1 / 4 * velocity.sign()
             point = torch.max(torch.min(moved, x[:1] + 0.1), x[:1] - 0.1).clamp(0, 1)
-        torch.testing.assert_close(imitate(model, layer, x[:1], x[1:], THREAT, 4), point)
+        torch.testing.assert_close(distil_features(model, layer, x[:1], x[1:], THREAT, 4), point)
 
 
 class TestDVERGE:
@@ -124,7 +129,7 @@ class TestDVERGE:
             layer = names[int(torch.randint(len(names), (), generator=rng))]
             target, wide = torch.stack([x[(i - offset) % 6] for i in range(6)]), ThreatModel(eps=0.225)
             for j, model in enumerate(ensemble.members):
-                weak = imitate(model, layer, x, target, wide, 3)
+                weak = distil_features(model, layer, x, target, wide, 3)
                 others = [other for i, other in enumerate(ensemble.members) if i != j]
                 diversity += sum(float(F.cross_entropy(other(weak), y).detach()) for other in others)
         assert float(found.terms["robust"]) == pytest.approx(robust, rel=1e-4)
@@ -144,7 +149,7 @@ class TestDVERGE:
         [
             ({"beta": -0.1}, "beta = -0.1 must be 0 or more"),
             ({"beta": math.nan}, "beta = nan must be 0 or more"),
-            ({"reach": 0.0}, "reach = 0 must be above 0"),
+            ({"radius": 0.0}, "radius = 0 must be above 0"),
             ({"reach": math.inf}, "reach = inf must be above 0, and finite"),
             ({"steps": 0}, "steps = 0 must be 1 or more"),
         ],
@@ -195,7 +200,7 @@ class TestTerms:
         for model in ensemble.members:
             kept = torch.cat([layer.weight[layer.weight != 0].abs() for layer in prunable_layers(model).values()])
             means.append(float(kept.detach().mean()))
-        assert float(mean_weight(ensemble).detach()) == pytest.approx(sum(means) / 3)
+        assert float(mean_absolute_weight(ensemble).detach()) == pytest.approx(sum(means) / 3)
 
 
 class TestEED:
@@ -211,11 +216,11 @@ class TestEED:
         x_adv = ATTACK(ensemble, x, y, THREAT, rng=rng)
         shares = []
         for model in ensemble.members:
-            with watch_activations(model) as seen:
+            with recorded_activations(model) as seen:
                 model(x_adv)
-            shares.append(sum(float(soft_nonzero(a, 0.05).detach()) for a in seen) / len(seen))
+            shares.append(sum(float(active_share(a, 0.05).detach()) for a in seen) / len(seen))
         mistakes = misclassification(ensemble.member_logits(x_adv), ensemble(x_adv), y)
-        compact = 0.7 * float(mean_weight(ensemble).detach()) + 0.25 * sum(shares) / 2
+        compact = 0.7 * float(mean_absolute_weight(ensemble).detach()) + 0.25 * sum(shares) / 2
         assert torch.equal(found.adversarial, x_adv)
         assert float(found.terms["misclassification"]) == pytest.approx(float(mistakes.detach()), rel=1e-4)
         assert float(found.terms["compactness"]) == pytest.approx(compact, rel=1e-4)

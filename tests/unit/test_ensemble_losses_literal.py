@@ -12,8 +12,7 @@ from torch import Generator, Tensor, nn
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
-from sparsemble.ensemble.features import feature_layers
-from sparsemble.ensemble.losses.dverge import DVERGE, imitate
+from sparsemble.ensemble.losses.dverge import DVERGE, distil_features, feature_layers
 from sparsemble.ensemble.losses.eed import EED
 from sparsemble.ensemble.losses.igat import IGAT
 from sparsemble.training.loss import TrainingLoss
@@ -29,7 +28,7 @@ def literal_dverge(ensemble: Ensemble, x: Images, y: Labels, rng: Generator) -> 
     own = [ATTACK(member, x, y, THREAT, rng=rng) for member in ensemble.members]
     offset, layers = int(torch.randint(1, len(x), (), generator=rng)), feature_layers(ensemble.members[0])
     layer, wide = layers[int(torch.randint(len(layers), (), generator=rng))], ThreatModel(eps=0.225)
-    weak = [imitate(member, layer, x, x.roll(offset, 0), wide, 3) for member in ensemble.members]
+    weak = [distil_features(member, layer, x, x.roll(offset, 0), wide, 3) for member in ensemble.members]
     total = torch.zeros(())
     for b, label in enumerate(y):
         for i, member in enumerate(ensemble.members):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.models import architectures, build_model
-from sparsemble.models.channel_groups import spaces
+from sparsemble.models.channel_groups import channel_groups
 from sparsemble.models.graph import Graph
 
 SHAPE = (3, 16, 16)
@@ -58,7 +58,7 @@ def test_follows_any_names_and_functions() -> None:
     assert list(graph.layers()) == ["stuff.0", "stuff.1", "head"]
     assert [layer.positions for layer in graph.layers().values()] == [256, 256, 1]
     assert graph.by_name["stuff.1"].shape == (6, 16, 16)
-    tied = [space for space in spaces(graph) if space.free]
+    tied = [space for space in channel_groups(graph) if space.free]
     assert len(tied) == 1
     assert tied[0].producers == ("stuff.0", "stuff.1")
     assert sorted(tied[0].consumers) == ["head", "stuff.1"]
@@ -72,7 +72,7 @@ def test_residual_streams_are_one_space(name: str) -> None:
     graph = Graph(model, shape)
     layers = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     assert graph.layers().keys() == layers
-    found = spaces(graph)
+    found = channel_groups(graph)
     assert sorted(producer for space in found for producer in space.producers) == sorted(layers)
     streams = sum(len(space.producers) > 1 for space in found)
     assert streams == {"tiny": 2, "resnet18": 4, "resnet50": 4, "vgg16": 0, "wide_resnet": 3}[name]

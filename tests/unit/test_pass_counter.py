@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sparsemble.ensemble.features import features
 from torch import Tensor, nn
 
 from sparsemble.attacks.pgd import PGD
@@ -10,7 +11,6 @@ from sparsemble.core.pass_counter import Passes, count_passes, for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from sparsemble.ensemble.features import features
 from sparsemble.models import architectures, build_model
 from sparsemble.models.architecture import Normalised
 

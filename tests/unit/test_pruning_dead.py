@@ -11,7 +11,7 @@ from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
-from sparsemble.pruning.dead_channels import find_dead
+from sparsemble.pruning.dead_channels import find_dead_channels
 from sparsemble.pruning.granularities.channel import Channel
 from sparsemble.pruning.shrink import shrink
 
@@ -61,12 +61,12 @@ def test_removing_the_dead_changes_no_answer(name: str) -> None:
     mask = thinned(model, 0.02, 1)
     with torch.no_grad():
         before = model(x)
-        dead = find_dead(mask, Graph(model, shape))
+        dead = find_dead_channels(mask, Graph(model, shape))
         assert dead.channels > 0
         assert dead.weights == mask.nonzeros - dead.mask.nonzeros > 0
         dead.mask.apply_(model)
         assert torch.equal(model(x), before)
-    again = find_dead(dead.mask, Graph(model, shape))
+    again = find_dead_channels(dead.mask, Graph(model, shape))
     assert again.weights == 0
     assert again.channels == dead.channels
 
@@ -125,6 +125,6 @@ def test_a_constant_that_is_not_0_stays() -> None:
     mask["body.conv"][0] = False
     norm = model.get_submodule("body.norm")
     norm.bias.data[0], norm.weight.data[0] = 1.0, 0.0
-    assert find_dead(mask, Graph(model, shape)).channels == 0
+    assert find_dead_channels(mask, Graph(model, shape)).channels == 0
     norm.bias.data[0] = -1.0  # ReLU makes it 0
-    assert find_dead(mask, Graph(model, shape)).alive["body.conv"].tolist().count(False) == 1
+    assert find_dead_channels(mask, Graph(model, shape)).alive["body.conv"].tolist().count(False) == 1

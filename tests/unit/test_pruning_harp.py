@@ -21,7 +21,7 @@ from sparsemble.pruning import Mask, prunable_layers, pruning_methods
 from sparsemble.pruning.budget import budgets
 from sparsemble.pruning.methods.harp import HARP, LearnedMasks
 from sparsemble.pruning.methods.one_shot import OneShot
-from sparsemble.pruning.score import rescaled
+from sparsemble.pruning.score import rescale
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
@@ -71,7 +71,7 @@ class Catch(Callback):
 
 def learner(keep: float = 0.5, **harp: Any) -> LearnedMasks:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
-    return LearnedMasks(network, rescaled(magnitudes(network)), target(network, 1 - keep, (3, 2, 2)), HARP(**harp))
+    return LearnedMasks(network, rescale(magnitudes(network)), target(network, 1 - keep, (3, 2, 2)), HARP(**harp))
 
 
 class TestEveryMethod:
@@ -198,7 +198,7 @@ class TestLearning:
     def test_masked_weights_are_the_dense_ones_or_0(self) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(12, 50))
         dense = network[1].weight.detach().clone()
-        LearnedMasks(network, rescaled(magnitudes(network)), target(network, 0.75, (3, 2, 2)), HARP())
+        LearnedMasks(network, rescale(magnitudes(network)), target(network, 0.75, (3, 2, 2)), HARP())
         weight = network[1].weight  # seen through its mask
         assert torch.equal(weight, torch.where(weight != 0, dense, 0.0))
 
@@ -224,7 +224,7 @@ class TestLearning:
 
     def test_weights_and_biases_are_frozen_and_batchnorm_is_not(self) -> None:
         model = make()
-        masks = LearnedMasks(model, rescaled(magnitudes(model)), target(model, 0.5), HARP())
+        masks = LearnedMasks(model, rescale(magnitudes(model)), target(model, 0.5), HARP())
         free = {name for name, parameter in masks.named_parameters() if parameter.requires_grad}
         norms = {f"network.{n}" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
         learned = {name for name in free if name.endswith(("0.scores", "0.quota"))}
@@ -234,11 +234,11 @@ class TestLearning:
     def test_scores_and_quotas_learn_from_an_attack_that_starts_without_gradients(self) -> None:
         """The masks are worked out once a batch; that one time must carry gradients."""
         model = make()
-        training_loss = PGDAT(attack=PGD(steps=1, keep_best=True))
+        loss = PGDAT(attack=PGD(steps=1, keep_best=True))
         harp = HARP(epochs=1, penalty=0.0, initial_keep=1.0)
         learned: list[Any] = []
-        harp(model, magnitudes(model), target(model, 0.5), context(training_loss, callbacks=[Catch(learned)]))
-        first, start = rescaled(magnitudes(model)), math.log((0.5 - 0.05) / 0.5)
+        harp(model, magnitudes(model), target(model, 0.5), context(loss, callbacks=[Catch(learned)]))
+        first, start = rescale(magnitudes(model)), math.log((0.5 - 0.05) / 0.5)
         for name, mask in learned[0].masks.items():
             assert not torch.equal(mask.scores, first[name])
             assert mask.quota.item() != pytest.approx(start, abs=1e-6)

@@ -17,16 +17,22 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.pruning import Mask, prunable_layers
-from sparsemble.pruning.dynamic_mask import DynamicNetwork, Plan, final_mask, first_mask
+from sparsemble.pruning.dynamic_mask import DynamicNetwork, UpdateSchedule, final_mask, first_mask
 from sparsemble.pruning.learned_mask import ScoredNetwork
 from sparsemble.pruning.methods.flying_bird import FlyingBird
-from sparsemble.pruning.methods.flying_bird_plus import FlyingBirdPlus, Watch
+from sparsemble.pruning.methods.flying_bird_plus import FlyingBirdPlus, OverfittingMonitor
 from sparsemble.pruning.methods.hydra import HYDRA
-from sparsemble.pruning.methods.mad import MAD, equal_rows, outputs_last, unfolded, watched
-from sparsemble.pruning.methods.radmm import RADMM, DrawnNetwork
+from sparsemble.pruning.methods.mad import (
+    MAD,
+    equalise_rows,
+    flatten_gradients,
+    inputs_and_output_gradients,
+    unfold_inputs,
+)
+from sparsemble.pruning.methods.radmm import RADMM, ADMMNetwork
 from sparsemble.pruning.methods.rst import RST
 from sparsemble.pruning.methods.twinrep import TwinNetwork, TwinRep
-from sparsemble.pruning.score import rescaled
+from sparsemble.pruning.score import rescale
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.optimisers.sgd import SGD
@@ -46,8 +52,8 @@ def net(seed: int = 0) -> nn.Module:
     ).eval()
 
 
-def schedule(rate: float, lr_schedule: Any = None) -> Schedule:
-    return Schedule(learning_rate=rate, optimiser=PLAIN, lr_schedule=lr_schedule or Cosine())
+def schedule(learning_learning_learning_rate: float, lr_schedule: Any = None) -> Schedule:
+    return Schedule(learning_rate=learning_rate, optimiser=PLAIN, lr_schedule=lr_schedule or Cosine())
 
 
 class Look(Callback):
@@ -66,7 +72,7 @@ class Look(Callback):
 class TestScoredNetwork:
     def test_gradients_pass_straight_to_the_scores(self) -> None:
         model = net()
-        scores = rescaled(
+        scores = rescale(
             {name: torch.randn(value.shape, generator=seeded(4)) for name, value in magnitudes(model).items()}
         )
         learner = ScoredNetwork(copy.deepcopy(model), scores, target(model), free_norms=True)
@@ -174,7 +180,7 @@ class TestRADMM:
     def test_updates_are_those_of_the_formula(self) -> None:
         model = net()
         asked = target(model, 0.6)
-        learner = DrawnNetwork(copy.deepcopy(model), asked, rho=0.01)
+        learner = ADMMNetwork(copy.deepcopy(model), asked, rho=0.01)
         u = {name: torch.zeros_like(value) for name, value in magnitudes(model).items()}
         for round_ in range(3):
             with torch.no_grad():
@@ -200,7 +206,7 @@ class TestRADMM:
 
             class Last(Callback):
                 def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-                    assert isinstance(model, DrawnNetwork)
+                    assert isinstance(model, ADMMNetwork)
                     mask = model.target.mask(
                         {name: layer.weight.detach().abs() for name, layer in model.layers.items()}
                     )
@@ -221,7 +227,7 @@ class TestRADMM:
 
         class Watched(Callback):
             def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-                assert isinstance(model, DrawnNetwork)
+                assert isinstance(model, ADMMNetwork)
                 seen.append(float(model.rho))
 
         model = net()
@@ -238,7 +244,7 @@ class TestFlyingBird:
     def test_a_move_drops_the_smallest_and_grows_as_many_others_at_0(self) -> None:
         learner = self.learner()
         before, weights = learner.mask(), {n: layer.weight.detach().clone() for n, layer in learner.layers.items()}
-        learner.move_(0.25, None, seeded(1))
+        learner.update_mask_(0.25, None, seeded(1))
         after = learner.mask()
         for name in before:
             kept = int(before[name].sum())
@@ -274,7 +280,7 @@ class TestFlyingBird:
         assert any(not torch.equal(mask[name], first[name]) for name in mask)
 
     def test_shares_fall_along_a_cosine_and_then_the_mask_rests(self) -> None:
-        plan = Plan(steps=100, every=10, first=0.5, last=0.005, rest=0.25)
+        plan = UpdateSchedule(steps=100, every=10, first=0.5, last=0.005, rest=0.25)
         moves = {step: plan.drop_at(step) for step in range(1, 101) if plan.drop_at(step)}
         assert list(moves) == [10, 20, 30, 40, 50, 60, 70]
         for step, share in moves.items():
@@ -288,31 +294,31 @@ class TestFlyingBird:
 
 
 class TestFlyingBirdPlus:
-    def watched(self, seen: list[tuple[float, float]], epochs: int = 8) -> tuple[Watch, Plan, DynamicNetwork]:
+    def inputs_and_output_gradients(self, seen: list[tuple[float, float]], epochs: int = 8) -> tuple[OverfittingMonitor, UpdateSchedule, DynamicNetwork]:
         learner = TestFlyingBird().learner()
-        plan = Plan(steps=100, every=10, first=0.5, last=0.005, rest=0.25)
-        watch = Watch(learner, plan, lambda model: {}, epochs=epochs, faster=0.4, slower=0.05)
+        plan = UpdateSchedule(steps=100, every=10, first=0.5, last=0.005, rest=0.25)
+        watch = OverfittingMonitor(learner, plan, lambda model: {}, epochs=epochs, faster=0.4, slower=0.05)
         watch.restore({"seen": torch.tensor(seen, dtype=torch.float64)})
         return watch, plan, learner
 
     def test_grows_less_where_the_gap_widens_and_more_where_held_out_falls(self) -> None:
         overfits = [(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)]
-        assert self.watched(overfits)[1].faster == pytest.approx(0.4)
-        assert self.watched([*overfits[:-1], (0.6, 0.47)])[1].faster == pytest.approx(0.35)
-        assert self.watched([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.1, 0.4)])[1].faster == pytest.approx(
+        assert self.inputs_and_output_gradients(overfits)[1].faster == pytest.approx(0.4)
+        assert self.inputs_and_output_gradients([*overfits[:-1], (0.6, 0.47)])[1].faster == pytest.approx(0.35)
+        assert self.inputs_and_output_gradients([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.1, 0.4)])[1].faster == pytest.approx(
             -0.05
         )
-        assert self.watched([(1.0, 0.3), (0.9, 0.4), (0.8, 0.5), (0.7, 0.6), (0.6, 0.7)])[1].faster == 0
-        assert self.watched(overfits[:3])[1].faster == 0  # the first half of training
+        assert self.inputs_and_output_gradients([(1.0, 0.3), (0.9, 0.4), (0.8, 0.5), (0.7, 0.6), (0.6, 0.7)])[1].faster == 0
+        assert self.inputs_and_output_gradients(overfits[:3])[1].faster == 0  # the first half of training
 
     def test_its_density_gives_way_and_ends_at_the_target(self) -> None:
-        _, plan, learner = self.watched([(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)])
+        _, plan, learner = self.inputs_and_output_gradients([(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)])
         asked = learner.mask().nonzeros
         learner.steps.fill_(40)
-        learner.move_(0.5, plan.counts(learner, 0.5), seeded(0))
+        learner.update_mask_(0.5, plan.counts(learner, 0.5), seeded(0))
         assert learner.mask().nonzeros < asked
         learner.steps.fill_(70)  # the last move
-        learner.move_(0.1, plan.counts(learner, 0.1), seeded(0))
+        learner.update_mask_(0.1, plan.counts(learner, 0.1), seeded(0))
         assert learner.mask().nonzeros == asked
         assert final_mask(learner).nonzeros == asked
 
@@ -327,8 +333,8 @@ class TestMAD:
         """A from what a weight multiplies, G from the gradients of the summed loss, with plain loops."""
         model = net()
         x, y = torch.rand(3, *SHAPE, generator=seeded(3)), torch.arange(3) % 3
-        inputs, gradients = watched(model, x, y)
-        a = unfolded(model[0], inputs["0"])
+        inputs, gradients = inputs_and_output_gradients(model, x, y)
+        a = unfold_inputs(model[0], inputs["0"])
         padded = F.pad(x, (1, 1, 1, 1))
         rows = [padded[b, :, i : i + 3, j : j + 3].flatten() for b in range(3) for i in range(4) for j in range(4)]
         torch.testing.assert_close(a, torch.stack(rows))
@@ -336,7 +342,7 @@ class TestMAD:
         out = F.conv2d(x, weight, model[0].bias, padding=1)
         out.retain_grad()
         F.cross_entropy(model[4](out.relu().mean((2, 3))), y, reduction="sum").backward()
-        g = outputs_last(gradients["0"])
+        g = flatten_gradients(gradients["0"])
         torch.testing.assert_close(g, out.grad.permute(0, 2, 3, 1).reshape(-1, 4))
         torch.testing.assert_close((g.T @ a).view_as(weight), weight.grad, atol=1e-5, rtol=1e-4)
 
@@ -350,9 +356,9 @@ class TestMAD:
         with torch.no_grad():
             for name, layer in prunable_layers(masked).items():
                 layer.weight.mul_(soft[name])
-        inputs, gradients = watched(masked, x, y)
+        inputs, gradients = inputs_and_output_gradients(masked, x, y)
         for name, layer in prunable_layers(model).items():
-            a, g = unfolded(layer, inputs[name]), outputs_last(gradients[name])
+            a, g = unfold_inputs(layer, inputs[name]), flatten_gradients(gradients[name])
             big_a = sum(torch.outer(row, row) for row in a) / len(x)
             taken = (layer.weight * (1 - soft[name])).detach().flatten(1)
             for j in range(len(taken)):
@@ -396,7 +402,7 @@ class TestMAD:
 
     def test_every_class_keeps_as_many_weights(self) -> None:
         worth = torch.tensor([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0], [0.4, 0.1, 0.2, 0.3]])
-        equal = equal_rows(worth)
+        equal = equalise_rows(worth)
         assert torch.equal(equal.argsort(1), worth.argsort(1))
         torch.testing.assert_close(equal.sort(1).values, worth.sort(1).values.mean(0).expand(3, -1))
         kept = equal.flatten() >= equal.flatten().sort(descending=True).values[5]

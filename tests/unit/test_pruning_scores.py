@@ -14,7 +14,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.pruning import prunable_layers
-from sparsemble.pruning.score import rescaled
+from sparsemble.pruning.score import rescale
 from sparsemble.pruning.scores.ase import ASE
 from sparsemble.pruning.scores.bnsf import BNSF
 from sparsemble.pruning.scores.erm import ERM
@@ -166,10 +166,10 @@ class TestERM:
             assert_close(scores[name], math.sqrt(6 / inputs) * weight.abs() / weight.abs().max())
 
     def test_rescaling_brings_any_score_into_its_range(self) -> None:
-        scores = rescaled({"conv": torch.rand(4, 2, 3, 3) * 1e6, "linear": torch.rand(5, 7) * 1e-6})
+        scores = rescale({"conv": torch.rand(4, 2, 3, 3) * 1e6, "linear": torch.rand(5, 7) * 1e-6})
         assert float(scores["conv"].max()) == pytest.approx(math.sqrt(6 / 18))
         assert float(scores["linear"].max()) == pytest.approx(math.sqrt(6 / 7))
-        assert rescaled({"dead": torch.zeros(2, 2)})["dead"].count_nonzero() == 0
+        assert rescale({"dead": torch.zeros(2, 2)})["dead"].count_nonzero() == 0
 
 
 class TestBNSF:

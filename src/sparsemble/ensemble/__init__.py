@@ -1,17 +1,29 @@
-"""Many sub-models as one: choose the ensemble, combine, diversify, stop early."""
+"""Many sub-models as one: losses, selection, combiners, stopping, calibration."""
 
 from sparsemble.core import interfaces
-from sparsemble.ensemble.dynamic import answer_dynamic, predict_dynamic
-from sparsemble.ensemble.selection.rule import Evidence, Selected, SelectionRule, robust_diversity, selection_rules
+from sparsemble.ensemble.calibration import CalibrationLogits, CalibrationResult, calibrate, evaluate_rule
+from sparsemble.ensemble.dynamic import predict_dynamic
+from sparsemble.ensemble.selection.rule import (
+    PoolLogits,
+    Selection,
+    SelectionRule,
+    robust_diversity,
+    select,
+    selection_rules,
+)
 from sparsemble.training import loss
 
 __all__ = [
-    "Evidence",
-    "Selected",
+    "CalibrationLogits",
+    "CalibrationResult",
+    "PoolLogits",
+    "Selection",
     "SelectionRule",
-    "answer_dynamic",
+    "calibrate",
+    "evaluate_rule",
     "predict_dynamic",
     "robust_diversity",
+    "select",
     "selection_rules",
 ]
 

@@ -1,28 +1,29 @@
-"""Run members one after the other, and only on the images still undecided."""
+"""Dynamic inference: members run one after the other, each only on the images still undecided."""
 
 import torch
 
-from sparsemble.core.dynamic import decide, decide_known
-from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule
-from sparsemble.core.types import Images, MemberLogits
+from sparsemble.core.dynamic import decide
+from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule
+from sparsemble.core.types import Images
 
 
 @torch.no_grad()
 def predict_dynamic(ensemble: Ensemble, x: Images, rule: StoppingRule) -> DynamicOutput:
-    """Answer each image with as few members as the rule asks for.
+    """Predict each image with as few members as the stopping rule allows.
+
+    For stored logits of all members use `core.dynamic.decide_known`.
 
     Args:
-        ensemble: members in running order; put it in eval mode first.
-        x: (B, C, H, W) in [0, 1].
-        rule: the deployed rule.
+        ensemble: members in running order, in eval mode.
+        x: images (B, C, H, W) in [0, 1].
+        rule: the stopping rule; it decides for each image on its own.
 
     Returns:
-        Logits of the answering prefix of each image; a member costs only the images it was run on.
+        Logits (B, K) of the prefix that answers, its length, and the number of members run, both (B) in 1..M.
+
+    Raises:
+        InputError: members return different numbers of classes.
+
+    Source: EED main paper, eqs. 20-22.
     """
     return decide(ensemble, x, rule)
-
-
-@torch.no_grad()
-def answer_dynamic(member_logits: MemberLogits, combiner: Combiner, rule: StoppingRule) -> DynamicOutput:
-    """Answer as `predict_dynamic` would, from stored logits of all members (M, B, K)."""
-    return decide_known(member_logits, combiner, rule)

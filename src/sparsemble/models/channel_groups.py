@@ -28,7 +28,7 @@ class ChannelGroup:
         return bool(self.producers and self.consumers)
 
 
-def spaces(graph: Graph) -> list[ChannelGroup]:
+def channel_groups(graph: Graph) -> list[ChannelGroup]:
     """Group the channels of all operations by the adds that tie them.
 
     Raises:

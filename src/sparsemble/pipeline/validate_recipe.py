@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from sparsemble.core.errors import InputError
 from sparsemble.data.dataset import Dataset
-from sparsemble.ensemble.features import feature_layers
-from sparsemble.ensemble.losses.dverge import DVERGE
+from sparsemble.ensemble.losses.dverge import DVERGE, feature_layers
 from sparsemble.models.graph import Graph
 from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.pipeline.recipe import Recipe

@@ -3,7 +3,7 @@
 from sparsemble.pruning import budget, granularity, layer_rates
 from sparsemble.pruning.granularity import Granularity
 from sparsemble.pruning.mask import KeepZero, Mask, jaccard, prunable_layers
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import PruningScore, pruning_scores
 from sparsemble.pruning.target import SparsityTarget
 
@@ -11,7 +11,7 @@ __all__ = [
     "Granularity",
     "KeepZero",
     "Mask",
-    "Pruned",
+    "PruningResult",
     "PruningContext",
     "PruningMethod",
     "PruningScore",

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sparsemble.models.channel_groups import ChannelGroup, spaces
+from sparsemble.models.channel_groups import ChannelGroup, channel_groups
 from sparsemble.models.graph import Graph
-from sparsemble.pruning.layer_rates import Family, LayerRates
+from sparsemble.pruning.layer_rates import KeepRates, LayerRates
 from sparsemble.pruning.mask import Mask, keep_top
 from sparsemble.pruning.score import Scores
 
@@ -25,26 +25,26 @@ class Channels:
 
     def __init__(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]], cost: Callable[[Tensor], Tensor]) -> None:
         self.shapes, self.cost = shapes, cost
-        found = spaces(graph)
+        found = channel_groups(graph)
         place = {name: i for i, space in enumerate(found) for name in space.operations}
-        self.spaces = found
+        self.channel_groups = found
         self.written = {name: place[name] for name in shapes}
         self.read = {name: place[graph.by_name[name].inputs[0]] for name in shapes}
 
     def free(self, name: str) -> bool:
         """Say whether output channels of a layer can be taken out."""
-        return self.spaces[self.written[name]].free
+        return self.channel_groups[self.written[name]].free
 
     def fewest(self) -> list[int]:
         """Return one channel for each space, all where none can be taken out."""
-        return [1 if space.free else space.channels for space in self.spaces]
+        return [1 if space.free else space.channels for space in self.channel_groups]
 
     def spent(self, kept: list[int]) -> float:
         """Return the cost of keeping so many channels of each space."""
         weights = [kept[self.written[name]] * kept[self.read[name]] * self._taps(name) for name in self.shapes]
         return float(self.cost(torch.tensor(weights, dtype=torch.float64)).sum())
 
-    def mask(self, scores: Scores, rates: LayerRates, family: Family | None, allowed: float) -> Mask:
+    def mask(self, scores: Scores, rates: LayerRates, keep_rates: KeepRates | None, allowed: float) -> Mask:
         """Return the mask that keeps the best channels, so many that no space can keep one more.
 
         Args:
@@ -53,8 +53,12 @@ class Channels:
             family: keep rates of layers by level, in place of `rates`.
             allowed: what may be spent.
         """
-        worth = {i: self._worth(space, scores) for i, space in enumerate(self.spaces) if space.free}
-        levels = self._by_space(family) if family else rates.family({str(i): value for i, value in worth.items()})
+        worth = {i: self._worth(space, scores) for i, space in enumerate(self.channel_groups) if space.free}
+        levels = (
+            self._by_space(keep_rates)
+            if keep_rates
+            else rates.keep_rates({str(i): value for i, value in worth.items()})
+        )
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
@@ -63,7 +67,7 @@ class Channels:
         kept = self._filled(self._kept(levels(low)), allowed)
         stays = [
             keep_top(worth[i], kept[i]) if space.free else torch.ones(space.channels, dtype=torch.bool)
-            for i, space in enumerate(self.spaces)
+            for i, space in enumerate(self.channel_groups)
         ]
         return Mask({name: self._crossed(name, score, stays) for name, score in scores.items()})
 
@@ -72,14 +76,14 @@ class Channels:
         rows = [scores[name].detach().flatten(1).mean(1).double() for name in space.producers]
         return torch.stack(rows).mean(0)
 
-    def _by_space(self, family: Family) -> Family:
+    def _by_space(self, keep_rates: KeepRates) -> KeepRates:
         """Turn rates of layers into rates of spaces: the mean over the layers that make one."""
 
         def rates(level: float) -> dict[str, float]:
-            own = family(level)
+            own = keep_rates(level)
             return {
                 str(i): sum(own[name] for name in space.producers) / len(space.producers)
-                for i, space in enumerate(self.spaces)
+                for i, space in enumerate(self.channel_groups)
                 if space.free
             }
 
@@ -88,7 +92,7 @@ class Channels:
     def _kept(self, rates: Mapping[str, float]) -> list[int]:
         return [
             max(int(rates[str(i)] * space.channels), 1) if space.free else space.channels
-            for i, space in enumerate(self.spaces)
+            for i, space in enumerate(self.channel_groups)
         ]
 
     def _filled(self, kept: list[int], allowed: float) -> list[int]:
@@ -96,7 +100,7 @@ class Channels:
         going = True
         while going:
             going = False
-            missing = [1 - count / space.channels for count, space in zip(kept, self.spaces, strict=True)]
+            missing = [1 - count / space.channels for count, space in zip(kept, self.channel_groups, strict=True)]
             for i in sorted(range(len(kept)), key=lambda i: -missing[i]):
                 more = [count + (i == j) for j, count in enumerate(kept)]
                 if missing[i] > 0 and self.spent(more) <= allowed:
@@ -106,7 +110,7 @@ class Channels:
     def _taps(self, name: str) -> int:
         """Return the weights that lead from one input channel to one output channel."""
         shape = self.shapes[name]
-        return torch.Size(shape).numel() // shape[0] // self.spaces[self.read[name]].channels
+        return torch.Size(shape).numel() // shape[0] // self.channel_groups[self.read[name]].channels
 
     def _crossed(self, name: str, score: Tensor, stays: list[Tensor]) -> Tensor:
         rows = stays[self.written[name]].to(score.device)

@@ -6,14 +6,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.models.channel_groups import spaces
+from sparsemble.models.channel_groups import channel_groups
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.pruning.mask import Mask
 
 
 @final
 @dataclass(frozen=True)
-class Dead:
+class DeadChannels:
     """What has no say."""
 
     mask: Mask
@@ -27,7 +27,7 @@ class Dead:
 
 
 @torch.no_grad()
-def find_dead(mask: Mask, graph: Graph) -> Dead:
+def find_dead_channels(mask: Mask, graph: Graph) -> DeadChannels:
     """Find what a mask leaves without influence on the output.
 
     A channel is dead if no weight reads it, or if it is 0 on every image: then nothing needs to read it. A channel
@@ -38,7 +38,7 @@ def find_dead(mask: Mask, graph: Graph) -> Dead:
         graph: of the network; its biases and BatchNorms count, its weights do not.
     """
     keep = {name: one.cpu().clone() for name, one in mask.items()}
-    groups = [space for space in spaces(graph) if space.free]
+    groups = [space for space in channel_groups(graph) if space.free]
     alive = {name: torch.ones(len(one), dtype=torch.bool) for name, one in keep.items()}
     left = -1
     while left != (left := sum(int(one.sum()) for one in keep.values())):
@@ -54,7 +54,7 @@ def find_dead(mask: Mask, graph: Graph) -> Dead:
                 alive[name] = read
     channels = sum(int((~alive[space.producers[0]]).sum()) for space in groups)
     found = Mask({name: one.to(mask[name].device) for name, one in keep.items()})
-    return Dead(found, alive, channels, mask.nonzeros - found.nonzeros)
+    return DeadChannels(found, alive, channels, mask.nonzeros - found.nonzeros)
 
 
 def _silent(graph: Graph, keep: dict[str, Tensor]) -> dict[str, Tensor]:

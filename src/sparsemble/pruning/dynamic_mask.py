@@ -31,7 +31,7 @@ class DynamicNetwork(nn.Module):
         for name, keep in mask.items():
             self.register_buffer(_buffer(name), keep.clone().to(self.layers[name].weight.device))
         self.first = {name: int(keep.sum()) for name, keep in mask.items()}
-        self.hold_()
+        self.apply_mask_()
 
     def forward(self, x: Images) -> Logits:
         """Return the logits of the sparse network."""
@@ -53,13 +53,13 @@ class DynamicNetwork(nn.Module):
         }
 
     @torch.no_grad()
-    def hold_(self) -> None:
+    def apply_mask_(self) -> None:
         """Set the weights outside the mask to 0."""
         for name, layer in self.layers.items():
             layer.weight.mul_(self.keep(name))
 
     @torch.no_grad()
-    def move_(self, drop: float, counts: Mapping[str, int] | None, rng: Generator) -> None:
+    def update_mask_(self, drop: float, counts: Mapping[str, int] | None, rng: Generator) -> None:
         """Drop the smallest weights and let others grow, which start at 0.
 
         Args:
@@ -68,7 +68,7 @@ class DynamicNetwork(nn.Module):
             rng: draws what grows; what was just dropped comes last.
         """
         if self.target.granularity.whole_channels:
-            self._move_channels_(drop, rng)
+            self._update_channels_(drop, rng)
             return
         for name, size in self.sizes().items():
             keep = self.keep(name)
@@ -77,9 +77,9 @@ class DynamicNetwork(nn.Module):
             draw = torch.rand(keep.shape, generator=rng, device=keep.device)
             worth = torch.where(stay, 2.0, torch.where(keep, draw - 1, draw))
             count = kept if counts is None else counts[name]
-            self._take_(name, self.target.keep(name, worth, max(count, 1)), rng, 0.0)
+            self._set_mask_(name, self.target.keep(name, worth, max(count, 1)), rng, 0.0)
 
-    def _move_channels_(self, drop: float, rng: Generator) -> None:
+    def _update_channels_(self, drop: float, rng: Generator) -> None:
         """Let channels that are not there compete by a draw with those that are smallest."""
         worth = {}
         for name, size in self.sizes().items():
@@ -87,9 +87,9 @@ class DynamicNetwork(nn.Module):
             shaped = draw.view(-1, *[1] * (size.ndim - 1))
             worth[name] = torch.where(size < 0, shaped, size / size.max().clamp_min(1e-12))
         for name, keep in self.target.mask(worth).items():
-            self._take_(name, keep, rng, NEW)
+            self._set_mask_(name, keep, rng, NEW)
 
-    def _take_(self, name: str, keep: Tensor, rng: Generator, size: float) -> None:
+    def _set_mask_(self, name: str, keep: Tensor, rng: Generator, size: float) -> None:
         """Change the mask of a layer; weights that grow are drawn at a share of He's size."""
         weight, grown = self.layers[name].weight, keep & ~self.keep(name)
         if size:
@@ -100,24 +100,24 @@ class DynamicNetwork(nn.Module):
 
 
 @final
-class Moves(Callback):
+class MaskUpdates(Callback):
     """Holds the mask after every step, and moves it now and then."""
 
-    def __init__(self, learner: DynamicNetwork, plan: "Plan", rng: Generator) -> None:
+    def __init__(self, learner: DynamicNetwork, plan: "UpdateSchedule", rng: Generator) -> None:
         self.learner, self.plan, self.rng = learner, plan, rng
 
     def after_step(self, model: nn.Module) -> None:
         """Hold, and move if it is time."""
         learner = self.learner
-        learner.hold_()
+        learner.apply_mask_()
         learner.steps += 1
         drop = self.plan.drop_at(int(learner.steps))
         if drop:
-            learner.move_(drop, self.plan.counts(learner, drop), self.rng)
+            learner.update_mask_(drop, self.plan.counts(learner, drop), self.rng)
 
 
 @final
-class Plan:
+class UpdateSchedule:
     """When the mask moves, and by how much.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sparsemble.core.registry import Component, Registry
 from sparsemble.pruning.score import Scores
 
-Family = Callable[[float], dict[str, float]]
+KeepRates = Callable[[float], dict[str, float]]
 """Keep rates of the layers, in [0, 1], rising with the level from nothing at 0 to everything at 1."""
 
 
@@ -14,7 +14,7 @@ class LayerRates(Component):
     """Says what share of each layer stays, at any level of the whole."""
 
     @abstractmethod
-    def family(self, scores: Scores) -> Family:
+    def keep_rates(self, scores: Scores) -> KeepRates:
         """Return the keep rates at each level.
 
         Args:

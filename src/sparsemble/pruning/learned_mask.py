@@ -18,7 +18,7 @@ from sparsemble.training.loss import LossOutput, TrainingLoss
 
 
 @contextlib.contextmanager
-def worked_out_once(layers: Mapping[str, nn.Conv2d | nn.Linear]) -> Iterator[None]:
+def cached_weights(layers: Mapping[str, nn.Conv2d | nn.Linear]) -> Iterator[None]:
     """Work the masked weights out once for all passes inside, with gradients even if an attack starts without them."""
     with parametrize.cached():
         for layer in layers.values():
@@ -26,7 +26,9 @@ def worked_out_once(layers: Mapping[str, nn.Conv2d | nn.Linear]) -> Iterator[Non
         yield
 
 
-def plain_(network: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], *, masked: bool = False) -> nn.Module:
+def remove_masks_(
+    network: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], *, masked: bool = False
+) -> nn.Module:
     """Take the masks off and make everything trainable again.
 
     Args:
@@ -72,7 +74,7 @@ class ScoredNetwork(nn.Module):
 
     def plain(self) -> nn.Module:
         """Return the network with its own weights, all trainable."""
-        return plain_(self.network, self.layers)
+        return remove_masks_(self.network, self.layers)
 
 
 @final
@@ -105,5 +107,5 @@ class _Masked(TrainingLoss):
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss."""
-        with worked_out_once(self.layers):
+        with cached_weights(self.layers):
             return self.inner(model, x, y, threat, rng=rng)

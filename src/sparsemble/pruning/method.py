@@ -50,7 +50,7 @@ class PruningContext:
         return self.batches
 
 
-class Pruned(NamedTuple):
+class PruningResult(NamedTuple):
     """A plain sparse model and the mask that its weights obey."""
 
     model: nn.Module
@@ -69,7 +69,9 @@ class PruningMethod(Component):
     """Whether the weights that are left may be trained afterwards."""
 
     @abstractmethod
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Prune to the target, exactly; a pruned weight is 0 and stays so unless the method says otherwise."""
 
 

@@ -33,12 +33,12 @@ def fan_in(weight: Tensor) -> int:
     return weight[0].numel()
 
 
-def rescaled(scores: Scores) -> Scores:
+def rescale(scores: Scores) -> Scores:
     """Bring every layer to the range HARP learns in: sqrt(6 / fan_in) * s / max s (method.md 2.3)."""
     return {name: math.sqrt(6 / fan_in(s)) * s / s.max().clamp_min(1e-30) for name, s in scores.items()}
 
 
-def norms_after(model: nn.Module, x: Images) -> dict[str, nn.BatchNorm2d]:
+def following_batch_norms(model: nn.Module, x: Images) -> dict[str, nn.BatchNorm2d]:
     """Return, for each Conv2d whose output goes straight into a BatchNorm2d, that BatchNorm.
 
     Found by watching one forward pass, so it works for any module names.

@@ -5,9 +5,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sparsemble.models.channel_groups import spaces
+from sparsemble.models.channel_groups import channel_groups
 from sparsemble.models.graph import Graph
-from sparsemble.pruning.dead_channels import find_dead
+from sparsemble.pruning.dead_channels import find_dead_channels
 from sparsemble.pruning.mask import Mask
 
 
@@ -27,9 +27,9 @@ def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     """
     small = copy.deepcopy(model)
     graph = Graph(small, shape)
-    dead = find_dead(Mask.of(small), graph)
+    dead = find_dead_channels(Mask.of(small), graph)
     dead.mask.apply_(small)
-    for space in spaces(graph):
+    for space in channel_groups(graph):
         if not space.free:
             continue
         alive = dead.alive[space.producers[0]].clone()

@@ -15,7 +15,7 @@ from sparsemble.pruning.budgets.weights import Weights
 from sparsemble.pruning.channels import Channels
 from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.granularity import Granularity
-from sparsemble.pruning.layer_rates import Family, LayerRates
+from sparsemble.pruning.layer_rates import KeepRates, LayerRates
 from sparsemble.pruning.mask import Mask
 from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import Scores
@@ -103,7 +103,7 @@ class SparsityTarget:
             return torch.ones_like(scores, dtype=torch.bool)
         return self.granularity.keep(scores, min(count, self.granularity.capacity(tuple(scores.shape))))
 
-    def counts(self, scores: Scores, family: Family | None = None) -> dict[str, int]:
+    def counts(self, scores: Scores, keep_rates: KeepRates | None = None) -> dict[str, int]:
         """Divide the budget: how many weights each layer keeps.
 
         Args:
@@ -111,8 +111,8 @@ class SparsityTarget:
             family: keep rates by level, if not those of `rates`.
         """
         if self.granularity.whole_channels:
-            return {name: int(keep.sum()) for name, keep in self.mask(scores, family).items()}
-        rates = family or self.rates.family(scores)
+            return {name: int(keep.sum()) for name, keep in self.mask(scores, keep_rates).items()}
+        rates = keep_rates or self.rates.keep_rates(scores)
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
@@ -120,7 +120,7 @@ class SparsityTarget:
             low, high = (middle, high) if fits else (low, middle)
         return self._filled(self._wanted(rates(low)).floor(), rates(high))
 
-    def mask(self, scores: Scores, family: Family | None = None) -> Mask:
+    def mask(self, scores: Scores, keep_rates: KeepRates | None = None) -> Mask:
         """Return the exact mask of the highest scores.
 
         Raises:
@@ -128,8 +128,8 @@ class SparsityTarget:
         """
         self._check_scores(scores)
         if self.granularity.whole_channels:
-            return self.channels.mask(scores, self.rates, family, self.allowed)
-        counts = self.counts(scores, family)
+            return self.channels.mask(scores, self.rates, keep_rates, self.allowed)
+        counts = self.counts(scores, keep_rates)
         return Mask({name: self.granularity.keep(score, counts[name]) for name, score in scores.items()})
 
     def _cost(self, kept: Tensor) -> Tensor:

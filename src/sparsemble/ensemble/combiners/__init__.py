@@ -1,1 +1,1 @@
-"""Ways to make many logit vectors one, one file each."""
+"""Combiners: from the logits of several members to one logit vector, one file each."""

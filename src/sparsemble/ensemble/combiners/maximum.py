@@ -1,4 +1,4 @@
-"""The surest member for each class."""
+"""The most confident member for each class."""
 
 from dataclasses import dataclass
 from typing import final

@@ -11,7 +11,8 @@ from sparsemble.core.types import Logits, MemberLogits
 @combiners.register("mean_logit")
 @dataclass(frozen=True, kw_only=True)
 class MeanLogit(Combiner):
-    """Log-softmax of the mean logit: a normalised geometric mean, in which one sure member outweighs many unsure ones.
+    """Log-softmax of the mean logit: a normalised geometric mean, in which one confident member outweighs
+    many unconfident ones.
 
     Source: Hinton 2002, product of experts, with equal weights.
     """

@@ -14,7 +14,10 @@ from sparsemble.core.types import Logits, MemberLogits
 @combiners.register("mean_probability")
 @dataclass(frozen=True, kw_only=True)
 class MeanProbability(Combiner):
-    """Log of the mean probability: EED's average (main paper, section 4.2 and eq. 20), stable and without a clamp."""
+    """Log of the mean probability, computed by log-softmax and logsumexp, without a clamp.
+
+    Source: EED main paper, eq. 20. Departs: its logarithm, so that every attack loss is defined.
+    """
 
     def __call__(self, member_logits: MemberLogits) -> Logits:
         """Combine (m, B, K) into log-probabilities (B, K)."""

@@ -1,4 +1,4 @@
-"""Majority vote, made smooth."""
+"""A smooth majority vote."""
 
 import math
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from sparsemble.core.types import Logits, MemberLogits
 class SoftVote(Combiner):
     """Log of the mean of sharpened member probabilities; near temperature 0 each member casts one whole vote.
 
-    A vote itself has no gradient. Temperature 1 is the mean probability; a very low one brings back the vanishing
-    gradient: cross-entropy dies, in float32, where every member's logits are some 100 temperatures apart.
+    A hard vote has no gradient. Temperature 1 is the mean probability. A very low temperature lets gradients vanish: in
+    float32 that of the cross-entropy is 0 where every member's logits are some 100 temperatures apart.
     """
 
     temperature: float = 0.5
-    """What logits are divided by, in (0, 1]; lower is nearer to a vote."""
+    """Divisor of the logits, in (0, 1]; lower is nearer to a hard vote."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature <= 1:

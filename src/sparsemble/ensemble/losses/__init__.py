@@ -1,1 +1,1 @@
-"""Losses of whole ensembles, one file each."""
+"""Ensemble losses, one file each."""

@@ -1,4 +1,4 @@
-"""CLDL: what the EED supplement prints as GAL (eq. 33)."""
+"""CLDL: the loss that the EED supplement prints as GAL (eq. 33)."""
 
 import itertools
 import math
@@ -14,9 +14,9 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
-from sparsemble.ensemble.checked import as_ensemble, check_not_negative
-from sparsemble.ensemble.crafting import each_on_its_own, images_for_members, member_losses
+from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.losses.gal import cosines, loss_gradients
+from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members, logits_of_own_images, member_losses
 from sparsemble.training.loss import LossOutput, TrainingLoss, in_full, training_losses
 
 SMALLEST = 1e-12
@@ -31,15 +31,15 @@ class CLDL(TrainingLoss):
     mean_i KL(s_i || h_i) - alpha log mean_{i < j} exp JSD(s_i || s_j) + beta mean_{i < j} cos(grad_x KL_i, grad_x KL_j)
     + adversarial mean_i CE_i(x_adv), averaged over images; an ensemble of one has no pairs.
 
-    Source: EED supplement, eq. 33 (method.md E-22). Our reading, since s_i is only called a smoothed label there:
-    s_i = (1 - smoothing) onehot(y) + smoothing h_i(x), a constant where it is a target, and what the members move in
-    the JSD. Departs: the adversarial term.
+    Source: EED supplement, eq. 33, where s_i is only called a smoothed label. Our reading:
+    s_i = (1 - smoothing) onehot(y) + smoothing h_i(x), a constant in the KL, differentiated in the JSD. Departs: the
+    adversarial term.
     """
 
     needs_ensemble: ClassVar[bool] = True
 
     alpha: float = 2.0
-    """Weight of the labels' distance, >= 0."""
+    """Weight of the Jensen-Shannon divergence of the labels, >= 0."""
     beta: float = 0.5
     """Weight of the gradients' alignment, >= 0."""
     smoothing: float = 0.1
@@ -47,7 +47,7 @@ class CLDL(TrainingLoss):
     adversarial: float = 1.0
     """Weight of the adversarial term, >= 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Finds the adversarial images."""
+    """Crafts the adversarial images."""
     attack_ensemble: bool = False
     """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
@@ -59,11 +59,11 @@ class CLDL(TrainingLoss):
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
         model = as_ensemble(model, self)
-        together, robust = None, x.new_zeros(())
+        shared_images, robust = None, x.new_zeros(())
         if self.adversarial:
-            images = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_ensemble)
-            robust = member_losses(each_on_its_own(model, images), y).mean()
-            together = images[0] if self.attack_ensemble else None
+            images = craft_for_members(model, self.attack, x, y, threat, rng=rng, shared=self.attack_ensemble)
+            robust = member_losses(logits_of_own_images(model, images), y).mean()
+            shared_images = images[0] if self.attack_ensemble else None
         leaf = x.detach().requires_grad_()
         member_logits = model.member_logits(leaf)
         labels = soft_labels(member_logits, y, self.smoothing)
@@ -74,11 +74,17 @@ class CLDL(TrainingLoss):
         clean = divergences.mean()
         loss = clean - self.alpha * distance + self.beta * alignment + self.adversarial * robust
         terms = {"clean": clean, "distance": distance, "alignment": alignment, "robust": robust}
-        return LossOutput(loss, {name: value.detach() for name, value in terms.items()}, together)
+        return LossOutput(loss, {name: value.detach() for name, value in terms.items()}, shared_images)
 
 
 def soft_labels(member_logits: MemberLogits, y: Labels, smoothing: float) -> Tensor:
-    """Return s_i, (M, B, K)."""
+    """Return the softened labels s_i (M, B, K).
+
+    Args:
+        member_logits: (M, B, K).
+        y: true classes (B).
+        smoothing: share of a label that is the member's own prediction, in (0, 1).
+    """
     probabilities = in_full(member_logits).softmax(-1)
     hard = F.one_hot(y, probabilities.shape[-1]).to(probabilities.dtype)
     return (1 - smoothing) * hard + smoothing * probabilities
@@ -90,11 +96,11 @@ def kl(p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def log_distance(labels: Tensor) -> Tensor:
-    """Return the log of the mean exp JSD over pairs of members, for every image (B); 0 without pairs."""
-    found = []
+    """Return the log of the mean exp JSD (nats) over pairs of members, for every image (B); 0 without pairs."""
+    divergences = []
     for i, j in itertools.combinations(range(len(labels)), 2):
         log_middle = ((labels[i] + labels[j]) / 2).clamp_min(SMALLEST).log()
-        found.append((kl(labels[i], log_middle) + kl(labels[j], log_middle)) / 2)
-    if not found:
+        divergences.append((kl(labels[i], log_middle) + kl(labels[j], log_middle)) / 2)
+    if not divergences:
         return labels.new_zeros(labels.shape[1])
-    return torch.logsumexp(torch.stack(found), 0) - math.log(len(found))
+    return torch.logsumexp(torch.stack(divergences), 0) - math.log(len(divergences))

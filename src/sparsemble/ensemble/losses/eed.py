@@ -1,6 +1,7 @@
-"""EED's loss of an ensemble (main paper, eqs. 14-19)."""
+"""EED's ensemble loss (main paper, eqs. 14-19)."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -12,13 +13,15 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.ensemble.checked import as_ensemble, check_not_negative
-from sparsemble.ensemble.features import soft_nonzero, watch_activations
+from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.losses.dverge import DVERGE
+from sparsemble.ensemble.member_losses import as_ensemble
 from sparsemble.training.loss import LossOutput, TrainingLoss, craft, training_losses
 
 LARGEST_WRONG = 0.99
+"""Wrong-class probability at which L_R is clipped."""
 EDGE = 0.05
+"""Activation that counts as half active, in units of the root mean square of its layer."""
 
 
 @final
@@ -28,26 +31,28 @@ class EED(TrainingLoss):
     """L_E + omega L_R + gamma L_C: robust and diverse members, no confident mistakes, compact weights and activations.
 
     L_R = mean of psi (-log(1 - min(p*, 0.99))), with p* the highest wrong-class probability of any member on images
-    crafted against the ensemble and psi = 1 where the ensemble errs on them. L_C = lambda1 mean_i ||W_i||_1 / ||M_i||_0
-    + lambda2 mean over members and ReLUs of the smooth share of active units.
+    crafted on the ensemble and psi = 1 where the ensemble misclassifies them. L_C = lambda1 mean_i ||W_i||_1 /
+    ||M_i||_0 + lambda2 mean over members and ReLUs of the smooth share of active units.
 
-    Source: EED main paper, eqs. 14-19, in the form of method.md 2.6 (E-11 to E-14).
+    Source: EED main paper, eqs. 16-18 for L_C and eq. 19 for the sum; eq. 14 is `dverge`, eq. 15 `misclassification`.
+    Departs: mean weight and a smooth share of active units in L_C (the printed norms are unbounded or constant); masks
+    stay hard.
     """
 
     needs_ensemble: ClassVar[bool] = True
 
     base: TrainingLoss = DVERGE()
-    """L_E, with its diversity term."""
+    """L_E: the loss of the members, with its diversity term."""
     omega: float = 10.0
     """Weight of L_R, >= 0."""
     gamma: float = 4.0
     """Weight of L_C, >= 0."""
     lambda1: float = 0.7
-    """Share of the weights in L_C, >= 0."""
+    """Weight of the weights in L_C, >= 0."""
     lambda2: float = 0.25
-    """Share of the activations in L_C, >= 0."""
+    """Weight of the activations in L_C, >= 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the images of L_R against the ensemble, where `base` has not already done so."""
+    """Crafts the images of L_R on the ensemble, where `base` has not already done so."""
 
     def __post_init__(self) -> None:
         check_not_negative(omega=self.omega, gamma=self.gamma, lambda1=self.lambda1, lambda2=self.lambda2)
@@ -62,30 +67,70 @@ class EED(TrainingLoss):
         if x_adv is None:
             return output
         with contextlib.ExitStack() as stack:
-            activations = stack.enter_context(watch_activations(model)) if self.gamma * self.lambda2 else []
+            activations = stack.enter_context(recorded_activations(model)) if self.gamma * self.lambda2 else []
             member_logits = model.member_logits(x_adv)
         mistakes = misclassification(member_logits, model.combiner(member_logits), y)
-        compact = self.lambda1 * mean_weight(model)
+        compact = self.lambda1 * mean_absolute_weight(model)
         if activations:
-            compact = compact + self.lambda2 * torch.stack([soft_nonzero(a, EDGE) for a in activations]).mean()
+            compact = compact + self.lambda2 * torch.stack([active_share(a, EDGE) for a in activations]).mean()
         loss = output.loss + self.omega * mistakes + self.gamma * compact
         terms = {"misclassification": mistakes.detach(), "compactness": compact.detach()}
         return replace(output, loss=loss, terms={**output.terms, **terms}, adversarial=x_adv)
 
 
 def misclassification(member_logits: Tensor, ensemble_logits: Tensor, y: Labels) -> Tensor:
-    """L_R: minus log of one minus the highest wrong probability of any member, on images the ensemble gets wrong."""
+    """Return L_R: the mean of -log(1 - p*) over images, counting only those that the ensemble misclassifies.
+
+    Args:
+        member_logits: (M, B, K); p* is the highest probability of a wrong class in any member, clipped at 0.99.
+        ensemble_logits: combined logits (B, K).
+        y: true classes (B).
+
+    Returns:
+        A scalar >= 0, in nats.
+
+    Source: EED main paper, eq. 15. Departs: wrong classes only, one psi an image, clipped.
+    """
     wrong = member_logits.softmax(-1).scatter(2, y.expand(len(member_logits), -1).unsqueeze(-1), 0.0)
     highest = wrong.amax((0, 2)).clamp_max(LARGEST_WRONG)
     errs = (ensemble_logits.argmax(1) != y).to(highest.dtype)
     return (errs * -torch.log1p(-highest)).mean()
 
 
-def mean_weight(model: Ensemble) -> Tensor:
-    """Return the mean absolute kept weight, averaged over members."""
+def mean_absolute_weight(model: Ensemble) -> Tensor:
+    """Return the mean absolute kept weight ||W_i||_1 / ||M_i||_0, averaged over members.
+
+    Source: EED main paper, eqs. 16-18, first term of L_C.
+    """
     means = []
     for member in model.members:
         weights = [m.weight for m in member.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         kept = sum(int((w != 0).sum()) for w in weights)
         means.append(torch.stack([w.abs().sum() for w in weights]).sum() / kept)
     return torch.stack(means).mean()
+
+
+@contextlib.contextmanager
+def recorded_activations(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Record the output of every ReLU while the context is open."""
+    outputs: list[Tensor] = []
+
+    def record(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output.float())
+
+    handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.ReLU)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def active_share(activation: Tensor, scale: float) -> Tensor:
+    """Return the smooth share of an activation that is not 0: mean of a^2 / (a^2 + e^2), e = scale * rms (detached).
+
+    Source: EED main paper, eqs. 16-18, second term of L_C.
+    """
+    square = activation.square()
+    edge = scale**2 * square.detach().mean().clamp_min(1e-12)
+    return torch.mean(square / (square + edge))

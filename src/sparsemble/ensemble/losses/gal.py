@@ -12,8 +12,8 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.ensemble.checked import as_ensemble, check_not_negative
-from sparsemble.ensemble.crafting import each_on_its_own, images_for_members, member_losses
+from sparsemble.ensemble.argument_checks import check_not_negative
+from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members, logits_of_own_images, member_losses
 from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
 
 
@@ -21,13 +21,13 @@ from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
 @training_losses.register("gal")
 @dataclass(frozen=True, kw_only=True)
 class GAL(TrainingLoss):
-    """Members whose losses rise in different directions of the image.
+    """Members whose input gradients point in different directions.
 
     mean_i CE_i(x) + lambda_ log sum_{i < j} exp cos(grad_x CE_i, grad_x CE_j) + adversarial mean_i CE_i(x_adv), the
     middle term averaged over images; its gradient is of second order. An ensemble of one has no middle term.
 
-    Source: Kariyappa and Qureshi 2019, eq. 7, with the adversarial term of DVERGE's comparison (method.md section 6).
-    Departs: members keep their ReLUs (theirs: leaky ones).
+    Source: Kariyappa and Qureshi 2019, eq. 7, with the adversarial term of DVERGE's comparison. Departs: members keep
+    their ReLUs (theirs: leaky ones).
     """
 
     needs_ensemble: ClassVar[bool] = True
@@ -35,9 +35,9 @@ class GAL(TrainingLoss):
     lambda_: float = 0.5
     """Weight of the alignment, >= 0."""
     adversarial: float = 1.0
-    """Weight of the adversarial term, >= 0; 0 is their original, which no strong attack respects."""
+    """Weight of the adversarial term, >= 0; 0 is the original, which strong attacks break."""
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Finds the adversarial images."""
+    """Crafts the adversarial images."""
     attack_ensemble: bool = False
     """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
@@ -47,23 +47,23 @@ class GAL(TrainingLoss):
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
         model = as_ensemble(model, self)
-        together, robust = None, x.new_zeros(())
+        shared_images, robust = None, x.new_zeros(())
         if self.adversarial:
-            images = images_for_members(model, self.attack, x, y, threat, rng=rng, together=self.attack_ensemble)
-            robust = member_losses(each_on_its_own(model, images), y).mean()
-            together = images[0] if self.attack_ensemble else None
+            images = craft_for_members(model, self.attack, x, y, threat, rng=rng, shared=self.attack_ensemble)
+            robust = member_losses(logits_of_own_images(model, images), y).mean()
+            shared_images = images[0] if self.attack_ensemble else None
         leaf = x.detach().requires_grad_()
         losses = member_losses(model.member_logits(leaf), y)
         alignment = log_alignment(loss_gradients(losses, leaf)).mean() if self.lambda_ else x.new_zeros(())
         clean = losses.mean()
         terms = {"clean": clean.detach(), "robust": robust.detach(), "alignment": alignment.detach()}
-        return LossOutput(clean + self.lambda_ * alignment + self.adversarial * robust, terms, together)
+        return LossOutput(clean + self.lambda_ * alignment + self.adversarial * robust, terms, shared_images)
 
 
 def loss_gradients(losses: Tensor, x: Images) -> Tensor:
     """Return the gradient of every member's loss (M, B) at every image, (M, B, C H W), itself differentiable."""
-    found = [torch.autograd.grad(one.sum(), x, create_graph=True)[0].flatten(1) for one in losses]
-    return torch.stack(found)
+    gradients = [torch.autograd.grad(loss.sum(), x, create_graph=True)[0].flatten(1) for loss in losses]
+    return torch.stack(gradients)
 
 
 def cosines(gradients: Tensor) -> Tensor:
@@ -76,5 +76,5 @@ def cosines(gradients: Tensor) -> Tensor:
 
 def log_alignment(gradients: Tensor) -> Tensor:
     """Return log sum exp of the pairs' cosines for every image (B); 0 without pairs."""
-    found = cosines(gradients)
-    return torch.logsumexp(found, 0) if len(found) else gradients.new_zeros(gradients.shape[1])
+    pairs = cosines(gradients)
+    return torch.logsumexp(pairs, 0) if len(pairs) else gradients.new_zeros(gradients.shape[1])

@@ -11,37 +11,37 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
-from sparsemble.ensemble.checked import as_ensemble, check_above_zero, check_not_negative
-from sparsemble.ensemble.crafting import member_losses
+from sparsemble.ensemble.argument_checks import check_above_zero, check_not_negative
+from sparsemble.ensemble.member_losses import as_ensemble, member_losses
 from sparsemble.training.loss import LossOutput, TrainingLoss, craft, in_full, training_losses
 
 EDGE = 1e-6
-"""Probabilities are held this far from 0 and 1."""
+"""Distance that probabilities keep from 0 and 1."""
 
 
 @final
 @training_losses.register("soe")
 @dataclass(frozen=True, kw_only=True)
 class SoE(TrainingLoss):
-    """Members that share the work: on each image the best one learns most, and the others learn not to be sure.
+    """On each image the best member learns most, and the others learn to be unconfident.
 
-    For images crafted against each member in turn: - sigma log sum_j exp(-CE_j / sigma), plus `honesty` times
+    On images crafted on each member in turn: - sigma log sum_j exp(-CE_j / sigma), plus `honesty` times
     sum_j BCE(g_j, p_j(y)) with g_j the confidence of member j and p_j(y), a constant, its probability of the true
-    class; averaged over images and over whom they were crafted against.
+    class; averaged over images and over the members they were crafted on.
 
-    Source: Cui et al. 2022; EED supplement, eq. 35, as method.md section 6 states it. Departs: g_j is the member's
-    highest probability; theirs is that times an auxiliary head, which a deployed member here does not have. Use it
-    with the combiner `maximum`, which lets the surest member answer.
+    Source: Cui et al. 2022; EED supplement, eq. 35. Departs: g_j is the member's highest probability; theirs is that
+    times an auxiliary head, which a deployed member here does not have. Use it with the combiner `maximum`, in which
+    the most confident member decides.
     """
 
     needs_ensemble: ClassVar[bool] = True
 
     sigma: float = 1.0
-    """Temperature of the shares, > 0; near 0 the best member learns alone."""
+    """Temperature of the soft minimum over members, > 0; near 0 only the best member learns."""
     honesty: float = 1.0
     """Weight of the confidence term, >= 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Finds the adversarial images."""
+    """Crafts the adversarial images."""
 
     def __post_init__(self) -> None:
         check_above_zero(sigma=self.sigma)
@@ -60,7 +60,15 @@ class SoE(TrainingLoss):
 
 
 def shared_loss(member_logits: MemberLogits, y: Labels, sigma: float) -> Tensor:
-    """Return -sigma log sum_j exp(-CE_j / sigma) for every image (B)."""
+    """Return -sigma log sum_j exp(-CE_j / sigma) for every image (B).
+
+    Args:
+        member_logits: (M, B, K).
+        y: true classes (B).
+        sigma: temperature, > 0.
+
+    Source: EED supplement, eq. 35, first term.
+    """
     return -sigma * torch.logsumexp(-member_losses(member_logits, y) / sigma, 0)
 
 

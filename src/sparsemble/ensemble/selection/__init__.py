@@ -1,1 +1,1 @@
-"""Which sub-models become the ensemble, one file each."""
+"""Selection rules: which sub-models become the ensemble, one file each."""

@@ -1,1 +1,1 @@
-"""When to stop running members, one file each."""
+"""Stopping rules, one file each."""

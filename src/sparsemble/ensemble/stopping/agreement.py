@@ -1,4 +1,4 @@
-"""Stop where members agree, and at one member only where it is far ahead."""
+"""Stop where members agree, or after one member with a large margin."""
 
 import itertools
 from collections.abc import Iterable
@@ -11,33 +11,39 @@ from torch import Tensor
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
-from sparsemble.ensemble.hazard import PerPrefix, averages, first, leaning, quantiles
+from sparsemble.ensemble.prefix_statistics import (
+    PerPrefix,
+    first_crossing,
+    prefix_probabilities,
+    quantiles,
+    relax_decision,
+)
 
 SLOPE = 10.0
-"""Of the soft decision that attackers climb, per unit of probability."""
+"""Of the differentiable decision that attacks follow, per unit of probability."""
 NEVER = 2.0
-"""A lead that no image has."""
+"""A margin that no image has."""
 
 
 @final
 @stopping_rules.register("agreement")
 @dataclass(frozen=True, kw_only=True)
 class Agreement(StoppingRule):
-    """Stops after one member if its answer leads by `sure`, and later if `votes` members answer alike.
+    """Stops after one member if its margin reaches `sure`, and later if `votes` members predict the same class.
 
-    The lead is the distance between the two highest average probabilities. Later steps also need a lead of `lead`.
-    Who wants to make the ensemble slow must make robust members disagree, which is about as hard as fooling one of them;
-    who wants to have it stop on a wrong answer must fool one member by far, or several at once.
+    The margin is the difference between the two highest mean probabilities; later steps also require a margin of
+    `lead`. A slowdown attack must make robust members disagree, which is about as hard as fooling one of them; an
+    attack that makes the ensemble stop on a wrong class must fool one member by a large margin, or several at once.
 
     Source: ours.
     """
 
     sure: float = 0.9
-    """Lead of a single member that is enough, >= 0; above 1 there are always two members or more."""
+    """Margin after one member that is enough, >= 0; above 1 at least two members always run."""
     votes: int = 2
-    """Members that must answer alike, >= 2; more than the ensemble has: it never stops before the last."""
+    """Members that must predict the same class, >= 2; more than the ensemble has: it never stops before the last."""
     lead: float = 0.0
-    """Lead of the average that is asked for beside the votes, >= 0."""
+    """Margin of the mean probabilities that is required in addition to the votes, >= 0."""
 
     def __post_init__(self) -> None:
         if not (self.sure >= 0 and self.lead >= 0 and self.votes >= 2):
@@ -46,41 +52,41 @@ class Agreement(StoppingRule):
             )
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
-        """Decide after m members."""
+        """Decide after m members, from their logits (m, B, K)."""
         passed = self._distance(member_logits) >= 0
-        return Decision(stop=passed.any(0) | last, answer_with=first(passed))
+        return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return a half at the prefix that answers, and a half by how far each prefix is from stopping."""
+        """Return 1/2 at the prefix that answers plus 1/2 of a soft decision by distance to the thresholds, (M, B)."""
         distance = self._distance(member_logits)
-        return leaning(first(distance >= 0), torch.sigmoid(SLOPE * distance))
+        return relax_decision(first_crossing(distance >= 0), torch.sigmoid(SLOPE * distance))
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
-        """Try leads at quantiles of what held-out images show; the second candidate never stops early."""
-        ahead = _lead(averages(member_logits))
-        sure = [*quantiles(ahead[0], torch.linspace(0.0, 0.9, 16, device=ahead.device)), NEVER]
+        """Return this rule, one that never stops early, and rules with margins at quantiles over held-out images."""
+        margin = _margin(prefix_probabilities(member_logits))
+        sure = [*quantiles(margin[0], torch.linspace(0.0, 0.9, 16, device=margin.device)), NEVER]
         votes = range(2, max(len(member_logits), 3))
         settings = itertools.product(sure, votes, (0.0, 0.15, 0.3, 0.5))
         static = Agreement(sure=NEVER, votes=len(member_logits) + 2)
         return [self, static, *(Agreement(sure=s, votes=v, lead=a) for s, v, a in settings)]
 
     def _distance(self, member_logits: MemberLogits) -> Tensor:
-        """Return how far above its thresholds each prefix is, (m, B); it stops where this is not negative."""
-        average = averages(member_logits)
-        answer = average.argmax(-1)
-        ahead = _lead(average)
-        distance = [ahead[0] - self.sure]
+        """Return the distance of each prefix above its thresholds (m, B); the rule stops where it is not negative."""
+        average = prefix_probabilities(member_logits)
+        predicted = average.argmax(-1)
+        margin = _margin(average)
+        distance = [margin[0] - self.sure]
         for m in range(2, len(average) + 1):
             own = member_logits[:m].softmax(-1)
-            for_answer = own.gather(2, answer[m - 1].expand(m, -1)[..., None])
-            others = own.scatter(2, answer[m - 1].expand(m, -1)[..., None], -1.0).amax(-1)
-            support = (for_answer[..., 0] - others).sort(0, descending=True).values
-            vote = support[self.votes - 1] if self.votes <= m else torch.full_like(ahead[0], -1.0)
-            distance.append(torch.minimum(vote, ahead[m - 1] - self.lead))
+            of_predicted = own.gather(2, predicted[m - 1].expand(m, -1)[..., None])
+            others = own.scatter(2, predicted[m - 1].expand(m, -1)[..., None], -1.0).amax(-1)
+            support = (of_predicted[..., 0] - others).sort(0, descending=True).values
+            vote = support[self.votes - 1] if self.votes <= m else torch.full_like(margin[0], -1.0)
+            distance.append(torch.minimum(vote, margin[m - 1] - self.lead))
         return torch.stack(distance)
 
 
-def _lead(average: Tensor) -> Tensor:
-    """Return the distance between the two highest probabilities."""
+def _margin(average: Tensor) -> Tensor:
+    """Return the difference between the two highest probabilities (..., K)."""
     best = average.topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]

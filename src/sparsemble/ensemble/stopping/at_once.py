@@ -1,4 +1,4 @@
-"""Run the first member only."""
+"""Stop after the first member."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
-from sparsemble.ensemble.hazard import PerPrefix
+from sparsemble.ensemble.prefix_statistics import PerPrefix
 
 
 @final
 @stopping_rules.register("at_once")
 @dataclass(frozen=True, kw_only=True)
 class AtOnce(StoppingRule):
-    """Stops after the first member, whatever it says: the cheapest answer an ensemble can give."""
+    """Always stops after the first member: the cheapest prediction of an ensemble."""
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Stop at member 1."""
@@ -23,10 +23,10 @@ class AtOnce(StoppingRule):
         return Decision(stop=ones.bool(), answer_with=ones.long())
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Put all mass on the first member."""
+        """Return 1 for the first prefix and 0 for all others, (M, B)."""
         stop_probability = torch.zeros_like(member_logits[:, :, 0])
         return torch.cat([torch.ones_like(stop_probability[:1]), stop_probability[1:]])
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
-        """There is nothing to set."""
+        """Return this rule only; it has no settings."""
         return [self]

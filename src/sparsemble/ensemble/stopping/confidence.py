@@ -9,10 +9,16 @@ import torch
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
-from sparsemble.ensemble.hazard import PerPrefix, averages, first, leaning, quantiles
+from sparsemble.ensemble.prefix_statistics import (
+    PerPrefix,
+    first_crossing,
+    prefix_probabilities,
+    quantiles,
+    relax_decision,
+)
 
 SLOPE = 4.0
-"""Of the soft decision that attackers climb, in odds of the probability against those of the threshold."""
+"""Of the differentiable decision that attacks follow, per unit of log-odds."""
 EDGE = 1e-6
 
 
@@ -22,7 +28,7 @@ EDGE = 1e-6
 class Confidence(StoppingRule):
     """Stops at the first prefix whose highest average probability reaches the threshold.
 
-    Source: the usual rule of networks with early exits.
+    Source: the usual rule of early-exit networks.
     """
 
     threshold: float = 0.9
@@ -33,20 +39,20 @@ class Confidence(StoppingRule):
             raise InputError(f"threshold = {self.threshold:g} must be above 0")
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
-        """Decide after m members."""
-        passed = averages(member_logits).amax(-1) >= self.threshold
-        return Decision(stop=passed.any(0) | last, answer_with=first(passed))
+        """Decide after m members, from their logits (m, B, K)."""
+        passed = prefix_probabilities(member_logits).amax(-1) >= self.threshold
+        return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return a half at the prefix that answers, and a half by how far the odds are from the threshold's."""
-        highest = averages(member_logits).amax(-1)
+        """Return 1/2 at the prefix that answers plus 1/2 of a soft decision by log-odds, (M, B)."""
+        highest = prefix_probabilities(member_logits).amax(-1)
         odds = torch.logit(highest, eps=EDGE)
         threshold = torch.logit(torch.tensor(min(self.threshold, 1.0), dtype=odds.dtype), eps=EDGE).to(odds.device)
-        return leaning(first(highest >= self.threshold), torch.sigmoid(SLOPE * (odds - threshold)))
+        return relax_decision(first_crossing(highest >= self.threshold), torch.sigmoid(SLOPE * (odds - threshold)))
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
-        """Try quantiles of what one member and all show on held-out images; the second candidate never stops early."""
-        highest = averages(member_logits).amax(-1)
+        """Return this rule, one that never stops early, and thresholds at quantiles over held-out images."""
+        highest = prefix_probabilities(member_logits).amax(-1)
         shares = torch.linspace(0.0, 1.0, 60, device=highest.device)
-        tried = quantiles(highest[[0, -1]], shares)
-        return [self, Confidence(threshold=2.0), *(Confidence(threshold=max(one, EDGE)) for one in tried)]
+        thresholds = quantiles(highest[[0, -1]], shares)
+        return [self, Confidence(threshold=2.0), *(Confidence(threshold=max(value, EDGE)) for value in thresholds)]

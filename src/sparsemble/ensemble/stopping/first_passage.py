@@ -1,4 +1,4 @@
-"""First passage: stop where the stopping probability first reaches a half."""
+"""First passage: stop where the hazard first reaches 1/2."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,22 +8,23 @@ import torch
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
-from sparsemble.core.types import Counts, MemberLogits
-from sparsemble.ensemble.checked import check_finite, check_not_negative
-from sparsemble.ensemble.hazard import PerPrefix, first, hazard_settings, hazards, leaning
+from sparsemble.core.types import MemberLogits
+from sparsemble.ensemble.argument_checks import check_finite, check_not_negative
+from sparsemble.ensemble.prefix_statistics import PerPrefix, first_crossing, hazard_grid, hazards, relax_decision
 
 NEVER = 2.0
+"""A squared confidence that no image reaches."""
 
 
 @final
 @stopping_rules.register("first_passage")
 @dataclass(frozen=True, kw_only=True)
 class FirstPassage(StoppingRule):
-    """Stops at the first step whose hazard is a half or more, and averages all members that ran.
+    """Stops at the first step whose hazard is at least 1/2; all members that ran answer.
 
-    The hazard is DIE's: sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)).
+    The hazard is that of DIE: sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)).
 
-    Source: IRENE, the method that EED takes its stopping from, stops at a first crossing (method.md 2.7).
+    Source: IRENE, from which EED takes its stopping, stops at a first crossing; hazard of EED supplement, eqs. 29-31.
     """
 
     version: ClassVar[int] = 2
@@ -39,27 +40,27 @@ class FirstPassage(StoppingRule):
 
     def __post_init__(self) -> None:
         if not (self.a >= 0 and self.b > 0):
-            raise InputError(f"a = {self.a:g} must be 0 or more and b = {self.b:g} above 0; doubt would stop early")
+            raise InputError(
+                f"a = {self.a:g} must be 0 or more and b = {self.b:g} above 0; otherwise change would stop early"
+            )
         check_finite(a=self.a, b=self.b, tau_u=self.tau_u)
         check_not_negative(tau_c=self.tau_c)
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
-        """Decide after m members."""
+        """Decide after m members, from their logits (m, B, K)."""
         passed = self._hazards(member_logits) >= 0.5
-        return Decision(stop=passed.any(0) | last, answer_with=first(passed))
+        return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return a half at the prefix that answers, and a half by the hazards."""
-        return leaning(self._answer(member_logits), self._hazards(member_logits))
+        """Return 1/2 at the prefix that answers plus 1/2 of the stop probability of the hazards, (M, B)."""
+        hazard = self._hazards(member_logits)
+        return relax_decision(first_crossing(hazard >= 0.5), hazard)
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
-        """Try weights and thresholds as DIE does; the second candidate never stops early."""
+        """Return this rule, one that never stops early, and the grid of weights and thresholds of DIE."""
         static = FirstPassage(a=0.0, b=8.0, tau_u=0.0, tau_c=NEVER)
-        settings = hazard_settings(member_logits, self.tau_u)
+        settings = hazard_grid(member_logits, self.tau_u)
         return [self, static, *(FirstPassage(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
-
-    def _answer(self, member_logits: MemberLogits) -> Counts:
-        return first(self._hazards(member_logits) >= 0.5)
 
     def _hazards(self, member_logits: MemberLogits) -> torch.Tensor:
         return hazards(member_logits, a=self.a, b=self.b, tau_u=self.tau_u, tau_c=self.tau_c)

@@ -26,10 +26,10 @@ class Never(StoppingRule):
         return Decision(stop=stop, answer_with=torch.full((images,), members, device=device))
 
     def stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
-        """Put all mass on the last member."""
+        """Return 1 for the last prefix and 0 for all others, (M, B)."""
         stop_probability = torch.zeros_like(member_logits[:, :, 0])
         return torch.cat([stop_probability[:-1], torch.ones_like(stop_probability[-1:])])
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
-        """There is nothing to set."""
+        """Return this rule only; it has no settings."""
         return [self]

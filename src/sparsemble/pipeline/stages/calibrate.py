@@ -17,7 +17,7 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import MemberLogits
 from sparsemble.data.dataset import Split
-from sparsemble.ensemble.calibration import Calibrated, HeldOut, calibrate
+from sparsemble.ensemble.calibration import CalibrationLogits, CalibrationResult, calibrate
 from sparsemble.pipeline.baselines import load_ensemble
 from sparsemble.pipeline.recipe import Stopping
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
@@ -64,7 +64,7 @@ class CalibrateStage(WithData):
         views: list[Surrogate] = [*(Member(index=i) for i in range(1, total + 1)), Prefix(length=total)]
         return self._set(self._seen(work, ensemble, split, views, 0.0), reorder=True).order
 
-    def _rule(self, work: Work, ensemble: Ensemble, split: Split) -> tuple[Calibrated, HeldOut]:
+    def _rule(self, work: Work, ensemble: Ensemble, split: Split) -> tuple[CalibrationResult, CalibrationLogits]:
         """Set the rule against every prefix, then against attacks on itself."""
         sets = self._seen(work, ensemble, split, [Prefix(length=m) for m in range(1, len(ensemble.members) + 1)], 0.3)
         found = self._set(sets)
@@ -76,7 +76,7 @@ class CalibrateStage(WithData):
             work.tell(0.6 + 0.4 * turn / self.stopping.rounds, f"attacked the rule {turn} times")
         return found, sets
 
-    def _set(self, sets: HeldOut, *, reorder: bool = False) -> Calibrated:
+    def _set(self, sets: CalibrationLogits, *, reorder: bool = False) -> CalibrationResult:
         return calibrate(
             self.stopping.rule,
             sets,
@@ -85,7 +85,9 @@ class CalibrateStage(WithData):
             reorder=reorder,
         )
 
-    def _seen(self, work: Work, ensemble: Ensemble, split: Split, views: Sequence[Surrogate], begun: float) -> HeldOut:
+    def _seen(
+        self, work: Work, ensemble: Ensemble, split: Split, views: Sequence[Surrogate], begun: float
+    ) -> CalibrationLogits:
         """Return what members say to clean images and to images crafted on each view of the ensemble."""
         attacked = {}
         for view in views:
@@ -94,7 +96,7 @@ class CalibrateStage(WithData):
             attacked[view.label] = member_logits(ensemble, x_adv)
             work.tell(begun + 0.3 * len(attacked) / len(views), f"attacked {view.label}")
         clean = member_logits(ensemble, split.everything()[0])
-        return HeldOut(clean=clean, attacked=attacked, y=split.labels, combiner=self.combiner)
+        return CalibrationLogits(clean=clean, attacked=attacked, y=split.labels, combiner=self.combiner)
 
     def _against(
         self, work: Work, ensemble: Ensemble, split: Split, one: EnsembleAttack, rule: StoppingRule, label: str

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from sparsemble.core.artifacts import write_json
+from sparsemble.core.dynamic import decide_known
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
-from sparsemble.ensemble.dynamic import answer_dynamic
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import source_revision, versions
 from sparsemble.export.agreement import agreement, held_to
@@ -106,7 +106,7 @@ class ExportStage(Stage):
         recipe = self.recipe
         x_adv = adversarial_images(ensemble, split, recipe.held_out_attack, recipe.threat, work.rng("export", CPU))
         right = [
-            answer_dynamic(member_logits(ensemble, images), ensemble.combiner, row.rule).logits.argmax(1) == y
+            decide_known(member_logits(ensemble, images), ensemble.combiner, row.rule).logits.argmax(1) == y
             for images in (x, x_adv)
         ]
         found = {"clean": float(right[0].double().mean()), "robust": float((right[0] & right[1]).double().mean())}

@@ -19,10 +19,10 @@ from sparsemble.models.model_io import ModelSpec, load_model, save_model
 from sparsemble.pipeline.recipe import Prune
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
 from sparsemble.pipeline.train_stage import learn
-from sparsemble.pruning.dead_channels import find_dead
+from sparsemble.pruning.dead_channels import find_dead_channels
 from sparsemble.pruning.folds import data_folds
 from sparsemble.pruning.mask import KeepZero, Mask
-from sparsemble.pruning.method import Pruned, PruningContext
+from sparsemble.pruning.method import PruningContext, PruningResult
 from sparsemble.pruning.score import PruningScore
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Report, WriteHistory
@@ -126,9 +126,9 @@ class PruneStage(WithData):
         work.add_passes(pruned.history)
         return self._without_dead(work, pruned, data)
 
-    def _without_dead(self, work: Work, pruned: Pruned, data: Dataset) -> tuple[nn.Module, Mask, dict[str, Any]]:
+    def _without_dead(self, work: Work, pruned: PruningResult, data: Dataset) -> tuple[nn.Module, Mask, dict[str, Any]]:
         """Take out what has no influence any more, and write down what stays."""
-        dead = find_dead(pruned.mask, Graph(pruned.model, data.shape))
+        dead = find_dead_channels(pruned.mask, Graph(pruned.model, data.shape))
         dead.mask.apply_(pruned.model)
         dead.mask.save(work.folder / "mask.safetensors")
         told = {

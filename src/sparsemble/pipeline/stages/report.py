@@ -79,7 +79,8 @@ class ReportStage(Stage):
                 "rule": settings.pop("name"),
                 "settings": settings,
                 "order": running_order(work.inputs["ensemble"], work.inputs["stop"]),
-                "held_out": {key: stopping[key] for key in ("images", "allowed", "tried", "outcome", "static")},
+                "held_out": {key: stopping[key] for key in ("images", "allowed", "tried", "outcome")}
+                | {"static": stopping["full_ensemble"]},
                 "sensitivity": stopping["sensitivity"],
             },
             "machine": machine(work.device) | {"latency_threads": latency["threads"]},

@@ -12,7 +12,7 @@ from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images
 from sparsemble.data.dataset import Dataset
-from sparsemble.ensemble.selection.rule import Evidence, SelectionRule
+from sparsemble.ensemble.selection.rule import PoolLogits, SelectionRule, select
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.model_io import load_model
 from sparsemble.pipeline.stage import WithData, Work, dataset, stages
@@ -50,11 +50,11 @@ class SelectStage(WithData):
             for i, (label, member) in enumerate(members.items()):
                 logits[label] = member_logits(pool, self._against(member, data, work, "best"))
                 work.tell((i + 1) / len(labels), f"attacked {label}")
-        evidence = Evidence(logits=logits, y=y, combiner=self.combiner)
-        selected = self.select(evidence, self.members)
+        pool_logits = PoolLogits(logits=logits, y=y, combiner=self.combiner)
+        selected = select(pool_logits, self.members, self.select)
         clean = (logits["clean"].argmax(-1) == y).float().mean(1)
         robust = torch.stack([(logits[label][i].argmax(-1) == y).float().mean() for i, label in enumerate(labels)])
-        chosen = [labels[i] for i in selected.ensemble]
+        chosen = [labels[i] for i in selected.members]
         write_json(
             work.folder / "select.json",
             {
@@ -64,7 +64,7 @@ class SelectStage(WithData):
                 "ensembles_scored": selected.ensembles_scored,
                 "pool": labels,
                 "held_out_clean": clean.tolist(),
-                "held_out_transfer": (1 - evidence.failures.float().mean(1)).tolist(),
+                "held_out_transfer": (1 - pool_logits.failures.float().mean(1)).tolist(),
                 "held_out_robust": robust.tolist(),
                 "best_member": labels[int(robust.argmax())],
                 "macs_nonzero": sum(count_macs(members[label], data.shape).nonzero for label in chosen),

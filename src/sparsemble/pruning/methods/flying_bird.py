@@ -7,8 +7,8 @@ from typing import Literal, final
 from torch import nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.pruning.dynamic_mask import DynamicNetwork, Moves, Plan, final_mask, first_mask
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.dynamic_mask import DynamicNetwork, MaskUpdates, UpdateSchedule, final_mask, first_mask
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
@@ -55,12 +55,14 @@ class FlyingBird(PruningMethod):
         if not 0 <= self.rest < 1:
             raise InputError(f"rest = {self.rest:g} must lie in [0, 1)")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Train, drop and grow."""
         batches = context.images(self.name)
         start = first_mask(scores, target, context.rng if self.start == "random" else None)
         learner = DynamicNetwork(copy.deepcopy(model), start, target)
-        plan = Plan(
+        plan = UpdateSchedule(
             steps=self.epochs * len(batches),
             every=max(round(self.every * len(batches)), 1),
             first=self.drop,
@@ -75,10 +77,10 @@ class FlyingBird(PruningMethod):
             epochs=self.epochs,
             threat=context.threat,
             rng=context.rng,
-            callbacks=[Moves(learner, plan, context.rng), *context.callbacks],
+            callbacks=[MaskUpdates(learner, plan, context.rng), *context.callbacks],
             checkpoint=context.checkpoint,
             precision=context.precision,
         )
         mask = final_mask(learner)
         mask.apply_(learner.network)
-        return Pruned(learner.network, mask, history)
+        return PruningResult(learner.network, mask, history)

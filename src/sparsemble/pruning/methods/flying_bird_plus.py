@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import eval_mode
-from sparsemble.pruning.dynamic_mask import DynamicNetwork, Moves, Plan, final_mask, first_mask
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.dynamic_mask import DynamicNetwork, MaskUpdates, UpdateSchedule, final_mask, first_mask
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training import parallel
@@ -72,21 +72,25 @@ class FlyingBirdPlus(PruningMethod):
         if not 0 <= self.rest < 1:
             raise InputError(f"rest = {self.rest:g} must lie in [0, 1)")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Train, drop and grow."""
         batches = context.images(self.name)
         if context.held_out is None:
             raise InputError(f'method "{self.name}" watches held-out accuracy and needs held-out images; give it some')
         start = first_mask(scores, target, context.rng if self.start == "random" else None)
         learner = DynamicNetwork(copy.deepcopy(model), start, target)
-        plan = Plan(
+        plan = UpdateSchedule(
             steps=self.epochs * len(batches),
             every=max(round(self.every * len(batches)), 1),
             first=self.drop,
             last=self.drop_last,
             rest=self.rest,
         )
-        watch = Watch(learner, plan, context.held_out, epochs=self.epochs, faster=self.faster, slower=self.slower)
+        watch = OverfittingMonitor(
+            learner, plan, context.held_out, epochs=self.epochs, faster=self.faster, slower=self.slower
+        )
         history = fit(
             learner,
             context.loss,
@@ -95,23 +99,23 @@ class FlyingBirdPlus(PruningMethod):
             epochs=self.epochs,
             threat=context.threat,
             rng=context.rng,
-            callbacks=[Moves(learner, plan, context.rng), watch, *context.callbacks],
+            callbacks=[MaskUpdates(learner, plan, context.rng), watch, *context.callbacks],
             checkpoint=context.checkpoint,
             precision=context.precision,
         )
         mask = final_mask(learner)
         mask.apply_(learner.network)
-        return Pruned(learner.network, mask, history)
+        return PruningResult(learner.network, mask, history)
 
 
 @final
-class Watch(Callback):
+class OverfittingMonitor(Callback):
     """Measures held-out accuracy after every epoch and tells the plan."""
 
     def __init__(
         self,
         learner: DynamicNetwork,
-        plan: Plan,
+        plan: UpdateSchedule,
         held_out: Callable[[nn.Module], dict[str, float]],
         *,
         epochs: int,

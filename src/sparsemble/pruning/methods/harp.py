@@ -12,10 +12,10 @@ from torch.nn.utils import parametrize
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits
-from sparsemble.pruning.learned_mask import plain_, worked_out_once
+from sparsemble.pruning.learned_mask import cached_weights, remove_masks_
 from sparsemble.pruning.mask import Mask, prunable_layers
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
-from sparsemble.pruning.score import Scores, rescaled
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
+from sparsemble.pruning.score import Scores, rescale
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
@@ -56,13 +56,15 @@ class HARP(PruningMethod):
                 f"floor = {self.floor:g} must lie in (0, 1) and initial_keep = {self.initial_keep:g} above it"
             )
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Learn the mask; rates are learned too, whatever those of the target."""
         batches = context.images(self.name)
         start = target.mask(scores)  # refuses what cannot be before any work
         if target.sparsity == 0:
-            return Pruned(copy.deepcopy(model), start, [])
-        learner = LearnedMasks(copy.deepcopy(model), rescaled(scores), target, self)
+            return PruningResult(copy.deepcopy(model), start, [])
+        learner = LearnedMasks(copy.deepcopy(model), rescale(scores), target, self)
         ramp = _Ramp(learner)
         history = fit(
             learner,
@@ -79,7 +81,7 @@ class HARP(PruningMethod):
         mask = learner.final_mask()
         pruned = learner.plain()
         mask.apply_(pruned)
-        return Pruned(pruned, mask, history)
+        return PruningResult(pruned, mask, history)
 
 
 @final
@@ -133,7 +135,7 @@ class LearnedMasks(nn.Module):
 
     def plain(self) -> nn.Module:
         """Take the parametrization off and return the network with its original weights, all trainable."""
-        return plain_(self.network, self.layers)
+        return remove_masks_(self.network, self.layers)
 
 
 @final
@@ -171,7 +173,7 @@ class _Budgeted(TrainingLoss):
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss; the masks are worked out once a batch, for crafting and training alike."""
-        with worked_out_once(self.learner.layers):
+        with cached_weights(self.learner.layers):
             output = self.inner(model, x, y, threat, rng=rng)
         budget_violation = self.learner.budget_violation()
         terms = {**output.terms, "excess": budget_violation.detach()}

@@ -8,8 +8,8 @@ from torch import nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.pruning.learned_mask import ScoredNetwork, masked
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
-from sparsemble.pruning.score import Scores, rescaled
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
+from sparsemble.pruning.score import Scores, rescale
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
 from sparsemble.training.lr_schedules.cosine import Cosine
@@ -35,11 +35,13 @@ class HYDRA(PruningMethod):
         if self.epochs < 1:
             raise InputError(f"epochs = {self.epochs} must be 1 or more")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Learn the mask."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
-        learner = ScoredNetwork(copy.deepcopy(model), rescaled(scores), target, free_norms=True)
+        learner = ScoredNetwork(copy.deepcopy(model), rescale(scores), target, free_norms=True)
         history = fit(
             learner,
             masked(context.loss, learner.layers),
@@ -55,4 +57,4 @@ class HYDRA(PruningMethod):
         mask = learner.final_mask()
         pruned = learner.plain()
         mask.apply_(pruned)
-        return Pruned(pruned, mask, history)
+        return PruningResult(pruned, mask, history)

@@ -17,7 +17,7 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 
@@ -62,7 +62,9 @@ class MAD(PruningMethod):
                 "above 0"
             )
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Measure, and remove the least."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
@@ -75,11 +77,11 @@ class MAD(PruningMethod):
                 worth[name] += value
         for name, layer in prunable_layers(network).items():
             if isinstance(layer, nn.Linear):
-                worth[name] = equal_rows(worth[name])
+                worth[name] = equalise_rows(worth[name])
         mask = target.mask(worth)
         pruned = copy.deepcopy(model)
         mask.apply_(pruned)
-        return Pruned(pruned, mask, [])
+        return PruningResult(pruned, mask, [])
 
     def _worth(self, network: nn.Module, x: Images, y: Labels) -> Scores:
         """Return what each weight is worth on a batch."""
@@ -88,11 +90,11 @@ class MAD(PruningMethod):
         masked = copy.deepcopy(network)
         for name, layer in prunable_layers(masked).items():
             layer.weight.mul_(soft[name])
-        inputs, gradients = watched(masked, x, y)
+        inputs, gradients = inputs_and_output_gradients(masked, x, y)
         found: Scores = {}
         for name, layer in layers.items():
             taken = (layer.weight * (1 - soft[name])).flatten(1)
-            a, g = unfolded(layer, inputs[name]), outputs_last(gradients[name])
+            a, g = unfold_inputs(layer, inputs[name]), flatten_gradients(gradients[name])
             spread = taken @ a.T @ a / len(x)
             curvature = g.square().sum(0) / len(g)
             found[name] = (0.5 * curvature[:, None] * taken * spread).view_as(layer.weight)
@@ -117,14 +119,16 @@ class MAD(PruningMethod):
         return {name: F.softplus(value).clamp(max=1).detach() for name, value in free.items()}
 
 
-def equal_rows(worth: Tensor) -> Tensor:
+def equalise_rows(worth: Tensor) -> Tensor:
     """Give the n-th best weight of every output (O, I) the mean worth of the n-th best ones of all outputs."""
     ranked, places = worth.sort(1)
     return torch.empty_like(worth).scatter_(1, places, ranked.mean(0).expand_as(worth))
 
 
 @torch.enable_grad()
-def watched(network: nn.Module, x: Images, y: Labels) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def inputs_and_output_gradients(
+    network: nn.Module, x: Images, y: Labels
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the input of each layer, and the gradient of the summed losses at its output."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -146,7 +150,7 @@ def watched(network: nn.Module, x: Images, y: Labels) -> tuple[dict[str, Tensor]
     return inputs, dict(zip(layers, found, strict=True))
 
 
-def unfolded(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
+def unfold_inputs(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     """Return what one output of a layer reads, for every image and position, (B * positions, fan_in)."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
@@ -155,6 +159,6 @@ def unfolded(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
     return patches.transpose(1, 2).flatten(0, 1)
 
 
-def outputs_last(gradient: Tensor) -> Tensor:
+def flatten_gradients(gradient: Tensor) -> Tensor:
     """Return gradients as (B * positions, outputs)."""
     return gradient.flatten(2).transpose(1, 2).flatten(0, 1) if gradient.ndim > 2 else gradient

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import nn
 
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 
@@ -17,9 +17,11 @@ from sparsemble.pruning.target import SparsityTarget
 class OneShot(PruningMethod):
     """The highest scores stay, without learning anything; layers share the budget by the target's rates."""
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Prune once."""
         mask = target.mask(scores)
         pruned = copy.deepcopy(model)
         mask.apply_(pruned)
-        return Pruned(pruned, mask, [])
+        return PruningResult(pruned, mask, [])

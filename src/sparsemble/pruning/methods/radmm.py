@@ -11,7 +11,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
@@ -53,30 +53,32 @@ class RADMM(PruningMethod):
         if not self.rho > 0 or not self.growth >= 1:
             raise InputError(f"rho = {self.rho:g} must be above 0 and growth = {self.growth:g} 1 or more")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Train and cut."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
-        learner = DrawnNetwork(copy.deepcopy(model), target, self.rho)
+        learner = ADMMNetwork(copy.deepcopy(model), target, self.rho)
         history = fit(
             learner,
-            _Drawn(inner=context.loss, learner=learner),
+            _ADMMLoss(inner=context.loss, learner=learner),
             batches,
             self.schedule,
             epochs=self.epochs,
             threat=context.threat,
             rng=context.rng,
-            callbacks=[_Update(learner, self.every, self.growth), *context.callbacks],
+            callbacks=[_DualUpdate(learner, self.every, self.growth), *context.callbacks],
             checkpoint=context.checkpoint,
             precision=context.precision,
         )
         mask = target.mask({name: layer.weight.detach().abs() for name, layer in learner.layers.items()})
         mask.apply_(learner.network)
-        return Pruned(learner.network, mask, history)
+        return PruningResult(learner.network, mask, history)
 
 
 @final
-class DrawnNetwork(nn.Module):
+class ADMMNetwork(nn.Module):
     """A network with the sparse copy Z of its weights and the sum U of what they differed by."""
 
     rho: Tensor
@@ -128,11 +130,11 @@ class DrawnNetwork(nn.Module):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Drawn(TrainingLoss):
+class _ADMMLoss(TrainingLoss):
     """A robust loss plus the distance."""
 
     inner: TrainingLoss
-    learner: DrawnNetwork
+    learner: ADMMNetwork
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss."""
@@ -142,10 +144,10 @@ class _Drawn(TrainingLoss):
 
 
 @final
-class _Update(Callback):
+class _DualUpdate(Callback):
     """Updates Z, U and rho now and then."""
 
-    def __init__(self, learner: DrawnNetwork, every: int, growth: float) -> None:
+    def __init__(self, learner: ADMMNetwork, every: int, growth: float) -> None:
         self.learner, self.every, self.growth = learner, every, growth
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Generator, nn
 from sparsemble.core.errors import InputError
 from sparsemble.pruning.learned_mask import ScoredNetwork, masked
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, fan_in
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.fit import fit
@@ -46,7 +46,9 @@ class RST(PruningMethod):
         if self.epochs < 1:
             raise InputError(f"epochs = {self.epochs} must be 1 or more")
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Draw a network and learn its mask."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
@@ -68,7 +70,7 @@ class RST(PruningMethod):
         mask = learner.final_mask()
         pruned = learner.plain()
         mask.apply_(pruned)
-        return Pruned(pruned, mask, history)
+        return PruningResult(pruned, mask, history)
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from torch.nn.utils import parametrize
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Logits
-from sparsemble.pruning.learned_mask import masked, plain_
+from sparsemble.pruning.learned_mask import masked, remove_masks_
 from sparsemble.pruning.mask import Mask, prunable_layers
-from sparsemble.pruning.method import Pruned, PruningContext, PruningMethod, pruning_methods
+from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
@@ -49,7 +49,9 @@ class TwinRep(PruningMethod):
                 "left is trained"
             )
 
-    def __call__(self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext) -> Pruned:
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
         """Train, mask, train on."""
         batches = context.images(self.name)
         target.mask(scores)  # refuses what cannot be before any work
@@ -67,7 +69,7 @@ class TwinRep(PruningMethod):
             precision=context.precision,
         )
         mask = learner.mask()
-        return Pruned(plain_(learner.network, learner.layers, masked=True), mask, history)
+        return PruningResult(remove_masks_(learner.network, learner.layers, masked=True), mask, history)
 
 
 @final

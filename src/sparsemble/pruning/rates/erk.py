@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from sparsemble.core.errors import InputError
-from sparsemble.pruning.layer_rates import Family, LayerRates, layer_rates
+from sparsemble.pruning.layer_rates import KeepRates, LayerRates, layer_rates
 from sparsemble.pruning.score import Scores
 
 
@@ -17,7 +17,7 @@ class ERK(LayerRates):
     Source: Evci et al. 2020 (RigL), section 3, the Erdos-Renyi-Kernel distribution.
     """
 
-    def family(self, scores: Scores) -> Family:
+    def keep_rates(self, scores: Scores) -> KeepRates:
         """Return the layers' densities times the level, scaled so that level 1 keeps everything."""
         for name, score in scores.items():
             if score.ndim < 2:

@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 
-from sparsemble.pruning.layer_rates import Family, LayerRates, layer_rates
+from sparsemble.pruning.layer_rates import KeepRates, LayerRates, layer_rates
 from sparsemble.pruning.score import Scores
 
 
@@ -15,7 +15,7 @@ from sparsemble.pruning.score import Scores
 class GlobalThreshold(LayerRates):
     """The highest scores of the whole network stay, so scores must mean the same in every layer."""
 
-    def family(self, scores: Scores) -> Family:
+    def keep_rates(self, scores: Scores) -> KeepRates:
         """Return the share of each layer above the threshold that keeps a share of all weights."""
         ordered = {name: score.detach().double().flatten().sort().values for name, score in scores.items()}
         everything = torch.cat(list(ordered.values())).sort().values

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from sparsemble.pruning.layer_rates import Family, LayerRates, layer_rates
+from sparsemble.pruning.layer_rates import KeepRates, LayerRates, layer_rates
 from sparsemble.pruning.score import Scores
 
 
@@ -13,6 +13,6 @@ from sparsemble.pruning.score import Scores
 class Uniform(LayerRates):
     """The same share of every layer stays."""
 
-    def family(self, scores: Scores) -> Family:
+    def keep_rates(self, scores: Scores) -> KeepRates:
         """Return the level itself for each layer."""
         return lambda level: dict.fromkeys(scores, level)

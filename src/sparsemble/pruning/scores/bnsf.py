@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, norms_after, pruning_scores
+from sparsemble.pruning.score import PruningScore, Scores, following_batch_norms, pruning_scores
 
 
 @final
@@ -23,7 +23,7 @@ class BNSF(PruningScore):
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
         """Score every prunable weight."""
         x, _ = next(iter(adversarial()))
-        norms = norms_after(model, x[:1])
+        norms = following_batch_norms(model, x[:1])
         scores: Scores = {}
         for name, layer in prunable_layers(model).items():
             magnitude = layer.weight.detach().abs()

@@ -1,0 +1,129 @@
+"""Statistics of the first 1..M members that stopping rules use: confidence, change, hazard, stop probability."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparsemble.core.types import Counts, MemberLogits
+
+SMALLEST = 1e-12
+
+PerPrefix = Float[Tensor, "M B"]
+"""One number for each prefix of the ensemble and each image."""
+
+
+def prefix_probabilities(member_logits: MemberLogits) -> Float[Tensor, "M B K"]:
+    """Return the mean probabilities of the first 1..M members, from logits (M, B, K).
+
+    Source: EED main paper, eq. 20.
+    """
+    probabilities = member_logits.softmax(-1)
+    counts = torch.arange(1, len(probabilities) + 1, device=probabilities.device).view(-1, 1, 1)
+    return probabilities.cumsum(0) / counts
+
+
+def confidence_and_change(member_logits: MemberLogits) -> tuple[PerPrefix, Float[Tensor, "rest B"]]:
+    """Return the confidence of every prefix and the change from each prefix to the next.
+
+    Args:
+        member_logits: (M, B, K).
+
+    Returns:
+        C_1..C_M (M, B), the square of the highest mean probability, in [0, 1]; U_2..U_M (M - 1, B), the KL divergence
+        from the mean over t - 1 members to that over t members, in nats.
+
+    Source: EED supplement, eqs. 29-30.
+    """
+    average = prefix_probabilities(member_logits)
+    log_average = average.clamp_min(SMALLEST).log()
+    change = (average[1:] * (log_average[1:] - log_average[:-1])).sum(-1)
+    return average.amax(-1).square(), change
+
+
+def hazards(member_logits: MemberLogits, *, a: float, b: float, tau_u: float, tau_c: float) -> PerPrefix:
+    """Return the hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1.
+
+    Args:
+        member_logits: (M, B, K).
+        a: weight of the change, >= 0.
+        b: weight of the confidence, > 0.
+        tau_u: change at which its term is 0, in nats.
+        tau_c: squared confidence at which its term is 0.
+
+    Returns:
+        q_1..q_M (M, B) in [0, 1].
+
+    Source: EED supplement, eqs. 29-31. Departs: a threshold on each quantity, and change lowers the hazard; as printed
+    the rule always stops after one member.
+    """
+    confidence, change = confidence_and_change(member_logits)
+    doubt = torch.cat([torch.zeros_like(confidence[:1]), a * (change - tau_u)])
+    return torch.sigmoid(b * (confidence - tau_c) - doubt)
+
+
+def stop_probabilities(hazard: PerPrefix) -> tuple[PerPrefix, Float[Tensor, " B"]]:
+    """Return the stop probability of every prefix, and the probability of surviving the last one.
+
+    z_t = q_t S(t) with S(1) = 1 and S(t + 1) = S(t) - z_t.
+
+    Source: EED main paper, eq. 21; EED supplement, eqs. 26-28.
+    """
+    probabilities = []
+    survival = torch.ones_like(hazard[0])
+    for step_hazard in hazard:
+        probabilities.append(step_hazard * survival)
+        survival = survival - probabilities[-1]
+    return torch.stack(probabilities), survival
+
+
+def add_remainder(stop_probability: PerPrefix, survival: Float[Tensor, " B"]) -> PerPrefix:
+    """Add the probability of surviving the last step to that step, so that the sum over prefixes is 1."""
+    return torch.cat([stop_probability[:-1], (stop_probability[-1] + survival).unsqueeze(0)])
+
+
+def relax_decision(answer_with: Counts, hazard: PerPrefix) -> PerPrefix:
+    """Return a differentiable stop probability whose maximum is at the prefix that answers.
+
+    Half of it is 1 at that prefix, the other half follows the soft hazards. A rule that compares with a threshold has
+    no gradient; attacks on the rule follow this one.
+
+    Args:
+        answer_with: length of the prefix that answers (B), in 1..M.
+        hazard: soft hazards (M, B) in [0, 1].
+    """
+    hard = torch.zeros_like(hazard).scatter(0, (answer_with - 1)[None], 1.0)
+    return (hard + add_remainder(*stop_probabilities(hazard))) / 2
+
+
+def first_crossing(passed: Tensor) -> Counts:
+    """Return the first of m steps at which an image passed (m, B), counted from 1; m where none did."""
+    steps = torch.arange(1, len(passed) + 1, device=passed.device)[:, None]
+    crossing: Counts = torch.where(passed, steps, len(passed)).amin(0)
+    return crossing
+
+
+def quantiles(values: Tensor, shares: Tensor) -> list[float]:
+    """Return the distinct quantiles of all values, ascending; an empty list without values."""
+    return sorted(set(values.flatten().quantile(shares.to(values.dtype)).tolist())) if values.numel() else []
+
+
+def hazard_grid(member_logits: MemberLogits, tau_u: float) -> Iterator[tuple[float, float, float, float]]:
+    """Return hazard settings (a, b, tau_u, tau_c) to compare, thresholds at quantiles over held-out images.
+
+    Args:
+        member_logits: of held-out images (M, B, K).
+        tau_u: threshold of the change where there is only one member.
+    """
+    confidence, change = confidence_and_change(member_logits)
+    shares = torch.linspace(0.02, 0.9, 12, device=change.device)
+    # One member decides most clean images; the cheapest rules run a second one on about 1 % of them.
+    few = torch.tensor([0.0, 0.003, 0.007, 0.012], device=change.device)
+    return itertools.product(
+        (4.0, 32.0),
+        (8.0, 32.0, 128.0),
+        quantiles(change, shares[::4]) or [tau_u],
+        quantiles(confidence[0], torch.cat([few, shares])),
+    )

@@ -150,7 +150,7 @@ class TestDVERGE:
             ({"beta": -0.1}, "beta = -0.1 must be 0 or more"),
             ({"beta": math.nan}, "beta = nan must be 0 or more"),
             ({"radius": 0.0}, "radius = 0 must be above 0"),
-            ({"reach": math.inf}, "reach = inf must be above 0, and finite"),
+            ({"radius": math.inf}, "radius = inf must be above 0, and finite"),
             ({"steps": 0}, "steps = 0 must be 1 or more"),
         ],
     )

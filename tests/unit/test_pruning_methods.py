@@ -52,7 +52,7 @@ def net(seed: int = 0) -> nn.Module:
     ).eval()
 
 
-def schedule(learning_learning_learning_rate: float, lr_schedule: Any = None) -> Schedule:
+def schedule(learning_rate: float, lr_schedule: Any = None) -> Schedule:
     return Schedule(learning_rate=learning_rate, optimiser=PLAIN, lr_schedule=lr_schedule or Cosine())
 
 
@@ -294,7 +294,9 @@ class TestFlyingBird:
 
 
 class TestFlyingBirdPlus:
-    def inputs_and_output_gradients(self, seen: list[tuple[float, float]], epochs: int = 8) -> tuple[OverfittingMonitor, UpdateSchedule, DynamicNetwork]:
+    def inputs_and_output_gradients(
+        self, seen: list[tuple[float, float]], epochs: int = 8
+    ) -> tuple[OverfittingMonitor, UpdateSchedule, DynamicNetwork]:
         learner = TestFlyingBird().learner()
         plan = UpdateSchedule(steps=100, every=10, first=0.5, last=0.005, rest=0.25)
         watch = OverfittingMonitor(learner, plan, lambda model: {}, epochs=epochs, faster=0.4, slower=0.05)
@@ -305,14 +307,19 @@ class TestFlyingBirdPlus:
         overfits = [(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)]
         assert self.inputs_and_output_gradients(overfits)[1].faster == pytest.approx(0.4)
         assert self.inputs_and_output_gradients([*overfits[:-1], (0.6, 0.47)])[1].faster == pytest.approx(0.35)
-        assert self.inputs_and_output_gradients([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.1, 0.4)])[1].faster == pytest.approx(
-            -0.05
+        assert self.inputs_and_output_gradients([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.1, 0.4)])[
+            1
+        ].faster == pytest.approx(-0.05)
+        assert (
+            self.inputs_and_output_gradients([(1.0, 0.3), (0.9, 0.4), (0.8, 0.5), (0.7, 0.6), (0.6, 0.7)])[1].faster
+            == 0
         )
-        assert self.inputs_and_output_gradients([(1.0, 0.3), (0.9, 0.4), (0.8, 0.5), (0.7, 0.6), (0.6, 0.7)])[1].faster == 0
         assert self.inputs_and_output_gradients(overfits[:3])[1].faster == 0  # the first half of training
 
     def test_its_density_gives_way_and_ends_at_the_target(self) -> None:
-        _, plan, learner = self.inputs_and_output_gradients([(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)])
+        _, plan, learner = self.inputs_and_output_gradients(
+            [(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)]
+        )
         asked = learner.mask().nonzeros
         learner.steps.fill_(40)
         learner.update_mask_(0.5, plan.counts(learner, 0.5), seeded(0))

@@ -100,7 +100,7 @@ def stacked(found: Sequence[Logits]) -> MemberLogits:
     for i, logits in enumerate(found):
         if logits.shape != found[0].shape:
             raise InputError(
-                f"member {i + 1} gives {logits.shape[-1]} classes and member 1 {found[0].shape[-1]}; members of a "
+                f"member {i + 1} gives {logits.shape[-1]} classes and member 1 {found[0].shape[-1]}; members of an "
                 "ensemble must know the same classes"
             )
     return torch.stack(list(found))

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from sparsemble.core.artifacts import read_json, write_bytes
 from sparsemble.core.config import from_dict
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
+
+R = TypeVar("R", bound="ResultFile")
 
 SCHEMA = 3
 """Version of the result files; raised when a field changes its meaning or its name."""
@@ -27,7 +29,7 @@ class ResultFile:
         write_bytes(path, self.to_json().encode())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls: type[R], path: Path) -> R:
         """Read a result strictly.
 
         Raises:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sparsemble import runtime
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import Artifact
 from sparsemble.core.errors import RunError
 from sparsemble.core.types import seeded
@@ -21,7 +22,7 @@ from sparsemble.export import convert, onnx
 from sparsemble.export.agreement import agreement, held_to
 from sparsemble.export.hub import card, load_folder
 from sparsemble.pipeline.baselines import load_row
-from sparsemble.pipeline.stage import Work, stages
+from sparsemble.pipeline.stage import stages
 from sparsemble.pipeline.stages import export as stage_module
 from sparsemble.runtime import packed
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
@@ -134,12 +135,11 @@ class TestWhatIsWrongIsNotExported:
         folder = tmp_path / "made"
         folder.mkdir()
         inputs = {role: Artifact(finished / name) for role, name in meta["inputs"].items()}
-        device = torch.device("cpu")
-        work = Work(folder, inputs, device, stage.seed, stage.stream, tell=lambda done, words: None)
+        context = Context(folder=folder, device=torch.device("cpu"), seed=stage.seed, stream=stage.stream)
 
         def refused(words: str) -> None:
             with pytest.raises(RunError, match=words):
-                stage.run(work)
+                stage.run(context, inputs)
             assert not (folder / "export.json").exists()
 
         return refused

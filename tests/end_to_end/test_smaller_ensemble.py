@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsemble.api.context import Context
 from sparsemble.attacks.ensemble.member import Member
 from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.ensemble.surrogate import Surrogate
@@ -14,7 +15,7 @@ from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.artifacts import Artifact
 from sparsemble.pipeline.method import method
 from sparsemble.pipeline.recipe import load_recipe
-from sparsemble.pipeline.stage import Task, Work
+from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
 from tests.end_to_end.conftest import SMOKE
 
@@ -47,4 +48,4 @@ def run(task: Task, finished: Path, folder: Path, more: dict[str, Artifact] | No
     folder.mkdir()
     inputs = {role: Artifact(finished / one.folder) for role, one in task.inputs.items()} | (more or {})
     cpu = torch.device("cpu")
-    task.stage.run(Work(folder=folder, inputs=inputs, device=cpu, seed=3, stream="", tell=lambda share, text: None))
+    task.stage.run(Context(folder=folder, device=cpu, seed=3, stream=""), inputs)

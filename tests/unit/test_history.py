@@ -15,12 +15,13 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import read_json_lines
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.worker import run_task
 from sparsemble.pipeline.epochs import LAST, epochs_table, line
 from sparsemble.pipeline.progress import LONG_EPOCH, BarProgress, PlainProgress, Progress
-from sparsemble.pipeline.stage import Task, Work, stages
+from sparsemble.pipeline.stage import Inputs, Task, stages
 from sparsemble.pipeline.tensorboard import Board
 from sparsemble.report import write_report
 from sparsemble.report.page import trainings_in_markdown
@@ -244,12 +245,12 @@ class TestTimeLeft:
 class Simmer(Bake):
     """Trains, so to say, and is interrupted the first time."""
 
-    def run(self, work: Work) -> None:
-        work.show(record(1))
-        work.say("it boiled over")
-        work.tell(0.5, "half done")
-        if not (work.folder / "lid.txt").is_file():
-            (work.folder / "lid.txt").touch()
+    def run(self, context: Context, inputs: Inputs) -> None:
+        context.report_epoch(record(1))
+        context.report_message("it boiled over")
+        context.report_progress(0.5, "half done")
+        if not (context.output / "lid.txt").is_file():
+            (context.output / "lid.txt").touch()
             raise KeyboardInterrupt
 
 

@@ -8,13 +8,14 @@ from typing import ClassVar
 import pytest
 import torch
 
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import META, PARTIAL, Artifact
 from sparsemble.core.errors import RunError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.pipeline.engines.worker import run_task
 from sparsemble.pipeline.method import method
 from sparsemble.pipeline.recipe import Recipe, load_recipe
-from sparsemble.pipeline.stage import Stage, Task, Work, stages
+from sparsemble.pipeline.stage import Inputs, Stage, Task, stages
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
 
@@ -28,13 +29,13 @@ class Bake(Stage):
     flour: float = 0.5
     breaks: bool = False
 
-    def run(self, work: Work) -> None:
-        (work.folder / "dough.txt").write_text(f"{self.flour} {len(work.inputs)}", "utf-8")
-        work.tell(0.5, "half baked")
+    def run(self, context: Context, inputs: Inputs) -> None:
+        (context.output / "dough.txt").write_text(f"{self.flour} {len(inputs)}", "utf-8")
+        context.report_progress(0.5, "half baked")
         if self.breaks:
             raise RunError("the oven went out")
-        (work.folder / "crust").mkdir(exist_ok=True)
-        (work.folder / "crust" / "bread.txt").write_text("done", "utf-8")
+        (context.output / "crust").mkdir(exist_ok=True)
+        (context.output / "crust" / "bread.txt").write_text("done", "utf-8")
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import pytest
 from rich.console import Console
 
+from sparsemble.api.context import Context
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.pipeline.engines import local
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
-from sparsemble.pipeline.stage import Stage, Task, Work
+from sparsemble.pipeline.stage import Inputs, Stage, Task
 from sparsemble.pipeline.study import Study, cells, load_study
 from sparsemble.pipeline.study_table import rows
 from sparsemble.report.study import markdown
@@ -117,7 +118,7 @@ class Nothing(Stage):
     name: ClassVar[str] = "nothing"
     seed: int
 
-    def run(self, work: Work) -> None:
+    def run(self, context: Context, inputs: Inputs) -> None:
         raise AssertionError
 
 

@@ -1,6 +1,7 @@
 """Components: every part with settings is one frozen dataclass in one file named after it."""
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import warnings
@@ -50,8 +51,16 @@ REGISTRIES: dict[type[Component], "Registry[Any]"] = {}
 class Registry(Generic[P]):
     """The components of one kind: those in our folders, and those that installed packages offer."""
 
-    def __init__(self, kind: str, interface: type[P]) -> None:
+    def __init__(self, kind: str, interface: type[P], *, own_files: bool = True) -> None:
+        """Set up.
+
+        Args:
+            kind: what people call such a component.
+            interface: abstract class of the components.
+            own_files: whether each component has a file of its own, named after it.
+        """
         self.kind = kind
+        self.own_files = own_files
         self.interface = interface
         self._components: dict[str, type[P]] = {}
         self._aliases: dict[str, dict[str, Any]] = {}
@@ -78,7 +87,7 @@ class Registry(Generic[P]):
 
         def add(cls: type[Leaf]) -> type[Leaf]:
             self._check_free(name, cls.__module__)
-            if cls.__module__.rsplit(".", 1)[-1] != name:
+            if self.own_files and cls.__module__.rsplit(".", 1)[-1] != name:
                 raise TypeError(f'{self.kind} "{name}" must stand in a file named {name}.py, not in {cls.__module__}')
             if self.interface not in cls.__mro__:
                 raise TypeError(f"{cls.__name__} must be a subclass of {self.interface.__name__}")
@@ -209,6 +218,40 @@ def _register_installed(entry: EntryPoint) -> None:
 
 def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else entry.value.partition(".")[0]
+
+
+def find_component(name: str, *registries: Registry[Any]) -> Any:
+    """Return the component of a class name (`PGD`), or the function that builds that of an alias (`resnet18`).
+
+    Args:
+        name: of the class or alias.
+        registries: searched in this order.
+
+    Raises:
+        AttributeError: unknown; for the `__getattr__` of a room.
+    """
+    for registry in registries:
+        for component in registry.components.values():
+            if component.__name__ == name:
+                return component
+        if name in registry.aliases:
+            return functools.partial(_from_alias, registry, name)
+    raise AttributeError(f'"{name}" is not known{nearest(name, component_names(*registries))}')
+
+
+def component_names(*registries: Registry[Any]) -> list[str]:
+    """Return the names that `find_component` knows, sorted."""
+    classes = [component.__name__ for registry in registries for component in registry.components.values()]
+    return sorted([*classes, *(alias for registry in registries for alias in registry.aliases)])
+
+
+def _from_alias(registry: Registry[Any], alias: str, **settings: Any) -> Any:
+    """Build the component that an alias stands for, with some settings changed."""
+    component = registry.build(alias)
+    kept = {f.name: getattr(component, f.name) for f in dataclasses.fields(component) if f.init}
+    if "label" in kept:
+        kept["label"] = registry.aliases[alias].get("label", "")  # an automatic label follows the settings
+    return type(component)(**{**kept, **settings})
 
 
 def _is_automatic(component: Component) -> bool:

@@ -16,18 +16,20 @@ from sparsemble.pipeline.baselines import ROWS
 from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
-from sparsemble.pipeline.stages.calibrate import CalibrateStage
 from sparsemble.pipeline.stages.curve import CurveStage
-from sparsemble.pipeline.stages.ensemble import EnsembleStage
 from sparsemble.pipeline.stages.evaluate import EvaluateStage
 from sparsemble.pipeline.stages.export import ExportStage
 from sparsemble.pipeline.stages.latency import LatencyStage
-from sparsemble.pipeline.stages.load_parent import LoadParentStage
-from sparsemble.pipeline.stages.prune import PruneStage
+from sparsemble.pipeline.stages.models import (
+    CalibrateStage,
+    EnsembleStage,
+    LoadParentStage,
+    PruneStage,
+    SelectStage,
+    SmallDenseStage,
+    TrainStage,
+)
 from sparsemble.pipeline.stages.report import ReportStage
-from sparsemble.pipeline.stages.select import SelectStage
-from sparsemble.pipeline.stages.small_dense import SmallDenseStage
-from sparsemble.pipeline.stages.train import TrainStage
 from sparsemble.pruning.granularities.n_m import NM
 from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.score import PruningScore
@@ -162,7 +164,6 @@ def learn_together(recipe: Recipe, dense: Task, pool: Mapping[str, Task], select
     stage = EnsembleStage(
         seed=recipe.seed,
         data=recipe.data,
-        model=recipe.model,
         threat=recipe.threat,
         ensemble=recipe.ensemble,
         held_out_attack=recipe.held_out_attack,
@@ -179,7 +180,6 @@ def calibrate(recipe: Recipe, ensemble: Task) -> Task:
         seed=recipe.seed,
         data=recipe.data,
         threat=recipe.threat,
-        combiner=recipe.ensemble.combiner,
         stopping=recipe.stopping,
         held_out_attack=recipe.held_out_attack,
     )
@@ -293,7 +293,6 @@ def pruned(
     stage = PruneStage(
         seed=recipe.seed,
         data=recipe.data,
-        model=recipe.model,
         threat=recipe.threat,
         prune=replace(prune, scores=(score,)),
         score=score,

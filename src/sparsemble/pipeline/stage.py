@@ -1,65 +1,18 @@
 """What a stage is: settings and inputs in, one artifact out."""
 
-import contextlib
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-import torch
-from torch import nn
-
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import Artifact, spec_hash
-from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.registry import Component, Registry, to_dict
-from sparsemble.core.types import draw_seed, seeded
 from sparsemble.data.dataset import Dataset, DataSource
 
-
-@final
-@dataclass
-class Work:
-    """What a running stage is given, and where it leaves its passes."""
-
-    folder: Path
-    """Empty, or what an interrupted try left; files left here become the artifact."""
-    inputs: Mapping[str, Artifact]
-    """Finished artifacts, by role."""
-    device: torch.device
-    seed: int
-    stream: str
-    """Keeps the randomness of this stage apart from that of others with the same seed."""
-    tell: Callable[[float, str], None]
-    """Hears the share done, in [0, 1], and a few words."""
-    show: Callable[[dict[str, Any]], None] = lambda record: None
-    """Hears the record of every epoch that a training stage finishes."""
-    say: Callable[[str], None] = lambda sentence: None
-    """Hears sentences that stay on the screen."""
-    passes: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0})
-    """Images through models in this stage; goes into `meta.json`."""
-
-    def rng(self, purpose: str, device: torch.device | None = None) -> torch.Generator:
-        """Make this stage's generator for a purpose, on its device unless given; the same whenever asked for."""
-        return seeded(draw_seed(self.seed, self.stream, purpose), device or self.device)
-
-    @contextlib.contextmanager
-    def counting(self, *models: nn.Module) -> Iterator[None]:
-        """Add the passes of these models to the stage's."""
-        with count_passes(*models) as passes:
-            yield
-        self.add_passes([{"forward_passes": passes.forward, "backward_passes": passes.backward}])
-
-    def add_passes(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Add the passes of a training history."""
-        for direction in self.passes:
-            self.passes[direction] += sum(record[f"{direction}_passes"] for record in history)
-
-    def pool(self, prefix: str) -> dict[str, Artifact]:
-        """Return the inputs whose role begins with `prefix.`, in order, under the rest of their role."""
-        start = prefix + "."
-        return {role.removeprefix(start): a for role, a in self.inputs.items() if role.startswith(start)}
+Inputs = Mapping[str, Artifact]
+"""Finished artifacts that a stage reads, by role."""
 
 
 class Stage(Component):
@@ -75,8 +28,13 @@ class Stage(Component):
         return self.name
 
     @abstractmethod
-    def run(self, work: Work) -> None:
-        """Leave the artifact's files in `work.folder`."""
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Compute from the inputs, and leave the artifact's files in `context.output`.
+
+        Args:
+            context: device, randomness, progress; its folder is empty, or holds what an interrupted try left.
+            inputs: finished artifacts, by role.
+        """
 
 
 @final
@@ -130,4 +88,9 @@ def fingerprint(source: DataSource) -> str:
     return source.fingerprint()
 
 
-stages: Registry[Stage] = Registry("stage", Stage)
+def with_prefix(inputs: Inputs, prefix: str) -> dict[str, Artifact]:
+    """Return the inputs whose role begins with `prefix.`, in order, under the rest of their role."""
+    return {role.removeprefix(f"{prefix}."): a for role, a in inputs.items() if role.startswith(f"{prefix}.")}
+
+
+stages: Registry[Stage] = Registry("stage", Stage, own_files=False)

@@ -9,7 +9,7 @@ from sparsemble.models.graph import Graph
 from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import dataset
-from sparsemble.pipeline.stages.load_parent import load_parent
+from sparsemble.pipeline.stages.models import load_parent
 from sparsemble.training import parallel
 from sparsemble.training.loss import parts
 

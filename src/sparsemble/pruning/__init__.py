@@ -1,5 +1,8 @@
 """Decide which weights stay: score, method, granularity, mask."""
 
+from typing import Any
+
+from sparsemble.core.registry import Registry, component_names, find_component
 from sparsemble.pruning import budget, granularity, layer_rates
 from sparsemble.pruning.granularity import Granularity
 from sparsemble.pruning.mask import KeepZero, Mask, jaccard, prunable_layers
@@ -22,11 +25,21 @@ __all__ = [
     "pruning_scores",
 ]
 
-for registry, folder in (
-    (pruning_scores, "scores"),
-    (pruning_methods, "methods"),
-    (granularity.granularities, "granularities"),
-    (budget.budgets, "budgets"),
-    (layer_rates.layer_rates, "rates"),
-):
+REGISTRIES: dict[str, Registry[Any]] = {
+    "scores": pruning_scores,
+    "methods": pruning_methods,
+    "granularities": granularity.granularities,
+    "budgets": budget.budgets,
+    "rates": layer_rates.layer_rates,
+}
+for folder, registry in REGISTRIES.items():
     registry.walk(f"sparsemble.pruning.{folder}")
+
+
+def __getattr__(name: str) -> Any:
+    """Return a method, granularity, budget, division of rates or score by the name of its class: `HARP`, `NM`."""
+    return find_component(name, *REGISTRIES.values())
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *component_names(*REGISTRIES.values())]

@@ -7,10 +7,11 @@ from typing import Any, final
 
 import torch
 
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import Artifact
 from sparsemble.pipeline.engines.worker import run_task
 from sparsemble.pipeline.progress import Progress
-from sparsemble.pipeline.stage import Task, Work
+from sparsemble.pipeline.stage import Task
 from sparsemble.training import parallel
 
 
@@ -48,13 +49,5 @@ class ParallelEngine:
         """Take part in a stage; what it writes here is thrown away."""
         with tempfile.TemporaryDirectory(prefix="sparsemble-") as scratch:
             inputs = {role: Artifact(self.folder / given.folder) for role, given in task.inputs.items()}
-            task.stage.run(
-                Work(
-                    folder=Path(scratch),
-                    inputs=inputs,
-                    device=self.device,
-                    seed=task.stage.seed,
-                    stream=task.stage.stream,
-                    tell=lambda share, text: None,
-                )
-            )
+            context = Context(device=self.device, seed=task.stage.seed, stream=task.stage.stream, folder=Path(scratch))
+            task.stage.run(context, inputs)

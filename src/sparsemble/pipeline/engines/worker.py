@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,11 @@ import torch
 
 import sparsemble.models
 import sparsemble.pruning  # noqa: F401 (imports register the components)
-from sparsemble.core.artifacts import PARTIAL, Artifact, explain_disk, finish
+from sparsemble.api.context import Context, make_artifact
+from sparsemble.core.artifacts import Artifact, explain_disk
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import to_dict
-from sparsemble.evaluation.environment import source_revision, versions
-from sparsemble.pipeline.stage import Work, stages
+from sparsemble.pipeline.stage import stages
 
 
 def main() -> None:
@@ -51,59 +50,41 @@ def main() -> None:
             _say(news, kind="failed", sentence=sentence, details=traceback.format_exc())
 
 
-def run_task(task: dict[str, Any], folder: Path, device: torch.device, say: Callable[..., None]) -> float:
-    """Run one stage and put its artifact in place; return its seconds, interrupted tries included."""
-    final = folder / task["folder"]
-    partial = folder / (task["folder"] + PARTIAL)
-    partial.mkdir(parents=True, exist_ok=True)
+def run_task(task: dict[str, Any], folder: Path, device: torch.device, send: Callable[..., None]) -> float:
+    """Run one stage and put its artifact in place.
+
+    Args:
+        task: what `Task.to_json` returned.
+        folder: of the run.
+        device: where the stage computes.
+        send: receives messages about the progress.
+
+    Returns:
+        Seconds, interrupted tries included.
+    """
     stage = stages.build(task["stage"])
-    before, reached = _earlier_tries(partial)
-    started = time.perf_counter()
-    if before:
-        say(kind="resumed", share=reached, seconds=before)
-
-    def tell(share: float, text: str) -> None:
-        (partial / "tries.tmp").write_text(f"{before + time.perf_counter() - started} {share}", "utf-8")
-        say(kind="progress", share=share, text=text)
-
-    work = Work(
-        folder=partial,
-        inputs={role: Artifact(folder / name) for role, name in task["inputs"].items()},
+    context = Context(
         device=device,
         seed=stage.seed,
         stream=stage.stream,
-        tell=tell,
-        show=lambda record: say(kind="epoch", record=record),
-        say=lambda sentence: say(kind="said", sentence=sentence),
+        report_progress=lambda share, text: send(kind="progress", share=share, text=text),
+        report_epoch=lambda record: send(kind="epoch", record=record),
+        report_message=lambda sentence: send(kind="said", sentence=sentence),
     )
-    stage.run(work)
-    for leftover in [*partial.glob("*.tmp"), *partial.glob("*.new")]:
-        leftover.unlink()
-    seconds = before + time.perf_counter() - started
-    meta = {
-        "stage": stage.name,
-        "title": task["title"],
-        "version": stage.version,
-        "spec": to_dict(stage),
-        "inputs": task["inputs"],
-        "seed": stage.seed,
-        "passes": work.passes,
-        "seconds": seconds,
-        "device": str(device),
-        "versions": versions(),
-        "source": source_revision(),
-    }
-    finish(partial, final, meta)
-    return seconds
-
-
-def _earlier_tries(partial: Path) -> tuple[float, float]:
-    """Return the seconds of interrupted tries, and the share that the last one reached."""
-    try:
-        seconds, share = (partial / "tries.tmp").read_text("utf-8").split()
-        return float(seconds), float(share)
-    except (OSError, ValueError):
-        return 0.0, 0.0
+    inputs = {role: Artifact(folder / name) for role, name in task["inputs"].items()}
+    return make_artifact(
+        folder / task["folder"],
+        lambda running: stage.run(running, inputs),
+        context,
+        {
+            "stage": stage.name,
+            "title": task["title"],
+            "version": stage.version,
+            "spec": to_dict(stage),
+            "inputs": task["inputs"],
+        },
+        resumed=lambda seconds, share: send(kind="resumed", share=share, seconds=seconds),
+    )
 
 
 def _listen(tasks: "SimpleQueue[dict[str, Any]]") -> None:

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 import torch
 from safetensors.torch import load_file
 
+from sparsemble.api.context import Context
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.member import Member
 from sparsemble.attacks.ensemble.prefix import Prefix
@@ -18,7 +19,7 @@ from sparsemble.data.dataset import Dataset, Split, stratified
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation.robustness import evaluate
 from sparsemble.pipeline.baselines import load_row
-from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages, with_prefix
 
 SUBSET_SEED = 50
 """Fixed, so that every run and row is measured on the same test images."""
@@ -50,14 +51,14 @@ class AttackStage(WithData):
     images: int = 0
     """Test images, stratified; 0 means all."""
 
-    def run(self, work: Work) -> None:
+    def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `outcome.json` and the shards that hold the adversarial images; only why, if there is none to run."""
         data = dataset(self.data)
-        split = test_images(data, self.images).to(work.device)
-        ensemble, rule = load_row(self.row, work.inputs, self.combiner, work.device)
+        split = test_images(data, self.images).to(context.device)
+        ensemble, rule = load_row(self.row, inputs, self.combiner, context.device)
         if (needed := members_needed(self.attack)) > len(ensemble.members):
             why = f"it needs {needed} members, and the ensemble that was chosen has {len(ensemble.members)}"
-            write_json(work.folder / OUTCOME, {ABSENT: why})
+            write_json(context.output / OUTCOME, {ABSENT: why})
             return
         found = evaluate(
             ensemble,
@@ -69,14 +70,14 @@ class AttackStage(WithData):
             classes=len(data.classes),
             seed=self.seed,
             shard=SHARD,
-            folder=work.folder / LEDGER,
-            tell=work.tell,
+            folder=context.output / LEDGER,
+            tell=context.report_progress,
         )
         outcome = found.attacks[self.attack.label]
         forward, backward = outcome.total_passes()
-        work.add_passes([{"forward_passes": forward, "backward_passes": backward}])
+        context.add_passes([{"forward_passes": forward, "backward_passes": backward}])
         write_json(
-            work.folder / OUTCOME,
+            context.output / OUTCOME,
             {
                 "answer": outcome.answer.tolist(),
                 "right": outcome.right.tolist(),
@@ -95,9 +96,9 @@ def members_needed(attack: EnsembleAttack) -> int:
     return 1
 
 
-def attacks_on(row: str, work: Work) -> dict[str, Artifact]:
+def attacks_on(row: str, context: Context, inputs: Inputs) -> dict[str, Artifact]:
     """Return the attacks that were run on a row, by label."""
-    found = work.pool(f"attack.{row}")
+    found = with_prefix(inputs, f"attack.{row}")
     return {label: artifact for label, artifact in found.items() if ABSENT not in artifact.json(OUTCOME)}
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 import torch
 from safetensors.torch import save_file
 
+from sparsemble.api.context import Context
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.ensemble.suite import every_surrogate
@@ -20,7 +21,7 @@ from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.packed import save_packed
 from sparsemble.evaluation.statistics import wilson
 from sparsemble.pipeline.baselines import ROWS, Row, load_row, running_order
-from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages, with_prefix
 from sparsemble.pipeline.stages.attack import OUTCOME, attacks_on, stored_images, test_images
 from sparsemble.pruning.mask import Mask, prunable_layers
 
@@ -44,43 +45,43 @@ class EvaluateStage(WithData):
     sparsity: float
     images: int = 0
 
-    def run(self, work: Work) -> None:
+    def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `rows.json`, `checks.json`, `outcomes.safetensors`, `examples.safetensors`."""
-        split = test_images(dataset(self.data), self.images).to(work.device)
+        split = test_images(dataset(self.data), self.images).to(context.device)
         x, y = split.everything()
         rows, outcomes, deployed = [], {}, {}
         for i, name in enumerate(ROWS):
-            row = load_row(name, work.inputs, self.combiner, work.device)
+            row = load_row(name, inputs, self.combiner, context.device)
             deployed[name] = row
             # What is crafted on the static ensemble is an attack on the dynamic one, too, and is judged by what it answers.
-            attacked = self._outcomes(name, row, work)
+            attacked = self._outcomes(name, row, context, inputs)
             clean = predict_dynamic(row.ensemble, x, row.rule)
             right = clean.logits.argmax(1) == y
             outcomes[name] = {"clean": right, **{label: torch.tensor(a["right"]) for label, a in attacked.items()}}
-            rows.append(self._row(name, row, right, clean.members_run, attacked, work))
-            work.tell((i + 1) / (len(ROWS) + 2), f"scored {name}")
-        write_json(work.folder / "rows.json", rows)
-        found = self._checks(split, deployed, outcomes, work)
-        write_json(work.folder / "checks.json", [asdict(check) for check in found])
+            rows.append(self._row(name, row, right, clean.members_run, attacked, context, inputs))
+            context.report_progress((i + 1) / (len(ROWS) + 2), f"scored {name}")
+        write_json(context.output / "rows.json", rows)
+        found = self._checks(split, deployed, outcomes, context, inputs)
+        write_json(context.output / "checks.json", [asdict(check) for check in found])
         flat = {
             f"{row}.{label}": v.cpu().to(torch.uint8) for row, entry in outcomes.items() for label, v in entry.items()
         }
-        save_file(flat, work.folder / "outcomes.safetensors")
-        self._examples(split, deployed["ensemble_dynamic"], work)
+        save_file(flat, context.output / "outcomes.safetensors")
+        self._examples(split, deployed["ensemble_dynamic"], context, inputs)
 
-    def _outcomes(self, name: str, row: Row, work: Work) -> dict[str, dict[str, Any]]:
+    def _outcomes(self, name: str, row: Row, context: Context, inputs: Inputs) -> dict[str, dict[str, Any]]:
         """Return what the row answered on each set of adversarial images made for it, by label."""
         attacked: dict[str, dict[str, Any]] = {}
         if name == "ensemble_dynamic":
-            for label, artifact in attacks_on("ensemble_static", work).items():
-                output = predict_dynamic(row.ensemble, stored_images(artifact, work.device), row.rule)
+            for label, artifact in attacks_on("ensemble_static", context, inputs).items():
+                output = predict_dynamic(row.ensemble, stored_images(artifact, context.device), row.rule)
                 answer, y = output.logits.argmax(1), test_images(dataset(self.data), self.images).labels
                 attacked[label] = {
                     "answer": answer.tolist(),
                     "right": (answer.cpu() == y).tolist(),
                     "members_run": output.members_run.tolist(),
                 }
-        for label, artifact in attacks_on(name, work).items():
+        for label, artifact in attacks_on(name, context, inputs).items():
             attacked[label] = artifact.json(OUTCOME)
         return attacked
 
@@ -91,16 +92,17 @@ class EvaluateStage(WithData):
         right: torch.Tensor,
         members_run: torch.Tensor,
         attacked: dict[str, dict[str, Any]],
-        work: Work,
+        context: Context,
+        inputs: Inputs,
     ) -> dict[str, Any]:
         """Return the row's numbers; latency and training cost are added by the report."""
         worst = right.cpu() & torch.stack([torch.tensor(a["right"]) for a in attacked.values()]).all(0)
         shape = dataset(self.data).shape
         weights = [count_weights(member) for member in row.ensemble.members]
-        parent = count_weights(load_row("dense", work.inputs, self.combiner, work.device).ensemble).total
+        parent = count_weights(load_row("dense", inputs, self.combiner, context.device).ensemble).total
         macs = [count_macs(member, shape) for member in row.ensemble.members]
         expected = sum(float((members_run >= m).float().mean()) * cost.nonzero for m, cost in enumerate(macs, start=1))
-        path = work.folder / "size.safetensors"
+        path = context.output / "size.safetensors"
         size = 0
         for member in row.ensemble.members:
             save_packed(member, path)
@@ -133,14 +135,17 @@ class EvaluateStage(WithData):
         split: Split,
         deployed: dict[str, Row],
         outcomes: dict[str, dict[str, torch.Tensor]],
-        work: Work,
+        context: Context,
+        inputs: Inputs,
     ) -> list[checks.Check]:
         """Run the checks on the dynamic ensemble, the row that the headline is about."""
         row = deployed["ensemble_dynamic"]
         x, y = split.everything()
-        sets = {**attacks_on("ensemble_static", work), **attacks_on("ensemble_dynamic", work)}
-        stored = {label: stored_images(artifact, work.device) for label, artifact in sets.items()}
-        own = attacks_on("ensemble_dynamic", work)  # what was recorded for the static row is the static row's answer
+        sets = {**attacks_on("ensemble_static", context, inputs), **attacks_on("ensemble_dynamic", context, inputs)}
+        stored = {label: stored_images(artifact, context.device) for label, artifact in sets.items()}
+        own = attacks_on(
+            "ensemble_dynamic", context, inputs
+        )  # what was recorded for the static row is the static row's answer
         label = min(own, key=lambda one: sum(own[one].json(OUTCOME)["right"]))
         recorded = own[label].json(OUTCOME)["answer"]
 
@@ -149,7 +154,7 @@ class EvaluateStage(WithData):
         def decide(images: Images) -> Any:
             return predict_dynamic(row.ensemble, images, row.rule)
 
-        transferred = [stored_images(a, work.device) for a in attacks_on("dense", work).values()]
+        transferred = [stored_images(a, context.device) for a in attacks_on("dense", context, inputs).values()]
         on_transfer = torch.stack([decide(images).logits.argmax(1) == y for images in transferred]).all(0)
         white_box = torch.stack([v.cpu() for v in outcomes["ensemble_dynamic"].values()]).all(0)
         attacks = [attack.label for attack in self.attacks]
@@ -166,7 +171,7 @@ class EvaluateStage(WithData):
                 checks.repeatable(decide, x[:100]),
                 checks.gradients_flow(views, x, y),
                 checks.stronger_is_stronger(weak, strong, f"{attacks[0]} and {attacks[-1]} on the static ensemble"),
-                *self._curve_checks(outcomes, work),
+                *self._curve_checks(outcomes, context, inputs),
                 checks.only_by_square(claims, rights, parts),
                 checks.transfer_is_weaker(white_box.tolist(), on_transfer.tolist(), "the dense parent"),
                 checks.headline_is_union(claims),
@@ -180,7 +185,7 @@ class EvaluateStage(WithData):
                 checks.sparsity_is_real(
                     self.sparsity, 1 - _nonzeros(row) / count_weights(deployed["dense"].ensemble).total
                 ),
-                checks.zeros_stay(_regrown(row, work)),
+                checks.zeros_stay(_regrown(row, context, inputs)),
                 checks.waived(19, "too slow for this run; `sparsemble evaluate` on its folder makes it"),
             ]
         )
@@ -209,9 +214,11 @@ class EvaluateStage(WithData):
             "members_run": {"clean": clean_runs, "attacked": max(runs.values()), "slowdown": max(slow, default=None)},
         }
 
-    def _curve_checks(self, outcomes: dict[str, dict[str, torch.Tensor]], work: Work) -> list[checks.Check]:
+    def _curve_checks(
+        self, outcomes: dict[str, dict[str, torch.Tensor]], context: Context, inputs: Inputs
+    ) -> list[checks.Check]:
         """Check the security curves, where there are any."""
-        found = {row: artifact.json("curve.json") for row, artifact in work.pool("curve").items()}
+        found = {row: artifact.json("curve.json") for row, artifact in with_prefix(inputs, "curve").items()}
         if not found:
             return []
         images = next(iter(found.values()))["images"]
@@ -219,15 +226,15 @@ class EvaluateStage(WithData):
         chance = 1.5 / len(dataset(self.data).classes)
         clean = {}
         for row in found:
-            ensemble = load_row(row, work.inputs, self.combiner, work.device).ensemble
-            x, y = part.to(work.device).everything()
+            ensemble = load_row(row, inputs, self.combiner, context.device).ensemble
+            x, y = part.to(context.device).everything()
             with torch.no_grad():
                 clean[row] = float((ensemble(x).argmax(1) == y).float().mean())
         return [checks.falls_with_eps({row: curve["accuracy"] for row, curve in found.items()}, clean, chance)]
 
-    def _examples(self, split: Split, row: Row, work: Work) -> None:
+    def _examples(self, split: Split, row: Row, context: Context, inputs: Inputs) -> None:
         """Keep a few images with the adversarial ones that fooled the ensemble, or failed to."""
-        sets = attacks_on("ensemble_dynamic", work)
+        sets = attacks_on("ensemble_dynamic", context, inputs)
         artifact = sets[min(sets, key=lambda one: sum(sets[one].json(OUTCOME)["right"]))]
         answer = torch.tensor(artifact.json(OUTCOME)["answer"])
         x, y = split.everything()
@@ -243,7 +250,7 @@ class EvaluateStage(WithData):
                 "clean_prediction": clean.cpu(),
                 "adversarial_prediction": answer[chosen],
             },
-            work.folder / "examples.safetensors",
+            context.output / "examples.safetensors",
         )
 
 
@@ -259,12 +266,12 @@ def _nonzeros(row: Row) -> int:
     return sum(count_weights(member).nonzeros for member in row.ensemble.members)
 
 
-def _regrown(row: Row, work: Work) -> int:
+def _regrown(row: Row, context: Context, inputs: Inputs) -> int:
     """Count weights of the ensemble that its sub-models' masks had removed."""
-    labels = running_order(work.inputs["ensemble"], work.inputs["stop"])
+    labels = running_order(inputs["ensemble"], inputs["stop"])
     regrown = 0
     for label, member in zip(labels, row.ensemble.members, strict=True):
-        mask = Mask.load(work.inputs[f"pool.{label}"].file("mask.safetensors"))
+        mask = Mask.load(inputs[f"pool.{label}"].file("mask.safetensors"))
         layers = prunable_layers(member)
         regrown += sum(int((layers[name].weight.cpu()[~keep] != 0).sum()) for name, keep in mask.items())
     return regrown

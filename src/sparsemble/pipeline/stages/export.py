@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.dynamic import decide_known
 from sparsemble.core.interfaces import Combiner, Ensemble
@@ -19,7 +20,7 @@ from sparsemble.export.folded import FoldedNetwork
 from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.pipeline.baselines import Row, load_row
 from sparsemble.pipeline.recipe import Recipe, resolved
-from sparsemble.pipeline.stage import Stage, Work, dataset, stages
+from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
 from sparsemble.runtime import packed
 from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
@@ -43,31 +44,35 @@ class ExportStage(Stage):
     """Name of the run."""
     recipe: Recipe
 
-    def run(self, work: Work) -> None:
+    def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `ensemble.sparsemble`, `onnx/`, `hub/` and `export.json`."""
         values, combiner = self.recipe.export.values, self.recipe.ensemble.combiner
-        row = load_row("ensemble_dynamic", work.inputs, combiner, CPU)
-        parent_weights = count_weights(load_row("dense", work.inputs, combiner, CPU).ensemble).total
+        row = load_row("ensemble_dynamic", inputs, combiner, CPU)
+        parent_weights = count_weights(load_row("dense", inputs, combiner, CPU).ensemble).total
         whole = self._folded(row, parent_weights)
         split = dataset(self.recipe.data).calibrate
         x = split.everything()[0]
         self._check_folded(row.ensemble, whole, x)
         ensemble = packed.rounded(whole, values)
-        path = work.folder / PACKED
+        path = context.output / PACKED
         packed.save(ensemble, path, values=values)
         reference = _in_torch(ensemble, combiner)
-        work.tell(0.2, "packed")
-        before, x_adv = self._judge(row.ensemble, row, split, work)
-        after, _ = self._judge(reference, row, split, work)
+        context.report_progress(0.2, "packed")
+        before, x_adv = self._judge(row.ensemble, row, split, context, inputs)
+        after, _ = self._judge(reference, row, split, context, inputs)
         images = torch.cat([x, x_adv])
         wanted = member_logits(reference, images)
-        work.tell(0.6, "measured what rounding does")
+        context.report_progress(0.6, "measured what rounding does")
         predictor = Predictor(packed.load(path))
-        formats = {"packed": self._agrees(wanted, torch.from_numpy(predictor.member_logits(images.numpy())), row, work)}
-        formats |= self._onnx(ensemble, wanted, images, row, work)
-        formats["hub"] = self._hub(ensemble, wanted, images, row, work)
+        formats = {
+            "packed": self._agrees(
+                wanted, torch.from_numpy(predictor.member_logits(images.numpy())), row, context, inputs
+            )
+        }
+        formats |= self._onnx(ensemble, wanted, images, row, context, inputs)
+        formats["hub"] = self._hub(ensemble, wanted, images, row, context, inputs)
         write_json(
-            work.folder / "export.json",
+            context.output / "export.json",
             {
                 "values": values,
                 "bytes": path.stat().st_size,
@@ -100,11 +105,13 @@ class ExportStage(Stage):
         for number, (one, other) in enumerate(zip(member_logits(trained, x), found, strict=True), start=1):
             held_to(one, other, f"member {number} converted for the runtime does not answer as the trained one")
 
-    def _judge(self, ensemble: Ensemble, row: Row, split: Split, work: Work) -> tuple[dict[str, float], Images]:
+    def _judge(
+        self, ensemble: Ensemble, row: Row, split: Split, context: Context, inputs: Inputs
+    ) -> tuple[dict[str, float], Images]:
         """Return held-out accuracy of the dynamic ensemble, clean and under an attack on all members, and the images."""
         x, y = split.everything()
         recipe = self.recipe
-        x_adv = adversarial_images(ensemble, split, recipe.held_out_attack, recipe.threat, work.rng("export", CPU))
+        x_adv = adversarial_images(ensemble, split, recipe.held_out_attack, recipe.threat, context.rng("export", CPU))
         right = [
             decide_known(member_logits(ensemble, images), ensemble.combiner, row.rule).logits.argmax(1) == y
             for images in (x, x_adv)
@@ -112,20 +119,22 @@ class ExportStage(Stage):
         found = {"clean": float(right[0].double().mean()), "robust": float((right[0] & right[1]).double().mean())}
         return found, x_adv
 
-    def _agrees(self, wanted: MemberLogits, found: MemberLogits, row: Row, work: Work) -> dict[str, Any]:
-        return asdict(agreement(wanted, found, row.ensemble.combiner, row.rule, rng=work.rng("agreement", CPU)))
+    def _agrees(
+        self, wanted: MemberLogits, found: MemberLogits, row: Row, context: Context, inputs: Inputs
+    ) -> dict[str, Any]:
+        return asdict(agreement(wanted, found, row.ensemble.combiner, row.rule, rng=context.rng("agreement", CPU)))
 
     def _hub(
-        self, ensemble: PackedEnsemble, wanted: MemberLogits, images: Images, row: Row, work: Work
+        self, ensemble: PackedEnsemble, wanted: MemberLogits, images: Images, row: Row, context: Context, inputs: Inputs
     ) -> dict[str, Any]:
         """Write the folder for model hubs, and run what it holds."""
-        folder = work.folder / "hub"
-        save_folder(ensemble, folder, work.inputs["report"].json("summary.json"), values=self.recipe.export.values)
+        folder = context.output / "hub"
+        save_folder(ensemble, folder, inputs["report"].json("summary.json"), values=self.recipe.export.values)
         read = _in_torch(load_folder(folder), row.ensemble.combiner)
-        return self._agrees(wanted, member_logits(read, images), row, work)
+        return self._agrees(wanted, member_logits(read, images), row, context, inputs)
 
     def _onnx(
-        self, ensemble: PackedEnsemble, wanted: MemberLogits, images: Images, row: Row, work: Work
+        self, ensemble: PackedEnsemble, wanted: MemberLogits, images: Images, row: Row, context: Context, inputs: Inputs
     ) -> dict[str, Any]:
         """Write the graphs and try them out, where the packages for that are installed."""
         try:
@@ -135,7 +144,7 @@ class ExportStage(Stage):
             return {"onnx": "not written: needs onnx and onnxruntime; pip install 'sparsemble[export]'"}
         from sparsemble.export.onnx import OPSET, ensemble_graph, member_graph
 
-        folder = work.folder / "onnx"
+        folder = context.output / "onnx"
         folder.mkdir()
         logits = []
         for number, member in enumerate(ensemble.members, start=1):
@@ -157,7 +166,7 @@ class ExportStage(Stage):
             "classes": list(ensemble.classes),
         }
         write_json(folder / "manifest.json", manifest)
-        found = self._agrees(wanted, torch.from_numpy(np.stack(logits)), row, work)
+        found = self._agrees(wanted, torch.from_numpy(np.stack(logits)), row, context, inputs)
         static = held_to(
             row.ensemble.combiner(wanted), answer, "the ONNX graph of the ensemble does not answer as the ensemble"
         )

@@ -6,13 +6,14 @@ from typing import ClassVar, final
 
 import torch
 
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation.latency import measure_latency
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.pipeline.baselines import ROWS, Row, load_row
-from sparsemble.pipeline.stage import WithData, Work, dataset, stages
+from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages
 from sparsemble.runtime.predictor import Predictor
 
 SINGLE_IMAGES = 16
@@ -31,10 +32,12 @@ class LatencyStage(WithData):
     combiner: Combiner
     rounds: int = 9
 
-    def run(self, work: Work) -> None:
+    def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `latency.json`."""
-        images = dataset(self.data).test.images(torch.arange(min(BATCH, len(dataset(self.data).test)))).to(work.device)
-        rows = {name: load_row(name, work.inputs, self.combiner, work.device) for name in ROWS}
+        images = (
+            dataset(self.data).test.images(torch.arange(min(BATCH, len(dataset(self.data).test)))).to(context.device)
+        )
+        rows = {name: load_row(name, inputs, self.combiner, context.device) for name in ROWS}
         singles = images[:SINGLE_IMAGES]
         calls: dict[str, Callable[[], object]] = {}
         for name, row in rows.items():
@@ -53,8 +56,13 @@ class LatencyStage(WithData):
             }
             for name in rows
         }
-        facts = {"batch": len(images), "threads": torch.get_num_threads(), "device": str(work.device), "rows": latency}
-        write_json(work.folder / "latency.json", facts)
+        facts = {
+            "batch": len(images),
+            "threads": torch.get_num_threads(),
+            "device": str(context.device),
+            "rows": latency,
+        }
+        write_json(context.output / "latency.json", facts)
 
     def _engine(self, row: Row) -> Predictor:
         """Return a row in the engine; its weights are not rounded."""

@@ -6,11 +6,15 @@ from typing import Any, ClassVar, final
 import numpy as np
 from safetensors.numpy import load_file
 
+from sparsemble.api.context import Context
 from sparsemble.core.artifacts import Artifact
+from sparsemble.core.config import from_dict
+from sparsemble.core.registry import to_dict
+from sparsemble.core.results import SubModelRecord
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.pipeline.baselines import ROWS, running_order
 from sparsemble.pipeline.recipe import Recipe, resolved
-from sparsemble.pipeline.stage import Stage, Work, dataset, stages
+from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages, with_prefix
 from sparsemble.report import write_report
 from sparsemble.report.summary import SCHEMA_VERSION
 
@@ -39,27 +43,29 @@ class ReportStage(Stage):
     """What reproduces it."""
     recipe: Recipe
 
-    def run(self, work: Work) -> None:
+    def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `index.html`, `report.md`, `summary.json` and the figures."""
-        write_report(self._summary(work), self._figures(work), _examples(work), work.folder)
+        write_report(
+            self._summary(context, inputs), self._figures(context, inputs), _examples(context, inputs), context.output
+        )
 
-    def _summary(self, work: Work) -> dict[str, Any]:
+    def _summary(self, context: Context, inputs: Inputs) -> dict[str, Any]:
         """Return the numbers of the run (docs/summary.md)."""
-        latency = work.inputs["latency"].json("latency.json")
-        rows = work.inputs["evaluate"].json("rows.json")
+        latency = inputs["latency"].json("latency.json")
+        rows = inputs["evaluate"].json("rows.json")
         for row in rows:
             del row["members_run_counts"]
             found = latency["rows"][row["name"]]
             sizes = ("batch_1", "batch_64")
             row["latency_ms"] = {size: found[size]["median_ms"] for size in sizes}
             row["engine_ms"] = {size: found[f"engine_{size}"]["median_ms"] for size in sizes}
-            last = work.inputs[BELONGS_TO[row["name"]]]
+            last = inputs[BELONGS_TO[row["name"]]]
             # The small dense network only takes its width from the ensemble; nothing of the ensemble goes into it.
             made_from = [last] if row["name"] == "small_dense" else ancestry(last)
             row["training_passes"] = sum(sum(stage.meta["passes"].values()) for stage in made_from)
             row["seconds"] = sum(stage.meta["seconds"] for stage in made_from)
-        select = work.inputs["select"].json("select.json")
-        stopping = work.inputs["stop"].json("stopping.json")
+        select = inputs["select"].json("select.json")
+        stopping = inputs["stop"].json("stopping.json")
         settings = dict(stopping["rule"])
         return {
             "schema": SCHEMA_VERSION,
@@ -68,7 +74,7 @@ class ReportStage(Stage):
             "seed": self.seed,
             "command": self.command,
             "rows": sorted(rows, key=lambda row: ROWS.index(row["name"])),
-            "checks": work.inputs["evaluate"].json("checks.json"),
+            "checks": inputs["evaluate"].json("checks.json"),
             "selection": {
                 "ensemble": select["ensemble"],
                 "robust_diversity": select["robust_diversity"],
@@ -78,24 +84,24 @@ class ReportStage(Stage):
             "stopping": {
                 "rule": settings.pop("name"),
                 "settings": settings,
-                "order": running_order(work.inputs["ensemble"], work.inputs["stop"]),
+                "order": running_order(inputs["ensemble"], inputs["stop"]),
                 "held_out": {key: stopping[key] for key in ("images", "allowed", "tried", "outcome")}
                 | {"static": stopping["full_ensemble"]},
                 "sensitivity": stopping["sensitivity"],
             },
-            "machine": machine(work.device) | {"latency_threads": latency["threads"]},
+            "machine": machine(context.device) | {"latency_threads": latency["threads"]},
             "recipe": resolved(self.recipe),
             "versions": versions(),
             "source": source_revision(),
         }
 
-    def _figures(self, work: Work) -> dict[str, Any]:
+    def _figures(self, context: Context, inputs: Inputs) -> dict[str, Any]:
         """Return what the plots need."""
         data = dataset(self.recipe.data)
-        select = work.inputs["select"].json("select.json")
-        rows = {row["name"]: row for row in work.inputs["evaluate"].json("rows.json")}
+        select = inputs["select"].json("select.json")
+        rows = {row["name"]: row for row in inputs["evaluate"].json("rows.json")}
         counts = rows["ensemble_dynamic"]["members_run_counts"]
-        curves = {row: artifact.json("curve.json") for row, artifact in work.pool("curve").items()}
+        curves = {row: artifact.json("curve.json") for row, artifact in with_prefix(inputs, "curve").items()}
         first = next(iter(curves.values()), None)
         by_score = {
             score.name: np.mean([v for k, v in select["layer_sparsity"].items() if k.startswith(f"{score.name}-")], 0)
@@ -117,12 +123,25 @@ class ReportStage(Stage):
                 "sparsity": {score: values.tolist() for score, values in by_score.items()},
             },
             "overlap": {"names": select["pool"], "jaccard": select["overlap"]},
-            "pool": {label: artifact.json("pruned.json") for label, artifact in _pool(work.inputs["select"]).items()},
+            "pool": {label: _pruned(artifact) for label, artifact in _pool(inputs["select"]).items()},
             "training": {
-                name: [_epoch(record) for record in work.inputs[name].json_lines("history.jsonl")]
+                name: [_epoch(record) for record in inputs[name].json_lines("history.jsonl")]
                 for name in ("dense", "small_dense", "harp", "ensemble")
             },
         }
+
+
+def _pruned(artifact: Artifact) -> dict[str, Any]:
+    record = from_dict(SubModelRecord, artifact.json("pruned.json"), "pruned.json")
+    accuracies = {
+        when: {"held_out_clean": accuracy.clean, "held_out_robust": accuracy.robust}
+        for when, accuracy in (
+            ("held_out_before", record.before_finetuning),
+            ("held_out_after", record.after_finetuning),
+        )
+    }
+    table: dict[str, Any] = to_dict(record)
+    return table | accuracies | {"layers": {"all": [record.nonzeros - record.dead_weights, record.weights]}}
 
 
 def _pool(select: Artifact) -> dict[str, Artifact]:
@@ -147,8 +166,8 @@ def ancestry(artifact: Artifact) -> list[Artifact]:
     return list(found.values())
 
 
-def _examples(work: Work) -> dict[str, np.ndarray]:
-    return load_file(work.inputs["evaluate"].file("examples.safetensors"))
+def _examples(context: Context, inputs: Inputs) -> dict[str, np.ndarray]:
+    return load_file(inputs["evaluate"].file("examples.safetensors"))
 
 
 def _epoch(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""`sparsemble.export` and `sparsemble.load`: trained models and ensembles to files, and back."""
+
+import copy
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sparsemble.api.context import choose_device
+from sparsemble.api.results import Model, TrainedEnsemble, TrainedModel, network_of
+from sparsemble.core.artifacts import META, Artifact
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.environment import versions
+from sparsemble.export.convert import convert_ensemble
+from sparsemble.runtime import packed
+
+ENSEMBLES = ("ensemble", "calibrate")
+"""Stages whose artifact is an ensemble."""
+MODELS = ("train", "load_parent", "small_dense", "prune")
+
+
+def load(path: str | Path, *, device: str = "auto") -> TrainedModel | TrainedEnsemble:
+    """Read a trained model or ensemble.
+
+    Args:
+        path: the `folder` that `train`, `prune`, `train_ensemble` or `calibrate` was given, or a stage's artifact.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        The classifier, in eval mode on the device.
+
+    Raises:
+        InputError: nothing there, another kind of result, or a file that was changed after it was written.
+    """
+    folder = Path(path)
+    if not (folder / META).is_file():
+        raise InputError(f"{folder} holds no finished result ({META} is missing)")
+    artifact = Artifact(folder)
+    artifact.verify()
+    stage, where = artifact.meta["stage"], torch.device(choose_device(device))
+    if stage in MODELS:
+        return TrainedModel.load(folder, where)
+    if stage in ENSEMBLES:
+        return TrainedEnsemble.load(folder, where)
+    raise InputError(f"{folder} holds no model (the stage {stage} made it); known: {', '.join((*MODELS, *ENSEMBLES))}")
+
+
+def export(
+    ensemble: TrainedEnsemble | Model, path: str | Path, *, values: Literal["float16", "float32", "int8"] = "float16"
+) -> Path:
+    """Write an ensemble, or one model as an ensemble of itself, as a packed file for `sparsemble.runtime.load`.
+
+    Args:
+        ensemble: what `calibrate`, `train_ensemble`, `prune` or `train` returned.
+        path: the file to write, named `*.sparsemble`.
+        values: format of the weights: float32, float16, or int8 with a scale for each output of a layer.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: another ending, an operation that the runtime does not know, or a model of unknown image size.
+    """
+    file = Path(path)
+    if file.suffix != packed.SUFFIX:
+        raise InputError(f"{file} must end in {packed.SUFFIX}")
+    given = ensemble if isinstance(ensemble, TrainedEnsemble) else _alone(ensemble)
+    if given.spec is None:
+        raise InputError("the size of the images is not known; export what was trained from an architecture")
+    members = [copy.deepcopy(member).cpu() for member in given.members]
+    whole = convert_ensemble(
+        Ensemble(members, given.model.combiner).eval(),
+        given.rule,
+        given.spec.classes,
+        given.spec.shape,
+        count_weights(given.spec.build()).total,
+        provenance=versions(),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    packed.save(packed.rounded(whole, values), file, values=values)
+    return file
+
+
+def _alone(model: Model) -> TrainedEnsemble:
+    """Return a model as an ensemble of itself."""
+    ensemble = Ensemble([network_of(model)], MeanProbability())
+    return TrainedEnsemble(
+        model=ensemble, names=("model",), spec=model.spec if isinstance(model, TrainedModel) else None
+    )

@@ -1,0 +1,159 @@
+"""`sparsemble.train`: adversarial training of one network (EED main paper, eqs. 1-2)."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsemble.api.context import Context, resumable
+from sparsemble.api.data import Data, as_dataset
+from sparsemble.api.results import TrainedModel
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import draw_seed, seeded
+from sparsemble.data.dataset import Dataset
+from sparsemble.models.architecture import Architecture
+from sparsemble.models.model_io import ModelSpec
+from sparsemble.training.batches import Batches
+from sparsemble.training.callbacks import Callback, KeepBest, Report, Show, WriteHistory
+from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.fit import fit
+from sparsemble.training.loss import TrainingLoss
+from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.lr_schedules.one_cycle import OneCycle
+from sparsemble.training.precision import Precision
+from sparsemble.training.schedule import Schedule
+from sparsemble.training.validation import held_out_probe
+
+HELD_OUT_ATTACK = PGD(steps=20, stop_at_success=False)
+"""Attack on held-out images by which epochs and ensembles are chosen and rules are calibrated."""
+SCHEDULE = Schedule(lr_schedule=OneCycle())
+FIRST_KEPT = 0.5
+"""Share of the epochs before which none is chosen: early epochs win on few held-out images by luck only."""
+
+
+def train(
+    model: Architecture | nn.Module,
+    data: Data,
+    threat: ThreatModel,
+    *,
+    loss: TrainingLoss = PGDAT(),
+    epochs: int = 30,
+    schedule: Schedule = SCHEDULE,
+    eval_every: int = 1,
+    held_out_attack: Attack = HELD_OUT_ATTACK,
+    precision: Precision = Precision(),
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str = "auto",
+    context: Context | None = None,
+) -> TrainedModel:
+    """Train a network adversarially, and return the weights of the epoch that is best on held-out images.
+
+    Args:
+        model: an architecture, built for the images of the data with fresh weights, or a network, of which a copy is
+            trained further.
+        data: a data set, or training images as a split or tensors (x, y), of which a tenth is held out.
+        threat: what the adversary may do.
+        loss: what training minimises.
+        epochs: passes over the training images, >= 1.
+        schedule: learning rate, batch size, optimiser, averaging.
+        eval_every: epochs between measurements on held-out images, >= 1; only measured epochs of the second half are
+            chosen, by robust accuracy plus half of the clean one.
+        held_out_attack: crafts the adversarial held-out images.
+        precision: number format, memory layout and compilation of the training.
+        seed: of weights, order, augmentation and attack starts, >= 0.
+        folder: keeps a checkpoint after every epoch and the finished model; calling again with the same arguments goes
+            on from there, or reads the finished model.
+        device: auto, cpu, cuda or cuda:N.
+        context: takes the place of seed, folder and device where the caller keeps them.
+
+    Returns:
+        The classifier, with its history.
+
+    Raises:
+        InputError: an argument out of range, or a folder that holds another result.
+        RunError: the weights became NaN more often than the schedule's guard allows.
+    """
+    settings = dict(locals())
+
+    def compute(running: Context) -> TrainedModel:
+        images = as_dataset(data).to(running.device)
+        spec = ModelSpec.of(model, images) if isinstance(model, Architecture) else None
+        fresh = seeded(draw_seed(running.seed, "train", "weights"))
+        network = spec.build(rng=fresh) if spec else copy.deepcopy(model)
+        assert isinstance(network, nn.Module)
+        network.to(running.device)
+        history = fit_best_epoch_(
+            network,
+            images,
+            loss,
+            schedule,
+            epochs=epochs,
+            threat=threat,
+            held_out_attack=held_out_attack,
+            eval_every=eval_every,
+            precision=precision,
+            context=running,
+        )
+        return TrainedModel(model=network.eval(), spec=spec, history=tuple(history))
+
+    return resumable("train", settings, compute, TrainedModel.load)
+
+
+def fit_best_epoch_(
+    model: nn.Module,
+    data: Dataset,
+    loss: TrainingLoss,
+    schedule: Schedule,
+    *,
+    epochs: int,
+    threat: ThreatModel,
+    held_out_attack: Attack,
+    eval_every: int,
+    precision: Precision,
+    context: Context,
+    callbacks: Sequence[Callback] = (),
+) -> list[dict[str, Any]]:
+    """Train a model in place and load the weights of its best epoch; resumes the checkpoint in the context's folder.
+
+    Args:
+        model: the network or ensemble, on the context's device.
+        data: training images and augmentation; its held-out images choose the epoch.
+        loss: what training minimises.
+        schedule: learning rate, batch size, optimiser, averaging and guard.
+        epochs: passes over the images, >= 1.
+        threat: passed to the loss and the held-out attack.
+        held_out_attack: crafts the adversarial held-out images.
+        eval_every: epochs between measurements, >= 1.
+        precision: number format, memory layout, compilation.
+        context: randomness, folder, progress; counts the passes.
+        callbacks: called before those that measure and report.
+
+    Returns:
+        One record an epoch.
+    """
+    batches = Batches(split=data.train, batch_size=schedule.batch_size, augmentation=data.augmentation)
+    probe = held_out_probe(data.choose, held_out_attack, threat, lambda: context.rng("probe"))
+    checkpoint = Checkpoint(context.folder)
+    reports: list[Callback] = [Report(context.report_progress, context.report_message), Show(context.report_epoch)]
+    if context.folder:
+        reports.append(WriteHistory(context.folder / "history.jsonl"))
+    history = fit(
+        model,
+        loss,
+        batches,
+        schedule,
+        epochs=epochs,
+        threat=threat,
+        rng=context.rng("train"),
+        callbacks=[*callbacks, KeepBest(probe, eval_every, FIRST_KEPT), *reports],
+        checkpoint=checkpoint,
+        precision=precision,
+    )
+    context.add_passes(history)
+    checkpoint.remove()
+    return history

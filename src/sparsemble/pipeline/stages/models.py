@@ -1,0 +1,300 @@
+"""The stages that make models: train, prune, select, ensemble, calibrate; each calls the API and saves the result."""
+
+import bisect
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+from torch import nn
+
+from sparsemble import api
+from sparsemble.api.context import Context
+from sparsemble.api.results import TrainedEnsemble, TrainedModel
+from sparsemble.attacks.attack import Attack
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Combiner
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import draw_seed
+from sparsemble.data.dataset import Dataset
+from sparsemble.ensemble.selection.rule import SelectionRule
+from sparsemble.evaluation.cost import count_macs
+from sparsemble.evaluation.inputs import check_classifier
+from sparsemble.models.architecture import Architecture, Normalised, normalisation
+from sparsemble.models.graph import Graph
+from sparsemble.models.model_io import ModelSpec, load_weights_
+from sparsemble.models.resnet import ResNet
+from sparsemble.pipeline import recipe
+from sparsemble.pipeline.stage import Inputs, Stage, WithData, dataset, stages, with_prefix
+from sparsemble.pruning.folds import data_folds
+from sparsemble.pruning.score import PruningScore
+from sparsemble.training.precision import Precision
+from sparsemble.training.validation import held_out_probe
+
+PHOTOGRAPH = 64
+"""Height and width, in pixels, from which on images are treated as photographs."""
+
+
+def settings(section: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings of a section of the recipe as the keyword arguments of a function of the API."""
+    return {field.name: getattr(section, field.name) for field in fields(section) if field.name not in without}
+
+
+@final
+@stages.register("train")
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(WithData):
+    """Train the architecture from fresh weights (EED main paper, eqs. 1-2)."""
+
+    parallel: ClassVar[bool] = True
+
+    seed: int
+    model: Architecture
+    threat: ThreatModel
+    train: recipe.Train
+    held_out_attack: Attack
+    precision: Precision = Precision()
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `model.safetensors` and `history.jsonl`."""
+        trained = api.train(
+            self.model,
+            dataset(self.data),
+            self.threat,
+            **settings(self.train),
+            held_out_attack=self.held_out_attack,
+            precision=self.precision,
+            context=context,
+        )
+        trained.save(context.output)
+
+
+@final
+@stages.register("load_parent")
+@dataclass(frozen=True, kw_only=True)
+class LoadParentStage(WithData):
+    """A classifier that was trained elsewhere takes the place of the dense parent; nothing is trained."""
+
+    seed: int
+    model: Architecture
+    threat: ThreatModel
+    parent: recipe.Parent
+    held_out_attack: Attack
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `model.safetensors` and an empty `history.jsonl`."""
+        data = dataset(self.data).to(context.device)
+        model = load_parent(self.model, self.parent, data).to(context.device)
+        probe = held_out_probe(data.choose, self.held_out_attack, self.threat, lambda: context.rng("probe"))
+        clean, robust = (f"{100 * accuracy:.1f} %" for accuracy in probe(model).values())
+        context.report_message(f"the parent classifies {clean} of the held-out images correctly, {robust} under attack")
+        TrainedModel(model=model, spec=ModelSpec.of(self.model, data)).save(context.output)
+
+
+def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: Dataset) -> nn.Module:
+    """Return the trained network in eval mode, after trying it on a few images; a fresh one where there is no parent.
+
+    Args:
+        architecture: its layout, or the code that makes it.
+        parent: where its weights are.
+        data: its images.
+
+    Raises:
+        InputError: weights that do not fit, an operation that we cannot prune, or no classifier of these images.
+    """
+    if parent is None or parent.weights:
+        model = ModelSpec.of(architecture, data).build()
+        if parent:
+            load_weights_(model, Path(parent.weights))
+    else:
+        body = architecture.build(data.shape[0], len(data.classes))
+        model = Normalised(body, *normalisation(architecture, data.mean, data.std), data.shape)
+    model = model.to(data.choose.labels.device).float().eval().requires_grad_(True)
+    if not Graph(model, data.shape).layers():
+        raise InputError(f"{type(model).__name__} has no Conv2d or Linear layer, so there is nothing to prune")
+    check_classifier(model, data.choose, len(data.classes))
+    return model
+
+
+@final
+@stages.register("prune")
+@dataclass(frozen=True, kw_only=True)
+class PruneStage(WithData):
+    """Prune the dense parent with one score on one fold of the images, then fine-tune what is left."""
+
+    parallel: ClassVar[bool] = True
+    version: ClassVar[int] = 3
+
+    seed: int
+    threat: ThreatModel
+    prune: recipe.Prune
+    score: PruningScore
+    fold: int
+    """Number of the data fold, counted from 1."""
+    sparsity: float
+    """Of this sub-model, in [0, 1)."""
+    held_out_attack: Attack
+    eval_every: int = 1
+    precision: Precision = Precision()
+
+    @property
+    def stream(self) -> str:
+        """Sub-models differ in their randomness as well as in their images."""
+        return f"prune {self.score.name} {self.fold} {self.sparsity:.6f}"
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `model.safetensors`, `mask.safetensors`, `pruned.json`, `learning.jsonl` and `history.jsonl`."""
+        data = dataset(self.data)
+        # The partition is drawn anew for every score and is the same for its sub-models.
+        partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
+        folds = data_folds(data.train.labels, self.prune.folds, partition)
+        pruned = api.prune(
+            TrainedModel.load(inputs["dense"].path, context.device),
+            replace(data, train=data.train.subset(folds[self.fold - 1])),
+            self.threat,
+            sparsity=self.sparsity,
+            score=self.score,
+            **settings(self.prune, without=("scores", "folds")),
+            eval_every=self.eval_every,
+            held_out_attack=self.held_out_attack,
+            precision=self.precision,
+            name=f"{self.score.name}-{self.fold}",
+            context=context,
+        )
+        pruned.save(context.output)
+
+
+@final
+@stages.register("select")
+@dataclass(frozen=True, kw_only=True)
+class SelectStage(WithData):
+    """Select the members of the ensemble (EED main paper, section 4.1)."""
+
+    version: ClassVar[int] = 3
+
+    seed: int
+    threat: ThreatModel
+    select: SelectionRule
+    members: int
+    combiner: Combiner
+    held_out_attack: Attack
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `select.json`."""
+        pool = with_prefix(inputs, "pool")
+        selection = api.select(
+            {name: TrainedModel.load(artifact.path, context.device) for name, artifact in pool.items()},
+            dataset(self.data),
+            self.threat,
+            size=self.members,
+            rule=self.select,
+            combiner=self.combiner,
+            held_out_attack=self.held_out_attack,
+            context=context,
+        )
+        selection.save(context.output)
+
+
+@final
+@stages.register("ensemble")
+@dataclass(frozen=True, kw_only=True)
+class EnsembleStage(WithData):
+    """Train the members together, masks held, and put them in running order (EED main paper, sections 4.2 and 4.3)."""
+
+    parallel: ClassVar[bool] = True
+    version: ClassVar[int] = 2
+
+    seed: int
+    threat: ThreatModel
+    ensemble: recipe.Ensemble
+    held_out_attack: Attack
+    eval_every: int = 1
+    precision: Precision = Precision()
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `member1.safetensors` .. in running order, `ensemble.json` and `history.jsonl`."""
+        pool = with_prefix(inputs, "pool")
+        names: list[str] = inputs["select"].json("select.json")["ensemble"]
+        ensemble = api.train_ensemble(
+            {name: TrainedModel.load(pool[name].path, context.device) for name in names},
+            dataset(self.data),
+            self.threat,
+            parent=TrainedModel.load(inputs["dense"].path, context.device),
+            **settings(self.ensemble),
+            eval_every=self.eval_every,
+            held_out_attack=self.held_out_attack,
+            precision=self.precision,
+            context=context,
+        )
+        ensemble.save(context.output)
+
+
+@final
+@stages.register("calibrate")
+@dataclass(frozen=True, kw_only=True)
+class CalibrateStage(WithData):
+    """Choose the settings of the stopping rule, and which member runs first, on held-out images."""
+
+    version: ClassVar[int] = 7
+
+    seed: int
+    threat: ThreatModel
+    stopping: recipe.Stopping
+    held_out_attack: Attack
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `stopping.json` and the member logits that the rule was set on."""
+        calibrated = api.calibrate(
+            TrainedEnsemble.load(inputs["ensemble"].path, context.device),
+            dataset(self.data),
+            self.threat,
+            **settings(self.stopping),
+            held_out_attack=self.held_out_attack,
+            context=context,
+        )
+        # The order counts from the ensemble's artifact, which keeps the members.
+        calibrated.save_rule(context.output, inputs["ensemble"].path.name)
+
+
+@final
+@stages.register("small_dense")
+@dataclass(frozen=True, kw_only=True)
+class SmallDenseStage(Stage):
+    """A dense network with the ensemble's multiply-accumulates, trained like the parent: the plain alternative."""
+
+    parallel: ClassVar[bool] = True
+
+    seed: int
+    parent: Stage
+    """How the parent was trained; only the width changes."""
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `model.safetensors` and `history.jsonl`."""
+        assert isinstance(self.parent, TrainStage)
+        macs = inputs["select"].json("select.json")["macs_nonzero"]
+        data = dataset(self.parent.data)
+        architecture = narrowed(widest(self.parent.model, data.shape), data, macs)
+        replace(self.parent, model=architecture).run(context, inputs)
+
+
+def widest(architecture: Architecture, shape: tuple[int, int, int]) -> Architecture:
+    """Return the layout that is narrowed: the parent's own, or a ResNet-18 where that has no width to set."""
+    if "width" in vars(architecture):
+        return architecture
+    return ResNet(stem="imagenet" if min(shape[1:]) >= PHOTOGRAPH else "cifar")
+
+
+def narrowed(architecture: Any, data: Dataset, macs: int) -> Architecture:
+    """Return the architecture at the width, up to its own, whose dense multiply-accumulates are nearest to `macs`."""
+
+    def at(width: int) -> Architecture:
+        narrow: Architecture = replace(architecture, width=width)
+        return narrow
+
+    def macs_at(width: int) -> int:
+        return count_macs(ModelSpec.of(at(width), data).build(), data.shape).dense
+
+    largest: int = architecture.width
+    above = bisect.bisect_left(range(1, largest + 1), macs, key=macs_at) + 1
+    return at(min((max(above - 1, 1), min(above, largest)), key=lambda width: abs(macs_at(width) - macs)))

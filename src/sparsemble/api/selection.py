@@ -120,7 +120,7 @@ def _record(
         ensemble=chosen,
         robust_diversity=selected.robust_diversity,
         reason=selected.reason,
-        ensembles_scored=selected.memberss_scored,
+        ensembles_scored=selected.ensembles_scored,
         pool=names,
         held_out_clean=tuple(correct["clean"].float().mean(1).tolist()),
         held_out_transfer=tuple((1 - pool_logits.failures.float().mean(1)).tolist()),

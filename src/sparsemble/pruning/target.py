@@ -29,6 +29,8 @@ class SparsityTarget:
     """Sparsity of a network, in pieces, by a budget, divided among its layers.
 
     Reached exactly: no layer can keep one more piece within the budget (of weights: within half a weight).
+
+    Source: EED main paper, eq. 3. Departs: a fraction of the weights (as printed, a count is bounded by a fraction).
     """
 
     graph: Graph

@@ -34,7 +34,7 @@ class EED(TrainingLoss):
     crafted on the ensemble and psi = 1 where the ensemble misclassifies them. L_C = lambda1 mean_i ||W_i||_1 /
     ||M_i||_0 + lambda2 mean over members and ReLUs of the smooth share of active units.
 
-    Source: EED main paper, eqs. 16-18 for L_C and eq. 19 for the sum; eq. 14 is `dverge`, eq. 15 `misclassification`.
+    Source: EED main paper, eqs. 16-19, L_C and the sum; eq. 14 is `dverge`, eq. 15 `misclassification`.
     Departs: mean weight and a smooth share of active units in L_C (the printed norms are unbounded or constant); masks
     stay hard.
     """

@@ -33,7 +33,7 @@ FARTHEST = 60.0
 class HARP(PruningMethod):
     """Scores and per-layer keep rates learned under the robust loss, weights frozen, BatchNorm's affine part free.
 
-    Source: EED supplement, eqs. 23-28, in the consistent form of method.md 2.2 (E-2 to E-5). Departs: the budget is
+    Source: EED main paper, eq. 6; supplement, eqs. 23-25, with keep rates throughout. Departs: the budget is
     met exactly by a last projection (one shift of all quotas), and the last epoch is taken, not one chosen on test.
     """
 

@@ -230,7 +230,7 @@ def example_run(name: str = "digits & <friends>") -> RunSummary:
     rows = []
     for i, row in enumerate(ROW_NAMES):
         result = example_evaluation(
-            row, robust=0.5 + 0.02 * i, members=3 if row.startswith("ensemble") else 1, images=100
+            row, robust=0.5 + 0.02 * i, members=3 if row.startswith("ensemble") else 1, images=40
         )
         latency = {"torch": TIMES, "engine": TIMES}
         cost = replace(result.cost, latency=latency, training_passes=712_000, training_seconds=21.0)

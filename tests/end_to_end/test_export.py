@@ -24,8 +24,8 @@ from sparsemble.export.hub import card, load_folder
 from sparsemble.pipeline.baselines import load_row
 from sparsemble.pipeline.stage import stages
 from sparsemble.pipeline.stages import export as stage_module
-from sparsemble.runtime import packed
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format import packed
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from tests.end_to_end.conftest import sparsemble
 
 
@@ -88,7 +88,7 @@ class TestExport:
         assert found["values"] == "float32"
         assert found["rounded"] == found["unrounded"]
         assert found["bytes"] > told(finished)["bytes"]
-        assert packed.to_dict(tmp_path / "run" / "export" / "ensemble.sparsemble")["values"] == "float32"
+        assert packed.describe(tmp_path / "run" / "export" / "ensemble.sparsemble")["values"] == "float32"
 
     def test_may_be_written_in_a_byte_a_weight(self, finished: Path, tmp_path: Path) -> None:
         shutil.copytree(finished, tmp_path / "run")

@@ -26,11 +26,12 @@ from sparsemble.export.convert import convert_ensemble
 from sparsemble.models import architectures, build_model
 from sparsemble.pipeline.loaded_model import load_target
 from sparsemble.report.bench import draw_bench
-from sparsemble.runtime import packed, predictor
+from sparsemble.runtime import predictor
 from sparsemble.runtime.combiners import log_softmax
+from sparsemble.runtime.format import packed
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.kernels.jit import lanes
 from sparsemble.runtime.network import Convolution
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import AtOnce, Never
 
@@ -249,7 +250,7 @@ class TestEnsembles:
     def test_an_ensemble_that_combines_otherwise_than_in_torch_is_not_timed(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(predictor, "combiner", lambda settings: lambda logits: log_softmax(logits[0]))
+        monkeypatch.setattr(predictor, "build_combiner", lambda settings: lambda logits: log_softmax(logits[0]))
         with pytest.raises(RunError, match=r"all members: differs from torch by 0\..* in a probability.* not timed"):
             bench(asked(members=3, sparsity=0.5), "", lambda text: None)
 
@@ -265,8 +266,10 @@ class TestEnsembles:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pack(tmp_path / "ensemble.sparsemble")
-        known = predictor.rule
-        monkeypatch.setattr(predictor, "rule", lambda one: AtOnce() if one["name"] == "confidence" else known(one))
+        known = predictor.build_rule
+        monkeypatch.setattr(
+            predictor, "build_rule", lambda one: AtOnce() if one["name"] == "confidence" else known(one)
+        )
         with pytest.raises(RunError, match=r"clean images: stops elsewhere than its rule for \d+ of 40 images; it was"):
             bench(asked(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None)
 

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from sparsemble import runtime
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError
-from sparsemble.runtime import packed
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.format import packed
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.images import read_image
 from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, Network, Relu, Weight
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.py"
 

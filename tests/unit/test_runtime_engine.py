@@ -21,23 +21,23 @@ from sparsemble.core.types import seeded
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
-from sparsemble.runtime import autotune
 from sparsemble.runtime import engine as engine_module
-from sparsemble.runtime.batched import BatchPlanner
-from sparsemble.runtime.dead_channels import without_dead
+from sparsemble.runtime.compiler import autotune
+from sparsemble.runtime.compiler.batched import BatchPlanner
+from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
+from sparsemble.runtime.compiler.execution_plan import ExecutionPlan, KernelConfig, PlanStep
+from sparsemble.runtime.compiler.fused import ConvOp, fuse
+from sparsemble.runtime.compiler.im2col import single, vector_width
+from sparsemble.runtime.compiler.layout import candidate_tiles, reading, tiles
+from sparsemble.runtime.compiler.single_image import SingleImagePlanner
+from sparsemble.runtime.compiler.weight_stream import _mine
+from sparsemble.runtime.compiler.workspace import workspace_bytes
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.execution_plan import Choice, Plan, Step
-from sparsemble.runtime.fused import Product, fuse
-from sparsemble.runtime.im2col import single, vector_of
 from sparsemble.runtime.kernels import jit
 from sparsemble.runtime.kernels.jit import lanes
-from sparsemble.runtime.layout import reading, tile_shapes, tiles
-from sparsemble.runtime.memory import size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.single_image import SingleImagePlanner
 from sparsemble.runtime.thread_pool import ThreadPool
-from sparsemble.runtime.weight_stream import _mine
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
 
@@ -195,7 +195,7 @@ class TestChoices:
         network = convert(model, (12, 7, 6))
         x = torch.rand(5, 12, 7, 6, generator=seeded(1))
         for tile, block, outputs in itertools.product([(1, 1), (2, 3), (7, 1), (3, 6)], [1, 5, 12], [1, 4, 8]):
-            choice = Choice(tile=tile, block=block, outputs=outputs)
+            choice = KernelConfig(tile=tile, block=block, outputs=outputs)
             agrees(model, network, x, Engine(network, choices={0: choice}))
 
     @pytest.mark.parametrize("width", [6, 4, 2])
@@ -203,12 +203,12 @@ class TestChoices:
         torch.manual_seed(0)
         network = convert(stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1))), (12, 7, width))
         x = torch.rand(1, 12, 7, width, generator=seeded(1)).numpy()
-        vectors = -(-7 * width // vector_of(7, width, lanes()))
+        vectors = -(-7 * width // vector_width(7, width, lanes()))
         expected = Engine(network).run(np.repeat(x, lanes(), 0))[:1]
         for wide, block, (outputs, chains) in itertools.product(
             {1, min(2, vectors), vectors}, [1, 5, 12], [(1, 1), (1, 3), (1, 8), (4, 1), (4, 2), (8, 1)]
         ):
-            choice = Choice(tile=(1, wide), block=block, outputs=outputs, chains=chains)
+            choice = KernelConfig(tile=(1, wide), block=block, outputs=outputs, chains=chains)
             assert np.array_equal(Engine(network, alone={0: choice}).run(x), expected)
 
     def test_tiles_cover_every_output_and_nothing_else(self) -> None:
@@ -216,7 +216,7 @@ class TestChoices:
         network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
         found = BatchPlanner(fuse(network), 8).empty()
         fused, (read, written) = found.fused.operations[0], (found.plane(0), found.plane(1))
-        assert isinstance(fused, Product)
+        assert isinstance(fused, ConvOp)
         for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
             covered = {
                 int(to) + y * written.row + x * written.column
@@ -229,7 +229,7 @@ class TestChoices:
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (7, 5), (1, 1), (4, 4)])
     @pytest.mark.parametrize("most", [1, 12, 28])
     def test_tile_shapes_fit(self, height: int, width: int, most: int) -> None:
-        found = tile_shapes(height, width, most)
+        found = candidate_tiles(height, width, most)
         assert found
         assert all(1 <= r <= height and 1 <= c <= width and r * c <= most for r, c in found)
 
@@ -238,7 +238,7 @@ class TestChoices:
             architectures.build({"name": "resnet", "width": 4}), (3, 16, 16), 5, (0,) * 3, (1,) * 3, rng=seeded(0)
         )
         fused = fuse(convert(model.eval(), (3, 16, 16)))
-        products = [operation for operation in fused.operations if isinstance(operation, Product)]
+        products = [operation for operation in fused.operations if isinstance(operation, ConvOp)]
         assert len(fused.operations) == len(products) + 1  # the pool
         assert sum(operation.residual is not None for operation in products) == 8
         assert sum(operation.relu for operation in products) == 17
@@ -257,29 +257,29 @@ class TestTuning:
         for file in cache.iterdir():
             file.unlink()
         monkeypatch.setattr(autotune, "SHORTEST", 0.0)
-        tried: list[list[Choice]] = []
+        tried: list[list[KernelConfig]] = []
 
-        def times(self: Any, steps: list[Step], plan: Plan) -> list[float]:
+        def times(self: Any, steps: list[PlanStep], plan: ExecutionPlan) -> list[float]:
             # The second candidate is the fastest, whatever it is.
             return [0.5 if i == 1 else 1.0 for i in range(len(steps))]
 
-        def fastest(self: Any, place: int, options: list[Choice]) -> Choice:
+        def fastest(self: Any, place: int, options: list[KernelConfig]) -> KernelConfig:
             tried.append(options)
             return original(self, place, options)
 
-        original = autotune._Tuner._fastest
-        monkeypatch.setattr(autotune._Tuner, "_times", times)
-        monkeypatch.setattr(autotune._Tuner, "_fastest", fastest)
-        fused = without_dead(fuse(network))
-        products = [place for place, operation in enumerate(fused.operations) if isinstance(operation, Product)]
+        original = autotune._Autotuner._fastest
+        monkeypatch.setattr(autotune._Autotuner, "_times", times)
+        monkeypatch.setattr(autotune._Autotuner, "_fastest", fastest)
+        fused = remove_dead_channels(fuse(network))
+        products = [place for place, operation in enumerate(fused.operations) if isinstance(operation, ConvOp)]
         for planning in (BatchPlanner(fused, lanes()), SingleImagePlanner(fused, lanes())):
             tried.clear()
-            found = autotune.tuned(planning, cache)
+            found = autotune.tune_configs(planning, cache)
             assert list(found) == products
             assert len(tried) == 2  # tiles, then blocks, of one layer
             assert tried[1][0] == tried[0][1]
             assert set(found.values()) == {tried[1][1]}
-            assert autotune.tuned(planning, cache) == found
+            assert autotune.tune_configs(planning, cache) == found
             assert len(tried) == 2  # the second time from disk
         assert np.array_equal(Engine(network).run(x), expected)
 
@@ -306,10 +306,10 @@ class TestDead:
         x = torch.rand(17, 3, 32, 32, generator=seeded(1))
         found = Engine(network).run(x.numpy())
         agrees(model, network, x, Engine(network))
-        monkeypatch.setattr("sparsemble.runtime.engine.without_dead", lambda fused: fused)
+        monkeypatch.setattr("sparsemble.runtime.engine.remove_dead_channels", lambda fused: fused)
         assert np.array_equal(Engine(network).run(x.numpy()), found)
-        before, after = fuse(network), without_dead(fuse(network))
-        count = [sum(o.weight.nonzeros for o in one.operations if isinstance(o, Product)) for one in (before, after)]
+        before, after = fuse(network), remove_dead_channels(fuse(network))
+        count = [sum(o.weight.nonzeros for o in one.operations if isinstance(o, ConvOp)) for one in (before, after)]
         assert count[1] < count[0]
 
     def test_takes_what_is_behind_a_channel_that_is_always_0_and_before_one_that_nobody_reads(self) -> None:
@@ -327,8 +327,8 @@ class TestDead:
             model[0].weight[1] = 0
             model[0].bias[1] = -1.0  # always 0 behind the ReLU
             model[4].weight[:, 2] = 0  # nobody reads channel 2 of the second layer
-        fused = without_dead(fuse(convert(model.eval(), (2, 4, 4))))
-        first, second, third = (o for o in fused.operations if isinstance(o, Product))
+        fused = remove_dead_channels(fuse(convert(model.eval(), (2, 4, 4))))
+        first, second, third = (o for o in fused.operations if isinstance(o, ConvOp))
         assert first.weight.nonzeros == 4
         assert second.weight.nonzeros == 2 * 3  # of three inputs one is silent, of four outputs one is unread
         assert second.wanted is not None
@@ -343,7 +343,7 @@ class TestMemory:
         x = torch.rand(40, 2, 20, 20, generator=seeded(1)).numpy()
         fused = fuse(network)
         alone = single(fused, lanes())
-        one = size_of(fused, alone.buffers, alone.lives)
+        one = workspace_bytes(fused, alone.buffers, alone.lives)
         tight = Engine(network, max_memory=one)
         assert all(part.stop - part.start == 1 for part in tight._parts(40))
         assert np.array_equal(tight.run(x), Engine(network).run(x))
@@ -357,7 +357,7 @@ def crew_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> ThreadPool:
     """Let runs of any length be shared by so many threads, however many processors there are."""
     thread_pool = ThreadPool()
     thread_pool.most = threads
-    monkeypatch.setattr(engine_module, "CREW", thread_pool)
+    monkeypatch.setattr(engine_module, "THREAD_POOL", thread_pool)
     monkeypatch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
     monkeypatch.setattr(engine_module, "SETTLED", 0)
     return thread_pool
@@ -377,15 +377,15 @@ class TestThreads:
         )
         stir_(model, 0.4)
         network = convert(model.eval(), (3, 16, 16))
-        operations = [p for p, o in enumerate(fuse(network).operations) if isinstance(o, Product)]
-        engine = Engine(network, alone={p: Choice((1, 1), 5, block, 2) for p in operations}, choices={})
+        operations = [p for p, o in enumerate(fuse(network).operations) if isinstance(o, ConvOp)]
+        engine = Engine(network, alone={p: KernelConfig((1, 1), 5, block, 2) for p in operations}, choices={})
         x = torch.rand(count, 3, 16, 16, generator=seeded(0)).numpy()
-        planned = engine._alone if count == 1 else engine._together
-        expected = planned(x)
+        table_bytes = engine._alone if count == 1 else engine._together
+        expected = table_bytes(x)
         with thread_pool.claimed() as claimed:
             assert claimed
             for _ in range(20):
-                assert np.array_equal(planned(x, threads), expected)
+                assert np.array_equal(table_bytes(x, threads), expected)
         assert np.array_equal(engine.run(x[:1], threads), Engine(network).run(x[:1]))
 
     def test_work_is_divided_equally_and_wholly(self) -> None:
@@ -424,9 +424,9 @@ class TestThreads:
     def test_splitting_gets_another_trial_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine_module, "AGAIN", 5)
         torch.manual_seed(0)
-        planned = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))._alone
-        planned.seconds, planned._runs, planned._split[2] = 1e-2, 100, (100, 1.0)
-        assert [planned.worth_splitting(2) for _ in range(6)] == [False] * 5 + [True]
+        table_bytes = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))._alone
+        table_bytes.seconds, table_bytes._runs, table_bytes._split[2] = 1e-2, 100, (100, 1.0)
+        assert [table_bytes.worth_splitting(2) for _ in range(6)] == [False] * 5 + [True]
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_what_ends_a_shared_run_early_leaves_nobody_waiting(

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 
 from sparsemble.export.folded import FoldedNetwork
 from sparsemble.runtime import engine as engine_module
-from sparsemble.runtime import memory
-from sparsemble.runtime.batched import BatchPlanner
-from sparsemble.runtime.dead_channels import without_dead
+from sparsemble.runtime.compiler import workspace
+from sparsemble.runtime.compiler.batched import BatchPlanner
+from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
+from sparsemble.runtime.compiler.execution_plan import KernelConfig
+from sparsemble.runtime.compiler.fused import ConvOp, fuse
+from sparsemble.runtime.compiler.planner import Planner
+from sparsemble.runtime.compiler.single_image import SingleImagePlanner
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.execution_plan import Choice
-from sparsemble.runtime.fused import Product, fuse
 from sparsemble.runtime.kernels.jit import lanes as lanes_here
 from sparsemble.runtime.network import (
     Add,
@@ -40,8 +42,6 @@ from sparsemble.runtime.network import (
     Relu,
     Weight,
 )
-from sparsemble.runtime.planner import Planner
-from sparsemble.runtime.single_image import SingleImagePlanner
 from sparsemble.runtime.thread_pool import ThreadPool
 from tests.unit.guarded import guarded, posix
 
@@ -150,15 +150,15 @@ def shared() -> Iterator[None]:
         patch.setenv("SPARSEMBLE_CACHE", folder)
         thread_pool = ThreadPool()
         thread_pool.most = 2
-        patch.setattr(engine_module, "CREW", thread_pool)
+        patch.setattr(engine_module, "THREAD_POOL", thread_pool)
         patch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
         yield
 
 
-def ways(planning: Planner, nth: int) -> dict[int, Choice]:
+def ways(planning: Planner, nth: int) -> dict[int, KernelConfig]:
     """Return one of the ways through each product that may be the fastest."""
-    products = {place: one for place, one in enumerate(planning.fused.operations) if isinstance(one, Product)}
-    found = {place: planning.candidates(place, one) for place, one in products.items()}
+    products = {place: one for place, one in enumerate(planning.fused.operations) if isinstance(one, ConvOp)}
+    found = {place: planning.candidate_configs(place, one) for place, one in products.items()}
     return {place: choices[nth % len(choices)] for place, choices in found.items()}
 
 
@@ -167,8 +167,8 @@ def answers(network: Network, images: np.ndarray, lanes: int, nth: int) -> np.nd
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "lanes", lambda: lanes)
         if os.name == "posix":
-            patch.setattr(memory, "room", lambda size: guarded(size, front=bool(nth % 2)))
-        fused = without_dead(fuse(network))
+            patch.setattr(workspace, "room", lambda size: guarded(size, front=bool(nth % 2)))
+        fused = remove_dead_channels(fuse(network))
         engine = Engine(
             network, choices=ways(BatchPlanner(fused, lanes), nth), alone=ways(SingleImagePlanner(fused, lanes), nth)
         )

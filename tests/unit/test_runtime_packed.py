@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemble.runtime import index_coding, packed
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.format import index_coding, packed
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format.quantization import VALUES, Values
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -32,9 +34,7 @@ from sparsemble.runtime.network import (
     Relu,
     Weight,
 )
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
-from sparsemble.runtime.quantization import VALUES, Values
 
 few = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -90,8 +90,8 @@ def one_layer(weights: Any) -> PackedEnsemble:
     )
 
 
-def layer_of(make_ensemble: PackedEnsemble) -> np.ndarray:
-    return make_ensemble.members[0].weights()[0].dense()
+def layer_of(ensemble: PackedEnsemble) -> np.ndarray:
+    return ensemble.members[0].weights()[0].dense()
 
 
 def same(a: PackedEnsemble, b: PackedEnsemble) -> bool:
@@ -99,10 +99,10 @@ def same(a: PackedEnsemble, b: PackedEnsemble) -> bool:
         found: list[Any] = [one.combiner, one.rule, one.classes, one.parent_weights, one.recipe, one.provenance]
         for member in one.members:
             for node in member.nodes:
-                found += [type(node), node.inputs, packed.describe_node(node)]
-                found += [floats.tobytes() for floats in packed.floats_of(node)]
+                found += [type(node), node.inputs, packed.node_to_dict(node)]
+                found += [floats.tobytes() for floats in packed.node_constants(node)]
                 if isinstance(node, Convolution | Linear):
-                    found += [node.weight.shape, node.weight.index_coding.tobytes(), node.weight.values.tobytes()]
+                    found += [node.weight.shape, node.weight.positions.tobytes(), node.weight.values.tobytes()]
         return found
 
     return flat(a) == flat(b)
@@ -147,7 +147,7 @@ class TestRoundTrip:
         path = tmp_path / "a.sparsemble"
         packed.save(make_ensemble(), path, values=values)
         found = packed.load(path)
-        assert same(found, packed.rounded(make_ensemble(), values))
+        assert same(found, packed.round_weights(make_ensemble(), values))
         if values == "float32":
             assert same(found, make_ensemble())
         packed.save(found, tmp_path / "b.sparsemble", values=values)
@@ -156,10 +156,10 @@ class TestRoundTrip:
 
     def test_says_what_is_in_it(self, tmp_path: Path) -> None:
         packed.save(make_ensemble(), tmp_path / "a.sparsemble")
-        told = packed.to_dict(tmp_path / "a.sparsemble")
+        told = packed.describe(tmp_path / "a.sparsemble")
         assert told["bytes"] == (tmp_path / "a.sparsemble").stat().st_size
         assert told["classes"] == list(make_ensemble().classes)
-        assert told["nonzeros"] == packed.rounded(make_ensemble(), "float16").nonzeros
+        assert told["nonzeros"] == packed.round_weights(make_ensemble(), "float16").nonzeros
         assert told["sparsity"] == pytest.approx(1 - told["nonzeros"] / 5000)
 
     def test_weights_that_round_to_0_are_dropped_and_not_counted(self, tmp_path: Path) -> None:
@@ -221,15 +221,15 @@ class TestInt8:
         rng = np.random.default_rng(seed)
         size = 10 ** (exponent + rng.uniform(-2, 2, (outputs, 1)))
         made = one_layer((size * weight((outputs, inputs), sparsity, rng).dense()).astype(np.float32))
-        found = packed.rounded(made, "int8")
+        found = packed.round_weights(made, "int8")
         largest = np.abs(layer_of(made)).max(1, keepdims=True).astype(float)
         half = 0.5 * np.maximum(largest / 127 * (1 + 2**-15), np.finfo(np.float32).tiny)
         assert (np.abs(layer_of(found) - layer_of(made).astype(float)) <= half).all()
-        assert same(packed.rounded(found, "int8"), found)
+        assert same(packed.round_weights(found, "int8"), found)
 
     def test_every_value_is_its_output_s_scale_times_a_whole_number(self) -> None:
         found = layer_of(
-            packed.rounded(one_layer([[254, -3, 0.9, 2.1], [0, 0, 0, 0], [0, -127e-6, 5.4e-6, 0]]), "int8")
+            packed.round_weights(one_layer([[254, -3, 0.9, 2.1], [0, 0, 0, 0], [0, -127e-6, 5.4e-6, 0]]), "int8")
         )
         assert np.array_equal(found[:2], [[254, -4, 0, 2], [0, 0, 0, 0]])
         np.testing.assert_allclose(found[2], [0, -127e-6, 5e-6, 0], rtol=2**-15)
@@ -404,7 +404,7 @@ class TestHostile:
             path.write_bytes(mutated(contents[ran % len(contents)], rng))
             with contextlib.suppress(RuntimeInputError):
                 predictor = Predictor(packed.load(path))
-                images = rng.random((19, *predictor.make_ensemble.image), dtype=np.float32)
+                images = rng.random((19, *predictor.ensemble.image), dtype=np.float32)
                 # What leaves its buffers would end this process, or make a second run differ.
                 found = [predictor.member_logits(part) for part in (images, images, images[:1])]
                 assert np.array_equal(found[0], found[1], equal_nan=True)
@@ -426,7 +426,7 @@ class TestHostile:
                     packed.load(path)
                 assert tracemalloc.get_traced_memory()[1] < 64 * 2**20 + 16 * len(damaged)
         finally:
-            tracemalloc.rule()
+            tracemalloc.stop()
 
     def peak(self, path: Path) -> int:
         """Return the most bytes that were taken while a file was read."""
@@ -436,7 +436,7 @@ class TestHostile:
                 packed.load(path)
             return tracemalloc.get_traced_memory()[1]
         finally:
-            tracemalloc.rule()
+            tracemalloc.stop()
 
     @pytest.mark.parametrize(("values", "sparsity"), [("float16", 0.9), ("int8", 0.0), ("int8", 0.5), ("int8", 0.9)])
     def test_a_large_file_keeps_to_it_too(self, values: Values, sparsity: float, tmp_path: Path) -> None:
@@ -495,7 +495,7 @@ class TestHostile:
             replace(make_ensemble(), classes=(*"abcd", name))
 
     def test_names_of_settings_reach_no_terminal_as_they_are(self, tmp_path: Path) -> None:
-        said = self.change(tmp_path, lambda header: header.update(rule={"name": "\x1b[2J\n\ud800"}))
+        said = self.change(tmp_path, lambda header: header.update(stop={"name": "\x1b[2J\n\ud800"}))
         assert said.startswith('stopping rule "\\x1b[2J\\n\\ud800" is not known')
 
     def test_weights_that_would_fill_the_memory(self, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from sparsemble.ensemble.stopping.never import Never
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.packed import save
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format.packed import save
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
 
 SHAPE = (1, 8, 8)

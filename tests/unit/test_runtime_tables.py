@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsemble.runtime import packed
-from sparsemble.runtime.batched import BatchPlanner
+from sparsemble.runtime.compiler.batched import BatchPlanner
+from sparsemble.runtime.compiler.fused import ConvOp, fuse
+from sparsemble.runtime.compiler.im2col import Im2col
+from sparsemble.runtime.compiler.layout import Plane, reading
+from sparsemble.runtime.compiler.memory_estimate import table_bytes
+from sparsemble.runtime.compiler.planner import Planner
+from sparsemble.runtime.compiler.single_image import SingleImagePlanner
+from sparsemble.runtime.compiler.weight_stream import stream
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.fused import Product, fuse
-from sparsemble.runtime.im2col import Im2col
-from sparsemble.runtime.layout import Plane, reading
-from sparsemble.runtime.memory_estimate import planned
+from sparsemble.runtime.format import packed
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, MaxPool, Network, Node, Weight
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.planner import Planner
-from sparsemble.runtime.single_image import SingleImagePlanner
-from sparsemble.runtime.weight_stream import stream
 
 MEBIBYTE = 2**20
 
@@ -73,8 +73,8 @@ def test_planning_takes_little_more_than_its_tables(
         planning.plan({})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
-        tracemalloc.rule()
-    tables = planned(fused) + sum(buffer.table_bytes for buffer in planning.buffers if isinstance(buffer, Im2col))
+        tracemalloc.stop()
+    tables = table_bytes(fused) + sum(buffer.table_bytes for buffer in planning.buffers if isinstance(buffer, Im2col))
     assert peak < 4 * tables + 2 * MEBIBYTE
 
 
@@ -100,7 +100,7 @@ def test_what_planning_takes_is_refused_before_it_is_taken(tmp_path: Path) -> No
 def test_layers_of_nearly_2_to_the_32_weights_are_planned_rightly() -> None:
     count = 60_000
     places = [5, 1234 * count + 40_000, count * count - 1]
-    product = Product(
+    product = ConvOp(
         source=0,
         out=1,
         weight=Weight((count, count, 1, 1), np.array(places, np.uint32), np.array([1, 2, 3], np.float32)),

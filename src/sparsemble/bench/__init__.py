@@ -1,1 +1,1 @@
-"""."""
+"""Engines side by side: what is measured, that their outputs agree, the timing."""

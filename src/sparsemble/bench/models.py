@@ -23,11 +23,11 @@ from sparsemble.pipeline.stage import dataset
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
-from sparsemble.runtime import packed
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.format import packed
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.stopping import Counts, Flags, Rule
+from sparsemble.runtime.stopping import Counts, Flags, StoppingRule
 from sparsemble.training.validation import BATCH
 
 Floats = NDArray[np.float32]
@@ -91,7 +91,7 @@ class Subject:
     ensemble: PackedEnsemble | None = None
     views: dict[str, Floats] = field(default_factory=dict)
     """Images that an ensemble is timed on while it stops early, by what they are."""
-    rule: Rule | None = None
+    rule: StoppingRule | None = None
     """In place of the ensemble's own rule."""
 
 
@@ -126,7 +126,7 @@ def drawn(asked: Asked) -> Subject:
 
 
 @final
-class _Drawn(Rule):
+class _Drawn(StoppingRule):
     """A rule that lets drawn images go on, the same part after each member, to run a number of members on average."""
 
     def __init__(self, members_run: float, members: int) -> None:

@@ -14,9 +14,9 @@ from sparsemble.core.interfaces import Ensemble, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.export.agreement import agreement
 from sparsemble.export.folded import FoldedNetwork
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Prediction, Predictor
-from sparsemble.runtime.stopping import Counts, Rule
+from sparsemble.runtime.stopping import Counts, StoppingRule
 
 Floats = NDArray[np.float32]
 
@@ -57,7 +57,7 @@ class TorchEnsemble:
         self._ensemble = Ensemble(members, combiners.build(dict(ensemble.combiner))).eval()
 
     @torch.inference_mode()
-    def agrees(self, name: str, predictor: Predictor, x: Floats, rule: Rule | None = None) -> Prediction:
+    def agrees(self, name: str, predictor: Predictor, x: Floats, rule: StoppingRule | None = None) -> Prediction:
         """Return the engine's answers if they are torch's: labels, probabilities, members run and prefixes.
 
         Args:
@@ -104,7 +104,7 @@ class TorchEnsemble:
                 )
 
 
-def _decided(member_logits: Floats, rule: Rule) -> tuple[Counts, Counts]:
+def _decided(member_logits: Floats, rule: StoppingRule) -> tuple[Counts, Counts]:
     """Return how many members run and how many answer, from the logits of all (M, B, K)."""
     total, images, _ = member_logits.shape
     run, answered = np.zeros(images, np.int64), np.zeros(images, np.int64)

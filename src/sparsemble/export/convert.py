@@ -13,8 +13,8 @@ from sparsemble.core.registry import to_dict
 from sparsemble.export.pools import pair, windows
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.runtime import network as runtime
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Floats, Node
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 
 def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:

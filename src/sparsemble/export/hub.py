@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from sparsemble.core.errors import InputError
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.header import parse, text
+from sparsemble.runtime.format.header import parse, text
+from sparsemble.runtime.format.op_serialization import node_from_dict, node_to_dict
+from sparsemble.runtime.format.packed import node_constants
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
-from sparsemble.runtime.op_serialization import describe_node, read_node
-from sparsemble.runtime.packed import floats_of
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
 
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -37,11 +37,11 @@ def save_folder(ensemble: PackedEnsemble, folder: Path, summary: Mapping[str, An
     for number, member in enumerate(ensemble.members, start=1):
         nodes = []
         for place, node in enumerate(member.nodes):
-            nodes.append(describe_node(node))
+            nodes.append(node_to_dict(node))
             name = f"member{number}.{place}"
             if isinstance(node, Convolution | Linear):
                 tensors[f"{name}.weight"] = node.weight.dense().astype(kept)
-            for i, floats in enumerate(floats_of(node)):
+            for i, floats in enumerate(node_constants(node)):
                 tensors[f"{name}.constant{i}"] = floats
         members.append(nodes)
     save_file(tensors, folder / WEIGHTS)
@@ -99,7 +99,7 @@ def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number
         def floats(_count: int, name: str = name, constants: Iterator[int] = constants) -> Floats:
             return tensors[f"{name}.constant{next(constants)}"]
 
-        yield read_node(one, name, weight, floats)
+        yield node_from_dict(one, name, weight, floats)
 
 
 def card(ensemble: PackedEnsemble, summary: Mapping[str, Any] | None) -> str:

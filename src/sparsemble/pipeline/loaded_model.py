@@ -25,8 +25,8 @@ from sparsemble.pipeline.baselines import ROWS, load_row, running_order
 from sparsemble.pipeline.method import lay_out, row_inputs
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pruning.mask import Mask
-from sparsemble.runtime import packed
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.format import packed
 
 SINGLE = ("train", "prune", "small_dense")
 """Stages whose artifact is one model."""

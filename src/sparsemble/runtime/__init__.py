@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.packed import load as load_ensemble
+from sparsemble.runtime.format.packed import load as load_ensemble
 from sparsemble.runtime.predictor import Prediction, Predictor
 
 __all__ = ["Prediction", "Predictor", "RuntimeInputError", "load"]

@@ -10,7 +10,7 @@ from sparsemble.runtime.errors import RuntimeInputError
 
 Logits = NDArray[Any]
 """(B, K), or (m, B, K) of the first m members; float32 or float64."""
-Combine = Callable[[Logits], Logits]
+Combiner = Callable[[Logits], Logits]
 """From (m, B, K) to log-probabilities (B, K)."""
 
 
@@ -28,7 +28,7 @@ def log_mean(values: Logits) -> Logits:
     return found
 
 
-def build_combiner(settings: Mapping[str, Any]) -> Combine:
+def build_combiner(settings: Mapping[str, Any]) -> Combiner:
     """Return a combiner by its name and settings.
 
     Raises:
@@ -41,7 +41,7 @@ def build_combiner(settings: Mapping[str, Any]) -> Combine:
             raise RuntimeInputError(f"temperature = {temperature!s:.60} must be above 0 and at most 1")
     if rest:
         raise RuntimeInputError(f'combiner "{name!s:.60}" has no setting "{next(iter(rest)):.60}"')
-    known: dict[Any, Combine] = {
+    known: dict[Any, Combiner] = {
         "mean_probability": lambda logits: log_mean(log_softmax(logits)),
         "mean_logit": lambda logits: log_softmax(logits.mean(0)),
         "maximum": lambda logits: log_softmax(log_softmax(logits).max(0)),

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsemble.runtime.format.packed import describe, load
 from sparsemble.runtime.images import image_files, read_image
-from sparsemble.runtime.packed import describe, load
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.terminal_escape import printable
 

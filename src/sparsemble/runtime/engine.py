@@ -12,18 +12,18 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.autotune import tuned
-from sparsemble.runtime.batched import BatchPlanner
-from sparsemble.runtime.dead_channels import without_dead
+from sparsemble.runtime.compiler.autotune import tune_configs
+from sparsemble.runtime.compiler.batched import BatchPlanner
+from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
+from sparsemble.runtime.compiler.execution_plan import DRIVER, ExecutionPlan, KernelConfig
+from sparsemble.runtime.compiler.fused import fuse
+from sparsemble.runtime.compiler.planner import Planner
+from sparsemble.runtime.compiler.single_image import SingleImagePlanner
+from sparsemble.runtime.compiler.workspace import Workspace, workspace_bytes
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.execution_plan import DRIVER, Choice, Plan
-from sparsemble.runtime.fused import fuse
 from sparsemble.runtime.kernels.jit import JITKernels, cache_folder, lanes
-from sparsemble.runtime.memory import Memory, size_of
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.planner import Planner
-from sparsemble.runtime.single_image import SingleImagePlanner
-from sparsemble.runtime.thread_pool import CREW
+from sparsemble.runtime.thread_pool import THREAD_POOL
 
 Floats = NDArray[np.float32]
 
@@ -44,18 +44,18 @@ Run = Any
 
 
 @final
-class _Planned:
+class _CompiledPlan:
     """A way to run a network, planned and compiled when it is first used, and memories to run it in."""
 
     def __init__(
-        self, planning: Planner, choices: Mapping[int, Choice] | None, folder: Path, most_threads: int
+        self, planning: Planner, choices: Mapping[int, KernelConfig] | None, folder: Path, most_threads: int
     ) -> None:
         self._planning, self._choices, self._folder = planning, choices, folder
         self.most_threads = most_threads
         """How many threads may share a run, as each takes memory."""
         self._ready: tuple[JITKernels, Run] | None = None
-        self._plans: dict[int, Plan] = {}
-        self._spare: dict[int, list[Memory]] = {}
+        self._plans: dict[int, ExecutionPlan] = {}
+        self._spare: dict[int, list[Workspace]] = {}
         self._lock = threading.Lock()
         self.seconds: float | None = None
         """What a run takes at its quickest on one thread; none before the first one."""
@@ -86,10 +86,10 @@ class _Planned:
                 self._split[threads] = count + 1, mean + (seconds - mean) / min(count + 1, MEMORABLE)
         return found
 
-    def _shared(self, run: Run, memory: Memory, threads: int) -> bool:
+    def _shared(self, run: Run, memory: Workspace, threads: int) -> bool:
         """Run on several threads; false where they take no more work, as when the interpreter is ending."""
         try:
-            CREW.run(threads, lambda thread: run(memory.tables[thread], memory.meeting, threads))
+            THREAD_POOL.run(threads, lambda thread: run(memory.tables[thread], memory.meeting, threads))
         except BaseException as error:
             memory.let_go()  # a thread that has begun would wait without end for one that never will
             if isinstance(error, RuntimeError):
@@ -109,12 +109,12 @@ class _Planned:
             del self._split[threads]
         return False
 
-    def _taken(self, threads: int) -> tuple[Run, Memory]:
+    def _taken(self, threads: int) -> tuple[Run, Workspace]:
         """Return what runs the network, and memory for so many threads that nobody uses."""
         with self._lock:
             if self._ready is None:
                 if self._choices is None:
-                    self._choices = tuned(self._planning, self._folder)
+                    self._choices = tune_configs(self._planning, self._folder)
                 self._plans[1] = self._planning.plan(self._choices)
                 compiled = JITKernels(self._plans[1].functions(), self._folder)
                 kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -125,7 +125,7 @@ class _Planned:
             spare = self._spare.setdefault(threads, [])
             memory = spare.pop() if spare else None
             plan, run = self._plans[threads], self._ready[1]
-        return run, memory or Memory(plan)
+        return run, memory or Workspace(plan)
 
 
 @final
@@ -150,8 +150,8 @@ class Engine:
         self,
         network: Network,
         *,
-        choices: Mapping[int, Choice] | None = None,
-        alone: Mapping[int, Choice] | None = None,
+        choices: Mapping[int, KernelConfig] | None = None,
+        alone: Mapping[int, KernelConfig] | None = None,
         folder: Path | None = None,
         max_memory: int = 2**30,
     ) -> None:
@@ -159,17 +159,17 @@ class Engine:
         self.lanes = lanes()
         if self.lanes == 1:
             warnings.warn(SLOW, stacklevel=2)
-        fused, folder = without_dead(fuse(network)), folder or cache_folder()
+        fused, folder = remove_dead_channels(fuse(network)), folder or cache_folder()
         together, one_by_one = BatchPlanner(fused, self.lanes), SingleImagePlanner(fused, self.lanes)
         # Offsets in records have 32 bits: beyond that a kernel would read elsewhere.
         most = min(max_memory, 2**32 - 1)
-        one = size_of(fused, one_by_one.buffers, one_by_one.lives)
+        one = workspace_bytes(fused, one_by_one.buffers, one_by_one.lives)
         if one > most:
             raise RuntimeInputError(f"a run of one image takes {one} bytes, more than max_memory = {most}")
-        many = size_of(fused, together.buffers)
+        many = workspace_bytes(fused, together.buffers)
         self._fits = many <= most
-        self._together = _Planned(together, choices, folder, most // many)
-        self._alone = _Planned(one_by_one, alone, folder, most // one)
+        self._together = _CompiledPlan(together, choices, folder, most // many)
+        self._alone = _CompiledPlan(one_by_one, alone, folder, most // one)
 
     def run(self, images: Floats, threads: int = 1) -> Floats:
         """Return logits (B, K) of images (B, C, H, W)."""
@@ -194,11 +194,11 @@ class Engine:
     def _split(self, images: Floats, out: Floats, threads: int) -> None:
         """Run what is run at once on several threads, if that is quicker and no other such run is under way."""
         run = self._alone if len(images) == 1 else self._together
-        count = min(threads, CREW.most, run.most_threads)
+        count = min(threads, THREAD_POOL.most, run.most_threads)
         if count < 2 or not run.worth_splitting(count):
             out[:] = run(images)
             return
-        with CREW.claimed() as claimed:
+        with THREAD_POOL.claimed() as claimed:
             out[:] = run(images, count if claimed else 1)
 
     @property

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sparsemble.runtime.combiners import build_combiner
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.stopping import Rule, build_rule
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.stopping import StoppingRule, build_rule
 
 Floats = NDArray[np.float32]
 
@@ -54,7 +54,7 @@ class Predictor:
         threads: int = 1,
         folder: Path | None = None,
         max_memory: int = 2**30,
-        rule: Rule | None = None,
+        rule: StoppingRule | None = None,
     ) -> None:
         if not isinstance(threads, int | np.integer):
             raise RuntimeInputError(f"threads = {threads!r:.60} must be a whole number, 1 or more")
@@ -85,8 +85,8 @@ class Predictor:
                 break
             now = self._engine(m - 1).run(x[undecided], self.threads)
             so_far = np.concatenate([so_far, now[None]])
-            rule, prefix = self._rule(so_far, last=m == total)
-            done = rule | (m == total)
+            stop, prefix = self._rule(so_far, last=m == total)
+            done = stop | (m == total)
             for length in np.unique(prefix[done]):
                 rows = done & (prefix == length)
                 logits[undecided[rows]] = self._combiner(so_far[:length, rows])

@@ -18,7 +18,7 @@ Numbers = NDArray[Any]
 SMALLEST = 1e-12
 
 
-class Rule(ABC):
+class StoppingRule(ABC):
     """Decides after m members, image by image, from their logits (m, B, K)."""
 
     @abstractmethod
@@ -54,13 +54,13 @@ def _sigmoid(x: Numbers) -> Numbers:
 def _first(passed: Flags, *, last: bool) -> tuple[Flags, Counts]:
     """Stop where any step passed; the first of them answers, the last step where none did."""
     any_passed: Flags = np.asarray(passed.any(0))
-    rule: Flags = any_passed | np.bool_(last)
-    return rule, np.where(any_passed, passed.argmax(0) + 1, len(passed)).astype(np.int64)
+    stop: Flags = any_passed | np.bool_(last)
+    return stop, np.where(any_passed, passed.argmax(0) + 1, len(passed)).astype(np.int64)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Never(Rule):
+class Never(StoppingRule):
     """Runs every member."""
 
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
@@ -71,7 +71,7 @@ class Never(Rule):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class AtOnce(Rule):
+class AtOnce(StoppingRule):
     """Runs the first member only."""
 
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
@@ -82,7 +82,7 @@ class AtOnce(Rule):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Confidence(Rule):
+class Confidence(StoppingRule):
     """Stops where the highest average probability reaches the threshold."""
 
     threshold: float
@@ -94,7 +94,7 @@ class Confidence(Rule):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class FirstPassage(Rule):
+class FirstPassage(StoppingRule):
     """Stops at the first step whose hazard is a half or more."""
 
     a: float
@@ -109,7 +109,7 @@ class FirstPassage(Rule):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class DIE(Rule):
+class DIE(StoppingRule):
     """Stops when no later step can have a larger mass; the step with the largest answers."""
 
     a: float
@@ -133,7 +133,7 @@ class DIE(Rule):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Agreement(Rule):
+class Agreement(StoppingRule):
     """Stops after one member if it leads by `sure`, and later if `votes` answer alike and the average leads."""
 
     sure: float
@@ -163,7 +163,7 @@ RULES: dict[str, type[Any]] = {
 }
 
 
-def build_rule(settings: Mapping[str, Any]) -> Rule:
+def build_rule(settings: Mapping[str, Any]) -> StoppingRule:
     """Return a stopping rule by its name and settings, all of which must be given.
 
     Raises:
@@ -183,5 +183,5 @@ def build_rule(settings: Mapping[str, Any]) -> Rule:
             raise RuntimeInputError(f'stopping rule "{name}" has no setting "{key:.60}"')
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise RuntimeInputError(f'setting "{key}" = {value!r:.60} of the stopping rule "{name}" is no number')
-    found: Rule = made(**given)
+    found: StoppingRule = made(**given)
     return found

@@ -62,4 +62,4 @@ def _started(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-CREW = ThreadPool()
+THREAD_POOL = ThreadPool()

@@ -21,8 +21,8 @@ from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.pipeline.baselines import Row, load_row
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
-from sparsemble.runtime import packed
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format import packed
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.training.validation import adversarial_images, member_logits
 
@@ -53,7 +53,7 @@ class ExportStage(Stage):
         split = dataset(self.recipe.data).calibrate
         x = split.everything()[0]
         self._check_folded(row.ensemble, whole, x)
-        ensemble = packed.rounded(whole, values)
+        ensemble = packed.round_weights(whole, values)
         path = context.output / PACKED
         packed.save(ensemble, path, values=values)
         reference = _in_torch(ensemble, combiner)

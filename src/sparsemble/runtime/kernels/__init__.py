@@ -1,1 +1,1 @@
-"""Machine code for one network: written as LLVM, compiled for this processor, kept on disk."""
+"""Kernels as LLVM IR, compiled for this processor and cached on disk."""

@@ -14,7 +14,7 @@ WIDEST = 4
 
 @final
 @dataclass(frozen=True)
-class Spread(Kernel):
+class Im2colVector(Kernel):
     """A kernel that copies each row of a plane once for each column of a window.
 
     Output x of the copy for displacement d is input `stride x + d`, 0 where there is none. Arguments: input, output,
@@ -84,7 +84,7 @@ class Spread(Kernel):
 
 @final
 @dataclass(frozen=True)
-class Slide(Kernel):
+class Im2colScalar(Kernel):
     """The same float by float, for windows so wide or rows so long that code for each vector would never end.
 
     Arguments: input, output, table of {offset in the input, in the output, floats}, its length. Goes over channels.

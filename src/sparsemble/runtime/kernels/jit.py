@@ -93,9 +93,11 @@ class JITKernels:
 @functools.cache
 def code_digest() -> str:
     """Return a digest of the code that plans networks and writes kernels: what another version kept is not ours."""
-    digest, here = hashlib.sha256(), importlib.resources.files(__package__)
-    for folder in (here, importlib.resources.files("sparsemble.runtime")):
-        for file in sorted(folder.iterdir(), key=lambda file: file.name):
+    digest = hashlib.sha256()
+    for folder in ("compiler", "kernels"):
+        for file in sorted(
+            importlib.resources.files(f"sparsemble.runtime.{folder}").iterdir(), key=lambda file: file.name
+        ):
             if file.name.endswith(".py"):
                 digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -124,7 +124,7 @@ class LLVMBuilder:
     def loop(
         self,
         start: Value | int,
-        rule: Value | int,
+        stop: Value | int,
         body: Callable[[Value, Sequence[Value]], Sequence[Value]],
         carried: Sequence[Value] = (),
         step: int = 1,
@@ -134,7 +134,7 @@ class LLVMBuilder:
         Returns:
             What is carried out of the last turn.
         """
-        begin, end = (self.long(v) if isinstance(v, int) else v for v in (start, rule))
+        begin, end = (self.long(v) if isinstance(v, int) else v for v in (start, stop))
         before = self.builder.block
         head, inside, after = (self.builder.append_basic_block(name) for name in ("head", "body", "after"))
         self.builder.branch(head)

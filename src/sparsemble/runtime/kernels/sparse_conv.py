@@ -19,7 +19,7 @@ AHEAD = 2048
 
 @final
 @dataclass(frozen=True)
-class Products(Kernel):
+class SparseConv(Kernel):
     """A kernel that goes over tiles of outputs; in each, over heads; for each, over records.
 
     A tile is {input offset, output offset}; a head {output offsets, records, flags, biases}, with its records after

@@ -6,11 +6,11 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.execution_plan import Address, Argument, Call, Plan, last_uses
-from sparsemble.runtime.fused import Fused
-from sparsemble.runtime.im2col import Im2col
-from sparsemble.runtime.layout import Plane
-from sparsemble.runtime.memory_estimate import planned
+from sparsemble.runtime.compiler.execution_plan import Argument, BufferAddress, ExecutionPlan, KernelCall, last_uses
+from sparsemble.runtime.compiler.fused import FusedGraph
+from sparsemble.runtime.compiler.im2col import Im2col
+from sparsemble.runtime.compiler.layout import Plane
+from sparsemble.runtime.compiler.memory_estimate import table_bytes
 from sparsemble.runtime.network import Pair
 
 ALIGNMENT = 64
@@ -20,7 +20,7 @@ TAIL = 1024
 """Bytes behind the last buffer, for vectors that are read where a row has ended."""
 
 
-def places(fused: Fused, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair]) -> tuple[list[int], int]:
+def places(fused: FusedGraph, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair]) -> tuple[list[int], int]:
     """Return the offset of every buffer, and the bytes of all; buffers of one layout take turns.
 
     Only equal layouts may share: the frame of one would be written by the inside of another.
@@ -55,10 +55,12 @@ def places(fused: Fused, buffers: Sequence[Plane | Im2col], lives: Mapping[int, 
     return offsets, end + TAIL
 
 
-def size_of(fused: Fused, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair] | None = None) -> int:
+def workspace_bytes(
+    fused: FusedGraph, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair] | None = None
+) -> int:
     """Return the bytes that one run takes, and planning it."""
     copied = sum(buffer.table_bytes for buffer in buffers if isinstance(buffer, Im2col))
-    return places(fused, buffers, lives or {})[1] + planned(fused) + copied
+    return places(fused, buffers, lives or {})[1] + table_bytes(fused) + copied
 
 
 def room(size: int) -> NDArray[np.uint8]:
@@ -67,14 +69,14 @@ def room(size: int) -> NDArray[np.uint8]:
 
 
 @final
-class Memory:
+class Workspace:
     """Buffers and arguments of one run at a time.
 
     Args:
         plan: what runs in it.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ExecutionPlan) -> None:
         self.plan = plan
         self.offsets, size = places(plan.fused, plan.buffers, plan.lives)
         # Each thread has a memory of its own, of which all but the first use what holds copies.
@@ -99,7 +101,7 @@ class Memory:
         """Where threads count who has come to the end of a step."""
         self._logits = self._view(plan.fused.answer)
 
-    def arguments(self, call: Call, thread: int = 0) -> NDArray[np.int64]:
+    def arguments(self, call: KernelCall, thread: int = 0) -> NDArray[np.int64]:
         """Return the table of arguments that a kernel is called with."""
         return np.array([self._value(one, thread) for one in call.arguments], np.int64)
 
@@ -132,7 +134,7 @@ class Memory:
         return rows[:, above : above + height, beside : beside + width]
 
     def _value(self, argument: Argument, thread: int) -> int:
-        if isinstance(argument, Address):
+        if isinstance(argument, BufferAddress):
             own = thread * self._size if isinstance(self.plan.buffers[argument.buffer], Im2col) else 0
             return self.start + self.offsets[argument.buffer] + own
         if isinstance(argument, np.ndarray):

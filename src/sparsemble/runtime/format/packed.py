@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from sparsemble.runtime import index_coding
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.header import parse, text
+from sparsemble.runtime.format import index_coding
+from sparsemble.runtime.format.header import parse, text
+from sparsemble.runtime.format.op_serialization import node_to_dict
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format.quantization import Values, quantize, round_weight
+from sparsemble.runtime.format.validate import Reader
 from sparsemble.runtime.network import Affine, Convolution, Floats, Linear, Network, Node
-from sparsemble.runtime.op_serialization import describe_node
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.quantization import Values, quantize, round_weight
-from sparsemble.runtime.reading import Reader
 
 MAGIC = b"\x89SPARSE\n"
 VERSION = 1
@@ -29,7 +29,7 @@ PARTS = ("positions", "values", "floats")
 """Of each member: coded positions of its layers; their values; scales, biases and shifts."""
 
 
-def rounded(ensemble: PackedEnsemble, values: Values) -> PackedEnsemble:
+def round_weights(ensemble: PackedEnsemble, values: Values) -> PackedEnsemble:
     """Return the ensemble with weights as the file keeps them; those that round to 0 are dropped.
 
     Raises:
@@ -41,7 +41,7 @@ def rounded(ensemble: PackedEnsemble, values: Values) -> PackedEnsemble:
 def _rounded(member: Network, values: Values, number: int) -> Network:
     nodes: list[Node] = []
     for place, node in enumerate(member.nodes):
-        for floats in floats_of(node):
+        for floats in node_constants(node):
             if not np.isfinite(floats).all():
                 raise RuntimeInputError(f"member {number}, operation {place} holds a constant that is no number")
         if isinstance(node, Convolution | Linear):
@@ -59,7 +59,7 @@ def _rounded(member: Network, values: Values, number: int) -> Network:
     return Network(member.image, tuple(nodes))
 
 
-def floats_of(node: Node) -> list[Floats]:
+def node_constants(node: Node) -> list[Floats]:
     """Return the constants of a node that are kept in full."""
     if isinstance(node, Affine):
         return [node.scale, node.shift]
@@ -72,7 +72,7 @@ def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") ->
     Raises:
         RuntimeInputError: a weight that is no number, or too large for the format.
     """
-    ensemble = rounded(ensemble, values)
+    ensemble = round_weights(ensemble, values)
     members, parts, bodies = [], [], []
     offset = 0
     for member in ensemble.members:
@@ -115,7 +115,7 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
     nodes = []
     contents: dict[str, list[bytes]] = {name: [] for name in PARTS}
     for node in member.nodes:
-        told = describe_node(node)
+        told = node_to_dict(node)
         if isinstance(node, Convolution | Linear):
             weight, bits = node.weight, 8 * np.dtype(values).itemsize
             coding, parameter = index_coding.best_coding(weight.positions, weight.size, bits)
@@ -132,7 +132,7 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
                 weight = replace(weight, values=integers.astype(np.float32))
             stored = weight.dense().reshape(-1) if coding == "dense" else weight.values
             contents["values"].append(stored.astype(np.dtype(values).newbyteorder("<")).tobytes())
-        contents["floats"] += [floats.astype("<f4").tobytes() for floats in floats_of(node)]
+        contents["floats"] += [floats.astype("<f4").tobytes() for floats in node_constants(node)]
         nodes.append(told)
     return nodes, {name: b"".join(found) for name, found in contents.items()}
 

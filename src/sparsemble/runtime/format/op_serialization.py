@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.header import field, items, pair, whole
+from sparsemble.runtime.format.header import field, items, pair, whole
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -39,7 +39,7 @@ PAIRS: dict[str, tuple[tuple[str, int], ...]] = {
 """Settings of a node that are two whole numbers, and the least of each."""
 
 
-def describe_node(node: Node) -> dict[str, Any]:
+def node_to_dict(node: Node) -> dict[str, Any]:
     """Return kind, inputs and settings of a node; weights and constants are told elsewhere."""
     kind = next(name for name, made in NODES.items() if type(node) is made)
     told: dict[str, Any] = {"kind": kind, "inputs": list(node.inputs)}
@@ -50,7 +50,7 @@ def describe_node(node: Node) -> dict[str, Any]:
     return told
 
 
-def read_node(
+def node_from_dict(
     told: Mapping[str, Any], where: str, weight: Callable[[], Weight], floats: Callable[[int], Floats]
 ) -> Node:
     """Return a node; `weight` and `floats` hand out what comes next in the parts.

@@ -15,8 +15,8 @@ from typing import NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.fused import Fused, Pool, Product
-from sparsemble.runtime.layout import Plane, Reading
+from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph, PoolOp
+from sparsemble.runtime.compiler.layout import Plane, WindowLayout
 from sparsemble.runtime.network import Pair
 
 LINE = 64
@@ -102,7 +102,7 @@ class Im2col:
         beyond = (self.row * (rows.rows - self.size[0]) for rows in self.rows)
         return len(self.columns) * sum(tile + more for more in beyond)
 
-    def reading(self, downs: Numbers, across: Numbers) -> Reading:
+    def reading(self, downs: Numbers, across: Numbers) -> WindowLayout:
         """Return how outputs find a window of some displacements down and across."""
         down_to = {
             down: i * self.copy + (down - rows.first) // self.stride[0] * self.row
@@ -114,7 +114,7 @@ class Im2col:
             np.array([to[place] for place in places.tolist()], np.int64)
             for to, places in ((down_to, downs), (across_to, across))
         )
-        return Reading(self.plane, down_taps, across_taps, 0, self.row, 4)
+        return WindowLayout(self.plane, down_taps, across_taps, 0, self.row, 4)
 
     def lines(self, source: Plane) -> NDArray[np.uint32]:
         """Return {place in the plane, place in the copies of the first column} of every row that is not all 0."""
@@ -144,9 +144,9 @@ class Im2col:
         return RUN * len(self.columns) * sum(min(rows.rows, self.read[0]) for rows in self.rows)
 
 
-def displacements_of(operation: Product | Pool) -> tuple[Numbers, Numbers]:
+def window_displacements(operation: ConvOp | PoolOp) -> tuple[Numbers, Numbers]:
     """Return how far the places of the window lie from the output's own, down and across."""
-    if isinstance(operation, Product):
+    if isinstance(operation, ConvOp):
         size, dilation = operation.weight.shape[2:], operation.dilation
     else:
         size, dilation = operation.kernel, (1, 1)
@@ -167,16 +167,16 @@ class Single:
     """The copy that an operation reads, by its place; others read the plane itself."""
 
 
-def single(fused: Fused, lanes: int) -> Single:
+def single(fused: FusedGraph, lanes: int) -> Single:
     """Lay out a run of one image."""
     found = Single([_flat(shape, lanes) for shape in fused.shapes])
     sharing: dict[Key, list[int]] = {}
     for place, operation in enumerate(fused.operations):
-        if isinstance(operation, Product | Pool) and _needs_copies(operation, fused):
+        if isinstance(operation, ConvOp | PoolOp) and _needs_copies(operation, fused):
             height, width = fused.shapes[operation.out][1:]
             sharing.setdefault((operation.source, operation.stride, height, width), []).append(place)
     for (source, stride, height, width), places in sharing.items():
-        downs, across = zip(*(displacements_of(one) for one in _at(fused, places)), strict=True)
+        downs, across = zip(*(window_displacements(one) for one in _at(fused, places)), strict=True)
         channels, *read = fused.shapes[source]
         copies = Im2col(
             channels=channels,
@@ -185,7 +185,7 @@ def single(fused: Fused, lanes: int) -> Single:
             stride=stride,
             columns=tuple(int(x) for x in np.unique(np.concatenate(across))),
             downs=tuple(int(y) for y in np.unique(np.concatenate(downs))),
-            lanes=vector_of(height, width, lanes),
+            lanes=vector_width(height, width, lanes),
         )
         buffer = len(found.buffers)
         found.buffers.append(copies)
@@ -194,25 +194,25 @@ def single(fused: Fused, lanes: int) -> Single:
     return found
 
 
-def vector_of(height: int, width: int, lanes: int) -> int:
+def vector_width(height: int, width: int, lanes: int) -> int:
     """Return how many outputs of a plane a vector takes: a power of two, at most all."""
     return min(lanes, 1 << int(math.log2(height * width)))
 
 
 def _flat(shape: tuple[int, ...], lanes: int) -> Plane:
     channels, height, width = shape
-    return Plane(channels, height, width, (0, 0), 1, padded=4 * vector_of(height, width, lanes))
+    return Plane(channels, height, width, (0, 0), 1, padded=4 * vector_width(height, width, lanes))
 
 
-def _needs_copies(operation: Product | Pool, fused: Fused) -> bool:
+def _needs_copies(operation: ConvOp | PoolOp, fused: FusedGraph) -> bool:
     """Return whether neighbouring outputs do not find their inputs side by side in the plane."""
     height, width = fused.shapes[operation.out][1:]
     if height * width == 1 and operation.padding == (0, 0):
         return False
-    if isinstance(operation, Pool):
+    if isinstance(operation, PoolOp):
         # Padding is not 0 to the largest: that is looked up place by place.
         return not operation.largest or operation.padding == (0, 0)
-    downs, across = displacements_of(operation)
+    downs, across = window_displacements(operation)
     return (
         bool(downs.any() or across.any())
         or operation.stride != (1, 1)
@@ -220,7 +220,7 @@ def _needs_copies(operation: Product | Pool, fused: Fused) -> bool:
     )
 
 
-def _at(fused: Fused, places: list[int]) -> Iterator[Product | Pool]:
+def _at(fused: FusedGraph, places: list[int]) -> Iterator[ConvOp | PoolOp]:
     for operation in (fused.operations[place] for place in places):
-        assert isinstance(operation, Product | Pool)
+        assert isinstance(operation, ConvOp | PoolOp)
         yield operation

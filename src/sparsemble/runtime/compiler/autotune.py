@@ -11,13 +11,13 @@ from typing import Any, final
 
 import numpy as np
 
-from sparsemble.runtime.execution_plan import Choice, Plan, Step
-from sparsemble.runtime.fused import Fused, Product
+from sparsemble.runtime.compiler.execution_plan import ExecutionPlan, KernelConfig, PlanStep
+from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph
+from sparsemble.runtime.compiler.planner import Planner
+from sparsemble.runtime.compiler.workspace import Workspace
 from sparsemble.runtime.kernels.jit import JITKernels, code_digest, processor, read_checked, write_checked
 from sparsemble.runtime.kernels.llvm_builder import Kernel
-from sparsemble.runtime.kernels.sparse_conv import Products
-from sparsemble.runtime.memory import Memory
-from sparsemble.runtime.planner import Planner
+from sparsemble.runtime.kernels.sparse_conv import SparseConv
 
 ROUNDS = 5
 """Times that each candidate is tried; the quickest time counts, as all disturbances slow down."""
@@ -32,7 +32,7 @@ DENSITIES = 20
 RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
-def tuned(planning: Planner, folder: Path | None) -> dict[int, Choice]:
+def tune_configs(planning: Planner, folder: Path | None) -> dict[int, KernelConfig]:
     """Return how to go through each product, by the place of the operation.
 
     Args:
@@ -42,45 +42,45 @@ def tuned(planning: Planner, folder: Path | None) -> dict[int, Choice]:
     file = folder / f"{_key(planning)}.choices" if folder else None
     stored = _stored(read_checked(file), planning.fused)
     if stored is None:
-        stored = _Tuner(planning, folder).choices()
+        stored = _Autotuner(planning, folder).choices()
         write_checked(file, json.dumps({p: asdict(c) for p, c in stored.items()}).encode())
     return stored
 
 
 @final
-class _Tuner:
+class _Autotuner:
     def __init__(self, planning: Planner, folder: Path | None) -> None:
         self.planning, self.folder = planning, folder
-        self.memory = Memory(planning.empty())
+        self.memory = Workspace(planning.empty())
         self.memory.fill(0.5)
         self.known: dict[Kernel, tuple[JITKernels, Any]] = {}
 
-    def choices(self) -> dict[int, Choice]:
+    def choices(self) -> dict[int, KernelConfig]:
         """Measure every product that takes long enough to care."""
-        operations = {p: o for p, o in enumerate(self.planning.fused.operations) if isinstance(o, Product)}
-        found = {place: self.planning.candidates(place, operation)[0] for place, operation in operations.items()}
+        operations = {p: o for p, o in enumerate(self.planning.fused.operations) if isinstance(o, ConvOp)}
+        found = {place: self.planning.candidate_configs(place, operation)[0] for place, operation in operations.items()}
         usual = self.planning.plan(found)
         self._compile(usual.functions(), self.folder)  # what is kept serves the run if nothing else is found
-        steps = [step for step in usual.steps if isinstance(usual.kernels[step.kernel], Products)]
+        steps = [step for step in usual.steps if isinstance(usual.kernels[step.kernel], SparseConv)]
         times = dict(zip(found, self._times(steps, usual), strict=True))
-        alike: dict[Any, Choice] = {}
+        alike: dict[Any, KernelConfig] = {}
         for place, operation in operations.items():
             if times[place] > max(SHORTEST, LEAST_PART * sum(times.values())):
                 kind = self._kind(operation)
                 if kind not in alike:
-                    first = self._fastest(place, self.planning.candidates(place, operation))
+                    first = self._fastest(place, self.planning.candidate_configs(place, operation))
                     blocks = sorted({max(1, first.block // 2), first.block * 2} - {first.block})
                     alike[kind] = self._fastest(place, [first, *(replace(first, block=block) for block in blocks)])
                 found[place] = alike[kind]
         return found
 
-    def _kind(self, operation: Product) -> Any:
+    def _kind(self, operation: ConvOp) -> Any:
         """Return what products have in common that one measurement can stand for."""
         weight, shapes = operation.weight, self.planning.fused.shapes
         geometry = (shapes[operation.source], shapes[operation.out], operation.stride, operation.dilation)
         return weight.shape, geometry, round(DENSITIES * weight.nonzeros / weight.size)
 
-    def _fastest(self, place: int, options: list[Choice]) -> Choice:
+    def _fastest(self, place: int, options: list[KernelConfig]) -> KernelConfig:
         plan = self.planning.empty()
         for choice in options:
             self.planning.product(plan, place, choice)
@@ -94,7 +94,7 @@ class _Tuner:
             compiled = JITKernels(kernels, folder)
             self.known |= {kernel: (compiled, RUN(compiled.address(name))) for name, kernel in kernels.items()}
 
-    def _times(self, steps: Sequence[Step], plan: Plan) -> list[float]:
+    def _times(self, steps: Sequence[PlanStep], plan: ExecutionPlan) -> list[float]:
         """Return the seconds that each step of a plan takes at its quickest."""
         runs = [self.known[plan.kernels[step.kernel]][1] for step in steps]
         calls = [step.calls[0] for step in steps]
@@ -116,20 +116,20 @@ def _key(planning: Planner) -> str:
     fused, digest = planning.fused, hashlib.sha256()
     digest.update(repr((type(planning).__name__, planning.lanes, fused.shapes, code_digest(), processor())).encode())
     for operation in fused.operations:
-        if isinstance(operation, Product):
+        if isinstance(operation, ConvOp):
             geometry = operation.source, operation.out, operation.stride, operation.padding, operation.dilation
             digest.update(repr(geometry).encode())
             digest.update(repr(operation.weight.shape).encode() + operation.weight.positions.tobytes())
     return digest.hexdigest()
 
 
-def _stored(content: bytes | None, fused: Fused) -> dict[int, Choice] | None:
+def _stored(content: bytes | None, fused: FusedGraph) -> dict[int, KernelConfig] | None:
     """Return choices that were kept; none where they do not fit the network."""
     if content is None:
         return None
     try:
         kept: Mapping[str, Any] = json.loads(content)
-        found = {int(place): Choice(**{**one, "tile": tuple(one["tile"])}) for place, one in kept.items()}
+        found = {int(place): KernelConfig(**{**one, "tile": tuple(one["tile"])}) for place, one in kept.items()}
     except (ValueError, TypeError, KeyError):
         return None
-    return found if set(found) == {i for i, o in enumerate(fused.operations) if isinstance(o, Product)} else None
+    return found if set(found) == {i for i, o in enumerate(fused.operations) if isinstance(o, ConvOp)} else None

@@ -1,6 +1,6 @@
 """How large the tables are that a network is planned with: of windows, tiles and weights."""
 
-from sparsemble.runtime.fused import Fused, Operation, Pool, Product
+from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph, FusedOp, PoolOp
 
 RECORD = 8
 """Bytes that a kernel reads for a weight that is not 0."""
@@ -12,17 +12,17 @@ PLACE = 8
 """Bytes that it takes to put a place into the table of a pool."""
 
 
-def planned(fused: Fused) -> int:
+def table_bytes(fused: FusedGraph) -> int:
     """Return the most bytes that tables take, of one way through the network; they are not made for this."""
     return sum(_of(operation, fused) for operation in fused.operations)
 
 
-def _of(operation: Operation, fused: Fused) -> int:
+def _of(operation: FusedOp, fused: FusedGraph) -> int:
     _, height, width = fused.shapes[operation.out]
-    if isinstance(operation, Product):
+    if isinstance(operation, ConvOp):
         rows, columns = operation.weight.shape[2:]
         return TILE * height * width + RECORD * operation.weight.nonzeros + DISPLACEMENT * (rows + columns)
-    if isinstance(operation, Pool):
+    if isinstance(operation, PoolOp):
         rows, columns = operation.kernel
         return PLACE * height * width * (1 + rows * columns) + DISPLACEMENT * (rows + columns)
     return 0

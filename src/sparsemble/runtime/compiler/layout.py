@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.fused import Fused, Pool, Product, Sum
+from sparsemble.runtime.compiler.fused import AddOp, ConvOp, FusedGraph, PoolOp
 from sparsemble.runtime.network import Pair, Shape
 
 SPARE_CHANNELS = 7
@@ -61,19 +61,19 @@ class Plane:
         return self.plane * (self.channels + SPARE_CHANNELS)
 
 
-def planes(fused: Fused, lanes: int) -> list[Plane]:
+def planes(fused: FusedGraph, lanes: int) -> list[Plane]:
     """Return the layout of every buffer in batch lanes: framed as widely as its readers' padding needs.
 
     What is added to each other lies alike.
     """
     frames = [(0, 0)] * len(fused.shapes)
     for operation in fused.operations:
-        if isinstance(operation, Product | Pool):
+        if isinstance(operation, ConvOp | PoolOp):
             frames[operation.source] = _wider(frames[operation.source], operation.padding)
     alike = [
-        [operation.residual, operation.out] if isinstance(operation, Product) else [operation.source, operation.other]
+        [operation.residual, operation.out] if isinstance(operation, ConvOp) else [operation.source, operation.other]
         for operation in fused.operations
-        if isinstance(operation, Sum) or (isinstance(operation, Product) and operation.residual is not None)
+        if isinstance(operation, AddOp) or (isinstance(operation, ConvOp) and operation.residual is not None)
     ]
     while True:
         before = list(frames)
@@ -97,7 +97,7 @@ def _three(shape: Shape) -> tuple[int, int, int]:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Reading:
+class WindowLayout:
     """Where a product finds its inputs, in bytes."""
 
     plane: int
@@ -121,17 +121,17 @@ class Reading:
         return found.astype(np.uint32)
 
 
-def reading(operation: Product, read: Plane) -> Reading:
+def reading(operation: ConvOp, read: Plane) -> WindowLayout:
     """Return how a product reads a plane."""
     (down, across), kernel = operation.dilation, operation.weight.shape[2:]
     down_to, across_to = np.arange(kernel[0]) * down * read.row, np.arange(kernel[1]) * across * read.column
     base = read.place(-operation.padding[0], -operation.padding[1])
-    return Reading(
+    return WindowLayout(
         read.plane, down_to, across_to, base, operation.stride[0] * read.row, operation.stride[1] * read.column
     )
 
 
-def tiles(source: Reading, written: Plane, tile: Pair, vector: int = 1) -> NDArray[np.uint32]:
+def tiles(source: WindowLayout, written: Plane, tile: Pair, vector: int = 1) -> NDArray[np.uint32]:
     """Return {input offset, output offset} of every tile; the last ones overlap where the tile does not fit.
 
     Args:
@@ -157,7 +157,7 @@ def displacements(row: int, column: int, tile: Pair, vector: int = 1) -> tuple[i
     return tuple(y * row + x * vector * column for y in range(tile[0]) for x in range(tile[1]))
 
 
-def tile_shapes(height: int, width: int, most: int) -> list[Pair]:
+def candidate_tiles(height: int, width: int, most: int) -> list[Pair]:
     """Return tiles of at most so many vectors, those first that waste least: by overlap, and by being small."""
 
     def cost(tile: Pair) -> float:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.execution_plan import Choice, Plan
-from sparsemble.runtime.fused import Fused, Pool, Product, Scale, Sum
-from sparsemble.runtime.im2col import Im2col
-from sparsemble.runtime.layout import Plane
+from sparsemble.runtime.compiler.execution_plan import ExecutionPlan, KernelConfig
+from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, PoolOp
+from sparsemble.runtime.compiler.im2col import Im2col
+from sparsemble.runtime.compiler.layout import Plane
 from sparsemble.runtime.network import Pair
 
 NEAREST_CACHE = 48 * 1024
@@ -30,10 +30,10 @@ class Planner(ABC):
     lanes: int
     """Floats in a vector, at most."""
 
-    def __init__(self, fused: Fused, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair]) -> None:
+    def __init__(self, fused: FusedGraph, buffers: Sequence[Plane | Im2col], lives: Mapping[int, Pair]) -> None:
         self.fused, self.buffers, self.lives = fused, buffers, lives
 
-    def plan(self, choices: Mapping[int, Choice], threads: int = 1) -> Plan:
+    def plan(self, choices: Mapping[int, KernelConfig], threads: int = 1) -> ExecutionPlan:
         """Plan a network.
 
         Args:
@@ -45,45 +45,45 @@ class Planner(ABC):
         self.pack(found)
         for place, operation in enumerate(self.fused.operations):
             self.prepare(found, place)
-            if isinstance(operation, Product):
+            if isinstance(operation, ConvOp):
                 choice = choices.get(place)
-                self.product(found, place, self.candidates(place, operation)[0] if choice is None else choice)
-            elif isinstance(operation, Pool):
+                self.product(found, place, self.candidate_configs(place, operation)[0] if choice is None else choice)
+            elif isinstance(operation, PoolOp):
                 self.pool(found, place, operation)
             else:
                 self.elementwise(found, operation)
         return found
 
-    def empty(self) -> Plan:
+    def empty(self) -> ExecutionPlan:
         """Return a plan without a step."""
-        return Plan(self.fused, self.buffers, self.lives)
+        return ExecutionPlan(self.fused, self.buffers, self.lives)
 
     @abstractmethod
-    def pack(self, found: Plan) -> None:
+    def pack(self, found: ExecutionPlan) -> None:
         """Add what brings images in."""
 
     @abstractmethod
-    def prepare(self, found: Plan, place: int) -> None:
+    def prepare(self, found: ExecutionPlan, place: int) -> None:
         """Add what an operation needs before it."""
 
     @abstractmethod
-    def candidates(self, place: int, operation: Product) -> list[Choice]:
+    def candidate_configs(self, place: int, operation: ConvOp) -> list[KernelConfig]:
         """Return ways through a product that may be the fastest; first one that is rarely bad."""
 
     @abstractmethod
-    def product(self, found: Plan, place: int, choice: Choice) -> None:
+    def product(self, found: ExecutionPlan, place: int, choice: KernelConfig) -> None:
         """Add a convolution or linear layer."""
 
     @abstractmethod
-    def pool(self, found: Plan, place: int, operation: Pool) -> None:
+    def pool(self, found: ExecutionPlan, place: int, operation: PoolOp) -> None:
         """Add a pool."""
 
     @abstractmethod
-    def elementwise(self, found: Plan, operation: Scale | Sum) -> None:
+    def elementwise(self, found: ExecutionPlan, operation: AffineOp | AddOp) -> None:
         """Add a scale and shift, or a sum."""
 
 
-def outputs_of(operation: Product) -> list[int]:
+def output_block_sizes(operation: ConvOp) -> list[int]:
     """Return how many channels may share records, the likeliest to be fast first.
 
     Blocks with zeros among their weights cost less than single weights where few are 0: they read each input once.
@@ -112,6 +112,6 @@ def _distinct(places: NDArray[np.int64], end: int) -> int:
     return int(np.count_nonzero(there))
 
 
-def block_for(size: int) -> int:
+def channels_in_cache(size: int) -> int:
     """Return how many channels of a tile's input fit the nearest cache, if one takes so many bytes."""
     return max(1, NEAREST_CACHE // size)

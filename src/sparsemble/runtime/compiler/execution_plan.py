@@ -8,21 +8,21 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.fused import Fused, Operation, Pool, Product, Scale, Sum, sources
-from sparsemble.runtime.im2col import Im2col
+from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, FusedOp, PoolOp, sources
+from sparsemble.runtime.compiler.im2col import Im2col
+from sparsemble.runtime.compiler.layout import Plane, WindowLayout
+from sparsemble.runtime.compiler.weight_stream import WeightStream, stream
 from sparsemble.runtime.kernels.elementwise import Driver, Elementwise, Gather, Pack
 from sparsemble.runtime.kernels.llvm_builder import Kernel
-from sparsemble.runtime.kernels.sparse_conv import Products
-from sparsemble.runtime.layout import Plane, Reading
+from sparsemble.runtime.kernels.sparse_conv import SparseConv
 from sparsemble.runtime.network import Pair
-from sparsemble.runtime.weight_stream import Stream, stream
 
 DRIVER = "network"
 
 
 @final
 @dataclass(frozen=True)
-class Choice:
+class KernelConfig:
     """How a sum of products is gone through."""
 
     tile: Pair
@@ -37,18 +37,18 @@ class Choice:
 
 @final
 @dataclass(frozen=True)
-class Address:
+class BufferAddress:
     """A place in the memory of a run: a buffer; copies are those of the thread that asks."""
 
     buffer: int
 
 
-Argument = Address | NDArray[Any] | int
+Argument = BufferAddress | NDArray[Any] | int
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Call:
+class KernelCall:
     """What a kernel is called with, and the range it goes over."""
 
     arguments: tuple[Argument, ...]
@@ -58,28 +58,28 @@ class Call:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Step:
+class PlanStep:
     """A kernel, and a call for each thread."""
 
     kernel: str
-    calls: tuple[Call, ...]
+    calls: tuple[KernelCall, ...]
     shared: bool = True
     """Whether the next step begins when all threads are done; else each has made what only it reads."""
 
 
 @final
 @dataclass(eq=False)
-class Plan:
+class ExecutionPlan:
     """What runs a network: kernels by name, and steps in order; the first one packs images."""
 
-    fused: Fused
+    fused: FusedGraph
     buffers: Sequence[Plane | Im2col]
     """Those of the operations, then copies."""
     lives: Mapping[int, Pair] = field(default_factory=dict)
     """The first and the last operation that needs a copy."""
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    streams: dict[tuple[int, ...], Stream] = field(default_factory=dict)
+    steps: list[PlanStep] = field(default_factory=list)
+    streams: dict[tuple[int, ...], WeightStream] = field(default_factory=dict)
     """Records by operation, outputs, block, chains and thread: tiles of all shapes share them."""
     threads: int = 1
     """How many go through the network side by side."""
@@ -93,18 +93,18 @@ class Plan:
     def add(self, kernel: Kernel, arguments: tuple[Argument, ...], last: int) -> None:
         """Add a step over a range that threads divide among them."""
         ends = [last * i // self.threads for i in range(self.threads + 1)]
-        self.add_step(kernel, tuple(Call(arguments, first, end) for first, end in itertools.pairwise(ends)))
+        self.add_step(kernel, tuple(KernelCall(arguments, first, end) for first, end in itertools.pairwise(ends)))
 
     def add_for_each(self, kernel: Kernel, arguments: tuple[Argument, ...], last: int) -> None:
         """Add a step that every thread does for itself."""
-        self.add_step(kernel, (Call(arguments, 0, last),) * self.threads, shared=False)
+        self.add_step(kernel, (KernelCall(arguments, 0, last),) * self.threads, shared=False)
 
-    def add_step(self, kernel: Kernel, calls: tuple[Call, ...], *, shared: bool = True) -> None:
+    def add_step(self, kernel: Kernel, calls: tuple[KernelCall, ...], *, shared: bool = True) -> None:
         """Add a step; equal kernels are one function."""
         names = {known: name for name, known in self.kernels.items()}
         name = names.get(kernel) or f"kernel{len(self.kernels)}"
         self.kernels[name] = kernel
-        self.steps.append(Step(name, calls, shared))
+        self.steps.append(PlanStep(name, calls, shared))
 
     def functions(self) -> dict[str, Kernel]:
         """Return all functions of the network, the one that calls the others last."""
@@ -112,18 +112,18 @@ class Plan:
         return {**self.kernels, DRIVER: Driver(steps)}
 
 
-def add_pack(found: Plan, lanes: int) -> None:
+def add_pack(found: ExecutionPlan, lanes: int) -> None:
     """Add what brings images in, so many side by side."""
     fused, image = found.fused, found.plane(0)
     constants = np.stack([fused.scale, fused.shift], 1).astype(np.float32)
     size = 4 * image.height * image.width
     pack = Pack(lanes, image.height, image.width, size * image.channels, image.origin, image.row, image.plane)
-    found.add(pack, (0, Address(0), constants, 0), image.channels)
+    found.add(pack, (0, BufferAddress(0), constants, 0), image.channels)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Tiles:
+class TileLayout:
     """How a product's outputs are gone through."""
 
     lanes: int
@@ -137,7 +137,13 @@ class Tiles:
     aligned: bool
 
 
-def add_tiles(found: Plan, operation: Product, choice: Choice, through: Tiles, source: tuple[Address, Reading]) -> None:
+def add_tiles(
+    found: ExecutionPlan,
+    operation: ConvOp,
+    choice: KernelConfig,
+    through: TileLayout,
+    source: tuple[BufferAddress, WindowLayout],
+) -> None:
     """Add the kernel of a product.
 
     Args:
@@ -148,7 +154,7 @@ def add_tiles(found: Plan, operation: Product, choice: Choice, through: Tiles, s
         source: the buffer its inputs are in, and where in it.
     """
     written = found.plane(operation.out)
-    kernel = Products(
+    kernel = SparseConv(
         lanes=through.lanes,
         outputs=choice.outputs,
         reads=through.reads,
@@ -174,13 +180,13 @@ def add_tiles(found: Plan, operation: Product, choice: Choice, through: Tiles, s
                 part=(thread, found.threads),
             )
         work = found.streams[same]
-        buffers = (source[0], Address(operation.out), Address(residual))
+        buffers = (source[0], BufferAddress(operation.out), BufferAddress(residual))
         arguments = (*buffers, work.records, work.heads, work.head_count, through.places)
-        calls.append(Call(arguments, 0, len(through.places)))
+        calls.append(KernelCall(arguments, 0, len(through.places)))
     found.add_step(kernel, tuple(calls))
 
 
-def add_pool(found: Plan, operation: Pool) -> None:
+def add_pool(found: ExecutionPlan, operation: PoolOp) -> None:
     """Add a pool whose windows are looked up pixel by pixel."""
     read, written = found.plane(operation.source), found.plane(operation.out)
     down = _windows(operation, 0, written.height, read.height)
@@ -194,10 +200,10 @@ def add_pool(found: Plan, operation: Pool) -> None:
     for place, (v, u) in enumerate(np.ndindex(*operation.kernel), start=1):
         np.add.outer(down[:, v], across[:, u], out=table[..., place])
     rows = table.reshape(-1, table.shape[2])
-    add_gather(found, operation, rows, read.lanes, Address(operation.source), read.plane)
+    add_gather(found, operation, rows, read.lanes, BufferAddress(operation.source), read.plane)
 
 
-def _windows(operation: Pool, axis: int, size: int, size_read: int) -> NDArray[np.uint32]:
+def _windows(operation: PoolOp, axis: int, size: int, size_read: int) -> NDArray[np.uint32]:
     """Return the rows or columns (size, kernel) that each window of a pool reads; those before 0 wrap around."""
     begins = np.arange(size, dtype=np.int32) * operation.stride[axis] - operation.padding[axis]
     found = np.add.outer(begins, np.arange(operation.kernel[axis], dtype=np.int32))
@@ -209,7 +215,12 @@ def _windows(operation: Pool, axis: int, size: int, size_read: int) -> NDArray[n
 
 
 def add_gather(
-    found: Plan, operation: Pool, table: NDArray[np.uint32], lanes: int, source: Address, read_plane: int
+    found: ExecutionPlan,
+    operation: PoolOp,
+    table: NDArray[np.uint32],
+    lanes: int,
+    source: BufferAddress,
+    read_plane: int,
 ) -> None:
     """Add the kernel of a pool; the table holds {place of the output, places of its window} of each vector."""
     written, size = found.plane(operation.out), operation.kernel[0] * operation.kernel[1]
@@ -223,10 +234,10 @@ def add_gather(
         write_plane=written.plane,
         aligned=isinstance(found.buffers[source.buffer], Plane),
     )
-    found.add(kernel, (source, Address(operation.out), table), written.channels)
+    found.add(kernel, (source, BufferAddress(operation.out), table), written.channels)
 
 
-def add_elementwise(found: Plan, operation: Scale | Sum, lanes: int, vectors: Pair) -> None:
+def add_elementwise(found: ExecutionPlan, operation: AffineOp | AddOp, lanes: int, vectors: Pair) -> None:
     """Add a scale and shift, or a sum, of so many vectors down and across."""
     read, written = found.plane(operation.source), found.plane(operation.out)
     kernel = Elementwise(
@@ -239,22 +250,22 @@ def add_elementwise(found: Plan, operation: Scale | Sum, lanes: int, vectors: Pa
         write_offset=written.origin,
         write_row=written.row,
         write_plane=written.plane,
-        what="scale" if isinstance(operation, Scale) else "add",
+        what="scale" if isinstance(operation, AffineOp) else "add",
         relu=operation.relu,
         aligned=True,
     )
     constants = np.zeros((0, 2), np.float32)
-    if isinstance(operation, Scale):
+    if isinstance(operation, AffineOp):
         constants = np.stack([operation.scale, operation.shift], 1).astype(np.float32)
-    other = operation.other if isinstance(operation, Sum) else operation.source
-    arguments = (Address(operation.source), Address(other), Address(operation.out), constants)
+    other = operation.other if isinstance(operation, AddOp) else operation.source
+    arguments = (BufferAddress(operation.source), BufferAddress(other), BufferAddress(operation.out), constants)
     found.add(kernel, arguments, read.channels)
 
 
-def last_uses(fused: Fused) -> dict[int, int]:
+def last_uses(fused: FusedGraph) -> dict[int, int]:
     """Return after which operation nobody needs a buffer any more; the answer is needed to the end."""
     found = {0: -1}
-    operations: list[Operation] = list(fused.operations)
+    operations: list[FusedOp] = list(fused.operations)
     for place, operation in enumerate(operations):
         found.setdefault(operation.out, place)
         for buffer in sources(operation):

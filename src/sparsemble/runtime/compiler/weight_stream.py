@@ -6,16 +6,16 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.fused import Product
+from sparsemble.runtime.compiler.fused import ConvOp
+from sparsemble.runtime.compiler.layout import Plane, WindowLayout
 from sparsemble.runtime.kernels.sparse_conv import FIRST, LAST
-from sparsemble.runtime.layout import Plane, Reading
 
 Bytes = NDArray[np.uint8]
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Stream:
+class WeightStream:
     """Records in the order in which they are read, and a head for each run of them."""
 
     records: Bytes
@@ -24,15 +24,15 @@ class Stream:
 
 
 def stream(
-    operation: Product,
-    source: Reading,
+    operation: ConvOp,
+    source: WindowLayout,
     written: Plane,
     *,
     outputs: int,
     block: int,
     chains: int = 1,
     part: tuple[int, int] = (0, 1),
-) -> Stream:
+) -> WeightStream:
     """Return the records of a layer.
 
     Args:
@@ -102,7 +102,7 @@ class _Runs:
         return _Runs(self.turn[which], self.group[which], self.begin[which], self.length[which])
 
 
-def _runs(keys: NDArray[np.int64], operation: Product, outputs: int, mine: NDArray[np.bool_], *, every: bool) -> _Runs:
+def _runs(keys: NDArray[np.int64], operation: ConvOp, outputs: int, mine: NDArray[np.bool_], *, every: bool) -> _Runs:
     """Find the runs; a group that has none still has its bias, if anybody reads it.
 
     Args:
@@ -130,10 +130,10 @@ def _runs(keys: NDArray[np.int64], operation: Product, outputs: int, mine: NDArr
     return found[np.lexsort((found.group, found.length, found.turn))]
 
 
-def _with_heads(records: NDArray[Any], runs: _Runs, operation: Product, written: Plane, chains: int) -> Stream:
+def _with_heads(records: NDArray[Any], runs: _Runs, operation: ConvOp, written: Plane, chains: int) -> WeightStream:
     """Put `chains` runs side by side, those filled up that are shorter, and say where the sums of each go."""
     if not len(runs.turn):
-        return Stream(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
+        return WeightStream(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
     outputs = records["values"].shape[1]
     groups = -(-len(operation.bias) // outputs)
     bias = np.zeros((groups + 1, outputs), np.float32)
@@ -163,7 +163,7 @@ def _with_heads(records: NDArray[Any], runs: _Runs, operation: Product, written:
     apart = np.zeros(len(taken), [("offset", "<u4", (chains,)), ("values", "<f4", (chains, outputs))])
     apart["offset"], apart["values"] = taken["offset"], taken["values"]
     all_heads = np.concatenate(heads)
-    return Stream(_bytes(apart), _bytes(all_heads), len(all_heads))
+    return WeightStream(_bytes(apart), _bytes(all_heads), len(all_heads))
 
 
 def _side_by_side(begin: NDArray[np.int64], length: NDArray[np.int64], filler: int) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ from sparsemble.runtime.network import (
 
 @final
 @dataclass(frozen=True, eq=False)
-class Product:
+class ConvOp:
     """A convolution, or a linear layer as one whose window is the whole plane; plus a residual, then perhaps ReLU."""
 
     source: int
@@ -48,7 +48,7 @@ class Product:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Pool:
+class PoolOp:
     """The largest or the mean of each window."""
 
     source: int
@@ -61,7 +61,7 @@ class Pool:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Scale:
+class AffineOp:
     """Scale and shift of each channel, then perhaps ReLU."""
 
     source: int
@@ -73,7 +73,7 @@ class Scale:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Sum:
+class AddOp:
     """Two results added, then perhaps ReLU."""
 
     source: int
@@ -84,47 +84,47 @@ class Sum:
 
 LARGEST_WINDOW = 64
 """Of a pool that is written out as one sum."""
-Operation = Product | Pool | Scale | Sum
+FusedOp = ConvOp | PoolOp | AffineOp | AddOp
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Fused:
+class FusedGraph:
     """Operations on buffers; buffer 0 is the image, scaled and shifted."""
 
     shapes: tuple[Shape, ...]
     """Channels, height and width of each buffer."""
-    operations: tuple[Operation, ...]
+    operations: tuple[FusedOp, ...]
     scale: Floats
     """Of the image's channels."""
     shift: Floats
     answer: int
     """The buffer that holds the logits, read in C order."""
     classes: int
-    readers: Mapping[int, list[Operation]] = field(init=False)
+    readers: Mapping[int, list[FusedOp]] = field(init=False)
     """The operations that read each buffer."""
 
     def __post_init__(self) -> None:
-        readers: dict[int, list[Operation]] = {buffer: [] for buffer in range(len(self.shapes))}
+        readers: dict[int, list[FusedOp]] = {buffer: [] for buffer in range(len(self.shapes))}
         for operation in self.operations:
             for buffer in sources(operation):
                 readers[buffer].append(operation)
         object.__setattr__(self, "readers", readers)
 
 
-def sources(operation: Operation) -> list[int]:
+def sources(operation: FusedOp) -> list[int]:
     """Return the buffers that an operation reads."""
-    if isinstance(operation, Product) and operation.residual is not None:
+    if isinstance(operation, ConvOp) and operation.residual is not None:
         return [operation.source, operation.residual]
-    return [operation.source, operation.other] if isinstance(operation, Sum) else [operation.source]
+    return [operation.source, operation.other] if isinstance(operation, AddOp) else [operation.source]
 
 
-def fuse(network: Network) -> Fused:
+def fuse(network: Network) -> FusedGraph:
     """Fuse a network."""
-    return _Fusing(network).run()
+    return _Fuser(network).run()
 
 
-class _Fusing:
+class _Fuser:
     """Goes through the nodes once; a node that is absorbed by an earlier one has that one's buffer."""
 
     def __init__(self, network: Network) -> None:
@@ -135,16 +135,16 @@ class _Fusing:
                 self.consumers[given].append(place)
         self.buffers: dict[int, int] = {0: 0}
         self.shapes: list[Shape] = [network.image]
-        self.operations: list[Operation] = []
+        self.operations: list[FusedOp] = []
         channels = network.image[0]
         self.scale, self.shift = np.ones(channels, np.float32), np.zeros(channels, np.float32)
 
-    def run(self) -> Fused:
+    def run(self) -> FusedGraph:
         """Return what is left."""
         for place, node in enumerate(self.network.nodes):
             if place not in self.buffers:
                 self._take(place, node)
-        return Fused(
+        return FusedGraph(
             shapes=tuple(self.shapes),
             operations=tuple(self.operations),
             scale=self.scale,
@@ -166,14 +166,14 @@ class _Fusing:
             self._pool(place, node, source)
         elif isinstance(node, Affine):
             absorbed, relu = self._relu_after(place)
-            self.operations.append(Scale(source, self._buffer(absorbed), node.scale, node.shift, relu))
+            self.operations.append(AffineOp(source, self._buffer(absorbed), node.scale, node.shift, relu))
         elif isinstance(node, Add):
             absorbed, relu = self._relu_after(place)
             other = self.buffers[node.inputs[1]]
-            self.operations.append(Sum(source, other, self._buffer(absorbed), relu))
+            self.operations.append(AddOp(source, other, self._buffer(absorbed), relu))
         elif isinstance(node, Relu):
             ones, zeros = (np.full(self.network.shapes[place][0], v, np.float32) for v in (1, 0))
-            self.operations.append(Scale(source, self._buffer([place]), ones, zeros, True))
+            self.operations.append(AffineOp(source, self._buffer([place]), ones, zeros, True))
         elif not isinstance(node, Input):
             raise RuntimeInputError(f"operation {place} is {type(node).__name__}, which the engine does not know")
 
@@ -189,12 +189,12 @@ class _Fusing:
         after, relu = self._relu_after(absorbed[-1])
         out = self._buffer([*absorbed, *after])
         if isinstance(node, Convolution):
-            operation = Product(
+            operation = ConvOp(
                 source, out, node.weight, node.bias, node.stride, node.padding, node.dilation, residual, relu
             )
         else:
             weight = node.weight.as_shape((len(node.bias), *self.shapes[source]))
-            operation = Product(source, out, weight, node.bias, residual=residual, relu=relu)
+            operation = ConvOp(source, out, weight, node.bias, residual=residual, relu=relu)
         self.operations.append(operation)
 
     def _pool(self, place: int, node: MaxPool | AveragePool, source: int) -> None:
@@ -208,9 +208,9 @@ class _Fusing:
             channels, height, _ = self.shapes[source]
             self.shapes.append((channels, height, self.network.shapes[place][2]))
             between = len(self.shapes) - 1
-            self.operations.append(Pool(source, between, *windows[0], largest))
+            self.operations.append(PoolOp(source, between, *windows[0], largest))
             source, windows = between, windows[1:]
-        self.operations.append(Pool(source, self._buffer([place]), *windows[0], largest))
+        self.operations.append(PoolOp(source, self._buffer([place]), *windows[0], largest))
 
     def _relu_after(self, place: int) -> tuple[list[int], bool]:
         """Return a node with the ReLU that alone reads it, if there is one."""

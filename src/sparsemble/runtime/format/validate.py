@@ -7,16 +7,16 @@ from typing import Any, final
 
 import numpy as np
 
-from sparsemble.runtime import index_coding
 from sparsemble.runtime.combiners import build_combiner
+from sparsemble.runtime.compiler.fused import fuse
+from sparsemble.runtime.compiler.memory_estimate import table_bytes
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.fused import fuse
-from sparsemble.runtime.header import field, items, table_of, whole
-from sparsemble.runtime.memory_estimate import planned
+from sparsemble.runtime.format import index_coding
+from sparsemble.runtime.format.header import field, items, table_of, whole
+from sparsemble.runtime.format.op_serialization import node_from_dict
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format.quantization import LARGEST, LEAST_SCALE, VALUES, times_scales
 from sparsemble.runtime.network import Floats, Network, Node, Weight
-from sparsemble.runtime.op_serialization import read_node
-from sparsemble.runtime.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.quantization import LARGEST, LEAST_SCALE, VALUES, times_scales
 from sparsemble.runtime.stopping import build_rule
 
 MOST_MEMBERS, MOST_NODES, MOST_CLASSES = 64, 10_000, 100_000
@@ -86,7 +86,7 @@ class Reader:
                 f"the results of one image take {results} bytes, more than max_memory = {max_memory}"
             )
         # Before anything is laid out: a few bytes can describe windows as large as they like.
-        tables = max(planned(fuse(member)) for member in members)
+        tables = max(table_bytes(fuse(member)) for member in members)
         if tables > max_memory:
             raise RuntimeInputError(
                 f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}"
@@ -138,7 +138,7 @@ class Reader:
             here = f"{where}, operation {place}"
             table = table_of(one, here)
             made.append(
-                read_node(
+                node_from_dict(
                     table,
                     here,
                     lambda table=table, here=here: self._weight(table, here, places, values, floats),  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""From a network to an execution plan: graph, fused operations, memory layout, kernel configurations."""

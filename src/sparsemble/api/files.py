@@ -15,7 +15,7 @@ from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import versions
 from sparsemble.export.convert import convert_ensemble
-from sparsemble.runtime import packed
+from sparsemble.runtime.format import packed
 
 ENSEMBLES = ("ensemble", "calibrate")
 """Stages whose artifact is an ensemble."""

@@ -80,7 +80,7 @@ def export(
         provenance=versions(),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    packed.save(packed.rounded(whole, values), file, values=values)
+    packed.save(packed.round_weights(whole, values), file, values=values)
     return file
 
 

@@ -1,9 +1,11 @@
 """What several tests share: classifiers with known worst cases, small networks and data, and ways to interrupt."""
 
 import math
+import os
 from typing import Any
 
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from sparsemble.attacks.losses.margin import Margin
@@ -18,6 +20,13 @@ from sparsemble.training import Batches, Callback, TrainingLoss
 from sparsemble.training.losses.standard import Standard
 
 Shape = tuple[int, int, int]
+FULL = os.environ.get("SPARSEMBLE_TESTS") == "full"
+"""Whether property tests try all their examples, as in `.ci/full`."""
+
+
+def examples(count: int, **more: Any) -> settings:
+    """Return the settings of a property test with so many examples, or a quarter of them in a quick run."""
+    return settings(deadline=None, max_examples=count if FULL else max(5, count // 4), **more)
 
 
 class LinearClassifier(nn.Module):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
@@ -12,8 +12,9 @@ from sparsemble.runtime import combiners as runtime_combiners
 from sparsemble.runtime import stopping
 from sparsemble.runtime.errors import RuntimeInputError
 from tests.contracts.test_stopping import every_rule, random_logits
+from tests.helpers import examples
 
-few = settings(deadline=None, max_examples=20)
+few = examples(20)
 
 
 @pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.name)

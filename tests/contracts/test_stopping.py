@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,8 +13,9 @@ from sparsemble.core.dynamic import decide_known
 from sparsemble.core.interfaces import Combiner, StoppingRule, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from tests.helpers import examples
 
-few = settings(deadline=None, max_examples=25)
+few = examples(25)
 
 
 def random_logits(members: int, images: int, classes: int = 5, scale: float = 3.0, seed: int = 0) -> MemberLogits:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 from torch import nn
@@ -18,6 +18,7 @@ from sparsemble.evaluation.cost import Macs, Weights, count_macs, count_weights
 from sparsemble.evaluation.latency import measure_latency
 from sparsemble.evaluation.packed import load_packed, save_packed
 from sparsemble.models import architectures, build_model
+from tests.helpers import examples
 
 
 def tiny(seed: int = 0, width: int = 4) -> nn.Module:
@@ -160,7 +161,7 @@ class TestPacked:
         assert found["empty"].shape == (0, 40)
         assert "dense" in load_file(tmp_path / "m")
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(
         st.lists(st.integers(0, 9), min_size=0, max_size=4),
         st.floats(0, 1),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.dead_channels import find_dead_channels
 from sparsemble.pruning.granularities.channel import Channel
 from sparsemble.pruning.shrink import shrink
+from tests.helpers import examples
 
 NETWORKS: dict[str, tuple[object, tuple[int, int, int]]] = {
     "tiny": ({"name": "tiny", "width": 6}, (1, 8, 8)),
@@ -100,7 +101,7 @@ def test_whole_channels_leave_a_dense_network(name: str, sparsity: float) -> Non
 
 
 @given(st.floats(0.005, 0.3), st.integers(0, 999))
-@settings(deadline=None, max_examples=30)
+@examples(30)
 def test_on_any_mask_of_a_small_network(keep: float, seed: int) -> None:
     model, shape, x = trained("tiny", seed)
     thinned(model, keep, seed)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, nn
 
@@ -29,7 +29,7 @@ from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.schedule import Schedule
-from tests.helpers import Interrupt, magnitudes, tiny_model
+from tests.helpers import Interrupt, examples, magnitudes, tiny_model
 from tests.helpers import pruning_context as context
 from tests.helpers import sparsity_target as target
 
@@ -113,7 +113,7 @@ class TestEveryMethod:
 
 class TestBudget:
     @given(st.lists(st.floats(-8, 8), min_size=2, max_size=2), st.floats(0.02, 0.9))
-    @settings(deadline=None, max_examples=60)
+    @examples(60)
     def test_excess_is_0_exactly_within_the_budget(self, quotas: list[float], keep: float) -> None:
         """Method.md check 6."""
         masks = learner(keep)
@@ -129,7 +129,7 @@ class TestBudget:
             assert (budget_violation == 0) == (exact < 0)
 
     @given(st.floats(-6, 6))
-    @settings(deadline=None, max_examples=30)
+    @examples(30)
     def test_the_mask_of_a_layer_keeps_what_its_quota_says(self, quota: float) -> None:
         masks = learner(0.3)
         for name, mask in masks.masks.items():

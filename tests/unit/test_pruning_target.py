@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.budget import budgets
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
+from tests.helpers import examples
 
 SHAPE = (3, 8, 8)
 
@@ -64,7 +65,7 @@ def test_the_budget_is_met_and_no_layer_can_keep_one_more(rates: str, budget: st
 
 
 @given(st.floats(0, 0.97), st.integers(0, 99))
-@settings(deadline=None, max_examples=25)
+@examples(25)
 def test_by_weights_the_count_is_the_nearest_whole_number(sparsity: float, seed: int) -> None:
     model = make()
     mask = target(model, sparsity, rates="global").mask(drawn(model, seed))
@@ -144,7 +145,7 @@ class TestNM:
 
 class TestBlock:
     @given(st.integers(4, 21), st.integers(1, 5), st.integers(2, 4), st.data())
-    @settings(deadline=None, max_examples=60)
+    @examples(60)
     def test_keeps_exactly_and_all_but_one_block_whole(
         self, rows: int, columns: int, outputs: int, data: st.DataObject
     ) -> None:

@@ -43,6 +43,7 @@ from sparsemble.runtime.network import (
     Weight,
 )
 from sparsemble.runtime.thread_pool import ThreadPool
+from tests.helpers import examples
 from tests.unit.guarded import guarded, posix
 
 LARGEST = 3000
@@ -198,7 +199,7 @@ def agrees(network: Network, lanes: list[int], nth: int) -> None:
 
 
 @given(st.data(), st.sampled_from(LANES), st.integers(0, 11))
-@settings(deadline=None, max_examples=40, derandomize=True)
+@examples(40, derandomize=True)
 def test_any_geometry(data: st.DataObject, lanes: int, nth: int) -> None:
     agrees(network(data.draw), [lanes], nth)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.runtime.errors import RuntimeInputError
@@ -35,8 +35,9 @@ from sparsemble.runtime.network import (
     Weight,
 )
 from sparsemble.runtime.predictor import Predictor
+from tests.helpers import examples
 
-few = settings(deadline=None, max_examples=60, derandomize=True)
+few = examples(60, derandomize=True)
 
 
 def weight(shape: tuple[int, ...], sparsity: float, rng: np.random.Generator) -> Weight:

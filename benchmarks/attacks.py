@@ -232,11 +232,11 @@ def main() -> None:
     threat = ThreatModel(eps=options.eps / 255)
     data = Arrays(path=str(options.data), crop=2).load()
     model = trained(data, threat, options.work, options.epochs).to(options.device)
-    split = data.choose if options.held_out else data.test
+    split = data.selection if options.held_out else data.test
     if options.images < len(split):
         _, part = stratified(split.labels.numpy(), options.images, SEED)
         split = split.subset(torch.from_numpy(part))
-    x, y = split.to(options.device).everything()
+    x, y = split.to(options.device).tensors()
     with torch.no_grad():
         clean = float((model(x).argmax(1) == y).float().mean())
     print(f"{len(x)} images, clean accuracy {100 * clean:.1f} %, {threat}")

@@ -54,7 +54,7 @@ Lines = dict[str, dict[int, tuple[float, ...]]]
 def fold_file(fold: int, folder: Path) -> Path:
     """Deal the images, each class in proportion, and write a fold as the "test" images of a file."""
     whole = Digits().load()
-    parts = [part.everything() for part in (whole.train, whole.choose, whole.calibrate)]
+    parts = [part.tensors() for part in (whole.train, whole.selection, whole.calibration)]
     pixels, labels = (torch.cat(found).numpy() for found in zip(*parts, strict=True))
     order = np.random.default_rng(FOLDS).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -86,7 +86,7 @@ def made(recipe: Recipe, row: str, folder: Path) -> nn.Module:
 
 def judge(model: nn.Module, recipe: Recipe) -> np.ndarray:
     """Return which images of the fold are right when clean, and under every attack: (2, N)."""
-    x, y = dataset(recipe.data).test.everything()
+    x, y = dataset(recipe.data).test.tensors()
     with torch.no_grad():
         clean = model(x).argmax(1) == y
     worst = clean.clone()

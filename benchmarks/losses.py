@@ -84,7 +84,7 @@ def train(
         return build_model(spec, data.shape, len(data.classes), data.mean, data.std, rng=seeded(chosen.seed))
 
     def probe(model: nn.Module) -> dict[str, float]:
-        x, y = data.choose.everything()
+        x, y = data.selection.tensors()
         x_adv = PGD(steps=10, stop_at_success=False)(model, x, y, threat, rng=seeded(chosen.seed))
         with torch.no_grad():
             clean, robust = (float((model(images).argmax(1) == y).float().mean()) for images in (x, x_adv))
@@ -141,7 +141,7 @@ def train(
         "images_per_second": images / used,
         "chosen_by": best.best,
         "rolled_back": [sentence for record in history for sentence in record.get("rolled_back", [])],
-        "held_out": accuracy(model, data.calibrate, threat, chosen.seed),
+        "held_out": accuracy(model, data.calibration, threat, chosen.seed),
         "test": accuracy(model, test, threat, chosen.seed),
         "history": history,
     }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.interfaces import Combiner, StoppingRule, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
@@ -59,7 +59,7 @@ class TestEveryStoppingRule:
 
     def test_the_answering_prefix_has_the_largest_mass(self, rule: StoppingRule) -> None:
         logits = random_logits(4, 500)
-        answer = decide_known(logits, MeanProbability(), rule)
+        answer = decide_from_logits(logits, MeanProbability(), rule)
         stop_probability = rule.stop_probability(logits)
         chosen = stop_probability.gather(0, answer.answered_with[None] - 1)[0]
         assert torch.equal(chosen, stop_probability.amax(0))

@@ -72,7 +72,7 @@ def ensemble(pool, data, linf, folder: Path) -> TrainedEnsemble:
 
 
 def test_a_parent_learns_and_is_a_classifier(parent, data) -> None:
-    x, y = data.test.everything()
+    x, y = data.test.tensors()
     logits = parent(x)
     assert logits.shape == (len(y), 10)
     assert not logits.requires_grad
@@ -98,7 +98,7 @@ def test_selection_is_a_sequence_of_sub_models(pool, data, linf) -> None:
 
 
 def test_a_calibrated_ensemble_predicts_with_as_few_members_as_its_rule_asks_for(ensemble, data, linf) -> None:
-    x, y = data.test.everything()
+    x, y = data.test.tensors()
     output = ensemble.predict(x)
     assert torch.equal(output.logits, ensemble(x))
     assert set(output.members_run.tolist()) <= {1, 2}
@@ -110,7 +110,7 @@ def test_a_calibrated_ensemble_predicts_with_as_few_members_as_its_rule_asks_for
 
 def test_an_exported_ensemble_predicts_the_same_in_the_runtime(ensemble, data, tmp_path: Path) -> None:
     path = sp.export(ensemble, tmp_path / "ensemble.sparsemble", values="float32")
-    x, _ = data.test.everything()
+    x, _ = data.test.tensors()
     prediction = sp.runtime.load(path).predict(x.numpy())
     assert np.array_equal(prediction.labels, ensemble(x).argmax(1).numpy())
     assert np.array_equal(prediction.members_run, ensemble.predict(x).members_run.numpy())
@@ -121,7 +121,7 @@ def test_a_folder_keeps_the_result_and_refuses_other_settings(data, linf, tmp_pa
     first = sp.train(sp.models.Tiny(width=2), data, linf, epochs=1, **settings)
     again = sp.train(sp.models.Tiny(width=2), data, linf, epochs=1, **settings)
     loaded = sp.load(tmp_path / "parent")
-    x, _ = data.test.everything()
+    x, _ = data.test.tensors()
     assert torch.equal(first(x), again(x))
     assert torch.equal(first(x), loaded(x))
     assert again.history == loaded.history == first.history
@@ -147,14 +147,14 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(data, linf, tmp_pat
             sp.train(sp.models.Tiny(width=2), data, linf, **settings, folder=tmp_path / "parent")
     assert not (tmp_path / "parent").exists()
     resumed = sp.train(sp.models.Tiny(width=2), data, linf, **settings, folder=tmp_path / "parent")
-    x, _ = data.test.everything()
+    x, _ = data.test.tensors()
     assert torch.equal(whole(x), resumed(x))
     assert len(resumed.history) == 3
 
 
 def test_a_saved_ensemble_is_read_back_with_its_rule_and_order(ensemble, folder: Path, data) -> None:
     loaded = sp.load(folder)
-    x, _ = data.test.everything()
+    x, _ = data.test.tensors()
     assert torch.equal(loaded(x), ensemble(x))
     assert (loaded.names, loaded.rule, loaded.history) == (ensemble.names, ensemble.rule, ensemble.history)
 

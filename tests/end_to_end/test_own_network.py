@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparsemble.evaluation.cost import count_weights
-from sparsemble.models.code import made_by
+from sparsemble.models.code import call_factory
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.validate_recipe import check_against_data
 from tests.end_to_end.conftest import SMOKE, sparsemble
@@ -51,7 +51,7 @@ def own(folder: Path, activation: str = "self.act = nn.ReLU(inplace=True)", size
 def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     factory = own(tmp_path)
     weights = tmp_path / "mine.safetensors"
-    trained = made_by(tmp_path / "mine.py", "make")
+    trained = call_factory(tmp_path / "mine.py", "make")
     with torch.no_grad():
         trained.answer.weight.mul_(3)  # what training did
     save_file(trained.state_dict(), weights)

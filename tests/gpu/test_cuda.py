@@ -11,7 +11,7 @@ from torch import nn
 import sparsemble.attacks.ensemble
 import sparsemble.ensemble
 from sparsemble.attacks.attack import attacks
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
@@ -49,11 +49,11 @@ def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.name)
 def test_a_rule_decides_as_on_a_processor(rule: StoppingRule) -> None:
     logits = random_logits(4, 2000)
-    here = decide_known(logits, MeanProbability(), rule)
-    there = decide_known(logits.cuda(), MeanProbability(), rule)
+    here = decide_from_logits(logits, MeanProbability(), rule)
+    there = decide_from_logits(logits.cuda(), MeanProbability(), rule)
     same = (here.answered_with == there.answered_with.cpu()) & (here.members_run == there.members_run.cpu())
     # What differs lies so near a threshold that logits moved by rounding decide differently here, too.
-    moved = [decide_known(logits * (1 + sign * NEAR), MeanProbability(), rule) for sign in (-1, 1)]
+    moved = [decide_from_logits(logits * (1 + sign * NEAR), MeanProbability(), rule) for sign in (-1, 1)]
     near = (moved[0].answered_with != moved[1].answered_with) | (moved[0].members_run != moved[1].members_run)
     assert (same | near).all()
     assert (~same).sum() <= 2

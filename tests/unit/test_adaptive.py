@@ -24,7 +24,7 @@ from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.attacks.pga import At, Value, climb, squash
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.dynamic import decide, decide_known
+from sparsemble.core.dynamic import decide, decide_from_logits
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Decision, DynamicOutput, Ensemble, StoppingRule
 from sparsemble.core.pass_counter import count_passes
@@ -276,12 +276,12 @@ class TestDecide:
         x = torch.linspace(0.4, 0.6, 301).view(-1, 1, 1, 1)
         for rule in (self.rule, Never(), DIE(), DIE(b=128.0, tau_c=2.0)):
             expected = predict_dynamic(ensemble, x, rule)
-            found = decide_known(ensemble.member_logits(x).detach(), ensemble.combiner, rule)
+            found = decide_from_logits(ensemble.member_logits(x).detach(), ensemble.combiner, rule)
             torch.testing.assert_close(found.logits, expected.logits)
             assert torch.equal(found.members_run, expected.members_run)
             assert torch.equal(found.answered_with, expected.answered_with)
         logits = torch.randn(4, 300, 3, generator=seeded(0)) * 2
-        assert len(decide_known(logits, MeanProbability(), self.rule).members_run.unique()) == 4
+        assert len(decide_from_logits(logits, MeanProbability(), self.rule).members_run.unique()) == 4
 
     def test_asks_only_members_that_run_and_differentiates_only_those_that_answer(self) -> None:
         ensemble = make_ensemble((2.0, -60.0), (3.0, 100.0), (1.0, 5.0))

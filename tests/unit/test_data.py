@@ -87,7 +87,7 @@ class TestCut:
 class TestAssemble:
     def test_measures_the_training_images_only(self) -> None:
         data = build(name="synthetic", channels=2)
-        pixels = data.train.everything()[0].double()
+        pixels = data.train.tensors()[0].double()
         torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean(dim=(0, 2, 3)))
         torch.testing.assert_close(torch.tensor(data.std).double(), pixels.std(dim=(0, 2, 3), correction=0))
 
@@ -133,9 +133,9 @@ class TestAugmentation:
 class TestSynthetic:
     def test_sizes_and_range(self) -> None:
         data = build(name="synthetic", classes=3, images=60, size=10, channels=3)
-        assert [len(part) for part in (data.train, data.choose, data.calibrate, data.test)] == [60, 15, 15, 30]
-        assert data.shape == (3, 10, 10) == tuple(data.test.everything()[0].shape[1:])
-        images, labels = data.train.everything()
+        assert [len(part) for part in (data.train, data.selection, data.calibration, data.test)] == [60, 15, 15, 30]
+        assert data.shape == (3, 10, 10) == tuple(data.test.tensors()[0].shape[1:])
+        images, labels = data.train.tensors()
         assert images.dtype == torch.float32
         assert 0 <= images.min() < 0.2
         assert 0.7 < images.max() <= 1
@@ -143,14 +143,14 @@ class TestSynthetic:
 
     def test_nearest_class_mean_is_nearly_always_right(self) -> None:
         data = build(name="synthetic")
-        images, labels = data.train.everything()
+        images, labels = data.train.tensors()
         means = torch.stack([images[labels == label].mean(dim=0) for label in range(4)]).flatten(1)
-        test, truth = data.test.everything()
+        test, truth = data.test.tensors()
         assert (torch.cdist(test.flatten(1), means).argmin(dim=1) == truth).float().mean() > 0.9
 
     def test_seed_decides(self) -> None:
         first, again, other = (data_sources.build({"name": "synthetic", "seed": seed}) for seed in (1, 1, 2))
-        assert torch.equal(first.load().test.everything()[0], again.load().test.everything()[0])
+        assert torch.equal(first.load().test.tensors()[0], again.load().test.tensors()[0])
         assert first.fingerprint() == again.fingerprint() != other.fingerprint()
 
     def test_refuses_too_few(self) -> None:
@@ -165,11 +165,11 @@ class TestArrays:
         arrays = np.load(path)
         assert data.classes == ("stop", "go", "wait")
         assert data.shape == (3, 6, 5)
-        assert [len(part) for part in (data.train, data.choose, data.calibrate)] == [54, 3, 3]
+        assert [len(part) for part in (data.train, data.selection, data.calibration)] == [54, 3, 3]
         assert data.test.pixels.dtype == torch.uint8
         assert np.array_equal(data.test.pixels.permute(0, 2, 3, 1), arrays["test_images"])
         assert np.array_equal(data.test.labels, arrays["test_labels"])
-        together = torch.cat([data.train.pixels, data.choose.pixels, data.calibrate.pixels]).permute(0, 2, 3, 1)
+        together = torch.cat([data.train.pixels, data.selection.pixels, data.calibration.pixels]).permute(0, 2, 3, 1)
         assert sorted(image.numpy().tobytes() for image in together) == sorted(
             image.tobytes() for image in arrays["train_images"]
         )
@@ -189,7 +189,7 @@ class TestArrays:
         images[:, 0, 0], images[:, 1, 1] = track, np.arange(60)
         path = write(tmp_path, train_images=images, test_images=images[:9], **{key: track})
         data = build(name="arrays", path=path, held_out=0.4)
-        parts = [part.pixels[:, 0, 0, 0] * 3 + part.labels for part in (data.train, data.choose, data.calibrate)]
+        parts = [part.pixels[:, 0, 0, 0] * 3 + part.labels for part in (data.train, data.selection, data.calibration)]
         assert [len(part) for part in parts] == [36, 12, 12]
         assert (
             len(set(torch.cat([part.unique() for part in parts]).tolist()))

@@ -61,12 +61,12 @@ def test_cifar_reads_the_original_records(
     data = source.load()
     classes = len(module.RELEASE.classes)
     assert len(data.classes) == len(set(data.classes)) == classes
-    assert [len(part) for part in (data.train, data.choose, data.calibrate)] == [
+    assert [len(part) for part in (data.train, data.selection, data.calibration)] == [
         train - held_out,
         held_out // 2,
         held_out // 2,
     ]
-    assert data.choose.labels.bincount().tolist() == [held_out // 2 // classes] * classes
+    assert data.selection.labels.bincount().tolist() == [held_out // 2 // classes] * classes
     assert data.shape == (3, 32, 32)
     assert data.test.pixels.dtype == torch.uint8
     last = np.frombuffer(list(contents.values())[-1], np.uint8).reshape(-1, 3072 + module.RELEASE.label_bytes)
@@ -135,7 +135,7 @@ def test_svhn_calls_label_ten_zero(tmp_path: Path, made_svhn: dict[str, np.ndarr
     data = source.load()
     assert np.array_equal(data.test.pixels, made_svhn["test_32x32.mat"])
     assert data.test.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
-    assert [len(part) for part in (data.train, data.choose, data.calibrate)] == [40, 10, 10]
+    assert [len(part) for part in (data.train, data.selection, data.calibration)] == [40, 10, 10]
     assert not data.augmentation.flip
     assert len(source.fingerprint()) == 64
 
@@ -196,15 +196,15 @@ def test_imagenet_streams_its_folders(tmp_path: Path) -> None:
     assert data.classes == ("n01", "n02")
     assert data.shape == (3, 8, 8)
     assert isinstance(data.train, FileSplit)
-    parts = (data.train, data.choose, data.calibrate)
+    parts = (data.train, data.selection, data.calibration)
     assert [part.labels.bincount().tolist() for part in parts] == [[8, 8], [1, 1], [1, 1]]
     assert len({name for part in parts for name in part.names}) == 20
-    images, labels = data.test.everything()
+    images, labels = data.test.tensors()
     assert images.shape == (20, 3, 8, 8)
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
     assert labels.tolist() == [0] * 10 + [1] * 10
-    assert torch.equal(data.test.to("cpu").subset(torch.tensor([3, 12])).everything()[0], images[[3, 12]])
+    assert torch.equal(data.test.to("cpu").subset(torch.tensor([3, 12])).tensors()[0], images[[3, 12]])
     one_by_one = torch.cat([data.test.images(torch.tensor([index])) for index in range(20)])
     assert torch.equal(one_by_one, images)
 
@@ -220,8 +220,8 @@ def test_image_folder_is_the_same_in_memory_and_streamed(tmp_path: Path, monkeyp
     monkeypatch.setattr("sparsemble.data.image_folder.IN_MEMORY", 0)
     streamed = folder_source(tmp_path, size=8, held_out=0.2).load()
     assert isinstance(streamed.train, FileSplit)
-    for part in ("train", "choose", "calibrate", "test"):
-        for one, other in zip(getattr(memory, part).everything(), getattr(streamed, part).everything(), strict=True):
+    for part in ("train", "selection", "calibration", "test"):
+        for one, other in zip(getattr(memory, part).tensors(), getattr(streamed, part).tensors(), strict=True):
             assert torch.equal(one, other)
     assert memory.mean == pytest.approx(streamed.mean, abs=0.02)
     assert folder_source(tmp_path, size=8, grey=True).load().shape == (1, 8, 8)

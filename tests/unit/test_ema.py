@@ -255,7 +255,7 @@ class TestLoop:
 
 def contrary(model: nn.Module) -> dict[str, float]:
     """Probe that likes bad models, so that the best epoch has to outlive the kill."""
-    x, y = split().everything()
+    x, y = split().tensors()
     with torch.no_grad():
         return {
             "held_out_clean": 0.0,

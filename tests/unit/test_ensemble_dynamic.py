@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.losses.margin import Margin
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
 from sparsemble.core.types import Flags, Labels, MemberLogits, seeded
@@ -82,7 +82,7 @@ class TestDynamic:
     def test_running_members_equals_reading_stored_logits(self, rule: StoppingRule) -> None:
         ensemble, x = make_ensemble(), torch.rand(60, 1, 8, 8, generator=seeded(0))
         with torch.no_grad():
-            stored = decide_known(ensemble.member_logits(x), average, rule)
+            stored = decide_from_logits(ensemble.member_logits(x), average, rule)
         run = predict_dynamic(ensemble, x, rule)
         assert torch.equal(run.answered_with, stored.answered_with)
         assert torch.equal(run.members_run, stored.members_run)
@@ -186,10 +186,10 @@ class TestCalibrate:
         found = calibrate(stopping_rules.build(name), held_out(clean, [worse], y), max_accuracy_drop=0.05)
 
         def right(logits: MemberLogits, rule: StoppingRule) -> Flags:
-            return decide_known(logits, average, rule).logits.argmax(1) == y
+            return decide_from_logits(logits, average, rule).logits.argmax(1) == y
 
         def run(logits: MemberLogits) -> float:
-            return decide_known(logits, average, found.rule).members_run.float().mean().item()
+            return decide_from_logits(logits, average, found.rule).members_run.float().mean().item()
 
         for outcome, rule in ((found.outcome, found.rule), (found.full_ensemble, Never())):
             assert outcome.clean == pytest.approx(right(clean, rule).float().mean().item())
@@ -215,7 +215,7 @@ class TestCalibrate:
         logits[1:, torch.arange(40), y] = 30.0
         found = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
         assert found.outcome.clean == found.full_ensemble.clean == 1
-        assert decide_known(logits, average, found.rule).logits.argmax(1).equal(y)
+        assert decide_from_logits(logits, average, found.rule).logits.argmax(1).equal(y)
 
     @pytest.mark.parametrize("name", ["agreement", "die", "first_passage", "confidence"])
     def test_sees_what_is_lost_under_one_attack_where_another_has_broken_the_image_anyway(self, name: str) -> None:
@@ -227,7 +227,7 @@ class TestCalibrate:
         late[1:, torch.arange(40), y] = 30.0
         found = calibrate(stopping_rules.build(name), held_out(clean, [broken, late], y), max_accuracy_drop=0.0)
         assert found.full_ensemble.worst_case == found.outcome.worst_case == 0
-        assert decide_known(late, average, found.rule).logits.argmax(1).equal(y)
+        assert decide_from_logits(late, average, found.rule).logits.argmax(1).equal(y)
 
     def test_puts_the_member_first_that_needs_no_other(self) -> None:
         y = torch.arange(40) % 5
@@ -296,7 +296,7 @@ class TestCalibrate:
         assert tried == {(name, factor) for name in ("a", "b", "tau_u", "tau_c") for factor in (0.9, 1.1)}
         for one in found.sensitivity:
             rule = dataclasses.replace(found.rule, **{one.setting: one.factor * getattr(found.rule, one.setting)})
-            output = decide_known(logits, average, rule)
+            output = decide_from_logits(logits, average, rule)
             assert one.outcome.members_run == pytest.approx(output.members_run.float().mean().item())
             assert one.outcome.clean == pytest.approx((output.logits.argmax(1) == y).float().mean().item())
 
@@ -310,7 +310,7 @@ class TestCalibrate:
         near = [found.rule.votes + step for step in (-1, 1) if found.rule.votes + step >= 2]
         assert set(votes) == {other / found.rule.votes for other in near}
         for other in near:
-            output = decide_known(logits, average, dataclasses.replace(found.rule, votes=other))
+            output = decide_from_logits(logits, average, dataclasses.replace(found.rule, votes=other))
             outcome = votes[other / found.rule.votes]
             assert outcome.members_run == pytest.approx(output.members_run.float().mean().item())
 

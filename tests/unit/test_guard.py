@@ -608,11 +608,11 @@ class TestRealCollapse:
         self, model: nn.Module, training_loss: TrainingLoss, schedule: Schedule, epochs: int
     ) -> list[dict[str, Any]]:
         data = Digits().load()
-        train, held_out = self.large(data.train), self.large(data.choose)
+        train, held_out = self.large(data.train), self.large(data.selection)
         threat = ThreatModel(eps=self.EPS)
 
         def probe(model: nn.Module) -> dict[str, float]:
-            x, y = held_out.everything()
+            x, y = held_out.tensors()
             x_adv = PGD(steps=10, keep_best=False)(model, x, y, threat, rng=seeded(9))
             with torch.no_grad():
                 clean, robust = ((model(images).argmax(1) == y).float().mean() for images in (x, x_adv))

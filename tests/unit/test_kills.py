@@ -37,7 +37,7 @@ model = build_model(Tiny(width=2), data.shape, 10, data.mean, data.std, rng=seed
 
 
 def probe(model):
-    x, y = data.choose.everything()
+    x, y = data.selection.tensors()
     x_adv = PGD(steps=3, keep_best=False)(model, x, y, threat, rng=seeded(1))
     with torch.no_grad():
         clean, robust = ((model(images).argmax(1) == y).float().mean() for images in (x, x_adv))

@@ -28,7 +28,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.training import Average, Batches, Callback, Checkpoint, Guard, KeepBest, LossOutput, Schedule, fit
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.lr_schedules.cosine import Cosine
@@ -36,7 +36,7 @@ from sparsemble.training.lr_schedules.cosine import Cosine
 out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)  # signs of gradients amplify what rounding leaves
-parallel.start("cpu")
+distributed.start("cpu")
 reduced = []
 plain = torch.distributed.all_reduce
 def counted(tensor, *args, **kwargs):
@@ -55,14 +55,14 @@ class NaNOnFirstSlice(TrainingLoss):
     calls = 0
     def __call__(self, model, x, y, threat, *, rng):
         NaNOnFirstSlice.calls += 1
-        bad = NaNOnFirstSlice.calls == 7 and parallel.rank() == 0
+        bad = NaNOnFirstSlice.calls == 7 and distributed.rank() == 0
         return LossOutput(nn.functional.cross_entropy(model(x), y) * (float("nan") if bad else 1.0))
 
 
 draw = seeded(11)
 split = TensorSplit(torch.rand(50, 1, 6, 6, generator=draw), torch.randint(0, 3, (50,), generator=draw))
 split.images = lambda chosen: split.pixels[chosen]  # in 64 bits
-torch.manual_seed(parallel.rank() if settings.get("mixed") else 0)
+torch.manual_seed(distributed.rank() if settings.get("mixed") else 0)
 model = nn.Sequential(
     nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=0.2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
     nn.Flatten(), nn.Linear(16, 3),
@@ -74,22 +74,22 @@ schedule = Schedule(
     optimiser=SGD(nesterov=True),
 )
 def probe(model):
-    x, y = split.everything()
+    x, y = split.tensors()
     with torch.no_grad():
         loss = float(nn.functional.cross_entropy(model(x), y))
     return {"held_out_clean": 0.0, "held_out_robust": 1 / (1 + loss)}
 
-folder = Path(sys.argv[3]) if parallel.rank() == 0 else Path(sys.argv[3] + f"-{parallel.rank()}")
+folder = Path(sys.argv[3]) if distributed.rank() == 0 else Path(sys.argv[3] + f"-{distributed.rank()}")
 folder.mkdir(exist_ok=True)
 history = fit(
     model, objective, Batches(split=split, batch_size=12, augmentation=Augmentation(crop=1, flip=True)), schedule,
     epochs=3, threat=ThreatModel(eps=0.1), rng=seeded(5), callbacks=[KeepBest(probe, 1), Die()],
     checkpoint=Checkpoint(folder),
 )
-name = f"{parallel.world()}-{parallel.rank()}"
+name = f"{distributed.world_size()}-{distributed.rank()}"
 save_file(model.state_dict(), out / f"{name}.safetensors")
 (out / f"{name}.json").write_text(json.dumps({"history": history, "reduced": reduced}))
-parallel.stop()
+distributed.stop()
 """
 MADRY = {"name": "pgd_at", "attack": {"name": "pgd", "steps": 2, "keep_best": False}}
 

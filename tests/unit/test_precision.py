@@ -25,7 +25,7 @@ from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
-from sparsemble.training.precision import exactly
+from sparsemble.training.precision import full_precision
 
 THREAT = ThreatModel(eps=0.1)
 SCHEDULE = Schedule(learning_rate=0.1, batch_size=16, lr_schedule=Cosine(), guard=Guard(fall=1.0))
@@ -172,7 +172,7 @@ class TestBfloat16:
             wanted = model(x)
             with HALF.applied(model, list(model.members)):
                 rough = model(x)
-                with exactly(model):
+                with full_precision(model):
                     torch.testing.assert_close(model(x), wanted)
                 assert torch.equal(model(x), rough)
         assert (rough - wanted).abs().max() > 1e-4
@@ -230,7 +230,7 @@ class TestEveryTrainingLoss:
     @needs_bf16
     @pytest.mark.parametrize("name", sorted(training_losses.components))
     def test_answers_in_float32_and_about_the_same(self, name: str) -> None:
-        x, y = split().everything()
+        x, y = split().tensors()
         losses = []
         for precision in (Precision(), HALF):
             model = make_ensemble().train()

@@ -43,7 +43,7 @@ def images(n: int = 50, classes: int = 3) -> TensorSplit:
 def test_counts_as_a_linear_model_must_be_counted() -> None:
     model, data = linear(2), images(classes=2)
     found = evaluate(model, data, [PGD(steps=20)], THREAT)
-    x, y = data.everything()
+    x, y = data.tensors()
     logits = model(x)
     weight = model[1].weight
     margin = logits.gather(1, y[:, None])[:, 0] - logits.gather(1, 1 - y[:, None])[:, 0]
@@ -86,7 +86,7 @@ def test_stored_images_reproduce_at_another_batch_size() -> None:
         with torch.no_grad():
             again = torch.cat([model(part).argmax(1) for part in x_adv.split(7)])
         assert torch.equal(again, outcome.answer)
-        assert torch.allclose(THREAT.distance(x_adv, data.everything()[0]), outcome.distance)
+        assert torch.allclose(THREAT.distance(x_adv, data.tensors()[0]), outcome.distance)
 
 
 def test_half_precision_may_search_but_float32_decides() -> None:

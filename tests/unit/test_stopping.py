@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
@@ -97,7 +97,7 @@ class TestDIE:
         for seed, scale in enumerate((0.5, 1.0, 3.0, 10.0)):
             logits = random_logits(5, 2000, scale=scale, seed=seed)
             for rule in (DIE(), DIE(a=30.0, b=100.0, tau_c=0.9), DIE(a=2.0, b=4.0, tau_u=0.3, tau_c=0.7)):
-                found = decide_known(logits, MeanProbability(), rule)
+                found = decide_from_logits(logits, MeanProbability(), rule)
                 stop_probability = rule.stop_probability(logits)
                 assert torch.equal(found.answered_with - 1, stop_probability.argmax(0))
                 assert (found.answered_with <= found.members_run).all()
@@ -107,7 +107,7 @@ class TestDIE:
     def test_it_stops_no_later_than_the_arg_max_is_certain(self) -> None:
         rule, logits = DIE(tau_c=0.9), random_logits(5, 1000)
         stop_probability = rule.stop_probability(logits)
-        found = decide_known(logits, MeanProbability(), rule)
+        found = decide_from_logits(logits, MeanProbability(), rule)
         for i in range(1000):
             z = stop_probability[:, i].tolist()
             certain = next(t for t in range(1, 6) if t == 5 or max(z[:t]) >= sum(z[t:]))
@@ -122,7 +122,7 @@ class TestDIE:
 
     def test_ours_can_run_on_because_its_thresholds_are_on(self) -> None:
         logits = random_logits(4, 2000, scale=1.0)
-        found = decide_known(logits, MeanProbability(), DIE())
+        found = decide_from_logits(logits, MeanProbability(), DIE())
         assert set(found.answered_with.tolist()) == {1, 2, 3, 4}
         assert (found.members_run > 1).float().mean() > 0.2
         assert found.members_run.unique().tolist() == [1, 2, 3, 4]
@@ -132,8 +132,8 @@ class TestDIE:
         sure[:, :, 2] = 50.0
         doubtful[:, 0, :2] = torch.tensor([[0.3, 0.0], [0.0, 0.3], [0.3, 0.0], [0.0, 0.3]])
         rule = DIE(a=8.0, b=128.0, tau_c=0.5)
-        assert decide_known(sure, MeanProbability(), rule).members_run.tolist() == [1]
-        assert decide_known(doubtful, MeanProbability(), rule).members_run.tolist() == [4]
+        assert decide_from_logits(sure, MeanProbability(), rule).members_run.tolist() == [1]
+        assert decide_from_logits(doubtful, MeanProbability(), rule).members_run.tolist() == [4]
 
     def test_change_lowers_the_hazard(self) -> None:
         steady, jumping = torch.zeros(2, 1, 3), torch.zeros(2, 1, 3)
@@ -149,7 +149,7 @@ class TestDIE:
 
 def test_never_runs_every_member() -> None:
     logits = random_logits(4, 10)
-    found = decide_known(logits, MeanProbability(), Never())
+    found = decide_from_logits(logits, MeanProbability(), Never())
     assert found.answered_with.tolist() == found.members_run.tolist() == [4] * 10
     assert Never().stop_probability(logits).sum(1).tolist() == [0, 0, 0, 10]
     assert list(Never().candidates(logits)) == [Never()]

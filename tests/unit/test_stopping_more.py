@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsemble.attacks.ensemble.ranking import log_stop_probability
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import StoppingRule, stopping_rules
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
@@ -60,7 +60,7 @@ CASES: list[tuple[Any, Callable[..., list[bool]]]] = [
 @pytest.mark.parametrize("members", [1, 2, 4])
 def test_stops_where_a_plain_loop_says(rule: StoppingRule, passes: Callable[..., list[bool]], members: int) -> None:
     logits = random_logits(members, 200, scale=1.5)
-    found = decide_known(logits, MeanProbability(), rule)
+    found = decide_from_logits(logits, MeanProbability(), rule)
     for image in range(200):
         passed = passes(rule, logits[:, image])
         expected = passed.index(True) + 1 if any(passed) else members
@@ -70,7 +70,7 @@ def test_stops_where_a_plain_loop_says(rule: StoppingRule, passes: Callable[...,
 
 def test_at_once_runs_the_first_member_only() -> None:
     logits = random_logits(4, 50)
-    found = decide_known(logits, MeanProbability(), AtOnce())
+    found = decide_from_logits(logits, MeanProbability(), AtOnce())
     assert (found.members_run == 1).all()
     torch.testing.assert_close(found.logits, logits[0].log_softmax(-1))
 
@@ -89,7 +89,7 @@ def test_calibration_can_always_fall_back_to_all_members(name: str) -> None:
     logits = random_logits(4, 100, scale=30.0)
     candidates = list(stopping_rules.build(name).candidates(logits))
     assert candidates[0] == stopping_rules.build(name)
-    assert (decide_known(logits, MeanProbability(), candidates[1]).members_run == 4).all()
+    assert (decide_from_logits(logits, MeanProbability(), candidates[1]).members_run == 4).all()
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Scripted(TrainingLoss):
 
 def contrary(model: nn.Module) -> dict[str, float]:
     """Probe that likes bad models, so that the best epoch is an early one and has to outlive the kill."""
-    x, y = split().everything()
+    x, y = split().tensors()
     with torch.no_grad():
         loss = float(nn.functional.cross_entropy(model(x), y))
     return {"held_out_clean": 0.0, "held_out_robust": math.tanh(loss)}
@@ -148,7 +148,7 @@ class TestResume:
 
 def literal_training(model: nn.Sequential, epochs: int, rate: float, momentum: float, decay: float) -> None:
     """SGD with momentum and L2 penalty in plain tensors, on natural images in the order of the split's permutation."""
-    pixels, labels = split().everything()
+    pixels, labels = split().tensors()
     velocity = [torch.zeros_like(p) for p in model.parameters()]
     rng, steps = seeded(5), 3 * epochs
     for step in range(steps):

@@ -77,7 +77,7 @@ def calibrate(
     given = ensemble if isinstance(ensemble, TrainedEnsemble) else _unnamed(ensemble)
 
     def compute(running: Context) -> TrainedEnsemble:
-        split = as_split(data, "calibrate").to(running.device)
+        split = as_split(data, "calibration").to(running.device)
         members = [copy.deepcopy(member).to(running.device).eval() for member in given.members]
         calibration = _Calibration(
             split=split,
@@ -172,7 +172,7 @@ class _Calibration:
             x_adv = adversarial_images(target, self.split, self.attack, self.threat, self.running.rng("stop"))
             attacked[view.label] = member_logits(ensemble, x_adv)
             self.running.report_progress(progress + 0.3 * len(attacked) / len(views), f"attacked {view.label}")
-        clean = member_logits(ensemble, self.split.everything()[0])
+        clean = member_logits(ensemble, self.split.tensors()[0])
         return CalibrationLogits(clean=clean, attacked=attacked, y=self.split.labels, combiner=ensemble.combiner)
 
     def _attack_rule(self, ensemble: Ensemble, attack: EnsembleAttack, rule: StoppingRule, label: str) -> MemberLogits:

@@ -31,8 +31,8 @@ def as_dataset(data: Data) -> Dataset:
     channels, height, width = split.images(torch.zeros(1, dtype=torch.long)).shape[1:]
     return Dataset(
         train=parts[0],
-        choose=parts[1],
-        calibrate=parts[2],
+        selection=parts[1],
+        calibration=parts[2],
         test=split.subset(torch.zeros(0, dtype=torch.long)),
         classes=tuple(map(str, range(int(split.labels.max()) + 1))),
         shape=(channels, height, width),
@@ -41,7 +41,7 @@ def as_dataset(data: Data) -> Dataset:
     )
 
 
-def as_split(data: Data, part: Literal["choose", "calibrate", "test"]) -> Split:
+def as_split(data: Data, part: Literal["selection", "calibration", "test"]) -> Split:
     """Return the images to measure on: this part of a data set, or all images where they are given as such."""
     if isinstance(data, DataSource):
         data = data.load()

@@ -89,7 +89,7 @@ def train_ensemble(
             context=running,
             callbacks=[KeepZero({f"members.{i}": Mask.of(network) for i, network in enumerate(networks)})],
         )
-        robust = _member_robustness(networks, images.choose, held_out_attack, threat, running)
+        robust = _member_robustness(networks, images.selection, held_out_attack, threat, running)
         # The most robust member runs first (method.md 2.7); ties keep the order of the selection.
         order = sorted(range(len(networks)), key=lambda i: -robust[i])
         names = list(models)

@@ -105,7 +105,7 @@ def prune(
     def compute(running: Context) -> TrainedModel:
         images = as_dataset(data).to(running.device)
         dense = copy.deepcopy(network_of(parent)).to(running.device).eval()
-        probe = held_out_probe(images.choose, held_out_attack, threat, lambda: running.rng("probe"))
+        probe = held_out_probe(images.selection, held_out_attack, threat, lambda: running.rng("probe"))
         context = PruningContext(
             batches=Batches(split=images.train, batch_size=schedule.batch_size, augmentation=images.augmentation),
             held_out=probe,

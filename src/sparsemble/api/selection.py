@@ -68,7 +68,7 @@ def select(
     models = named_models(pool)
 
     def compute(running: Context) -> SelectedMembers:
-        split = as_split(data, "choose").to(running.device)
+        split = as_split(data, "selection").to(running.device)
         logits = _attacked_logits(models, split, threat, combiner, held_out_attack, running)
         pool_logits = PoolLogits(logits=logits, y=split.labels, combiner=combiner)
         record = _record(models, pool_logits, choose_members(pool_logits, size, rule), split)
@@ -97,7 +97,7 @@ def _attacked_logits(
         return member_logits(pool, adversarial_images(target, split, attack, threat, running.rng(purpose)))
 
     with running.counting(*networks.values()):
-        logits = {"clean": member_logits(pool, split.everything()[0]), "pool": against(pool, "select")}
+        logits = {"clean": member_logits(pool, split.tensors()[0]), "pool": against(pool, "select")}
         for number, (name, network) in enumerate(networks.items(), start=1):
             logits[name] = against(network, "best")
             running.report_progress(number / len(networks), f"attacked {name}")

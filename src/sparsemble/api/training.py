@@ -137,7 +137,7 @@ def fit_best_epoch_(
         One record an epoch.
     """
     batches = Batches(split=data.train, batch_size=schedule.batch_size, augmentation=data.augmentation)
-    probe = held_out_probe(data.choose, held_out_attack, threat, lambda: context.rng("probe"))
+    probe = held_out_probe(data.selection, held_out_attack, threat, lambda: context.rng("probe"))
     checkpoint = Checkpoint(context.folder)
     reports: list[Callback] = [Report(context.report_progress, context.report_message), Show(context.report_epoch)]
     if context.folder:

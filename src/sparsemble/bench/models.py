@@ -214,7 +214,7 @@ def _loaded(asked: Asked, tell: Callable[[str], None]) -> Subject:
     data = dataset(source)
     if data.shape != ensemble.image:
         raise InputError(f"{path} sees images of {ensemble.image}; those of the data are {data.shape}")
-    x, y = data.test.everything()
+    x, y = data.test.tensors()
     places = torch.randperm(len(x), generator=seeded(draw_seed(asked.seed, "bench")))
     places = places.repeat(-(-max(asked.batches) // len(x)))[: max(asked.batches)]
     x, y = x[places], y[places]

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsemble.bench.engines import Timed
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
@@ -78,7 +78,7 @@ class TorchEnsemble:
         if rule is None:
             combiner, own_rule = self._ensemble.combiner, stopping_rules.build(dict(predictor.ensemble.rule))
             near = agreement(theirs, torch.from_numpy(ours), combiner, own_rule, rng=seeded(0)).near
-            decided = decide_known(torch.from_numpy(ours), combiner, own_rule)
+            decided = decide_from_logits(torch.from_numpy(ours), combiner, own_rule)
             run, answered = decided.members_run.numpy(), decided.answered_with.numpy()
         else:
             near = 0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule, stacked
+from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule, stack_logits
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.types import Images, Logits, MemberLogits
 
@@ -21,7 +21,7 @@ def decide(ensemble: Ensemble, x: Images, rule: StoppingRule) -> DynamicOutput:
     return _decide(ask, len(ensemble.members), torch.arange(len(x), device=x.device), ensemble.combiner, rule)
 
 
-def decide_known(member_logits: MemberLogits, combiner: Combiner, rule: StoppingRule) -> DynamicOutput:
+def decide_from_logits(member_logits: MemberLogits, combiner: Combiner, rule: StoppingRule) -> DynamicOutput:
     """Decide from the logits of all members (M, B, K)."""
     rows = torch.arange(member_logits.shape[1], device=member_logits.device)
     return _decide(lambda m, rows: member_logits[m, rows], len(member_logits), rows, combiner, rule)
@@ -35,7 +35,7 @@ def _decide(
     places, answers = [undecided[:0]], []
     for m in range(1, total + 1):
         so_far.append(ask(m - 1, undecided))
-        seen = stacked(so_far)
+        seen = stack_logits(so_far)
         if m == 1:
             answers.append(combiner(seen[:, :0]))  # so that a batch of no images has an answer, too
         decision = rule(seen.detach(), last=m == total)

@@ -63,7 +63,7 @@ class DynamicOutput:
     """How many members were run, in 1..M; what an image costs."""
 
 
-class MadeFor(nn.Module):
+class ShapedModule(nn.Module):
     """A model that knows which images it was made for; any other takes what its layers happen to take."""
 
     shape: tuple[int, int, int] | None
@@ -84,14 +84,14 @@ class Ensemble(nn.Module):
 
     def member_logits(self, x: Images) -> MemberLogits:
         """Return the logits of every member, (M, B, K), in running order."""
-        return stacked([member(x) for member in self.members])
+        return stack_logits([member(x) for member in self.members])
 
     def forward(self, x: Images) -> Logits:
         """Return the combined logits of the whole ensemble."""
         return self.combiner(self.member_logits(x))
 
 
-def stacked(found: Sequence[Logits]) -> MemberLogits:
+def stack_logits(found: Sequence[Logits]) -> MemberLogits:
     """Put the logits of members, each (B, K), together.
 
     Raises:
@@ -107,7 +107,7 @@ def stacked(found: Sequence[Logits]) -> MemberLogits:
 
 
 def _check_same_images(members: Iterable[nn.Module]) -> None:
-    known = [(i, one.shape) for i, one in enumerate(members, start=1) if isinstance(one, MadeFor) and one.shape]
+    known = [(i, one.shape) for i, one in enumerate(members, start=1) if isinstance(one, ShapedModule) and one.shape]
     for i, shape in known:
         first, other = known[0]
         if shape != other:

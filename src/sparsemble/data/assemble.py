@@ -44,8 +44,8 @@ def assemble(
     mean, std = statistics or channel_statistics(parts[0])
     return Dataset(
         train=parts[0],
-        choose=parts[1],
-        calibrate=parts[2],
+        selection=parts[1],
+        calibration=parts[2],
         test=test,
         classes=tuple(classes),
         shape=_shape(test, augmentation.crop),

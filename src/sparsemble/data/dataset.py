@@ -57,7 +57,7 @@ class Split(ABC):
         finally:
             reader.shutdown(cancel_futures=True)
 
-    def everything(self) -> tuple[Images, Labels]:
+    def tensors(self) -> tuple[Images, Labels]:
         """Return all images and labels; for splits that fit in memory."""
         return self.images(torch.arange(len(self), device=self.labels.device)), self.labels
 
@@ -144,10 +144,10 @@ class Dataset:
     """
 
     train: Split
-    choose: Split
-    """Half of the held-out images: picks checkpoints and ensembles."""
-    calibrate: Split
-    """The other half: sets the thresholds of stopping rules."""
+    selection: Split
+    """Half of the held-out images: selects checkpoints and ensembles."""
+    calibration: Split
+    """The other half: calibrates stopping rules."""
     test: Split
     classes: tuple[str, ...]
     """Class names, in label order."""
@@ -161,7 +161,7 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the dataset on a device."""
-        parts = ("train", "choose", "calibrate", "test")
+        parts = ("train", "selection", "calibration", "test")
         return replace(self, **{part: getattr(self, part).to(device) for part in parts})
 
 

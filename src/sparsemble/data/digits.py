@@ -38,9 +38,9 @@ class Digits(DataSource):
             labels = file["labels"].astype(np.int64)
         rest, test = stratified(labels, 500, SPLIT_SEED)
         kept, held_out = stratified(labels[rest], 297, SPLIT_SEED)
-        choose, calibrate = stratified(labels[rest][held_out], 148, SPLIT_SEED)
+        selection, calibration = stratified(labels[rest][held_out], 148, SPLIT_SEED)
         train = TensorSplit(pixels[rest[kept]], torch.from_numpy(labels[rest[kept]]))
-        parts = {"choose": rest[held_out[choose]], "calibrate": rest[held_out[calibrate]], "test": test}
+        parts = {"selection": rest[held_out[selection]], "calibration": rest[held_out[calibration]], "test": test}
         return Dataset(
             train=train,
             **{name: TensorSplit(pixels[where], torch.from_numpy(labels[where])) for name, where in parts.items()},

@@ -5,10 +5,10 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble, stacked
+from sparsemble.core.interfaces import Ensemble, stack_logits
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
-from sparsemble.training.loss import TrainingLoss, craft, in_full
+from sparsemble.training.loss import TrainingLoss, at_least_float32, craft
 
 
 def as_ensemble(model: nn.Module, loss: TrainingLoss) -> Ensemble:
@@ -50,9 +50,9 @@ def craft_for_members(
 def member_losses(member_logits: MemberLogits, y: Labels) -> Tensor:
     """Return the cross-entropy of every member on every image, (M, B), in nats, from logits (M, B, K)."""
     labels = y.expand(len(member_logits), -1)
-    return F.cross_entropy(in_full(member_logits).transpose(1, 2), labels, reduction="none")
+    return F.cross_entropy(at_least_float32(member_logits).transpose(1, 2), labels, reduction="none")
 
 
 def logits_of_own_images(ensemble: Ensemble, images: list[Images]) -> MemberLogits:
     """Return the logits (M, B, K) of every member on its own batch of images."""
-    return stacked([member(batch) for member, batch in zip(ensemble.members, images, strict=True)])
+    return stack_logits([member(batch) for member, batch in zip(ensemble.members, images, strict=True)])

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Combiner, StoppingRule
 from sparsemble.core.types import Flags, MemberLogits
@@ -91,7 +91,7 @@ def agreement(
 
 def _differ(one: MemberLogits, other: MemberLogits, combiner: Combiner, rule: StoppingRule) -> tuple[Flags, Flags]:
     """Return which images get another label, and which another decision."""
-    first, second = (decide_known(logits, combiner, rule) for logits in (one, other))
+    first, second = (decide_from_logits(logits, combiner, rule) for logits in (one, other))
     labels = first.logits.argmax(1) != second.logits.argmax(1)
     ran = first.members_run != second.members_run
     return labels, ran | (first.answered_with != second.answered_with)

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import MadeFor
+from sparsemble.core.interfaces import ShapedModule
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Images, Logits
 
@@ -32,7 +32,7 @@ class Architecture(Component):
 
 
 @final
-class Normalised(MadeFor):
+class Normalised(ShapedModule):
     """Images in [0, 1] to logits: subtract the mean, divide by the standard deviation, run the network."""
 
     mean: torch.Tensor

@@ -46,10 +46,10 @@ class Code(Architecture):
         file, _, function = self.factory.rpartition(":")
         if not file.endswith(".py") or not function:
             raise InputError(f'factory = "{self.factory}" must name a file and a function, as in net.py:make_model')
-        return made_by(Path(file), function)
+        return call_factory(Path(file), function)
 
 
-def made_by(file: Path, function: str) -> nn.Module:
+def call_factory(file: Path, function: str) -> nn.Module:
     """Import a file and return the network that a function in it makes; what the file imports must be installed.
 
     Raises:
@@ -71,7 +71,7 @@ def made_by(file: Path, function: str) -> nn.Module:
     return model
 
 
-def imported(package: str) -> Any:
+def import_package(package: str) -> Any:
     """Import a package that makes networks.
 
     Raises:

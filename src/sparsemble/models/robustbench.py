@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from sparsemble.models.architecture import Architecture, architectures
-from sparsemble.models.code import imported
+from sparsemble.models.code import import_package
 
 
 @final
@@ -26,6 +26,6 @@ class RobustBench(Architecture):
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Load the network, which the package downloads."""
-        load = imported("robustbench").load_model
+        load = import_package("robustbench").load_model
         network: nn.Module = load(model_name=self.model, dataset=self.dataset, threat_model=self.threat_model)
         return network

@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from sparsemble.models.architecture import Architecture, architectures
-from sparsemble.models.code import imported
+from sparsemble.models.code import import_package
 
 
 @final
@@ -22,7 +22,7 @@ class Timm(Architecture):
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""
-        network: nn.Module = imported("timm").create_model(
+        network: nn.Module = import_package("timm").create_model(
             self.model, pretrained=self.pretrained, in_chans=in_channels, num_classes=classes
         )
         return network

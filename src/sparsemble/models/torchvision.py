@@ -7,7 +7,7 @@ from torch import nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.models.architecture import Architecture, architectures
-from sparsemble.models.code import imported
+from sparsemble.models.code import import_package
 
 
 @final
@@ -25,7 +25,7 @@ class Torchvision(Architecture):
         """Make the network."""
         if in_channels != 3:
             raise InputError(f"networks of torchvision take 3 channels, the images have {in_channels}")
-        models = imported("torchvision").models
+        models = import_package("torchvision").models
         network: nn.Module = (
             models.get_model(self.model, weights=self.weights)
             if self.weights

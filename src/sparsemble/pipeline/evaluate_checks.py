@@ -48,7 +48,7 @@ def all_checks(
 ) -> list[dict[str, Any]]:
     """Return the fifty checks of an evaluation, in order, as plain values."""
     part = split.subset(torch.arange(min(SAMPLE, len(split)), device=split.labels.device))
-    x, y = part.everything()
+    x, y = part.tensors()
     decide = decided_by(target)
     made = [
         *_of_model(target, x, y, found, seed),

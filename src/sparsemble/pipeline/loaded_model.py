@@ -19,7 +19,7 @@ from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.evaluation.packed import VALUES, load_packed
 from sparsemble.export.folded import FoldedNetwork
 from sparsemble.models.architecture import architectures
-from sparsemble.models.code import made_by
+from sparsemble.models.code import call_factory
 from sparsemble.models.model_io import ModelSpec, load_model, load_weights_
 from sparsemble.pipeline.baselines import ROWS, load_row, running_order
 from sparsemble.pipeline.method import lay_out, row_inputs
@@ -246,5 +246,5 @@ def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.de
 
 def _from_code(file: Path, factory: str, device: torch.device) -> LoadedModel:
     """Import a file and call its function; what the file imports must be installed."""
-    model = made_by(file, factory)
+    model = call_factory(file, factory)
     return LoadedModel(name=f"{file.stem}:{factory}", kind="code", path=os.fspath(file), model=model.to(device).eval())

@@ -68,7 +68,7 @@ def members_table(
     if not isinstance(ensemble, Ensemble) or len(ensemble.members) < 2:
         return None
     part = first_images(split)
-    x, y = part.everything()
+    x, y = part.tensors()
     attack = PGD(steps=20, stop_at_success=False, label="pgd20")
     clean, robust, transfer = [], [], []
     for i, member in enumerate(ensemble.members, start=1):

@@ -22,7 +22,7 @@ from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
 from sparsemble.pipeline.validate_recipe import check_against_data
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 
 DEPLOYING = ("report", "export")
 """The commands whose stages run the ensemble in the runtime; each leaves a folder under its name."""
@@ -61,32 +61,32 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
         RunError: a stage failed; what is finished is kept.
     """
     console = console or Console(stderr=True)
-    device = parallel.start(check_device(settings.device))
+    device = distributed.start(check_device(settings.device))
     recipe.precision.check(device)
     workers = check_workers(settings.workers, device)
     if settings.engine != "local":
         raise InputError(f'engine = "{settings.engine}" is not known; known: local')
-    board = Board(settings.folder / "tensorboard") if settings.tensorboard and parallel.rank() == 0 else None
+    board = Board(settings.folder / "tensorboard") if settings.tensorboard and distributed.rank() == 0 else None
     plan = method(recipe, title, command)
-    leads = parallel.rank() == 0
+    leads = distributed.rank() == 0
     with only_run_in(settings.folder) if leads else contextlib.nullcontext():
         check_against_data(recipe, deploys=settings.until in DEPLOYING)
         wanted = plan.until[settings.until]
         missing = check_folder(plan, wanted, settings.folder) if leads else []
-        still = parallel.from_first([task.hash for task in missing])
+        still = distributed.broadcast_value([task.hash for task in missing])
         missing = [task for task in plan.tasks if task.hash in still]
         if leads:
             _write_recipe(recipe, settings.folder)
         if missing:
             with _progress(settings, console, missing, board) as progress:
-                if parallel.world() > 1:
+                if distributed.world_size() > 1:
                     ParallelEngine(settings.folder, device, progress).run(missing)
                 else:
                     LocalEngine(settings.folder, workers, device, progress).run(missing)
         if leads and settings.until in DEPLOYING:
             for task, name in zip(wanted, DEPLOYING, strict=False):
                 _publish(settings.folder / task.folder, settings.folder / name)
-    parallel.stop()
+    distributed.stop()
     return [Artifact(settings.folder / task.folder) for task in wanted]
 
 

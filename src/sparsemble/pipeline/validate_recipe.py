@@ -10,7 +10,7 @@ from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import dataset
 from sparsemble.pipeline.stages.models import load_parent
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 from sparsemble.training.loss import parts
 
 
@@ -49,9 +49,9 @@ def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, depl
     ):
         if size > images:
             raise InputError(f"{name}.schedule.batch_size = {size} is more than the {images} images it trains on")
-        if size % parallel.world():
+        if size % distributed.world_size():
             raise InputError(
-                f"{name}.schedule.batch_size = {size} cannot be divided among {parallel.world()} processes; set a "
+                f"{name}.schedule.batch_size = {size} cannot be divided among {distributed.world_size()} processes; set a "
                 "multiple of that number"
             )
     if recipe.evaluate.images > len(data.test):
@@ -64,7 +64,10 @@ def check_held_out(data: Dataset) -> None:
     Raises:
         InputError: one half of them has fewer than two classes.
     """
-    for part, use in ((data.choose, "chooses epochs and ensembles"), (data.calibrate, "calibrates the stopping rule")):
+    for part, use in (
+        (data.selection, "chooses epochs and ensembles"),
+        (data.calibration, "calibrates the stopping rule"),
+    ):
         classes = len(part.labels.unique())
         if classes < 2:
             raise InputError(

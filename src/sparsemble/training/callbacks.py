@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsemble.core.artifacts import json_line
 from sparsemble.core.module_state import eval_mode
-from sparsemble.training.precision import exactly
+from sparsemble.training.precision import full_precision
 
 
 class Callback:
@@ -64,7 +64,7 @@ class KeepBest(Callback):
         """Measure and remember."""
         if epoch % self.every and epoch != epochs:
             return
-        with eval_mode(model), exactly(model):
+        with eval_mode(model), full_precision(model):
             found = self.probe(model)
         record.update(found)
         score = found["held_out_robust"] + 0.5 * found["held_out_clean"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsemble.core.artifacts import write_bytes
 from sparsemble.core.errors import InputError
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 
 Facts = dict[str, Any]
 """What of a state is no tensor: history, rollbacks, hash of the settings."""
@@ -35,7 +35,7 @@ class Checkpoint:
 
     def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         """Write a state; of several processes the first one does."""
-        if parallel.rank():
+        if distributed.rank():
             return
         apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
         content = save(apart, {"facts": json.dumps(facts)})
@@ -46,7 +46,7 @@ class Checkpoint:
 
     def keep_good(self) -> None:
         """Call the state written last a good one."""
-        if parallel.rank():
+        if distributed.rank():
             return
         if not (self.path and self.good):
             self.held_good = self.held
@@ -62,11 +62,11 @@ class Checkpoint:
 
     def read(self) -> tuple[dict[str, Tensor], Facts] | None:
         """Return the state written last, if there is one; of several processes all get the first one's."""
-        return _loaded(parallel.bytes_from_first(_content(self.path) if self.path else self.held))
+        return _loaded(distributed.broadcast_bytes(_content(self.path) if self.path else self.held))
 
     def read_good(self) -> tuple[dict[str, Tensor], Facts] | None:
         """Return the last good state in the same way."""
-        return _loaded(parallel.bytes_from_first(_content(self.good) if self.good else self.held_good))
+        return _loaded(distributed.broadcast_bytes(_content(self.good) if self.good else self.held_good))
 
     def remove(self) -> None:
         """Delete the files once their training is over."""

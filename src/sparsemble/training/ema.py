@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import NORMS
 from sparsemble.core.types import Images
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 
 
 @final
@@ -66,7 +66,7 @@ class EMAModel:
             norm.momentum = None  # a plain mean over the batches
             norm.train()
         if norms:
-            with parallel.one_batch_norm(self.model):
+            with distributed.synchronised_batchnorm(self.model):
                 for x in self.recent:
                     self.model(x)
         for norm, momentum in zip(norms, momenta, strict=True):

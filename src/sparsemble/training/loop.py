@@ -16,7 +16,7 @@ from sparsemble.core.module_state import eval_mode
 from sparsemble.core.pass_counter import Passes
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint, Facts, check_settings, optimiser_state, part, restore_optimiser
@@ -53,8 +53,8 @@ class Loop:
     """Whether robustness collapsed once too often."""
 
     def __post_init__(self) -> None:
-        parallel.broadcast_(self.model)
-        self.batches = replace(self.batches, shard=(parallel.rank(), parallel.world()))
+        distributed.broadcast_model_(self.model)
+        self.batches = replace(self.batches, shard=(distributed.rank(), distributed.world_size()))
         self.optimiser = self.schedule.optimiser(self.model.parameters())
         self.ema_model = EMAModel(self.model, self.schedule.ema) if self.schedule.ema else None
 
@@ -96,7 +96,7 @@ class Loop:
     def _step(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor] | None:
         """Take a step on a batch and return the loss and its parts; nothing where an attack met NaN weights."""
         self.optimiser.zero_grad(set_to_none=True)
-        with sharded(*self.batches.shard), parallel.one_batch_norm(self.model):
+        with sharded(*self.batches.shard), distributed.synchronised_batchnorm(self.model):
             try:
                 output = self._objective().at(progress)(self.model, x, y, self.threat, rng=self.rng)
             except RunError:  # an attack met NaN
@@ -104,9 +104,9 @@ class Loop:
                     raise
                 return None
             output.loss.backward()
-        terms = parallel.mean_terms({"loss": output.loss.detach(), **output.terms})
-        parallel.average_gradients(self.optimiser.param_groups[0]["params"])
-        parallel.same_state(self.rng)
+        terms = distributed.mean_over_processes({"loss": output.loss.detach(), **output.terms})
+        distributed.average_gradients_(self.optimiser.param_groups[0]["params"])
+        distributed.broadcast_generator_(self.rng)
         if self.schedule.max_grad_norm:
             nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.schedule.max_grad_norm)
         self.optimiser.step()
@@ -139,7 +139,7 @@ class Loop:
             if self._sound(x):
                 raise
             return BLOWN_UP
-        record = parallel.from_first(record)  # a GPU may not measure the same twice
+        record = distributed.broadcast_value(record)  # a GPU may not measure the same twice
         return self.schedule.guard.collapse(record, self.history) or record
 
     def _sound(self, x: Tensor) -> bool:
@@ -151,7 +151,9 @@ class Loop:
 
     def keep(self, record: dict[str, Any], passes: Passes) -> None:
         """Enter an epoch in the history, with what came to nothing before it, and write the state."""
-        record["forward_passes"], record["backward_passes"] = parallel.total([passes.forward, passes.backward])
+        record["forward_passes"], record["backward_passes"] = distributed.sum_over_processes(
+            [passes.forward, passes.backward]
+        )
         self._enter_tries(record, [one for one in self.rollbacks if one["epoch"] == record["epoch"]])
         self.history.append(record)
         self._save()
@@ -185,7 +187,7 @@ class Loop:
         back = len(self.history)
         then = "training stops there" if last else f"on with {'a gentler attack' if attack else 'a lower rate'}"
         sentence = f"{fault.sentence} in epoch {number}; back to epoch {back}, {then}"
-        forward, backward = parallel.total([passes.forward, passes.backward])
+        forward, backward = distributed.sum_over_processes([passes.forward, passes.backward])
         forward, backward = lost[0] + forward, lost[1] + backward
         cost = {"forward_passes": forward, "backward_passes": backward}
         self.rollbacks = [
@@ -218,7 +220,7 @@ class Loop:
             self.model.load_state_dict(self.ema_model.model.state_dict())
         for callback in self.callbacks:
             callback.finish(self.model)
-        parallel.broadcast_(self.model)
+        distributed.broadcast_model_(self.model)
 
     def _tell(self) -> None:
         for callback in self.callbacks:

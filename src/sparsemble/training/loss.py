@@ -138,17 +138,17 @@ def craft(
         return attack(target or model, x, y, threat, rng=rng)
 
 
-def in_full(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
     """Return logits in at least 32 bits, as logarithms need them."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy(logits: Logits, y: Labels, label_smoothing: float = 0.0) -> Tensor:
     """Return the mean cross-entropy, a share of every label spread evenly over all classes."""
-    return F.cross_entropy(in_full(logits), y, label_smoothing=label_smoothing)
+    return F.cross_entropy(at_least_float32(logits), y, label_smoothing=label_smoothing)
 
 
-def check_smoothing(label_smoothing: float) -> None:
+def check_label_smoothing(label_smoothing: float) -> None:
     """Refuse a share that is none.
 
     Raises:

@@ -58,7 +58,7 @@ class Precision:
     def _faster(self, part: nn.Module) -> Iterator[None]:
         own = part.__dict__.get("forward")
         fast = torch.compile(part.forward) if self.compile else part.forward
-        part.forward = _Forward(part.forward, in_16_bits(fast) if self.dtype == "bfloat16" else fast)
+        part.forward = _Forward(part.forward, in_bfloat16(fast) if self.dtype == "bfloat16" else fast)
         try:
             yield
         finally:
@@ -80,7 +80,7 @@ def _cpu_has_bf16() -> bool:
 
 
 @contextlib.contextmanager
-def exactly(model: nn.Module) -> Iterator[None]:
+def full_precision(model: nn.Module) -> Iterator[None]:
     """Let a model that is in training compute in float32, uncompiled, while the context is open."""
     found = [module.__dict__.get("forward") for module in model.modules()]
     forwards = [forward for forward in found if isinstance(forward, _Forward)]
@@ -130,7 +130,7 @@ def _filters(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors if tensor.ndim == 4}
 
 
-def in_16_bits(forward: Callable[..., Any]) -> Callable[[Images], Tensor]:
+def in_bfloat16(forward: Callable[..., Any]) -> Callable[[Images], Tensor]:
     """Wrap a forward pass so that it computes in bfloat16 and answers in float32.
 
     Each call is an autocast region of its own: weights that were moved between two calls are never taken from the

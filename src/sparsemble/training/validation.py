@@ -88,7 +88,7 @@ def held_out_probe(
 
     def measure(model: nn.Module) -> dict[str, float]:
         x_adv = adversarial_images(model, split, attack, threat, make_rng())
-        x, y = split.everything()
+        x, y = split.tensors()
         return {
             "held_out_clean": float(is_correct(model, x, y).float().mean()),
             "held_out_robust": float(is_correct(model, x_adv, y).float().mean()),

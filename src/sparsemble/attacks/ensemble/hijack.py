@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
 from sparsemble.attacks.pga import At, Value, check_ascent, climb
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
@@ -62,7 +62,7 @@ class Hijack(EnsembleAttack):
             ahead = (prefix.gather(1, target) - prefix.gather(1, labels))[:, 0]
             stops_here = log_stop_probability(member_logits, rule)[length - 1]
             loss = ahead + torch.where(ahead > 0, stops_here, 0.0)
-            output = decide_known(member_logits.detach(), ensemble.combiner, rule)
+            output = decide_from_logits(member_logits.detach(), ensemble.combiner, rule)
             harm = damage(output.logits, labels[:, 0])
             early = (harm >= BROKEN) & (output.members_run < total)
             return Value(loss, harm + EARLY * early)

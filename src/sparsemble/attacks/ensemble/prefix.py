@@ -5,7 +5,7 @@ from typing import final
 
 from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble, StoppingRule, stacked
+from sparsemble.core.interfaces import Ensemble, StoppingRule, stack_logits
 from sparsemble.core.types import Classifier, Images, Logits
 
 
@@ -32,6 +32,6 @@ class Prefix(Surrogate):
             )
 
         def classify(x: Images) -> Logits:
-            return ensemble.combiner(stacked([member(x) for member in members]))
+            return ensemble.combiner(stack_logits([member(x) for member in members]))
 
         return classify

@@ -9,7 +9,7 @@ from torch import Generator
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.ensemble.ranking import BROKEN, damage, lead
 from sparsemble.attacks.pga import At, Value, check_ascent, climb
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
@@ -57,7 +57,7 @@ class Sequential(EnsembleAttack):
                 with torch.set_grad_enabled(i == turn):
                     logits.append(member(images if i == turn else images.detach()))
             labels = y[at.rows]
-            answer = decide_known(torch.stack(logits).detach(), ensemble.combiner, rule).logits
+            answer = decide_from_logits(torch.stack(logits).detach(), ensemble.combiner, rule).logits
             return Value(loss=-lead(logits[turn], labels), rank=damage(answer, labels))
 
         steps = self.steps * total * self.rounds

@@ -9,7 +9,7 @@ from torch import Generator
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.ensemble.ranking import lead, log_stop_probability
 from sparsemble.attacks.pga import At, Value, check_ascent, climb, squash
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
@@ -64,7 +64,7 @@ class Slowdown(EnsembleAttack):
             labels = y[at.rows]
             member_logits = ensemble.member_logits(images)
             loss = _further_members(member_logits, rule) + self.doubt * _doubt(member_logits, ensemble.combiner)
-            output = decide_known(member_logits, ensemble.combiner, rule)
+            output = decide_from_logits(member_logits, ensemble.combiner, rule)
             rank = output.members_run + squash(loss.detach()) / 2
             if self.keep_label:
                 ahead = lead(output.logits, labels)

@@ -13,7 +13,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
 from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members, logits_of_own_images, member_losses
-from sparsemble.training.loss import LossOutput, TrainingLoss, in_full, training_losses
+from sparsemble.training.loss import LossOutput, TrainingLoss, at_least_float32, training_losses
 
 SMALLEST = 1e-6
 
@@ -59,7 +59,7 @@ class ADP(TrainingLoss):
 
 def entropy(member_logits: MemberLogits) -> Tensor:
     """Return the entropy (B) of the mean probability, in nats."""
-    log_mean = torch.logsumexp(in_full(member_logits).log_softmax(-1), 0) - math.log(len(member_logits))
+    log_mean = torch.logsumexp(at_least_float32(member_logits).log_softmax(-1), 0) - math.log(len(member_logits))
     return -(log_mean.exp() * log_mean).sum(1)
 
 
@@ -81,4 +81,4 @@ def log_volume(member_logits: MemberLogits, y: Labels) -> Tensor:
     gram = columns @ columns.transpose(1, 2)
     identity = torch.eye(members, device=gram.device, dtype=gram.dtype)
     volume: Tensor = torch.logdet(gram + SMALLEST * identity)
-    return volume.to(in_full(member_logits).dtype)
+    return volume.to(at_least_float32(member_logits).dtype)

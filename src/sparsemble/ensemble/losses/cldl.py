@@ -17,7 +17,7 @@ from sparsemble.core.types import Images, Labels, MemberLogits
 from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.losses.gal import cosines, loss_gradients
 from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members, logits_of_own_images, member_losses
-from sparsemble.training.loss import LossOutput, TrainingLoss, in_full, training_losses
+from sparsemble.training.loss import LossOutput, TrainingLoss, at_least_float32, training_losses
 
 SMALLEST = 1e-12
 
@@ -67,7 +67,7 @@ class CLDL(TrainingLoss):
         leaf = x.detach().requires_grad_()
         member_logits = model.member_logits(leaf)
         labels = soft_labels(member_logits, y, self.smoothing)
-        divergences = kl(labels.detach(), in_full(member_logits).log_softmax(-1))
+        divergences = kl(labels.detach(), at_least_float32(member_logits).log_softmax(-1))
         distance, alignment = log_distance(labels).mean(), x.new_zeros(())
         if self.beta and len(member_logits) > 1:
             alignment = cosines(loss_gradients(divergences, leaf)).mean()
@@ -85,7 +85,7 @@ def soft_labels(member_logits: MemberLogits, y: Labels, smoothing: float) -> Ten
         y: true classes (B).
         smoothing: share of a label that is the member's own prediction, in (0, 1).
     """
-    probabilities = in_full(member_logits).softmax(-1)
+    probabilities = at_least_float32(member_logits).softmax(-1)
     hard = F.one_hot(y, probabilities.shape[-1]).to(probabilities.dtype)
     return (1 - smoothing) * hard + smoothing * probabilities
 

@@ -13,7 +13,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
 from sparsemble.ensemble.argument_checks import check_above_zero, check_not_negative
 from sparsemble.ensemble.member_losses import as_ensemble, member_losses
-from sparsemble.training.loss import LossOutput, TrainingLoss, craft, in_full, training_losses
+from sparsemble.training.loss import LossOutput, TrainingLoss, at_least_float32, craft, training_losses
 
 EDGE = 1e-6
 """Distance that probabilities keep from 0 and 1."""
@@ -74,6 +74,6 @@ def shared_loss(member_logits: MemberLogits, y: Labels, sigma: float) -> Tensor:
 
 def confidence_loss(member_logits: MemberLogits, y: Labels) -> Tensor:
     """Return the binary cross-entropy (M, B) between confidence and the probability of the true class."""
-    probabilities = in_full(member_logits).softmax(-1).clamp(EDGE, 1 - EDGE)
+    probabilities = at_least_float32(member_logits).softmax(-1).clamp(EDGE, 1 - EDGE)
     true = probabilities.gather(2, y.expand(len(member_logits), -1)[..., None])[..., 0]
     return F.binary_cross_entropy(probabilities.amax(-1), true.detach(), reduction="none")

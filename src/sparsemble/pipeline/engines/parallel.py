@@ -12,7 +12,7 @@ from sparsemble.core.artifacts import Artifact
 from sparsemble.pipeline.engines.worker import run_task
 from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.stage import Task
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 
 
 @final
@@ -31,11 +31,11 @@ class ParallelEngine:
             RunError: a stage failed; all that was finished is kept.
         """
         for task in tasks:
-            if parallel.rank() == 0:
+            if distributed.rank() == 0:
                 self._lead(task)
             elif task.stage.parallel:
                 self._follow(task)
-            parallel.wait()
+            distributed.barrier()
 
     def _lead(self, task: Task) -> None:
         def say(**message: Any) -> None:

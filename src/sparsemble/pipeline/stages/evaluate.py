@@ -48,7 +48,7 @@ class EvaluateStage(WithData):
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `rows.json`, `checks.json`, `outcomes.safetensors`, `examples.safetensors`."""
         split = test_images(dataset(self.data), self.images).to(context.device)
-        x, y = split.everything()
+        x, y = split.tensors()
         rows, outcomes, deployed = [], {}, {}
         for i, name in enumerate(ROWS):
             row = load_row(name, inputs, self.combiner, context.device)
@@ -140,7 +140,7 @@ class EvaluateStage(WithData):
     ) -> list[checks.Check]:
         """Run the checks on the dynamic ensemble, the row that the headline is about."""
         row = deployed["ensemble_dynamic"]
-        x, y = split.everything()
+        x, y = split.tensors()
         sets = {**attacks_on("ensemble_static", context, inputs), **attacks_on("ensemble_dynamic", context, inputs)}
         stored = {label: stored_images(artifact, context.device) for label, artifact in sets.items()}
         own = attacks_on(
@@ -227,7 +227,7 @@ class EvaluateStage(WithData):
         clean = {}
         for row in found:
             ensemble = load_row(row, inputs, self.combiner, context.device).ensemble
-            x, y = part.to(context.device).everything()
+            x, y = part.to(context.device).tensors()
             with torch.no_grad():
                 clean[row] = float((ensemble(x).argmax(1) == y).float().mean())
         return [checks.falls_with_eps({row: curve["accuracy"] for row, curve in found.items()}, clean, chance)]
@@ -237,7 +237,7 @@ class EvaluateStage(WithData):
         sets = attacks_on("ensemble_dynamic", context, inputs)
         artifact = sets[min(sets, key=lambda one: sum(sets[one].json(OUTCOME)["right"]))]
         answer = torch.tensor(artifact.json(OUTCOME)["answer"])
-        x, y = split.everything()
+        x, y = split.tensors()
         broken = (answer != y.cpu()).nonzero()[:, 0][: EXAMPLES // 2]
         held = (answer == y.cpu()).nonzero()[:, 0][: EXAMPLES - len(broken)]
         chosen = torch.cat([broken, held])

@@ -8,7 +8,7 @@ import torch
 
 from sparsemble.api.context import Context
 from sparsemble.core.artifacts import write_json
-from sparsemble.core.dynamic import decide_known
+from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
@@ -50,8 +50,8 @@ class ExportStage(Stage):
         row = load_row("ensemble_dynamic", inputs, combiner, CPU)
         parent_weights = count_weights(load_row("dense", inputs, combiner, CPU).ensemble).total
         whole = self._folded(row, parent_weights)
-        split = dataset(self.recipe.data).calibrate
-        x = split.everything()[0]
+        split = dataset(self.recipe.data).calibration
+        x = split.tensors()[0]
         self._check_folded(row.ensemble, whole, x)
         ensemble = packed.round_weights(whole, values)
         path = context.output / PACKED
@@ -109,11 +109,11 @@ class ExportStage(Stage):
         self, ensemble: Ensemble, row: Row, split: Split, context: Context, inputs: Inputs
     ) -> tuple[dict[str, float], Images]:
         """Return held-out accuracy of the dynamic ensemble, clean and under an attack on all members, and the images."""
-        x, y = split.everything()
+        x, y = split.tensors()
         recipe = self.recipe
         x_adv = adversarial_images(ensemble, split, recipe.held_out_attack, recipe.threat, context.rng("export", CPU))
         right = [
-            decide_known(member_logits(ensemble, images), ensemble.combiner, row.rule).logits.argmax(1) == y
+            decide_from_logits(member_logits(ensemble, images), ensemble.combiner, row.rule).logits.argmax(1) == y
             for images in (x, x_adv)
         ]
         found = {"clean": float(right[0].double().mean()), "robust": float((right[0] & right[1]).double().mean())}

@@ -86,7 +86,7 @@ class LoadParentStage(WithData):
         """Leave `model.safetensors` and an empty `history.jsonl`."""
         data = dataset(self.data).to(context.device)
         model = load_parent(self.model, self.parent, data).to(context.device)
-        probe = held_out_probe(data.choose, self.held_out_attack, self.threat, lambda: context.rng("probe"))
+        probe = held_out_probe(data.selection, self.held_out_attack, self.threat, lambda: context.rng("probe"))
         clean, robust = (f"{100 * accuracy:.1f} %" for accuracy in probe(model).values())
         context.report_message(f"the parent classifies {clean} of the held-out images correctly, {robust} under attack")
         TrainedModel(model=model, spec=ModelSpec.of(self.model, data)).save(context.output)
@@ -110,10 +110,10 @@ def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: 
     else:
         body = architecture.build(data.shape[0], len(data.classes))
         model = Normalised(body, *normalisation(architecture, data.mean, data.std), data.shape)
-    model = model.to(data.choose.labels.device).float().eval().requires_grad_(True)
+    model = model.to(data.selection.labels.device).float().eval().requires_grad_(True)
     if not Graph(model, data.shape).layers():
         raise InputError(f"{type(model).__name__} has no Conv2d or Linear layer, so there is nothing to prune")
-    check_classifier(model, data.choose, len(data.classes))
+    check_classifier(model, data.selection, len(data.classes))
     return model
 
 

@@ -15,12 +15,12 @@ from sparsemble.pruning.dynamic_mask import DynamicNetwork, MaskUpdates, UpdateS
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.fit import fit
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
-from sparsemble.training.precision import exactly
+from sparsemble.training.precision import full_precision
 from sparsemble.training.schedule import Schedule
 
 LOOK_BACK = 4
@@ -129,8 +129,8 @@ class OverfittingMonitor(Callback):
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Measure, and decide how the next moves go."""
-        with eval_mode(self.learner), exactly(self.learner):
-            found = parallel.from_first(self.held_out(self.learner))  # all processes must decide alike
+        with eval_mode(self.learner), full_precision(self.learner):
+            found = distributed.broadcast_value(self.held_out(self.learner))  # all processes must decide alike
         record |= {f"watched_{key}": value for key, value in found.items()}
         self.seen.append((float(record["loss"]), found["held_out_robust"]))
         self._decide()

@@ -13,7 +13,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import frozen_batchnorm
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training import parallel
+from sparsemble.training import distributed
 from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
 from sparsemble.training.losses.pgd_at import PGDAT
 
@@ -55,7 +55,7 @@ class AWP(TrainingLoss):
             return loss()
         with frozen_batchnorm(model):
             gradients = torch.autograd.grad(loss().loss, weights, allow_unused=True, materialize_grads=True)
-        parallel.average_(gradients)
+        distributed.average_(gradients)
         worse = [weight + self._step(weight.detach(), g) for weight, g in zip(weights, gradients, strict=True)]
         with seen_as(model, weights, worse):
             return loss()

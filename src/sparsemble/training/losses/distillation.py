@@ -16,10 +16,10 @@ from sparsemble.core.types import Classifier, Images, Labels
 from sparsemble.training.loss import (
     AdversarialLoss,
     LossOutput,
-    check_smoothing,
+    at_least_float32,
+    check_label_smoothing,
     craft,
     cross_entropy,
-    in_full,
     training_losses,
 )
 
@@ -51,7 +51,7 @@ class Distillation(AdversarialLoss):
     _teacher: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
+        check_label_smoothing(self.label_smoothing)
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha = {self.alpha:g} must lie in [0, 1]")
         if not self.temperature > 0:
@@ -76,8 +76,8 @@ class Distillation(AdversarialLoss):
         """Return the mean loss."""
         teacher = self._known_teacher()
         with torch.no_grad():
-            wanted = in_full(teacher(x)) / self.temperature
-        answer = in_full(model(x_adv)) / self.temperature
+            wanted = at_least_float32(teacher(x)) / self.temperature
+        answer = at_least_float32(model(x_adv)) / self.temperature
         distance = self.temperature**2 * KL()(answer, wanted, y).mean()
         loss, terms = self.alpha * distance, {"distance": distance.detach()}
         if self.alpha < 1:

@@ -9,7 +9,14 @@ from sparsemble.attacks.fgsm import FGSM
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.loss import AdversarialLoss, LossOutput, check_smoothing, craft, cross_entropy, training_losses
+from sparsemble.training.loss import (
+    AdversarialLoss,
+    LossOutput,
+    check_label_smoothing,
+    craft,
+    cross_entropy,
+    training_losses,
+)
 
 
 @final
@@ -30,7 +37,7 @@ class FGSMRS(AdversarialLoss):
     """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
+        check_label_smoothing(self.label_smoothing)
         if not self.step_size > 0:
             raise InputError(f"step_size = {self.step_size:g} must be above 0 (it is in units of eps)")
 

@@ -11,7 +11,7 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits
-from sparsemble.training.loss import AdversarialLoss, LossOutput, craft, in_full, training_losses
+from sparsemble.training.loss import AdversarialLoss, LossOutput, at_least_float32, craft, training_losses
 
 
 @final
@@ -45,7 +45,7 @@ class MART(AdversarialLoss):
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the mean loss; gradients reach both answers and the weight of each image."""
-        moved, clean = in_full(model(x_adv)), in_full(model(x))
+        moved, clean = at_least_float32(model(x_adv)), at_least_float32(model(x))
         boosted = boosted_cross_entropy(moved, y)
         doubt = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
         divergence = (KL()(moved, clean, y) * doubt).mean()

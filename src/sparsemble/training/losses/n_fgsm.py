@@ -9,7 +9,14 @@ from sparsemble.attacks.fgsm import FGSM
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import LARGEST_EPS, ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.loss import AdversarialLoss, LossOutput, check_smoothing, craft, cross_entropy, training_losses
+from sparsemble.training.loss import (
+    AdversarialLoss,
+    LossOutput,
+    check_label_smoothing,
+    craft,
+    cross_entropy,
+    training_losses,
+)
 
 
 @final
@@ -35,7 +42,7 @@ class NFGSM(AdversarialLoss):
     """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
+        check_label_smoothing(self.label_smoothing)
         if not (self.noise >= 0 and self.step_size > 0):
             raise InputError(
                 f"noise = {self.noise:g} must be 0 or more and step_size = {self.step_size:g} above 0 "

@@ -9,7 +9,14 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.loss import AdversarialLoss, LossOutput, check_smoothing, craft, cross_entropy, training_losses
+from sparsemble.training.loss import (
+    AdversarialLoss,
+    LossOutput,
+    check_label_smoothing,
+    craft,
+    cross_entropy,
+    training_losses,
+)
 
 
 @final
@@ -29,7 +36,7 @@ class PGDAT(AdversarialLoss):
     """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
+        check_label_smoothing(self.label_smoothing)
 
     def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Attack the model."""

@@ -14,10 +14,10 @@ from sparsemble.core.types import Images, Labels
 from sparsemble.training.loss import (
     AdversarialLoss,
     LossOutput,
-    check_smoothing,
+    at_least_float32,
+    check_label_smoothing,
     craft,
     cross_entropy,
-    in_full,
     training_losses,
 )
 
@@ -44,7 +44,7 @@ class TRADES(AdversarialLoss):
     """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
+        check_label_smoothing(self.label_smoothing)
         if not self.beta >= 0:
             raise InputError(f"beta = {self.beta:g} must be 0 or more")
 
@@ -54,7 +54,7 @@ class TRADES(AdversarialLoss):
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the mean loss; gradients reach both answers."""
-        clean, moved = in_full(model(x)), in_full(model(x_adv))
+        clean, moved = at_least_float32(model(x)), at_least_float32(model(x_adv))
         natural = cross_entropy(clean, y, self.label_smoothing)
         divergence = KL()(moved, clean, y).mean()
         terms = {"standard": natural.detach(), "divergence": divergence.detach()}

@@ -21,11 +21,11 @@ from torch.distributed.nn.functional import all_reduce
 
 from sparsemble.core.module_state import NORMS
 
-PATIENCE = datetime.timedelta(days=7)
+TIMEOUT = datetime.timedelta(days=7)
 """How long a process waits for another, which may be at a stage of its own."""
 
 
-def asked_for() -> bool:
+def launched_by_torchrun() -> bool:
     """Return whether this process was started by torchrun as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -36,26 +36,26 @@ def start(device: str) -> str:
     Args:
         device: cpu, or cuda, of which each process takes its own.
     """
-    if not asked_for():
+    if not launched_by_torchrun():
         return device
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     return device
 
 
 def stop() -> None:
     """Leave the other processes, once all of them are here."""
     if dist.is_initialized():
-        wait()
+        barrier()
         dist.destroy_process_group()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
-    total([0])
+    sum_over_processes([0])
 
 
 def rank() -> int:
@@ -63,7 +63,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -71,74 +71,74 @@ def world() -> int:
 @torch.no_grad()
 def average_(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their mean over the processes, in one exchange for each number format."""
-    if world() == 1:
+    if world_size() == 1:
         return
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
         alike = [tensor for tensor in tensors if tensor.dtype == dtype]
         together = torch.cat([tensor.reshape(-1) for tensor in alike])
         dist.all_reduce(together)
-        together /= world()
+        together /= world_size()
         for tensor, mean in zip(alike, together.split([t.numel() for t in alike]), strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
 
-def mean_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+def mean_over_processes(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the means of scalars over the processes, by name."""
-    if world() == 1:
+    if world_size() == 1:
         return terms
     means = {name: term.detach().clone() for name, term in terms.items()}
     average_(list(means.values()))
     return means
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
     """Average the gradients of parameters that have one."""
     average_([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
-def total(counts: Sequence[int]) -> list[int]:
+def sum_over_processes(counts: Sequence[int]) -> list[int]:
     """Return the sums of whole numbers over the processes."""
-    if world() == 1:
+    if world_size() == 1:
         return list(counts)
-    together = torch.tensor(counts, dtype=torch.int64, device=_meeting_place())
+    together = torch.tensor(counts, dtype=torch.int64, device=_exchange_device())
     dist.all_reduce(together)
     return [int(count) for count in together]
 
 
-def same_state(rng: torch.Generator) -> None:
+def broadcast_generator_(rng: torch.Generator) -> None:
     """Give every process the generator of the first."""
-    if world() > 1:
-        state = bytes_from_first(rng.get_state().numpy().tobytes())
+    if world_size() > 1:
+        state = broadcast_bytes(rng.get_state().numpy().tobytes())
         rng.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
-def bytes_from_first(content: bytes) -> bytes:
+def broadcast_bytes(content: bytes) -> bytes:
     """Return the first process's bytes."""
-    if world() == 1:
+    if world_size() == 1:
         return content
-    length = torch.tensor([len(content)], device=_meeting_place())
+    length = torch.tensor([len(content)], device=_exchange_device())
     dist.broadcast(length, 0)
-    buffer = torch.zeros(int(length), dtype=torch.uint8, device=_meeting_place())
+    buffer = torch.zeros(int(length), dtype=torch.uint8, device=_exchange_device())
     if rank() == 0 and content:
         buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     dist.broadcast(buffer, 0)
     return buffer.cpu().numpy().tobytes()
 
 
-def from_first(value: Any) -> Any:
+def broadcast_value(value: Any) -> Any:
     """Return the first process's value, which JSON can hold."""
-    return value if world() == 1 else json.loads(bytes_from_first(json.dumps(value).encode()))
+    return value if world_size() == 1 else json.loads(broadcast_bytes(json.dumps(value).encode()))
 
 
-def _meeting_place() -> torch.device:
+def _exchange_device() -> torch.device:
     """Return where tensors must lie to be exchanged."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 @torch.no_grad()
-def broadcast_(model: nn.Module) -> None:
+def broadcast_model_(model: nn.Module) -> None:
     """Give every process the first one's weights and statistics."""
-    if world() > 1:
+    if world_size() > 1:
         for tensor in model.state_dict().values():
             held = tensor.contiguous()
             dist.broadcast(held, 0)
@@ -146,9 +146,9 @@ def broadcast_(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def one_batch_norm(model: nn.Module) -> Iterator[None]:
+def synchronised_batchnorm(model: nn.Module) -> Iterator[None]:
     """Let BatchNorm in train mode use the statistics of the whole batch, over all processes."""
-    norms = [module for module in model.modules() if isinstance(module, NORMS)] if world() > 1 else []
+    norms = [module for module in model.modules() if isinstance(module, NORMS)] if world_size() > 1 else []
     for norm in norms:
         norm.forward = functools.partial(_batch_norm, norm)  # type: ignore[method-assign]
     try:
@@ -164,7 +164,7 @@ def _batch_norm(norm: Any, x: Tensor) -> Tensor:
     axes = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     full = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    count = world() * x.numel() // x.shape[1]
+    count = world_size() * x.numel() // x.shape[1]
     mean = all_reduce(full.sum(axes)) / count
     centred = full - mean.view(shape)
     variance = all_reduce(centred.square().sum(axes)) / count

@@ -64,7 +64,7 @@ def check(model: nn.Module, before: dict[str, Tensor], asked: SparsityTarget, pr
     if not asked.granularity.whole_channels:
         assert pruned.mask.nonzeros == counted == math.floor((1 - asked.sparsity) * pruned.mask.total + 0.5)
     else:
-        assert pruned.mask.nonzeros <= asked.allowed
+        assert pruned.mask.nonzeros <= asked.max_cost
     assert all(keep.any() for keep in pruned.mask.values())
     assert pruned.model.state_dict().keys() == before.keys()
     assert all(parameter.requires_grad for parameter in pruned.model.parameters())
@@ -182,7 +182,7 @@ def test_a_mask_file_that_was_changed_is_refused(tmp_path: Any) -> None:
     first = mask["conv"].nonzero()[0]
     tensors["conv"][tuple(first)] = False
     save_file(tensors, path, metadata={"weights": "108", "nonzeros": str(mask.nonzeros)})
-    with pytest.raises(InputError, match=f"says that it keeps {mask.nonzeros} of 108 weights, but keeps"):
+    with pytest.raises(InputError, match=f"claims to keep {mask.nonzeros} of 108 weights, but keeps"):
         Mask.load(path)
     save_file(tensors, path)
     with pytest.raises(InputError, match="was changed"):

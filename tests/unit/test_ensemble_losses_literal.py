@@ -94,7 +94,7 @@ def literal_activations(ensemble: Ensemble, x_adv: Images) -> Tensor:
 
 
 def literal_eed(ensemble: Ensemble, x: Images, y: Labels, rng: Generator) -> Tensor:
-    """L_E + 10 L_R + 4 (0.7 mean |W| + 0.25 share of active units), L_R and the units on images against the ensemble."""
+    """L_E + 10 L_R + 4 (0.7 mean |W| + 0.25 share of active units), L_R and the units on images crafted on it."""
     base = literal_dverge(ensemble, x, y, rng)
     x_adv = ATTACK(ensemble, x, y, THREAT, rng=rng)
     p = [torch.stack([member(image[None])[0].softmax(0) for member in ensemble.members]) for image in x_adv]

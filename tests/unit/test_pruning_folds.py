@@ -63,7 +63,7 @@ def test_the_generator_decides() -> None:
 @pytest.mark.parametrize("folds", [0, -1, 4])
 def test_a_number_of_shares_that_the_data_does_not_allow_gives_a_sentence(folds: int) -> None:
     labels = torch.tensor([0] * 5 + [1] * 3)
-    match = rf"shares = {folds} must be between 1 and 3, the number of training images of the rarest class \(1\)"
+    match = rf"folds = {folds} must be between 1 and 3, the number of training images of the rarest class \(1\)"
     with pytest.raises(InputError, match=match):
         data_folds(labels, folds, np.random.default_rng(0))
 

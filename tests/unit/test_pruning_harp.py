@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ from sparsemble.core.types import Images, Labels
 from sparsemble.models.graph import Graph
 from sparsemble.pruning import Mask, prunable_layers, pruning_methods
 from sparsemble.pruning.budget import budgets
-from sparsemble.pruning.methods.harp import HARP, LearnedMasks
+from sparsemble.pruning.learned_mask import ScoredNetwork
+from sparsemble.pruning.methods.harp import HARP, BudgetTerm, KeepRate, projected_keep_rates
 from sparsemble.pruning.methods.one_shot import OneShot
 from sparsemble.pruning.score import rescale
 from sparsemble.pruning.target import SparsityTarget
@@ -29,7 +30,7 @@ from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.schedule import Schedule
-from tests.helpers import Interrupt, examples, magnitudes, tiny_model
+from tests.helpers import Interrupt, Shape, examples, magnitudes, tiny_model
 from tests.helpers import pruning_context as context
 from tests.helpers import sparsity_target as target
 
@@ -47,16 +48,15 @@ def same_weights() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched(TrainingLoss):
-    """Cross-entropy after a pass without gradients, as attacks make; remembers what it was given."""
+class TwoPasses(TrainingLoss):
+    """Cross-entropy after a pass without gradients, as attacks make; counts its calls."""
 
-    seen: list[tuple[LearnedMasks, float]]
+    calls: list[nn.Module]
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
-        assert isinstance(model, LearnedMasks)
         with torch.no_grad():
             model(x)
-        self.seen.append((model, float(model.ramp)))
+        self.calls.append(model)
         return LossOutput(F.cross_entropy(model(x), y))
 
 
@@ -69,9 +69,23 @@ class Catch(Callback):
             self.models.append(copy.deepcopy(model))
 
 
-def learner(keep: float = 0.5, **harp: Any) -> LearnedMasks:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
-    return LearnedMasks(network, rescale(magnitudes(network)), target(network, 1 - keep, (3, 2, 2)), HARP(**harp))
+class Learner(NamedTuple):
+    """What HARP trains."""
+
+    network: ScoredNetwork
+    rates: dict[str, KeepRate]
+    budget: BudgetTerm
+
+    def final_mask(self) -> Mask:
+        return self.network.final_mask(projected_keep_rates(self.rates))
+
+
+def learner(keep: float = 0.5, network: nn.Module | None = None, shape: Shape = (3, 2, 2), **harp: Any) -> Learner:
+    network = network or nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+    settings, asked, scores = HARP(**harp), target(network, 1 - keep, shape), rescale(magnitudes(network))
+    rates = settings.initial_rates(scores, asked)
+    masked = ScoredNetwork(network, scores, asked, free_norms=True, keep_rates=rates)
+    return Learner(masked, rates, BudgetTerm(rates, asked, settings.penalty))
 
 
 class TestEveryMethod:
@@ -96,11 +110,11 @@ class TestEveryMethod:
 
     @pytest.mark.parametrize("name", sorted(pruning_methods.components))
     def test_a_sparsity_that_empties_a_layer_gives_a_sentence_before_any_work(self, name: str) -> None:
-        model, seen = make(), []
-        run, given = pruning_methods.build(name), context(Watched(seen=seen))
+        model, calls = make(), []
+        run, given = pruning_methods.build(name), context(TwoPasses(calls=calls))
         with pytest.raises(InputError, match=r"sparsity = 0.995 would empty one of the 8 layers.*lower the sparsity"):
             run(model, magnitudes(model), target(model, 0.995), given)
-        assert not seen
+        assert not calls
 
     def test_one_shot_keeps_the_best_of_every_layer(self) -> None:
         model = make()
@@ -114,16 +128,16 @@ class TestEveryMethod:
 class TestBudget:
     @given(st.lists(st.floats(-8, 8), min_size=2, max_size=2), st.floats(0.02, 0.9))
     @examples(60)
-    def test_excess_is_0_exactly_within_the_budget(self, quotas: list[float], keep: float) -> None:
-        """Method.md check 6."""
+    def test_the_violation_is_0_exactly_within_the_budget(self, quotas: list[float], keep: float) -> None:
+        """EED supplement, eq. 25."""
         masks = learner(keep)
-        for mask, quota in zip(masks.masks.values(), quotas, strict=True):
-            mask.quota.data.fill_(quota)
+        for rate, quota in zip(masks.rates.values(), quotas, strict=True):
+            rate.quota.data.fill_(quota)
         sizes = [60, 15]
         least = 0.1 * keep
         rates = [least + (1 - least) / (1 + math.exp(-quota)) for quota in quotas]
         exact = sum(n * rate for n, rate in zip(sizes, rates, strict=True)) / (keep * sum(sizes)) - 1
-        budget_violation = float(masks.budget_violation().detach())
+        budget_violation = float(masks.budget.violation().detach())
         assert budget_violation == pytest.approx(max(exact, 0), abs=1e-5)
         if abs(exact) > 1e-5:
             assert (budget_violation == 0) == (exact < 0)
@@ -132,34 +146,35 @@ class TestBudget:
     @examples(30)
     def test_the_mask_of_a_layer_keeps_what_its_quota_says(self, quota: float) -> None:
         masks = learner(0.3)
-        for name, mask in masks.masks.items():
-            mask.quota.data.fill_(quota)
-            layer = masks.network.get_submodule(name)
-            kept = int((layer.weight != 0).sum())
-            assert kept == mask.scores.numel() - math.floor((1 - mask.keep.detach().item()) * mask.scores.numel())
-            assert abs(kept / mask.scores.numel() - mask.keep.detach().item()) <= 1 / mask.scores.numel()
+        for name, keep_rate in masks.rates.items():
+            keep_rate.quota.data.fill_(quota)
+            weight, rate = masks.network.layers[name].weight, keep_rate().detach().item()
+            kept = int((weight != 0).sum())
+            assert kept == weight.numel() - math.floor((1 - rate) * weight.numel())
+            assert abs(kept / weight.numel() - rate) <= 1 / weight.numel()
 
     def test_starts_at_a_multiple_of_the_target_or_halfway_to_1(self) -> None:
-        assert all(mask.keep.detach().item() == pytest.approx(0.2) for mask in learner(0.1).masks.values())
-        assert all(mask.keep.detach().item() == pytest.approx(0.95) for mask in learner(0.9).masks.values())
+        assert all(rate().detach().item() == pytest.approx(0.2) for rate in learner(0.1).rates.values())
+        assert all(rate().detach().item() == pytest.approx(0.95) for rate in learner(0.9).rates.values())
 
     def test_the_last_projection_shifts_all_quotas_by_the_same_amount(self) -> None:
         masks = learner(0.4)
-        for mask, quota in zip(masks.masks.values(), (-1.0, 2.0), strict=True):
-            mask.quota.data.fill_(quota)
+        for keep_rate, quota in zip(masks.rates.values(), (-1.0, 2.0), strict=True):
+            keep_rate.quota.data.fill_(quota)
         found = masks.final_mask()
         assert found.nonzeros == 30
         shifts = []
         for (name, keep), quota in zip(found.items(), (-1.0, 2.0), strict=True):
             rate = (float(keep.float().mean()) - 0.04) / 0.96
             shifts.append(math.log(rate / (1 - rate)) - quota)
-            assert masks.masks[name].scores.abs()[keep].min() >= masks.masks[name].scores.abs()[~keep].max()
+            scores = masks.network.masks[name].scores.abs()
+            assert scores[keep].min() >= scores[~keep].max()
         assert shifts[0] == pytest.approx(shifts[1], abs=0.3)  # whole weights
 
     @pytest.mark.parametrize("quota", [-1e3, -1e30, 1e3])
     def test_a_quota_beyond_what_exp_can_hold_is_no_obstacle(self, quota: float) -> None:
         masks = learner(0.4)
-        next(iter(masks.masks.values())).quota.data.fill_(quota)
+        next(iter(masks.rates.values())).quota.data.fill_(quota)
         found = masks.final_mask()
         assert found.nonzeros == 30
         second = list(found.values())[1]
@@ -168,7 +183,6 @@ class TestBudget:
 
     @pytest.mark.parametrize(("initial_keep", "expected"), [(2.0, [0.1, 0.2, 0.3]), (1.0, [0.1, 0.1, 0.1])])
     def test_its_weight_grows_until_it_is_met(self, initial_keep: float, expected: list[float]) -> None:
-        seen: list[tuple[LearnedMasks, float]] = []
         model = make()
         slow = HARP(
             epochs=3,
@@ -176,15 +190,15 @@ class TestBudget:
             initial_keep=initial_keep,
             schedule=Schedule(learning_rate=1e-9, lr_schedule=Cosine()),
         )
-        slow(model, magnitudes(model), target(model, 0.9), context(Watched(seen=seen)))
-        assert [ramp for _, ramp in seen[::3]] == pytest.approx(expected)
+        _, _, history = slow(model, magnitudes(model), target(model, 0.9), context())
+        assert [record["budget_weight"] for record in history] == pytest.approx(expected)
 
     def test_is_met_by_learning(self) -> None:
         model = make()
         quick = HARP(epochs=6, penalty=1.0)
         _, _, history = quick(model, magnitudes(model), target(model, 0.7), context())
-        assert history[0]["excess"] > 0.1
-        assert history[-1]["excess"] < 0.02
+        assert history[0]["budget_violation"] > 0.1
+        assert history[-1]["budget_violation"] < 0.02
 
     @pytest.mark.parametrize(
         "bad", [{"epochs": 0}, {"penalty": -1.0}, {"floor": 0.0}, {"floor": 1.0}, {"initial_keep": 0.1}]
@@ -198,13 +212,14 @@ class TestLearning:
     def test_masked_weights_are_the_dense_ones_or_0(self) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(12, 50))
         dense = network[1].weight.detach().clone()
-        LearnedMasks(network, rescale(magnitudes(network)), target(network, 0.75, (3, 2, 2)), HARP())
-        weight = network[1].weight  # seen through its mask
+        learner(0.25, network)
+        weight = network[1].weight  # masked
         assert torch.equal(weight, torch.where(weight != 0, dense, 0.0))
 
     def test_gradients_pass_straight_through_the_mask(self) -> None:
         """d loss / d |s| = dL / dM for every weight, and d loss / d k = sum dL / dM."""
-        masks = learner(0.4)
+        learned = learner(0.4)
+        masks = learned.network
         x, y = torch.rand(7, 3, 2, 2), torch.arange(7) % 3
         layers = prunable_layers(masks.network)
         dense = {name: layer.parametrizations.weight.original.detach() for name, layer in layers.items()}
@@ -219,20 +234,21 @@ class TestLearning:
             wanted = hard[name].grad
             assert wanted.abs().max() > 0
             torch.testing.assert_close(mask.scores.grad * mask.scores.sign(), wanted)
-            slope = (1 - mask.least) * mask.quota.sigmoid() * (1 - mask.quota.sigmoid())
-            torch.testing.assert_close(mask.quota.grad, wanted.sum() * slope.detach())
+            rate = learned.rates[name]
+            slope = (1 - rate.least) * rate.quota.sigmoid() * (1 - rate.quota.sigmoid())
+            torch.testing.assert_close(rate.quota.grad, wanted.sum() * slope.detach())
 
     def test_weights_and_biases_are_frozen_and_batchnorm_is_not(self) -> None:
         model = make()
-        masks = LearnedMasks(model, rescale(magnitudes(model)), target(model, 0.5), HARP())
-        free = {name for name, parameter in masks.named_parameters() if parameter.requires_grad}
+        masks = learner(0.5, model, (1, 8, 8))
+        free = {name for name, parameter in masks.network.named_parameters() if parameter.requires_grad}
         norms = {f"network.{n}" for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-        learned = {name for name in free if name.endswith(("0.scores", "0.quota"))}
+        learned = {name for name in free if name.endswith(("0.scores", "0.kept.quota"))}
         assert len(learned) == 2 * len(prunable_layers(model))
         assert free - learned == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
 
     def test_scores_and_quotas_learn_from_an_attack_that_starts_without_gradients(self) -> None:
-        """The masks are worked out once a batch; that one time must carry gradients."""
+        """Masked weights are computed once a batch; that computation must carry gradients."""
         model = make()
         loss = PGDAT(attack=PGD(steps=1, keep_best=True))
         harp = HARP(epochs=1, penalty=0.0, initial_keep=1.0)
@@ -241,7 +257,7 @@ class TestLearning:
         first, start = rescale(magnitudes(model)), math.log((0.5 - 0.05) / 0.5)
         for name, mask in learned[0].masks.items():
             assert not torch.equal(mask.scores, first[name])
-            assert mask.quota.item() != pytest.approx(start, abs=1e-6)
+            assert mask.kept.quota.item() != pytest.approx(start, abs=1e-6)
 
     def test_moves_batchnorm_of_the_result_only(self) -> None:
         model = make()
@@ -272,9 +288,9 @@ class TestOtherBudgets:
         asked = SparsityTarget(graph=Graph(model, (1, 8, 8)), sparsity=0.7, budget=budgets.build(budget))
         quick = HARP(epochs=6, penalty=1.0)
         _, mask, history = quick(model, magnitudes(model), asked, context())
-        assert history[0]["excess"] > 0.1
-        assert history[-1]["excess"] < 0.05
+        assert history[0]["budget_violation"] > 0.1
+        assert history[-1]["budget_violation"] < 0.05
         kept = torch.tensor([float(mask[name].sum()) for name in asked.shapes], dtype=torch.float64)
         spent = float(asked.budget.cost(kept, asked.sizes, asked.positions).sum())
-        assert 0.98 * asked.allowed < spent <= asked.allowed
+        assert 0.98 * asked.max_cost < spent <= asked.max_cost
         assert len({round(float(keep.float().mean()), 2) for keep in mask.values()}) > 2, "rates are the layers' own"

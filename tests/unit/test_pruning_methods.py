@@ -82,7 +82,7 @@ class TestScoredNetwork:
         for name, layer in prunable_layers(model).items():
             order = scores[name].abs().flatten().argsort(descending=True)
             kept = torch.zeros(order.shape)
-            kept[order[: learner.masks[name].count]] = 1
+            kept[order[: learner.masks[name].kept]] = 1
             hard[name] = kept.view_as(layer.weight).requires_grad_()
         hidden = F.conv2d(x, model[0].weight * hard["0"], model[0].bias, padding=1).relu().mean((2, 3))
         F.cross_entropy(F.linear(hidden, model[4].weight * hard["4"], model[4].bias), y).backward()
@@ -192,9 +192,9 @@ class TestRADMM:
             for name in w:
                 z = (w[name] + u[name]) * mask[name]
                 u[name] = u[name] + w[name] - z
-                torch.testing.assert_close(learner.parts(name)[0], z)
-                torch.testing.assert_close(learner.parts(name)[1], u[name])
-            expected = sum(float((w[n] - learner.parts(n)[0] + u[n]).square().sum()) for n in w)
+                torch.testing.assert_close(learner.auxiliary(name)[0], z)
+                torch.testing.assert_close(learner.auxiliary(name)[1], u[name])
+            expected = sum(float((w[n] - learner.auxiliary(n)[0] + u[n]).square().sum()) for n in w)
             assert float(learner.distance().detach()) == pytest.approx(0.005 * expected, rel=1e-5)
 
     def test_draws_the_weights_to_a_sparse_copy(self) -> None:
@@ -294,32 +294,27 @@ class TestFlyingBird:
 
 
 class TestFlyingBirdPlus:
-    def inputs_and_output_gradients(
+    def monitored(
         self, seen: list[tuple[float, float]], epochs: int = 8
     ) -> tuple[OverfittingMonitor, UpdateSchedule, DynamicNetwork]:
         learner = TestFlyingBird().learner()
         plan = UpdateSchedule(steps=100, every=10, first=0.5, last=0.005, rest=0.25)
-        watch = OverfittingMonitor(learner, plan, lambda model: {}, epochs=epochs, faster=0.4, slower=0.05)
-        watch.restore({"seen": torch.tensor(seen, dtype=torch.float64)})
-        return watch, plan, learner
+        monitor = OverfittingMonitor(learner, plan, lambda model: {}, epochs=epochs, faster=0.4, slower=0.05)
+        monitor.restore({"progress": torch.tensor(seen, dtype=torch.float64)})
+        return monitor, plan, learner
 
     def test_grows_less_where_the_gap_widens_and_more_where_held_out_falls(self) -> None:
         overfits = [(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)]
-        assert self.inputs_and_output_gradients(overfits)[1].faster == pytest.approx(0.4)
-        assert self.inputs_and_output_gradients([*overfits[:-1], (0.6, 0.47)])[1].faster == pytest.approx(0.35)
-        assert self.inputs_and_output_gradients([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.1, 0.4)])[
+        assert self.monitored(overfits)[1].not_regrown == pytest.approx(0.4)
+        assert self.monitored([*overfits[:-1], (0.6, 0.47)])[1].not_regrown == pytest.approx(0.35)
+        assert self.monitored([(1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.0, 0.5), (1.1, 0.4)])[
             1
-        ].faster == pytest.approx(-0.05)
-        assert (
-            self.inputs_and_output_gradients([(1.0, 0.3), (0.9, 0.4), (0.8, 0.5), (0.7, 0.6), (0.6, 0.7)])[1].faster
-            == 0
-        )
-        assert self.inputs_and_output_gradients(overfits[:3])[1].faster == 0  # the first half of training
+        ].not_regrown == pytest.approx(-0.05)
+        assert self.monitored([(1.0, 0.3), (0.9, 0.4), (0.8, 0.5), (0.7, 0.6), (0.6, 0.7)])[1].not_regrown == 0
+        assert self.monitored(overfits[:3])[1].not_regrown == 0  # the first half of training
 
     def test_its_density_gives_way_and_ends_at_the_target(self) -> None:
-        _, plan, learner = self.inputs_and_output_gradients(
-            [(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)]
-        )
+        _, plan, learner = self.monitored([(1.0, 0.5), (0.9, 0.49), (0.8, 0.48), (0.7, 0.48), (0.6, 0.5)])
         asked = learner.mask().nonzeros
         learner.steps.fill_(40)
         learner.update_mask_(0.5, plan.counts(learner, 0.5), seeded(0))
@@ -353,11 +348,11 @@ class TestMAD:
         torch.testing.assert_close(g, out.grad.permute(0, 2, 3, 1).reshape(-1, 4))
         torch.testing.assert_close((g.T @ a).view_as(weight), weight.grad, atol=1e-5, rtol=1e-4)
 
-    def test_a_weight_is_worth_what_the_formula_says(self) -> None:
+    def test_the_importance_of_a_weight_is_that_of_the_formula(self) -> None:
         model = net()
         x, y = torch.rand(4, *SHAPE, generator=seeded(3)), torch.arange(4) % 3
         mad = MAD(fits=3)
-        found = mad._worth(copy.deepcopy(model).requires_grad_(False), x, y)
+        found = mad.importance(copy.deepcopy(model).requires_grad_(False), x, y)
         soft = mad.fit_masks(copy.deepcopy(model).requires_grad_(False), x, y)
         masked = copy.deepcopy(model)
         with torch.no_grad():

@@ -55,13 +55,13 @@ def test_the_budget_is_met_and_no_layer_can_keep_one_more(rates: str, budget: st
     model = make()
     asked = target(model, sparsity, rates=rates, budget=budget)
     mask = asked.mask(drawn(model))
-    assert spent(asked, mask) <= asked.allowed
+    assert spent(asked, mask) <= asked.max_cost
     kept = torch.tensor([float(mask[name].sum()) for name in asked.shapes], dtype=torch.float64)
     for i, (count, size) in enumerate(zip(kept.tolist(), asked.sizes.tolist(), strict=True)):
         assert 1 <= count <= size
         if count < size:
             more = kept + (torch.arange(len(kept)) == i)
-            assert float(asked.budget.cost(more, asked.sizes, asked.positions).sum()) > asked.allowed
+            assert float(asked.budget.cost(more, asked.sizes, asked.positions).sum()) > asked.max_cost
 
 
 @given(st.floats(0, 0.97), st.integers(0, 99))
@@ -175,7 +175,7 @@ class TestChannel:
         model = make(name)
         asked = target(model, 0.7, granularity="channel", rates=rates, budget=budget)
         mask = asked.mask(drawn(model))
-        assert 0.8 * asked.allowed < spent(asked, mask) <= asked.allowed
+        assert 0.8 * asked.max_cost < spent(asked, mask) <= asked.max_cost
 
     def test_erk_gives_a_sentence(self) -> None:
         with pytest.raises(InputError, match="erk needs layers with inputs and outputs"):

@@ -1,4 +1,4 @@
-"""Decide which weights stay: score, method, granularity, mask."""
+"""Decide which weights stay: scores, methods, masks, sparsity budget."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ __all__ = [
     "Granularity",
     "KeepZero",
     "Mask",
-    "PruningResult",
     "PruningContext",
     "PruningMethod",
+    "PruningResult",
     "PruningScore",
     "SparsityTarget",
     "jaccard",

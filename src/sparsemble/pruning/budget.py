@@ -1,4 +1,4 @@
-"""What sparsity is a share of."""
+"""Budgets: the cost that sparsity is a share of."""
 
 from abc import abstractmethod
 
@@ -8,16 +8,16 @@ from sparsemble.core.registry import Component, Registry
 
 
 class Budget(Component):
-    """What a layer costs that keeps some of its weights; sparsity 0.9 leaves a tenth of the whole."""
+    """The cost of a layer that keeps some of its weights; sparsity 0.9 leaves a tenth of the dense cost."""
 
     @abstractmethod
     def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
-        """Return the cost of each layer, (L), differentiable in `kept`.
+        """Return the cost of each layer (L), differentiable in `kept`.
 
         Args:
-            kept: (L) weights that stay, > 0.
-            sizes: (L) weights of the layers.
-            positions: (L) how often each weight is used for one image.
+            kept: weights that stay in each layer (L), > 0.
+            sizes: weights of each layer (L).
+            positions: how often each weight is used for one image, by layer (L).
         """
 
 

@@ -1,4 +1,4 @@
-"""Masks of whole channels: rows of the layers that make them, columns of those that read them."""
+"""Masks of whole channels: the rows of the layers that compute them and the columns of the layers that read them."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,7 +15,7 @@ BISECTIONS = 60
 
 
 class Channels:
-    """The channels of a network that can be taken out.
+    """The channel groups of a network, and masks that remove channels of those that are free.
 
     Args:
         graph: of the network.
@@ -25,94 +25,93 @@ class Channels:
 
     def __init__(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]], cost: Callable[[Tensor], Tensor]) -> None:
         self.shapes, self.cost = shapes, cost
-        found = channel_groups(graph)
-        place = {name: i for i, space in enumerate(found) for name in space.operations}
-        self.channel_groups = found
-        self.written = {name: place[name] for name in shapes}
-        self.read = {name: place[graph.by_name[name].inputs[0]] for name in shapes}
+        self.groups = channel_groups(graph)
+        group_of = {name: i for i, group in enumerate(self.groups) for name in group.operations}
+        self.written = {name: group_of[name] for name in shapes}
+        """Group of the output channels of each layer."""
+        self.read = {name: group_of[graph.by_name[name].inputs[0]] for name in shapes}
+        """Group of the input channels of each layer."""
 
-    def free(self, name: str) -> bool:
-        """Say whether output channels of a layer can be taken out."""
-        return self.channel_groups[self.written[name]].free
+    def is_free(self, name: str) -> bool:
+        """Return whether output channels of a layer can be removed."""
+        return self.groups[self.written[name]].free
 
-    def fewest(self) -> list[int]:
-        """Return one channel for each space, all where none can be taken out."""
-        return [1 if space.free else space.channels for space in self.channel_groups]
+    def minimum_counts(self) -> list[int]:
+        """Return the fewest channels of each group: one, or all where none can be removed."""
+        return [1 if group.free else group.channels for group in self.groups]
 
-    def spent(self, kept: list[int]) -> float:
-        """Return the cost of keeping so many channels of each space."""
+    def cost_of(self, kept: list[int]) -> float:
+        """Return the cost of keeping so many channels of each group."""
         weights = [kept[self.written[name]] * kept[self.read[name]] * self._taps(name) for name in self.shapes]
         return float(self.cost(torch.tensor(weights, dtype=torch.float64)).sum())
 
-    def mask(self, scores: Scores, rates: LayerRates, keep_rates: KeepRates | None, allowed: float) -> Mask:
-        """Return the mask that keeps the best channels, so many that no space can keep one more.
+    def mask(self, scores: Scores, rates: LayerRates, keep_rates: KeepRates | None, max_cost: float) -> Mask:
+        """Return the mask that keeps the best channels, as many that no group can keep one more.
 
         Args:
-            scores: of the weights.
-            rates: divides the channels among spaces.
-            family: keep rates of layers by level, in place of `rates`.
-            allowed: what may be spent.
+            scores: of the weights, by layer.
+            rates: divides the channels among groups.
+            keep_rates: keep rates of layers by level, in place of `rates`.
+            max_cost: upper limit of the cost.
         """
-        worth = {i: self._worth(space, scores) for i, space in enumerate(self.channel_groups) if space.free}
-        levels = (
-            self._by_space(keep_rates)
-            if keep_rates
-            else rates.keep_rates({str(i): value for i, value in worth.items()})
-        )
+        importance = {i: self._importance(group, scores) for i, group in enumerate(self.groups) if group.free}
+        by_group = {str(i): value for i, value in importance.items()}
+        levels = self._by_group(keep_rates) if keep_rates else rates.keep_rates(by_group)
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            fits = self.spent(self._kept(levels(middle))) <= allowed
+            fits = self.cost_of(self._kept(levels(middle))) <= max_cost
             low, high = (middle, high) if fits else (low, middle)
-        kept = self._filled(self._kept(levels(low)), allowed)
+        kept = self._filled(self._kept(levels(low)), max_cost)
         stays = [
-            keep_top(worth[i], kept[i]) if space.free else torch.ones(space.channels, dtype=torch.bool)
-            for i, space in enumerate(self.channel_groups)
+            keep_top(importance[i], kept[i]) if group.free else torch.ones(group.channels, dtype=torch.bool)
+            for i, group in enumerate(self.groups)
         ]
-        return Mask({name: self._crossed(name, score, stays) for name, score in scores.items()})
+        return Mask({name: self._layer_mask(name, score, stays) for name, score in scores.items()})
 
-    def _worth(self, space: ChannelGroup, scores: Scores) -> Tensor:
-        """Return the mean score of each channel over the weights that make it, layers weighing alike."""
-        rows = [scores[name].detach().flatten(1).mean(1).double() for name in space.producers]
+    def _importance(self, group: ChannelGroup, scores: Scores) -> Tensor:
+        """Return the mean score of each channel over the weights that compute it, with equal weight for each layer."""
+        rows = [scores[name].detach().flatten(1).mean(1).double() for name in group.producers]
         return torch.stack(rows).mean(0)
 
-    def _by_space(self, keep_rates: KeepRates) -> KeepRates:
-        """Turn rates of layers into rates of spaces: the mean over the layers that make one."""
+    def _by_group(self, keep_rates: KeepRates) -> KeepRates:
+        """Turn keep rates of layers into keep rates of groups: the mean over the layers that compute one."""
 
         def rates(level: float) -> dict[str, float]:
-            own = keep_rates(level)
+            by_layer = keep_rates(level)
             return {
-                str(i): sum(own[name] for name in space.producers) / len(space.producers)
-                for i, space in enumerate(self.channel_groups)
-                if space.free
+                str(i): sum(by_layer[name] for name in group.producers) / len(group.producers)
+                for i, group in enumerate(self.groups)
+                if group.free
             }
 
         return rates
 
     def _kept(self, rates: Mapping[str, float]) -> list[int]:
         return [
-            max(int(rates[str(i)] * space.channels), 1) if space.free else space.channels
-            for i, space in enumerate(self.channel_groups)
+            max(int(rates[str(i)] * group.channels), 1) if group.free else group.channels
+            for i, group in enumerate(self.groups)
         ]
 
-    def _filled(self, kept: list[int], allowed: float) -> list[int]:
-        """Put channels back one at a time, first where the largest share is missing, while the budget allows it."""
-        going = True
-        while going:
-            going = False
-            missing = [1 - count / space.channels for count, space in zip(kept, self.channel_groups, strict=True)]
+    def _filled(self, kept: list[int], max_cost: float) -> list[int]:
+        """Add channels one at a time, first where the largest share is missing, while the budget allows it."""
+        changed = True
+        while changed:
+            changed = False
+            missing = [1 - count / group.channels for count, group in zip(kept, self.groups, strict=True)]
             for i in sorted(range(len(kept)), key=lambda i: -missing[i]):
                 more = [count + (i == j) for j, count in enumerate(kept)]
-                if missing[i] > 0 and self.spent(more) <= allowed:
-                    kept, going = more, True
+                if missing[i] > 0 and self.cost_of(more) <= max_cost:
+                    kept, changed = more, True
         return kept
 
     def _taps(self, name: str) -> int:
         """Return the weights that lead from one input channel to one output channel."""
         shape = self.shapes[name]
-        return torch.Size(shape).numel() // shape[0] // self.channel_groups[self.read[name]].channels
+        return torch.Size(shape).numel() // shape[0] // self.groups[self.read[name]].channels
 
-    def _crossed(self, name: str, score: Tensor, stays: list[Tensor]) -> Tensor:
+    def _layer_mask(self, name: str, score: Tensor, stays: list[Tensor]) -> Tensor:
+        """Return the mask of a layer: kept rows times kept columns."""
         rows = stays[self.written[name]].to(score.device)
         columns = stays[self.read[name]].to(score.device)
         table = rows[:, None, None] & columns[None, :, None]

@@ -14,75 +14,78 @@ from sparsemble.pruning.mask import Mask
 @final
 @dataclass(frozen=True)
 class DeadChannels:
-    """What has no say."""
+    """Channels without influence on the output."""
 
     mask: Mask
-    """What is left without it; the logits are the same on every image."""
+    """The mask without them; the logits are the same on every image."""
     alive: dict[str, Tensor]
-    """For each layer, which of its output channels still matter, (O)."""
+    """Which output channels of each layer (O) have influence, by layer."""
     channels: int
-    """Channels that do not."""
+    """Number of channels without influence."""
     weights: int
-    """Weights that stayed and serve only these."""
+    """Number of kept weights that serve only these."""
 
 
 @torch.no_grad()
 def find_dead_channels(mask: Mask, graph: Graph) -> DeadChannels:
-    """Find what a mask leaves without influence on the output.
+    """Find the channels that a mask leaves without influence on the output.
 
     A channel is dead if no weight reads it, or if it is 0 on every image: then nothing needs to read it. A channel
     that is constant but not 0 stays, because padding makes its use differ at the border.
 
     Args:
-        mask: of the network.
-        graph: of the network; its biases and BatchNorms count, its weights do not.
+        mask: of the network's weights.
+        graph: of the network; its biases and BatchNorms are used, its weights are not.
+
+    Returns:
+        A smaller mask with the same logits, and counts.
     """
-    keep = {name: one.cpu().clone() for name, one in mask.items()}
-    groups = [space for space in channel_groups(graph) if space.free]
-    alive = {name: torch.ones(len(one), dtype=torch.bool) for name, one in keep.items()}
+    keep = {name: layer.cpu().clone() for name, layer in mask.items()}
+    groups = [group for group in channel_groups(graph) if group.free]
+    alive = {name: torch.ones(len(layer), dtype=torch.bool) for name, layer in keep.items()}
     left = -1
-    while left != (left := sum(int(one.sum()) for one in keep.values())):
+    while left != (left := sum(int(layer.sum()) for layer in keep.values())):
         silent = _silent(graph, keep)
-        for space in groups:
-            read = torch.zeros(space.channels, dtype=torch.bool)
-            for name in space.consumers:
-                by_input = keep[name].view(len(keep[name]), space.channels, -1)
+        for group in groups:
+            read = torch.zeros(group.channels, dtype=torch.bool)
+            for name in group.consumers:
+                by_input = keep[name].view(len(keep[name]), group.channels, -1)
                 by_input &= ~silent[graph.by_name[name].inputs[0]].view(1, -1, 1)
                 read |= by_input.any(2).any(0)
-            for name in space.producers:
+            for name in group.producers:
                 keep[name][~read] = False
                 alive[name] = read
-    channels = sum(int((~alive[space.producers[0]]).sum()) for space in groups)
-    found = Mask({name: one.to(mask[name].device) for name, one in keep.items()})
-    return DeadChannels(found, alive, channels, mask.nonzeros - found.nonzeros)
+    channels = sum(int((~alive[group.producers[0]]).sum()) for group in groups)
+    smaller = Mask({name: layer.to(mask[name].device) for name, layer in keep.items()})
+    return DeadChannels(smaller, alive, channels, mask.nonzeros - smaller.nonzeros)
 
 
 def _silent(graph: Graph, keep: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return for each operation which of its channels are 0 on every image."""
+    """Return which channels of each operation are 0 on every image."""
     constant: dict[str, Tensor] = {}
     for operation in graph.operations:
         constant[operation.name] = _constant(operation, [constant[name] for name in operation.inputs], keep)
     return {name: value == 0 for name, value in constant.items()}
 
 
-def _constant(operation: Operation, given: list[Tensor], keep: dict[str, Tensor]) -> Tensor:
+def _constant(operation: Operation, inputs: list[Tensor], keep: dict[str, Tensor]) -> Tensor:
     """Return the value of each channel that is the same everywhere on every image; NaN for all others."""
     if operation.kind in ("input", "affine"):
         return torch.full((operation.shape[0],), torch.nan)
     if operation.kind in ("conv", "linear"):
-        return _constant_of_layer(operation, given[0], keep[operation.name])
+        return _constant_of_layer(operation, inputs[0], keep[operation.name])
     if operation.kind == "add":
-        return given[0] + given[1]
+        return inputs[0] + inputs[1]
     if operation.kind == "relu":
-        return given[0].clamp_min(0)
+        return inputs[0].clamp_min(0)
     if operation.kind == "norm":
-        return _normalised(operation, given[0])
+        return _normalised(operation, inputs[0])
     # Average pooling over padding changes a constant other than 0; 0 stays 0.
-    return torch.where(given[0] == 0, 0.0, torch.nan) if operation.kind == "pool" else given[0]
+    return torch.where(inputs[0] == 0, 0.0, torch.nan) if operation.kind == "pool" else inputs[0]
 
 
 def _constant_of_layer(operation: Operation, given: Tensor, keep: Tensor) -> Tensor:
-    """A layer's output is constant where every weight that is left reads a channel that is 0 everywhere."""
+    """Return the constant outputs of a layer: where every kept weight reads a channel that is 0 everywhere."""
     layer = operation.module
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     reads = (keep.view(len(keep), len(given), -1).any(2) & (given != 0)).any(1)
@@ -91,6 +94,7 @@ def _constant_of_layer(operation: Operation, given: Tensor, keep: Tensor) -> Ten
 
 
 def _normalised(operation: Operation, given: Tensor) -> Tensor:
+    """Return the constants after a BatchNorm in eval mode."""
     norm = operation.module
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
@@ -98,5 +102,5 @@ def _normalised(operation: Operation, given: Tensor) -> Tensor:
     scale = norm.weight.detach().cpu() if norm.affine else torch.ones(norm.num_features)
     shift = norm.bias.detach().cpu() if norm.affine else torch.zeros(norm.num_features)
     mean, deviation = norm.running_mean.cpu(), (norm.running_var.cpu() + norm.eps).sqrt()
-    # A channel that BatchNorm multiplies by 0 is constant, whatever comes in.
+    # A channel that BatchNorm multiplies by 0 is constant for every input.
     return torch.where(scale == 0, shift, (given - mean) / deviation * scale + shift)

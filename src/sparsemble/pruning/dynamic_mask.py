@@ -1,4 +1,4 @@
-"""Networks that stay sparse while their mask moves: weights are dropped and others grow."""
+"""Dynamic sparse training: networks that stay sparse while weights are dropped and others grow."""
 
 import math
 from collections.abc import Mapping
@@ -7,19 +7,29 @@ from typing import final
 import torch
 from torch import Generator, Tensor, nn
 
+from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Logits
 from sparsemble.pruning.mask import Mask, prunable_layers
+from sparsemble.pruning.method import PruningContext, PruningResult
 from sparsemble.pruning.score import Scores, fan_in
 from sparsemble.pruning.target import SparsityTarget
+from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
+from sparsemble.training.schedule import Schedule
 
-NEW = 0.1
-"""Size of the weights of a regrown channel, as a share of He's: at 0 its BatchNorm would divide by nothing."""
+REGROWN_SCALE = 0.1
+"""Size of the weights of a regrown channel, as a share of He's; from 0 its BatchNorm would divide by 0."""
 
 
 @final
 class DynamicNetwork(nn.Module):
-    """A network with the mask that its weights obey now, and how many steps it has seen."""
+    """A network with its present mask and the number of steps it was trained.
+
+    Args:
+        network: set to 0 outside the mask, in place.
+        mask: the first mask.
+        target: the granularity of all masks.
+    """
 
     steps: Tensor
 
@@ -30,7 +40,7 @@ class DynamicNetwork(nn.Module):
         self.register_buffer("steps", torch.tensor(0))
         for name, keep in mask.items():
             self.register_buffer(_buffer(name), keep.clone().to(self.layers[name].weight.device))
-        self.first = {name: int(keep.sum()) for name, keep in mask.items()}
+        self.first_counts = {name: int(keep.sum()) for name, keep in mask.items()}
         self.apply_mask_()
 
     def forward(self, x: Images) -> Logits:
@@ -39,14 +49,14 @@ class DynamicNetwork(nn.Module):
         return logits
 
     def keep(self, name: str) -> Tensor:
-        """Return the mask of a layer as it is now."""
+        """Return the present mask of a layer."""
         return self.get_buffer(_buffer(name))
 
     def mask(self) -> Mask:
-        """Return the mask as it is now."""
+        """Return a copy of the present mask."""
         return Mask({name: self.keep(name).clone() for name in self.layers})
 
-    def sizes(self) -> dict[str, Tensor]:
+    def magnitudes(self) -> dict[str, Tensor]:
         """Return |w| where the mask keeps a weight, and -1 elsewhere."""
         return {
             name: torch.where(self.keep(name), layer.weight.detach().abs(), -1.0) for name, layer in self.layers.items()
@@ -64,97 +74,142 @@ class DynamicNetwork(nn.Module):
 
         Args:
             drop: share of the kept weights of each layer to drop, in [0, 1].
-            counts: weights that each layer keeps afterwards; as many as before if not given.
-            rng: draws what grows; what was just dropped comes last.
+            counts: weights that each layer keeps afterwards; by default as many as before.
+            rng: draws the weights that grow; those just dropped come last.
         """
         if self.target.granularity.whole_channels:
             self._update_channels_(drop, rng)
             return
-        for name, size in self.sizes().items():
+        for name, size in self.magnitudes().items():
             keep = self.keep(name)
             kept = int(keep.sum())
             stay = self.target.keep(name, size, kept - round(drop * kept))
             draw = torch.rand(keep.shape, generator=rng, device=keep.device)
-            worth = torch.where(stay, 2.0, torch.where(keep, draw - 1, draw))
+            priority = torch.where(stay, 2.0, torch.where(keep, draw - 1, draw))
             count = kept if counts is None else counts[name]
-            self._set_mask_(name, self.target.keep(name, worth, max(count, 1)), rng, 0.0)
+            self._set_mask_(name, self.target.keep(name, priority, max(count, 1)), rng, 0.0)
 
     def _update_channels_(self, drop: float, rng: Generator) -> None:
-        """Let channels that are not there compete by a draw with those that are smallest."""
-        worth = {}
-        for name, size in self.sizes().items():
+        """Let removed channels, with random priorities, compete with the kept ones of the smallest weights."""
+        priority = {}
+        for name, size in self.magnitudes().items():
             draw = drop * torch.rand(len(size), generator=rng, device=size.device)
             shaped = draw.view(-1, *[1] * (size.ndim - 1))
-            worth[name] = torch.where(size < 0, shaped, size / size.max().clamp_min(1e-12))
-        for name, keep in self.target.mask(worth).items():
-            self._set_mask_(name, keep, rng, NEW)
+            priority[name] = torch.where(size < 0, shaped, size / size.max().clamp_min(1e-12))
+        for name, keep in self.target.mask(priority).items():
+            self._set_mask_(name, keep, rng, REGROWN_SCALE)
 
-    def _set_mask_(self, name: str, keep: Tensor, rng: Generator, size: float) -> None:
-        """Change the mask of a layer; weights that grow are drawn at a share of He's size."""
+    def _set_mask_(self, name: str, keep: Tensor, rng: Generator, scale: float) -> None:
+        """Change the mask of a layer; grown weights are drawn at a share of He's size."""
         weight, grown = self.layers[name].weight, keep & ~self.keep(name)
-        if size:
+        if scale:
             draw = torch.randn(weight.shape, generator=rng, device=weight.device)
-            weight.copy_(torch.where(grown, size * math.sqrt(2 / fan_in(weight)) * draw, weight))
+            weight.copy_(torch.where(grown, scale * math.sqrt(2 / fan_in(weight)) * draw, weight))
         self.keep(name).copy_(keep)
         weight.mul_(keep)
 
 
 @final
-class MaskUpdates(Callback):
-    """Holds the mask after every step, and moves it now and then."""
-
-    def __init__(self, learner: DynamicNetwork, plan: "UpdateSchedule", rng: Generator) -> None:
-        self.learner, self.plan, self.rng = learner, plan, rng
-
-    def after_step(self, model: nn.Module) -> None:
-        """Hold, and move if it is time."""
-        learner = self.learner
-        learner.apply_mask_()
-        learner.steps += 1
-        drop = self.plan.drop_at(int(learner.steps))
-        if drop:
-            learner.update_mask_(drop, self.plan.counts(learner, drop), self.rng)
-
-
-@final
 class UpdateSchedule:
-    """When the mask moves, and by how much.
+    """When the mask is updated, and by how much.
 
     Args:
         steps: of the whole training.
-        every: steps between two moves.
-        first: share of the kept weights that the first move drops; falls along a cosine.
+        every: steps between two updates.
+        first: share of the kept weights that the first update drops; falls along a cosine.
         last: share that it falls to.
-        rest: share of the training, its end, in which the mask stands still.
+        rest: share of the training, at its end, in which the mask is fixed.
     """
 
     def __init__(self, *, steps: int, every: int, first: float, last: float, rest: float) -> None:
         self.end = max(int(steps * (1 - rest)), 1)
         self.every, self.first, self.last = every, first, last
-        self.faster = 0.0
-        """Share of what is dropped that does not grow again; below 0: that grows in addition."""
+        self.not_regrown = 0.0
+        """Share of the dropped weights that is not regrown; below 0: grows in addition."""
 
     def drop_at(self, step: int) -> float:
-        """Return the share to drop after this step; 0 where the mask stands still."""
+        """Return the share to drop after this step; 0 where the mask is not updated."""
         if step % self.every or step > self.end:
             return 0.0
         return self.last + (self.first - self.last) * (1 + math.cos(math.pi * step / self.end)) / 2
 
     def counts(self, learner: DynamicNetwork, drop: float) -> dict[str, int] | None:
-        """Return how many weights each layer keeps after a move; None: as many as before."""
+        """Return how many weights each layer keeps after an update; None: as many as before."""
         if int(learner.steps) + self.every > self.end:
-            return learner.first  # the last move ends where the target is
-        if not self.faster:
+            return learner.first_counts  # the last update restores the target
+        if not self.not_regrown:
             return None
         capacity = learner.target.granularity.capacity
         return {
-            name: min(max(kept - round(self.faster * drop * kept), 1), capacity(tuple(learner.keep(name).shape)))
+            name: min(max(kept - round(self.not_regrown * drop * kept), 1), capacity(tuple(learner.keep(name).shape)))
             for name, kept in ((name, int(learner.keep(name).sum())) for name in learner.layers)
         }
 
 
+@final
+class MaskUpdates(Callback):
+    """Applies the mask after every step, and updates it on schedule."""
+
+    def __init__(self, learner: DynamicNetwork, updates: UpdateSchedule, rng: Generator) -> None:
+        self.learner, self.updates, self.rng = learner, updates, rng
+
+    def after_step(self, model: nn.Module) -> None:
+        """Apply the mask, and update it if it is time."""
+        learner = self.learner
+        learner.apply_mask_()
+        learner.steps += 1
+        drop = self.updates.drop_at(int(learner.steps))
+        if drop:
+            learner.update_mask_(drop, self.updates.counts(learner, drop), self.rng)
+
+
+def check_settings(epochs: int, every: float, drop: float, drop_last: float, rest: float) -> None:
+    """Check the settings that all methods of dynamic sparse training share.
+
+    Raises:
+        InputError: a setting is outside its range.
+    """
+    if epochs < 1 or not every > 0:
+        raise InputError(f"epochs = {epochs} must be 1 or more and every = {every:g} above 0")
+    if not 0 < drop_last <= drop < 1:
+        raise InputError(f"drop_last = {drop_last:g} and drop = {drop:g} must rise within (0, 1)")
+    if not 0 <= rest < 1:
+        raise InputError(f"rest = {rest:g} must lie in [0, 1)")
+
+
+def train_dynamic(
+    learner: DynamicNetwork,
+    updates: UpdateSchedule,
+    context: PruningContext,
+    batches: Batches,
+    schedule: Schedule,
+    *,
+    epochs: int,
+    monitor: Callback | None = None,
+) -> PruningResult:
+    """Train a sparse network while its mask is updated.
+
+    Args:
+        learner: the network and its first mask; trained in place.
+        updates: when and how the mask is updated.
+        context: loss, threat model and training settings.
+        batches: training images.
+        schedule: optimiser and learning rates.
+        epochs: passes over the batches, >= 1.
+        monitor: called after the mask updates, to change `updates`.
+
+    Returns:
+        The network, exactly as sparse as the first mask.
+    """
+    callbacks = [MaskUpdates(learner, updates, context.rng), *([monitor] if monitor else [])]
+    history = context.fit(learner, context.loss, batches, schedule, epochs=epochs, callbacks=callbacks)
+    mask = final_mask(learner)
+    mask.apply_(learner.network)
+    return PruningResult(learner.network, mask, history)
+
+
 def first_mask(scores: Scores, target: SparsityTarget, rng: Generator | None) -> Mask:
-    """Return the mask of the highest scores, or with `rng` of drawn ones.
+    """Return the mask of the highest scores, or with `rng` of random ones.
 
     Raises:
         InputError: scores that are NaN or of another network.
@@ -169,11 +224,11 @@ def first_mask(scores: Scores, target: SparsityTarget, rng: Generator | None) ->
 def final_mask(learner: DynamicNetwork) -> Mask:
     """Return the mask at the end of training, made exact where it is not."""
     mask = learner.mask()
-    if {name: int(keep.sum()) for name, keep in mask.items()} == learner.first:
+    if {name: int(keep.sum()) for name, keep in mask.items()} == learner.first_counts:
         return mask
-    return learner.target.mask({name: size + 1 for name, size in learner.sizes().items()})
+    return learner.target.mask({name: size + 1 for name, size in learner.magnitudes().items()})
 
 
 def _buffer(name: str) -> str:
-    """Return the name of a layer's buffer; module names hold dots, names of buffers must not."""
+    """Return the name of a layer's buffer; names of modules contain dots, those of buffers must not."""
     return "keep " + name.replace(".", "/")

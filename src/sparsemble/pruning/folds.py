@@ -1,4 +1,4 @@
-"""Which training images each sub-model sees (method.md 2.4)."""
+"""Data folds: which training images each sub-model is trained on."""
 
 import numpy as np
 from torch import Tensor, tensor
@@ -7,26 +7,28 @@ from sparsemble.core.errors import InputError
 
 
 def data_folds(labels: Tensor, folds: int, rng: np.random.Generator) -> list[Tensor]:
-    """Split the images of one score among its sub-models.
+    """Split the training images of one score among its sub-models.
 
-    A fresh stratified partition into `shares` equal folds D_0..D_{d-1}; sub-model j = 1..d-1 gets D_0 and D_j, so two
-    sub-models of a score have 1/d of the images in common and each sees 2/d. One share means no split.
+    A stratified partition into d equal folds D_0..D_{d-1}; sub-model j = 1..d-1 gets D_0 and D_j, so two sub-models of
+    a score have 1/d of the images in common and each sees 2/d. One fold means no split.
 
     Args:
         labels: (N,) classes of the training images.
         folds: d, 1 or more; at most as many as the rarest class has images.
-        rng: draws the partition; a new one for every score.
+        rng: draws the partition, anew for every score.
 
     Returns:
-        max(d - 1, 1) index tensors.
+        max(d - 1, 1) tensors of image indices, ascending.
 
     Raises:
-        InputError: a share count the data does not allow.
+        InputError: the rarest class has fewer images than folds.
+
+    Source: EED main paper, section 4.1.
     """
     classes, counts = np.unique(labels.cpu().numpy(), return_counts=True)
     if not 1 <= folds <= counts.min():
         raise InputError(
-            f"shares = {folds} must be between 1 and {counts.min()}, the number of training images of the rarest "
+            f"folds = {folds} must be between 1 and {counts.min()}, the number of training images of the rarest "
             f"class ({classes[counts.argmin()]})"
         )
     if folds == 1:

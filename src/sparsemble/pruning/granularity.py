@@ -1,4 +1,4 @@
-"""What is kept or removed together."""
+"""Granularities: groups of weights that are kept or removed together."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -9,21 +9,21 @@ from sparsemble.core.registry import Component, Registry
 
 
 class Granularity(Component):
-    """The smallest piece of a layer that a mask can remove."""
+    """The smallest group of weights of a layer that a mask can remove."""
 
     whole_channels: ClassVar[bool] = False
-    """Whether pieces are whole channels, of which several layers share each (`pruning.channels`)."""
+    """Whether groups are whole channels, which several layers share (`pruning.channels`)."""
 
     @abstractmethod
     def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
-        """Refuse what it cannot do, before any work.
+        """Check that a sparsity is possible, before any work.
 
         Args:
             shapes: of the layers' weights, by name.
             sparsity: share of the weights to remove.
 
         Raises:
-            InputError: a sparsity that it cannot reach, or a layer that it does not fit.
+            InputError: the sparsity cannot be reached, or a layer does not fit.
         """
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Granularity(Component):
         """Return a boolean tensor of the shape of `scores` with exactly `count` true entries, the best ones.
 
         Args:
-            scores: of a layer's weights; higher stays.
+            scores: of a layer's weights; higher = keep.
             count: 0 to `capacity`.
         """
 

@@ -1,4 +1,4 @@
-"""How a budget is divided among layers."""
+"""Layer rates: how a budget is divided among layers."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -7,18 +7,18 @@ from sparsemble.core.registry import Component, Registry
 from sparsemble.pruning.score import Scores
 
 KeepRates = Callable[[float], dict[str, float]]
-"""Keep rates of the layers, in [0, 1], rising with the level from nothing at 0 to everything at 1."""
+"""Keep rates of the layers, in [0, 1], by a level that rises from nothing at 0 to everything at 1."""
 
 
 class LayerRates(Component):
-    """Says what share of each layer stays, at any level of the whole."""
+    """Gives the share of each layer that stays, at any level of the whole."""
 
     @abstractmethod
     def keep_rates(self, scores: Scores) -> KeepRates:
-        """Return the keep rates at each level.
+        """Return the keep rates of all layers as a function of the level.
 
         Args:
-            scores: of the weights, by layer; for whole channels, of the channels.
+            scores: of the weights, by layer; for whole channels, of the channels, by group.
         """
 
 

@@ -1,6 +1,7 @@
-"""Networks that are seen through masks while something about them is learned."""
+"""Networks masked by learned scores: score learning with a straight-through top-k, for HYDRA, HARP and RST."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
@@ -11,45 +12,64 @@ from torch.nn.utils import parametrize
 
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits
+from sparsemble.pruning.layer_rates import KeepRates
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.loss import LossOutput, TrainingLoss
 
+Layers = Mapping[str, nn.Conv2d | nn.Linear]
+
 
 @contextlib.contextmanager
-def cached_weights(layers: Mapping[str, nn.Conv2d | nn.Linear]) -> Iterator[None]:
-    """Work the masked weights out once for all passes inside, with gradients even if an attack starts without them."""
+def cached_weights(layers: Layers) -> Iterator[None]:
+    """Compute masked weights once for all forward passes inside, with gradients even if an attack disables them."""
     with parametrize.cached():
         for layer in layers.values():
             _ = layer.weight
         yield
 
 
-def remove_masks_(
-    network: nn.Module, layers: Mapping[str, nn.Conv2d | nn.Linear], *, masked: bool = False
-) -> nn.Module:
-    """Take the masks off and make everything trainable again.
+def remove_masks_(network: nn.Module, layers: Layers, *, keep_masked: bool = False) -> nn.Module:
+    """Remove the weight parametrizations of a network and make all its parameters trainable.
 
     Args:
-        network: whose layers are seen through masks.
-        layers: these layers.
-        masked: keep the weights as seen through the masks, not as they are behind them.
+        network: the network to change.
+        layers: its parametrized layers, by name.
+        keep_masked: keep the masked weights instead of the weights behind the masks.
+
+    Returns:
+        The network itself.
     """
     for layer in layers.values():
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=masked)
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=keep_masked)
         layer.weight = nn.Parameter(layer.weight.detach().clone())
     return network.requires_grad_(True)
 
 
 @final
 class ScoredNetwork(nn.Module):
-    """A network whose weights are frozen and seen through the masks of scores that are learned.
+    """A network whose weights are frozen and masked by the top-k of learned scores, layer by layer.
 
-    Each layer keeps as many weights as the target gives it; gradients pass straight through the mask to the scores.
+    Gradients pass straight through the mask to the absolute scores and, where it is learned, to the keep rate.
+
+    Args:
+        network: masked in place by parametrizations.
+        scores: initial scores, by layer; only their absolute values count.
+        target: sparsity and granularity; without `keep_rates` it also divides the budget among the layers.
+        free_norms: also train scale and shift of BatchNorm; all other parameters of the network are frozen.
+        keep_rates: modules that return the learned keep rate of each layer, a scalar in (0, 1].
     """
 
-    def __init__(self, network: nn.Module, scores: Scores, target: SparsityTarget, *, free_norms: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        scores: Scores,
+        target: SparsityTarget,
+        *,
+        free_norms: bool,
+        keep_rates: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         norms = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
         for parameter in network.parameters():
@@ -57,9 +77,10 @@ class ScoredNetwork(nn.Module):
         self.network, self.target = network, target
         self.layers = prunable_layers(network)
         self.masks = {}
-        counts = target.counts({name: score.abs() for name, score in scores.items()})
+        counts = {} if keep_rates else target.counts({name: score.abs() for name, score in scores.items()})
         for name, layer in self.layers.items():
-            self.masks[name] = _ScoredMask(name, scores[name], counts[name], target)
+            kept = keep_rates[name] if keep_rates else counts[name]
+            self.masks[name] = _ScoredMask(name, scores[name], kept, target)
             parametrize.register_parametrization(layer, "weight", self.masks[name])
 
     def forward(self, x: Images) -> Logits:
@@ -68,44 +89,54 @@ class ScoredNetwork(nn.Module):
         return logits
 
     @torch.no_grad()
-    def final_mask(self) -> Mask:
-        """Return the mask of the scores as they are now."""
-        return self.target.mask({name: mask.scores.abs() for name, mask in self.masks.items()})
+    def final_mask(self, keep_rates: KeepRates | None = None) -> Mask:
+        """Return the exact mask of the present scores.
 
-    def plain(self) -> nn.Module:
-        """Return the network with its own weights, all trainable."""
-        return remove_masks_(self.network, self.layers)
+        Args:
+            keep_rates: keep rates of the layers at each level, if not those of the target.
+        """
+        return self.target.mask({name: mask.scores.abs() for name, mask in self.masks.items()}, keep_rates)
+
+    def pruned_(self, mask: Mask) -> nn.Module:
+        """Remove the parametrizations and return the network with its own weights, the removed ones 0."""
+        network = remove_masks_(self.network, self.layers)
+        mask.apply_(network)
+        return network
 
 
 @final
 class _ScoredMask(nn.Module):
-    """Weight times a 0/1 mask of its learned scores."""
+    """Multiplies a layer's weights by the 0/1 mask of their learned scores."""
 
-    def __init__(self, name: str, scores: Tensor, count: int, target: SparsityTarget) -> None:
+    def __init__(self, name: str, scores: Tensor, kept: "int | nn.Module", target: SparsityTarget) -> None:
         super().__init__()
-        self.name, self.count, self.target = name, count, target
+        self.name, self.target = name, target
         self.scores = nn.Parameter(scores.clone())
+        self.kept = kept
+        """Number of weights to keep, or the module that returns the learned keep rate."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        straight = self.scores.abs()
-        hard = self.target.keep(self.name, straight.detach(), self.count)
+        straight, count = self.scores.abs(), self.kept
+        if isinstance(count, nn.Module):
+            keep_rate = count()
+            straight = straight + keep_rate
+            count = weight.numel() - math.floor((1 - float(keep_rate.detach())) * weight.numel())
+        hard = self.target.keep(self.name, self.scores.detach().abs(), count)
+        # Equal to the 0/1 mask in value; its gradient reaches each |score| alone, and the keep rate as the sum.
         return weight * (hard.to(weight.dtype) + (straight - straight.detach()))
-
-
-def masked(inner: TrainingLoss, layers: Mapping[str, nn.Conv2d | nn.Linear]) -> TrainingLoss:
-    """Return a robust loss with the masks worked out once a batch, for crafting and training alike."""
-    return _Masked(inner=inner, layers=layers)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Masked(TrainingLoss):
-    """What `masked` returns."""
+class CachedMasks(TrainingLoss):
+    """A loss of a masked network that computes the masked weights once a batch, for crafting and training alike."""
 
     inner: TrainingLoss
-    layers: Mapping[str, nn.Conv2d | nn.Linear]
+    """The loss."""
+    layers: Layers
+    """The masked layers, by name."""
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
-        """Return the loss."""
+        """Return the inner loss."""
         with cached_weights(self.layers):
             return self.inner(model, x, y, threat, rng=rng)

@@ -1,4 +1,4 @@
-"""Masks: which weights of a model stay, and the only definition of sparsity."""
+"""Masks: which weights of a model stay; the only definition of sparsity."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 
 
 def keep_top(scores: Tensor, count: int) -> Tensor:
-    """Return a boolean tensor with exactly `count` true entries, at the highest scores; ties go to earlier weights.
+    """Return a boolean tensor of the shape of `scores`, true at the `count` highest; ties go to earlier weights.
 
     Raises:
         InputError: NaN scores, or a count outside 0..n.
@@ -65,7 +65,7 @@ class Mask(Mapping[str, Tensor]):
 
     @property
     def sparsity(self) -> float:
-        """Share of prunable weights that are removed, in [0, 1]."""
+        """Fraction of prunable weights that are removed, in [0, 1]."""
         return 1 - self.nonzeros / self.total
 
     @torch.no_grad()
@@ -87,29 +87,29 @@ class Mask(Mapping[str, Tensor]):
             layer.weight.mul_(self[name].to(layer.weight.device))
 
     def save(self, path: Path) -> None:
-        """Write the mask as safetensors, with its own count beside it."""
-        counted = {"weights": str(self.total), "nonzeros": str(self.nonzeros)}
-        save_file({name: keep.cpu().contiguous() for name, keep in self.items()}, path, metadata=counted)
+        """Write the mask as safetensors, with its counts as metadata."""
+        counts = {"weights": str(self.total), "nonzeros": str(self.nonzeros)}
+        save_file({name: keep.cpu().contiguous() for name, keep in self.items()}, path, metadata=counts)
 
     @classmethod
     def load(cls, path: Path) -> "Mask":
-        """Read what `save` wrote, and count again.
+        """Read a mask that `save` wrote, and verify its counts.
 
         Raises:
-            InputError: no mask, or one that does not keep as many weights as it says.
+            InputError: the file is no mask, or its counts differ from its metadata.
         """
         try:
             with safe_open(path, "pt") as stored:
-                said = stored.metadata() or {}
+                metadata = stored.metadata() or {}
                 mask = cls({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} cannot be read as a mask: {error}") from None
         if any(keep.dtype != torch.bool for keep in mask.values()):
             raise InputError(f"{path} is no mask: a mask holds only true and false")
-        if said != {"weights": str(mask.total), "nonzeros": str(mask.nonzeros)}:
+        if metadata != {"weights": str(mask.total), "nonzeros": str(mask.nonzeros)}:
             raise InputError(
-                f"{path} says that it keeps {said.get('nonzeros', 'nothing')} of {said.get('weights', '?')} weights, "
-                f"but keeps {mask.nonzeros} of {mask.total}; the file was changed"
+                f"{path} claims to keep {metadata.get('nonzeros', 'nothing')} of {metadata.get('weights', '?')} "
+                f"weights, but keeps {mask.nonzeros} of {mask.total}; the file was changed"
             )
         return mask
 
@@ -121,13 +121,13 @@ class Mask(Mapping[str, Tensor]):
 
 @final
 class KeepZero(Callback):
-    """Holds pruned weights at 0 after every step, so that none ever comes back.
+    """Sets pruned weights to 0 after every step, so that none of them returns.
 
     With an elementwise optimiser the kept weights move exactly as if the others did not exist.
     """
 
     def __init__(self, mask_of: Mapping[str, Mask]) -> None:
-        """Hold each named sub-module to its mask; the name "" means the model itself."""
+        """Apply a mask to each named sub-module; the name "" means the model itself."""
         self.mask_of = mask_of
         self._pairs: list[tuple[Tensor, Tensor]] = []
 

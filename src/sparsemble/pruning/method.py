@@ -1,4 +1,4 @@
-"""Ways from a dense model and a score to a sparse model and its mask."""
+"""Pruning methods: from a dense model and scores to a sparse model and its mask."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,26 +16,30 @@ from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
+from sparsemble.training.fit import fit
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.precision import Precision
+from sparsemble.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningContext:
-    """What a method that learns while it prunes needs."""
+    """Data, loss and training settings of a method that learns while it prunes."""
 
     batches: Batches | None
-    """Training images; none where there are none, which only methods that learn nothing can do with."""
+    """Training images; none: only for methods that learn nothing."""
     loss: TrainingLoss
     """The robust loss."""
     threat: ThreatModel
+    """Norm and radius of the adversarial images."""
     rng: Generator
+    """Draws the order of images, attack starts and whatever the method draws."""
     held_out: Callable[[nn.Module], dict[str, float]] | None = None
     """Measures a model on held-out images: `held_out_clean` and `held_out_robust`, in [0, 1]."""
     callbacks: Sequence[Callback] = ()
-    """What else happens while the method trains."""
+    """Called by every training loop of the method, after its own callbacks."""
     checkpoint: Checkpoint | None = None
-    """Where to keep the state of a long search."""
+    """Where to keep the state of a long search; an existing one is resumed."""
     precision: Precision = Precision()
     """Number format and layout of what the method trains."""
 
@@ -49,14 +53,50 @@ class PruningContext:
             raise InputError(f'method "{method}" learns while it prunes and needs training images; give it some')
         return self.batches
 
+    def fit(
+        self,
+        learner: nn.Module,
+        loss: TrainingLoss,
+        batches: Batches,
+        schedule: Schedule,
+        *,
+        epochs: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> list[dict[str, Any]]:
+        """Train a learner in place, with the threat model, generator, checkpoint and precision of this context.
+
+        Args:
+            learner: its parameters that require a gradient are trained.
+            loss: the loss that is minimised.
+            batches: training images.
+            schedule: optimiser and learning rates.
+            epochs: passes over the batches, >= 1.
+            callbacks: those of the method, called before those of the context.
+
+        Returns:
+            One record an epoch, as `training.fit` returns them.
+        """
+        return fit(
+            learner,
+            loss,
+            batches,
+            schedule,
+            epochs=epochs,
+            threat=self.threat,
+            rng=self.rng,
+            callbacks=[*callbacks, *self.callbacks],
+            checkpoint=self.checkpoint,
+            precision=self.precision,
+        )
+
 
 class PruningResult(NamedTuple):
-    """A plain sparse model and the mask that its weights obey."""
+    """A sparse model without parametrizations, and its mask."""
 
     model: nn.Module
     mask: Mask
     history: list[dict[str, Any]]
-    """One record an epoch of what the method trained; empty where it trained nothing."""
+    """One record for each epoch that the method trained; empty where it trained nothing."""
 
 
 class PruningMethod(Component):
@@ -66,13 +106,26 @@ class PruningMethod(Component):
     """
 
     fine_tunes: ClassVar[bool] = True
-    """Whether the weights that are left may be trained afterwards."""
+    """Whether the remaining weights may be trained afterwards."""
 
     @abstractmethod
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
     ) -> PruningResult:
-        """Prune to the target, exactly; a pruned weight is 0 and stays so unless the method says otherwise."""
+        """Prune a model to the target, exactly.
+
+        Args:
+            model: trained and dense, in eval mode; left as found.
+            scores: one number >= 0 for each prunable weight, by layer; higher = keep. Some methods ignore them.
+            target: sparsity, granularity, budget and its division among layers.
+            context: data, loss and training settings.
+
+        Returns:
+            The sparse model, its mask and the training history; removed weights are 0 in the model.
+
+        Raises:
+            InputError: the target cannot be reached, or training images are missing.
+        """
 
 
 pruning_methods: Registry[PruningMethod] = Registry("pruning method", PruningMethod)

@@ -1,10 +1,11 @@
-"""How much each weight matters."""
+"""Pruning scores: the importance of each weight."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemble.core.registry import Component, Registry
@@ -12,7 +13,7 @@ from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
 
 Scores = dict[str, Tensor]
-"""For each prunable layer, by name, one number >= 0 a weight; higher = keep."""
+"""One number >= 0 for each weight of each prunable layer, by layer; higher = keep."""
 
 
 class PruningScore(Component):
@@ -24,7 +25,10 @@ class PruningScore(Component):
 
         Args:
             model: trained, in eval mode.
-            adversarial: makes batches of adversarial training images with their labels, for scores that want data.
+            adversarial: returns batches of adversarial training images and their labels, for scores that need data.
+
+        Returns:
+            Scores of the shapes of the weights, by layer.
         """
 
 
@@ -34,39 +38,69 @@ def fan_in(weight: Tensor) -> int:
 
 
 def rescale(scores: Scores) -> Scores:
-    """Bring every layer to the range HARP learns in: sqrt(6 / fan_in) * s / max s (method.md 2.3)."""
+    """Rescale every layer to the range in which HYDRA and HARP learn: sqrt(6 / fan_in) s / max s.
+
+    Source: EED main paper, eq. 9, for any score.
+    """
     return {name: math.sqrt(6 / fan_in(s)) * s / s.max().clamp_min(1e-30) for name, s in scores.items()}
 
 
 def following_batch_norms(model: nn.Module, x: Images) -> dict[str, nn.BatchNorm2d]:
-    """Return, for each Conv2d whose output goes straight into a BatchNorm2d, that BatchNorm.
+    """Return the BatchNorm2d that directly follows each Conv2d, by layer.
 
-    Found by watching one forward pass, so it works for any module names.
+    They are found in one forward pass, so module names do not matter.
+
+    Args:
+        model: in eval mode; left as found.
+        x: images (B, C, H, W) in [0, 1]; one is enough.
     """
-    made: dict[int, str] = {}
-    alive: list[Tensor] = []  # keeps every id valid until the pass is over
-    found: dict[str, nn.BatchNorm2d] = {}
+    producer: dict[int, str] = {}
+    outputs: list[Tensor] = []  # keeps every id valid until the pass is over
+    norms: dict[str, nn.BatchNorm2d] = {}
 
-    def remember(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def record_output(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            made[id(output)] = name
-            alive.append(output)
+            producer[id(output)] = name
+            outputs.append(output)
 
         return hook
 
-    def look_up(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if id(inputs[0]) in made and isinstance(module, nn.BatchNorm2d):
-            found[made[id(inputs[0])]] = module
+    def record_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(inputs[0]) in producer and isinstance(module, nn.BatchNorm2d):
+            norms[producer[id(inputs[0])]] = module
 
-    handles = [layer.register_forward_hook(remember(name)) for name, layer in prunable_layers(model).items()]
-    handles += [m.register_forward_pre_hook(look_up) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles = [layer.register_forward_hook(record_output(name)) for name, layer in prunable_layers(model).items()]
+    handles += [m.register_forward_pre_hook(record_norm) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     try:
         with torch.no_grad():
             model(x)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return norms
+
+
+def weight_gradients(model: nn.Module, batches: Iterator[tuple[Images, Labels]]) -> Iterator[dict[str, Tensor]]:
+    """Yield the gradients of the mean cross-entropy of each batch with respect to the prunable weights, by layer.
+
+    Args:
+        model: in eval mode; left as found.
+        batches: images and true classes.
+    """
+    layers = prunable_layers(model)
+    weights = [layer.weight for layer in layers.values()]
+    required = [weight.requires_grad for weight in weights]
+    for x, y in batches:
+        for weight in weights:
+            weight.requires_grad_(True)
+        try:
+            with torch.enable_grad():
+                loss = F.cross_entropy(model(x), y)
+            gradients = torch.autograd.grad(loss, weights)
+        finally:
+            for weight, before in zip(weights, required, strict=True):
+                weight.requires_grad_(before)
+        yield dict(zip(layers, gradients, strict=True))
 
 
 pruning_scores: Registry[PruningScore] = Registry("pruning score", PruningScore)

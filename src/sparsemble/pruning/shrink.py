@@ -1,4 +1,4 @@
-"""A smaller dense network with the same answers: dead channels physically removed."""
+"""A smaller dense network with the same outputs: dead channels physically removed."""
 
 import copy
 
@@ -15,46 +15,49 @@ from sparsemble.pruning.mask import Mask
 def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     """Return a copy without the channels that cannot influence the logits.
 
-    Channels that are added to each other stay or go together. At least one channel of each stays, so that every layer
-    can still run.
+    Channels that are added to each other stay or go together. At least one channel of each group stays, so that every
+    layer can run.
 
     Args:
         model: pruned; left as found.
         shape: channels, height and width of an image.
 
+    Returns:
+        A network of plain layers, in the mode of the given one.
+
     Raises:
-        InputError: an operation that is not one of ours.
+        InputError: the network has an operation that `models.graph.Graph` does not know.
     """
     small = copy.deepcopy(model)
     graph = Graph(small, shape)
     dead = find_dead_channels(Mask.of(small), graph)
     dead.mask.apply_(small)
-    for space in channel_groups(graph):
-        if not space.free:
+    for group in channel_groups(graph):
+        if not group.free:
             continue
-        alive = dead.alive[space.producers[0]].clone()
+        alive = dead.alive[group.producers[0]].clone()
         alive[0] |= not bool(alive.any())
         stays = alive.nonzero()[:, 0]
-        for name in space.operations:
+        for name in group.operations:
             module = graph.by_name[name].module
             if isinstance(module, nn.BatchNorm2d):
                 _narrow_norm_(module, stays)
-        for name in space.producers:
+        for name in group.producers:
             _narrow_(graph.by_name[name].module, stays, 0)
-        for name in space.consumers:
-            _narrow_(graph.by_name[name].module, stays, 1, space.channels)
+        for name in group.consumers:
+            _narrow_(graph.by_name[name].module, stays, 1, group.channels)
     return small
 
 
-def _narrow_(layer: nn.Module | None, stays: Tensor, way: int, channels: int = 0) -> None:
-    """Keep some outputs (way 0) or inputs (way 1) of a layer; a linear layer may read each channel several times."""
+def _narrow_(layer: nn.Module | None, stays: Tensor, dim: int, channels: int = 0) -> None:
+    """Keep some outputs (dim 0) or inputs (dim 1) of a layer; a linear layer may read each channel several times."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     stays = stays.to(layer.weight.device)
-    if way == 1 and isinstance(layer, nn.Linear):
-        spread = layer.in_features // channels
-        stays = (stays[:, None] * spread + torch.arange(spread, device=stays.device)).flatten()
-    layer.weight = nn.Parameter(layer.weight.index_select(way, stays), layer.weight.requires_grad)
-    if way == 0 and layer.bias is not None:
+    if dim == 1 and isinstance(layer, nn.Linear):
+        repeats = layer.in_features // channels
+        stays = (stays[:, None] * repeats + torch.arange(repeats, device=stays.device)).flatten()
+    layer.weight = nn.Parameter(layer.weight.index_select(dim, stays), layer.weight.requires_grad)
+    if dim == 0 and layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias[stays], layer.bias.requires_grad)
     if isinstance(layer, nn.Conv2d):
         layer.out_channels, layer.in_channels = layer.weight.shape[:2]

@@ -1,4 +1,4 @@
-"""How much of a network a method shall leave, and the exact mask that does it."""
+"""Sparsity targets: how much of a network is removed, and the mask that does so exactly."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,22 +26,27 @@ BISECTIONS = 100
 @final
 @dataclass(frozen=True, kw_only=True)
 class SparsityTarget:
-    """Sparsity of a network, in pieces, by a budget, divided among its layers.
+    """The sparsity of a network: granularity, budget and the division of the budget among layers.
 
-    Reached exactly: no layer can keep one more piece within the budget (of weights: within half a weight).
+    Masks meet it exactly: no layer can keep one more group of weights within the budget (single weights: within half a
+    weight).
 
-    Source: EED main paper, eq. 3. Departs: a fraction of the weights (as printed, a count is bounded by a fraction).
+    Source: EED main paper, eq. 3. Departs: sparsity is a fraction of the weights, not a count (as printed, a count is
+    bounded by a fraction).
     """
 
     graph: Graph
-    """Of the network that is pruned."""
+    """Operations of the network that is pruned."""
     sparsity: float
-    """Share of the budget to take away, in [0, 1)."""
+    """Fraction of the dense cost to remove, in [0, 1)."""
     granularity: Granularity = Weight()
+    """Groups of weights that are kept or removed together."""
     budget: Budget = Weights()
+    """The cost that sparsity is a fraction of."""
     rates: LayerRates = Uniform()
+    """Divides the budget among layers."""
     floor: float = 0.1
-    """Least keep rate of a layer, as a share of 1 - sparsity, in [0, 1); at least one piece of a layer stays."""
+    """Lowest keep rate of a layer, as a share of 1 - sparsity, in [0, 1); at least one group of a layer stays."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -51,21 +56,21 @@ class SparsityTarget:
         self.granularity.check(self.shapes, self.sparsity)
         least = float(self._cost(self._least()).sum())
         if self.granularity.whole_channels:
-            least = self.channels.spent(self.channels.fewest())
-        if least > self.allowed:
+            least = self.channels.cost_of(self.channels.minimum_counts())
+        if least > self.max_cost:
             raise InputError(
-                f"sparsity = {self.sparsity:g} would empty one of the {len(self.shapes)} layers: one piece of each is "
-                f"{least / self.whole:.2%} of the budget; lower the sparsity"
+                f"sparsity = {self.sparsity:g} would empty one of the {len(self.shapes)} layers: one group of each is "
+                f"{least / self.dense_cost:.2%} of the budget; lower the sparsity"
             )
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the prunable weights, by layer."""
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, layer in self.graph.layers().items():
             assert isinstance(layer.module, nn.Conv2d | nn.Linear)
-            found[name] = tuple(layer.module.weight.shape)
-        return found
+            shapes[name] = tuple(layer.module.weight.shape)
+        return shapes
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -79,38 +84,47 @@ class SparsityTarget:
 
     @cached_property
     def channels(self) -> Channels:
-        """The channels that stand or fall together."""
+        """The channel groups, for masks of whole channels."""
         return Channels(self.graph, self.shapes, self._cost)
 
     @property
-    def whole(self) -> float:
-        """What the dense network costs."""
+    def dense_cost(self) -> float:
+        """The cost of the dense network."""
         return float(self._cost(self.sizes).sum())
 
     @property
-    def allowed(self) -> float:
-        """What may be spent: the budget, rounded to the nearest cheapest weight."""
+    def max_cost(self) -> float:
+        """The highest cost of a mask: the budget, rounded to the nearest cheapest weight."""
         cheapest = float(self._cost(torch.ones_like(self.sizes)).min())
-        return (1 - self.sparsity) * self.whole + cheapest / 2
+        return (1 - self.sparsity) * self.dense_cost + cheapest / 2
 
     def budget_violation(self, keep_rates: Tensor) -> Tensor:
-        """Return by what share keep rates (L) exceed the budget, at least 0; differentiable (method.md 2.2)."""
+        """Return the share by which keep rates (L) exceed the budget, at least 0; differentiable.
+
+        Source: EED supplement, eq. 25. Departs: a differentiable count.
+        """
         sizes, positions = self.sizes.to(keep_rates.device), self.positions.to(keep_rates.device)
         spent = self.budget.cost(keep_rates * sizes, sizes, positions).sum()
-        return (spent / ((1 - self.sparsity) * self.whole) - 1).clamp_min(0).to(keep_rates.dtype)
+        return (spent / ((1 - self.sparsity) * self.dense_cost) - 1).clamp_min(0).to(keep_rates.dtype)
 
     def keep(self, name: str, scores: Tensor, count: int) -> Tensor:
-        """Return which weights of one layer stay while others still change: `count` of them, or what fits best."""
-        if self.granularity.whole_channels and not self.channels.free(name):
+        """Return which weights of one layer stay, without regard to the other layers.
+
+        Args:
+            name: of the layer.
+            scores: of its weights.
+            count: weights to keep; the granularity may allow only the nearest possible number.
+        """
+        if self.granularity.whole_channels and not self.channels.is_free(name):
             return torch.ones_like(scores, dtype=torch.bool)
         return self.granularity.keep(scores, min(count, self.granularity.capacity(tuple(scores.shape))))
 
     def counts(self, scores: Scores, keep_rates: KeepRates | None = None) -> dict[str, int]:
-        """Divide the budget: how many weights each layer keeps.
+        """Return how many weights each layer keeps.
 
         Args:
-            scores: of the weights.
-            family: keep rates by level, if not those of `rates`.
+            scores: of the weights, by layer.
+            keep_rates: keep rates by level, in place of `rates`.
         """
         if self.granularity.whole_channels:
             return {name: int(keep.sum()) for name, keep in self.mask(scores, keep_rates).items()}
@@ -118,19 +132,23 @@ class SparsityTarget:
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            fits = float(self._cost(self._wanted(rates(middle))).sum()) <= self.allowed
+            fits = float(self._cost(self._wanted(rates(middle))).sum()) <= self.max_cost
             low, high = (middle, high) if fits else (low, middle)
         return self._filled(self._wanted(rates(low)).floor(), rates(high))
 
     def mask(self, scores: Scores, keep_rates: KeepRates | None = None) -> Mask:
         """Return the exact mask of the highest scores.
 
+        Args:
+            scores: of the weights, by layer; higher = keep.
+            keep_rates: keep rates by level, in place of `rates`.
+
         Raises:
             InputError: NaN scores, or scores of another network.
         """
         self._check_scores(scores)
         if self.granularity.whole_channels:
-            return self.channels.mask(scores, self.rates, keep_rates, self.allowed)
+            return self.channels.mask(scores, self.rates, keep_rates, self.max_cost)
         counts = self.counts(scores, keep_rates)
         return Mask({name: self.granularity.keep(score, counts[name]) for name, score in scores.items()})
 
@@ -145,25 +163,25 @@ class SparsityTarget:
         return torch.minimum(floors, self._capacity()) if self._floors_fit(floors) else torch.ones_like(floors)
 
     def _floors_fit(self, floors: Tensor) -> bool:
-        return float(self._cost(floors).sum()) <= self.allowed
+        return float(self._cost(floors).sum()) <= self.max_cost
 
     def _wanted(self, rates: Mapping[str, float]) -> Tensor:
-        """Return the weights that keep rates ask for, between floor and capacity; not whole yet."""
+        """Return the weights that keep rates require, between floor and capacity, not rounded."""
         exact = torch.tensor([rates[name] for name in self.shapes], dtype=torch.float64) * self.sizes
         return torch.minimum(torch.maximum(exact, self._least()), self._capacity())
 
     def _filled(self, kept: Tensor, rates: Mapping[str, float]) -> dict[str, int]:
-        """Spend what is left one weight at a time, on the layers that were rounded down the most."""
+        """Spend the rest of the budget one weight at a time, on the layers that were rounded down the most."""
         wanted, capacity = self._wanted(rates), self._capacity()
-        going = True
-        while going:
-            going = False
+        changed = True
+        while changed:
+            changed = False
             for i in (wanted - kept).argsort(descending=True, stable=True).tolist():
                 more = kept.clone()
                 more[i] += 1
                 cost = float(self._cost(more).sum())
-                if more[i] <= capacity[i] and cost <= self.allowed:
-                    kept, going = more, True
+                if more[i] <= capacity[i] and cost <= self.max_cost:
+                    kept, changed = more, True
         return dict(zip(self.shapes, (int(count) for count in kept.tolist()), strict=True))
 
     def _check_scores(self, scores: Scores) -> None:

@@ -24,8 +24,8 @@ class IGAT(TrainingLoss):
     """Images that the ensemble misclassifies train one member, all others train every member.
 
     sum_i mean_b of w_ib CE_i(x_adv), x_adv crafted on the ensemble; w = 1 where the ensemble is correct or the member
-    was drawn, with probability proportional to 2^rank of its probability of the true class. Plus `beta` times EED's L_R,
-    which is iGAT's, and optionally another ensemble loss.
+    was drawn, with probability proportional to 2^rank of its probability of the true class. Plus `beta` times EED's
+    L_R, which is iGAT's, and optionally another ensemble loss.
 
     Source: Deng and Mu 2023; EED main paper, eq. 15, for the misclassification term. Departs: the weights are ours.
     """

@@ -19,8 +19,8 @@ class RobustDiversity(SelectionRule):
     Ties go to the ensemble with the lower mean failure rate.
 
     Source: EED main paper, eqs. 12-13 and sections 4.1 and 5.1. Departs: with `exact_size` only ensembles of the
-    largest size are compared, so that the deployed sparsity is the requested one; where no ensemble reaches the threshold, the
-    most diverse one of the largest size is taken.
+    largest size are compared, so that the deployed sparsity is the requested one; where no ensemble reaches the
+    threshold, the most diverse one of the largest size is taken.
     """
 
     threshold: float = 0.7

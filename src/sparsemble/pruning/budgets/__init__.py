@@ -1,1 +1,1 @@
-"""What sparsity is a share of, one file each."""
+"""Budgets: the cost that sparsity is a share of, one file each."""

@@ -12,11 +12,11 @@ from sparsemble.pruning.budget import Budget, budgets
 @budgets.register("macs")
 @dataclass(frozen=True, kw_only=True)
 class Macs(Budget):
-    """A weight costs one multiply-accumulate at every position: what sets speed.
+    """A weight costs one multiply-accumulate at every position, which determines speed.
 
     In a ResNet-18 at 32x32 the first stage holds 27 % of these and 1.3 % of the weights.
     """
 
     def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
-        """Count the multiply-accumulates."""
+        """Return the multiply-accumulates."""
         return kept * positions

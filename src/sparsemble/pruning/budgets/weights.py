@@ -12,8 +12,8 @@ from sparsemble.pruning.budget import Budget, budgets
 @budgets.register("weights")
 @dataclass(frozen=True, kw_only=True)
 class Weights(Budget):
-    """Each weight costs the same: what the literature calls sparsity."""
+    """Each weight costs the same: sparsity as in the literature."""
 
     def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
-        """Count the weights."""
+        """Return the number of weights."""
         return kept

@@ -1,1 +1,1 @@
-"""What is kept or removed together, one file each."""
+"""Granularities: groups of weights that are kept or removed together, one file each."""

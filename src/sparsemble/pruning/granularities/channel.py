@@ -16,16 +16,16 @@ from sparsemble.pruning.mask import keep_top
 class Channel(Granularity):
     """Output channels with all that they read and all that reads them; what is left is a smaller dense network.
 
-    Channels that are added to each other go together. A channel is worth the mean of its weights' scores.
+    Channels that are added to each other stay or go together. Channels are ranked by the mean score of their weights.
     """
 
     whole_channels: ClassVar[bool] = True
 
     def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
-        """Nothing is refused."""
+        """Accept every layer and sparsity."""
 
     def capacity(self, shape: tuple[int, ...]) -> int:
-        """All weights may stay."""
+        """Return the number of weights; all may stay."""
         return prod(shape)
 
     def keep(self, scores: Tensor, count: int) -> Tensor:

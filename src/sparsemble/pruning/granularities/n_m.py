@@ -13,6 +13,7 @@ from sparsemble.pruning.granularity import Granularity, granularities
 from sparsemble.pruning.mask import keep_top
 
 CLOSE = 1e-9
+"""Difference of sparsities that counts as equal."""
 
 
 @final
@@ -21,7 +22,7 @@ CLOSE = 1e-9
 class NM(Granularity):
     """Of every m weights next to each other along the input channels at most n stay: 2:4, 4:8.
 
-    Source: Mishra et al. 2021, section 3. Where the channels do not fill the last group, it keeps n of what is there.
+    Source: Mishra et al. 2021, section 3. Where the channels do not fill the last group, it keeps at most n of them.
     """
 
     n: int = 2
@@ -34,13 +35,13 @@ class NM(Granularity):
             raise InputError(f"n = {self.n} must be between 1 and m - 1 = {self.m - 1}")
 
     def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
-        """Refuse any sparsity but its own."""
+        """Check that the sparsity is 1 - n / m."""
         own = 1 - self.n / self.m
         if abs(sparsity - own) > CLOSE:
             raise InputError(f"{self.n}:{self.m} is sparsity {own:g} exactly; it cannot reach {sparsity:g}")
 
     def capacity(self, shape: tuple[int, ...]) -> int:
-        """Return the weights of all groups that may stay."""
+        """Return the number of weights that may stay, over all groups."""
         full, rest = divmod(shape[1], self.m)
         return (full * self.n + min(rest, self.n)) * prod(shape) // shape[1]
 

@@ -14,13 +14,13 @@ from sparsemble.pruning.mask import keep_top
 @granularities.register("weight")
 @dataclass(frozen=True, kw_only=True)
 class Weight(Granularity):
-    """Each weight for itself."""
+    """Single weights, independent of each other."""
 
     def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
-        """Nothing is refused."""
+        """Accept every layer and sparsity."""
 
     def capacity(self, shape: tuple[int, ...]) -> int:
-        """All weights may stay."""
+        """Return the number of weights; all may stay."""
         return prod(shape)
 
     def keep(self, scores: Tensor, count: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Ways from a dense model and a score to a mask, one file each."""
+"""Pruning methods, one file each."""

@@ -1,52 +1,54 @@
-"""HARP: learn scores and the keep rate of every layer under one budget (Zhao & Wressnegger 2023)."""
+"""HARP: learn scores and the keep rate of every layer under one budget (Zhao and Wressnegger 2023)."""
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.utils import parametrize
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels, Logits
-from sparsemble.pruning.learned_mask import cached_weights, remove_masks_
-from sparsemble.pruning.mask import Mask, prunable_layers
+from sparsemble.core.types import Images, Labels
+from sparsemble.pruning.layer_rates import KeepRates
+from sparsemble.pruning.learned_mask import CachedMasks, ScoredNetwork
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, rescale
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.fit import fit
 from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.schedule import Schedule
 
-FARTHEST = 60.0
-"""Shift of a quota that takes any keep rate to its floor or to 1."""
+MAX_SHIFT = 60.0
+"""Shift of a quota that moves any keep rate to its floor or to 1."""
 
 
 @final
 @pruning_methods.register("harp")
 @dataclass(frozen=True, kw_only=True)
 class HARP(PruningMethod):
-    """Scores and per-layer keep rates learned under the robust loss, weights frozen, BatchNorm's affine part free.
+    """Learns scores and the keep rate of each layer under the robust loss; of the weights only BatchNorm's are trained.
 
-    Source: EED main paper, eq. 6; supplement, eqs. 23-25, with keep rates throughout. Departs: the budget is
-    met exactly by a last projection (one shift of all quotas), and the last epoch is taken, not one chosen on test.
+    The target's own division of the budget among layers is ignored.
+
+    Source: EED main paper, eq. 6; EED supplement, eqs. 23-28. Departs: only keep rates are learned, from a floor on the
+    kept share; the budget is met exactly by a final projection (`projected_keep_rates`); the last epoch is taken, not
+    one chosen on test images.
     """
 
     epochs: int = 20
     """Epochs of mask learning, >= 1."""
     schedule: Schedule = Schedule(learning_rate=0.1, lr_schedule=Cosine())
-    """HARP's own rate; the batch size of the context holds, not this one's."""
+    """Of scores and keep rates; the batch size is that of the context."""
     penalty: float = 0.01
-    """phi, weight of the budget term; grows by itself every epoch until the budget is met."""
+    """phi, weight of the budget term, >= 0; grows by itself every epoch until the budget is met."""
     floor: float = 0.1
-    """Least keep rate of a layer, as a share of the target keep rate, in (0, 1)."""
+    """Lowest keep rate of a layer, as a share of the target keep rate, in (0, 1)."""
     initial_keep: float = 2.0
-    """Keep rate of every layer at the start, as a multiple of the target, above `floor`; HARP: 0.10 for 0.05."""
+    """Initial keep rate of every layer, as a multiple of the target, above `floor`; HARP: 0.10 for 0.05."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.penalty < 0:
@@ -59,138 +61,113 @@ class HARP(PruningMethod):
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
     ) -> PruningResult:
-        """Learn the mask; rates are learned too, whatever those of the target."""
+        """Learn the mask."""
         batches = context.images(self.name)
-        start = target.mask(scores)  # refuses what cannot be before any work
+        dense_mask = target.mask(scores)  # refuses impossible scores before any work
         if target.sparsity == 0:
-            return PruningResult(copy.deepcopy(model), start, [])
-        learner = LearnedMasks(copy.deepcopy(model), rescale(scores), target, self)
-        ramp = _Ramp(learner)
-        history = fit(
-            learner,
-            _Budgeted(inner=context.loss, learner=learner),
-            batches,
-            self.schedule,
-            epochs=self.epochs,
-            threat=context.threat,
-            rng=context.rng,
-            callbacks=[ramp, *context.callbacks],
-            checkpoint=context.checkpoint,
-            precision=context.precision,
-        )
-        mask = learner.final_mask()
-        pruned = learner.plain()
-        mask.apply_(pruned)
-        return PruningResult(pruned, mask, history)
+            return PruningResult(copy.deepcopy(model), dense_mask, [])
+        rates = self.initial_rates(scores, target)
+        learner = ScoredNetwork(copy.deepcopy(model), rescale(scores), target, free_norms=True, keep_rates=rates)
+        budget = BudgetTerm(rates, target, self.penalty)
+        loss = _BudgetLoss(inner=CachedMasks(inner=context.loss, layers=learner.layers), budget=budget)
+        history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs, callbacks=[budget])
+        mask = learner.final_mask(projected_keep_rates(rates))
+        return PruningResult(learner.pruned_(mask), mask, history)
 
-
-@final
-class LearnedMasks(nn.Module):
-    """A model whose weights are frozen and seen through masks that are learned."""
-
-    ramp: Tensor
-    ramp_stopped: Tensor
-
-    def __init__(self, network: nn.Module, scores: Scores, target: SparsityTarget, settings: HARP) -> None:
-        super().__init__()
-        self.target = target
+    def initial_rates(self, scores: Scores, target: SparsityTarget) -> "dict[str, KeepRate]":
+        """Return the keep rate of each layer before learning: `initial_keep` times the target, at most halfway to 1."""
         keep = 1 - target.sparsity
-        least = settings.floor * keep
-        start = min(settings.initial_keep * keep, 0.5 * (1 + keep))
+        least = self.floor * keep
+        start = min(self.initial_keep * keep, 0.5 * (1 + keep))
         quota = math.log((start - least) / (1 - start))
-        norms = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
-        for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in norms)
-        self.network = network
-        self.layers = prunable_layers(network)
-        self.masks = {}
-        for name, layer in self.layers.items():
-            self.masks[name] = _LayerMask(name, scores[name], quota, least, target)
-            parametrize.register_parametrization(layer, "weight", self.masks[name])
-        self.register_buffer("ramp", torch.tensor(settings.penalty))
-        self.register_buffer("ramp_stopped", torch.tensor(False))
-        self.step = settings.penalty
-
-    def forward(self, x: Images) -> Logits:
-        """Return the logits of the masked network."""
-        logits: Logits = self.network(x)
-        return logits
-
-    def budget_violation(self) -> Tensor:
-        """L_p: by what share the kept weights exceed the budget, at least 0 (method.md 2.2)."""
-        return self.target.budget_violation(torch.stack([mask.keep for mask in self.masks.values()]))
-
-    @torch.no_grad()
-    def final_mask(self) -> Mask:
-        """Shift all quotas by one amount until the budget is met."""
-        # A quota can run away; beyond half of the farthest shift it is as good as infinite, and could not be shifted.
-        quotas = {name: float(mask.quota.clamp(-FARTHEST / 2, FARTHEST / 2)) for name, mask in self.masks.items()}
-        least = next(iter(self.masks.values())).least
-
-        def rates(level: float) -> dict[str, float]:
-            shift = FARTHEST * (2 * level - 1)
-            return {name: least + (1 - least) / (1 + math.exp(-(quota + shift))) for name, quota in quotas.items()}
-
-        return self.target.mask({name: mask.scores.abs() for name, mask in self.masks.items()}, rates)
-
-    def plain(self) -> nn.Module:
-        """Take the parametrization off and return the network with its original weights, all trainable."""
-        return remove_masks_(self.network, self.layers)
+        return {name: KeepRate(quota, least).to(score.device) for name, score in scores.items()}
 
 
 @final
-class _LayerMask(nn.Module):
-    """Weight times a 0/1 mask of its learned scores; gradients pass straight through the mask."""
+class KeepRate(nn.Module):
+    """The learned keep rate g(r) of a layer: least + (1 - least) sigmoid(quota).
 
-    def __init__(self, name: str, scores: Tensor, quota: float, least: float, target: SparsityTarget) -> None:
+    Source: EED supplement, eqs. 23-24. Departs: the floor is on the kept share; as printed, on the pruned share.
+    """
+
+    def __init__(self, quota: float, least: float) -> None:
         super().__init__()
-        self.name = name
-        self.scores = nn.Parameter(scores.clone())
-        self.quota = nn.Parameter(torch.tensor(quota, device=scores.device))
+        self.quota = nn.Parameter(torch.tensor(quota))
         self.least = least
-        self.target = target
 
-    @property
-    def keep(self) -> Tensor:
-        """g(r): the keep rate, between the floor and 1."""
+    def forward(self) -> Tensor:
+        """Return the keep rate, a scalar in [least, 1]."""
         return self.least + (1 - self.least) * self.quota.sigmoid()
 
-    def forward(self, weight: Tensor) -> Tensor:
-        pruned = math.floor((1 - float(self.keep.detach())) * weight.numel())
-        hard = self.target.keep(self.name, self.scores.detach().abs(), weight.numel() - pruned)
-        # Equal to the 0/1 mask in value; its gradient reaches |s| one by one and k as the sum.
-        straight = self.scores.abs() + self.keep
-        return weight * (hard.to(weight.dtype) + (straight - straight.detach()))
+
+@torch.no_grad()
+def projected_keep_rates(rates: Mapping[str, KeepRate]) -> KeepRates:
+    """Return keep rates in which all quotas are shifted by one amount, rising with the level from floor to 1.
+
+    The exact mask takes the highest level that meets the budget. Source: ours.
+    """
+    # A quota can diverge; beyond half of the largest shift it is practically infinite, and could not be shifted.
+    quotas = {name: float(rate.quota.clamp(-MAX_SHIFT / 2, MAX_SHIFT / 2)) for name, rate in rates.items()}
+    least = next(iter(rates.values())).least
+
+    def at_level(level: float) -> dict[str, float]:
+        shift = MAX_SHIFT * (2 * level - 1)
+        return {name: least + (1 - least) / (1 + math.exp(-(quota + shift))) for name, quota in quotas.items()}
+
+    return at_level
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class _Budgeted(TrainingLoss):
-    """A robust loss plus the ramped budget term."""
+class BudgetTerm(Callback):
+    """The budget term L_p and its weight.
 
-    inner: TrainingLoss
-    learner: LearnedMasks
+    The weight starts at phi and grows by phi every epoch until the violation rounds to 0 at 4 decimals.
 
-    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
-        """Return the loss; the masks are worked out once a batch, for crafting and training alike."""
-        with cached_weights(self.learner.layers):
-            output = self.inner(model, x, y, threat, rng=rng)
-        budget_violation = self.learner.budget_violation()
-        terms = {**output.terms, "excess": budget_violation.detach()}
-        return replace(output, loss=output.loss + self.learner.ramp * budget_violation, terms=terms)
+    Args:
+        rates: learned keep rate of each layer.
+        target: the budget.
+        penalty: phi, >= 0.
+    """
 
+    def __init__(self, rates: Mapping[str, KeepRate], target: SparsityTarget, penalty: float) -> None:
+        self.rates, self.target, self.penalty = rates, target, penalty
+        self.weight, self.met = torch.tensor(penalty), False
 
-@final
-class _Ramp(Callback):
-    """Raises the weight of the budget term by phi every epoch until the excess rounds to 0 at 4 decimals."""
+    def violation(self) -> Tensor:
+        """Return L_p: the share by which the kept weights exceed the budget, at least 0.
 
-    def __init__(self, learner: LearnedMasks) -> None:
-        self.learner = learner
+        Source: EED supplement, eq. 25. Departs: a differentiable count.
+        """
+        return self.target.budget_violation(torch.stack([rate() for rate in self.rates.values()]))
 
     @torch.no_grad()
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Raise the weight, or stop raising it for good."""
-        if round(float(self.learner.budget_violation()), 4) == 0:
-            self.learner.ramp_stopped.fill_(True)
-        if not self.learner.ramp_stopped:
-            self.learner.ramp.fill_(self.learner.step * (epoch + 1))
+        self.met |= round(float(self.violation()), 4) == 0
+        if not self.met:
+            self.weight = torch.tensor(self.penalty * (epoch + 1))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the weight, and whether the budget was ever met."""
+        return {"weight": self.weight, "met": torch.tensor(self.met)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Set both."""
+        self.weight, self.met = state["weight"].clone(), bool(state["met"])
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _BudgetLoss(TrainingLoss):
+    """A robust loss plus the weighted budget term."""
+
+    inner: TrainingLoss
+    budget: BudgetTerm
+
+    def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
+        """Return the loss."""
+        output = self.inner(model, x, y, threat, rng=rng)
+        violation = self.budget.violation()
+        weight = self.budget.weight.to(violation.device)
+        terms = {**output.terms, "budget_violation": violation.detach(), "budget_weight": weight}
+        return replace(output, loss=output.loss + weight * violation, terms=terms)

@@ -7,11 +7,10 @@ from typing import final
 from torch import nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.pruning.learned_mask import ScoredNetwork, masked
+from sparsemble.pruning.learned_mask import CachedMasks, ScoredNetwork
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, rescale
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training.fit import fit
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.schedule import Schedule
 
@@ -20,16 +19,16 @@ from sparsemble.training.schedule import Schedule
 @pruning_methods.register("hydra")
 @dataclass(frozen=True, kw_only=True)
 class HYDRA(PruningMethod):
-    """Scores learned under the robust loss, weights frozen, the rates of the layers fixed.
+    """Learns scores under the robust loss with frozen weights; the keep rates of the layers are fixed.
 
-    Source: Sehwag et al. 2020, section 3, with the settings of method.md section 4. Departs: BatchNorm's affine part
-    learns along, as in HARP; any score starts it, rescaled as theirs.
+    Source: Sehwag et al. 2020, section 3, with its settings. Departs: scale and shift of BatchNorm are trained too, as
+    in HARP; any score initialises the learned ones, rescaled as theirs.
     """
 
     epochs: int = 20
     """Epochs of mask learning, >= 1."""
     schedule: Schedule = Schedule(learning_rate=0.1, lr_schedule=Cosine())
-    """Of the scores; the batch size of the context holds, not this one's."""
+    """Of the scores; the batch size is that of the context."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -40,21 +39,9 @@ class HYDRA(PruningMethod):
     ) -> PruningResult:
         """Learn the mask."""
         batches = context.images(self.name)
-        target.mask(scores)  # refuses what cannot be before any work
+        target.mask(scores)  # refuses impossible scores before any work
         learner = ScoredNetwork(copy.deepcopy(model), rescale(scores), target, free_norms=True)
-        history = fit(
-            learner,
-            masked(context.loss, learner.layers),
-            batches,
-            self.schedule,
-            epochs=self.epochs,
-            threat=context.threat,
-            rng=context.rng,
-            callbacks=context.callbacks,
-            checkpoint=context.checkpoint,
-            precision=context.precision,
-        )
+        loss = CachedMasks(inner=context.loss, layers=learner.layers)
+        history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs)
         mask = learner.final_mask()
-        pruned = learner.plain()
-        mask.apply_(pruned)
-        return PruningResult(pruned, mask, history)
+        return PruningResult(learner.pruned_(mask), mask, history)

@@ -22,87 +22,101 @@ from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 
 SMALLEST = 1e-4
-"""Of a soft mask; softplus never gives 0."""
+"""Smallest soft mask; softplus never returns 0."""
 
 
 @final
 @pruning_methods.register("mad")
 @dataclass(frozen=True, kw_only=True)
 class MAD(PruningMethod):
-    """Removes the weights whose part in adversarial damage is least, by soft masks and second-order information.
+    """Removes the weights that contribute least to the adversarial loss, by soft masks and second-order information.
 
-    For each batch of adversarial images a soft mask m = softplus of free values, from 1 and held in [0, 1] after every
-    step, is fitted to lower the loss, and dw = w - m w is what it takes away. A weight is worth
+    For each batch of adversarial images a soft mask m = softplus(free values), initially 1 and clamped to [0, 1] after
+    every step, is fitted to lower the loss; dw = w - m w is the part that it removes. The importance of a weight is
     1/2 G_jj dw_ja (dw_j A)_a, with K-FAC's A = E[a a^T] of the inputs and the diagonal of G = E[g g^T] of the output
     gradients (true labels) of the masked network, averaged over batches; it may be negative.
 
-    Outputs of a linear layer are made equals, so that none keeps more weights than another: G_jj differs between
-    classes by so much that one would be left without any.
+    Within a linear layer all outputs keep equally many weights (`equalise_rows`): G_jj differs so much between classes
+    that one of them would lose all its weights.
 
-    Source: Lee et al. 2022, section 3, with the settings of method.md section 4. Departs: the target divides the budget
-    (theirs: one threshold for all convolutions, `rates = "global"`); scores it is given are not looked at. Memory: the
-    activations of one batch and one A, fan_in x fan_in (85 MB for 512 channels of 3x3).
+    Source: Lee et al. 2022, section 3, with its settings. Departs: the target divides the budget (theirs: one threshold
+    for all convolutions, `rates = "global"`); the given scores are ignored. Memory: the activations of one batch and
+    one A, fan_in x fan_in (85 MB for 512 channels of 3x3).
     """
 
     version: ClassVar[int] = 2
 
     batches: int = 0
-    """Batches of training images looked at; 0: all of one epoch."""
+    """Batches of training images used; 0: all of one epoch."""
     fits: int = 20
     """Adam steps on the soft masks for each batch, >= 1."""
     learning_rate: float = 0.1
-    """Rate of these, > 0."""
+    """Learning rate of these steps, > 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Makes the adversarial images."""
+    """Crafts the adversarial images."""
 
     def __post_init__(self) -> None:
         if self.batches < 0 or self.fits < 1 or not self.learning_rate > 0:
             raise InputError(
-                f"batches = {self.batches} must be 0 or more, fits = {self.fits} 1 or more and learning_rate = {self.learning_rate:g} "
-                "above 0"
+                f"batches = {self.batches} must be 0 or more, fits = {self.fits} 1 or more and "
+                f"learning_rate = {self.learning_rate:g} above 0"
             )
 
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
     ) -> PruningResult:
-        """Measure, and remove the least."""
+        """Measure the importance of all weights, and remove the least important."""
         batches = context.images(self.name)
-        target.mask(scores)  # refuses what cannot be before any work
+        target.mask(scores)  # refuses impossible scores before any work
         network = copy.deepcopy(model).eval().requires_grad_(False)
-        worth = {name: torch.zeros_like(layer.weight) for name, layer in prunable_layers(network).items()}
+        importance = {name: torch.zeros_like(layer.weight) for name, layer in prunable_layers(network).items()}
         every = batches.epoch(context.rng)
         for x, y in itertools.islice(every, self.batches) if self.batches else every:
             x_adv = self.attack(network, x, y, context.threat, rng=context.rng)
-            for name, value in self._worth(network, x_adv, y).items():
-                worth[name] += value
+            for name, value in self.importance(network, x_adv, y).items():
+                importance[name] += value
         for name, layer in prunable_layers(network).items():
             if isinstance(layer, nn.Linear):
-                worth[name] = equalise_rows(worth[name])
-        mask = target.mask(worth)
+                importance[name] = equalise_rows(importance[name])
+        mask = target.mask(importance)
         pruned = copy.deepcopy(model)
         mask.apply_(pruned)
         return PruningResult(pruned, mask, [])
 
-    def _worth(self, network: nn.Module, x: Images, y: Labels) -> Scores:
-        """Return what each weight is worth on a batch."""
+    def importance(self, network: nn.Module, x: Images, y: Labels) -> Scores:
+        """Return the importance of each weight on a batch; it may be negative.
+
+        Args:
+            network: in eval mode, without gradients.
+            x: adversarial images (B, C, H, W) in [0, 1].
+            y: true classes (B).
+
+        Source: Lee et al. 2022, section 3.
+        """
         layers = prunable_layers(network)
         soft = self.fit_masks(network, x, y)
         masked = copy.deepcopy(network)
         for name, layer in prunable_layers(masked).items():
             layer.weight.mul_(soft[name])
         inputs, gradients = inputs_and_output_gradients(masked, x, y)
-        found: Scores = {}
+        importance: Scores = {}
         for name, layer in layers.items():
-            taken = (layer.weight * (1 - soft[name])).flatten(1)
+            removed = (layer.weight * (1 - soft[name])).flatten(1)
             a, g = unfold_inputs(layer, inputs[name]), flatten_gradients(gradients[name])
-            spread = taken @ a.T @ a / len(x)
+            correlated = removed @ a.T @ a / len(x)
             curvature = g.square().sum(0) / len(g)
-            found[name] = (0.5 * curvature[:, None] * taken * spread).view_as(layer.weight)
-        return found
+            importance[name] = (0.5 * curvature[:, None] * removed * correlated).view_as(layer.weight)
+        return importance
 
     @torch.enable_grad()
     def fit_masks(self, network: nn.Module, x: Images, y: Labels) -> Scores:
-        """Return the soft mask of each layer, in [0, 1]."""
+        """Return the soft mask of each layer, in [0, 1], fitted to lower the loss.
+
+        Args:
+            network: in eval mode.
+            x: adversarial images (B, C, H, W) in [0, 1].
+            y: true classes (B).
+        """
         layers = prunable_layers(network)
         lowest, highest = (math.log(math.expm1(mask)) for mask in (SMALLEST, 1.0))
         free = {name: torch.full_like(layer.weight, highest).requires_grad_() for name, layer in layers.items()}
@@ -119,17 +133,26 @@ class MAD(PruningMethod):
         return {name: F.softplus(value).clamp(max=1).detach() for name, value in free.items()}
 
 
-def equalise_rows(worth: Tensor) -> Tensor:
-    """Give the n-th best weight of every output (O, I) the mean worth of the n-th best ones of all outputs."""
-    ranked, places = worth.sort(1)
-    return torch.empty_like(worth).scatter_(1, places, ranked.mean(0).expand_as(worth))
+def equalise_rows(importance: Tensor) -> Tensor:
+    """Set the n-th best weight of every output (O, I) to the mean importance of the n-th best ones of all outputs."""
+    ranked, positions = importance.sort(1)
+    return torch.empty_like(importance).scatter_(1, positions, ranked.mean(0).expand_as(importance))
 
 
 @torch.enable_grad()
 def inputs_and_output_gradients(
     network: nn.Module, x: Images, y: Labels
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the input of each layer, and the gradient of the summed losses at its output."""
+    """Return the input of each layer, and the gradient of the summed cross-entropy at its output.
+
+    Args:
+        network: left as found.
+        x: images (B, C, H, W) in [0, 1].
+        y: true classes (B).
+
+    Returns:
+        Inputs and output gradients, by layer, of the shapes that the layers take and return.
+    """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -143,15 +166,15 @@ def inputs_and_output_gradients(
     handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
         losses = F.cross_entropy(network(x.detach().requires_grad_()), y, reduction="sum")
-        found = torch.autograd.grad(losses, [outputs[name] for name in layers])
+        gradients = torch.autograd.grad(losses, [outputs[name] for name in layers])
     finally:
         for handle in handles:
             handle.remove()
-    return inputs, dict(zip(layers, found, strict=True))
+    return inputs, dict(zip(layers, gradients, strict=True))
 
 
 def unfold_inputs(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
-    """Return what one output of a layer reads, for every image and position, (B * positions, fan_in)."""
+    """Return the inputs of one output of a layer, for every image and position, (B * positions, fan_in)."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     assert not isinstance(layer.padding, str)
@@ -160,5 +183,5 @@ def unfold_inputs(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:
 
 
 def flatten_gradients(gradient: Tensor) -> Tensor:
-    """Return gradients as (B * positions, outputs)."""
+    """Return output gradients as (B * positions, outputs)."""
     return gradient.flatten(2).transpose(1, 2).flatten(0, 1) if gradient.ndim > 2 else gradient

@@ -15,7 +15,7 @@ from sparsemble.pruning.target import SparsityTarget
 @pruning_methods.register("one_shot")
 @dataclass(frozen=True, kw_only=True)
 class OneShot(PruningMethod):
-    """The highest scores stay, without learning anything; layers share the budget by the target's rates."""
+    """Keeps the highest scores without learning anything; the target divides the budget among layers."""
 
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext

@@ -15,7 +15,6 @@ from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResu
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.fit import fit
 from sparsemble.training.loss import LossOutput, TrainingLoss
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
@@ -26,12 +25,12 @@ from sparsemble.training.schedule import Schedule
 @pruning_methods.register("radmm")
 @dataclass(frozen=True, kw_only=True)
 class RADMM(PruningMethod):
-    """Trains all weights under the robust loss plus rho / 2 |W - Z + U|^2, where Z is sparse and follows W; then cuts.
+    """Trains all weights under the robust loss plus rho / 2 |W - Z + U|^2, where Z is a sparse copy of W; then prunes.
 
     Every `every` epochs Z becomes the target's projection of W + U, U grows by W - Z, and rho by `growth`.
 
-    Source: Ye et al. 2019, section 4, with the settings of method.md section 4. Departs: the rate falls once over the
-    whole training, not anew after each update; scores it is given are not looked at.
+    Source: Ye et al. 2019, section 4, with its settings. Departs: the learning rate falls once over the whole training,
+    not anew after each update; the given scores are ignored.
     """
 
     epochs: int = 200
@@ -39,13 +38,13 @@ class RADMM(PruningMethod):
     every: int = 20
     """Epochs between two updates of Z and U, >= 1."""
     rho: float = 1e-3
-    """First weight of the distance to Z, > 0."""
+    """Initial weight of the distance to Z, > 0."""
     growth: float = 1.3
-    """What each update multiplies rho by, >= 1."""
+    """Factor of rho at each update, >= 1."""
     schedule: Schedule = Schedule(
         learning_rate=0.01, optimiser=SGD(weight_decay=1e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.5, 0.75))
     )
-    """Of the training; the batch size of the context holds, not this one's."""
+    """Of the training; the batch size is that of the context."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.every < 1:
@@ -56,22 +55,13 @@ class RADMM(PruningMethod):
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
     ) -> PruningResult:
-        """Train and cut."""
+        """Train towards the sparse copy, then prune."""
         batches = context.images(self.name)
-        target.mask(scores)  # refuses what cannot be before any work
+        target.mask(scores)  # refuses impossible scores before any work
         learner = ADMMNetwork(copy.deepcopy(model), target, self.rho)
-        history = fit(
-            learner,
-            _ADMMLoss(inner=context.loss, learner=learner),
-            batches,
-            self.schedule,
-            epochs=self.epochs,
-            threat=context.threat,
-            rng=context.rng,
-            callbacks=[_DualUpdate(learner, self.every, self.growth), *context.callbacks],
-            checkpoint=context.checkpoint,
-            precision=context.precision,
-        )
+        loss = _ADMMLoss(inner=context.loss, learner=learner)
+        callbacks = [_DualUpdate(learner, self.every, self.growth)]
+        history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs, callbacks=callbacks)
         mask = target.mask({name: layer.weight.detach().abs() for name, layer in learner.layers.items()})
         mask.apply_(learner.network)
         return PruningResult(learner.network, mask, history)
@@ -79,7 +69,13 @@ class RADMM(PruningMethod):
 
 @final
 class ADMMNetwork(nn.Module):
-    """A network with the sparse copy Z of its weights and the sum U of what they differed by."""
+    """A network with a sparse copy Z of its weights and the scaled dual variable U, the sum of their differences.
+
+    Args:
+        network: dense.
+        target: the sparsity of Z.
+        rho: weight of the distance between weights and Z, > 0.
+    """
 
     rho: Tensor
 
@@ -89,49 +85,49 @@ class ADMMNetwork(nn.Module):
         self.layers = prunable_layers(network)
         self.register_buffer("rho", torch.tensor(rho))
         for name, layer in self.layers.items():
-            key = name.replace(".", "/")  # module names hold dots, names of buffers must not
-            self.register_buffer(f"sparse {key}", torch.zeros_like(layer.weight))
-            self.register_buffer(f"sum {key}", torch.zeros_like(layer.weight))
+            key = name.replace(".", "/")  # names of modules contain dots, those of buffers must not
+            self.register_buffer(f"Z {key}", torch.zeros_like(layer.weight))
+            self.register_buffer(f"U {key}", torch.zeros_like(layer.weight))
         self._project_()
 
     def forward(self, x: Images) -> Logits:
-        """Return the logits of the network as it is, not sparse yet."""
+        """Return the logits of the dense network."""
         logits: Logits = self.network(x)
         return logits
 
-    def parts(self, name: str) -> tuple[Tensor, Tensor]:
+    def auxiliary(self, name: str) -> tuple[Tensor, Tensor]:
         """Return Z and U of a layer."""
         key = name.replace(".", "/")
-        return self.get_buffer(f"sparse {key}"), self.get_buffer(f"sum {key}")
+        return self.get_buffer(f"Z {key}"), self.get_buffer(f"U {key}")
 
     def distance(self) -> Tensor:
-        """Return rho / 2 times the squared distance of the weights from Z - U."""
+        """Return rho / 2 times the squared distance of the weights from Z - U, a scalar."""
         total = torch.zeros((), device=self.rho.device)
         for name, layer in self.layers.items():
-            sparse, summed = self.parts(name)
-            total = total + (layer.weight - sparse + summed).square().sum()
+            z, u = self.auxiliary(name)
+            total = total + (layer.weight - z + u).square().sum()
         return self.rho / 2 * total
 
     @torch.no_grad()
     def update_(self) -> None:
-        """Make Z the projection of W + U, and add what W differs by to U."""
+        """Set Z to the sparse projection of W + U, then add W - Z to U."""
         self._project_()
         for name, layer in self.layers.items():
-            sparse, summed = self.parts(name)
-            summed.add_(layer.weight - sparse)
+            z, u = self.auxiliary(name)
+            u.add_(layer.weight - z)
 
     @torch.no_grad()
     def _project_(self) -> None:
-        wanted = {name: layer.weight + self.parts(name)[1] for name, layer in self.layers.items()}
-        mask = self.target.mask({name: weight.abs() for name, weight in wanted.items()})
+        shifted = {name: layer.weight + self.auxiliary(name)[1] for name, layer in self.layers.items()}
+        mask = self.target.mask({name: weight.abs() for name, weight in shifted.items()})
         for name in self.layers:
-            self.parts(name)[0].copy_(wanted[name] * mask[name])
+            self.auxiliary(name)[0].copy_(shifted[name] * mask[name])
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class _ADMMLoss(TrainingLoss):
-    """A robust loss plus the distance."""
+    """A robust loss plus the distance of the weights from Z - U."""
 
     inner: TrainingLoss
     learner: ADMMNetwork
@@ -145,7 +141,7 @@ class _ADMMLoss(TrainingLoss):
 
 @final
 class _DualUpdate(Callback):
-    """Updates Z, U and rho now and then."""
+    """Updates Z, U and rho every few epochs."""
 
     def __init__(self, learner: ADMMNetwork, every: int, growth: float) -> None:
         self.learner, self.every, self.growth = learner, every, growth

@@ -9,12 +9,11 @@ import torch
 from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.pruning.learned_mask import ScoredNetwork, masked
+from sparsemble.pruning.learned_mask import CachedMasks, ScoredNetwork
 from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, fan_in
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training.fit import fit
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
@@ -24,13 +23,12 @@ from sparsemble.training.schedule import Schedule
 @pruning_methods.register("rst")
 @dataclass(frozen=True, kw_only=True)
 class RST(PruningMethod):
-    """A mask found under the robust loss in a network of random signs, whose weights are never trained.
+    """Learns a mask under the robust loss in a network of random signs, whose weights are never trained.
 
     Weights are plus or minus sqrt(2 / fan_in), biases 0, BatchNorm has no affine part; scores are drawn uniformly and
-    learned (edge-popup). The trained weights and scores that it is given are not looked at, and what it returns is not
-    fine-tuned.
+    learned (edge-popup). The trained weights and the given scores are ignored, and the result is not fine-tuned.
 
-    Source: Fu et al. 2021 (Drawing robust scratch tickets), section 4; settings as in method.md section 4.
+    Source: Fu et al. 2021 (Drawing robust scratch tickets), section 4, with its settings.
     """
 
     fine_tunes: ClassVar[bool] = False
@@ -40,7 +38,7 @@ class RST(PruningMethod):
     schedule: Schedule = Schedule(
         learning_rate=0.1, optimiser=SGD(weight_decay=5e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.5, 0.75))
     )
-    """Of the scores; the batch size of the context holds, not this one's."""
+    """Of the scores; the batch size is that of the context."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -51,31 +49,19 @@ class RST(PruningMethod):
     ) -> PruningResult:
         """Draw a network and learn its mask."""
         batches = context.images(self.name)
-        target.mask(scores)  # refuses what cannot be before any work
+        target.mask(scores)  # refuses impossible scores before any work
         network = copy.deepcopy(model)
-        drawn = _redraw_(network, context.rng)
+        drawn = _randomise_(network, context.rng)
         learner = ScoredNetwork(network, drawn, target, free_norms=False)
-        history = fit(
-            learner,
-            masked(context.loss, learner.layers),
-            batches,
-            self.schedule,
-            epochs=self.epochs,
-            threat=context.threat,
-            rng=context.rng,
-            callbacks=context.callbacks,
-            checkpoint=context.checkpoint,
-            precision=context.precision,
-        )
+        loss = CachedMasks(inner=context.loss, layers=learner.layers)
+        history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs)
         mask = learner.final_mask()
-        pruned = learner.plain()
-        mask.apply_(pruned)
-        return PruningResult(pruned, mask, history)
+        return PruningResult(learner.pruned_(mask), mask, history)
 
 
 @torch.no_grad()
-def _redraw_(network: nn.Module, rng: Generator) -> Scores:
-    """Set weights to random signs of one size and BatchNorm to its start, and draw scores."""
+def _randomise_(network: nn.Module, rng: Generator) -> Scores:
+    """Set weights to random signs of one magnitude, reset BatchNorm, and return random scores."""
     scores: Scores = {}
     for name, layer in prunable_layers(network).items():
         weight = layer.weight

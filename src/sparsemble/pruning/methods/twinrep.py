@@ -10,13 +10,12 @@ from torch.nn.utils import parametrize
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Logits
-from sparsemble.pruning.learned_mask import masked, remove_masks_
+from sparsemble.pruning.learned_mask import CachedMasks, remove_masks_
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.fit import fit
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
@@ -26,11 +25,11 @@ from sparsemble.training.schedule import Schedule
 @pruning_methods.register("twinrep")
 @dataclass(frozen=True, kw_only=True)
 class TwinRep(PruningMethod):
-    """Trains w = w1 * w2 * mask under the robust loss; after some epochs the smallest |w1 w2| are masked for good.
+    """Trains w = w1 * w2 * mask under the robust loss; after `prune_at` epochs the smallest |w1 w2| are masked.
 
-    Source: Li et al. 2023, section 3, with the settings of method.md section 4. Departs: starts from the dense parent,
-    w1 = sign(w) sqrt|w| and w2 = sqrt|w|, not from new weights; the target divides the budget among layers
-    (theirs: one threshold for all, `rates = "global"`); scores it is given are not looked at.
+    Source: Li et al. 2023, section 3, with its settings. Departs: starts from the dense parent, w1 = sign(w) sqrt|w|
+    and w2 = sqrt|w|, not from new weights; the target divides the budget among layers (theirs: one threshold for all,
+    `rates = "global"`); the given scores are ignored.
     """
 
     epochs: int = 100
@@ -40,41 +39,37 @@ class TwinRep(PruningMethod):
     schedule: Schedule = Schedule(
         learning_rate=0.1, optimiser=SGD(weight_decay=2e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.7, 0.85))
     )
-    """Of the training; the batch size of the context holds, not this one's."""
+    """Of the training; the batch size is that of the context."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.prune_at < self.epochs:
             raise InputError(
-                f"prune_at = {self.prune_at} must be between 1 and epochs - 1 = {self.epochs - 1}, so that what is "
-                "left is trained"
+                f"prune_at = {self.prune_at} must be between 1 and epochs - 1 = {self.epochs - 1}, so that the "
+                "remaining weights are trained"
             )
 
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
     ) -> PruningResult:
-        """Train, mask, train on."""
+        """Train, mask, and train the remaining weights."""
         batches = context.images(self.name)
-        target.mask(scores)  # refuses what cannot be before any work
+        target.mask(scores)  # refuses impossible scores before any work
         learner = TwinNetwork(copy.deepcopy(model), target)
-        history = fit(
-            learner,
-            masked(context.loss, learner.layers),
-            batches,
-            self.schedule,
-            epochs=self.epochs,
-            threat=context.threat,
-            rng=context.rng,
-            callbacks=[_MaskAt(learner, self.prune_at), *context.callbacks],
-            checkpoint=context.checkpoint,
-            precision=context.precision,
-        )
+        loss = CachedMasks(inner=context.loss, layers=learner.layers)
+        callbacks = [_MaskAt(learner, self.prune_at)]
+        history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs, callbacks=callbacks)
         mask = learner.mask()
-        return PruningResult(remove_masks_(learner.network, learner.layers, masked=True), mask, history)
+        return PruningResult(remove_masks_(learner.network, learner.layers, keep_masked=True), mask, history)
 
 
 @final
 class TwinNetwork(nn.Module):
-    """A network whose weights are products of two factors and a mask."""
+    """A network whose weights are products of two factors and a mask.
+
+    Args:
+        network: dense; parametrized in place.
+        target: the sparsity of the mask.
+    """
 
     def __init__(self, network: nn.Module, target: SparsityTarget) -> None:
         super().__init__()
@@ -93,7 +88,7 @@ class TwinNetwork(nn.Module):
         return logits
 
     def mask(self) -> Mask:
-        """Return the mask as it is now."""
+        """Return a copy of the present mask."""
         return Mask({name: twin.keep.clone() for name, twin in self.twins.items()})
 
     @torch.no_grad()
@@ -120,7 +115,7 @@ class _Twin(nn.Module):
 
 @final
 class _MaskAt(Callback):
-    """Masks once, after an epoch."""
+    """Masks the smallest products once, after a given epoch."""
 
     def __init__(self, learner: TwinNetwork, epoch: int) -> None:
         self.learner, self.epoch = learner, epoch

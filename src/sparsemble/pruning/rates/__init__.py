@@ -1,1 +1,1 @@
-"""How a budget is divided among layers, one file each."""
+"""Layer rates: how a budget is divided among layers, one file each."""

@@ -1,4 +1,4 @@
-"""More of small layers than of large ones."""
+"""Higher keep rates for small layers than for large ones."""
 
 from dataclasses import dataclass
 from typing import final

@@ -13,10 +13,10 @@ from sparsemble.pruning.score import Scores
 @layer_rates.register("global_threshold")
 @dataclass(frozen=True, kw_only=True)
 class GlobalThreshold(LayerRates):
-    """The highest scores of the whole network stay, so scores must mean the same in every layer."""
+    """The highest scores of the whole network stay; use it with scores that are comparable between layers."""
 
     def keep_rates(self, scores: Scores) -> KeepRates:
-        """Return the share of each layer above the threshold that keeps a share of all weights."""
+        """Return the share of each layer above the threshold that keeps a share `level` of all weights."""
         ordered = {name: score.detach().double().flatten().sort().values for name, score in scores.items()}
         everything = torch.cat(list(ordered.values())).sort().values
 
@@ -25,7 +25,9 @@ class GlobalThreshold(LayerRates):
             if kept == 0:
                 return dict.fromkeys(scores, 0.0)
             threshold = everything[len(everything) - kept]
-            return {name: 1 - int(torch.searchsorted(one, threshold)) / len(one) for name, one in ordered.items()}
+            return {
+                name: 1 - int(torch.searchsorted(values, threshold)) / len(values) for name, values in ordered.items()
+            }
 
         return rates
 

@@ -1,1 +1,1 @@
-"""How much each weight matters, one file each."""
+"""Pruning scores: the importance of each weight, one file each."""

@@ -23,7 +23,8 @@ class ASE(PruningScore):
     A_aa is the mean square of input a, G_jj that of the loss gradient at output j (true labels), both over images
     and positions. Constant factors of a layer do not change its order and are left out.
 
-    Source: EED main paper, eq. 10, for full removal (method.md 2.3, E-8). Not MAD's soft masks.
+    Source: EED main paper, eq. 10. Departs: K-FAC diagonal on adversarial images and full removal, without MAD's soft
+    masks; the raw Hessian diagonal may be negative.
     """
 
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
@@ -34,7 +35,7 @@ class ASE(PruningScore):
             name: torch.zeros(len(layer.weight), device=layer.weight.device) for name, layer in layers.items()
         }
 
-        def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add_out(gradient: Tensor) -> None:
                 squares_out[name] += _channel_sum(gradient.square())
 
@@ -45,8 +46,8 @@ class ASE(PruningScore):
             return hook
 
         for x, y in adversarial():
-            # Hooks are put on for this pass only: crafting the next batch runs the model as well.
-            handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+            # Hooks are registered for this pass only: crafting the next batch runs the model as well.
+            handles = [layer.register_forward_hook(record(name)) for name, layer in layers.items()]
             try:
                 x = x.detach().requires_grad_()
                 input_gradient(F.cross_entropy(model(x), y, reduction="none"), x)
@@ -63,7 +64,7 @@ class ASE(PruningScore):
 
 
 def _input_squares(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the sum of squares of what each weight of one output multiplies, (1, ...) like the weight."""
+    """Return the sum of squares of the inputs that each weight of one output multiplies, (1, ...) like the weight."""
     if isinstance(module, nn.Linear):
         return x.square().reshape(-1, x.shape[-1]).sum(0, keepdim=True)
     assert isinstance(module, nn.Conv2d)

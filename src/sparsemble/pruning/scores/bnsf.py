@@ -1,4 +1,4 @@
-"""BNSF: the weight as BatchNorm scales it (EED main paper, eq. 11)."""
+"""BNSF: the weight, scaled by the BatchNorm that follows (EED main paper, eq. 11)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sparsemble.pruning.score import PruningScore, Scores, following_batch_norms
 class BNSF(PruningScore):
     """|gamma_j w_jk| / sqrt(sigma_j^2 + eps) with running sigma; layers without a BatchNorm after them: |w|.
 
-    Source: EED main paper, eq. 11, corrected by method.md E-6.
+    Source: EED main paper, eq. 11. Departs: the square root of variance + eps, not the variance.
     """
 
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:

@@ -16,9 +16,9 @@ from sparsemble.pruning.score import PruningScore, Scores, fan_in, pruning_score
 @pruning_scores.register("erm")
 @dataclass(frozen=True, kw_only=True)
 class ERM(PruningScore):
-    """sqrt(6 / fan_in) |w| / max |w|, the start HYDRA and HARP give their scores.
+    """sqrt(6 / fan_in) |w| / max |w|, the initial scores of HYDRA and HARP.
 
-    Source: EED main paper, eq. 9, with the factor of method.md 2.3.
+    Source: EED main paper, eq. 9.
     """
 
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:

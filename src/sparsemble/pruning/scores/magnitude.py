@@ -15,7 +15,7 @@ from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
 @pruning_scores.register("magnitude")
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(PruningScore):
-    """The absolute weight; the plain baseline."""
+    """The absolute weight; the simplest baseline."""
 
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
         """Score every prunable weight."""

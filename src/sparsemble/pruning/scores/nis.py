@@ -1,4 +1,4 @@
-"""NIS: importance that flows back from the logits (EED main paper, eqs. 7-8)."""
+"""NIS: neuron importance, propagated back from the logits (EED main paper, eqs. 7-8)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class NIS(PruningScore):
     """|w_jk| I_j, where I_j is the importance of output j and every logit starts with 1.
 
     The recursion I_k = sum_j |w_jk| I_j is summed over the taps of a convolution; BatchNorm multiplies by
-    |gamma| / sigma; ReLU and pooling let it pass; an add sends it into both branches.
+    |gamma| / sigma; ReLU and pooling leave it unchanged; an add passes it to both branches.
 
-    Source: EED main paper, eqs. 7-8, read as method.md 2.3 says (E-7).
+    Source: EED main paper, eqs. 7-8. Departs: a weight's score is its magnitude times the importance of its output.
     """
 
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
@@ -41,19 +41,28 @@ class NIS(PruningScore):
 
 @torch.no_grad()
 def neuron_importance(model: nn.Module, shape: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the importance of every prunable layer's output and input channels, float64, by layer name.
+    """Return the importance of the output and input channels of every prunable layer.
+
+    Args:
+        model: in eval mode; left as found.
+        shape: channels, height and width of an image.
+
+    Returns:
+        Importance of the output channels and of the input channels, float64, by layer.
 
     Raises:
-        InputError: the importance overflows, or does not reach a layer.
+        InputError: the importance overflows, or is 0 in a whole layer.
+
+    Source: EED main paper, eqs. 7-8. Departs: every logit starts with importance 1.
     """
     graph = Graph(model, shape)
-    arrived: dict[str, Tensor] = {}
+    received: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     last = graph.operations[-1]
     device = next(model.parameters()).device
-    arrived[last.name] = torch.ones(last.shape[0], dtype=torch.float64, device=device)
+    received[last.name] = torch.ones(last.shape[0], dtype=torch.float64, device=device)
     for operation in reversed(graph.operations):
-        flow = arrived.get(operation.name)
+        flow = received.get(operation.name)
         if flow is None:
             continue
         module = operation.module
@@ -62,9 +71,9 @@ def neuron_importance(model: nn.Module, shape: tuple[int, int, int]) -> tuple[di
             flow = _through(module, flow, _channels(graph, operation.inputs[0]))
         elif isinstance(module, nn.BatchNorm2d):
             flow = flow * norm_factor(module).double()
-        for given in operation.inputs:
-            arrived[given] = arrived[given] + flow if given in arrived else flow
-    inputs = {name: arrived[layer.inputs[0]] for name, layer in graph.layers().items() if name in outputs}
+        for source in operation.inputs:
+            received[source] = received[source] + flow if source in received else flow
+    inputs = {name: received[layer.inputs[0]] for name, layer in graph.layers().items() if name in outputs}
     for name in graph.layers():
         for flow in (outputs.get(name), inputs.get(name)):
             if flow is None or not flow.isfinite().all() or not flow.max() > 0:
@@ -79,6 +88,6 @@ def _through(layer: nn.Conv2d | nn.Linear, flow: Tensor, channels: int) -> Tenso
 
 
 def _channels(graph: Graph, name: str) -> int:
-    """Return the channels of a feature map, flattened or not."""
+    """Return the number of channels of a feature map, flattened or not."""
     operation = graph.by_name[name]
     return _channels(graph, operation.inputs[0]) if operation.kind == "flatten" else operation.shape[0]

@@ -1,4 +1,4 @@
-"""Drawn scores."""
+"""Random scores."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
 @pruning_scores.register("random")
 @dataclass(frozen=True, kw_only=True)
 class Random(PruningScore):
-    """Uniform numbers in [0, 1), 0 for weights that are 0 already: what any other score must beat."""
+    """Uniform random numbers in [0, 1), 0 for weights that are already 0; the lower baseline."""
 
     seed: int = 0
-    """Of the numbers, >= 0."""
+    """Seed of the random numbers, >= 0."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -8,16 +8,15 @@ import torch
 from torch import nn
 
 from sparsemble.core.types import Images, Labels
-from sparsemble.pruning.gradients import weight_gradients
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
+from sparsemble.pruning.score import PruningScore, Scores, pruning_scores, weight_gradients
 
 
 @final
 @pruning_scores.register("snip")
 @dataclass(frozen=True, kw_only=True)
 class SNIP(PruningScore):
-    """|g w| with g the gradient of the loss on all images together: what a small change of the weight's mask does.
+    """|g w|, with g the gradient of the loss on all images together: the effect of a small change of the weight's mask.
 
     Source: Lee et al. 2019, eq. 6. Departs: on adversarial images of a trained network, not on one batch of clean ones
     at the start; a layer's scores are not divided by their sum.
@@ -27,7 +26,7 @@ class SNIP(PruningScore):
         """Score every prunable weight."""
         layers = prunable_layers(model)
         total = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
-        for found in weight_gradients(model, iter(adversarial())):
-            for name, gradient in found.items():
+        for gradients in weight_gradients(model, iter(adversarial())):
+            for name, gradient in gradients.items():
                 total[name] += gradient
         return {name: (total[name] * layer.weight.detach()).abs() for name, layer in layers.items()}

@@ -8,16 +8,15 @@ import torch
 from torch import nn
 
 from sparsemble.core.types import Images, Labels
-from sparsemble.pruning.gradients import weight_gradients
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
+from sparsemble.pruning.score import PruningScore, Scores, pruning_scores, weight_gradients
 
 
 @final
 @pruning_scores.register("taylor")
 @dataclass(frozen=True, kw_only=True)
 class Taylor(PruningScore):
-    """(g w)^2, summed over batches: gradients that point here and there do not cancel, as they do in `snip`.
+    """(g w)^2, summed over batches: gradients of opposite sign do not cancel, as they do in `snip`.
 
     Source: Molchanov et al. 2019, eq. 8, for single weights and on adversarial images.
     """
@@ -26,7 +25,7 @@ class Taylor(PruningScore):
         """Score every prunable weight."""
         layers = prunable_layers(model)
         total = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}
-        for found in weight_gradients(model, iter(adversarial())):
-            for name, gradient in found.items():
+        for gradients in weight_gradients(model, iter(adversarial())):
+            for name, gradient in gradients.items():
                 total[name] += (gradient * layers[name].weight.detach()).square()
         return total

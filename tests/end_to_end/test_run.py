@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from sparsemble.core.artifacts import read_json_lines
+from sparsemble.pruning.mask import Mask
+from sparsemble.training.checkpoint import Checkpoint
 from tests.end_to_end.conftest import SMOKE, command, sparsemble, without_timings
 
 ROWS = ["dense", "small_dense", "harp", "best_member", "ensemble_static", "ensemble_dynamic"]
@@ -45,10 +47,10 @@ def test_the_ensemble_has_the_sparsity_asked_for(finished: Path) -> None:
         assert 0.5 - 1e-3 <= rows[name]["sparsity"] < 0.53  # dead channels were taken out, too
     assert 0.75 - 1e-3 <= rows["best_member"]["sparsity"] < 0.78
     for folder in finished.glob("prune-*"):
-        told = json.loads((folder / "pruned.json").read_text("utf-8"))
-        assert min(abs(told["sparsity"] - asked) for asked in (0.5, 0.75)) < 1e-3  # before that, exactly
-        kept = sum(kept for kept, _ in told["layers"].values())
-        assert kept == told["nonzeros"] - told["dead_weights"]
+        record = json.loads((folder / "pruned.json").read_text("utf-8"))
+        sparsity = 1 - record["nonzeros"] / record["weights"]
+        assert min(abs(sparsity - target) for target in (0.5, 0.75)) < 1e-3  # before that, exactly
+        assert Mask.load(folder / "mask.safetensors").nonzeros == record["nonzeros"] - record["dead_weights"]
 
 
 def test_training_cost_grows_along_the_method(finished: Path) -> None:
@@ -64,13 +66,10 @@ def test_training_cost_grows_along_the_method(finished: Path) -> None:
 
 def test_repeated_run_does_no_work(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
-    started = time.perf_counter()
     result = sparsemble("run", SMOKE, "--out", finished)
-    seconds = time.perf_counter() - started
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
     assert result.returncode == 0
     assert before == after
-    assert seconds < 10  # under 5 on a machine that does nothing else
 
 
 def test_saved_recipe_is_the_same_run(finished: Path) -> None:
@@ -79,28 +78,27 @@ def test_saved_recipe_is_the_same_run(finished: Path) -> None:
     assert Path(result.stdout.strip()).name.startswith("calibrate-")
 
 
-def test_killed_anywhere_it_goes_on_to_the_same_summary(finished: Path, tmp_path: Path) -> None:
+def artifacts(folder: Path) -> int:
+    """Return how many stages are finished."""
+    return sum(not path.name.endswith(".partial") for path in folder.glob("*-*"))
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(9, marks=pytest.mark.slow)])
+def test_killed_anywhere_it_goes_on_to_the_same_summary(kills: int, finished: Path, tmp_path: Path) -> None:
     folder, rng = tmp_path / "run", random.Random(0)
     (tmp_path / "other").mkdir()
-    kills = 0
-    for _ in range(12):
-        # The same command line as the unbroken run: it is quoted in the summary.
-        process = subprocess.Popen(
-            command("run", SMOKE, "--out", folder, "--workers", 2),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            process.wait(timeout=rng.uniform(2, 5))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        else:
-            break
-    assert kills >= 1
-    if not (folder / "report").is_dir():
-        assert sparsemble("run", SMOKE, "--out", folder, "--workers", 2).returncode == 0
+    # The same command line as the unbroken run: it is quoted in the summary.
+    words = ("run", SMOKE, "--out", folder, "--workers", 2)
+    for kill in range(1, kills + 1):
+        process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while artifacts(folder) < artifacts(finished) * kill // (kills + 1):
+            time.sleep(0.02)
+            assert process.poll() is None
+        time.sleep(rng.uniform(0, 0.3))  # somewhere within the next stages
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "report").is_dir()
+    assert sparsemble(*words).returncode == 0
     assert without_timings(summary(folder)) == without_timings(summary(finished))
 
 
@@ -117,10 +115,12 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
     while not list(folder.glob("train-*.partial/checkpoint.safetensors")):
         time.sleep(0.1)
         assert process.poll() is None
-    started = time.perf_counter()
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert time.perf_counter() - started < 2
+    (partial,) = folder.glob("train-*.partial")
+    state = Checkpoint(partial).read()
+    assert state is not None
+    assert len(state[1]["history"]) < 2000
     assert process.returncode == 1
     assert "run the same command to go on" in errors
     assert "Traceback" not in errors
@@ -149,7 +149,7 @@ def test_failing_stage_keeps_what_is_finished(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = sparsemble("train", SMOKE, "--out", folder, "--set", "train.schedule.learning_rate=1e30")
     assert result.returncode == 1
-    assert "lower rate = 1e+30" in result.stderr
+    assert "lower learning_rate = 1e+30" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -183,7 +183,7 @@ def test_tensorboard_draws_every_epoch_and_changes_no_result(finished: Path, tmp
     assert without_timings(history) == without_timings(before)
     found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard" / "train-the-dense-parent"))
     found.Reload()
-    for name in ("loss", "rate", "held_out_clean", "held_out_robust"):
+    for name in ("loss", "learning_rate", "held_out_clean", "held_out_robust"):
         drawn = [(event.step, event.value) for event in found.Scalars(name)]
         assert drawn == [(one["epoch"], pytest.approx(one[name])) for one in history]
 

@@ -105,13 +105,13 @@ def test_prunes_exactly_at_every_sparsity(name: str, sparsity: float) -> None:
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context()))
 
 
-@pytest.mark.parametrize("training_loss", LOSSES)
+@pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize("name", METHODS)
-def test_works_with_every_loss(name: str, loss: str) -> None:
+def test_works_with_every_loss(name: str, loss_name: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
     asked = target(model, 0.8)
-    loss = training_losses.build(loss).with_teacher(copy.deepcopy(model))
+    loss = training_losses.build(loss_name).with_teacher(copy.deepcopy(model))
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context(loss)))
 
 

@@ -1,4 +1,4 @@
-"""What every attack promises: stay inside, leave the model alone, break what can be broken and nothing else."""
+"""Contract of every attack: stay inside box and ball, do not change the model, succeed exactly where it is possible."""
 
 import copy
 import dataclasses
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.attacks import Attack, attacks
+from sparsemble.attacks.attack import Norm
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
@@ -19,10 +20,14 @@ QUICK: dict[str, Any] = {"steps": 8, "searches": 2, "queries": 40, "draws": 40, 
 """For every attack that has such a field; on a network, where the least will do."""
 LINEAR: dict[str, Any] = {"steps": 30, "queries": 150, "draws": 60, "mode": "fast"}
 """On a linear model, where attacks shall find what there is."""
-WITHOUT_GRADIENTS = {"hard_label", "noise", "square"}
-NAMES = [pytest.param(n, marks=pytest.mark.slow) if n == "autoattack" else n for n in sorted(attacks.components)]
-"""AutoAttack has no cheap settings."""
-NORMS = {"linf": 0.02, "l2": 0.15}
+WITHOUT_GRADIENTS = {"hop_skip_jump", "noise", "rays", "square"}
+NORMS: dict[Norm, float] = {"linf": 0.02, "l2": 0.15}
+CASES = [
+    pytest.param(name, norm, marks=[pytest.mark.slow] if name == "autoattack" else [])
+    for name, attack in sorted(attacks.components.items())
+    for norm in attack.norms
+]
+"""Every attack in every norm in which it works; AutoAttack has no cheap settings."""
 
 
 def build(name: str, settings: dict[str, Any] = QUICK) -> Attack:
@@ -34,22 +39,22 @@ def build_for_linear(name: str) -> Attack:
     return build(name, {**LINEAR, **({"steps": 80, "searches": 6} if name == "carlini_wagner" else {})})
 
 
-def linear_case(classes: int, norm: str) -> tuple[LinearClassifier, Images, Labels, ThreatModel, Tensor]:
+def linear_case(classes: int, norm: Norm) -> tuple[LinearClassifier, Images, Labels, ThreatModel, Tensor]:
     """Return a model, images that cannot meet the box, and which of them a ball of the threat model breaks."""
     model = LinearClassifier(classes, scale=0.2)
     x = 0.5 + 0.05 * torch.randn(24, 3, 4, 4, generator=seeded(2)).clamp(-3, 3)
     y = model(x).argmax(1)
     y[:2] = (y[:2] + 1) % classes
     distance = model.distance(x, y, norm)
-    threat = ThreatModel(norm=norm, eps=1.2 * float(distance.median()))  # type: ignore[arg-type]
+    threat = ThreatModel(norm=norm, eps=1.2 * float(distance.median()))
     clear = (distance / threat.eps - 1).abs() > 0.05
-    breakable = (distance <= threat.eps)[clear]
-    assert breakable.any()
-    assert not breakable.all()
-    return model, x[clear], y[clear], threat, breakable
+    possible = (distance <= threat.eps)[clear]
+    assert possible.any()
+    assert not possible.all()
+    return model, x[clear], y[clear], threat, possible
 
 
-def small_case(norm: str) -> tuple[nn.Module, Images, Labels, ThreatModel]:
+def small_case(norm: Norm) -> tuple[nn.Module, Images, Labels, ThreatModel]:
     """Return a network with BatchNorm and images of which some are misclassified as they are."""
     model = tiny_model(4, (3, 8, 8), width=4, std=0.25)
     x = torch.rand(6, 3, 8, 8, generator=seeded(3))
@@ -57,18 +62,17 @@ def small_case(norm: str) -> tuple[nn.Module, Images, Labels, ThreatModel]:
     model.eval()
     y = model(x).argmax(1)
     y[0] = (y[0] + 1) % 4
-    return model, x, y, ThreatModel(norm=norm, eps=NORMS[norm])  # type: ignore[arg-type]
+    return model, x, y, ThreatModel(norm=norm, eps=NORMS[norm])
 
 
-def broken(model: Classifier, x: Images, y: Labels) -> Tensor:
+def misclassified(model: Classifier, x: Images, y: Labels) -> Tensor:
     with torch.no_grad():
         return model(x).argmax(1) != y
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "norm"), CASES)
 class TestEveryAttack:
-    def test_stays_inside_and_never_returns_the_clean_image_for_a_failure(self, name: str, norm: str) -> None:
+    def test_stays_inside_and_never_returns_the_clean_image_for_a_failure(self, name: str, norm: Norm) -> None:
         model, x, y, threat = small_case(norm)
         threat = dataclasses.replace(threat, eps=threat.eps / 50)
         x_adv = build(name)(model, x, y, threat, rng=seeded(0))
@@ -78,11 +82,11 @@ class TestEveryAttack:
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1
         assert (threat.distance(x_adv, x) <= threat.eps + 1e-6).all()
-        failed = ~broken(model, x_adv, y)
+        failed = ~misclassified(model, x_adv, y)
         assert failed.any()
         assert (threat.distance(x_adv, x)[failed] > 0).all()
 
-    def test_leaves_the_model_and_the_images_as_found(self, name: str, norm: str) -> None:
+    def test_leaves_the_model_and_the_images_as_found(self, name: str, norm: Norm) -> None:
         model, x, y, threat = small_case(norm)
         parameters = list(model.parameters())
         parameters[0].requires_grad_(False)
@@ -100,7 +104,7 @@ class TestEveryAttack:
         assert torch.equal(x, clean)
         assert torch.equal(random_state, torch.get_rng_state())
 
-    def test_is_the_same_twice_and_under_no_grad(self, name: str, norm: str) -> None:
+    def test_is_the_same_twice_and_under_no_grad(self, name: str, norm: Norm) -> None:
         model, x, y, threat = small_case(norm)
         first = build(name)(model, x, y, threat, rng=seeded(0))
         assert torch.equal(first, build(name)(model, x, y, threat, rng=seeded(0)))
@@ -108,38 +112,40 @@ class TestEveryAttack:
             assert torch.equal(first, build(name)(model, x, y, threat, rng=seeded(0)))
 
     @pytest.mark.parametrize("classes", [2, 5])
-    def test_breaks_no_more_of_a_linear_model_than_can_be_broken(self, name: str, norm: str, classes: int) -> None:
-        model, x, y, threat, breakable = linear_case(classes, norm)
-        found = broken(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
-        assert not (found & ~breakable).any()
-        assert found[model.distance(x, y, norm) == 0].all()
+    def test_breaks_no_more_of_a_linear_model_than_can_be_misclassified(
+        self, name: str, norm: Norm, classes: int
+    ) -> None:
+        model, x, y, threat, possible = linear_case(classes, norm)
+        success = misclassified(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
+        assert not (success & ~possible).any()
+        assert success[model.distance(x, y, norm) == 0].all()
 
-    def test_breaks_all_of_a_linear_model_that_can_be_broken(self, name: str, norm: str) -> None:
-        model, x, y, threat, breakable = linear_case(2, norm)
-        found = broken(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
+    def test_breaks_all_of_a_linear_model_that_can_be_misclassified(self, name: str, norm: Norm) -> None:
+        model, x, y, threat, possible = linear_case(2, norm)
+        success = misclassified(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
         if name in WITHOUT_GRADIENTS:  # these need not find everything, but more than the clean errors
-            assert found.sum() > (model.distance(x, y, norm) == 0).sum()
+            assert success.sum() > (model.distance(x, y, norm) == 0).sum()
         else:
-            assert torch.equal(found, breakable)
+            assert torch.equal(success, possible)
 
-    def test_log_probabilities_break_as_easily_as_logits(self, name: str, norm: str) -> None:
+    def test_log_probabilities_break_as_easily_as_logits(self, name: str, norm: Norm) -> None:
         model, x, y, threat, _ = linear_case(5, norm)
         plain = build_for_linear(name)(model, x, y, threat, rng=seeded(0))
         logged = build_for_linear(name)(lambda images: model(images).log_softmax(1), x, y, threat, rng=seeded(0))
-        assert torch.equal(broken(model, plain, y), broken(model, logged, y))
+        assert torch.equal(misclassified(model, plain, y), misclassified(model, logged, y))
 
-    def test_a_ball_of_radius_0_holds_the_clean_image_alone(self, name: str, norm: str) -> None:
+    def test_a_ball_of_radius_0_holds_the_clean_image_alone(self, name: str, norm: Norm) -> None:
         model, x, y, _ = small_case(norm)
-        x_adv = build(name)(model, x, y, ThreatModel(norm=norm, eps=0.0), rng=seeded(0))  # type: ignore[arg-type]
+        x_adv = build(name)(model, x, y, ThreatModel(norm=norm, eps=0.0), rng=seeded(0))
         assert torch.equal(x_adv, x)
 
-    def test_takes_one_image_and_none(self, name: str, norm: str) -> None:
+    def test_takes_one_image_and_none(self, name: str, norm: Norm) -> None:
         model, x, y, threat = small_case(norm)
         assert build(name)(model, x[1:2], y[1:2], threat, rng=seeded(0)).shape == x[1:2].shape
         assert build(name)(model, x[:0], y[:0], threat, rng=seeded(0)).shape == x[:0].shape
 
-    def test_takes_grey_oblong_and_double_images(self, name: str, norm: str) -> None:
-        threat = ThreatModel(norm=norm, eps=NORMS[norm])  # type: ignore[arg-type]
+    def test_takes_grey_oblong_and_double_images(self, name: str, norm: Norm) -> None:
+        threat = ThreatModel(norm=norm, eps=NORMS[norm])
         weight = torch.randn(3, 20, generator=seeded(4), dtype=torch.float64)
 
         def model(images: Tensor) -> Tensor:
@@ -150,17 +156,39 @@ class TestEveryAttack:
         assert x_adv.dtype == x.dtype
         assert x_adv.shape == x.shape
 
-    def test_leaves_alone_a_batch_that_is_wrong_as_it_is(self, name: str, norm: str) -> None:
+    def test_leaves_alone_a_batch_that_is_wrong_as_it_is(self, name: str, norm: Norm) -> None:
         model, x, _, threat, _ = linear_case(2, norm)
         wrong = 1 - model(x).argmax(1)
-        assert broken(model, build_for_linear(name)(model, x, wrong, threat, rng=seeded(0)), wrong).all()
+        assert misclassified(model, build_for_linear(name)(model, x, wrong, threat, rng=seeded(0)), wrong).all()
+
+    def test_without_a_generator_the_seed_is_fixed(self, name: str, norm: Norm) -> None:
+        model, x, y, threat = small_case(norm)
+        attack = build(name)
+        assert torch.equal(attack(model, x, y, threat), attack(model, x, y, threat, rng=seeded(0)))
 
 
 @pytest.mark.parametrize("name", sorted(attacks.components))
 def test_refuses_images_outside_the_box(name: str) -> None:
-    model, x, y, threat = small_case("linf")
+    model, x, y, threat = small_case(attacks.components[name].norms[0])
     with pytest.raises(InputError, match=r"images must lie in \[0, 1\], got"):
         build_for_linear(name)(model, 2 * x, y, threat, rng=seeded(0))
+
+
+@pytest.mark.parametrize("name", sorted(attacks.components))
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_in_which_it_does_not_work_is_refused_with_the_attack_to_use_instead(name: str, norm: Norm) -> None:
+    attack = build(name)
+    if norm in attack.norms:
+        attack.check_norm(norm)
+        return
+    model, x, y, threat = small_case(norm)
+    for run in (lambda: attack(model, x, y, threat), lambda: attack.check_norm(norm)):
+        with pytest.raises(InputError) as refused:
+            run()
+        assert str(refused.value).startswith(f"{name} works in {attack.norms[0]} only, not in {norm}; use ")
+    instead = attacks.build(attack.other_norm)
+    assert f'"{attack.other_norm}" for {norm}' in str(refused.value)
+    instead.check_norm(norm)
 
 
 @pytest.mark.parametrize("name", sorted(attacks.components))
@@ -169,9 +197,8 @@ def test_has_a_label(name: str) -> None:
     assert dataclasses.replace(build(name), label="mine").label == "mine"
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("norm", NORMS)
-def test_passes_are_put_down_to_the_image_that_took_them(name: str, norm: str) -> None:
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_passes_are_put_down_to_the_image_that_took_them(name: str, norm: Norm) -> None:
     """What an image takes is its own: whole numbers, and as many when the others are not attacked at all."""
     model, x, y, threat = small_case(norm)
     attack = build(name)

@@ -1,4 +1,4 @@
-"""What every surrogate and every attack on an ensemble promises."""
+"""Contract of every surrogate and every attack on an ensemble."""
 
 import copy
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def images(ensemble: Ensemble, rule: StoppingRule, count: int = 12) -> tuple[Ima
 
 
 def every_attack() -> Iterator[EnsembleAttack]:
-    """Each component, short; `slowdown` both ways; `through` every surrogate."""
+    """Each component, short; `slowdown` with both labels; `surrogate_attack` on every surrogate."""
     for name in sorted(ensemble_attacks.components):
         yield ensemble_attacks.build({"name": name, **SHORT.get(name, {})})
     yield ensemble_attacks.build({"name": "slowdown", "steps": 4, "keep_label": True})

@@ -1,4 +1,4 @@
-"""Attacks on ensembles and stopping rules, on ensembles made by hand whose worst case can be looked up on a grid."""
+"""Attacks on ensembles and stopping rules, on ensembles made by hand whose worst case is found on a grid."""
 
 import math
 from dataclasses import dataclass
@@ -7,23 +7,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.ensemble import ensemble_attacks, every_surrogate, surrogates
-from sparsemble.attacks.ensemble.deployed import Deployed
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
-from sparsemble.attacks.ensemble.expectation import Expectation
-from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
-from sparsemble.attacks.ensemble.hijack import Hijack
-from sparsemble.attacks.ensemble.member import Member
-from sparsemble.attacks.ensemble.prefix import Prefix
-from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
-from sparsemble.attacks.ensemble.reweighted import Reweighted
-from sparsemble.attacks.ensemble.sequential import Sequential
-from sparsemble.attacks.ensemble.slowdown import Slowdown
-from sparsemble.attacks.ensemble.surrogate import Surrogate
-from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.attacks.losses.margin import Margin
-from sparsemble.attacks.pga import At, Value, climb, squash
-from sparsemble.attacks.pgd import PGD
+from sparsemble.attacks import PGD, Margin
+from sparsemble.attacks.best_points import BestPoints
+from sparsemble.attacks.ensemble import (
+    Deployed,
+    EnsembleAttack,
+    Expectation,
+    FullEnsemble,
+    Hijack,
+    Member,
+    Prefix,
+    Reweighted,
+    Sequential,
+    Slowdown,
+    Surrogate,
+    SurrogateAttack,
+    ensemble_attacks,
+    every_surrogate,
+    surrogates,
+)
+from sparsemble.attacks.ensemble.ranking import MISCLASSIFIED, log_stop_probability, rank, squash
+from sparsemble.attacks.pga import Evaluation, Objective, Progress, projected_gradient_ascent, random_starts
 from sparsemble.core.dynamic import decide, decide_from_logits
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Decision, DynamicOutput, Ensemble, StoppingRule
@@ -69,8 +73,8 @@ class Gate(StoppingRule):
     """Stops at once unless the first member's third logit is above -18.8."""
 
     def __call__(self, member_logits: Tensor, *, last: bool) -> Decision:
-        rule = (member_logits[0, :, 2] <= -18.8) | last
-        return Decision(rule=rule, answer_with=torch.full_like(rule, len(member_logits), dtype=torch.long))
+        stop = (member_logits[0, :, 2] <= -18.8) | last
+        return Decision(stop=stop, answer_with=torch.full_like(stop, len(member_logits), dtype=torch.long))
 
     def stop_probability(self, member_logits: Tensor) -> Tensor:
         later = (member_logits[0, :, 2] + 18.8).sigmoid()
@@ -94,10 +98,15 @@ def answer(attack: EnsembleAttack, ensemble: Ensemble, rule: StoppingRule, x: Im
     return predict_dynamic(ensemble, attack(ensemble, rule, x, y, THREAT, rng=seeded(0)), rule)
 
 
-def steepest(surrogate: Surrogate, *, judged: bool = True) -> SurrogateAttack:
+def never(loss: Tensor, score: Tensor | None = None) -> Evaluation:
+    """Evaluate points none of which is a success."""
+    return Evaluation(loss, torch.zeros_like(loss, dtype=torch.bool), loss if score is None else score)
+
+
+def steepest(surrogate: Surrogate, *, use_deployed_logits: bool = True) -> SurrogateAttack:
     """PGD from the clean image, fine enough to stop anywhere in the ball."""
     pgd = PGD(steps=40, step_size=0.05, random_start=False, stop_at_success=False)
-    return SurrogateAttack(attack=pgd, surrogate=surrogate, judged=judged)
+    return SurrogateAttack(attack=pgd, surrogate=surrogate, use_deployed_logits=use_deployed_logits)
 
 
 class TestStoppingEarlyOpensADoor:
@@ -113,7 +122,9 @@ class TestStoppingEarlyOpensADoor:
         assert answer(steepest(Prefix(length=1)), self.ensemble, self.rule).logits.argmax() == 1
 
     def test_and_breaks_the_whole_ensemble_all_the_same(self) -> None:
-        x_adv = steepest(FullEnsemble(), judged=False)(self.ensemble, self.rule, X, Y, THREAT, rng=seeded(0))
+        x_adv = steepest(FullEnsemble(), use_deployed_logits=False)(
+            self.ensemble, self.rule, X, Y, THREAT, rng=seeded(0)
+        )
         assert self.ensemble(x_adv).argmax() == 1  # the whole ensemble is broken
         assert predict_dynamic(self.ensemble, x_adv, self.rule).logits.argmax() == 0  # the deployed one is not
 
@@ -255,7 +266,7 @@ class TestReweighted:
     def test_weights_are_shares_that_favour_right_members_near_their_border(self) -> None:
         leads = torch.tensor([0.5, 4.0, -0.5, -4.0])
         logits = torch.stack([leads, torch.zeros(4)], dim=1)[:, None]
-        weights = Reweighted(temperature=2.0, turned=0.25).weights(logits, Y)[:, 0]
+        weights = Reweighted(temperature=2.0, misled_weight=0.25).weights(logits, Y)[:, 0]
         expected = torch.tensor([1.0, 1.0, 0.25, 0.25]) * (-leads.abs() / 2).exp()
         torch.testing.assert_close(weights, expected / expected.sum())
 
@@ -296,14 +307,14 @@ class TestDecide:
         assert 0 < int(alone.sum()) < 101
         torch.testing.assert_close(gradient.flatten()[alone], torch.full((int(alone.sum()),), -60.0))
 
-    def test_damage_orders_answers(self) -> None:
+    def test_rank_orders_predictions(self) -> None:
         logits = torch.tensor([[9.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 9.0]])
-        found = damage(logits, torch.zeros(4, dtype=torch.long))
+        found = rank(logits, torch.zeros(4, dtype=torch.long))
         assert (found.diff() > 0).all()
         assert (found[:2] < 0).all()
-        assert (found[2:] >= BROKEN).all()
+        assert (found[2:] >= MISCLASSIFIED).all()
 
-    def test_log_mass_sees_below_single_precision(self) -> None:
+    def test_log_stop_probability_resolves_below_single_precision(self) -> None:
         logits = torch.tensor([20.0, 0.0]).expand(3, 1, 2).clone().requires_grad_()
         rule = DIE(b=60.0, tau_c=0.55)
         assert rule.stop_probability(logits)[1:].sum() == 0
@@ -313,63 +324,85 @@ class TestDecide:
         assert gradient.abs().max() > 0
 
 
-class TestClimb:
+class TestProjectedGradientAscent:
     """On -(pixel - goal) ** 2, whose top is known."""
 
     x = torch.full((3, 1, 1, 1), 0.5)
     goals = torch.tensor([0.53, 0.45, 0.9])
 
-    def value(self, images: Images, at: At) -> Value:
-        loss = -(images.flatten() - self.goals[at.rows]).square()
-        return Value(loss, loss)
+    def ascend(
+        self, objective: Objective, *, steps: int, step_size: float, restarts: int = 1, random: bool = False
+    ) -> Images:
+        starts = random_starts(self.x, THREAT, restarts, seeded(0), first=None if random else self.x)
+        best = BestPoints.of_clean(self.x)
+        return projected_gradient_ascent(
+            objective, best, self.x, THREAT, steps=steps, step_size=step_size, starts=starts
+        ).images
 
     def test_reaches_the_top_or_the_edge_nearest_to_it(self) -> None:
-        top = climb(self.value, self.x, THREAT, steps=60, step_size=0.04, rng=seeded(0), start=self.x)
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            return never(-(images.flatten() - self.goals[progress.rows]).square())
+
+        top = self.ascend(objective, steps=60, step_size=0.04)
         torch.testing.assert_close(top.flatten(), torch.tensor([0.53, 0.45, 0.6]), atol=0.004, rtol=0)
 
-    def test_keeps_by_rank_and_not_by_loss(self) -> None:
-        def value(images: Images, at: At) -> Value:
-            return Value(images.flatten(), -(images.flatten() - 0.54).abs())
+    def test_keeps_by_score_and_not_by_loss(self) -> None:
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            return never(images.flatten(), -(images.flatten() - 0.54).abs())
 
-        top = climb(value, self.x, THREAT, steps=10, step_size=0.1, rng=seeded(0), start=self.x)
+        top = self.ascend(objective, steps=10, step_size=0.1)
         torch.testing.assert_close(top.flatten(), torch.full((3,), 0.54))
 
-    def test_looks_at_the_last_point(self) -> None:
-        def value(images: Images, at: At) -> Value:
-            return Value(images.flatten(), images.flatten())
+    def test_keeps_a_success_before_a_higher_score(self) -> None:
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            value = images.flatten()
+            return Evaluation(value, (value > 0.515) & (value < 0.525), value)
 
-        top = climb(value, self.x, THREAT, steps=1, step_size=0.5, rng=seeded(0), start=self.x)
+        best = BestPoints.of_clean(self.x)
+        starts = random_starts(self.x, THREAT, 1, seeded(0), first=self.x)
+        projected_gradient_ascent(
+            objective, best, self.x, THREAT, steps=10, step_size=0.1, starts=starts, stop_at_success=False
+        )
+        assert best.success.all()
+        torch.testing.assert_close(best.images.flatten(), torch.full((3,), 0.52))
+
+    def test_evaluates_the_last_point(self) -> None:
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            return never(images.flatten())
+
+        top = self.ascend(objective, steps=1, step_size=0.5)
         torch.testing.assert_close(top.flatten(), torch.full((3,), 0.55))
 
-    def test_leaves_alone_what_is_good_enough(self) -> None:
+    def test_successful_images_are_not_evaluated_again(self) -> None:
         seen: list[list[int]] = []
 
-        def value(images: Images, at: At) -> Value:
-            seen.append(at.rows.tolist())
-            return Value(images.flatten(), images.flatten() + torch.tensor([0.0, 0.02, 0.0])[at.rows])
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            seen.append(progress.rows.tolist())
+            score = images.flatten() + torch.tensor([0.0, 0.02, 0.0])[progress.rows]
+            return Evaluation(images.flatten(), score >= 0.535, score)
 
-        climb(value, self.x, THREAT, steps=3, step_size=0.1, restarts=2, rng=seeded(0), start=self.x, enough=0.535)
+        self.ascend(objective, steps=3, step_size=0.1, restarts=2)
         assert seen[:4] == [[0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 2]]
         assert all(1 not in rows for rows in seen[3:])
 
     def test_later_starts_are_random_and_counted(self) -> None:
         starts: dict[int, float] = {}
 
-        def value(images: Images, at: At) -> Value:
-            if at.step == 0:
-                starts[at.start] = float(images[0].detach())
-            return Value(images.flatten(), images.flatten())
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            if progress.step == 0:
+                starts[progress.restart] = float(images[0].detach())
+            return never(images.flatten())
 
-        climb(value, self.x, THREAT, steps=2, step_size=0.1, restarts=3, rng=seeded(0), start=self.x)
+        self.ascend(objective, steps=2, step_size=0.1, restarts=3)
         assert starts[0] == 0.5
         assert len(set(starts.values())) == 3
 
     def test_nan_is_an_error(self) -> None:
-        def value(images: Images, at: At) -> Value:
-            return Value(images.flatten(), images.flatten() * math.nan)
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            return never(images.flatten(), images.flatten() * math.nan)
 
         with pytest.raises(RunError, match="met NaN"):
-            climb(value, self.x, THREAT, steps=2, step_size=0.1, rng=seeded(0))
+            self.ascend(objective, steps=2, step_size=0.1, random=True)
 
     def test_squash_keeps_the_order(self) -> None:
         values = torch.tensor([-1e6, -2.0, -0.1, 0.0, 0.1, 2.0, 1e6])
@@ -377,22 +410,24 @@ class TestClimb:
         assert squash(values).abs().max() < 1
 
 
-def test_a_judged_attack_goes_on_until_the_deployed_decision_breaks() -> None:
+def test_with_deployed_logits_an_attack_continues_until_the_deployed_prediction_is_wrong() -> None:
     """The whole ensemble is wrong long before the deployed one, on the way to a point where both are."""
     ensemble, rule = make_ensemble((3.0, -40.0), (0.2, -60.0)), DIE(b=32.0, tau_c=0.6)
     pgd = PGD(steps=40, step_size=0.05, random_start=False, loss=Margin())
-    blind, judged = (SurrogateAttack(attack=pgd, surrogate=FullEnsemble(), judged=judged) for judged in (False, True))
+    blind, informed = (
+        SurrogateAttack(attack=pgd, surrogate=FullEnsemble(), use_deployed_logits=use) for use in (False, True)
+    )
     x_adv = blind(ensemble, rule, X, Y, THREAT, rng=seeded(0))
     assert ensemble(x_adv).argmax() == 1
     assert answer(blind, ensemble, rule).logits.argmax() == 0
-    assert answer(judged, ensemble, rule).logits.argmax() == 1
+    assert answer(informed, ensemble, rule).logits.argmax() == 1
 
 
 def test_every_member_can_be_attacked_alone() -> None:
     ensemble = make_ensemble((2.0, -60.0), (3.0, 100.0))
     for index in (1, 2):
         torch.testing.assert_close(Member(index=index)(ensemble, Never())(X), ensemble.members[index - 1](X))
-        x_adv = steepest(Member(index=index), judged=False)(ensemble, Never(), X, Y, THREAT, rng=seeded(0))
+        x_adv = steepest(Member(index=index), use_deployed_logits=False)(ensemble, Never(), X, Y, THREAT, rng=seeded(0))
         assert [int(member(x_adv).argmax()) for member in ensemble.members].index(1) == index - 1
 
 
@@ -400,8 +435,8 @@ def test_every_member_can_be_attacked_alone() -> None:
     ("registry", "table", "message"),
     [
         (surrogates, {"name": "reweighted", "temperature": 0}, "temperature = 0 must be above 0"),
-        (surrogates, {"name": "reweighted", "turned": 0}, r"turned = 0 must lie in \(0, 1\]"),
-        (surrogates, {"name": "combined"}, "combine is missing"),
+        (surrogates, {"name": "reweighted", "misled_weight": 0}, r"misled_weight = 0 must lie in \(0, 1\]"),
+        (surrogates, {"name": "combined"}, "combiner is missing"),
         (ensemble_attacks, {"name": "hijack", "targets": 0}, "targets = 0 must be 1 or more"),
         (ensemble_attacks, {"name": "hijack", "steps": 0}, "steps = 0"),
         (ensemble_attacks, {"name": "slowdown", "step_size": 0}, "step_size = 0 must be above 0"),

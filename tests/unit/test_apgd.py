@@ -4,13 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.apgd import APGD
-from sparsemble.attacks.apgd_core import Ascent, checkpoints, start_at_edge
-from sparsemble.attacks.apgd_targeted import APGDTargeted, likeliest_wrong, targeted_dlr
-from sparsemble.attacks.losses.cross_entropy import CrossEntropy
-from sparsemble.attacks.losses.dlr import DLR
-from sparsemble.attacks.losses.kl import KL
-from sparsemble.attacks.losses.margin import Margin
+from sparsemble.attacks import APGD, DLR, KL, APGDTargeted, CrossEntropy, Margin
+from sparsemble.attacks.apgd_core import APGDSearch, checkpoints, random_start_at_eps
+from sparsemble.attacks.apgd_targeted import targeted_dlr
+from sparsemble.attacks.attack import likeliest_wrong
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
@@ -66,12 +63,12 @@ def test_breaks_what_can_be_broken_and_nothing_else(classes, eps, log_probabilit
     worst = model.worst_margin(x, y, threat)
     clear = worst.abs() > 0.05
     assert 5 < (worst > 0.05).sum() < 55
-    broken = predicted(model, APGDTargeted(steps=20)(model, x, y, threat, rng=seeded(0))) != y
-    assert torch.equal(broken[clear], worst[clear] > 0)
-    # Without a target the walk may end at the wrong one of several borders.
-    broken = predicted(model, APGD(steps=20)(model, x, y, threat, rng=seeded(0))) != y
-    assert not broken[worst < -1e-4].any()
-    assert broken.sum() >= 0.8 * (worst > 0.05).sum()
+    misclassified = predicted(model, APGDTargeted(steps=20)(model, x, y, threat, rng=seeded(0))) != y
+    assert torch.equal(misclassified[clear], worst[clear] > 0)
+    # Without a target the search may end at the wrong one of several boundaries.
+    misclassified = predicted(model, APGD(steps=20)(model, x, y, threat, rng=seeded(0))) != y
+    assert not misclassified[worst < -1e-4].any()
+    assert misclassified.sum() >= 0.8 * (worst > 0.05).sum()
 
 
 @pytest.mark.parametrize("threat", [LINF, L2])
@@ -89,9 +86,9 @@ def test_stays_inside_and_leaves_the_model_alone(attack, threat) -> None:
 
 
 @pytest.mark.parametrize("attack", [APGD(steps=15, loss=DLR()), APGDTargeted(steps=15)])
-def test_an_image_does_not_feel_the_others(attack, monkeypatch) -> None:
+def test_an_image_does_not_depend_on_the_others(attack, monkeypatch) -> None:
     for module in ("apgd", "apgd_targeted"):
-        monkeypatch.setattr(f"sparsemble.attacks.{module}.start_at_edge", lambda x, threat, rng: x)
+        monkeypatch.setattr(f"sparsemble.attacks.{module}.random_start_at_eps", lambda x, threat, rng: x)
     model, x, threat = linear(6), images(12), ThreatModel(eps=0.02)
     y = predicted(model, x)
     together = attack(model, x, y, threat, rng=seeded(0))
@@ -113,7 +110,7 @@ def test_passes_are_those_of_the_budget() -> None:
     assert (passes.forward, passes.backward) == (6 * 3 * 11, 6 * 3 * 9)
 
 
-def test_broken_images_take_no_further_passes() -> None:
+def test_misclassified_images_take_no_further_passes() -> None:
     model, x = linear(2), images(8)
     y = predicted(model, x)
     with count_passes(model) as stopped:
@@ -136,7 +133,7 @@ def test_a_failure_returns_the_highest_loss_not_the_clean_image() -> None:
         torch.testing.assert_close(margin(model, x_adv, y), model.worst_margin(x, y, threat), rtol=1e-4, atol=1e-5)
 
 
-def test_a_random_model_is_judged_by_its_mean() -> None:
+def test_a_random_model_is_evaluated_by_its_mean() -> None:
     inner, noise = linear(2), seeded(5)
 
     class Noisy(nn.Module):
@@ -150,7 +147,7 @@ def test_a_random_model_is_judged_by_its_mean() -> None:
     assert (predicted(model, x) != y).any(), "the noise must be large enough to fool a single pass"
     with count_passes(model) as passes:
         APGD(steps=5, eot=100)(model, x, y, threat, rng=seeded(0))
-    assert (passes.forward, passes.backward) == (len(x) * 100 * 7, len(x) * 100 * 5), "no image counts as broken"
+    assert (passes.forward, passes.backward) == (len(x) * 100 * 7, len(x) * 100 * 5), "no image counts as misclassified"
 
 
 def test_checkpoints_are_the_published_ones() -> None:
@@ -161,10 +158,10 @@ def test_checkpoints_are_the_published_ones() -> None:
     assert checkpoints(1) == {1: 1}
 
 
-def test_starts_lie_on_the_border_of_the_ball() -> None:
+def test_starts_lie_on_the_boundary_of_the_ball() -> None:
     x = images()
     for threat in (LINF, L2):
-        start = start_at_edge(x, threat, seeded(0))
+        start = random_start_at_eps(x, threat, seeded(0))
         torch.testing.assert_close(threat.distance(start, x), torch.full((len(x),), threat.eps))
 
 
@@ -195,7 +192,7 @@ def test_targets_are_wrong_classes_likeliest_first() -> None:
     assert likeliest_wrong(logits, torch.tensor([0, 2]), 1).tolist() == [[2], [0]]
 
 
-def test_kl_is_the_divergence_from_the_clean_answer() -> None:
+def test_kl_is_the_divergence_from_the_clean_prediction() -> None:
     clean, moved = torch.randn(2, 4, 6, generator=seeded(2)).unbind(0)
     p, q = clean.softmax(1), moved.softmax(1)
     torch.testing.assert_close(KL()(moved, clean, torch.zeros(4).long()), (p * (p / q).log()).sum(1))
@@ -211,7 +208,7 @@ def test_bad_settings_are_refused(settings) -> None:
     with pytest.raises(InputError):
         APGDTargeted(**settings)
     with pytest.raises(InputError):
-        Ascent(**{"steps": 5, **settings})
+        APGDSearch(**{"steps": 5, **settings})
 
 
 def test_counts_below_one_are_refused() -> None:

@@ -1,21 +1,15 @@
-"""AutoAttack: its parts, who broke what, few classes, and the same broken images as the authors' code."""
+"""AutoAttack: its schedule, the part that succeeded, few classes, and the same outcomes as the authors' code."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemble.attacks import attacks
-from sparsemble.attacks.apgd import APGD
-from sparsemble.attacks.apgd_core import Outcome
-from sparsemble.attacks.apgd_focused import APGDFocused, way_left
-from sparsemble.attacks.apgd_targeted import APGDTargeted
-from sparsemble.attacks.autoattack import AutoAttack
-from sparsemble.attacks.losses.cross_entropy import CrossEntropy
-from sparsemble.attacks.losses.dlr import DLR
-from sparsemble.attacks.losses.margin import Margin
-from sparsemble.attacks.search_on import search_on
-from sparsemble.attacks.square import Square
+from sparsemble.attacks import APGD, DLR, APGDFocused, APGDTargeted, AutoAttack, CrossEntropy, Margin, Square, attacks
+from sparsemble.attacks.apgd_focused import remaining
+from sparsemble.attacks.best_points import BestPoints
+from sparsemble.attacks.black_box.square import search_from
+from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.registry import to_dict
@@ -58,15 +52,15 @@ def kinds(parts: tuple[object, ...]) -> list[str]:
     return [type(part).__name__ for part in parts]
 
 
-def test_parts_are_the_published_ones() -> None:
-    standard = AutoAttack().parts(10)
+def test_the_schedule_is_the_published_one() -> None:
+    standard = AutoAttack().schedule(10)
     assert standard[0] == APGD(steps=100, loss=CrossEntropy())
     assert standard[1] == APGDTargeted(steps=100, targets=9)
     assert standard[-1] == Square(queries=5000, rescale=False)
-    plus = AutoAttack(variant="plus").parts(10)
+    plus = AutoAttack(variant="plus").schedule(10)
     assert plus[:2] == (APGD(restarts=5), APGD(restarts=5, loss=DLR()))
-    assert AutoAttack(variant="rand").parts(10) == (APGD(eot=20), APGD(eot=20, loss=DLR()))
-    assert AutoAttack(variant="rand").parts(2)[1] == APGD(eot=20, loss=Margin())
+    assert AutoAttack(variant="rand").schedule(10) == (APGD(eot=20), APGD(eot=20, loss=DLR()))
+    assert AutoAttack(variant="rand").schedule(2)[1] == APGD(eot=20, loss=Margin())
 
 
 def test_labels_name_variant_and_mode() -> None:
@@ -81,16 +75,16 @@ def test_labels_name_variant_and_mode() -> None:
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_cascade_says_which_part_broke_each_image(trained, mode) -> None:
+def test_cascade_returns_the_part_that_succeeded_on_each_image(trained, mode) -> None:
     x, y = patterns(40, CLASSES, seed=2)
     y = predicted(trained, x)
     y[3] = (y[3] + 1) % CLASSES
     attack, threat = AutoAttack(mode=mode), ThreatModel(eps=0.1)
-    x_adv, broken_by = attack.cascade(trained, x, y, threat, rng=seeded(0))
-    assert broken_by[3] == -2
+    x_adv, part = attack.cascade(trained, x, y, threat, rng=seeded(0))
+    assert part[3] == -2
     assert torch.equal(x_adv[3], x[3])
-    assert torch.equal(predicted(trained, x_adv) == y, broken_by == -1)
-    assert set(broken_by.tolist()) - {-1, -2} <= set(range(len(attack.parts(CLASSES))))
+    assert torch.equal(predicted(trained, x_adv) == y, part == -1)
+    assert set(part.tolist()) - {-1, -2} <= set(range(len(attack.schedule(CLASSES))))
     assert torch.equal(attack(trained, x, y, threat, rng=seeded(0)), x_adv)
 
 
@@ -169,7 +163,7 @@ def test_fast_takes_a_fraction_of_the_passes(trained) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_breaks_the_same_images_as_the_reference(trained, norm) -> None:
+def test_succeeds_on_the_same_images_as_the_reference(trained, norm) -> None:
     reference = pytest.importorskip("pyautoattack.autopgd_base")
     x, y = patterns(120, CLASSES, seed=10)
     y, eps = predicted(trained, x), {"linf": 0.05, "l2": 0.5}[norm]
@@ -192,7 +186,7 @@ def test_breaks_the_same_images_as_the_reference(trained, norm) -> None:
         assert passes.total <= most.total
 
 
-def test_focused_walks_as_far_as_targeted_ones_at_less_cost(trained) -> None:
+def test_focused_succeeds_as_often_as_targeted_at_less_cost(trained) -> None:
     x, y = patterns(80, CLASSES, seed=11)
     y, threat = predicted(trained, x), ThreatModel(eps=0.05)
     standing, cost = {}, {}
@@ -205,16 +199,16 @@ def test_focused_walks_as_far_as_targeted_ones_at_less_cost(trained) -> None:
     assert cost["focused"] < 0.9 * cost["targeted"]
 
 
-def test_focused_walks_to_near_targets_only(trained) -> None:
+def test_focused_restarts_towards_near_targets_only(trained) -> None:
     x, y = patterns(10, CLASSES, seed=12)
     y, threat = predicted(trained, x), ThreatModel(eps=1e-6)
-    # At this toll a target less than 4e8 away is worth two walks.
-    for reach, most, walks in ((1e-9, 99, 0), (1e9, 99, 2 * (CLASSES - 1)), (1e9, 3, 3)):
-        attack = APGDFocused(glance=3, steps=7, reach=reach, toll=6e8, walks=most, queries=11)
+    # With this penalty a target less than 4e8 away gets two restarts.
+    for limit, most, restarts in ((1e-9, 99, 0), (1e9, 99, 2 * (CLASSES - 1)), (1e9, 3, 3)):
+        attack = APGDFocused(probe_steps=3, steps=7, max_distance=limit, revisit_penalty=6e8, restarts=most, queries=11)
         with count_passes(trained) as passes:
             attack(trained, x, y, threat, rng=seeded(0))
-        assert passes.forward == 10 * (1 + 4 * (CLASSES - 1) + 8 * walks + 11 * (walks > 0))
-        assert passes.backward == 10 * (3 * (CLASSES - 1) + 7 * walks)
+        assert passes.forward == 10 * (1 + 4 * (CLASSES - 1) + 8 * restarts + 11 * (restarts > 0))
+        assert passes.backward == 10 * (3 * (CLASSES - 1) + 7 * restarts)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -223,15 +217,17 @@ def test_focused_ends_with_a_search_from_its_best_points(trained, norm) -> None:
     y, threat = predicted(trained, x), ThreatModel(norm=norm, eps={"linf": 0.04, "l2": 0.4}[norm])
     margins = []
     for queries in (0, 300):
-        x_adv = APGDFocused(glance=1, steps=1, reach=99.0, queries=queries)(trained, x, y, threat, rng=seeded(0))
+        x_adv = APGDFocused(probe_steps=1, steps=1, max_distance=99.0, queries=queries)(
+            trained, x, y, threat, rng=seeded(0)
+        )
         logits = trained(x_adv).detach()
-        margins.append(Margin()(logits, logits, y))
+        margins.append(margin_of(logits, y))
     assert (margins[0] < 0).any()
     assert (margins[1] >= margins[0]).all()
     assert (margins[1] > margins[0]).any()
 
 
-def test_search_on_corrects_wrong_signs_on_a_linear_model() -> None:
+def test_a_search_from_given_points_corrects_wrong_signs_on_a_linear_model() -> None:
     weights = torch.randn(1, 2, 4, 4, generator=seeded(1))
     x, y, threat = torch.full((3, 2, 4, 4), 0.5), torch.zeros(3, dtype=torch.long), ThreatModel(eps=0.1)
 
@@ -241,21 +237,29 @@ def test_search_on_corrects_wrong_signs_on_a_linear_model() -> None:
 
     flip = torch.where(torch.rand(3, 2, 4, 4, generator=seeded(2)) < 0.2, -1.0, 1.0)
     start = x + threat.eps * flip * weights.sign()
-    margin = Margin()(model(start), model(start), y)
-    before = Outcome(start, torch.zeros(3, dtype=torch.bool), margin, margin)
-    found = search_on(model, before, x, y, threat, 600, rng=seeded(3))
-    torch.testing.assert_close(found.images, (x + threat.eps * weights.sign()).expand(3, -1, -1, -1))
+    margin = margin_of(model(start), y)
+    before = BestPoints(start, torch.zeros(3, dtype=torch.bool), margin)
+    best = search_from(model, before, x, y, threat, 600, rng=seeded(3))
+    torch.testing.assert_close(best.images, (x + threat.eps * weights.sign()).expand(3, -1, -1, -1))
     torch.testing.assert_close(before.images, x + threat.eps * flip * weights.sign())
 
 
-def test_way_left_is_a_share_of_the_way_come() -> None:
-    behind, margin = torch.tensor([4.0, 4.0, 4.0, 4.0]), torch.tensor([-1.0, -2.0, -4.0, -5.0])
-    torch.testing.assert_close(way_left(behind, margin), torch.tensor([1 / 3, 1.0, float("inf"), float("inf")]))
+def test_the_remaining_distance_is_a_fraction_of_what_was_gained() -> None:
+    clean_gap, margin = torch.tensor([4.0, 4.0, 4.0, 4.0]), torch.tensor([-1.0, -2.0, -4.0, -5.0])
+    torch.testing.assert_close(remaining(clean_gap, margin), torch.tensor([1 / 3, 1.0, float("inf"), float("inf")]))
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"glance": 0}, {"steps": 0}, {"walks": 0}, {"targets": 0}, {"reach": 0.0}, {"toll": 0.0}, {"queries": -1}],
+    [
+        {"probe_steps": 0},
+        {"steps": 0},
+        {"restarts": 0},
+        {"targets": 0},
+        {"max_distance": 0.0},
+        {"revisit_penalty": 0.0},
+        {"queries": -1},
+    ],
     ids=str,
 )
 def test_bad_settings_are_refused(settings) -> None:

@@ -1,26 +1,20 @@
 """Minimum-norm attacks against the distances of linear models, which are known exactly."""
 
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks import attacks
-from sparsemble.attacks.carlini_wagner import CarliniWagner
-from sparsemble.attacks.decision_boundary import nearest_border
-from sparsemble.attacks.deepfool import DeepFool
-from sparsemble.attacks.fab import FAB
-from sparsemble.attacks.fmn import FMN
-from sparsemble.attacks.hyperplane import dual_length, move_to
-from sparsemble.attacks.minimum_norm import MinimumNorm
+from sparsemble.attacks import FAB, FMN, CarliniWagner, DeepFool, MinimumNorm, attacks
+from sparsemble.attacks.attack import Norm
+from sparsemble.attacks.decision_boundary import dual_norm, move_to, nearest_boundary_at
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, PerImage, seeded
 from tests.helpers import LinearClassifier, tiny_model
 
-Norm = Literal["linf", "l2"]
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 CLASSES = 4
 
@@ -32,6 +26,7 @@ ACCURACY: dict[str, tuple[dict[str, Any], float, float]] = {
     "fmn": ({}, 1.01, 1.15),
     "carlini_wagner": ({"steps": 60, "searches": 7}, 1.03, 1.3),
 }
+CASES = [(name, norm) for name in ACCURACY for norm in attacks.components[name].norms]
 
 
 def linear_case() -> tuple[LinearClassifier, Images, Labels]:
@@ -104,7 +99,7 @@ class TestMoveTo:
         height = height / 100
         points = 0.25 + points / 2
         length = ThreatModel(norm=norm).distance(points + move_to(points, normal, height, norm), points)
-        torch.testing.assert_close(length, height.abs() / dual_length(normal, norm), atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(length, height.abs() / dual_norm(normal, norm), atol=1e-6, rtol=1e-3)
 
     def test_against_a_slow_search_for_the_dual_variable(self, norm: Norm) -> None:
         points, normal, height = self.plane()
@@ -124,23 +119,22 @@ class TestMoveTo:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_nearest_border_is_the_one_of_the_closed_form(norm: Norm) -> None:
+def test_the_nearest_boundary_is_the_one_of_the_closed_form(norm: Norm) -> None:
     model, x, y = linear_case()
     others = torch.stack([(y + i) % CLASSES for i in range(1, CLASSES)], dim=1)
-    border = nearest_border(model, x, y, others, norm)
-    torch.testing.assert_close(border.height.abs() / dual_length(border.normal, norm), model.distance(x, y, norm))
+    boundary = nearest_boundary_at(model, x, y, others, norm)
+    torch.testing.assert_close(boundary.height.abs() / dual_norm(boundary.normal, norm), model.distance(x, y, norm))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ACCURACY)
+@pytest.mark.parametrize(("name", "norm"), CASES)
 class TestEveryMinimumNormAttack:
     def test_finds_the_distance_of_a_linear_model(self, name: str, norm: Norm) -> None:
         model, x, y = linear_case()
-        found_at, found = build(name).minimum(model, x, y, norm, rng=seeded(0))
-        assert found.all()
-        assert (model(found_at).argmax(1) != y).all()
+        x_min, success = build(name).minimum(model, x, y, norm, rng=seeded(0))
+        assert success.all()
+        assert (model(x_min).argmax(1) != y).all()
         distance = model.distance(x, y, norm)
-        ratio = ThreatModel(norm=norm).distance(found_at, x) / distance
+        ratio = ThreatModel(norm=norm).distance(x_min, x) / distance
         ratio = ratio[distance > distance.median() / 5]  # fixed steps cannot follow distances near 0
         _, half, every = ACCURACY[name]
         assert ratio.min() > 0.999
@@ -149,18 +143,18 @@ class TestEveryMinimumNormAttack:
 
     def test_an_image_that_is_wrong_as_it_is_comes_back(self, name: str, norm: Norm) -> None:
         model, x, y = network()
-        found_at, found = build(name).minimum(model, x, y, norm, rng=seeded(0))
-        assert found[0]
-        assert torch.equal(found_at[0], x[0])
-        assert not any(torch.equal(a, b) for a, b in zip(found_at[1:], x[1:], strict=True))
+        x_min, success = build(name).minimum(model, x, y, norm, rng=seeded(0))
+        assert success[0]
+        assert torch.equal(x_min[0], x[0])
+        assert not any(torch.equal(a, b) for a, b in zip(x_min[1:], x[1:], strict=True))
 
-    def test_says_truly_what_it_found(self, name: str, norm: Norm) -> None:
+    def test_reports_success_correctly(self, name: str, norm: Norm) -> None:
         model, x, y = network()
-        found_at, found = build(name).minimum(model, x, y, norm, rng=seeded(0))
-        assert found_at.min() >= 0
-        assert found_at.max() <= 1
-        assert found.sum() > 3
-        assert torch.equal(model(found_at).argmax(1) != y, found)
+        x_min, success = build(name).minimum(model, x, y, norm, rng=seeded(0))
+        assert x_min.min() >= 0
+        assert x_min.max() <= 1
+        assert success.sum() > 3
+        assert torch.equal(model(x_min).argmax(1) != y, success)
 
     def test_finds_nothing_where_the_class_never_changes(self, name: str, norm: Norm) -> None:
         def model(x: Images) -> Tensor:
@@ -169,13 +163,13 @@ class TestEveryMinimumNormAttack:
 
         x = torch.rand(3, 1, 4, 4, generator=seeded(7))
         y = torch.zeros(3, dtype=torch.int64)
-        found_at, found = build(name).minimum(model, x, y, norm, rng=seeded(0))
-        assert not found.any()
+        x_min, success = build(name).minimum(model, x, y, norm, rng=seeded(0))
+        assert not success.any()
         threat = ThreatModel(norm=norm, eps=0.05)
         x_adv = build(name)(model, x, y, threat, rng=seeded(0))
         before, after = (-model(images).diff(dim=1)[:, 0] for images in (x, x_adv))
         assert (after < before).all()
-        assert found_at.isfinite().all()
+        assert x_min.isfinite().all()
 
     def test_a_model_without_gradients_still_gets_an_image_of_the_ball(self, name: str, norm: Norm) -> None:
         def model(x: Images) -> Tensor:
@@ -198,18 +192,20 @@ class TestEveryMinimumNormAttack:
         model, x, y = linear_case()
         expected, _ = build(name).minimum(model, x[:4], y[:4], norm, rng=seeded(0))
         with torch.no_grad():
-            found_at, _ = build(name).minimum(model, x[:4], y[:4], norm, rng=seeded(0))
-        assert torch.equal(found_at, expected)
+            x_min, _ = build(name).minimum(model, x[:4], y[:4], norm, rng=seeded(0))
+        assert torch.equal(x_min, expected)
 
-    def test_near_enough_is_enough(self, name: str, norm: Norm) -> None:
+    def test_a_point_at_the_stop_distance_ends_the_search(self, name: str, norm: Norm) -> None:
         model, x, y = linear_case()
         distance = model.distance(x, y, norm)
         with count_passes(model) as all_the_way:
             build(name).minimum(model, x, y, norm, rng=seeded(0))
         with count_passes(model) as stopped:
-            found_at, found = build(name).minimum(model, x, y, norm, rng=seeded(0), enough=2 * float(distance.max()))
-        assert found.all()
-        assert (ThreatModel(norm=norm).distance(found_at, x) <= 2 * distance.max() + 1e-6).all()
+            x_min, success = build(name).minimum(
+                model, x, y, norm, rng=seeded(0), stop_distance=2 * float(distance.max())
+            )
+        assert success.all()
+        assert (ThreatModel(norm=norm).distance(x_min, x) <= 2 * distance.max() + 1e-6).all()
         if name == "deepfool":  # it stops at its first misclassified point anyway
             assert stopped.total == all_the_way.total
         else:
@@ -217,9 +213,9 @@ class TestEveryMinimumNormAttack:
 
     def test_accepts_no_images_and_refuses_wrong_ones(self, name: str, norm: Norm) -> None:
         model, x, y = linear_case()
-        found_at, found = build(name).minimum(model, x[:0], y[:0], norm, rng=seeded(0))
-        assert found_at.shape == x[:0].shape
-        assert found.shape == (0,)
+        x_min, success = build(name).minimum(model, x[:0], y[:0], norm, rng=seeded(0))
+        assert x_min.shape == x[:0].shape
+        assert success.shape == (0,)
         with pytest.raises(InputError, match="images must lie in"):
             build(name).minimum(model, x - 1, y, norm, rng=seeded(0))
 
@@ -230,9 +226,9 @@ class TestDeepFool:
     def test_one_step_is_exact_up_to_the_overshoot(self, norm: Norm, overshoot: float) -> None:
         model, x, y = linear_case()
         attack = DeepFool(steps=1, overshoot=overshoot)
-        found_at, found = attack.minimum(model, x, y, norm, rng=seeded(0))
-        assert found.all()
-        distance = ThreatModel(norm=norm).distance(found_at, x)
+        x_min, success = attack.minimum(model, x, y, norm, rng=seeded(0))
+        assert success.all()
+        distance = ThreatModel(norm=norm).distance(x_min, x)
         torch.testing.assert_close(distance, (1 + overshoot) * model.distance(x, y, norm), rtol=1e-3, atol=1e-5)
 
     def test_finished_images_leave_and_few_candidates_cost_fewer_passes(self) -> None:
@@ -248,19 +244,19 @@ class TestDeepFool:
             assert passes.backward < 4 * backward * len(x)
 
     @pytest.mark.parametrize("norm", NORMS)
-    def test_following_the_nearest_borders_only_is_cheaper_and_comes_about_as_near(self, norm: Norm) -> None:
+    def test_following_the_nearest_boundaries_only_is_cheaper_and_comes_about_as_near(self, norm: Norm) -> None:
         model, x, y = network()
-        found, passes = {}, {}
+        distances, passes = {}, {}
         for followed in (1, CLASSES - 1):
             with count_passes(model) as counted:
-                images, broken = DeepFool(followed=followed).minimum(model, x, y, norm, rng=seeded(0))
-            assert broken.all()
-            found[followed] = float(ThreatModel(norm=norm).distance(images, x).median())
+                images, success = DeepFool(followed=followed).minimum(model, x, y, norm, rng=seeded(0))
+            assert success.all()
+            distances[followed] = float(ThreatModel(norm=norm).distance(images, x).median())
             passes[followed] = counted.backward
         assert passes[1] < passes[CLASSES - 1]
-        assert found[1] <= 1.05 * found[CLASSES - 1]
+        assert distances[1] <= 1.05 * distances[CLASSES - 1]
 
-    def test_needs_a_border_to_follow(self) -> None:
+    def test_needs_a_boundary_to_follow(self) -> None:
         with pytest.raises(InputError, match="followed = 0 must be 1 or more"):
             DeepFool(followed=0)
 
@@ -283,18 +279,27 @@ class TestFAB:
 
 
 class TestCarliniWagner:
-    @pytest.mark.parametrize("norm", NORMS)
-    def test_kappa_is_the_margin_of_what_is_found(self, norm: Norm) -> None:
+    def test_kappa_is_the_margin_of_what_is_found(self) -> None:
         model, x, y = linear_case()
         attack = CarliniWagner(steps=100, searches=6, kappa=2.0)
-        found_at, found = attack.minimum(model, x, y, norm, rng=seeded(0))
-        assert found.any()
-        logits = model(found_at)[found]
-        margin = logits.scatter(1, y[found][:, None], -float("inf")).amax(1) - logits.gather(1, y[found][:, None])[:, 0]
+        x_min, success = attack.minimum(model, x, y, "l2", rng=seeded(0))
+        assert success.any()
+        logits = model(x_min)[success]
+        margin = (
+            logits.scatter(1, y[success][:, None], -float("inf")).amax(1) - logits.gather(1, y[success][:, None])[:, 0]
+        )
         assert (margin >= 2.0).all()
-        loose, _ = CarliniWagner(steps=60, searches=6).minimum(model, x, y, norm, rng=seeded(0))
-        threat = ThreatModel(norm=norm)
-        assert threat.distance(loose, x).median() < threat.distance(found_at, x)[found].median()
+        loose, _ = CarliniWagner(steps=60, searches=6).minimum(model, x, y, "l2", rng=seeded(0))
+        threat = ThreatModel(norm="l2")
+        assert threat.distance(loose, x).median() < threat.distance(x_min, x)[success].median()
+
+    def test_linf_is_refused_with_the_attack_to_use(self) -> None:
+        model, x, y = linear_case()
+        message = 'carlini_wagner works in l2 only, not in linf; use "cw_linf" for linf'
+        with pytest.raises(InputError, match=message):
+            CarliniWagner().minimum(model, x, y, "linf")
+        with pytest.raises(InputError, match=message):
+            CarliniWagner()(model, x, y, ThreatModel(norm="linf"))
 
     def test_images_whose_loss_stands_still_take_no_more_passes(self) -> None:
         model, x, y = linear_case()

@@ -222,11 +222,11 @@ class TestNeverTheCleanImage:
 
 class TestPromises:
     @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
-    @pytest.mark.parametrize("rule", [False, True])
-    def test_each_image_is_attacked_alone(self, rule, threat) -> None:
+    @pytest.mark.parametrize("stop", [False, True])
+    def test_each_image_is_attacked_alone(self, stop, threat) -> None:
         model, x = Bumpy(), images()
         y = predicted(model, x)
-        attack = PGD(steps=4, random_start=False, stop_at_success=rule)
+        attack = PGD(steps=4, random_start=False, stop_at_success=stop)
         single = [attack(model, x[i : i + 1], y[i : i + 1], threat, rng=seeded(0)) for i in range(len(x))]
         torch.testing.assert_close(attack(model, x, y, threat, rng=seeded(0)), torch.cat(single))
 

@@ -1,28 +1,23 @@
-"""Attacks of few lines: one step, noise, answers alone, images from another model; and when PGD stops."""
+"""FGSM, noise, decision-based attacks, transfer; and when PGD stops."""
 
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks import Attack
-from sparsemble.attacks.fgsm import FGSM
-from sparsemble.attacks.hard_label import HardLabel
-from sparsemble.attacks.losses.kl import KL
-from sparsemble.attacks.noise import Noise
-from sparsemble.attacks.pgd import PGD
-from sparsemble.attacks.query_oracle import Oracle
-from sparsemble.attacks.transfer import Transfer
+from sparsemble.attacks import FGSM, KL, PGD, Attack, HopSkipJump, Noise, RayS, Transfer
+from sparsemble.attacks.attack import Norm
+from sparsemble.attacks.black_box.query_oracle import QueryOracle
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from tests.helpers import PlaneClassifier, margin
 
-Norm = Literal["linf", "l2"]
 NORMS: tuple[Norm, ...] = ("linf", "l2")
 EPS = {"linf": 0.04, "l2": 0.25}
+DECISION_BASED: dict[Norm, type[RayS] | type[HopSkipJump]] = {"linf": RayS, "l2": HopSkipJump}
 
 
 def linear_case(norm: Norm) -> tuple[PlaneClassifier, Images, Labels, ThreatModel]:
@@ -56,9 +51,9 @@ class TestNoise:
     def test_is_the_best_of_what_it_draws(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
         few, many = (Noise(draws=draws)(model, x, y, threat, rng=seeded(0)) for draws in (1, 300))
-        unbroken = margin(model, many, y) < 0
-        assert unbroken.any()
-        assert (margin(model, many, y) >= margin(model, few, y))[unbroken].all()
+        still_correct = margin(model, many, y) < 0
+        assert still_correct.any()
+        assert (margin(model, many, y) >= margin(model, few, y))[still_correct].all()
         assert (margin(model, many, y) > margin(model, x, y)).all()
 
     def test_draws_corners_as_well_as_the_inside(self, norm: Norm) -> None:
@@ -68,23 +63,23 @@ class TestNoise:
         model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         Noise(draws=10)(model, x[:1], y[:1], threat, rng=seeded(0))
         points = seen[1]
-        at_border = threat.distance(points, x[:1].expand_as(points)) > threat.eps * (1 - 1e-4)
+        on_boundary = threat.distance(points, x[:1].expand_as(points)) > threat.eps * (1 - 1e-4)
         assert points.shape == (10, *x.shape[1:])
-        assert at_border[1::2].all()
+        assert on_boundary[1::2].all()
         if norm == "linf":
             delta = (points - x[:1]).abs()
             torch.testing.assert_close(delta[1::2], torch.full_like(delta[1::2], threat.eps), atol=1e-6, rtol=0)
             assert (delta[::2] < threat.eps * 0.999).any()
 
-    def test_a_broken_image_takes_no_more_passes(self, norm: Norm) -> None:
+    def test_a_misclassified_image_takes_no_more_passes(self, norm: Norm) -> None:
         model, x, y, _ = linear_case(norm)
         large = ThreatModel(norm=norm, eps=5 * EPS[norm])
         with count_passes(model) as passes:
             x_adv = Noise(draws=5000)(model, x, y, large, rng=seeded(0))
-        broken = margin(model, x_adv, y) > 0
-        assert broken.float().mean() > 0.5
+        misclassified = margin(model, x_adv, y) > 0
+        assert misclassified.float().mean() > 0.5
         assert passes.forward < len(x) * 5001
-        assert passes.forward >= int((~broken).sum()) * 5001
+        assert passes.forward >= int((~misclassified).sum()) * 5001
         assert passes.backward == 0
 
     def test_an_image_gets_the_same_alone_and_in_a_batch(self, norm: Norm) -> None:
@@ -95,65 +90,65 @@ class TestNoise:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-class TestHardLabel:
-    def test_never_asks_more_than_its_budget_and_never_looks_at_gradients(self, norm: Norm) -> None:
+class TestDecisionBased:
+    def test_never_takes_more_queries_than_its_budget_and_uses_no_gradients(self, norm: Norm) -> None:
         model, x, y, _ = linear_case(norm)
         tiny = ThreatModel(norm=norm, eps=1e-5)
         for queries in (1, 10, 300):
             with count_passes(model) as passes:
-                HardLabel(queries=queries)(model, x[:1], y[:1], tiny, rng=seeded(0))
+                DECISION_BASED[norm](queries=queries)(model, x[:1], y[:1], tiny, rng=seeded(0))
             assert 0 < passes.forward <= queries
             assert passes.backward == 0
 
-    def test_sees_answers_only(self, norm: Norm) -> None:
+    def test_uses_predicted_classes_only(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
 
-        def answers(images: Images) -> Tensor:
+        def predicted(images: Images) -> Tensor:
             return nn.functional.one_hot(model(images).argmax(1), 2).float()
 
-        plain, hard = (HardLabel(queries=200)(m, x, y, threat, rng=seeded(0)) for m in (model, answers))
+        plain, hard = (DECISION_BASED[norm](queries=200)(m, x, y, threat, rng=seeded(0)) for m in (model, predicted))
         assert torch.equal(plain, hard)
 
     def test_comes_near_the_distance_of_a_linear_model(self, norm: Norm) -> None:
         model, x, y, _ = linear_case(norm)
         distance = model.distance(x, norm)
         threat = ThreatModel(norm=norm, eps=1.6 * float(distance.median()))
-        x_adv = HardLabel(queries=3000)(model, x, y, threat, rng=seeded(0))
-        broken = margin(model, x_adv, y) > 0
-        assert not broken[distance > threat.eps * 1.001].any()
-        assert broken[distance < threat.eps / 1.6].float().mean() > 0.9
+        x_adv = DECISION_BASED[norm](queries=3000)(model, x, y, threat, rng=seeded(0))
+        misclassified = margin(model, x_adv, y) > 0
+        assert not misclassified[distance > threat.eps * 1.001].any()
+        assert misclassified[distance < threat.eps / 1.6].float().mean() > 0.9
         one_draw = Noise(draws=3000)(model, x, y, threat, rng=seeded(0))
-        assert broken.sum() > (margin(model, one_draw, y) > 0).sum()
+        assert misclassified.sum() > (margin(model, one_draw, y) > 0).sum()
 
-    def test_a_broken_image_asks_no_more(self, norm: Norm) -> None:
+    def test_a_misclassified_image_takes_no_more_queries(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
         near = model.distance(x, norm).argmin()
         x, y = x[near : near + 1], y[near : near + 1]
         with count_passes(model) as passes:
-            x_adv = HardLabel(queries=3000)(model, x, y, threat, rng=seeded(0))
+            x_adv = DECISION_BASED[norm](queries=3000)(model, x, y, threat, rng=seeded(0))
         assert margin(model, x_adv, y) > 0
         assert passes.forward < 3000
 
     def test_an_image_gets_the_same_alone_and_in_a_batch(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
-        attack = HardLabel(queries=250)
+        attack = DECISION_BASED[norm](queries=250)
         together = attack(model, x, y, threat, rng=seeded(0))
-        unbroken = (margin(model, together, y) < 0).nonzero()[:3, 0]
-        for i in unbroken.tolist():
+        still_correct = (margin(model, together, y) < 0).nonzero()[:3, 0]
+        for i in still_correct.tolist():
             alone = attack(model, x[i : i + 1], y[i : i + 1], threat, rng=seeded(0))
             assert margin(model, alone, y[i : i + 1]) < 0
             torch.testing.assert_close(alone[0], together[i], atol=1e-3, rtol=0)
 
 
-def test_an_oracle_counts_its_answers_and_keeps_the_nearest() -> None:
+def test_an_oracle_counts_its_queries_and_keeps_the_nearest() -> None:
     model, x, y, threat = linear_case("l2")
-    oracle = Oracle.ask_about(model, x, y, threat, queries=100)
+    oracle = QueryOracle.with_clean(model, x, y, threat, queries=100)
     rows = torch.tensor([3, 5])
-    away = (0.5 - x[rows]) * 2
-    t = oracle.bisect(rows, away, torch.ones(2), 1e-3)
+    direction = (0.5 - x[rows]) * 2
+    t = oracle.bisect(rows, direction, torch.ones(2), 1e-3)
     torch.testing.assert_close(t, torch.full((2,), 0.5), atol=2e-3, rtol=0)
-    assert (oracle.spent[rows] > 5).all()
-    assert oracle.spent[0] == 1
+    assert (oracle.used[rows] > 5).all()
+    assert oracle.used[0] == 1
     assert (model(oracle.images[rows]).argmax(1) != y[rows]).all()
     assert oracle.distance[0].isinf()
 
@@ -163,9 +158,9 @@ class TestTransfer:
         model, x, y, threat = linear_case("linf")
         source, attack = PlaneClassifier(seed=5), PGD(steps=5, stop_at_success=False)
         moved = Transfer(attack=attack, source=source)
-        with count_passes(model) as asked:
+        with count_passes(model) as passes:
             x_adv = moved(model, x, y, threat, rng=seeded(0))
-        assert asked.total == 0
+        assert passes.total == 0
         assert torch.equal(x_adv, attack(source, x, y, threat, rng=seeded(0)))
         assert moved.label == "transfer_pgd5"
 
@@ -178,17 +173,17 @@ class TestTransfer:
 
 @pytest.mark.parametrize("norm", NORMS)
 class TestPGDStops:
-    def test_stopping_changes_no_verdict_and_saves_passes(self, norm: Norm) -> None:
+    def test_stopping_changes_no_outcome_and_saves_passes(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
-        verdicts, totals = [], []
+        outcomes, totals = [], []
         for rule in (True, False):
             with count_passes(model) as passes:
                 x_adv = PGD(restarts=2, stop_at_success=rule)(model, x, y, threat, rng=seeded(0))
-            verdicts.append(margin(model, x_adv, y) > 0)
+            outcomes.append(margin(model, x_adv, y) > 0)
             totals.append(passes.total)
-        assert verdicts[0].any()
-        assert not verdicts[0].all()
-        assert torch.equal(*verdicts)
+        assert outcomes[0].any()
+        assert not outcomes[0].all()
+        assert torch.equal(*outcomes)
         assert totals[1] == len(x) * (1 + 2 * (20 + 21))
         assert totals[0] < totals[1] * 0.8
 
@@ -232,7 +227,7 @@ class TestPGDStops:
         x_adv = PGD(steps=4, keep_best=False)(model, x, y, threat, rng=seeded(0))
         torch.testing.assert_close(x_adv, point)
 
-    def test_a_loss_that_compares_with_the_clean_answer_gets_it(self, norm: Norm) -> None:
+    def test_a_loss_that_compares_with_the_clean_logits_gets_them(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
         with torch.no_grad():
             clean = model(x)
@@ -247,7 +242,8 @@ class TestPGDStops:
     [
         (FGSM, {"step_size": 0.0}, "step_size = 0 must be above 0"),
         (Noise, {"draws": 0}, "draws = 0 must be 1 or more"),
-        (HardLabel, {"queries": 0}, "queries = 0 must be 1 or more"),
+        (RayS, {"queries": 0}, "queries = 0 must be 1 or more"),
+        (HopSkipJump, {"queries": 0}, "queries = 0 must be 1 or more"),
     ],
 )
 def test_refuses_bad_settings(attack: type[Attack], settings: dict[str, Any], message: str) -> None:

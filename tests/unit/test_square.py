@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsemble.attacks.square import Draw, L2Moves, LinfMoves, Square, peaks
+from sparsemble.attacks.black_box.square import L2Moves, LinfMoves, Square, SquareDraw, peaks
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
@@ -90,7 +90,7 @@ def test_a_linf_step_changes_one_square() -> None:
     x = images(4)
     best = LinfMoves().start(x, LINF, seeded(0))
     torch.testing.assert_close((best - x).abs(), torch.full_like(x, LINF.eps))
-    tried = LinfMoves().step(best, x, LINF, Draw.sample(x, 3, seeded(1)))
+    tried = LinfMoves().step(best, x, LINF, SquareDraw.sample(x, 3, seeded(1)))
     for before, after in zip(best, tried, strict=True):
         rows, columns = (before != after).any(0).nonzero().unbind(1)
         assert rows.max() - rows.min() < 3
@@ -100,7 +100,7 @@ def test_a_linf_step_changes_one_square() -> None:
 def test_an_l2_step_uses_the_whole_budget() -> None:
     x = images(4)
     best = L2Moves().start(x, L2, seeded(0))
-    tried = L2Moves().step(best, x, L2, Draw.sample(x, 3, seeded(1)))
+    tried = L2Moves().step(best, x, L2, SquareDraw.sample(x, 3, seeded(1)))
     torch.testing.assert_close(L2.distance(tried, x), torch.full((4,), L2.eps))
     assert not torch.equal(tried, best)
 

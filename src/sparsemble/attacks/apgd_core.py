@@ -1,66 +1,36 @@
-"""APGD's walk up a loss, with a step size of its own for each image (Croce & Hein 2020, algorithm 1)."""
+"""The search of Auto-PGD, with a step size for each image (Croce & Hein 2020, algorithm 1)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import final
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from sparsemble.attacks.attack import input_gradient
-from sparsemble.attacks.losses.margin import Margin
-from sparsemble.core.errors import InputError, RunError
+from sparsemble.attacks.attack import input_gradient, random_direction, refuse_nan
+from sparsemble.attacks.best_points import BestPoints
+from sparsemble.attacks.losses.margin import margin_of
+from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage
 
 MOMENTUM = 0.75
-"""Share of the new step; the rest goes on as before."""
+"""Weight of the new step; the rest continues in the direction of the last one."""
 FIRST_STEP = 2.0
 """Length of the first steps, in units of eps."""
 
 RowLoss = Callable[[Logits, Counts], PerImage]
-"""From logits and the places of their images in the whole batch to what is climbed."""
+"""Maps logits and the indices of their images in the batch to the loss that is maximised."""
 
 
 @final
 @dataclass
-class Outcome:
-    """The best point found for each image: misclassified before correct, then the higher score."""
-
-    images: Images
-    broken: Flags
-    """Whether the point is misclassified."""
-    score: PerImage
-    """Loss at the point."""
-    margin: PerImage
-    """Best wrong logit minus the true one at the point."""
-
-    @classmethod
-    def nothing_yet(cls, x: Images) -> "Outcome":
-        """Make the outcome that any point improves."""
-        lowest = torch.full_like(x[:, 0, 0, 0], -float("inf"))
-        return cls(x.clone(), torch.zeros_like(lowest, dtype=torch.bool), lowest, lowest.clone())
-
-    def only(self, rows: Counts) -> "Outcome":
-        """Return copies of some of them."""
-        return Outcome(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def improve_(self, rows: Counts, other: "Outcome") -> None:
-        """Take over the points of `other` that are better; its images stand at `rows` of this batch."""
-        was, now = self.broken[rows], other.broken
-        better = (now & ~was) | ((now == was) & (other.score > self.score[rows]))
-        for field in fields(self):
-            getattr(self, field.name)[rows[better]] = getattr(other, field.name)[better]
-
-
-@final
-@dataclass
-class Walkers:
-    """Images on their way, and what each remembers."""
+class ImageStates:
+    """Images that are still attacked, and the state of the search for each."""
 
     rows: Counts
-    """Place in the whole batch."""
+    """Index in the batch."""
     x: Images
     y: Labels
     point: Images
@@ -78,20 +48,51 @@ class Walkers:
     halved: Flags
     """Whether the last checkpoint halved the step."""
 
-    def only(self, kept: Flags) -> "Walkers":
+    @classmethod
+    def at_start(
+        cls, x: Images, y: Labels, start: Images, loss: PerImage, gradient: Images, eps: float
+    ) -> "ImageStates":
+        """Return the states before the first step.
+
+        Args:
+            x: (B, C, H, W) clean images.
+            y: (B) true classes.
+            start: (B, C, H, W) first points.
+            loss: (B) at the first points.
+            gradient: (B, C, H, W) at the first points.
+            eps: radius of the ball.
+        """
+        return cls(
+            rows=torch.arange(len(x), device=x.device),
+            x=x,
+            y=y,
+            point=start,
+            previous=start,
+            gradient=gradient,
+            loss=loss,
+            best=start,
+            best_gradient=gradient,
+            best_loss=loss,
+            step_size=torch.full_like(loss, FIRST_STEP * eps),
+            rises=torch.zeros_like(loss),
+            checked_loss=loss,
+            halved=torch.ones_like(loss, dtype=torch.bool),
+        )
+
+    def only(self, kept: Flags) -> "ImageStates":
         """Return some of them."""
-        return Walkers(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+        return ImageStates(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
     def move_(self, threat: ThreatModel, momentum: float) -> None:
-        """Take a step: up the gradient, and on in the direction of the last one (their eq. 4)."""
+        """Take a step: along the gradient, and in the direction of the last step (their eq. 4)."""
         length = self.step_size.view(-1, 1, 1, 1)
         ahead = threat.project(self.point + length * threat.steepest(self.gradient), self.x)
         inertia = (1 - momentum) * (self.point - self.previous)
         moved = threat.project(self.point + momentum * (ahead - self.point) + inertia, self.x)
         self.previous, self.point = self.point, moved
 
-    def remember_(self, loss: PerImage, gradient: Images) -> None:
-        """Note what was seen at the point."""
+    def update_(self, loss: PerImage, gradient: Images) -> None:
+        """Record loss and gradient at the point."""
         self.rises = self.rises + (loss > self.loss)
         better = loss > self.best_loss
         shaped = better.view(-1, 1, 1, 1)
@@ -100,10 +101,10 @@ class Walkers:
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.loss, self.gradient = loss, gradient
 
-    def judge_(self, enough: float) -> None:
-        """Halve the steps of those that rose too rarely or stand still, and send them back to their best point."""
-        still = ~self.halved & (self.checked_loss >= self.best_loss)
-        self.halved = (self.rises <= enough) | still
+    def halve_steps_(self, least_rises: float) -> None:
+        """Halve the steps of images whose loss rose too rarely or not at all, and return these to their best point."""
+        stuck = ~self.halved & (self.checked_loss >= self.best_loss)
+        self.halved = (self.rises <= least_rises) | stuck
         shaped = self.halved.view(-1, 1, 1, 1)
         self.step_size = torch.where(self.halved, self.step_size / 2, self.step_size)
         self.point = torch.where(shaped, self.best, self.point)
@@ -114,8 +115,8 @@ class Walkers:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Ascent:
-    """Settings of the walk."""
+class APGDSearch:
+    """Settings of one run of algorithm 1."""
 
     steps: int
     eot: int = 1
@@ -130,38 +131,53 @@ class Ascent:
 
     def __call__(
         self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, start: Images, loss: RowLoss
-    ) -> Outcome:
-        """Walk from `start`, without those images that are broken on the way.
+    ) -> tuple[BestPoints, PerImage]:
+        """Run the search from `start`; with `stop_at_success`, images leave when they are misclassified.
 
-        Passes, each image: steps + 1 forward and steps backward, `eot` times; a broken one takes no more.
+        Passes, each image: steps + 1 forward and steps backward, `eot` times; none after a success.
+
+        Args:
+            model: maps images to logits.
+            x: (B, C, H, W) clean images in [0, 1].
+            y: (B) true classes.
+            threat: norm and radius of the ball.
+            start: (B, C, H, W) allowed images.
+            loss: is maximised.
+
+        Returns:
+            The best points, scored by the loss, and (B) their margins: best wrong logit minus the true one.
         """
-        found = Outcome.nothing_yet(start)
-        rows = torch.arange(len(x), device=x.device)
-        here, gradient = self._look(model, start, y, rows, loss, with_gradient=True)
-        found.improve_(rows, here)
-        walkers = self._begin(x, y, rows, here, gradient, threat)
-        judged = checkpoints(self.steps)
-        for step in range(1, self.steps + 1):
-            if self.stop_at_success and bool(here.broken.any()):
-                walkers = walkers.only(~here.broken)
-            if not len(walkers.rows):
-                break
-            walkers.move_(threat, MOMENTUM if step > 1 else 1.0)
-            here, gradient = self._look(
-                model, walkers.point, walkers.y, walkers.rows, loss, with_gradient=step < self.steps
-            )
-            found.improve_(walkers.rows, here)
-            walkers.remember_(here.score, gradient)
-            if step in judged:
-                walkers.judge_(self.rho * judged[step])
-        return found
+        best, margin = BestPoints.of_clean(start), torch.full_like(start[:, 0, 0, 0], -float("inf"))
 
-    def _look(
-        self, model: Classifier, point: Images, y: Labels, rows: Counts, loss: RowLoss, *, with_gradient: bool
-    ) -> tuple[Outcome, Images]:
-        """Return what the model says of a point, averaged over `eot` passes, and the summed gradient."""
+        def evaluate(point: Images, y: Labels, rows: Counts, *, with_gradient: bool) -> tuple[Flags, PerImage, Images]:
+            logits, value, gradient = self._evaluate(model, point, rows, loss, with_gradient=with_gradient)
+            success = logits.argmax(1) != y
+            better = best.improve_(rows, point, success, value)
+            margin[rows[better]] = margin_of(logits, y)[better]
+            return success, value, gradient
+
+        rows = torch.arange(len(x), device=x.device)
+        success, value, gradient = evaluate(start, y, rows, with_gradient=True)
+        states = ImageStates.at_start(x, y, start, value, gradient, threat.eps)
+        windows = checkpoints(self.steps)
+        for step in range(1, self.steps + 1):
+            if self.stop_at_success and bool(success.any()):
+                states = states.only(~success)
+            if not len(states.rows):
+                break
+            states.move_(threat, MOMENTUM if step > 1 else 1.0)
+            success, value, gradient = evaluate(states.point, states.y, states.rows, with_gradient=step < self.steps)
+            states.update_(value, gradient)
+            if step in windows:
+                states.halve_steps_(self.rho * windows[step])
+        return best, margin
+
+    def _evaluate(
+        self, model: Classifier, point: Images, rows: Counts, loss: RowLoss, *, with_gradient: bool
+    ) -> tuple[Logits, PerImage, Images]:
+        """Return logits and loss at a point, averaged over `eot` passes, and the summed gradient."""
         gradient = torch.zeros_like(point)
-        said, height = [], []
+        all_logits, losses = [], []
         for _ in range(self.eot):
             leaf = point.detach().requires_grad_(with_gradient)
             with torch.set_grad_enabled(with_gradient), for_images(rows):
@@ -169,63 +185,48 @@ class Ascent:
                 value = loss(logits, rows)
             if with_gradient:
                 gradient += input_gradient(value, leaf)
-            said.append(logits.detach())
-            height.append(value.detach())
-        mean, score = torch.stack(said).mean(0), torch.stack(height).mean(0)
-        if score.isnan().any():
-            raise RunError("an attack met NaN; does the model return NaN or infinite logits?")
-        margin = Margin()(mean, mean, y)
-        return Outcome(point, mean.argmax(1) != y, score, margin), gradient
-
-    def _begin(
-        self, x: Images, y: Labels, rows: Counts, here: Outcome, gradient: Images, threat: ThreatModel
-    ) -> Walkers:
-        return Walkers(
-            rows=rows,
-            x=x,
-            y=y,
-            point=here.images,
-            previous=here.images,
-            gradient=gradient,
-            loss=here.score,
-            best=here.images,
-            best_gradient=gradient,
-            best_loss=here.score,
-            step_size=torch.full_like(here.score, FIRST_STEP * threat.eps),
-            rises=torch.zeros_like(here.score),
-            checked_loss=here.score,
-            halved=torch.ones_like(here.broken),
-        )
+            all_logits.append(logits.detach())
+            losses.append(value.detach())
+        mean = torch.stack(losses).mean(0)
+        refuse_nan(mean)
+        return torch.stack(all_logits).mean(0), mean, gradient
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """Return the steps after which step sizes are judged, each with the number of steps since the one before.
+    """Return the steps after which step sizes may be halved, each with the number of steps since the one before.
 
     Source: Croce & Hein 2020, section 3.3: 22 % of the steps, then 3 % fewer each time, but at least 6 %.
     """
     window, fewer, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    at, found = 0, {}
-    while at + window <= steps:
-        at += window
-        found[at] = window
+    step, windows = 0, {}
+    while step + window <= steps:
+        step += window
+        windows[step] = window
         window = max(window - fewer, least)
-    return found
+    return windows
 
 
 @torch.no_grad()
 def mean_logits(model: Classifier, x: Images, eot: int) -> Logits:
-    """Return logits averaged over `eot` passes; those of one pass for models that always answer the same."""
+    """Return logits averaged over several passes.
+
+    Args:
+        model: maps images to logits.
+        x: (B, C, H, W) images.
+        eot: number of passes, >= 1; 1 for models without randomness.
+    """
     total = model(x)
     for _ in range(eot - 1):
         total = total + model(x)
     return total / eot if eot > 1 else total
 
 
-def start_at_edge(x: Images, threat: ThreatModel, rng: Generator) -> Images:
-    """Draw a start on the border of the ball: a random direction, lengthened until its norm is eps."""
-    if threat.norm == "linf":
-        way: Tensor = 2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1
-        way = way / way.flatten(1).abs().amax(1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    else:
-        way = threat.steepest(torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype))
-    return threat.project(x + threat.eps * way, x)
+def random_start_at_eps(x: Images, threat: ThreatModel, rng: Generator) -> Images:
+    """Draw a start at distance eps: a random direction of norm eps, projected into the box.
+
+    Args:
+        x: (B, C, H, W) clean images in [0, 1].
+        threat: norm and radius of the ball.
+        rng: source of the draws.
+    """
+    return threat.project(x + threat.eps * random_direction(x, threat.norm, rng), x)

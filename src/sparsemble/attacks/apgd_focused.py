@@ -1,136 +1,152 @@
-"""Targeted Auto-PGD that spends its steps where a border is near."""
+"""Targeted Auto-PGD with restarts concentrated on the targets that are nearly reached; a part of fast AutoAttack."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.attacks.apgd_core import Ascent, Outcome, mean_logits, start_at_edge
-from sparsemble.attacks.apgd_targeted import Towards, likeliest_wrong
-from sparsemble.attacks.attack import Attack, attacks
-from sparsemble.attacks.search_on import search_on
+from sparsemble.attacks.apgd_core import APGDSearch, mean_logits, random_start_at_eps
+from sparsemble.attacks.apgd_targeted import TargetedDLR
+from sparsemble.attacks.attack import Attack, attacks, likeliest_wrong
+from sparsemble.attacks.best_points import BestPoints
+from sparsemble.attacks.black_box.square import search_from
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, PerImage
+from sparsemble.core.types import Classifier, Counts, Images, Labels, PerImage
 
 
 @final
 @attacks.register("apgd_focused")
 @dataclass(frozen=True, kw_only=True)
 class APGDFocused(Attack):
-    """A short walk towards every target, then walk after walk towards the one that was nearly reached.
+    """A short probe towards every target, then restarts towards the target that was nearly reached.
 
-    How near a target is: the way left to its border, the way that the best walk came being 1. The measure has no
-    unit, so that the scale of the logits does not matter. Every further walk, from a new start, costs its target
-    `toll`, so that an image gets the more walks the nearer it is, spread over its targets; it is left alone once no
-    target is within `reach`. Last, where a target came within `reach`, a blind search goes on from the best point.
-    The walks are those of `apgd_targeted` (Croce & Hein 2020); how steps are divided and the end are ours.
+    The distance of a target is what remains of the margin divided by what the best run has gained (`remaining`). It
+    has no unit, so that the scale of the logits does not matter. Each restart goes to the target of least distance
+    plus `revisit_penalty` for each restart it has had, so that an image gets more restarts the nearer it is to
+    misclassification, spread over its targets; none once no target lies within `max_distance`. Last, where a target
+    came within `max_distance`, a random search with squares continues from the best point. The runs are those of
+    `apgd_targeted` (Croce & Hein 2020); how steps are divided and the last search are ours.
     """
 
     version: ClassVar[int] = 2
 
-    glance: int = 15
-    """Steps of the walk towards every target, >= 1."""
+    probe_steps: int = 15
+    """Steps of the probe towards every target, >= 1."""
     steps: int = 30
-    """Steps of the further walks, >= 1; ten of these find more than three of 100 steps."""
+    """Steps of each restart, >= 1; ten of these find more than three of 100 steps."""
     targets: int = 9
-    """Wrong classes to glance at, the likeliest on the clean image first, >= 1."""
-    reach: float = 0.3
-    """How far a target may be, tolls included, to be walked to; > 0."""
-    toll: float = 0.03
-    """What each further walk adds to the way left to its target, > 0."""
-    walks: int = 20
-    """Most further walks of an image, >= 1."""
+    """Wrong classes that are probed, the likeliest on the clean image first, >= 1."""
+    max_distance: float = 0.3
+    """Distance, penalties included, up to which a target gets restarts; > 0."""
+    revisit_penalty: float = 0.03
+    """Added to the distance of a target for each restart it has had, > 0."""
+    restarts: int = 20
+    """Most restarts of an image, >= 1."""
     queries: int = 500
-    """Points that the blind search tries, >= 0."""
+    """Points that the random search tries, >= 0."""
     label: str = ""
     """Name in results."""
 
     def __post_init__(self) -> None:
-        if min(self.glance, self.steps, self.targets, self.walks) < 1:
-            counts = f"glance = {self.glance}, steps = {self.steps}, targets = {self.targets}"
-            raise InputError(f"{counts} and walks = {self.walks} must be 1 or more")
-        if not (self.reach > 0 and self.toll > 0):
-            raise InputError(f"reach = {self.reach:g} and toll = {self.toll:g} must be above 0")
+        if min(self.probe_steps, self.steps, self.targets, self.restarts) < 1:
+            counts = f"probe_steps = {self.probe_steps}, steps = {self.steps}, targets = {self.targets}"
+            raise InputError(f"{counts} and restarts = {self.restarts} must be 1 or more")
+        if not (self.max_distance > 0 and self.revisit_penalty > 0):
+            values = f"max_distance = {self.max_distance:g} and revisit_penalty = {self.revisit_penalty:g}"
+            raise InputError(f"{values} must be above 0")
         if self.queries < 0:
             raise InputError(f"queries = {self.queries} must be 0 or more")
         if not self.label:
-            object.__setattr__(self, "label", f"apgd{self.glance}+{self.steps}t{self.targets}")
+            object.__setattr__(self, "label", f"apgd{self.probe_steps}+{self.steps}t{self.targets}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Glance, walk, search."""
-        hunt = Hunt.begin(model, x, y, threat, self.targets)
-        for target in range(hunt.targets.shape[1]):
-            rows = hunt.standing().nonzero()[:, 0]
-            hunt.walk_(rows, torch.full_like(rows, target), self.glance, start_at_edge(x, threat, rng)[rows])
-        made = torch.zeros_like(hunt.left)
-        for _ in range(self.walks):
-            price, which = (hunt.left + self.toll * made).min(1)
-            rows = (hunt.standing() & (price <= self.reach)).nonzero()[:, 0]
+        """Probe, restart, search with squares."""
+        state = TargetStates.of_clean(model, x, y, threat, self.targets)
+        for index in range(state.targets.shape[1]):
+            rows = state.best.open_rows()
+            state.attack_(rows, torch.full_like(rows, index), self.probe_steps, random_start_at_eps(x, threat, rng))
+        visits = torch.zeros_like(state.distance)
+        for _ in range(self.restarts):
+            distance, target = (state.distance + self.revisit_penalty * visits).min(1)
+            rows = (~state.best.success & (distance <= self.max_distance)).nonzero()[:, 0]
             if not len(rows):
                 break
-            hunt.walk_(rows, which[rows], self.steps, start_at_edge(x, threat, rng)[rows])
-            made[rows, which[rows]] += 1
-        near = (hunt.standing() & (hunt.left.amin(1) <= self.reach)).nonzero()[:, 0]
+            state.attack_(rows, target[rows], self.steps, random_start_at_eps(x, threat, rng))
+            visits[rows, target[rows]] += 1
+        near = (~state.best.success & (state.distance.amin(1) <= self.max_distance)).nonzero()[:, 0]
         with for_images(near):
-            last = search_on(model, hunt.found.only(near), x[near], y[near], threat, self.queries, rng=rng)
-        hunt.found.improve_(near, last)
-        return hunt.found.images
+            last = search_from(model, state.best.only(near), x[near], y[near], threat, self.queries, rng=rng)
+        state.best.improve_(near, last.images, last.success, last.score)
+        return state.best.images
 
 
 @final
 @dataclass
-class Hunt:
-    """What is known of each image's targets while walks are made."""
+class TargetStates:
+    """How near each image's targets have been reached."""
 
     model: Classifier
     x: Images
     y: Labels
     threat: ThreatModel
     targets: Tensor
-    """Wrong classes, (B, targets)."""
-    behind: Tensor
-    """By how much their logits are below the true one on the clean image, (B, targets)."""
-    left: Tensor
-    """Least way left to their borders so far, (B, targets)."""
-    found: Outcome
-    """The best points, scored by margin, since ratios towards two targets cannot be compared."""
+    """Wrong classes, (B, J)."""
+    clean_gap: Tensor
+    """True logit minus the target's on the clean image, (B, J)."""
+    distance: Tensor
+    """Least distance so far (see `remaining`), (B, J)."""
+    best: BestPoints
+    """Scored by margin, since ratios towards two targets cannot be compared."""
 
     @classmethod
-    def begin(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, most: int) -> "Hunt":
-        """Look at the clean images."""
+    def of_clean(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, most: int) -> "TargetStates":
+        """Return the states before any run, by one forward pass.
+
+        Args:
+            model: maps images to logits.
+            x: (B, C, H, W) clean images in [0, 1].
+            y: (B) true classes.
+            threat: norm and radius of the ball.
+            most: number of targets, >= 1; at most K - 1 are used.
+        """
         logits = mean_logits(model, x, 1)
         targets = likeliest_wrong(logits, y, most)
-        behind = logits.gather(1, y[:, None]) - logits.gather(1, targets)
-        found = Outcome.nothing_yet(x)
-        found.broken = logits.argmax(1) != y
-        return cls(model, x, y, threat, targets, behind, torch.full_like(behind, float("inf")), found)
+        gap = logits.gather(1, y[:, None]) - logits.gather(1, targets)
+        best = BestPoints.of_clean(x, logits.argmax(1) != y)
+        return cls(model, x, y, threat, targets, gap, torch.full_like(gap, float("inf")), best)
 
-    def standing(self) -> Flags:
-        """Say which images no walk has broken."""
-        return ~self.found.broken
+    def attack_(self, rows: Counts, target: Counts, steps: int, start: Images) -> None:
+        """Run targeted APGD on some images.
 
-    def walk_(self, rows: Counts, which: Counts, steps: int, start: Images) -> None:
-        """Walk with some images, each towards one target, named by its place in `targets`."""
+        Args:
+            rows: (R) indices of the images.
+            target: (R) index in `targets` of each image's target.
+            steps: gradient steps, >= 1.
+            start: (B, C, H, W) first points of the whole batch.
+        """
         if not len(rows):
             return
         x, y = self.x[rows], self.y[rows]
-        walk = Towards(self.targets[rows, which], y)
+        loss = TargetedDLR(self.targets[rows, target], y)
         with for_images(rows):
-            walked = Ascent(steps=steps)(self.model, x, y, self.threat, start, walk)
-        self.found.improve_(rows, replace(walked, score=walked.margin))
-        now = way_left(self.behind[rows, which], walked.margin)
-        self.left[rows, which] = torch.minimum(self.left[rows, which], now)
+            points, margin = APGDSearch(steps=steps)(self.model, x, y, self.threat, start[rows], loss)
+        self.best.improve_(rows, points.images, points.success, margin)
+        distance = remaining(self.clean_gap[rows, target], margin)
+        self.distance[rows, target] = torch.minimum(self.distance[rows, target], distance)
 
 
-def way_left(behind: PerImage, margin: PerImage) -> PerImage:
-    """Return the way from a point to the border over the way from the clean image to the point.
+def remaining(clean_gap: PerImage, margin: PerImage) -> PerImage:
+    """Return what remains of the margin at a point, divided by what was gained since the clean image.
 
     Args:
-        behind: (B,) by how much the target's logit was below the true one on the clean image, >= 0.
-        margin: (B,) best wrong logit minus the true one at the point.
+        clean_gap: (B) true logit minus the target's on the clean image, >= 0.
+        margin: (B) best wrong logit minus the true one at the point.
+
+    Returns:
+        (B) distances, inf where nothing was gained.
     """
-    come = behind + margin
-    return torch.where(come > 0, -margin / come, float("inf"))
+    gained = clean_gap + margin
+    return torch.where(gained > 0, -margin / gained, float("inf"))

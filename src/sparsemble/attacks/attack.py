@@ -1,59 +1,104 @@
-"""The interface of attacks, and the checks around every one of them."""
+"""The interface of attacks, the checks around every one of them, and what several attacks share."""
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, Literal, final
 
 import torch
-from torch import Generator
+from jaxtyping import Int
+from torch import Generator, Tensor
 
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Images, Labels
+from sparsemble.core.types import Classifier, Images, Labels, Logits, seeded
+
+Norm = Literal["linf", "l2"]
 
 TOLERANCE = 1e-6
+"""Distance by which rounding may carry an image out of the ball."""
+SMALLEST = 1e-12
+"""Added to or put in place of a divisor that may be 0."""
+DEFAULT_SEED = 0
+"""Seed of an attack that is called without a generator."""
 
 
 class Attack(Component):
-    """Finds, for each image, a bad one inside the threat model.
+    """Finds, for each image, an adversarial image inside the threat model.
 
-    An attack keeps the best point of its path, never returns the clean image in place of a failure, and leaves
-    weights, gradients, mode and BatchNorm statistics of the model as found. Put the model in eval mode first.
+    An attack returns the best point of its path, never the clean image in place of a failure, and does not change
+    weights, gradients, mode or BatchNorm statistics of the model. Put the model in eval mode before the call.
     """
 
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    """Norms of the threat models in which the attack works."""
+    other_norm: ClassVar[str] = ""
+    """Name of the attack to use in a norm that is missing from `norms`."""
     label: str
     """Name in results, where the same attack stands twice in a list; empty: the component's name and steps."""
 
     @final
-    def __call__(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
+    def __call__(
+        self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator | None = None
+    ) -> Images:
         """Return adversarial images.
 
         Args:
-            model: from images to logits (or log-probabilities), differentiable.
-            x: (B, C, H, W) in [0, 1].
+            model: maps images to logits (or log-probabilities); differentiable.
+            x: (B, C, H, W) clean images in [0, 1].
             y: (B) true classes.
-            threat: where the adversarial image may lie.
-            rng: draws random starts, on the device of `x`.
+            threat: norm and radius of the ball in which the adversarial images must lie.
+            rng: source of random draws, on the device of `x`; None uses a fixed seed.
+
+        Returns:
+            (B, C, H, W) images in [0, 1], within `threat.eps` of `x`.
 
         Raises:
-            InputError: images outside [0, 1].
-            RunError: the attack broke its own box or ball, or met NaN.
+            InputError: images outside [0, 1], or a norm in which the attack does not work.
+            RunError: the attack left the box or the ball, or met NaN.
         """
+        self.check_norm(threat.norm)
+        rng = rng if rng is not None else seeded(DEFAULT_SEED, x.device)
         return search_inside(threat, x, lambda: self.perturb(model, x, y, threat, rng=rng), self.name)
+
+    @final
+    def check_norm(self, norm: Norm) -> None:
+        """Refuse a norm in which the attack does not work.
+
+        Raises:
+            InputError: naming the attack for that norm.
+        """
+        if norm not in self.norms:
+            works = " and ".join(self.norms)
+            raise InputError(f'{self.name} works in {works} only, not in {norm}; use "{self.other_norm}" for {norm}')
 
     @abstractmethod
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Search; called with checked images."""
+        """Search for adversarial images; `__call__` has checked the arguments and checks the result."""
+
+
+attacks: Registry[Attack] = Registry("attack", Attack)
 
 
 def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], name: str) -> Images:
-    """Return what a search finds, with the checks around it: images in [0, 1], result in box and ball."""
+    """Run a search, checking that clean images lie in [0, 1] and the result in box and ball.
+
+    Args:
+        threat: norm and radius of the ball.
+        x: (B, C, H, W) clean images in [0, 1].
+        search: returns the adversarial images; run with gradients enabled.
+        name: of the attack, for messages.
+
+    Returns:
+        What `search` returns, detached.
+
+    Raises:
+        InputError: images outside [0, 1].
+        RunError: the result lies outside the box or the ball.
+    """
     if not len(x):
         return x
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+    check_range(x)
     with torch.enable_grad():
         x_adv = search().detach()
     inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
@@ -62,10 +107,58 @@ def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], 
     return x_adv
 
 
-def input_gradient(loss: torch.Tensor, x: Images) -> Images:
-    """Return the gradient of summed losses with respect to the images, leaving the model's gradients alone."""
+def check_range(x: Images) -> None:
+    """Refuse images outside [0, 1].
+
+    Raises:
+        InputError: naming the range found.
+    """
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+
+
+def refuse_nan(values: Tensor) -> None:
+    """Stop at NaN: its argmax looks like a wrong prediction, its sign like no gradient, and no comparison holds.
+
+    Raises:
+        RunError: there is a NaN among the values.
+    """
+    if values.isnan().any():
+        raise RunError("an attack met NaN; does the model return NaN or infinite logits?")
+
+
+def input_gradient(loss: Tensor, x: Images) -> Images:
+    """Return the gradient of the summed losses with respect to the images, leaving the model's gradients alone."""
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     return gradient
 
 
-attacks: Registry[Attack] = Registry("attack", Attack)
+def likeliest_wrong(logits: Logits, y: Labels, most: int) -> Int[Tensor, "B J"]:
+    """Return the wrong classes of largest logit, likeliest first.
+
+    Args:
+        logits: (B, K).
+        y: (B) true classes.
+        most: number of classes wanted, >= 1.
+
+    Returns:
+        (B, J) classes, J = min(most, K - 1).
+    """
+    wrong = logits.scatter(1, y[:, None], -float("inf"))
+    return wrong.topk(min(most, logits.shape[1] - 1), dim=1).indices
+
+
+def random_direction(x: Images, norm: Norm, rng: Generator) -> Images:
+    """Draw a random direction of norm 1 for each image.
+
+    Args:
+        x: (B, C, H, W) gives shape, device and dtype.
+        norm: in which the direction has length 1.
+        rng: source of the draws.
+    """
+    if norm == "l2":
+        noise = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+        return ThreatModel(norm=norm, eps=1.0).steepest(noise)
+    noise = 2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1
+    return noise / noise.flatten(1).abs().amax(1).clamp_min(SMALLEST).view(-1, 1, 1, 1)

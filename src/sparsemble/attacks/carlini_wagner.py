@@ -1,50 +1,55 @@
-"""The attacks named after Carlini & Wagner (2017)."""
+"""The l2 attack of Carlini & Wagner (2017)."""
 
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import attacks, input_gradient
+from sparsemble.attacks.attack import Norm, attacks, input_gradient
 from sparsemble.attacks.deepfool import DeepFool
-from sparsemble.attacks.losses.margin import Margin
-from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
-from sparsemble.attacks.pgd import PGD
-from sparsemble.attacks.tanh_walk import TanhWalk
+from sparsemble.attacks.losses.margin import margin_of
+from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
-from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, PerImage
+from sparsemble.core.types import Classifier, Counts, Flags, Images, PerImage
 
-SEARCH_BACK_STEPS = 5
+LINE_SEARCH_STEPS = 5
+INSIDE = 1 - 1e-6
+"""Pixels at 0 and 1 are moved in by this factor, or their tanh variable would be infinite."""
+CHECKS = 10
+"""Number of checks whether an image's least loss still falls; at least `LEAST_STEPS` steps lie between two."""
+LEAST_STEPS = 10
+FALLING = 0.9999
+"""A loss falls if it is below this fraction of the one at the last check."""
 
 
 @final
 @attacks.register("carlini_wagner")
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagner(MinimumNorm):
-    """In l2, distance and margin minimised together; in linf, PGD on the margin, which many papers call C&W.
+    """Minimises distance and margin together: Adam on |x' - x|^2 + c max(kappa - margin, 0), for several values of c.
 
-    l2: Adam minimises |x' - x|^2 + c max(kappa - margin, 0), and a search for each image finds the least c that
-    still breaks it. linf: within a ball, PGD climbs the margin, as the literature on pruning and adversarial training
-    does under this name (Madry et al. 2018, section 5); the nearest image is looked for in balls that double from
-    2^(1 - searches) to 1. Both end with a search along the line to the clean image, unless `kappa` asks for more.
+    A search for each image finds the least c with which it is misclassified; a line search to the clean image follows,
+    unless `kappa` is above 0. In linf, the attack that many papers call C&W is PGD on the margin: `cw_linf`.
 
-    Source: Carlini & Wagner 2017, section V (l2) with their f6. Departs: the walk begins where DeepFool ends, with the
-    c that balances there, and each further one at the best point so far; the step size falls to nothing; the search
-    over c is geometric, down as well as up; each image stops where its own loss stops falling; and where a distance is
-    near enough (`enough`, the ball's radius in `perturb`), an image takes no further passes.
+    Source: Carlini & Wagner 2017, section V (l2) with their f6. Departs: the descent begins where DeepFool ends, with
+    the c that balances the two terms there, and each further one at the best point so far; the step size falls to 0;
+    the search over c is geometric, down as well as up; each image stops where its own loss stops falling; and where a
+    distance is small enough (`stop_distance`, the ball's radius in `perturb`), an image takes no further passes.
     """
 
+    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    other_norm: ClassVar[str] = "cw_linf"
+
     steps: int = 200
-    """Steps for each c or ball, >= 1."""
+    """Steps for each c, >= 1."""
     searches: int = 9
-    """Values of c, or balls, >= 1."""
+    """Values of c, >= 1."""
     step_size: float = 0.02
-    """Step size of Adam, > 0; l2 only."""
+    """Step size of Adam, > 0."""
     first_c: float = 1.5
-    """First weight of the margin, in units of the one that holds a point where DeepFool found it, > 0; l2 only."""
+    """First weight of the margin, in units of the one that balances the two terms where DeepFool ends, > 0."""
     kappa: float = 0.0
     """Margin by which an image must be misclassified to count, >= 0."""
     label: str = ""
@@ -60,76 +65,112 @@ class CarliniWagner(MinimumNorm):
         if not self.label:
             object.__setattr__(self, "label", f"cw{self.steps}")
 
-    def approach(self, model: Classifier, nearest: Nearest, *, rng: Generator) -> None:
-        """Search over c, or over balls."""
-        if nearest.norm == "l2":
-            self._search_weights(model, nearest, rng)
-        elif nearest.enough:
-            self._break_inside(model, nearest, rng)
-        else:
-            self._search_balls(model, nearest, rng)
-
-    def _search_weights(self, model: Classifier, nearest: Nearest, rng: Generator) -> None:
-        walk = TanhWalk(steps=self.steps, step_size=self.step_size, kappa=self.kappa)
-        border = replace(nearest, images=nearest.images.clone(), found=nearest.found.clone())
-        border.distance, border.margin = nearest.distance.clone(), nearest.margin.clone()
-        DeepFool(followed=1).approach(model, border, rng=rng)
-        c = self.first_c * balance(model, border)
+    def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
+        """Search over c."""
+        boundary = nearest.copy()
+        DeepFool(followed=1).search(model, boundary, rng=rng)
+        c = self.first_c * balance(model, boundary)
         low, high = torch.zeros_like(c), torch.full_like(c, float("inf"))
         for _ in range(self.searches):
             rows = nearest.open_rows()
             if not len(rows):
                 break
-            best = torch.where(nearest.found.view(-1, 1, 1, 1), nearest.images, border.images)
-            broken = walk(model, nearest, rows, c[rows], best[rows])
-            high[rows] = torch.where(broken, c[rows], high[rows])
-            low[rows] = torch.where(broken, low[rows], c[rows])
-            c = between(low, high)
-        self._search_back(model, nearest)
+            best = torch.where(nearest.success.view(-1, 1, 1, 1), nearest.images, boundary.images)
+            misclassified = self._descend(model, nearest, rows, c[rows], best[rows])
+            high[rows] = torch.where(misclassified, c[rows], high[rows])
+            low[rows] = torch.where(misclassified, low[rows], c[rows])
+            c = next_c(low, high)
+        if not self.kappa:  # a line search to the decision boundary would lose the margin that is wanted
+            nearest.line_search_(model, LINE_SEARCH_STEPS)
 
-    def _break_inside(self, model: Classifier, nearest: Nearest, rng: Generator) -> None:
-        """Climb inside the one ball that matters."""
-        pgd = PGD(steps=self.steps, loss=Margin(), stop_at_success=not self.kappa)
-        threat = ThreatModel(norm=nearest.norm, eps=nearest.enough)
-        point = pgd.perturb(model, nearest.x, nearest.y, threat, rng=rng)
-        rows = nearest.open_rows()
-        with torch.no_grad(), for_images(rows):
-            nearest.see_(rows, point[rows], model(point[rows]), self.kappa)
+    def _descend(self, model: Classifier, nearest: NearestPoints, rows: Counts, c: PerImage, start: Images) -> Flags:
+        """Minimise over w with x' = (tanh(w) + 1) / 2; return which images were misclassified on the path.
 
-    def _search_balls(self, model: Classifier, nearest: Nearest, rng: Generator) -> None:
-        """Climb inside larger and larger balls, until each image is broken."""
-        pgd = PGD(steps=self.steps, loss=Margin(), random_start=False, stop_at_success=False)
-        rows = nearest.open_rows()
-        for halvings in reversed(range(self.searches)):
-            if not len(rows):
+        Passes, each image: steps + 1 forward and steps backward; none once its loss stops falling or it is near
+        enough.
+        """
+        misclassified = torch.zeros_like(c, dtype=torch.bool)
+        active = torch.arange(len(rows), device=rows.device)
+        w = torch.atanh((2 * start - 1) * INSIDE)
+        adam = Adam(torch.zeros_like(w), torch.zeros_like(w), self.step_size)
+        least = checked = torch.full_like(c, float("inf"))
+        window = max(self.steps // CHECKS, LEAST_STEPS)
+        for step in range(self.steps + 1):
+            moves = step < self.steps
+            leaf = w.detach().requires_grad_(moves)
+            with torch.set_grad_enabled(moves), for_images(rows[active]):
+                point = (leaf.tanh() + 1) / 2
+                logits = model(point)
+                loss = self._loss(point, logits, nearest, rows[active], c[active])
+            misclassified[active] |= nearest.update_(rows[active], point.detach(), logits.detach(), self.kappa)
+            if not moves:
                 break
-            threat = ThreatModel(norm=nearest.norm, eps=2.0**-halvings)
-            with for_images(rows):
-                point = pgd.perturb(model, nearest.x[rows], nearest.y[rows], threat, rng=rng)
-            with torch.no_grad(), for_images(rows):
-                broken = nearest.see_(rows, point, model(point), self.kappa)
-            rows = rows[~broken]
-        self._search_back(model, nearest)
+            w = adam.step_(w, input_gradient(loss, leaf), step + 1, 1 - step / self.steps)
+            going = nearest.is_open()[rows[active]]
+            least = torch.minimum(least, loss.detach())
+            if step % window == 0:
+                going &= least <= FALLING * checked
+                checked = least
+            if not bool(going.all()):
+                active, w, adam = active[going], w[going], adam.only(going)
+                least, checked = least[going], checked[going]
+                if not len(active):
+                    break
+        return misclassified
 
-    def _search_back(self, model: Classifier, nearest: Nearest) -> None:
-        if not self.kappa:  # a line search for the border would lose the margin asked for
-            nearest.search_back_(model, SEARCH_BACK_STEPS)
+    def _loss(self, point: Images, logits: Tensor, nearest: NearestPoints, rows: Counts, c: PerImage) -> PerImage:
+        margin = margin_of(logits, nearest.y[rows])
+        return (point - nearest.x[rows]).flatten(1).square().sum(1) + c * (self.kappa - margin).clamp_min(0)
 
 
-def balance(model: Classifier, nearest: Nearest) -> PerImage:
-    """Return the c at which the pull of the margin at the best points equals that of the distance; 1 at none.
+def balance(model: Classifier, nearest: NearestPoints) -> PerImage:
+    """Return the c at which the gradients of distance and margin cancel at the best points; 1 where there is none.
 
     There 2 |x' - x| = c |gradient of the margin|. Passes, each image: 1 forward and 1 backward.
     """
     leaf = nearest.images.detach().requires_grad_()
-    logits = model(leaf)
-    slope = input_gradient(Margin()(logits, logits, nearest.y), leaf).flatten(1).norm(dim=1)
-    away = (nearest.images - nearest.x).flatten(1).norm(dim=1)
-    c = 2 * away / slope
+    slope = input_gradient(margin_of(model(leaf), nearest.y), leaf).flatten(1).norm(dim=1)
+    distance = (nearest.images - nearest.x).flatten(1).norm(dim=1)
+    c = 2 * distance / slope
     return torch.where((c > 0) & c.isfinite(), c, 1.0)
 
 
-def between(low: PerImage, high: PerImage) -> PerImage:
-    """Return the next c to try: 10 times the largest too small, a tenth of the least that did, or their middle."""
+def next_c(low: PerImage, high: PerImage) -> PerImage:
+    """Return the next c to try: 10 times the largest that failed, a tenth of the least that succeeded, or their middle.
+
+    Args:
+        low: (B) largest c that failed, 0 where there is none.
+        high: (B) least c that succeeded, infinite where there is none.
+    """
     middle = (low * high).sqrt()
     return torch.where(high.isinf(), 10 * low, torch.where(low == 0, high / 10, middle))
+
+
+@final
+@dataclass
+class Adam:
+    """Adam (Kingma & Ba 2015) with moments of each image, so that images can leave."""
+
+    first: Tensor
+    second: Tensor
+    step_size: float
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def step_(self, w: Tensor, gradient: Tensor, count: int, share: float = 1.0) -> Tensor:
+        """Update the moments and return the new variables.
+
+        Args:
+            w: (B, C, H, W) variables.
+            gradient: (B, C, H, W) of the loss.
+            count: number of the step, from 1.
+            share: fraction of the step size to use.
+        """
+        a, b = self.betas
+        self.first = a * self.first + (1 - a) * gradient
+        self.second = b * self.second + (1 - b) * gradient.square()
+        scale = (self.second / (1 - b**count)).sqrt() + 1e-8
+        return w - share * self.step_size * self.first / (1 - a**count) / scale
+
+    def only(self, kept: Flags) -> "Adam":
+        """Return the moments of some images."""
+        return Adam(self.first[kept], self.second[kept], self.step_size, self.betas)

@@ -1,4 +1,4 @@
-"""Borders between the true class and others, to first order at a point."""
+"""Linearised decision boundaries: distances to them and shortest moves inside the box, for a whole batch at once."""
 
 from dataclasses import dataclass
 from typing import final
@@ -7,20 +7,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsemble.attacks.hyperplane import SMALLEST, Norm, dual_length, move_to
+from sparsemble.attacks.attack import SMALLEST, Norm
 from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
 
 
 @final
 @dataclass(frozen=True)
-class Border:
-    """The plane on which another class ties with the true one, if logits are linear around `point`."""
+class Hyperplane:
+    """The points at which another class has the logit of the true one, if logits are linear around `point`."""
 
     point: Images
     normal: Images
     """Gradient of the other logit minus the true one."""
     height: PerImage
-    """The other logit minus the true one at the point; negative while the true class is ahead."""
+    """The other logit minus the true one at the point; negative while the image is classified correctly."""
 
     def move_from(self, start: Images, norm: Norm) -> Images:
         """Return the shortest move inside the box from `start` to the plane."""
@@ -28,24 +28,19 @@ class Border:
         return move_to(start, self.normal, height, norm)
 
 
-def nearest_border(model: Classifier, point: Images, y: Labels, others: Int[Tensor, "B J"], norm: Norm) -> Border:
-    """Return the border with the nearest of some other classes, by one forward and J backward passes."""
-    leaf = point.detach().requires_grad_()
-    border, _ = nearest_of(leaf, model(leaf), y, others, norm)
-    return border
-
-
-def nearest_of(
+def nearest_boundary(
     leaf: Images, logits: Logits, y: Labels, others: Int[Tensor, "B J"], norm: Norm
-) -> tuple[Border, Float[Tensor, "B J"]]:
-    """Return the nearest border at a point whose forward pass is done, and the distances to all of them.
+) -> tuple[Hyperplane, Float[Tensor, "B J"]]:
+    """Return the nearest linearised boundary with other classes, and the distances to all of them.
+
+    Passes, each image: J backward.
 
     Args:
-        leaf: where the pass began; wants a gradient.
-        logits: its end.
-        y: true classes.
-        others: the other classes; J backward passes.
-        norm: how distance is measured.
+        leaf: (B, C, H, W) images of which the logits were computed; requires a gradient.
+        logits: (B, K) at these images.
+        y: (B) true classes.
+        others: (B, J) the other classes.
+        norm: in which distance is measured.
     """
     heights = logits.gather(1, others) - logits.gather(1, y[:, None])
     best = torch.full_like(heights[:, 0], float("inf")).detach()
@@ -55,9 +50,73 @@ def nearest_of(
         last = i + 1 == others.shape[1]
         (slope,) = torch.autograd.grad(heights[:, i].sum(), leaf, retain_graph=not last)
         value = heights[:, i].detach()
-        distance = value.abs() / dual_length(slope, norm).clamp_min(SMALLEST)
+        distance = value.abs() / dual_norm(slope, norm).clamp_min(SMALLEST)
         distances.append(distance)
         nearer = distance < best
         best, height = torch.where(nearer, distance, best), torch.where(nearer, value, height)
         normal = torch.where(nearer.view(-1, 1, 1, 1), slope, normal)
-    return Border(leaf.detach(), normal.detach(), height), torch.stack(distances, 1)
+    return Hyperplane(leaf.detach(), normal.detach(), height), torch.stack(distances, 1)
+
+
+def nearest_boundary_at(
+    model: Classifier, point: Images, y: Labels, others: Int[Tensor, "B J"], norm: Norm
+) -> Hyperplane:
+    """Return the nearest linearised boundary with other classes.
+
+    Passes, each image: 1 forward and J backward.
+
+    Args:
+        model: maps images to logits.
+        point: (B, C, H, W) images.
+        y: (B) true classes.
+        others: (B, J) the other classes.
+        norm: in which distance is measured.
+    """
+    leaf = point.detach().requires_grad_()
+    return nearest_boundary(leaf, model(leaf), y, others, norm)[0]
+
+
+def dual_norm(normal: Images, norm: Norm) -> PerImage:
+    """Return the dual norm of each normal: l1 for linf, l2 for l2.
+
+    A point at which a linear function has the value v is |v| / dual_norm away from the plane where it is 0.
+    """
+    flat = normal.flatten(1)
+    return flat.abs().sum(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def move_to(points: Images, normal: Images, height: PerImage, norm: Norm) -> Images:
+    """Return the shortest move to a plane that stays in [0, 1]; where the box does not meet it, to the nearest corner.
+
+    Source: the projection of Croce & Hein 2020 (FAB), section 3.1, in both norms: coordinate i moves against the
+    height by min(t v_i, room_i) with v = 1 for linf and |w| for l2, and t solves sum_i |w_i| min(t v_i, room_i) =
+    |height|, whose left side is linear between the sorted values of room_i / v_i.
+
+    Args:
+        points: (B, C, H, W) in [0, 1].
+        normal: (B, C, H, W) gradient w of a linear function.
+        height: (B) the function's value at the points; the plane is where it is 0.
+        norm: in which the move is shortest.
+    """
+    sign = -height.sign().view(-1, 1, 1, 1) * normal.sign()
+    room = torch.where(sign > 0, 1 - points, points).flatten(1)
+    slope = normal.abs().flatten(1)
+    speed = torch.ones_like(slope) if norm == "linf" else slope
+    time = _time_to_gain(height.abs(), slope, speed, room)
+    length = torch.minimum(time[:, None] * speed, room)
+    return sign * length.view_as(points)
+
+
+def _time_to_gain(gain: PerImage, slope: Tensor, speed: Tensor, room: Tensor) -> PerImage:
+    """Solve sum_i slope_i min(t speed_i, room_i) = gain for t; at most the t at which all coordinates have stopped."""
+    full_at = torch.where(speed > 0, room / speed.clamp_min(SMALLEST), 0)
+    full_at, order = full_at.sort(dim=1)
+    rate = (slope * speed).gather(1, order)
+    stopped = (slope * room).gather(1, order).cumsum(1)
+    # Rates add up from the slowest end, so that the sum of what is left never drops below 0 by rounding.
+    left = rate.flip(1).cumsum(1).flip(1)
+    reached = stopped + full_at * (left - rate)
+    first = (reached < gain[:, None]).sum(1, keepdim=True).clamp_max(reached.shape[1] - 1)
+    before = torch.where(first > 0, stopped.gather(1, (first - 1).clamp_min(0)), 0)
+    time = (gain[:, None] - before) / left.gather(1, first).clamp_min(SMALLEST)
+    return torch.minimum(time, full_at[:, -1:])[:, 0].clamp_min(0)

@@ -1,57 +1,140 @@
-"""Fast adaptive boundary attack (Croce & Hein 2020)."""
+"""FAB, the fast adaptive boundary attack (Croce & Hein 2020)."""
 
 from dataclasses import dataclass
 from typing import final
 
-from torch import Generator
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
 
-from sparsemble.attacks.apgd_targeted import likeliest_wrong
-from sparsemble.attacks.attack import attacks
-from sparsemble.attacks.boundary_walk import BoundaryWalk, start_for
-from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
+from sparsemble.attacks.attack import SMALLEST, attacks, likeliest_wrong, random_direction
+from sparsemble.attacks.decision_boundary import nearest_boundary_at
+from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import Classifier
+from sparsemble.core.pass_counter import for_images
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Classifier, Counts, Images
+
+LINE_SEARCH_STEPS = 3
+"""Steps of the last search, between the clean image and the misclassified point."""
 
 
 @final
 @attacks.register("fab")
 @dataclass(frozen=True, kw_only=True)
 class FAB(MinimumNorm):
-    """Steps to the nearest linearised border, drawn towards the clean image.
+    """Steps to the nearest linearised decision boundary, biased towards the clean image.
 
     Source: Croce & Hein 2020 (Minimally distorted adversarial examples), algorithm 1, with the starts of the authors'
-    AutoAttack: the first at the clean image, later ones at random points half as far away as the best point or the
-    ball's border. Each step takes K - 1 backward passes; for many classes see `fab_targeted`. Departs: where a
-    distance is near enough (`enough`, the ball's radius in `perturb`), an image takes no further passes.
+    AutoAttack: the first at the clean image, later ones at random points half as far away as the best point, or as
+    the boundary of the ball. Each step takes K - 1 backward passes; for many classes see `fab_targeted`. Departs:
+    where a distance is small enough (`stop_distance`, the ball's radius in `perturb`), an image takes no further
+    passes.
     """
 
     steps: int = 100
-    """Steps of each walk, >= 1."""
+    """Steps from each start, >= 1."""
     restarts: int = 1
-    """Walks, >= 1."""
+    """Starts, >= 1."""
     alpha_max: float = 0.1
-    """Largest share of the step that starts at the clean image."""
+    """Largest weight of the step that starts at the clean image, in [0, 1]."""
     eta: float = 1.05
-    """How far a step goes, the border being at 1."""
+    """Length of a step, the linearised boundary being at 1; >= 1."""
     beta: float = 0.9
-    """Where to go on from a misclassified point, the clean image being at 0."""
+    """Where to continue from a misclassified point, the clean image being at 0; in (0, 1)."""
     label: str = ""
     """Name in results."""
 
     def __post_init__(self) -> None:
-        self._walk()
+        self._path()
         if self.restarts < 1:
             raise InputError(f"restarts = {self.restarts} must be 1 or more")
         if not self.label:
             times = f"x{self.restarts}" if self.restarts > 1 else ""
             object.__setattr__(self, "label", f"fab{self.steps}{times}")
 
-    def approach(self, model: Classifier, nearest: Nearest, *, rng: Generator) -> None:
-        """Walk from each start."""
+    def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
+        """Search from each start."""
         classes = nearest.clean_logits.shape[1]
         others = likeliest_wrong(nearest.clean_logits, nearest.y, classes - 1)
         for restart in range(self.restarts):
-            self._walk()(model, nearest, others, start_for(restart, nearest, rng))
+            self._path()(model, nearest, others, fab_start(restart, nearest, rng))
 
-    def _walk(self) -> BoundaryWalk:
-        return BoundaryWalk(steps=self.steps, alpha_max=self.alpha_max, eta=self.eta, beta=self.beta)
+    def _path(self) -> "FABPath":
+        return FABPath(steps=self.steps, alpha_max=self.alpha_max, eta=self.eta, beta=self.beta)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FABPath:
+    """Settings of one run of algorithm 1; see `FAB`."""
+
+    steps: int
+    alpha_max: float
+    eta: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps = {self.steps} must be 1 or more")
+        if not 0 <= self.alpha_max <= 1:
+            raise InputError(f"alpha_max = {self.alpha_max:g} must lie between 0 and 1")
+        if not self.eta >= 1:
+            raise InputError(f"eta = {self.eta:g} must be 1 or more (1 ends on the boundary)")
+        if not 0 < self.beta < 1:
+            raise InputError(f"beta = {self.beta:g} must lie between 0 and 1")
+
+    def __call__(self, model: Classifier, nearest: NearestPoints, others: Int[Tensor, "B J"], start: Images) -> None:
+        """Run from `start` along the boundaries with `others`, and end with a line search.
+
+        Passes, each image and step: 2 forward and J backward; none once it is near enough.
+
+        Args:
+            model: maps images to logits.
+            nearest: the record that is updated.
+            others: (B, J) wrong classes.
+            start: (B, C, H, W) first points in [0, 1].
+        """
+        rows = nearest.open_rows()
+        point = start[rows]
+        for _ in range(self.steps):
+            if not len(rows):
+                return
+            point = self._step(model, nearest, rows, others[rows], point)
+            with torch.no_grad(), for_images(rows):
+                logits = model(point)
+            misclassified = nearest.update_(rows, point, logits).view(-1, 1, 1, 1)
+            x = nearest.x[rows]
+            point = torch.where(misclassified, x + self.beta * (point - x), point)
+            unfinished = nearest.is_open()[rows]
+            rows, point = rows[unfinished], point[unfinished]
+        nearest.line_search_(model, LINE_SEARCH_STEPS)
+
+    def _step(
+        self, model: Classifier, nearest: NearestPoints, rows: Counts, others: Int[Tensor, "R J"], point: Images
+    ) -> Images:
+        """Overstep the nearest boundary, from the point and from the clean image, and mix the two."""
+        x, norm = nearest.x[rows], nearest.norm
+        with for_images(rows):
+            boundary = nearest_boundary_at(model, point, nearest.y[rows], others, norm)
+        from_point, from_x = boundary.move_from(point, norm), boundary.move_from(x, norm)
+        threat = ThreatModel(norm=norm)
+        step, back = threat.distance(point + from_point, point), threat.distance(x + from_x, x)
+        bias = (step / (step + back).clamp_min(SMALLEST)).clamp_max(self.alpha_max).view(-1, 1, 1, 1)
+        return ((1 - bias) * (point + self.eta * from_point) + bias * (x + self.eta * from_x)).clamp(0, 1)
+
+
+def fab_start(restart: int, nearest: NearestPoints, rng: Generator) -> Images:
+    """Return the first points of a run: the clean images, later half as far away as the best point or `stop_distance`.
+
+    Args:
+        restart: number of the run, from 0.
+        nearest: the record so far.
+        rng: source of random draws.
+    """
+    if restart == 0:
+        return nearest.x
+    radius = ThreatModel(norm=nearest.norm).distance(nearest.images, nearest.x)
+    radius = radius.clamp_max(nearest.stop_distance) if nearest.stop_distance else radius
+    direction = random_direction(nearest.x, nearest.norm, rng)
+    return (nearest.x + radius.view(-1, 1, 1, 1) / 2 * direction).clamp(0, 1)

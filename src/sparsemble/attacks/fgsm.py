@@ -8,8 +8,8 @@ from torch import Generator
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
+from sparsemble.attacks.pga import check_ascent
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 
@@ -18,11 +18,11 @@ from sparsemble.core.types import Classifier, Images, Labels
 @attacks.register("fgsm")
 @dataclass(frozen=True, kw_only=True)
 class FGSM(Attack):
-    """One steepest step up the loss.
+    """One steepest step along the gradient of the loss.
 
     Source: Goodfellow et al. 2015, section 4, for linf; for l2 the step goes along the normalised gradient. With
-    `random_start`, Wong et al. 2020 (there with a step of 1.25). Weak: for training and for the checks that stronger
-    attacks break more.
+    `random_start`, Wong et al. 2020 (there with a step of 1.25). Weak: for training, and for the check that stronger
+    attacks succeed on more images.
     """
 
     step_size: float = 1.0
@@ -30,13 +30,12 @@ class FGSM(Attack):
     random_start: bool = False
     """Start at a random allowed image, not at the clean one."""
     loss: AttackLoss = CrossEntropy()
-    """What the step climbs."""
+    """What the step maximises."""
     label: str = ""
     """Name in results."""
 
     def __post_init__(self) -> None:
-        if not self.step_size > 0:
-            raise InputError(f"step_size = {self.step_size:g} must be above 0 (it is in units of eps)")
+        check_ascent(steps=1, step_size=self.step_size)
         if not self.label:
             object.__setattr__(self, "label", "fgsm_rs" if self.random_start else "fgsm")
 

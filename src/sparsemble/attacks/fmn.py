@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.attack import attacks, input_gradient
-from sparsemble.attacks.hyperplane import SMALLEST, dual_length
-from sparsemble.attacks.losses.margin import Margin
-from sparsemble.attacks.minimum_norm import MinimumNorm, Nearest
+from sparsemble.attacks.attack import SMALLEST, Norm, attacks, input_gradient
+from sparsemble.attacks.decision_boundary import dual_norm
+from sparsemble.attacks.losses.margin import margin_of
+from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
@@ -23,10 +23,10 @@ from sparsemble.core.types import Classifier, Flags, Images, PerImage
 class FMN(MinimumNorm):
     """Normalised gradient steps inside a ball that shrinks where the image is misclassified and grows where not.
 
-    Source: Pintor et al. 2021, algorithm 1: until a misclassified point is met, the radius is the distance at which
+    Source: Pintor et al. 2021, algorithm 1: before the first misclassified point, the radius is the distance at which
     the linearised margin is 0; step length and rate of change are annealed along a cosine. Departs: that first radius
-    also grows by the rate, or an image could stay on the border without crossing it; and where a distance is near
-    enough (`enough`, the ball's radius in `perturb`), an image takes no further passes.
+    also grows by the rate, or an image could stay on the decision boundary without crossing it; and where a distance
+    is small enough (`stop_distance`, the ball's radius in `perturb`), an image takes no further passes.
     """
 
     steps: int = 100
@@ -52,8 +52,8 @@ class FMN(MinimumNorm):
         if not self.label:
             object.__setattr__(self, "label", f"fmn{self.steps}")
 
-    def approach(self, model: Classifier, nearest: Nearest, *, rng: Generator) -> None:
-        """Step, and let the ball breathe.
+    def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
+        """Take gradient steps, and adapt the radius of each image.
 
         Passes, each image: steps + 1 forward and steps backward.
         """
@@ -63,43 +63,52 @@ class FMN(MinimumNorm):
         for step in range(self.steps):
             if not len(rows):
                 return
-            x, share = nearest.x[rows], step / self.steps
+            x, progress = nearest.x[rows], step / self.steps
             leaf = point.detach().requires_grad_()
             with for_images(rows):
                 logits = model(leaf)
-            margin = Margin()(logits, logits, nearest.y[rows])
+            margin = margin_of(logits, nearest.y[rows])
             slope, margin, logits = input_gradient(margin, leaf), margin.detach(), logits.detach()
-            # The clean image is worth nothing to `nearest`, which would return it where no step moves the margin.
-            broken = nearest.see_(rows, point, logits) if step else torch.zeros_like(margin, dtype=torch.bool)
-            reach = ThreatModel(norm=nearest.norm).distance(point, x)
-            reach = reach + margin.abs() / dual_length(slope, nearest.norm).clamp_min(SMALLEST)
-            radius = self._breathe(radius, broken, reach, nearest.distance[rows], share)
-            length = anneal(self.alpha, self.alpha_final, share)
+            # The clean image must not enter the record, or it would be returned where no step moves the margin.
+            misclassified = nearest.update_(rows, point, logits) if step else torch.zeros_like(margin, dtype=torch.bool)
+            boundary = ThreatModel(norm=nearest.norm).distance(point, x)
+            boundary = boundary + margin.abs() / dual_norm(slope, nearest.norm).clamp_min(SMALLEST)
+            radius = self._adapt(radius, misclassified, boundary, nearest.distance[rows], progress)
+            length = cosine_anneal(self.alpha, self.alpha_final, progress)
             move = length * ThreatModel(norm="l2").steepest(slope)
-            point = keep_within(point + move, x, radius, nearest)
-            open_still = nearest.is_open()[rows]
-            rows, point, radius = rows[open_still], point[open_still], radius[open_still]
+            point = project_to_radius(point + move, x, radius, nearest.norm)
+            still_open = nearest.is_open()[rows]
+            rows, point, radius = rows[still_open], point[still_open], radius[still_open]
         if len(rows):
             with torch.no_grad(), for_images(rows):
-                nearest.see_(rows, point, model(point))
+                nearest.update_(rows, point, model(point))
 
-    def _breathe(self, radius: PerImage, broken: Flags, reach: PerImage, best: PerImage, share: float) -> PerImage:
-        """Return the new radii; before the first misclassified point, just beyond the linearised border."""
-        rate = anneal(self.gamma, self.gamma_final, share)
+    def _adapt(
+        self, radius: PerImage, misclassified: Flags, boundary: PerImage, best: PerImage, progress: float
+    ) -> PerImage:
+        """Return the new radii; before the first misclassified point, just beyond the linearised boundary."""
+        rate = cosine_anneal(self.gamma, self.gamma_final, progress)
         smaller = torch.minimum(radius * (1 - rate), best)
-        larger = (1 + rate) * torch.where(best.isfinite(), radius, reach)
-        return torch.where(broken, smaller, larger)
+        larger = (1 + rate) * torch.where(best.isfinite(), radius, boundary)
+        return torch.where(misclassified, smaller, larger)
 
 
-def anneal(first: float, last: float, share: float) -> float:
-    """Go from `first` to `last` along half a cosine as `share` goes from 0 to 1."""
-    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+def cosine_anneal(first: float, last: float, progress: float) -> float:
+    """Return a value that falls from `first` to `last` along half a cosine as `progress` goes from 0 to 1."""
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def keep_within(point: Images, x: Images, radius: PerImage, nearest: Nearest) -> Images:
-    """Bring each point into the ball of its own radius, and into the box."""
+def project_to_radius(point: Images, x: Images, radius: PerImage, norm: Norm) -> Images:
+    """Project each point into the ball of its own radius, and into the box.
+
+    Args:
+        point: (R, C, H, W).
+        x: (R, C, H, W) clean images.
+        radius: (R).
+        norm: of the ball.
+    """
     delta, size = point - x, radius.view(-1, 1, 1, 1)
-    if nearest.norm == "linf":
+    if norm == "linf":
         delta = torch.minimum(torch.maximum(delta, -size), size)
     else:
         length = delta.flatten(1).norm(dim=1).clamp_min(SMALLEST).view(-1, 1, 1, 1)

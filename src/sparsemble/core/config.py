@@ -25,6 +25,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "dynamic": ("stopping",),
     "gentler": ("backoff",),
     "glance": ("probe_steps",),
+    "judged": ("use_deployed_logits",),
     "objective": ("loss",),
     "precision": ("dtype",),
     "probe_every": ("eval_every",),
@@ -35,6 +36,8 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "stop": ("rule",),
     "team_size": ("members",),
     "toll": ("revisit_penalty",),
+    "turned": ("misled_weight",),
+    "walks": ("restarts",),
     "warm_up": ("warmup",),
     # components and stages
     "adopt": ("load_parent",),

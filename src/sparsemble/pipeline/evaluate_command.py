@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
-from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.artifacts import only_run_in, read_json
 from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.errors import InputError

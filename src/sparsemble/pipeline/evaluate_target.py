@@ -10,10 +10,10 @@ import torch
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.pgd import PGD
-from sparsemble.attacks.square import Square
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
@@ -194,7 +194,7 @@ def numbers(found: Evaluation, attacks: Sequence[Attack | EnsembleAttack], class
         entry["mode"] = attack.mode if isinstance(attack, AutoAttack) else None
         if isinstance(attack, AutoAttack):
             broken = found.attacks[attack.label].part
-            parts = attack.parts(classes)
+            parts = attack.schedule(classes)
             entry["parts"] = {part.label: int((broken == place).sum()) for place, part in enumerate(parts)}
     runs = {label: float(outcome.members_run.float().mean()) for label, outcome in found.attacks.items()}
     slow = [runs[a.label] for a in attacks if isinstance(a, EnsembleAttack) and a.aims_at_cost]

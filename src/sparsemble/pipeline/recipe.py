@@ -8,11 +8,11 @@ from typing import Any, Literal, final
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.hijack import Hijack
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.pgd import PGD
-from sparsemble.attacks.square import Square
 from sparsemble.core.artifacts import file_hash
 from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
 from sparsemble.core.errors import InputError

@@ -7,11 +7,12 @@ from typing import final
 import torch
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
+from sparsemble.attacks.black_box.noise import Noise
+from sparsemble.attacks.black_box.rays import RayS
+from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.fgsm import FGSM
-from sparsemble.attacks.hard_label import HardLabel
-from sparsemble.attacks.noise import Noise
 from sparsemble.attacks.pgd import PGD
-from sparsemble.attacks.transfer import Transfer
 from sparsemble.core.interfaces import StoppingRule
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Split
@@ -24,7 +25,12 @@ SAMPLE = 100
 FEW = 20
 """Images for attacks that only ask for labels, at most: they cost thousands of passes each."""
 SINGLE, USUAL, LONGER = FGSM(), PGD(steps=20, label="pgd20"), PGD(steps=80, step_size=0.1, restarts=2, label="pgd80x2")
-NOISE, LABELS_ONLY = Noise(draws=10_000), HardLabel(queries=1000)
+NOISE = Noise(draws=10_000)
+LABELS_ONLY = {
+    "linf": RayS(queries=1000, label="hard_label1000"),
+    "l2": HopSkipJump(queries=1000, label="hard_label1000"),
+}
+"""By norm; the label names the stream of random numbers."""
 TRANSFERRED = PGD(steps=20, step_size=0.1, stop_at_success=False, label="pgd20")
 
 
@@ -64,6 +70,6 @@ def gather(
         transferred = run("transfer", SAMPLE, Transfer(attack=TRANSFERRED, source=target.parent))
     return Evidence(
         gradients=run("sanity", SAMPLE, SINGLE, USUAL, LONGER),
-        blind=run("blind", FEW, NOISE, LABELS_ONLY),
+        blind=run("blind", FEW, NOISE, LABELS_ONLY[threat.norm]),
         transferred=transferred,
     )

@@ -1,4 +1,4 @@
-"""The whole ensemble through another combiner."""
+"""The full ensemble with another combiner."""
 
 from dataclasses import dataclass
 from typing import final
@@ -12,10 +12,10 @@ from sparsemble.core.types import Classifier, Images, Logits
 @surrogates.register("combined")
 @dataclass(frozen=True, kw_only=True)
 class Combined(Surrogate):
-    """All members, combined otherwise than deployed: another combiner weights the members' gradients otherwise."""
+    """All members with another combiner than the deployed one, which weights the members' gradients differently."""
 
     combiner: Combiner
-    """Takes the place of the ensemble's own."""
+    """Used in place of the ensemble's own."""
 
     @property
     def label(self) -> str:

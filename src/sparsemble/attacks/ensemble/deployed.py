@@ -1,4 +1,4 @@
-"""The deployed decision itself."""
+"""The deployed dynamic prediction."""
 
 from dataclasses import dataclass
 from typing import final
@@ -13,9 +13,9 @@ from sparsemble.core.types import Classifier, Images, Logits
 @surrogates.register("deployed")
 @dataclass(frozen=True, kw_only=True)
 class Deployed(Surrogate):
-    """Logits of the prefix that answers, as deployed: what a black-box attack should query.
+    """Logits of the prefix at which the rule stops, as deployed: what a black-box attack should query.
 
-    Gradients flow through the prefix that answers, and see nothing of the decision to stop.
+    Gradients reach the members of that prefix, and not the decision to stop.
     """
 
     @property

@@ -5,50 +5,61 @@ from typing import ClassVar, final
 
 from torch import Generator
 
-from sparsemble.attacks.attack import search_inside
+from sparsemble.attacks.attack import DEFAULT_SEED, search_inside
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels
+from sparsemble.core.types import Images, Labels, seeded
 
 
 class EnsembleAttack(Component):
-    """Finds, for each image, a bad one for a deployed ensemble: members, combiner and stopping rule.
+    """Finds, for each image, an adversarial image for a deployed ensemble: members, combiner and stopping rule.
 
-    What `Attack` promises of a model holds here for every member. Whether an image is broken is for the deployed
-    decision to say, over everything that any attack made for it.
+    What `Attack` guarantees for a model holds here for every member. Whether an image is misclassified is decided by
+    the deployed prediction, over the images of all attacks.
     """
 
     aims_at_cost: ClassVar[bool] = False
-    """Whether it is after the members that run, and so has a use for images that are misclassified anyway."""
+    """Whether it raises the number of members that run, also of images misclassified when clean."""
     label: str
     """Name in results."""
 
     @final
     def __call__(
-        self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+        self,
+        ensemble: Ensemble,
+        rule: StoppingRule,
+        x: Images,
+        y: Labels,
+        threat: ThreatModel,
+        *,
+        rng: Generator | None = None,
     ) -> Images:
         """Return adversarial images.
 
         Args:
             ensemble: in eval mode.
             rule: the deployed rule.
-            x: (B, C, H, W) in [0, 1].
+            x: (B, C, H, W) clean images in [0, 1].
             y: (B) true classes.
-            threat: where the adversarial image may lie.
-            rng: draws random starts, on the device of `x`.
+            threat: norm and radius of the ball in which the adversarial images must lie.
+            rng: source of random draws, on the device of `x`; None uses a fixed seed.
+
+        Returns:
+            (B, C, H, W) images in [0, 1], within `threat.eps` of `x`.
 
         Raises:
             InputError: images outside [0, 1].
-            RunError: the attack broke its own box or ball, or met NaN.
+            RunError: the attack left the box or the ball, or met NaN.
         """
+        rng = rng if rng is not None else seeded(DEFAULT_SEED, x.device)
         return search_inside(threat, x, lambda: self.perturb(ensemble, rule, x, y, threat, rng=rng), self.name)
 
     @abstractmethod
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
-        """Search; called with checked images."""
+        """Search for adversarial images; `__call__` has checked the arguments and checks the result."""
 
 
 ensemble_attacks: Registry[EnsembleAttack] = Registry("ensemble attack", EnsembleAttack)

@@ -1,4 +1,4 @@
-"""The combined answer of all members."""
+"""The combined prediction of all members."""
 
 from dataclasses import dataclass
 from typing import final
@@ -12,7 +12,7 @@ from sparsemble.core.types import Classifier
 @surrogates.register("full_ensemble")
 @dataclass(frozen=True, kw_only=True)
 class FullEnsemble(Surrogate):
-    """The static ensemble: all members, whatever the rule says."""
+    """The static ensemble: all members, without the stopping rule."""
 
     @property
     def label(self) -> str:

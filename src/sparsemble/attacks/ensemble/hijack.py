@@ -1,15 +1,16 @@
-"""Make the rule stop early on a wrong label."""
+"""Make the stopping rule stop early with a wrong prediction."""
 
-import itertools
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Generator, Tensor
 
+from sparsemble.attacks.attack import likeliest_wrong
+from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
-from sparsemble.attacks.ensemble.ranking import BROKEN, damage, log_stop_probability
-from sparsemble.attacks.pga import At, Value, check_ascent, climb
+from sparsemble.attacks.ensemble.ranking import MISCLASSIFIED, log_stop_probability, rank
+from sparsemble.attacks.pga import Evaluation, Progress, check_ascent, projected_gradient_ascent, random_starts
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
@@ -17,22 +18,23 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
 
 EARLY = 2.0
-"""What an early stop adds to the rank of a wrong answer."""
+"""Added to the score of a wrong prediction by an early stop."""
 
 
 @final
 @ensemble_attacks.register("hijack")
 @dataclass(frozen=True, kw_only=True)
 class Hijack(EnsembleAttack):
-    """Pushes, for each prefix shorter than the ensemble, a wrong label to the top of it and the rule to stop there.
+    """Makes a shorter prefix predict a wrong class, and the stopping rule stop there.
 
-    One ascent for each prefix and each of its likeliest wrong labels. The loss is the label's lead over the true class
-    at that prefix plus, once it leads, the log mass of stopping there; until then whatever makes the rule sure makes it
-    sure of the true class. Keeps any point where the deployed decision is wrong, those that stop early first.
+    One ascent for each prefix shorter than the ensemble and each of its likeliest wrong classes. The loss is the
+    logit of that class minus the true one at the prefix plus, once this is positive, the log of the probability of
+    stopping there; before, a higher stop probability would only make the prefix more confident of the true class.
+    Keeps points at which the deployed prediction is wrong, those that stop early first.
     """
 
     targets: int = 2
-    """Wrong labels tried at each prefix, the likeliest on the clean image first, >= 1."""
+    """Wrong classes tried at each prefix, the likeliest on the clean image first, >= 1."""
     steps: int = 40
     """Gradient steps of each ascent, >= 1."""
     step_size: float = 0.1
@@ -50,44 +52,40 @@ class Hijack(EnsembleAttack):
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
-        """Ascend once for each prefix and wrong label."""
+        """Run one ascent for each prefix and wrong class."""
         total = len(ensemble.members)
-        aims = self._aims(ensemble, x, y)
+        targets = self._targets(ensemble, x, y)
 
-        def value(images: Images, at: At) -> Value:
-            length, wanted = aims[at.start]
-            labels, target = y[at.rows, None], wanted[at.rows, None]
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            length, target = targets[progress.restart]
+            labels = y[progress.rows]
             member_logits = ensemble.member_logits(images)
             prefix = ensemble.combiner(member_logits[:length])
-            ahead = (prefix.gather(1, target) - prefix.gather(1, labels))[:, 0]
+            ahead = (prefix.gather(1, target[progress.rows, None]) - prefix.gather(1, labels[:, None]))[:, 0]
             stops_here = log_stop_probability(member_logits, rule)[length - 1]
             loss = ahead + torch.where(ahead > 0, stops_here, 0.0)
             output = decide_from_logits(member_logits.detach(), ensemble.combiner, rule)
-            harm = damage(output.logits, labels[:, 0])
-            early = (harm >= BROKEN) & (output.members_run < total)
-            return Value(loss, harm + EARLY * early)
+            score = rank(output.logits, labels)
+            early = (score >= MISCLASSIFIED) & (output.members_run < total)
+            score = score + EARLY * early
+            return Evaluation(loss, score >= MISCLASSIFIED + EARLY * (total > 1), score)
 
-        enough = BROKEN + EARLY * (total > 1)
-        return climb(
-            value,
+        return projected_gradient_ascent(
+            objective,
+            BestPoints.of_clean(x),
             x,
             threat,
             steps=self.steps,
             step_size=self.step_size,
-            restarts=len(aims),
-            rng=rng,
-            start=x,
-            enough=enough,
-        )
+            starts=random_starts(x, threat, len(targets), rng, first=x),
+        ).images
 
-    def _aims(self, ensemble: Ensemble, x: Images, y: Labels) -> list[tuple[int, Tensor]]:
-        """Return a prefix and a wrong label of each image (B) for each ascent."""
-        with torch.no_grad():
-            member_logits = ensemble.member_logits(x)
-            lengths = range(1, max(len(member_logits), 2))
-            aims = []
-            for length in lengths:
-                wrong = ensemble.combiner(member_logits[:length]).scatter(1, y[:, None], -float("inf"))
-                likeliest = wrong.topk(min(self.targets, wrong.shape[1] - 1), dim=1).indices
-                aims.append([(length, target) for target in likeliest.unbind(1)])
-        return list(itertools.chain(*aims))
+    @torch.no_grad()
+    def _targets(self, ensemble: Ensemble, x: Images, y: Labels) -> list[tuple[int, Tensor]]:
+        """Return the length of a prefix and (B) wrong classes for each ascent."""
+        member_logits = ensemble.member_logits(x)
+        return [
+            (length, target)
+            for length in range(1, max(len(member_logits), 2))
+            for target in likeliest_wrong(ensemble.combiner(member_logits[:length]), y, self.targets).unbind(1)
+        ]

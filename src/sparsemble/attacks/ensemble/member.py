@@ -1,4 +1,4 @@
-"""The answer of one member."""
+"""The prediction of one member."""
 
 from dataclasses import dataclass
 from typing import final
@@ -13,10 +13,10 @@ from sparsemble.core.types import Classifier
 @surrogates.register("member")
 @dataclass(frozen=True, kw_only=True)
 class Member(Surrogate):
-    """One member alone: its own loss, without the others' gradients."""
+    """One member alone: its loss, without the others' gradients."""
 
     index: int = 1
-    """Place in the running order, 1..M; member 1 is prefix 1."""
+    """Position in the running order, 1..M; member 1 is prefix 1."""
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""The combined answer of the first members."""
+"""The combined prediction of the first members."""
 
 from dataclasses import dataclass
 from typing import final
@@ -13,7 +13,7 @@ from sparsemble.core.types import Classifier, Images, Logits
 @surrogates.register("prefix")
 @dataclass(frozen=True, kw_only=True)
 class Prefix(Surrogate):
-    """The first `length` members: what answers an image on which the rule stops there."""
+    """The first `length` members, which give the prediction where the rule stops there."""
 
     length: int = 1
     """Number of members, 1..M."""

@@ -1,4 +1,4 @@
-"""One member after the other."""
+"""Attack one member after the other."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,9 +6,11 @@ from typing import final
 import torch
 from torch import Generator
 
+from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
-from sparsemble.attacks.ensemble.ranking import BROKEN, damage, lead
-from sparsemble.attacks.pga import At, Value, check_ascent, climb
+from sparsemble.attacks.ensemble.ranking import MISCLASSIFIED, rank
+from sparsemble.attacks.losses.margin import margin_of
+from sparsemble.attacks.pga import Evaluation, Progress, check_ascent, projected_gradient_ascent, random_starts
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
@@ -20,16 +22,16 @@ from sparsemble.core.types import Images, Labels
 @ensemble_attacks.register("sequential")
 @dataclass(frozen=True, kw_only=True)
 class Sequential(EnsembleAttack):
-    """Attacks the members in turn, each from where the one before left the image.
+    """Attacks the members in turn, each from the last point of the one before.
 
-    Climbs the member's own margin; keeps the point that is worst for the deployed decision, whichever member was
-    attacked there. Source: Tramer et al. 2020, on attacking the parts of an ensemble one at a time.
+    The steps maximise the margin of one member; the point that is worst for the deployed prediction is kept, whichever
+    member was attacked there. Source: Tramer et al. 2020, on attacking the parts of an ensemble one at a time.
     """
 
     steps: int = 20
     """Gradient steps on each member, >= 1."""
     rounds: int = 2
-    """How often the whole order is gone through, >= 1; a second round sees what the first undid."""
+    """Passes through all members, >= 1; a second one can restore what later members undid."""
     step_size: float = 0.1
     """Length of a step in units of eps, > 0."""
     restarts: int = 1
@@ -47,20 +49,26 @@ class Sequential(EnsembleAttack):
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
-        """Go round the members."""
-        total = len(ensemble.members)
+        """Attack the members in turn."""
+        members = ensemble.members
 
-        def value(images: Images, at: At) -> Value:
-            turn = at.step // self.steps % total
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            attacked = progress.step // self.steps % len(members)
             logits = []
-            for i, member in enumerate(ensemble.members):
-                with torch.set_grad_enabled(i == turn):
-                    logits.append(member(images if i == turn else images.detach()))
-            labels = y[at.rows]
-            answer = decide_from_logits(torch.stack(logits).detach(), ensemble.combiner, rule).logits
-            return Value(loss=-lead(logits[turn], labels), rank=damage(answer, labels))
+            for i, member in enumerate(members):
+                with torch.set_grad_enabled(i == attacked):
+                    logits.append(member(images if i == attacked else images.detach()))
+            labels = y[progress.rows]
+            output = decide_from_logits(torch.stack(logits).detach(), ensemble.combiner, rule)
+            score = rank(output.logits, labels)
+            return Evaluation(margin_of(logits[attacked], labels), score >= MISCLASSIFIED, score)
 
-        steps = self.steps * total * self.rounds
-        return climb(
-            value, x, threat, steps=steps, step_size=self.step_size, restarts=self.restarts, rng=rng, enough=BROKEN
-        )
+        return projected_gradient_ascent(
+            objective,
+            BestPoints.of_clean(x),
+            x,
+            threat,
+            steps=self.steps * len(members) * self.rounds,
+            step_size=self.step_size,
+            starts=random_starts(x, threat, self.restarts, rng),
+        ).images

@@ -1,4 +1,4 @@
-"""Make the ensemble run as many members as can be."""
+"""Raise the number of members that the ensemble runs (the aim of DeepSloth, Hong et al. 2021)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -6,9 +6,11 @@ from typing import ClassVar, final
 import torch
 from torch import Generator
 
+from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
-from sparsemble.attacks.ensemble.ranking import lead, log_stop_probability
-from sparsemble.attacks.pga import At, Value, check_ascent, climb, squash
+from sparsemble.attacks.ensemble.ranking import log_stop_probability, squash
+from sparsemble.attacks.losses.margin import margin_of
+from sparsemble.attacks.pga import Evaluation, Progress, check_ascent, projected_gradient_ascent, random_starts
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule
@@ -22,10 +24,11 @@ from sparsemble.core.types import Images, Labels, MemberLogits, PerImage
 class Slowdown(EnsembleAttack):
     """Raises the expected number of members, and returns the point at which the deployed rule runs the most.
 
-    Climbs the log of the expected further members under the rule's mass, plus a little doubt (how near the two best
-    classes of the shorter prefixes are), which has a gradient where the mass has none left. With `keep_label` only
-    points at which the deployed answer is right count, and the clean image may be one of them; an image that the ensemble
-    gets wrong everywhere on the path is free.
+    The steps maximise the log of the expected number of members after the first under the rule's stop probability,
+    plus `doubt` times the doubt of the shorter prefixes (minus the difference of their two largest logits), which has
+    a gradient where the stop probability has none. With `keep_label` a point counts only where the deployed prediction
+    is correct, and the clean image may be that point; an image that is misclassified on the whole path is attacked
+    without this condition.
 
     Source: the aim of Hong et al. 2021 (DeepSloth). Departs: our own loss, since a stopping rule here need not
     compare confidence with a threshold.
@@ -33,11 +36,11 @@ class Slowdown(EnsembleAttack):
 
     aims_at_cost: ClassVar[bool] = True
     keep_label: bool = False
-    """Whether the deployed answer must stay right, so that nobody sees the attack by its errors."""
+    """Whether the deployed prediction must stay correct, so that errors do not reveal the attack."""
     doubt: float = 1.0
     """Weight of the doubt of the shorter prefixes, >= 0."""
     safety: float = 0.5
-    """With `keep_label`: lead of the true class, in nats, below which the steps turn to defend it, > 0."""
+    """With `keep_label`: lead of the true class, in nats, below which the steps raise it again, > 0."""
     steps: int = 50
     """Gradient steps from each start, >= 1."""
     step_size: float = 0.1
@@ -57,32 +60,30 @@ class Slowdown(EnsembleAttack):
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
-        """Climb the cost."""
+        """Maximise the number of members."""
         total = len(ensemble.members)
 
-        def value(images: Images, at: At) -> Value:
-            labels = y[at.rows]
+        def objective(images: Images, progress: Progress) -> Evaluation:
+            labels = y[progress.rows]
             member_logits = ensemble.member_logits(images)
             loss = _further_members(member_logits, rule) + self.doubt * _doubt(member_logits, ensemble.combiner)
             output = decide_from_logits(member_logits, ensemble.combiner, rule)
-            rank = output.members_run + squash(loss.detach()) / 2
+            score = output.members_run + squash(loss.detach()) / 2
             if self.keep_label:
-                ahead = lead(output.logits, labels)
-                loss = torch.where(ahead < self.safety, ahead, loss)
-                rank = rank - (total + 1) * (output.logits.argmax(1) != labels)
-            return Value(loss, rank)
+                lead = -margin_of(output.logits, labels)
+                loss = torch.where(lead < self.safety, lead, loss)
+                score = score - (total + 1) * (output.logits.argmax(1) != labels)
+            return Evaluation(loss, score >= total - 0.5, score)
 
-        return climb(
-            value,
+        return projected_gradient_ascent(
+            objective,
+            BestPoints.of_clean(x),
             x,
             threat,
             steps=self.steps,
             step_size=self.step_size,
-            restarts=self.restarts,
-            rng=rng,
-            start=x,
-            enough=total - 0.5,
-        )
+            starts=random_starts(x, threat, self.restarts, rng, first=x),
+        ).images
 
 
 def _further_members(member_logits: MemberLogits, rule: StoppingRule) -> PerImage:
@@ -94,7 +95,7 @@ def _further_members(member_logits: MemberLogits, rule: StoppingRule) -> PerImag
 
 
 def _doubt(member_logits: MemberLogits, combiner: Combiner) -> PerImage:
-    """Return how near the two best classes are, over the prefixes at which the rule could stop early; at most 0."""
+    """Return the second largest logit minus the largest, averaged over the shorter prefixes; at most 0."""
     shorter = range(1, max(len(member_logits), 2))
     best = torch.stack([combiner(member_logits[:m]).topk(2, dim=1).values for m in shorter])
     return (best[..., 1] - best[..., 0]).mean(0)

@@ -1,4 +1,4 @@
-"""Every attack on an ensemble, none of them twice."""
+"""The full suite of attacks on an ensemble, without duplicates."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,15 +22,15 @@ from sparsemble.core.interfaces import Combiner
 def every_surrogate(
     ensemble_size: int, combiners: Iterable[Combiner] = (), *, stops_early: bool = True
 ) -> tuple[Surrogate, ...]:
-    """Return the differentiable views of an ensemble of M members, each once.
+    """Return the surrogates of an ensemble of M members, without those that are equal to another.
 
-    The prefix of length M is `whole`, member 1 is the prefix of length 1, and on one member everything is `whole`.
+    The prefix of length M is the full ensemble, member 1 is the prefix of length 1, and with one member all are equal.
 
     Args:
         ensemble_size: M, 1 or more.
-        combiners: others than the deployed one.
-        stops_early: whether the rule can stop before the last member; if not, no prefix answers but the whole, and
-            the expectation is the whole.
+        combiners: other ones than the deployed one.
+        stops_early: whether the rule can stop before the last member; if not, the full ensemble always gives the
+            prediction, and prefixes and the expectation are left out.
     """
     if ensemble_size == 1:
         return (FullEnsemble(),)
@@ -49,23 +49,23 @@ def full_suite(
     black_box: Sequence[Attack] = (),
     stops_early: bool = True,
 ) -> tuple[EnsembleAttack, ...]:
-    """Return all attacks on an ensemble, for a union over them.
+    """Return all attacks on an ensemble; the worst case is the union over them.
 
     Args:
         ensemble_size: M, 1 or more.
-        attacks: by gradient; run through every surrogate, which is where the cost lies.
-        combiners: others than the deployed one.
-        black_box: without gradients; run on the deployed decision only.
+        attacks: gradient attacks; run on every surrogate, which is most of the cost.
+        combiners: other ones than the deployed one.
+        black_box: attacks without gradients; run on the deployed prediction only.
         stops_early: as for `every_surrogate`.
     """
     surrogates = every_surrogate(ensemble_size, combiners, stops_early=stops_early)
-    honest = Deployed() if Deployed() in surrogates else FullEnsemble()
+    deployed = Deployed() if Deployed() in surrogates else FullEnsemble()
     suite: list[EnsembleAttack] = [
-        SurrogateAttack(attack=attack, surrogate=surrogate, judged=surrogate != honest)
+        SurrogateAttack(attack=attack, surrogate=surrogate, use_deployed_logits=surrogate != deployed)
         for surrogate in surrogates
         for attack in attacks
     ]
-    suite += [SurrogateAttack(attack=attack, surrogate=honest, judged=False) for attack in black_box]
+    suite += [SurrogateAttack(attack=attack, surrogate=deployed, use_deployed_logits=False) for attack in black_box]
     if ensemble_size > 1:
         suite.append(Sequential())
         if stops_early:

@@ -8,12 +8,12 @@ from sparsemble.core.types import Classifier
 
 
 class Surrogate(Component):
-    """A differentiable classifier made of an ensemble and its stopping rule; any attack can climb it."""
+    """A differentiable classifier made of an ensemble and its stopping rule, for any attack to run on."""
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Name in results, with the settings that tell it from others of its kind."""
+        """Name in results, with the settings that distinguish it from others of its kind."""
 
     @abstractmethod
     def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:

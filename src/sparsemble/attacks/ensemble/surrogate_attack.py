@@ -1,4 +1,4 @@
-"""Any attack through any surrogate."""
+"""Any attack on any surrogate of an ensemble."""
 
 from dataclasses import dataclass
 from typing import final
@@ -19,22 +19,22 @@ from sparsemble.core.types import Classifier, Images, Labels, Logits
 @ensemble_attacks.register("surrogate_attack")
 @dataclass(frozen=True, kw_only=True)
 class SurrogateAttack(EnsembleAttack):
-    """An attack on a single classifier, led by the gradient of a surrogate of the ensemble.
+    """An attack on a single classifier that follows the gradient of a surrogate of the ensemble.
 
-    While `judged`, the attack reads the deployed logits and differentiates the surrogate's: what it keeps as best, and
-    where it stops, is then what is really broken, not what the surrogate gets wrong. That costs a deployed answer,
-    without gradient, at every point.
+    With `use_deployed_logits`, the attack gets the deployed logits with the surrogate's gradient: the point that it
+    keeps as best, and the one at which it stops, then depend on the deployed prediction instead of the surrogate's.
+    That costs a deployed prediction, without gradient, at every point.
     """
 
     attack: Attack
-    """What climbs."""
+    """Run on the surrogate."""
     surrogate: Surrogate
-    """What is climbed."""
-    judged: bool = True
-    """Off where the surrogate is the deployed decision itself, and for attacks that need logits and gradient to fit
-    together, such as DeepFool or FAB."""
+    """Stands in for the ensemble."""
+    use_deployed_logits: bool = True
+    """Off where the surrogate is the deployed prediction itself, and for attacks that need a gradient that belongs to
+    the logits, such as DeepFool or FAB."""
     label: str = ""
-    """Name in results; empty: the attack's and the surrogate's."""
+    """Name in results; empty: the labels of the attack and the surrogate."""
 
     def __post_init__(self) -> None:
         if not self.label:
@@ -45,18 +45,18 @@ class SurrogateAttack(EnsembleAttack):
     ) -> Images:
         """Attack the surrogate."""
         target = self.surrogate(ensemble, rule)
-        if self.judged:
-            target = _judged(target, ensemble, rule)
+        if self.use_deployed_logits:
+            target = _with_deployed_logits(target, ensemble, rule)
         return self.attack(target, x, y, threat, rng=rng)
 
 
-def _judged(surrogate: Classifier, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
+def _with_deployed_logits(surrogate: Classifier, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
     """Return a classifier with the deployed logits and the surrogate's gradient."""
 
     def classify(x: Images) -> Logits:
-        led = surrogate(x)
+        logits = surrogate(x)
         with torch.no_grad():
-            answer = decide(ensemble, x.detach(), rule).logits
-        return answer + (led - led.detach())
+            deployed = decide(ensemble, x.detach(), rule).logits
+        return deployed + (logits - logits.detach())
 
     return classify

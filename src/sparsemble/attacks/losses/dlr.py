@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from sparsemble.attacks.losses.loss import AttackLoss, attack_losses
-from sparsemble.attacks.losses.margin import Margin
+from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Labels, Logits, PerImage
 
@@ -17,8 +17,8 @@ SMALLEST = 1e-12
 class DLR(AttackLoss):
     """Margin divided by the gap between the first and the third logit, so that rescaled logits change nothing.
 
-    Source: Croce & Hein 2020, eq. 6. Needs three classes or more; with two the ratio says only which one is ahead,
-    and its gradient is zero: take `margin`.
+    Source: Croce & Hein 2020, eq. 6. Needs three classes or more; with two the ratio is only the sign of the margin,
+    and its gradient is zero: use `margin`.
     """
 
     def __call__(self, adv_logits: Logits, clean_logits: Logits, y: Labels) -> PerImage:
@@ -27,4 +27,4 @@ class DLR(AttackLoss):
         if classes < 3:
             raise InputError(f'loss = "dlr" needs 3 classes or more, got {classes}; use "margin"')
         first, _, third = adv_logits.topk(3, dim=1).values.unbind(1)
-        return Margin()(adv_logits, clean_logits, y) / (first - third + SMALLEST)
+        return margin_of(adv_logits, y) / (first - third + SMALLEST)

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence from the clean answer (Zhang et al. 2019)."""
+"""Kullback-Leibler divergence from the clean prediction (Zhang et al. 2019)."""
 
 from dataclasses import dataclass
 from typing import final
@@ -13,10 +13,10 @@ from sparsemble.core.types import Labels, Logits, PerImage
 @attack_losses.register("kl")
 @dataclass(frozen=True, kw_only=True)
 class KL(AttackLoss):
-    """How far the answer has moved from the clean one; the label plays no part.
+    """Divergence of the predicted distribution from the clean one; labels are not used.
 
     Source: Zhang et al. 2019, eq. 5, the inner maximisation: KL(clean || adversarial). Its gradient is exactly zero
-    at the clean image, so an attack that climbs it must start elsewhere.
+    at the clean image, so an attack that maximises it must start elsewhere.
     """
 
     def __call__(self, adv_logits: Logits, clean_logits: Logits, y: Labels) -> PerImage:

@@ -7,11 +7,17 @@ from sparsemble.core.types import Labels, Logits, PerImage
 
 
 class AttackLoss(Component):
-    """What an attack climbs."""
+    """What an attack maximises."""
 
     @abstractmethod
     def __call__(self, adv_logits: Logits, clean_logits: Logits, y: Labels) -> PerImage:
-        """Return one number an image, larger where the model does worse; `clean_logits` carry no gradient."""
+        """Return one value for each image, larger where the model does worse.
+
+        Args:
+            adv_logits: (B, K) at the attacked images.
+            clean_logits: (B, K) at the clean images; without gradient.
+            y: (B) true classes.
+        """
 
 
 attack_losses: Registry[AttackLoss] = Registry("attack loss", AttackLoss)

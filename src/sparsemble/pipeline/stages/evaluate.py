@@ -202,7 +202,7 @@ class EvaluateStage(WithData):
             found[label] = {"settings": settings, "outcomes": outcomes[label].int().tolist()}
             for one in self.attacks:
                 if isinstance(one, AutoAttack) and one.label == label:
-                    parts = one.parts(len(dataset(self.data).classes))
+                    parts = one.schedule(len(dataset(self.data).classes))
                     found[label] |= {"mode": one.mode, "parts": {part.label: None for part in parts}}
         runs = {label: _mean(artifact.json(OUTCOME)["members_run"]) for label, artifact in sets.items()}
         slow = [runs[label] for label, each in found.items() if each["settings"]["name"] == "slowdown"]

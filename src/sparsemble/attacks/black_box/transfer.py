@@ -1,4 +1,4 @@
-"""Images crafted on another model."""
+"""Transfer attack: images crafted on another model."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,10 +13,11 @@ from sparsemble.core.types import Classifier, Images, Labels
 @final
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Attack):
-    """An attack that sees `source` in place of the model it is called with.
+    """Runs an attack on `source` in place of the model it is called with.
 
-    Not registered, as a recipe cannot name a model: the pipeline makes it. Let `attack` climb on after its first
-    success (`stop_at_success = false`): a point just across the border of one model rarely crosses another's.
+    Not registered, as a recipe cannot name a model: the evaluation makes it. Let `attack` continue after its first
+    success (`stop_at_success = false`): a point just across the decision boundary of one model rarely crosses that of
+    another.
     """
 
     name: ClassVar[str] = "transfer"
@@ -24,7 +25,7 @@ class Transfer(Attack):
     attack: Attack
     """Crafts the images."""
     source: Classifier
-    """What they are crafted on."""
+    """The model on which they are crafted."""
     label: str = ""
     """Name in results."""
 
@@ -33,5 +34,6 @@ class Transfer(Attack):
             object.__setattr__(self, "label", f"transfer_{self.attack.label}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Craft on the source; `model` is never asked."""
+        """Craft on the source; `model` is not used."""
+        self.attack.check_norm(threat.norm)
         return self.attack.perturb(self.source, x, y, threat, rng=rng)

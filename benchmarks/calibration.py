@@ -1,11 +1,11 @@
-"""What a calibrated stopping rule loses on images that it was not set on.
+"""Measure what a calibrated stopping rule loses on images that it was not calibrated on.
 
 python benchmarks/calibration.py runs/seed0 runs/seed1 runs/seed2
 
-Each run keeps what the members said to its calibration images, clean and attacked. Here they are halved at random, a
-rule is set on one half and judged on the other, `SPLITS` times; no test image is seen. Prints Markdown: the difference
-to all members in points, and members run. The stored attacks on a rule are those on the run's own, so that rule has
-the hardest time. Give it folders with one calibration each: all that lie there are used.
+Each run stores the members' logits on its calibration images, clean and attacked. Here these images are split into
+random halves `SPLITS` times; a rule is calibrated on one half and evaluated on the other; no test image is used. Prints
+Markdown: the difference to all members in percentage points, and members run. The stored attacks on a rule are those
+on the run's own rule, which therefore faces the strongest attacks. Every calibration in the given folders is used.
 """
 
 import sys
@@ -22,47 +22,47 @@ from sparsemble.ensemble import CalibrationLogits, calibrate, evaluate_rule
 from sparsemble.ensemble.stopping.never import Never
 
 SPLITS = 6
-DROP = 0.002
-"""`max_accuracy_drop` of the recipe."""
+MAX_ACCURACY_DROP = 0.002
+"""As in the recipe."""
 RULES = ("agreement", "die", "first_passage", "confidence")
 
 
-def stored(run: Path) -> list[CalibrationLogits]:
-    """Return what the calibrations in a run's folder saw."""
-    found = []
+def load(run: Path) -> list[CalibrationLogits]:
+    """Return the logits of every calibration in a run's folder."""
+    calibrations = []
     for path in sorted(run.glob("calibrate-*/logits.safetensors")):
-        tensors = load_file(path)
-        y, clean = tensors.pop("labels"), tensors.pop("clean")
-        found.append(
-            CalibrationLogits(clean=clean, attacked=tensors, y=y, combiner=combiners.build("mean_probability"))
-        )
-    return found
+        attacked = load_file(path)
+        y, clean = attacked.pop("labels"), attacked.pop("clean")
+        combiner = combiners.build("mean_probability")
+        calibrations.append(CalibrationLogits(clean=clean, attacked=attacked, y=y, combiner=combiner))
+    return calibrations
 
 
-def part(held_out: CalibrationLogits, chosen: torch.Tensor) -> CalibrationLogits:
-    """Return the same for some of the images."""
-    attacked = {name: logits[:, chosen] for name, logits in held_out.attacked.items()}
-    return replace(held_out, clean=held_out.clean[:, chosen], attacked=attacked, y=held_out.y[chosen])
+def subset(logits: CalibrationLogits, images: torch.Tensor) -> CalibrationLogits:
+    """Return the logits on some of the images."""
+    attacked = {name: member_logits[:, images] for name, member_logits in logits.attacked.items()}
+    return replace(logits, clean=logits.clean[:, images], attacked=attacked, y=logits.y[images])
 
 
 def main() -> None:
-    """Halve, set, judge."""
-    sets = [one for run in sys.argv[1:] for one in stored(Path(run))]
-    if not sets:
+    """Split, calibrate, evaluate, print."""
+    calibrations = [logits for run in sys.argv[1:] for logits in load(Path(run))]
+    if not calibrations:
         sys.exit(__doc__)
-    print(f"{len(sets)} calibrations of {', '.join(str(len(one.y)) for one in sets)} images, {SPLITS} splits each\n")
+    sizes = ", ".join(str(len(logits.y)) for logits in calibrations)
+    print(f"{len(calibrations)} calibrations of {sizes} images, {SPLITS} splits each\n")
     print("| rule | clean | worst case | members run, clean | attacked |\n|---|---:|---:|---:|---:|")
     for name in RULES:
-        rng, seen = seeded(0), list[tuple[HeldOutOutcome, HeldOutOutcome]]()
-        for one in sets * SPLITS:
-            mixed = torch.randperm(len(one.y), generator=rng)
-            first, second = (part(one, half) for half in mixed.chunk(2))
-            rule = calibrate(stopping_rules.build(name), first, max_accuracy_drop=DROP).rule
-            seen.append((evaluate_rule(rule, second), evaluate_rule(Never(), second)))
-        clean = sum(rule.clean - never.clean for rule, never in seen) / len(seen)
-        worst = sum(rule.worst_case - never.worst_case for rule, never in seen) / len(seen)
-        members = sum(rule.members_run for rule, _ in seen) / len(seen)
-        attacked = sum(rule.attacked_members_run for rule, _ in seen) / len(seen)
+        rng, outcomes = seeded(0), list[tuple[HeldOutOutcome, HeldOutOutcome]]()
+        for logits in calibrations * SPLITS:
+            order = torch.randperm(len(logits.y), generator=rng)
+            first, second = (subset(logits, half) for half in order.chunk(2))
+            rule = calibrate(stopping_rules.build(name), first, max_accuracy_drop=MAX_ACCURACY_DROP).rule
+            outcomes.append((evaluate_rule(rule, second), evaluate_rule(Never(), second)))
+        clean = sum(rule.clean - never.clean for rule, never in outcomes) / len(outcomes)
+        worst = sum(rule.worst_case - never.worst_case for rule, never in outcomes) / len(outcomes)
+        members = sum(rule.members_run for rule, _ in outcomes) / len(outcomes)
+        attacked = sum(rule.attacked_members_run for rule, _ in outcomes) / len(outcomes)
         print(f"| {name} | {100 * clean:+.2f} | {100 * worst:+.2f} | {members:.3f} | {attacked:.3f} |", flush=True)
 
 

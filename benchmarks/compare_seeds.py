@@ -4,20 +4,17 @@ python benchmarks/compare_seeds.py runs/seed0 runs/seed1 runs/seed2
 python benchmarks/compare_seeds.py runs/seed0 runs/seed1 --against runs/eed0 runs/eed1
 
 Prints Markdown. `--against` adds each row minus that of another recipe, seed by seed in the order given. A run is
-its folder or, where one folder holds several runs, a copy of its report inside it. A paired difference joins all
-seeds and images (`evaluation.intervals.paired_mean_difference`).
+its folder, or a copy of its report. A paired difference joins all seeds and images
+(`evaluation.statistics.paired_mean_difference`).
 """
 
-import json
-import sys
+import argparse
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file
 
+from sparsemble.core.results import ROW_NAMES, RunSummary
 from sparsemble.evaluation.statistics import paired_mean_difference
-from sparsemble.report.summary import NAMES
 
 PAIRS = (
     ("ensemble_static", "harp"),
@@ -29,59 +26,57 @@ PAIRS = (
 )
 
 
-class Run(NamedTuple):
-    """What a run found."""
-
-    summary: dict[str, Any]
-    worst_case: dict[str, np.ndarray]
-    """For each row, which test images are right under every attack made for it."""
+def load(run: Path) -> RunSummary:
+    """Return the summary in a run's folder or in a copy of its report."""
+    report = run / "report" if (run / "report").is_dir() else run
+    return RunSummary.load(report / "summary.json")
 
 
-def read(path: Path) -> Run:
-    """Return what the report of a run, and the evaluation that it is made from, say."""
-    report = path / "report" if (path / "report").is_dir() else path
-    if not (report / "meta.json").is_file():
-        sys.exit(f"{path} is neither a finished run nor a copy of its report")
-    evaluation = json.loads((report / "meta.json").read_text("utf-8"))["inputs"]["evaluate"]
-    outcomes = load_file(report.parent / evaluation / "outcomes.safetensors")
-    rows = {name.split(".")[0] for name in outcomes}
-    # Clean images count: an adversary may leave an image as it is.
-    worst = {row: np.all([v for k, v in outcomes.items() if k.split(".")[0] == row], axis=0) for row in rows}
-    return Run(json.loads((report / "summary.json").read_text("utf-8")), worst)
+def row_line(runs: list[RunSummary], name: str) -> str:
+    """Return a line of the first table: accuracies and costs of a row, averaged over seeds."""
+    rows = [run.row(name) for run in runs]
+    clean = 100 * np.mean([row.clean_accuracy for row in rows])
+    worst = [100 * row.robust_accuracy for row in rows]
+    each = ", ".join(f"{accuracy:.1f}" for accuracy in worst)
+    members, attacked = (np.mean([getattr(row.members_run, kind) for row in rows]) for kind in ("clean", "attacked"))
+    seconds = np.mean([row.cost.training_seconds or np.nan for row in rows])
+    return (
+        f"| {ROW_NAMES[name]} | {clean:.1f} | {np.mean(worst):.1f} ({each}) | {members:.2f} / {attacked:.2f} "
+        f"| {seconds:.0f} s |"
+    )
 
 
-def difference(title: str, first: list[np.ndarray], second: list[np.ndarray]) -> str:
-    """Return a line of a table: the paired difference of two rows, in points."""
-    differences = np.stack([a.astype(np.float64) - b.astype(np.float64) for a, b in zip(first, second, strict=True)])
-    mean, low, high = (100 * value for value in paired_mean_difference(differences))
+def difference_line(title: str, first: list[np.ndarray], second: list[np.ndarray]) -> str:
+    """Return a line of the second table: the paired difference of two rows, in percentage points."""
+    mean, low, high = (100 * value for value in paired_mean_difference(np.stack(first) - np.stack(second)))
     return f"| {title} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |"
 
 
+def correct(runs: list[RunSummary], name: str) -> list[np.ndarray]:
+    """Return for each seed which test images a row classifies correctly in the worst case, as 0 or 1."""
+    return [np.asarray(run.row(name).worst_case.correct, dtype=np.float64) for run in runs]
+
+
 def main() -> None:
-    words = sys.argv[1:]
-    cut = words.index("--against") if "--against" in words else len(words)
-    runs, others = ([read(Path(word)) for word in part] for part in (words[:cut], words[cut + 1 :]))
-    if not runs or (cut < len(words) and len(others) != len(runs)):
-        sys.exit(__doc__)
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--against", type=Path, nargs="+", default=[], help="runs of another recipe, one a seed")
+    options = parser.parse_args()
+    if options.against and len(options.against) != len(options.runs):
+        parser.error(f"--against needs {len(options.runs)} runs, one a seed; got {len(options.against)}")
+    runs, others = ([load(path) for path in paths] for paths in (options.runs, options.against))
     print("| row | clean % | worst case % (each seed) | members run, clean / attacked | training |")
     print("|---|---:|---:|---:|---:|")
-    for name, title in NAMES.items():
-        rows = [next(row for row in run.summary["rows"] if row["name"] == name) for run in runs]
-        clean, worst = (np.array([100 * row[key] for row in rows]) for key in ("clean", "worst_case"))
-        asked, hit = (np.mean([row["members_run"][key] for row in rows]) for key in ("clean", "attacked"))
-        seconds = np.mean([row["seconds"] for row in rows])
-        each = ", ".join(f"{value:.1f}" for value in worst)
-        members = f"{asked:.2f} / {hit:.2f}"
-        print(f"| {title} | {clean.mean():.1f} | {worst.mean():.1f} ({each}) | {members} | {seconds:.0f} s |")
-    count = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-    print(f"\n| worst case, {count} x {len(runs[0].worst_case['dense'])} images | points | 95 % interval |")
+    for name in ROW_NAMES:
+        print(row_line(runs, name))
+    images = len(runs[0].row("dense").worst_case.correct)
+    print(f"\n| worst case, {len(runs)} seed{'s' * (len(runs) > 1)} x {images} images | points | 95 % interval |")
     print("|---|---:|---:|")
     for a, b in PAIRS:
-        first, second = ([run.worst_case[row] for run in runs] for row in (a, b))
-        print(difference(f"{NAMES[a]} minus {NAMES[b]}", first, second))
-    for row, title in NAMES.items() if others else ():
-        ours, theirs = ([run.worst_case[row] for run in part] for part in (runs, others))
-        print(difference(f"{title}, minus that of the other recipe", ours, theirs))
+        print(difference_line(f"{ROW_NAMES[a]} minus {ROW_NAMES[b]}", correct(runs, a), correct(runs, b)))
+    for name, title in ROW_NAMES.items() if others else ():
+        print(difference_line(f"{title}, minus that of the other recipe", correct(runs, name), correct(others, name)))
 
 
 if __name__ == "__main__":

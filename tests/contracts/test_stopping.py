@@ -49,7 +49,7 @@ class TestEveryStoppingRule:
 
     @given(st.integers(1, 5), st.floats(0.01, 1e4), st.integers(0, 999))
     @few
-    def test_mass_is_a_distribution_over_prefixes(
+    def test_stop_probability_is_a_distribution_over_prefixes(
         self, rule: StoppingRule, members: int, scale: float, seed: int
     ) -> None:
         stop_probability = rule.stop_probability(random_logits(members, 7, scale=scale, seed=seed))
@@ -57,7 +57,7 @@ class TestEveryStoppingRule:
         assert (stop_probability >= 0).all()
         torch.testing.assert_close(stop_probability.sum(0), torch.ones(7))
 
-    def test_the_answering_prefix_has_the_largest_mass(self, rule: StoppingRule) -> None:
+    def test_the_answering_prefix_has_the_largest_stop_probability(self, rule: StoppingRule) -> None:
         logits = random_logits(4, 500)
         answer = decide_from_logits(logits, MeanProbability(), rule)
         stop_probability = rule.stop_probability(logits)
@@ -81,7 +81,7 @@ class TestEveryStoppingRule:
             assert (later.stop >= early.stop).all()
             assert torch.equal(later.answer_with[early.stop], early.answer_with[early.stop])
 
-    def test_mass_can_be_differentiated(self, rule: StoppingRule) -> None:
+    def test_stop_probability_can_be_differentiated(self, rule: StoppingRule) -> None:
         logits = random_logits(3, 20).requires_grad_()
         stop_probability = rule.stop_probability(logits)
         if stop_probability.requires_grad:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import MemberLogits, seeded
-from sparsemble.ensemble import PoolLogits, robust_diversity, selection_rules
+from sparsemble.ensemble import PoolLogits, robust_diversity, select, selection_rules
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.selection.greedy import Greedy
 from sparsemble.ensemble.selection.literal_diversity import LiteralDiversity, literal_diversity
@@ -174,6 +174,18 @@ class TestEveryRule:
 
     def test_an_ensemble_that_never_fails_is_no_trouble(self, name: str) -> None:
         assert len(selection_rules.build(name)(pool_logits(torch.zeros(4, 9, dtype=torch.bool)), 2).members) == 2
+
+
+class TestSelect:
+    @pytest.mark.parametrize("name", selection_rules.names())
+    def test_is_the_rule_itself(self, name: str) -> None:
+        rule, pool = selection_rules.build(name), answers(6, 80, 6)
+        assert select(pool, 3, rule) == rule(pool, 3)
+
+    @pytest.mark.parametrize("size", [0, 1, 7])
+    def test_a_size_that_the_pool_does_not_allow_gives_a_sentence(self, size: int) -> None:
+        with pytest.raises(InputError, match=f"size = {size} must be between 2 and 6, the sub-models in the pool"):
+            select(answers(6, 20, 1), size, RobustDiversity())
 
 
 class TestPoolLogits:

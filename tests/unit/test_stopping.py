@@ -1,4 +1,4 @@
-"""DIE against a literal reading of method.md 2.7, and the printed rule that always stops at once."""
+"""DIE against a literal evaluation of its formula, and the printed rule that always stops at once."""
 
 import math
 
@@ -53,13 +53,13 @@ def sigmoid(value: float) -> float:
 def literal_mass(rule: DIE, logits: Tensor) -> list[float]:
     """z_1..z_M of one image with plain loops, the last step taking the rest."""
     confidence, change = quantities(logits)
-    masses, survival = [], 1.0
+    probabilities, survival = [], 1.0
     for t, (c, u) in enumerate(zip(confidence, change, strict=True)):
         doubt = rule.a * (u - rule.tau_u) if t else 0.0
         hazard = sigmoid(rule.b * (c - rule.tau_c) - doubt) if t < len(confidence) - 1 else 1.0
-        masses.append(hazard * survival)
+        probabilities.append(hazard * survival)
         survival *= 1 - hazard
-    return masses
+    return probabilities
 
 
 def printed_stop(logits: Tensor, a: float, b: float) -> int:
@@ -77,8 +77,8 @@ def printed_stop(logits: Tensor, a: float, b: float) -> int:
 class TestDIE:
     @given(RULES, st.integers(1, 5), st.integers(0, 999))
     @few
-    def test_mass_equals_the_literal_formula(self, rule: DIE, members: int, seed: int) -> None:
-        """Method.md check 2: sum_t z_t = 1 with the last step absorbing."""
+    def test_stop_probability_equals_the_literal_formula(self, rule: DIE, members: int, seed: int) -> None:
+        """: sum_t z_t = 1 with the last step absorbing."""
         logits = random_logits(members, 4, seed=seed)
         expected = torch.tensor([literal_mass(rule, logits[:, i]) for i in range(4)], dtype=torch.float64).T
         torch.testing.assert_close(rule.stop_probability(logits), expected)
@@ -116,7 +116,7 @@ class TestDIE:
     @given(st.floats(-50, 50), st.floats(0.01, 50), st.integers(0, 9999))
     @settings(deadline=None, max_examples=150)
     def test_the_printed_rule_always_stops_at_1(self, a: float, b: float, seed: int) -> None:
-        """Method.md check 3: without thresholds q_1 >= 1/2 bounds all later mass."""
+        """Without thresholds q_1 >= 1/2 bounds all later stop probabilities."""
         logits = random_logits(5, 8, seed=seed)
         assert [printed_stop(logits[:, i], a, b) for i in range(8)] == [1] * 8
 

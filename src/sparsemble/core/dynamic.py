@@ -1,4 +1,4 @@
-"""What a deployed ensemble decides: members one after the other, and only on the images still undecided."""
+"""Dynamic inference: members run one after the other, each only on the images still undecided."""
 
 from collections.abc import Callable
 
@@ -11,43 +11,60 @@ from sparsemble.core.types import Images, Logits, MemberLogits
 
 
 def decide(ensemble: Ensemble, x: Images, rule: StoppingRule) -> DynamicOutput:
-    """Run members one after the other, only on images still undecided; gradients reach the members that answer."""
+    """Run an ensemble with a stopping rule; gradients reach the members that answer.
 
-    def ask(m: int, rows: Tensor) -> Logits:
+    Args:
+        ensemble: members in running order.
+        x: images (B, C, H, W) in [0, 1].
+        rule: decides for each image.
+    """
+
+    def run_member(m: int, rows: Tensor) -> Logits:
         with for_images(rows):
             logits: Logits = ensemble.members[m](x[rows])
         return logits
 
-    return _decide(ask, len(ensemble.members), torch.arange(len(x), device=x.device), ensemble.combiner, rule)
+    return _decide(run_member, len(ensemble.members), torch.arange(len(x), device=x.device), ensemble.combiner, rule)
 
 
 def decide_from_logits(member_logits: MemberLogits, combiner: Combiner, rule: StoppingRule) -> DynamicOutput:
-    """Decide from the logits of all members (M, B, K)."""
+    """Return what an ensemble with a stopping rule predicts, from stored logits of all members.
+
+    Args:
+        member_logits: (M, B, K), members in running order.
+        combiner: combines the prefix that answers.
+        rule: decides for each image.
+    """
     rows = torch.arange(member_logits.shape[1], device=member_logits.device)
     return _decide(lambda m, rows: member_logits[m, rows], len(member_logits), rows, combiner, rule)
 
 
 def _decide(
-    ask: Callable[[int, Tensor], Logits], total: int, undecided: Tensor, combiner: Combiner, rule: StoppingRule
+    run_member: Callable[[int, Tensor], Logits],
+    total: int,
+    undecided: Tensor,
+    combiner: Combiner,
+    rule: StoppingRule,
 ) -> DynamicOutput:
+    """Run members in order; `undecided` holds the indices of the images that need a further member."""
     answered_with, members_run = torch.zeros_like(undecided), torch.zeros_like(undecided)
     so_far: list[Tensor] = []
-    places, answers = [undecided[:0]], []
+    indices, outputs = [undecided[:0]], []
     for m in range(1, total + 1):
-        so_far.append(ask(m - 1, undecided))
-        seen = stack_logits(so_far)
+        so_far.append(run_member(m - 1, undecided))
+        member_logits = stack_logits(so_far)
         if m == 1:
-            answers.append(combiner(seen[:, :0]))  # so that a batch of no images has an answer, too
-        decision = rule(seen.detach(), last=m == total)
+            outputs.append(combiner(member_logits[:, :0]))  # an empty batch needs an output, too
+        decision = rule(member_logits.detach(), last=m == total)
         done = decision.stop if m < total else torch.ones_like(decision.stop)
         for prefix in decision.answer_with[done].unique().tolist():
             rows = done & (decision.answer_with == prefix)
-            places.append(undecided[rows])
-            answers.append(combiner(seen[:prefix, rows]))
+            indices.append(undecided[rows])
+            outputs.append(combiner(member_logits[:prefix, rows]))
         answered_with[undecided[done]] = decision.answer_with[done]
         members_run[undecided[done]] = m
         undecided = undecided[~done]
-        so_far = [one[~done] for one in so_far]
+        so_far = [logits[~done] for logits in so_far]
         if not len(undecided):
             break
-    return DynamicOutput(torch.cat(answers)[torch.cat(places).argsort()], answered_with, members_run)
+    return DynamicOutput(torch.cat(outputs)[torch.cat(indices).argsort()], answered_with, members_run)

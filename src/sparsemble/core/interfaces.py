@@ -1,4 +1,4 @@
-"""The interfaces that several rooms speak of: ensembles, combiners, stopping rules."""
+"""The interfaces that several rooms share: ensembles, combiners, stopping rules."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -15,52 +15,57 @@ from sparsemble.core.types import Counts, Flags, Images, Logits, MemberLogits
 
 
 class Combiner(Component):
-    """Turns the logits of the members that ran into one logit vector; works for every prefix."""
+    """Combines the logits of several members into one logit vector; works for every prefix of the members."""
 
     @abstractmethod
     def __call__(self, member_logits: MemberLogits) -> Logits:
-        """Combine (m, B, K), 1 <= m <= M, into (B, K)."""
+        """Combine member logits (m, B, K), 1 <= m <= M, into logits (B, K)."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a stopping rule says after m members."""
+    """The decision of a stopping rule after m members, for each image."""
 
     stop: Flags
-    """Whether this image needs no further member."""
+    """Whether no further member is run (B)."""
     answer_with: Counts
-    """Length of the prefix that answers, in 1..m; meaningful where `stop` is true."""
+    """Length of the prefix that answers (B), in 1..m; meaningful where `stop` is true."""
 
 
 class StoppingRule(Component):
-    """Says, image by image, when to stop running members and which prefix answers.
+    """Decides for each image when to stop running members and which prefix of them answers.
 
-    The rule sees members 1..m only and treats each image alone: the same answer in a batch of 1 and of 256.
+    The decision depends on members 1..m and on this image only: it is the same in a batch of 1 and of 256.
     """
 
     @abstractmethod
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
-        """Decide after m members from their logits (m, B, K); `last` says that there is no further member."""
+        """Decide after m members.
+
+        Args:
+            member_logits: of the members that ran (m, B, K).
+            last: whether there is no further member; then every image stops.
+        """
 
     @abstractmethod
     def stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
-        """Return a differentiable probability that prefix 1..M answers, summing to 1 over M; for attackers."""
+        """Return a differentiable probability that prefix 1..M answers, (M, B), with sum 1; used by attacks."""
 
     @abstractmethod
     def candidates(self, member_logits: MemberLogits) -> Iterable["StoppingRule"]:
-        """Return the settings worth trying, this one included, given held-out logits; for calibration."""
+        """Return the rules to compare in calibration, this one first, given held-out logits (M, B, K)."""
 
 
 @dataclass(frozen=True)
 class DynamicOutput:
-    """Answers of an ensemble that stops early."""
+    """Predictions of an ensemble that stops early."""
 
     logits: Logits
-    """Combined logits of the prefix that answers."""
+    """Combined logits of the prefix that answers (B, K)."""
     answered_with: Counts
-    """Length of the prefix that answers, in 1..M."""
+    """Length of the prefix that answers (B), in 1..M."""
     members_run: Counts
-    """How many members were run, in 1..M; what an image costs."""
+    """Number of members that were run (B), in 1..M: the cost of an image."""
 
 
 class ShapedModule(nn.Module):
@@ -72,7 +77,15 @@ class ShapedModule(nn.Module):
 
 @final
 class Ensemble(nn.Module):
-    """Members that see the same images, and the combiner that makes them one classifier."""
+    """Members that take the same images, and the combiner that makes them one classifier.
+
+    Args:
+        members: networks in running order, at least one.
+        combiner: combines the logits of any prefix.
+
+    Raises:
+        InputError: no members, or members made for images of different shapes.
+    """
 
     def __init__(self, members: Iterable[nn.Module], combiner: Combiner) -> None:
         super().__init__()
@@ -91,30 +104,30 @@ class Ensemble(nn.Module):
         return self.combiner(self.member_logits(x))
 
 
-def stack_logits(found: Sequence[Logits]) -> MemberLogits:
-    """Put the logits of members, each (B, K), together.
+def stack_logits(logits: Sequence[Logits]) -> MemberLogits:
+    """Stack the logits of members, each (B, K), to (M, B, K).
 
     Raises:
-        InputError: they do not know the same classes.
+        InputError: members return different numbers of classes.
     """
-    for i, logits in enumerate(found):
-        if logits.shape != found[0].shape:
+    for i, member in enumerate(logits):
+        if member.shape != logits[0].shape:
             raise InputError(
-                f"member {i + 1} gives {logits.shape[-1]} classes and member 1 {found[0].shape[-1]}; members of an "
+                f"member {i + 1} gives {member.shape[-1]} classes and member 1 {logits[0].shape[-1]}; members of an "
                 "ensemble must know the same classes"
             )
-    return torch.stack(list(found))
+    return torch.stack(list(logits))
 
 
 def _check_same_images(members: Iterable[nn.Module]) -> None:
-    known = [(i, one.shape) for i, one in enumerate(members, start=1) if isinstance(one, ShapedModule) and one.shape]
+    known = [(i, m.shape) for i, m in enumerate(members, start=1) if isinstance(m, ShapedModule) and m.shape]
     for i, shape in known:
         first, other = known[0]
         if shape != other:
-            made, makes = ("x".join(map(str, one)) for one in (shape, other))
+            made, first_made = ("x".join(map(str, sizes)) for sizes in (shape, other))
             raise InputError(
-                f"member {i} was made for images of {made} (channels x height x width) and member {first} for {makes}; "
-                "members of an ensemble must see the same images"
+                f"member {i} was made for images of {made} (channels x height x width) and member {first} for "
+                f"{first_made}; members of an ensemble must see the same images"
             )
 
 

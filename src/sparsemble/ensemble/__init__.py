@@ -1,6 +1,9 @@
 """Many sub-models as one: losses, selection, combiners, stopping, calibration."""
 
+from typing import Any
+
 from sparsemble.core import interfaces
+from sparsemble.core.registry import Registry, component_names, find_component
 from sparsemble.ensemble.calibration import CalibrationLogits, CalibrationResult, calibrate, evaluate_rule
 from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.ensemble.selection.rule import (
@@ -27,7 +30,20 @@ __all__ = [
     "selection_rules",
 ]
 
-interfaces.combiners.walk("sparsemble.ensemble.combiners")
-interfaces.stopping_rules.walk("sparsemble.ensemble.stopping")
-loss.training_losses.walk("sparsemble.ensemble.losses")
-selection_rules.walk("sparsemble.ensemble.selection")
+REGISTRIES: dict[str, Registry[Any]] = {
+    "combiners": interfaces.combiners,
+    "stopping": interfaces.stopping_rules,
+    "losses": loss.training_losses,
+    "selection": selection_rules,
+}
+for folder, registry in REGISTRIES.items():
+    registry.walk(f"sparsemble.ensemble.{folder}")
+
+
+def __getattr__(name: str) -> Any:
+    """Return a combiner, stopping rule, loss or selection rule by the name of its class: `DIE`, `EED`."""
+    return find_component(name, *REGISTRIES.values())
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *component_names(*REGISTRIES.values())]

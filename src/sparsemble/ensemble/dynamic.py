@@ -11,7 +11,7 @@ from sparsemble.core.types import Images
 def predict_dynamic(ensemble: Ensemble, x: Images, rule: StoppingRule) -> DynamicOutput:
     """Predict each image with as few members as the stopping rule allows.
 
-    For stored logits of all members use `core.dynamic.decide_known`.
+    For stored logits of all members use `core.dynamic.decide_from_logits`.
 
     Args:
         ensemble: members in running order, in eval mode.

@@ -166,6 +166,13 @@ class MaskUpdates(Callback):
 def check_settings(epochs: int, every: float, drop: float, drop_last: float, rest: float) -> None:
     """Check the settings that all methods of dynamic sparse training share.
 
+    Args:
+        epochs: of the training, >= 1.
+        every: epochs between two mask updates, > 0.
+        drop: share of the kept weights that the first update drops, in (0, 1).
+        drop_last: share that it falls to, in (0, drop].
+        rest: share of the training in which the mask is fixed, in [0, 1).
+
     Raises:
         InputError: a setting is outside its range.
     """
@@ -210,6 +217,11 @@ def train_dynamic(
 
 def first_mask(scores: Scores, target: SparsityTarget, rng: Generator | None) -> Mask:
     """Return the mask of the highest scores, or with `rng` of random ones.
+
+    Args:
+        scores: of the weights, by layer.
+        target: the sparsity.
+        rng: draws the scores, if given.
 
     Raises:
         InputError: scores that are NaN or of another network.

@@ -10,7 +10,7 @@ def data_folds(labels: Tensor, folds: int, rng: np.random.Generator) -> list[Ten
     """Split the training images of one score among its sub-models.
 
     A stratified partition into d equal folds D_0..D_{d-1}; sub-model j = 1..d-1 gets D_0 and D_j, so two sub-models of
-    a score have 1/d of the images in common and each sees 2/d. One fold means no split.
+    a score have 1/d of the images in common and each is trained on 2/d. One fold means no split.
 
     Args:
         labels: (N,) classes of the training images.

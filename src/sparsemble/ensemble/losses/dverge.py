@@ -26,8 +26,8 @@ from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
 class DVERGE(TrainingLoss):
     """Adversarial training of each member, also on images that carry non-robust features of another member.
 
-    sum_i [ CE(F_i(x_adv), y) + beta sum_{j != i} CE(F_i(x~_j), y) ], where x~_j lies near x and imitates, in a hidden
-    layer of member j, the features of another image.
+    sum_i [ CE(F_i(x_adv), y) + beta sum_{j != i} CE(F_i(x~_j), y) ], where x~_j lies near x and has, in a hidden layer
+    of member j, nearly the features of another image.
 
     Source: EED main paper, eq. 14, with Reg = 0; Yang et al. 2020, "plus adv".
     Departs: the other image comes from the same batch, rolled by a random offset, and the layer is drawn for every
@@ -123,7 +123,13 @@ def feature_layers(model: nn.Module) -> list[str]:
 
 
 def features(model: nn.Module, layer: str, x: Images) -> Tensor:
-    """Return the output of one layer; later layers are not computed."""
+    """Return the output of one layer; later layers are not computed.
+
+    Args:
+        model: the network; BatchNorm follows its mode.
+        layer: name of the layer.
+        x: images (B, C, H, W) in [0, 1].
+    """
     outputs: list[Tensor] = []
 
     def stop_here(_module: nn.Module, _inputs: object, output: Tensor) -> None:

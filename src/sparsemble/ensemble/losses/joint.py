@@ -50,7 +50,7 @@ class Joint(AdversarialLoss):
             raise InputError(f'base = "{self.base.name}" must be one that crafts its images first, such as trades')
 
     def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Craft on the ensemble, or on a prefix of it."""
+        """Craft on the ensemble, or on a random prefix of it; arguments and result as in `AdversarialLoss.images`."""
         model = as_ensemble(model, self)
         assert isinstance(self.base, AdversarialLoss)
         if not self.attack_prefixes:

@@ -23,7 +23,7 @@ def indices(labels: torch.Tensor, folds: int, seed: int = 0) -> list[set[int]]:
 
 
 def test_the_papers_twelve_sub_models() -> None:
-    """: each sees half of the images; two of one score share a quarter."""
+    """Each sees half of the images; two of one score share a quarter."""
     scores = [indices(LABELS, 4, seed) for seed in range(4)]
     assert sum(map(len, scores)) == 12
     for folds in scores:
@@ -71,7 +71,7 @@ def test_a_number_of_shares_that_the_data_does_not_allow_gives_a_sentence(folds:
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.9, 0.95, 0.99])
 @pytest.mark.parametrize("size", [2, 3, 4, 6])
 def test_members_together_hold_no_more_than_the_ensemble_may(sparsity: float, size: int) -> None:
-    """"""
+    """M members of sparsity 1 - (1 - s) / M together keep at most a share 1 - s of the weights."""
     _, recipe = load_recipe("digits", (f"sparsity={sparsity}", f"members={size}"))
     density = 1 - recipe.member_sparsity
     assert size * density <= 1 - sparsity + 1e-12

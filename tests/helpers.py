@@ -2,8 +2,10 @@
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
@@ -27,6 +29,16 @@ FULL = os.environ.get("SPARSEMBLE_TESTS") == "full"
 def examples(count: int, **more: Any) -> settings:
     """Return the settings of a property test with so many examples, or a quarter of them in a quick run."""
     return settings(deadline=None, max_examples=count if FULL else max(5, count // 4), **more)
+
+
+def covering(first: Sequence[Any], second: Sequence[Any]) -> list[Any]:
+    """Return all pairs as parameters; those that are not needed to see each value once are marked slow."""
+    quick = {(i % len(first), i % len(second)) for i in range(max(len(first), len(second)))}
+    return [
+        pytest.param(a, b, marks=() if (i, j) in quick else pytest.mark.slow)
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+    ]
 
 
 class LinearClassifier(nn.Module):

@@ -174,7 +174,7 @@ class TestEveryPlug:
 
 @pytest.mark.parametrize(("registry", "component"), PARTS)
 class TestEveryPart:
-    """Stages are made by the pipeline, the other components by people: for them every setting has a word of explanation."""
+    """Of stages, which the pipeline makes, only the others' checks: their settings need no explanation."""
 
     def test_every_setting_has_a_docstring_below_it(self, registry: Registry[Any], component: Any) -> None:
         tree = ast.parse(Path(inspect.getsourcefile(component) or "").read_text("utf-8"))

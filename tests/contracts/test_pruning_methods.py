@@ -24,7 +24,7 @@ from sparsemble.pruning import (
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.loss import training_losses
-from tests.helpers import Interrupt, magnitudes, pruning_context, tiny_model
+from tests.helpers import Interrupt, covering, magnitudes, pruning_context, tiny_model
 from tests.helpers import sparsity_target as target
 
 
@@ -105,8 +105,7 @@ def test_prunes_exactly_at_every_sparsity(name: str, sparsity: float) -> None:
     check(model, before, asked, quick(name)(model, magnitudes(model), asked, context()))
 
 
-@pytest.mark.parametrize("loss_name", LOSSES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "loss_name"), covering(METHODS, LOSSES))
 def test_works_with_every_loss(name: str, loss_name: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
@@ -124,8 +123,7 @@ def test_is_the_same_each_time(name: str) -> None:
     assert all(torch.equal(tensor, state[key]) for key, tensor in one.model.state_dict().items())
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "epoch"), covering(METHODS, [1, 2, 3, 4]))
 def test_goes_on_where_it_was_interrupted(name: str, epoch: int, tmp_path: Any) -> None:
     model = make()
     method = quick(name, epochs=4, prune_at=2)
@@ -153,8 +151,7 @@ def test_bad_input_gives_a_sentence(name: str) -> None:
         quick(name)(model, magnitudes(model), target(model, 0.5), context(batches=None))
 
 
-@pytest.mark.parametrize("score", sorted(pruning_scores.components))
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "score"), covering(METHODS, sorted(pruning_scores.components)))
 def test_takes_every_score(name: str, score: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())

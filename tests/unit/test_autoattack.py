@@ -99,7 +99,7 @@ def test_works_for_any_number_of_classes(classes, norm, mode) -> None:
     assert (predicted(model, x_adv) != y).all()
 
 
-@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "fast"])
 def test_never_weaker_than_its_first_part(trained, mode) -> None:
     x, y = patterns(24, CLASSES, seed=5)
     threat = ThreatModel(eps=0.05)
@@ -151,6 +151,7 @@ def test_fast_falls_back_where_gradients_are_masked(trained) -> None:
     assert (exact & ~fast).sum() <= 1
 
 
+@pytest.mark.slow
 def test_fast_takes_a_fraction_of_the_passes(trained) -> None:
     x, y = patterns(12, CLASSES, seed=9)
     y, threat = predicted(trained, x), ThreatModel(eps=0.03)

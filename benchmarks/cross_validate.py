@@ -30,7 +30,7 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import RunSummary
 from sparsemble.data.digits import Digits
 from sparsemble.models.model_io import load_model
-from sparsemble.pipeline.baselines import load_ensemble
+from sparsemble.evaluation.run_models import load_ensemble
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.method import lay_out
 from sparsemble.pipeline.progress import PlainProgress

@@ -18,10 +18,10 @@ from sparsemble.core.types import seeded
 from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.confidence import Confidence
+from sparsemble.evaluation.run_models import load_row
 from sparsemble.export import convert, onnx
 from sparsemble.export.agreement import agreement, held_to
 from sparsemble.export.hub import card, load_folder
-from sparsemble.pipeline.baselines import load_row
 from sparsemble.pipeline.stage import stages
 from sparsemble.pipeline.stages import export as stage_module
 from sparsemble.runtime.format import packed

@@ -15,10 +15,10 @@ from sparsemble.data.synthetic import Synthetic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.never import Never
+from sparsemble.evaluation.run_models import Row, load_row, running_order
 from sparsemble.models.architecture import build_model
 from sparsemble.models.model_io import ModelSpec, save_model
 from sparsemble.models.tiny import Tiny
-from sparsemble.pipeline.baselines import Row, load_row, running_order
 
 LABELS = ["first", "second", "third"]
 RULE = Confidence(threshold=0.7)

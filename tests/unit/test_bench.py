@@ -22,9 +22,9 @@ from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.loaded_model import load_target
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.models import architectures, build_model
-from sparsemble.pipeline.loaded_model import load_target
 from sparsemble.report.bench import draw_bench
 from sparsemble.runtime import predictor
 from sparsemble.runtime.combiners import log_softmax

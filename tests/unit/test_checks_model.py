@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import DynamicOutput
 from sparsemble.core.pass_counter import count_passes
+from sparsemble.core.results import CheckResult
 from sparsemble.core.types import Images, Logits, seeded
 from sparsemble.evaluation import checks
 from tests.helpers import LinearClassifier
@@ -42,38 +43,38 @@ class TestNormalisedOnce:
     def test_normalisation_inside_passes(self) -> None:
         x, y = bright()
         assert (Brightness(1)(x).argmax(1) == y).all()
-        expect(checks.normalised_once(Brightness(1), x, y), 2, "pass")
+        expect(checks.normalised_once(Brightness(1), x, y), 2, "passed")
 
     def test_normalising_twice_fails(self) -> None:
         x, y = bright()
-        expect(checks.normalised_once(Brightness(2), x, y), 2, "fail", "with a normalisation undone")
+        expect(checks.normalised_once(Brightness(2), x, y), 2, "failed", "with a normalisation undone")
 
     def test_no_normalisation_inside_fails(self) -> None:
         x, y = bright()
-        expect(checks.normalised_once(Brightness(0), x, y), 2, "fail", "normalised beforehand")
+        expect(checks.normalised_once(Brightness(0), x, y), 2, "failed", "normalised beforehand")
 
     @pytest.mark.parametrize("change", [lambda x: (x - 0.5) / 0.3, lambda x: 255 * x, lambda x: x / 255])
     def test_images_of_another_range_fail(self, change: Callable[[Images], Images]) -> None:
         x, y = bright()
-        expect(checks.normalised_once(Brightness(1), change(x), y), 2, "fail", "not [0, 1]")
+        expect(checks.normalised_once(Brightness(1), change(x), y), 2, "failed", "not [0, 1]")
 
 
 class TestNeighbours:
     @pytest.mark.parametrize("model", [TEAM, network(), MEMBER.forward], ids=["ensemble", "BatchNorm", "function"])
     def test_sound_models_pass(self, model: Any) -> None:
-        expect(checks.independent_of_neighbours(model, X), 3, "pass", "0 of 24")
+        expect(checks.independent_of_neighbours(model, X), 3, "passed", "0 of 24")
 
     def test_train_mode_batchnorm_fails(self) -> None:
         model = network()
         model[1].train()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        expect(checks.independent_of_neighbours(model, X), 3, "fail", "1 is in training mode")
+        expect(checks.independent_of_neighbours(model, X), 3, "failed", "1 is in training mode")
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     def test_batchnorm_without_statistics_fails_in_eval_mode(self) -> None:
         model = network()
         model[1] = nn.BatchNorm2d(4, track_running_stats=False).eval()
-        expect(checks.independent_of_neighbours(model, X), 3, "fail", "the batch's own")
+        expect(checks.independent_of_neighbours(model, X), 3, "failed", "the batch's own")
 
     @pytest.mark.parametrize(
         "change",
@@ -87,7 +88,7 @@ class TestNeighbours:
         ids=["mean", "order", "size", "small logits", "NaN"],
     )
     def test_neighbours_that_change_outputs_fail(self, change: Callable[[Tensor], Tensor]) -> None:
-        expect(checks.independent_of_neighbours(lambda x: change(TEAM(x)), X), 3, "fail", "24 of 24")
+        expect(checks.independent_of_neighbours(lambda x: change(TEAM(x)), X), 3, "failed", "24 of 24")
 
     def test_a_pass_that_moves_a_buffer_fails_and_is_undone(self) -> None:
         class Counting(nn.Module):
@@ -102,14 +103,14 @@ class TestNeighbours:
                 return MEMBER(x)
 
         model = Counting().eval()
-        expect(checks.independent_of_neighbours(model, X), 3, "fail", "passes changed seen")
+        expect(checks.independent_of_neighbours(model, X), 3, "failed", "passes changed seen")
         assert model.seen == 0
 
 
 class TestLogits:
     @pytest.mark.parametrize("model", [TEAM, MEMBER], ids=["log-probabilities", "logits"])
     def test_logits_pass(self, model: nn.Module) -> None:
-        expect(checks.returns_logits(model, X), 7, "pass")
+        expect(checks.returns_logits(model, X), 7, "passed")
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -123,22 +124,22 @@ class TestLogits:
         ids=["probabilities", "infinite", "NaN", "saturated logits", "saturated log-probabilities"],
     )
     def test_what_attacks_cannot_climb_fails(self, change: Callable[[Tensor], Tensor], words: str) -> None:
-        expect(checks.returns_logits(lambda x: change(10 * MEMBER(x)), X), 7, "fail", words)
+        expect(checks.returns_logits(lambda x: change(10 * MEMBER(x)), X), 7, "failed", words)
 
 
 class TestRandomness:
     def test_sound_ensemble_passes(self) -> None:
-        expect(checks.repeatable(decide, X), 8, "pass", "0 labels change")
+        expect(checks.repeatable(decide, X), 8, "passed", "0 labels change")
 
     @pytest.mark.parametrize("size", [0.01, 1.0])
     def test_randomness_fails_whatever_the_scale(self, size: float) -> None:
         rng = seeded(0)
         noisy = altered(lambda z: size * (z + 0.01 * torch.randn(z.shape, generator=rng)))
-        expect(checks.repeatable(noisy, X), 8, "fail")
+        expect(checks.repeatable(noisy, X), 8, "failed")
 
     def test_randomness_in_a_later_pass_fails_even_as_nan(self) -> None:
         values = iter([0.0, 0.0, 0.0, float("nan"), 0.0])
-        expect(checks.repeatable(altered(lambda z: z + next(values)), X), 8, "fail")
+        expect(checks.repeatable(altered(lambda z: z + next(values)), X), 8, "failed")
 
     def test_a_label_that_flips_within_rounding_fails(self) -> None:
         values = iter([1e-6, -1e-6, 1e-6, 1e-6, 1e-6])
@@ -148,7 +149,7 @@ class TestRandomness:
             ones = torch.ones(len(x), dtype=torch.long)
             return DynamicOutput(logits, ones, ones)
 
-        expect(checks.repeatable(tied, X), 8, "fail", "24 labels change")
+        expect(checks.repeatable(tied, X), 8, "failed", "24 labels change")
 
 
 class StraightThrough(torch.autograd.Function):
@@ -173,7 +174,7 @@ MASKED = {
 
 class TestGradients:
     def test_gradients_flow_through_a_sound_ensemble(self) -> None:
-        expect(checks.gradients_flow([TEAM, *TEAM.members], X, Y), 9, "pass", "0 of 192 gradients")
+        expect(checks.gradients_flow([TEAM, *TEAM.members], X, Y), 9, "passed", "0 of 192 gradients")
         assert all(parameter.grad is None for parameter in TEAM.parameters())
 
     @pytest.mark.parametrize(
@@ -188,21 +189,21 @@ class TestGradients:
         ids=[*MASKED, "none", "no_grad", "saturated", "NaN"],
     )
     def test_masked_gradients_fail_on_any_surrogate(self, masked: Callable[[Images], Logits]) -> None:
-        expect(checks.gradients_flow([TEAM, masked], X, Y), 9, "fail")
+        expect(checks.gradients_flow([TEAM, masked], X, Y), 9, "failed")
 
     def test_gradients_masked_on_the_path_only_fail(self) -> None:
         def flat_above(x: Images) -> Logits:
             return MEMBER(x.clamp_max(0.999))
 
         inside, beyond = 0.9 * X, torch.ones_like(X)
-        expect(checks.gradients_flow([flat_above], inside, Y), 9, "pass")
-        expect(checks.gradients_flow([flat_above], inside, Y, path=[beyond]), 9, "fail", "48 of 96")
+        expect(checks.gradients_flow([flat_above], inside, Y), 9, "passed")
+        expect(checks.gradients_flow([flat_above], inside, Y, path=[beyond]), 9, "failed", "48 of 96")
 
 
 class TestDifferences:
     @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["ensemble", "linear", "network"])
     def test_true_gradients_pass(self, model: nn.Module) -> None:
-        expect(checks.agrees_with_differences(model, X, Y, rng=seeded(0)), 10, "pass")
+        expect(checks.agrees_with_differences(model, X, Y, rng=seeded(0)), 10, "passed")
 
     @pytest.mark.parametrize(
         "masked",
@@ -216,11 +217,11 @@ class TestDifferences:
         ids=[*MASKED, "another model's", "straight-through", "jagged", "none"],
     )
     def test_gradients_that_are_not_the_slope_fail(self, masked: Callable[[Images], Logits]) -> None:
-        expect(checks.agrees_with_differences(masked, X, Y, rng=seeded(0)), 10, "fail")
+        expect(checks.agrees_with_differences(masked, X, Y, rng=seeded(0)), 10, "failed")
 
     def test_half_a_gradient_fails(self) -> None:
         half = checks.agrees_with_differences(lambda x: MEMBER((x + x.detach()) / 2), X, Y, rng=seeded(0))
-        expect(half, 10, "fail")
+        expect(half, 10, "failed")
 
 
 class Stopping(nn.Module):
@@ -277,7 +278,7 @@ class TestForward:
         ids=["ensemble", "network", "dropout"],
     )
     def test_plain_networks_pass(self, model: nn.Module) -> None:
-        expect(checks.plain_forward(model, X), 11, "pass", "undeclared: nothing")
+        expect(checks.plain_forward(model, X), 11, "passed", "undeclared: nothing")
 
     @pytest.mark.parametrize(
         ("model", "kind"),
@@ -299,21 +300,21 @@ class TestForward:
         ],
     )
     def test_a_detour_is_named(self, model: Any, kind: str) -> None:
-        expect(checks.plain_forward(model, X), 11, "fail", kind)
+        expect(checks.plain_forward(model, X), 11, "failed", kind)
 
     def test_what_does_not_depend_on_the_image_is_no_detour(self) -> None:
         def masked(x: Images) -> Logits:
             kept = MEMBER.weight.detach()
             return x.flatten(1) @ kept.T if kept.sum() != 0 else MEMBER(x)
 
-        expect(checks.plain_forward(masked, X), 11, "pass")
+        expect(checks.plain_forward(masked, X), 11, "passed")
 
     def test_an_ensemble_that_stops_early_must_say_so(self) -> None:
         def logits(x: Images) -> Logits:
             return decide(x).logits
 
-        expect(checks.plain_forward(logits, X, layers=TEAM), 11, "fail", "early stopping")
-        expect(checks.plain_forward(logits, X, layers=TEAM, declared=checks.STOPPING), 11, "pass", "early stopping")
+        expect(checks.plain_forward(logits, X, layers=TEAM), 11, "failed", "early stopping")
+        expect(checks.plain_forward(logits, X, layers=TEAM, declared=checks.STOPPING), 11, "passed", "early stopping")
 
     def test_the_model_is_left_as_found(self) -> None:
         model = Looping()
@@ -330,7 +331,7 @@ class TestForward:
 class TestSmoothness:
     @pytest.mark.parametrize("model", [TEAM, MEMBER, network()], ids=["ensemble", "linear", "network"])
     def test_smooth_models_pass(self, model: nn.Module) -> None:
-        expect(checks.smooth_loss(model, X, Y, THREAT, rng=seeded(0)), 12, "pass")
+        expect(checks.smooth_loss(model, X, Y, THREAT, rng=seeded(0)), 12, "passed")
 
     @pytest.mark.parametrize(
         "rough",
@@ -342,7 +343,7 @@ class TestSmoothness:
         ids=["jagged", "steep", "NaN"],
     )
     def test_rough_models_fail(self, rough: Callable[[Images], Logits]) -> None:
-        expect(checks.smooth_loss(rough, X, Y, THREAT, rng=seeded(0)), 12, "fail")
+        expect(checks.smooth_loss(rough, X, Y, THREAT, rng=seeded(0)), 12, "failed")
 
 
 @pytest.mark.parametrize(
@@ -357,10 +358,10 @@ class TestSmoothness:
         (lambda model: checks.smooth_loss(model, X, Y, THREAT, rng=seeded(0), draws=3), 24 * 7, 0),
     ],
 )
-def test_checks_cost_what_they_say(check: Callable[[nn.Module], checks.Check], forward: int, backward: int) -> None:
+def test_checks_cost_what_they_say(check: Callable[[nn.Module], CheckResult], forward: int, backward: int) -> None:
     model = network()
     with count_passes(model) as passes:
-        expect(check(model), check(network()).number, "pass")
+        expect(check(model), check(network()).number, "passed")
     assert (passes.forward, passes.backward) == (forward, backward)
 
 
@@ -375,4 +376,4 @@ def test_any_number_of_classes(classes: int) -> None:
         checks.plain_forward(model.eval(), X),
         checks.independent_of_neighbours(model, X),
     ]
-    assert all(check.status == "pass" for check in found), found
+    assert all(check.status == "passed" for check in found), found

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
+from sparsemble.evaluation.packed import load_packed, save_packed
 from torch import nn
 
 from sparsemble.core.errors import InputError
@@ -16,7 +17,6 @@ from sparsemble.core.types import Logits, MemberLogits, seeded
 from sparsemble.evaluation import latency
 from sparsemble.evaluation.cost import Macs, Weights, count_macs, count_weights
 from sparsemble.evaluation.latency import measure_latency
-from sparsemble.evaluation.packed import load_packed, save_packed
 from sparsemble.models import architectures, build_model
 from tests.helpers import examples
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
+from sparsemble.evaluation.folded import FoldedNetwork
 from sparsemble.export.convert import convert
-from sparsemble.export.folded import FoldedNetwork
 from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.runtime.network import AveragePool, MaxPool, Network
 

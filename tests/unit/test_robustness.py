@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sparsemble.evaluation.robustness import evaluate
 from torch import nn
 
 from sparsemble.attacks.pgd import PGD
@@ -18,7 +19,6 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.evaluation.outcome_store import OutcomeStore
-from sparsemble.evaluation.robustness import evaluate
 from sparsemble.evaluation.statistics import wilson
 
 THREAT = ThreatModel(norm="linf", eps=0.1)

@@ -15,10 +15,10 @@ from sparsemble.core.config import parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.types import draw_seed, seeded
+from sparsemble.evaluation.loaded_model import load_target, resolve_data
 from sparsemble.export.convert import convert
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.loaded_model import load_target, resolve_data
 from sparsemble.pipeline.stage import dataset
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.granularity import granularities

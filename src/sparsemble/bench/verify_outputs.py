@@ -12,8 +12,8 @@ from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
+from sparsemble.evaluation.folded import FoldedNetwork
 from sparsemble.export.agreement import agreement
-from sparsemble.export.folded import FoldedNetwork
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Prediction, Predictor
 from sparsemble.runtime.stopping import Counts, StoppingRule

@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.console import Console
 from sparsemble.cli.app import Device, Json, Out, Quiet, app, interrupt, need_train, say
 from sparsemble.cli.recipes import run_recipe
 from sparsemble.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sparsemble.core.results import ComparisonResult, EvaluationResult
 
 
 @app.command()
@@ -43,12 +46,18 @@ def evaluate(
     ] = True,
     search: Annotated[str, typer.Option("--search", help="float32 or bfloat16; float32 always decides.")] = "float32",
     shard: Annotated[int, typer.Option("--shard", help="Images attacked at once and kept together.")] = 100,
+    checks: Annotated[
+        str,
+        typer.Option(
+            "--checks", help="default: they take at most the passes of the headline attack; full: all of them."
+        ),
+    ] = "default",
     out: Out = None,
     device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Attack a classifier, check the evaluation, and say how far to believe it.
+    """Attack a classifier, check the evaluation, and report how far to believe it.
 
     Examples: [bold]sparsemble evaluate runs/digits[/], [bold]sparsemble evaluate mine.py:model --data cifar10[/]
     """
@@ -64,13 +73,14 @@ def evaluate(
             "attacks": attacks != "autoattack",
             "search": search != "float32",
             "shard": shard != 100,
+            "checks": checks != "default",
         }
         _refuse_for_recipes({**given, **changed, "no-adaptive": not adaptive})
         run_recipe(
             target, out, [f"seed={seed}"] if seed is not None else [], "evaluate", {"device": device, "quiet": quiet}
         )
         return
-    asked = command.Asked(
+    options = command.EvaluationOptions(
         target=target,
         row=row,
         model=model,
@@ -82,20 +92,21 @@ def evaluate(
         images=images,
         seed=seed or 0,
         adaptive=adaptive,
-        search=search,
+        search=cast(Any, search),
         shard=shard,
+        checks=cast(Any, checks),
         out=out,
         device=device,
     )
     signal.signal(signal.SIGTERM, interrupt)
     console = Console(stderr=True, quiet=quiet)
-    plan = command.prepare(asked)
+    plan = command.prepare(options)
     try:
         result = command.run(plan, shlex.join(["sparsemble", *sys.argv[1:]]), console)
     except KeyboardInterrupt:
-        say(console, f"stopped; finished shards are kept in {plan.folder}, run the same command to go on")
+        say(console, f"stopped; finished shards are in {plan.folder}, run the same command to go on")
         raise typer.Exit(1) from None
-    _show_result(result, plan.folder, "evaluation", json, quiet)
+    _show_result(result, plan.folder, json, quiet)
 
 
 @app.command()
@@ -109,22 +120,21 @@ def compare(
     Example: [bold]sparsemble compare dense/evaluation.json ensemble/evaluation.json[/]
     """
     need_train("compare")
-    from sparsemble.pipeline.compare_command import compare_files
+    from sparsemble.pipeline.evaluate_command import compare_files
 
-    found = compare_files(results, out)
-    _show_result(found, out, "comparison", json, False)
+    _show_result(compare_files(results, out), out, json, False)
 
 
-def _show_result(result: dict[str, Any], folder: Path | None, kind: str, json: bool, quiet: bool) -> None:
+def _show_result(result: "EvaluationResult | ComparisonResult", folder: Path | None, json: bool, quiet: bool) -> None:
     """Print a result as a table or as JSON, and where its page is."""
     if json:
-        import json as format_
-
-        typer.echo(format_.dumps(result, indent=1))
+        typer.echo(result.to_json(), nl=False)
     elif not quiet:
+        from sparsemble.core.results import EvaluationResult
         from sparsemble.report import comparison_table, evaluation_table
 
-        Console().print(evaluation_table(result) if kind == "evaluation" else comparison_table(result))
+        table = evaluation_table(result) if isinstance(result, EvaluationResult) else comparison_table(result)
+        Console().print(table)
         if folder:
             typer.echo(f"report: {folder / 'index.html'}")
 

@@ -1,258 +1,202 @@
-"""Set evaluations side by side: what they share, where they differ, and whether a difference is more than chance."""
+"""Evaluations side by side: what they share, where they differ, and whether a difference is more than chance."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sparsemble.core.errors import InputError
-from sparsemble.evaluation.statistics import paired_difference
+from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest
+from sparsemble.evaluation.statistics import mcnemar, paired_difference
 
 LEVEL = 0.95
 SAME_EPS = 1e-9
 """Radii nearer than this are one radius: 8/255 and 0.031372549 are, 8/255 and 0.031 are not."""
 
-Results = Sequence[tuple[str, dict[str, Any]]]
+Results = Sequence[EvaluationResult]
 
 
-def compare(results: Results) -> dict[str, Any]:
+def compare(results: Results) -> ComparisonResult:
     """Compare evaluations of different classifiers on the same images under the same threat model.
 
-    A row is one model, made once: none of the differences speaks of another seed of its training.
+    A row is one model, trained once: no difference between rows accounts for the seed of training.
 
     Args:
-        results: names and results (docs/evaluation_json.md, already validated), two or more; a name given again is
-            numbered.
+        results: two or more; a name that occurs again is numbered.
 
     Returns:
-        The comparison (docs/evaluation_json.md, "comparison"): rows, all pairs with paired tests, attacks that are
-        not the same everywhere, and sentences: alarms forbid to rely on a row, notes say what keeps rows apart.
+        The rows, a paired test of every two, the attacks that differ, and sentences: alarms forbid to rely on a row,
+        notes name what differs between rows besides the classifier.
 
     Raises:
         InputError: fewer than two results, or results that do not belong in one table.
     """
     if len(results) < 2:
         raise InputError(f"a comparison needs two or more results, got {len(results)}")
-    named = _numbered(results)
-    for name, result in named[1:]:
-        _check_same(named[0], (name, result))
-    first = named[0][1]
-    attacks = _attacks(named)
-    return {
-        "schema": 1,
-        "kind": "comparison",
-        "level": LEVEL,
-        "data": {key: first["data"][key] for key in ("name", "sha256", "split", "images", "subset_seed", "classes")},
-        "threat": first["threat"],
-        "rows": [_row(name, result) for name, result in named],
-        "pairs": [_pair(a, b) for a, b in itertools.combinations(named, 2)],
-        "attacks": attacks,
-        "alarms": list(_alarms(named)),
-        "notes": [*_differences(named, attacks), *_limits(named)],
-    }
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test.
-
-    Args:
-        only_a: images that the first classifier alone gets right.
-        only_b: images that the second one alone gets right.
-
-    Returns:
-        The probability of a split at least as uneven if either classifier were as likely to win an image on which
-        they differ; 1 where they differ on none.
-
-    Source: McNemar 1947, with the binomial distribution in place of its normal limit.
-    """
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    # Whole numbers: the terms overflow a float long before their quotient does.
-    term = tail = 1
-    for k in range(fewer):
-        term = term * (n - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / (1 << n))
-
-
-def _numbered(results: Results) -> list[tuple[str, dict[str, Any]]]:
-    """Tell results of the same name apart."""
-    named: dict[str, dict[str, Any]] = {}
-    for name, result in results:
-        others = (f"{name} ({number})" for number in itertools.count(2))
-        named[next(free for free in itertools.chain([name], others) if free not in named)] = result
-    return list(named.items())
-
-
-def _check_same(a: tuple[str, dict[str, Any]], b: tuple[str, dict[str, Any]]) -> None:
-    """Refuse two results whose numbers do not answer the same question."""
-    (name_a, first), (name_b, second) = a, b
-    (data_a, threat_a), (data_b, threat_b) = (first["data"], first["threat"]), (second["data"], second["threat"])
-    pair = f'"{name_a}" and "{name_b}" cannot be compared'
-    if data_a["sha256"] != data_b["sha256"] or data_a["split"] != data_b["split"]:
-        told = [f"{data['name']} ({data['split']}, sha256 {data['sha256'][:8]})" for data in (data_a, data_b)]
-        raise InputError(f"{pair}: the first was measured on {told[0]}, the second on {told[1]}; evaluate both on one")
-    if data_a["indices"] != data_b["indices"]:
-        told = [f"{data['images']} images (subset seed {data['subset_seed']})" for data in (data_a, data_b)]
-        same = f"; {len(set(data_a['indices']) & set(data_b['indices']))} are the same"
-        raise InputError(f"{pair}: the first used {told[0]}, the second {told[1]}{same}; give both the same --images")
-    if threat_a["norm"] != threat_b["norm"]:
-        raise InputError(f"{pair}: the first is measured in {threat_a['norm']}, the second in {threat_b['norm']}")
-    if abs(threat_a["eps"] - threat_b["eps"]) > SAME_EPS:
-        told = [f"{threat['eps_text']} = {threat['eps']:.6g}" for threat in (threat_a, threat_b)]
-        raise InputError(f"{pair}: eps is {told[0]} in the first and {told[1]} in the second; these are never mixed")
-    if threat_a["knowledge"] != threat_b["knowledge"]:
-        told = [threat["knowledge"] for threat in (threat_a, threat_b)]
-        raise InputError(f"{pair}: the adversary's knowledge is {told[0]} in the first and {told[1]} in the second")
-
-
-def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Return what the table says about one classifier."""
-    target, size, times = result["target"], result["size"], result["latency"]
-    found = {status: [c["number"] for c in result["checks"] if c["status"] == status] for status in ("fail", "waived")}
-    return {
-        "name": name,
-        "sha256": target["sha256"],
-        "members": target["members"],
-        "stopping": target["stopping"],
-        "selected_on": target["selected_on"],
-        "single_seed": True,
-        "clean_accuracy": result["clean_accuracy"],
-        "clean_interval": result["clean_interval"],
-        "worst_case": result["worst_case"]["accuracy"],
-        "worst_case_interval": result["worst_case"]["interval"],
-        "attacks": {label: attack["robust_accuracy"] for label, attack in result["attacks"].items()},
-        "seed": result["seeds"]["attacks"],
-        "search": result["search"],
-        "autoattack": _modes(result),
-        "sparsity": target["sparsity"],
-        **size,
-        "latency_ms": {batch: time["median_ms"] for batch, time in times.items()} if times else None,
-        "members_run": result["members_run"],
-        "passes": result["passes"],
-        "seconds": result["seconds"],
-        "failed": found["fail"],
-        "waived": found["waived"],
-    }
-
-
-def _modes(result: dict[str, Any]) -> list[str]:
-    """Return how AutoAttack ran, as in `exact` or `exact rand`."""
-    runs = [attack for attack in result["attacks"].values() if attack["mode"] is not None]
-    variants = [attack["settings"].get("variant", "standard") for attack in runs]
-    return sorted(
-        run["mode"] + (f" {variant}" if variant != "standard" else "")
-        for run, variant in zip(runs, variants, strict=True)
+    rows = _numbered(results)
+    for row in rows[1:]:
+        _check_same(rows[0], row)
+    shared, partial, differing = _attacks(rows)
+    return ComparisonResult(
+        level=LEVEL,
+        rows=tuple(rows),
+        pairs=tuple(_pair(a, b) for a, b in itertools.combinations(rows, 2)),
+        shared_attacks=tuple(shared),
+        partial_attacks={label: tuple(names) for label, names in partial.items()},
+        differing_attacks=tuple(differing),
+        alarms=tuple(_alarms(rows)),
+        notes=(*_differences(rows, partial, differing), *_limits(rows)),
     )
 
 
-def _pair(a: tuple[str, dict[str, Any]], b: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+def _numbered(results: Results) -> list[EvaluationResult]:
+    """Give results names of their own."""
+    rows: dict[str, EvaluationResult] = {}
+    for result in results:
+        others = (f"{result.name} ({number})" for number in itertools.count(2))
+        name = next(free for free in itertools.chain([result.name], others) if free not in rows)
+        rows[name] = replace(result, name=name)
+    return list(rows.values())
+
+
+def _check_same(first: EvaluationResult, second: EvaluationResult) -> None:
+    """Refuse two results that were measured on other images or under another threat model."""
+    pair = f'"{first.name}" and "{second.name}" cannot be compared'
+    a, b = first.data, second.data
+    if a.sha256 != b.sha256 or a.split != b.split:
+        images = [f"{data.name} ({data.split}, sha256 {data.sha256[:8]})" for data in (a, b)]
+        raise InputError(
+            f"{pair}: the first was measured on {images[0]}, the second on {images[1]}; evaluate both on one"
+        )
+    if a.indices != b.indices:
+        images = [f"{data.images} images (subset seed {data.subset_seed})" for data in (a, b)]
+        same = f"; {len(set(a.indices) & set(b.indices))} are the same"
+        raise InputError(
+            f"{pair}: the first used {images[0]}, the second {images[1]}{same}; give both the same --images"
+        )
+    threats = first.threat, second.threat
+    if threats[0].norm != threats[1].norm:
+        raise InputError(f"{pair}: the first is measured in {threats[0].norm}, the second in {threats[1].norm}")
+    if abs(threats[0].eps - threats[1].eps) > SAME_EPS:
+        radii = [f"{threat.eps_text} = {threat.eps:.6g}" for threat in threats]
+        raise InputError(f"{pair}: eps is {radii[0]} in the first and {radii[1]} in the second; these are never mixed")
+    if threats[0].knowledge != threats[1].knowledge:
+        known = [threat.knowledge for threat in threats]
+        raise InputError(f"{pair}: the adversary's knowledge is {known[0]} in the first and {known[1]} in the second")
+
+
+def autoattack_modes(result: EvaluationResult) -> list[str]:
+    """Return how AutoAttack ran, as in `exact` or `exact rand`; empty where it did not run."""
+    modes = []
+    for attack in result.attacks:
+        if attack.mode is not None:
+            variant = attack.settings.get("attack", attack.settings).get("variant", "standard")
+            modes.append(attack.mode + (f" {variant}" if variant != "standard" else ""))
+    return sorted(modes)
+
+
+def _pair(a: EvaluationResult, b: EvaluationResult) -> PairedTest:
     """Compare two classifiers image by image, in their own worst cases."""
-    (name_a, first), (name_b, second) = a, b
-    right_a, right_b = (np.asarray(result["worst_case"]["outcomes"], bool) for result in (first, second))
-    difference, low, high = paired_difference(right_a, right_b, LEVEL)
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    return {
-        "a": name_a,
-        "b": name_b,
-        "difference": difference,
-        "interval": [low, high],
-        "holds_zero": low <= 0 <= high,
-        "only_a": only_a,
-        "only_b": only_b,
-        "p_value": mcnemar(only_a, only_b),
-        "same_attacks": _settings(first) == _settings(second),
-    }
+    first, second = (np.asarray(result.worst_case.correct, bool) for result in (a, b))
+    difference, low, high = paired_difference(first, second, LEVEL)
+    only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
+    return PairedTest(
+        a=a.name,
+        b=b.name,
+        difference=difference,
+        interval=(low, high),
+        contains_zero=low <= 0 <= high,
+        only_a=only_a,
+        only_b=only_b,
+        p_value=mcnemar(only_a, only_b),
+        same_attacks=_settings(a) == _settings(b),
+    )
 
 
-def _settings(result: dict[str, Any]) -> dict[str, Any]:
-    return {label: attack["settings"] for label, attack in result["attacks"].items()}
+def _settings(result: EvaluationResult) -> dict[str, dict[str, Any]]:
+    return {attack.label: attack.settings for attack in result.attacks}
 
 
-def _attacks(named: Results) -> dict[str, Any]:
-    """Return the attacks that all results share, with the same settings, and those that only some have."""
-    settings = {name: _settings(result) for name, result in named}
-    labels = dict.fromkeys(label for of_one in settings.values() for label in of_one)
-    shared, partial, different = [], {}, []
+def _attacks(rows: Results) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """Return the attacks that all rows share, those that only some rows faced, and those with different settings."""
+    settings = {row.name: _settings(row) for row in rows}
+    labels = dict.fromkeys(label for attacks in settings.values() for label in attacks)
+    shared, partial, differing = [], {}, []
     for label in labels:
-        having = [name for name in settings if label in settings[name]]
-        if len(having) < len(named):
-            partial[label] = having
-        elif all(settings[name][label] == settings[having[0]][label] for name in having):
+        names = [name for name in settings if label in settings[name]]
+        if len(names) < len(rows):
+            partial[label] = names
+        elif all(settings[name][label] == settings[names[0]][label] for name in names):
             shared.append(label)
         else:
-            different.append(label)
-    return {"shared": shared, "partial": partial, "different_settings": different}
+            differing.append(label)
+    return shared, partial, differing
 
 
-def _alarms(named: Results) -> Iterator[str]:
+def _alarms(rows: Results) -> Iterator[str]:
     """Yield sentences on what forbids to rely on a row."""
-    failed = {
-        name: ", ".join(str(check["number"]) for check in result["checks"] if check["status"] == "fail")
-        for name, result in named
-    }
-    told = [f"{name} {numbers}" for name, numbers in failed.items() if numbers]
-    if told:
-        yield f"Checks failed: {'; '.join(told)}. Do not rely on these rows before that is understood."
-    chosen = [name for name, result in named if result["target"]["selected_on"] == "test"]
-    if chosen:
-        yield f"Selected on test images: {', '.join(chosen)}. Accuracies of these rows are too high."
-    unreliable = [name for name, result in named if result["unreliable"]]
-    if unreliable:
-        yield f"Marked unreliable: {', '.join(unreliable)}. Stronger attacks are likely to find more."
+    failed = {row.name: ", ".join(str(check.number) for check in row.checks_with("failed")) for row in rows}
+    numbers = [f"{name} {checks}" for name, checks in failed.items() if checks]
+    if numbers:
+        yield f"Checks failed: {'; '.join(numbers)}. Do not rely on these rows before that is understood."
+    on_test = [row.name for row in rows if row.model.selected_on == "test"]
+    if on_test:
+        yield f"Selected on test images: {', '.join(on_test)}. Accuracies of these rows are too high."
 
 
-def _differences(named: Results, attacks: dict[str, Any]) -> Iterator[str]:
-    """Yield sentences on what differs between the rows beside the classifier."""
-    modes = {name: " and ".join(_modes(result)) or "not run" for name, result in named}
+def _differences(rows: Results, partial: Mapping[str, list[str]], differing: Sequence[str]) -> Iterator[str]:
+    """Yield sentences on what differs between the rows besides the classifier."""
+    modes = {row.name: " and ".join(autoattack_modes(row)) or "not run" for row in rows}
     if len(set(modes.values())) > 1:
-        told = ", ".join(f"{name}: {mode}" for name, mode in modes.items())
-        yield f"AutoAttack did not run alike ({told}): the weaker mode flatters its row."
-    on_ensembles = [
-        label for label, having in attacks["partial"].items() if _only_lacked_by_singles(named, label, having)
-    ]
+        listed = ", ".join(f"{name}: {mode}" for name, mode in modes.items())
+        yield f"AutoAttack did not run alike ({listed}): the weaker mode flatters its row."
+    on_ensembles = [label for label, names in partial.items() if _lacked_by_singles_only(rows, label, names)]
     if on_ensembles:
         yield (
-            f"Attacks on ensembles ({len(on_ensembles)}) ran on the rows that are ensembles, as they must: those rows face more "
-            "attacks than a single model."
+            f"Attacks on ensembles ({len(on_ensembles)}) ran on the rows that are ensembles, as they must: those rows "
+            "face more attacks than a single model."
         )
-    others = [label for label in attacks["partial"] if label not in on_ensembles]
+    others = [label for label in partial if label not in on_ensembles]
     if others:
         yield (
             f"The attacks are not the same: {_listed(others)} ran on some rows only. A row with fewer attacks has an "
             "easier worst case."
         )
-    if attacks["different_settings"]:
-        yield f"The settings of {_listed(attacks['different_settings'])} differ between rows."
-    aspects: dict[str, Callable[[dict[str, Any]], str]] = {
-        "searched in different precisions": lambda result: str(result["search"]),
+    if differing:
+        yield f"The settings of {_listed(differing)} differ between rows."
+    aspects: dict[str, Callable[[EvaluationResult], str]] = {
+        "searched in different precisions": lambda row: row.search_dtype,
         "measured on different machines, so that times and latencies cannot be compared": _machine,
-        "attacked with different seeds": lambda result: str(result["seeds"]["attacks"]),
+        "attacked with different seeds": lambda row: str(row.seed),
     }
-    for aspect, of_result in aspects.items():
-        found = {name: of_result(result) for name, result in named}
-        if len(set(found.values())) > 1:
-            yield f"The rows were {aspect} ({', '.join(f'{name}: {value}' for name, value in found.items())})."
+    for aspect, of_row in aspects.items():
+        values = {row.name: of_row(row) for row in rows}
+        if len(set(values.values())) > 1:
+            yield f"The rows were {aspect} ({', '.join(f'{name}: {value}' for name, value in values.items())})."
 
 
-def _limits(named: Results) -> Iterator[str]:
-    """Yield sentences on what the tests do not say."""
-    if len(named) > 2:
-        pairs = len(named) * (len(named) - 1) // 2
+def _limits(rows: Results) -> Iterator[str]:
+    """Yield sentences on what the tests do not establish."""
+    if len(rows) > 2:
+        pairs = len(rows) * (len(rows) - 1) // 2
         yield f"{pairs} pairs are tested; the p-values are not corrected for that."
-    yield "Every row is one model, trained once: the tests say whether these models differ, not whether the methods do."
+    yield (
+        "Every row is one model, trained once: the tests are about a difference between these models, not between "
+        "methods."
+    )
 
 
-def _only_lacked_by_singles(named: Results, label: str, having: Sequence[str]) -> bool:
-    """Say whether an attack is one on ensembles and ran on every ensemble."""
-    kinds = {result["attacks"][label]["kind"] for name, result in named if name in having}
-    return kinds == {"ensemble attack"} and all(name in having or r["target"]["members"] == 1 for name, r in named)
+def _lacked_by_singles_only(rows: Results, label: str, names: Sequence[str]) -> bool:
+    """Return whether an attack is one on ensembles and ran on every ensemble."""
+    kinds = {row.attack(label).kind for row in rows if row.name in names}
+    return kinds == {"ensemble attack"} and all(row.name in names or row.model.members == 1 for row in rows)
 
 
-def _machine(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    device = machine.get("device", "cpu")
-    return str(machine.get("processor", "unknown") if device == "cpu" else device)
+def _machine(result: EvaluationResult) -> str:
+    device = result.machine.get("device", "cpu")
+    return str(result.machine.get("processor", "unknown") if device == "cpu" else device)
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

@@ -1,12 +1,15 @@
-"""What a model costs: multiply-accumulates and weights, dense and without the zeros."""
+"""What a model costs: multiply-accumulates, weights and bytes, dense and without the zeros."""
 
 import contextlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.module_state import eval_mode
 
 
@@ -70,6 +73,27 @@ def count_weights(model: nn.Module) -> Weights:
     if not weights:
         raise InputError(f"{type(model).__name__} has no Conv2d or Linear layer, so it has no sparsity")
     return Weights(sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights))
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Return the bytes of a safetensors file of the model in which zeros cost a bit each.
+
+    Every parameter and buffer is stored dense, or as its non-zero values and a bitmap, whichever takes fewer bytes; an
+    ensemble is a file for each member.
+    """
+    members = model.members if isinstance(model, Ensemble) else [model]
+    return sum(_file_bytes(member) for member in members)
+
+
+def _file_bytes(model: nn.Module) -> int:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        value = tensor.detach().cpu()
+        kept = value != 0
+        dense = {name: value.clone(memory_format=torch.contiguous_format)}
+        packed = {f"{name}|values": value[kept], f"{name}|bits": torch.from_numpy(np.packbits(kept.numpy()))}
+        tensors |= dense if len(save(dense)) <= len(save(packed)) else packed
+    return len(save(tensors))
 
 
 def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:

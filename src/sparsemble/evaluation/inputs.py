@@ -1,19 +1,34 @@
-"""What is wrong with a classifier or its images, said before any work begins."""
+"""Which images are evaluated, and what is refused about a classifier or its images before any work begins."""
 
 import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Classifier
-from sparsemble.data.dataset import Split
+from sparsemble.data.dataset import Dataset, Split, stratified
 
 FIRST = 8
 """Images that the classifier is tried on."""
+SUBSET_SEED = 50
+"""Fixed, so that every run and row is measured on the same test images."""
+
+
+def select_indices(data: Dataset, images: int) -> Tensor:
+    """Return the positions of the test images that are evaluated: all for 0, else a fixed stratified part."""
+    if not images or images >= len(data.test):
+        return torch.arange(len(data.test))
+    return torch.from_numpy(stratified(data.test.labels.cpu().numpy(), images, SUBSET_SEED)[1])
+
+
+def select_images(data: Dataset, images: int) -> Split:
+    """Return the test images that are evaluated: all for 0, else a fixed stratified part."""
+    indices = select_indices(data, images)
+    return data.test if len(indices) == len(data.test) else data.test.subset(indices.to(data.test.labels.device))
 
 
 @torch.no_grad()
 def check_classifier(model: nn.Module, data: Split, classes: int | None = None) -> int:
-    """Try a classifier on the first images and return its number of classes; costs 8 forward passes.
+    """Run a classifier on the first images and return its number of classes; costs 8 forward passes.
 
     Args:
         model: from images in [0, 1] to logits.

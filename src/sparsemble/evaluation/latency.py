@@ -19,12 +19,17 @@ class Latency:
     low_quartile_ms: float
     high_quartile_ms: float
 
+    @property
+    def spread_ms(self) -> float:
+        """Distance of the quartiles."""
+        return self.high_quartile_ms - self.low_quartile_ms
+
 
 def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, Latency]:
-    """Time each call every round, in turn, so that a slow moment of the machine hits all of them.
+    """Time each call every round, in turn, so that a slow moment of the machine affects all of them.
 
-    A round of a call is one that is not timed, as whoever ran before has emptied the caches, and then as many as fill
-    ROUND seconds: what a device does that looks at image after image.
+    A round of a call is one that is not timed, since the caches hold the data of the call before, and then as many as
+    fill ROUND seconds: the state of a device that processes image after image.
 
     Args:
         calls: what to time, by name; each returns when its result is ready.

@@ -1,4 +1,4 @@
-"""How much memory a call holds at its worst moment."""
+"""Peak memory of a call."""
 
 import weakref
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_memory(model: nn.Module, call: Callable[[], object]) -> int:
-    """Return the most bytes of tensors alive at one time in a call, weights and BatchNorm statistics included.
+    """Return the peak number of bytes of tensors alive in a call, weights and BatchNorm statistics included.
 
     Counted from the tensors themselves, so it is the same on every device and every time. Scratch memory of single
-    operations, the interpreter and the libraries are not in it.
+    operations, of the interpreter and of libraries is not counted.
 
     Args:
-        model: what is called; its tensors are there all the time.
-        call: runs it on some images, without gradients.
+        model: the model that is called; its tensors are alive all the time.
+        call: runs the model on some images, without gradients.
     """
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in model.state_dict().values()}
     with torch.no_grad(), _Alive() as alive:
@@ -29,7 +29,7 @@ def peak_memory(model: nn.Module, call: Callable[[], object]) -> int:
 
 @final
 class _Alive(TorchDispatchMode):
-    """Follows the storages that operations make, from their making to their end."""
+    """Tracks the storages that operations allocate until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What an evaluation found, image by image, kept shard by shard: a killed one goes on where it was."""
+"""Per-image outcomes and adversarial images of an evaluation, kept shard by shard, so that a killed one is resumed."""
 
 import re
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ KEY = "key"
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack did to some images; everything on the CPU."""
+    """The outcome of one attack on some images; all tensors are on the CPU."""
 
-    answer: Counts
+    prediction: Counts
     """Class that the deployed decision gives the adversarial image, in float32."""
-    right: Flags
-    """Whether that is the true class; where the clean image is answered wrongly there is nothing to attack."""
+    correct: Flags
+    """Whether that is the true class; false where the clean image is misclassified, since nothing is attacked there."""
     members_run: Counts
     """Members that the deployed decision ran; 1 for a single model."""
     distance: PerImage
@@ -35,10 +35,10 @@ class Outcome:
     """Minimum-norm attacks: distance of the nearest adversarial image found, infinite where there is none; NaN for
     other attacks."""
     part: Counts
-    """AutoAttack: place of the part that broke the image; -1 where none did, and for other attacks."""
+    """AutoAttack: index of the part that broke the image; -1 where none did, and for other attacks."""
     passes: Float[Tensor, "B 2"]
-    """How often each image was sent forward and backward through models; whole numbers where the attack says whose
-    points it asks about (`core.passes.for_images`), else equal shares."""
+    """Forward and backward passes of each image; whole numbers where the attack reports which images it evaluates
+    (`core.pass_counter.for_images`), else equal fractions of the batch's passes."""
     seconds: Float[Tensor, " shards"]
     """Time that the attack took, one entry a shard."""
 
@@ -49,7 +49,7 @@ class Outcome:
 
     @staticmethod
     def join(parts: Sequence["Outcome"]) -> "Outcome":
-        """Put consecutive shards together."""
+        """Concatenate consecutive shards."""
         return Outcome(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Outcome)))
 
 
@@ -58,47 +58,71 @@ class OutcomeStore:
     """Outcomes and adversarial images, one file for each attack and shard, whole or absent.
 
     Args:
-        folder: where the shards lie, `LABEL/00000.safetensors`; None keeps them in memory.
+        folder: where shards are written, as `LABEL/00000.safetensors`; None keeps them in memory.
+        finished: stores of other evaluations that are read, but not written to.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None = None, finished: Sequence[Path] = ()) -> None:
         self.folder = folder
-        self.kept: dict[tuple[str, int], tuple[str, Outcome, Images]] = {}
+        self.finished = tuple(finished)
+        self.memory: dict[tuple[str, int], tuple[str, Outcome, Images]] = {}
 
-    def read(self, label: str, shard: int, key: str) -> Outcome | None:
-        """Return a finished shard; None where it is missing, damaged, or answers another question than `key`."""
-        if self.folder is None:
-            found = self.kept.get((label, shard))
-            return found[1] if found and found[0] == key else None
+    def part(self, name: str) -> "OutcomeStore":
+        """Return the store of a part of the evaluation, such as its security curve, in a sub-folder."""
+        return OutcomeStore(self.folder and self.folder / name, [folder / name for folder in self.finished])
+
+    def has(self, label: str, shard: int, key: str) -> bool:
+        """Return whether a shard is finished."""
+        if (label, shard) in self.memory:
+            return self.memory[label, shard][0] == key
+        return self._file(label, shard, key) is not None
+
+    def read(self, label: str, shard: int, key: str) -> tuple[Outcome, Images] | None:
+        """Return the outcome and adversarial images of a shard; None if it is missing, damaged or has another key.
+
+        Args:
+            label: of the attack.
+            shard: index of the shard.
+            key: hash of everything that decides the outcome.
+        """
+        if (label, shard) in self.memory:
+            stored_key, outcome, images = self.memory[label, shard]
+            return (outcome, images) if stored_key == key else None
+        path = self._file(label, shard, key)
+        if path is None:
+            return None
         try:
-            with safe_open(self._path(label, shard), "pt") as stored:
-                if (stored.metadata() or {}).get(KEY) != key:
-                    return None
+            with safe_open(path, "pt") as stored:
                 tensors = {field.name: stored.get_tensor(field.name) for field in fields(Outcome)}
+                images = stored.get_tensor("images")
         except (OSError, SafetensorError):
             return None
-        tensors["right"] = tensors["right"].bool()
-        return Outcome(**tensors)
-
-    def images(self, label: str, shard: int) -> Images:
-        """Return the adversarial images of a finished shard."""
-        if self.folder is None:
-            return self.kept[label, shard][2]
-        with safe_open(self._path(label, shard), "pt") as stored:
-            found: Tensor = stored.get_tensor("images")
-            return found
+        tensors["correct"] = tensors["correct"].bool()
+        return Outcome(**tensors), images
 
     def write(self, label: str, shard: int, key: str, outcome: Outcome, images: Images) -> None:
         """Keep a finished shard."""
         if self.folder is None:
-            self.kept[label, shard] = key, outcome, images
+            self.memory[label, shard] = key, outcome, images
             return
-        path = self._path(label, shard)
+        path = _path(self.folder, label, shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {field.name: getattr(outcome, field.name) for field in fields(Outcome)}
-        tensors |= {"right": outcome.right.to(torch.uint8), "images": images.contiguous()}
+        tensors |= {"correct": outcome.correct.to(torch.uint8), "images": images.contiguous()}
         write_bytes(path, save(tensors, metadata={KEY: key}))
 
-    def _path(self, label: str, shard: int) -> Path:
-        assert self.folder is not None
-        return self.folder / re.sub(r"[^\w.-]", "_", label) / f"{shard:05d}.safetensors"
+    def _file(self, label: str, shard: int, key: str) -> Path | None:
+        """Return the file of a shard that has this key."""
+        for folder in (*([self.folder] if self.folder else []), *self.finished):
+            path = _path(folder, label, shard)
+            try:
+                with safe_open(path, "pt") as stored:
+                    if (stored.metadata() or {}).get(KEY) == key:
+                        return path
+            except (OSError, SafetensorError):
+                continue
+        return None
+
+
+def _path(folder: Path, label: str, shard: int) -> Path:
+    return folder / re.sub(r"[^\w.-]", "_", label) / f"{shard:05d}.safetensors"

@@ -1,38 +1,52 @@
-"""How sure a measured accuracy is."""
+"""How certain a measured accuracy, or a difference of two, is."""
 
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
+from scipy.stats import binomtest, norm
 
 from sparsemble.core.errors import InputError
 
 
 def wilson(successes: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Return a confidence interval of a proportion.
+    """Return Wilson's confidence interval of a proportion.
 
     Args:
-        successes: how many, in 0..total.
-        total: out of how many, >= 1.
-        level: probability that the interval holds the true proportion, in (0, 1).
+        successes: in 0..total.
+        total: number of trials, >= 1.
+        level: probability that the interval contains the true proportion, in (0, 1).
 
     Returns:
-        Its ends, in [0, 1].
+        Its ends, in [0, 1]; exactly 0 where there is no success, exactly 1 where there are only successes.
 
     Raises:
-        InputError: counts that cannot be, or a level outside (0, 1).
+        InputError: impossible counts, or a level outside (0, 1).
 
     Source: Wilson 1927; keeps its coverage near 0 and 1, where the usual normal interval fails.
     """
     if not 0 <= successes <= total or total == 0:
         raise InputError(f"successes must lie in 0..total and total be at least 1, got {successes} of {total}")
-    z = _quantile(level)
-    share = successes / total
-    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    _quantile(level)
+    low, high = binomtest(successes, total).proportion_ci(level, method="wilson")
+    return 0.0 if successes == 0 else max(0.0, float(low)), 1.0 if successes == total else min(1.0, float(high))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test.
+
+    Args:
+        only_a: images that only the first classifier classifies correctly.
+        only_b: images that only the second one classifies correctly.
+
+    Returns:
+        The probability of a split at least as uneven if either classifier were as likely to win an image on which
+        they differ; 1 where they differ on none.
+
+    Source: McNemar 1947, with the binomial distribution in place of its normal limit.
+    """
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def paired_difference(
@@ -40,12 +54,12 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Return the difference of two accuracies on the same images, a minus b, with a confidence interval.
 
-    The interval holds 0 exactly when McNemar's test finds no difference, and lies within [-1, 1] without cutting.
+    The interval contains 0 exactly when McNemar's test finds no difference, and lies within [-1, 1] without cutting.
 
     Args:
-        a: which images the first classifier gets right.
+        a: which images the first classifier classifies correctly.
         b: the same for the second one, in the same order.
-        level: probability that the interval holds the true difference, in (0, 1).
+        level: probability that the interval contains the true difference, in (0, 1).
 
     Returns:
         The difference and the ends of its interval.
@@ -63,50 +77,19 @@ def paired_difference(
     difference = (only_a - only_b) / n
 
     def accepted(delta: float) -> bool:
-        """Say whether the squared score is at most z^2; `share` is the likeliest P(b alone is right) given delta."""
+        """Return whether the squared score is at most z^2; `q` is the likeliest P(only b is correct) given delta."""
         linear = (2 * n - only_a + only_b) * delta - only_a - only_b
-        share = (math.sqrt(max(0.0, linear**2 + 8 * n * only_b * delta * (1 - delta))) - linear) / (4 * n)
-        return n * (difference - delta) ** 2 <= z**2 * (2 * share + delta * (1 - delta))
+        q = (math.sqrt(max(0.0, linear**2 + 8 * n * only_b * delta * (1 - delta))) - linear) / (4 * n)
+        return n * (difference - delta) ** 2 <= z**2 * (2 * q + delta * (1 - delta))
 
     return difference, _last(accepted, difference, -1.0), _last(accepted, difference, 1.0)
-
-
-def paired_mean_difference(
-    differences: Float[np.ndarray, "seeds n"], level: float = 0.95
-) -> tuple[float, float, float]:
-    """Return the mean of paired differences over seeds and images, with a normal confidence interval.
-
-    An image that every seed saw is one image: the variance is that of the images' means plus, with several seeds, that
-    of the seeds' means. The sum counts the interaction twice, so the interval is rather too wide than too narrow; with
-    fewer than about five seeds their part is itself a rough guess.
-
-    Args:
-        differences: first minus second result on each image, one row a seed.
-        level: probability that the interval holds the true mean, in (0, 1).
-
-    Returns:
-        The mean and the ends of its interval.
-
-    Raises:
-        InputError: no seed, fewer than two images, or a level outside (0, 1).
-    """
-    z = _quantile(level)
-    seeds, n = differences.shape
-    if seeds < 1 or n < 2:
-        raise InputError(f"differences must hold at least one seed and two images, got {seeds} and {n}")
-    exact = differences.astype(np.float64)
-    variance = exact.mean(0).var(ddof=1) / n
-    if seeds > 1:
-        variance += exact.mean(1).var(ddof=1) / seeds
-    mean, half = float(exact.mean()), z * math.sqrt(variance)
-    return mean, mean - half, mean + half
 
 
 def _quantile(level: float) -> float:
     """Return the z that leaves (1 - level) / 2 on either side of a standard normal."""
     if not 0 < level < 1:
         raise InputError(f"level must lie in (0, 1), as in 0.95, got {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)
+    return float(norm.ppf((1 + level) / 2))
 
 
 def _last(accepted: Callable[[float], bool], inside: float, outside: float) -> float:

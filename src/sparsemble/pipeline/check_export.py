@@ -5,9 +5,9 @@ from torch import nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
+from sparsemble.evaluation.folded import FoldedNetwork
 from sparsemble.export.agreement import TOLERANCE, difference
 from sparsemble.export.convert import convert
-from sparsemble.export.folded import FoldedNetwork
 from sparsemble.runtime.errors import RuntimeInputError
 
 IMAGES = 8

@@ -1,42 +1,50 @@
-"""`sparsemble evaluate`: from words to a target, attacks and a folder."""
+"""`sparsemble evaluate` and `sparsemble compare`: from options to a model, a job and a folder."""
 
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.black_box.transfer import Transfer
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
+from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
 from sparsemble.core.artifacts import only_run_in, read_json
 from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import build_from, to_dict
+from sparsemble.core.results import CheckResult, ComparisonResult, DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel
-from sparsemble.evaluation.robustness import weights_hash
-from sparsemble.pipeline.evaluate_target import Settings, assess
-from sparsemble.pipeline.loaded_model import LoadedModel, load_target, resolve_data
-from sparsemble.pipeline.metrics import Tell
+from sparsemble.evaluation.attack_shard import AnyAttack
+from sparsemble.evaluation.checks import open_checks_shown, verdict
+from sparsemble.evaluation.compare import compare
+from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, with_adaptive
+from sparsemble.evaluation.inputs import select_images
+from sparsemble.evaluation.loaded_model import LoadedModel, load_target, resolve_data
+from sparsemble.evaluation.metrics import examples
+from sparsemble.evaluation.outcome_store import OutcomeStore
+from sparsemble.evaluation.progress import Report
+from sparsemble.evaluation.run_attacks import EvaluationJob, run_attacks, source_hash, weights_hash
+from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import time_left
 from sparsemble.pipeline.run import check_device
-from sparsemble.pipeline.sanity_attacks import TRANSFERRED
-from sparsemble.pipeline.stage import dataset
+from sparsemble.pipeline.stage import dataset, fingerprint
 
+RESULT = "evaluation.json"
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The words of the command line."""
+class EvaluationOptions:
+    """The options of the command line."""
 
     target: str
     row: str = ""
@@ -49,77 +57,132 @@ class Asked:
     images: int = 0
     seed: int = 0
     adaptive: bool = True
-    search: str = "float32"
+    search: Literal["float32", "bfloat16"] = "float32"
     shard: int = 100
+    checks: Literal["default", "full"] = "default"
     out: Path | None = None
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if self.images < 0 or self.shard < 1:
+            raise InputError(f"images = {self.images} must be 0 (all) or more, shard = {self.shard} 1 or more")
+        if self.search not in ("float32", "bfloat16"):
+            raise InputError(f'search = "{self.search}" is not known; use float32 or bfloat16')
+        if self.checks not in ("default", "full"):
+            raise InputError(f'checks = "{self.checks}" is not known; use default or full')
+
 
 @final
-@dataclass(frozen=True)
-class Plan:
-    """What will be done."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What will be evaluated, and where the result goes."""
 
     target: LoadedModel
-    settings: Settings
+    job: EvaluationJob
+    data: DataRecord
+    available: int
+    checks: Literal["default", "full"]
     folder: Path
 
 
-def prepare(asked: Asked) -> Plan:
-    """Load the target and settle data, threat model and attacks; nothing is attacked yet.
+def prepare(options: EvaluationOptions) -> EvaluationPlan:
+    """Load the model and decide data, threat model and attacks; nothing is attacked yet.
 
     Raises:
-        InputError: anything wrong in the words.
+        InputError: anything wrong with the options.
     """
-    device = check_device(asked.device)
-    if asked.images < 0 or asked.shard < 1:
-        raise InputError(f"images = {asked.images} must be 0 (all) or more, shard = {asked.shard} 1 or more")
-    if asked.search not in ("float32", "bfloat16"):
-        raise InputError(f'search = "{asked.search}" is not known; use float32 or bfloat16')
-    chosen = parse_attacks(asked.attacks)
-    given = resolve_data(asked.data) if asked.data else None
-    loaded = dataset(given) if given else None
-    target = load_target(asked.target, row=asked.row, model=asked.model, data=loaded, device=device)
-    data = given or target.data
-    if data is None:
-        raise InputError(f"{asked.target} does not say which images it is for; name them, as in --data cifar10")
-    if asked.transfer:
-        source = load_target(asked.transfer, model=asked.model, data=dataset(data), device=device)
-        chosen = (*chosen, Transfer(attack=TRANSFERRED, source=source.model, label="transfer"))
-    settings = Settings(
-        data=data,
-        threat=_threat(asked, target),
-        attacks=chosen,
-        adaptive=asked.adaptive,
-        images=asked.images,
-        seed=asked.seed,
-        shard=asked.shard,
-        search=asked.search,
-        device=device,
+    device = check_device(options.device)
+    chosen = parse_attacks(options.attacks)
+    given = resolve_data(options.data) if options.data else None
+    images = dataset(given) if given else None
+    target = load_target(options.target, row=options.row, model=options.model, data=images, device=device)
+    source = given or target.data
+    if source is None:
+        raise InputError(f"it is not known which images {options.target} is for; name them, as in --data cifar10")
+    loaded = dataset(source)
+    if options.images > len(loaded.test):
+        raise InputError(f"images = {options.images} is more than the {len(loaded.test)} test images of the data set")
+    if options.transfer:
+        other = load_target(options.transfer, model=options.model, data=loaded, device=device)
+        chosen = (*chosen, Transfer(attack=TRANSFERRED, source=other.model, label="transfer"))
+    job = EvaluationJob(
+        model=target.model,
+        rule=target.rule,
+        split=select_images(loaded, options.images).to(device),
+        threat=_threat(options, target),
+        attacks=with_adaptive(chosen, target) if options.adaptive else chosen,
+        classes=len(loaded.classes),
+        seed=options.seed,
+        shard=options.shard,
+        search_dtype=options.search,
     )
-    return Plan(target, settings, asked.out or _place(asked, target, settings))
+    data = data_record(source, fingerprint(source), loaded, options.images)
+    folder = options.out or _folder(options, target, job)
+    return EvaluationPlan(
+        target=target, job=job, data=data, available=len(loaded.test), checks=options.checks, folder=folder
+    )
 
 
-def run(plan: Plan, command: str, console: Console) -> dict[str, Any]:
-    """Carry a plan out and leave the result, the page and the ledger in its folder."""
+def run(plan: EvaluationPlan, command: str, console: Console) -> EvaluationResult:
+    """Evaluate, and leave the result, the page and the outcomes in the plan's folder.
+
+    Args:
+        plan: what to evaluate.
+        command: what reproduces the evaluation.
+        console: where progress is shown.
+    """
     from sparsemble.report import write_evaluation
 
     _check_folder(plan)
-    with only_run_in(plan.folder), _bar(console, plan.target.name) as tell:
-        result, examples = assess(plan.target, plan.settings, plan.folder, command, tell)
-        write_evaluation(result, {name: np.asarray(value) for name, value in examples.items()}, plan.folder)
+    store = OutcomeStore(plan.folder / "outcomes")
+    settings = EvaluationSettings(command=command, checks=plan.checks, available=plan.available)
+    with only_run_in(plan.folder), _bar(console, plan.target.name) as report:
+        result = evaluate(plan.job, plan.target, plan.data, settings, store=store, report=report)
+        result = replace(result, checks=_with_display(result))
+        write_evaluation(result, examples(run_attacks(plan.job, store), plan.job.split), plan.folder)
     return result
 
 
-def _check_folder(plan: Plan) -> None:
+def _with_display(result: EvaluationResult) -> tuple[CheckResult, ...]:
+    """Return the checks with one of what the terminal shows beside the headline."""
+    from sparsemble.report import evaluation_table
+
+    others = result.checks[:-1]
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as shown:
+        console.print(evaluation_table(replace(result, checks=(*others, verdict(50, True, "shown below")))))
+    return (*others, open_checks_shown(others, shown.get()))
+
+
+def compare_files(paths: Sequence[Path], out: Path | None) -> ComparisonResult:
+    """Compare results on the same images.
+
+    Args:
+        paths: two or more files that `sparsemble evaluate` left; a folder stands for the `evaluation.json` in it.
+        out: folder for a page; None: none is written.
+
+    Raises:
+        InputError: fewer than two, no results, or results that cannot stand in one table.
+    """
+    from sparsemble.report import write_comparison
+
+    if len(paths) < 2:
+        raise InputError("compare needs two or more results")
+    comparison = compare([EvaluationResult.load(path / RESULT if path.is_dir() else path) for path in paths])
+    if out:
+        write_comparison(comparison, out)
+    return comparison
+
+
+def _check_folder(plan: EvaluationPlan) -> None:
     """Refuse a folder that holds the result of another model.
 
     Raises:
         InputError: the weights differ.
     """
-    there = plan.folder / "evaluation.json"
+    there = plan.folder / RESULT
     if there.is_file():
-        old, new = read_json(there).get("target", {}).get("sha256"), weights_hash(plan.target.model)
+        old, new = read_json(there).get("model", {}).get("sha256"), weights_hash(plan.target.model)
         if old != new:
             raise InputError(
                 f"{there} is the result of another model (sha256 {str(old)[:8]}, this one has {new[:8]}); choose "
@@ -127,7 +190,7 @@ def _check_folder(plan: Plan) -> None:
             )
 
 
-def parse_attacks(text: str) -> tuple[Attack | EnsembleAttack, ...]:
+def parse_attacks(text: str) -> tuple[AnyAttack, ...]:
     """Read `pgd,file.py:Mine` or a list in TOML such as `[{name = "pgd", steps = 100}]`.
 
     Raises:
@@ -140,10 +203,10 @@ def parse_attacks(text: str) -> tuple[Attack | EnsembleAttack, ...]:
     return tuple(build_from(registries, s.strip() if isinstance(s, str) else s, "--attacks") for s in specs)
 
 
-def _threat(asked: Asked, target: LoadedModel) -> ThreatModel:
-    """Return the threat model asked for; what is not said comes from the target, or is the usual one."""
-    norm = asked.norm or (target.threat.norm if target.threat else "linf")
-    eps: Any = asked.eps
+def _threat(options: EvaluationOptions, target: LoadedModel) -> ThreatModel:
+    """Return the threat model of the options; what they leave open comes from the model, or is the usual one."""
+    norm = options.norm or (target.threat.norm if target.threat else "linf")
+    eps: Any = options.eps
     if not eps:
         same = target.threat is not None and target.threat.norm == norm
         eps = target.threat.eps if same and target.threat else DEFAULT_EPS.get(norm, 0.0)
@@ -155,18 +218,19 @@ def _threat(asked: Asked, target: LoadedModel) -> ThreatModel:
     return from_dict(ThreatModel, {"norm": norm, "eps": eps})
 
 
-def _place(asked: Asked, target: LoadedModel, settings: Settings) -> Path:
-    """Return the folder of this question, so that asking it again goes on there."""
-    job = json.dumps(
-        [to_dict(settings), asked.target, asked.row, asked.model, asked.transfer], sort_keys=True, default=str
-    )
+def _folder(options: EvaluationOptions, target: LoadedModel, job: EvaluationJob) -> Path:
+    """Return the folder of this evaluation, so that the same command resumes it."""
+    settings = {"threat": to_dict(job.threat), "attacks": to_dict(job.attacks), "images": options.images}
+    settings |= {"seed": job.seed, "shard": job.shard, "search": job.search_dtype, "device": options.device}
+    settings |= {name: getattr(options, name) for name in ("target", "row", "model", "data", "transfer")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=source_hash).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "-", target.name)
-    return Path("evaluations") / f"{name}-{hashlib.sha256(job.encode()).hexdigest()[:8]}"
+    return Path("evaluations") / f"{name}-{digest}"
 
 
 @contextmanager
-def _bar(console: Console, title: str) -> Iterator[Tell]:
-    """Show one bar with the time left; plain where output is no terminal."""
+def _bar(console: Console, title: str) -> Iterator[Report]:
+    """Show one bar with the time left; lines where output is no terminal."""
     import time
 
     began = time.perf_counter()
@@ -182,16 +246,18 @@ def _bar(console: Console, title: str) -> Iterator[Tell]:
         disable=not console.is_terminal,
     )
     task = bar.add_task(f"evaluate {title}", total=1.0, text="")
-    said = ""
+    shown = ""
 
-    def tell(share: float, text: str) -> None:
-        nonlocal said
-        left = time_left(began, share)
-        bar.update(task, completed=share, text=f"{left}, {text}" if left else text)
-        what = text.partition(":")[0]
-        if not console.is_terminal and what != said:
-            said = what
-            console.print(f"[{100 * share:3.0f}%] {what}{', ' + left if left else ''}", markup=False, highlight=False)
+    def report(fraction: float, text: str) -> None:
+        nonlocal shown
+        left = time_left(began, fraction)
+        bar.update(task, completed=fraction, text=f"{left}, {text}" if left else text)
+        step = text.partition(":")[0]
+        if not console.is_terminal and step != shown:
+            shown = step
+            console.print(
+                f"[{100 * fraction:3.0f}%] {step}{', ' + left if left else ''}", markup=False, highlight=False
+            )
 
     with bar:
-        yield tell
+        yield report

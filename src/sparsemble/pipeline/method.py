@@ -12,7 +12,7 @@ from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.interfaces import combiners
-from sparsemble.pipeline.baselines import ROWS
+from sparsemble.evaluation.run_models import ROWS, RunIndex
 from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
@@ -60,7 +60,6 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
     """
     made, pool = lay_out(recipe)
     attacked = attack(recipe, made, pool)
-    evaluated = evaluate(recipe, made, pool, attacked)
     latency = Task(
         "measure latency",
         LatencyStage(seed=recipe.seed, data=recipe.data, combiner=recipe.ensemble.combiner),
@@ -68,11 +67,11 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         cost=2,
         alone=True,
     )
-    curves = {role: task for role, task in attacked.items() if role.startswith("curve.")}
+    evaluated = evaluate(recipe, made, pool, {**attacked, "latency": latency})
     report = Task(
         "write the report",
         ReportStage(seed=recipe.seed, title=title, command=command, recipe=recipe),
-        {**made, **curves, "evaluate": evaluated, "latency": latency},
+        {**made, "evaluate": evaluated, "latency": latency},
         cost=4,
     )
     export = Task(
@@ -82,7 +81,7 @@ def method(recipe: Recipe, title: str, command: str) -> Method:
         cost=3,
     )
     tasks = [made["dense"], *pool.values(), *(made[name] for name in MADE[1:])]
-    tasks += [*attacked.values(), evaluated, latency, report, export]
+    tasks += [*attacked.values(), latency, evaluated, report, export]
     until = {
         "train": [made["dense"]],
         "prune": list(pool.values()),
@@ -230,7 +229,8 @@ def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -
             row=row,
             attack=recipe.evaluate.curve_attack,
             eps=recipe.evaluate.curve_eps,
-            images=recipe.evaluate.curve_images,
+            images=recipe.evaluate.images,
+            curve_images=recipe.evaluate.curve_images,
         )
         inputs = row_inputs(row, made, pool)
         cost = 5.0 if row.startswith("ensemble") else 1.5
@@ -245,12 +245,30 @@ def evaluate(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task],
         data=recipe.data,
         threat=recipe.threat,
         combiner=recipe.ensemble.combiner,
-        attacks=recipe.evaluate.attacks,
-        adaptive=recipe.evaluate.adaptive,
-        sparsity=recipe.sparsity,
         images=recipe.evaluate.images,
+        claimed_sparsity=claimed_sparsity(recipe),
+        parent_trained_here=recipe.parent is None,
     )
     return Task("evaluate", stage, {**made, **pool, **attacked}, cost=6)
+
+
+def claimed_sparsity(recipe: Recipe) -> dict[str, float]:
+    """Return the sparsity that the recipe asks for, by row; of ensembles counted against one dense parent."""
+    claimed = {"dense": 0.0, "small_dense": 0.0, "best_member": recipe.member_sparsity}
+    return {row: claimed.get(row, recipe.sparsity) for row in ROWS}
+
+
+def run_index(recipe: Recipe) -> RunIndex:
+    """Return what is needed to load the models of a run from its folder."""
+    made, pool = lay_out(recipe)
+    return RunIndex(
+        data=recipe.data,
+        threat=recipe.threat,
+        combiner=recipe.ensemble.combiner,
+        rows={row: {role: task.folder for role, task in row_inputs(row, made, pool).items()} for row in ROWS},
+        claimed_sparsity=claimed_sparsity(recipe),
+        extra_data="none" if recipe.parent is None else None,
+    )
 
 
 def ensemble_attacks_on(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:

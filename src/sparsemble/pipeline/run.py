@@ -16,7 +16,7 @@ from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_by
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.engines.parallel import ParallelEngine
-from sparsemble.pipeline.method import Method, method
+from sparsemble.pipeline.method import Method, method, run_index
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from sparsemble.pipeline.stage import Task
@@ -77,6 +77,7 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
         missing = [task for task in plan.tasks if task.hash in still]
         if leads:
             _write_recipe(recipe, settings.folder)
+            run_index(recipe).save(settings.folder)
         if missing:
             with _progress(settings, console, missing, board) as progress:
                 if distributed.world_size() > 1:

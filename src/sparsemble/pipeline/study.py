@@ -10,7 +10,7 @@ from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.config import nearest, read_toml
 from sparsemble.core.errors import InputError
-from sparsemble.pipeline.baselines import ROWS
+from sparsemble.evaluation.run_models import ROWS
 from sparsemble.pipeline.method import method, pruned, train
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import Task

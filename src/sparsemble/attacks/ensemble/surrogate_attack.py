@@ -44,10 +44,12 @@ class SurrogateAttack(EnsembleAttack):
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
         """Attack the surrogate."""
+        return self.attack(self.classifier(ensemble, rule), x, y, threat, rng=rng)
+
+    def classifier(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
+        """Return the classifier that the attack inside sees."""
         target = self.surrogate(ensemble, rule)
-        if self.use_deployed_logits:
-            target = _with_deployed_logits(target, ensemble, rule)
-        return self.attack(target, x, y, threat, rng=rng)
+        return _with_deployed_logits(target, ensemble, rule) if self.use_deployed_logits else target
 
 
 def _with_deployed_logits(surrogate: Classifier, ensemble: Ensemble, rule: StoppingRule) -> Classifier:

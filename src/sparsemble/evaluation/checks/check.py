@@ -1,15 +1,13 @@
 """One verdict on an evaluation, the names of all fifty, and how they are put together."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, final
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import STATUSES, CheckResult
 
-Status = Literal["pass", "fail", "waived"]
-WORST_FIRST: tuple[Status, ...] = ("fail", "waived", "pass")
 NOISE = 0.01
 """Accuracy by which two attacks with random starts may differ in the wrong direction."""
+NOT_RUN = "not run in this evaluation"
 
 NAMES = {
     # Threat model and inputs
@@ -41,7 +39,7 @@ NAMES = {
     24: "success is decided in float32",
     25: "attacks break a standard model and meet a published value",
     26: "attacks agree with the reference implementation",
-    27: "minimum-norm attacks say distance, norm and eps",
+    27: "minimum-norm attacks report distance, norm and eps",
     # Ensembles
     28: "the deployed combiner and the others were attacked",
     29: "members were attacked one by one, in turn and re-weighted",
@@ -68,66 +66,55 @@ NAMES = {
     47: "the security curve reaches zero",
     48: "quoted numbers name their source",
     49: "wider tests were made",
-    50: "failed and waived checks stand beside the headline",
+    50: "failed and skipped checks stand beside the headline",
 }
 """What each check establishes when it passes, by number."""
 
 
-@final
-@dataclass(frozen=True)
-class Check:
-    """One verdict."""
-
-    number: int
-    """In the list of evaluation checks."""
-    name: str
-    status: Status
-    detail: str
+def verdict(number: int, good: bool, detail: str) -> CheckResult:
+    """Return a check that passed or failed."""
+    return CheckResult(number=number, name=NAMES[number], status="passed" if good else "failed", detail=detail)
 
 
-def verdict(number: int, good: bool, detail: str) -> Check:
-    """Make a check that passes or fails."""
-    return Check(number, NAMES[number], "pass" if good else "fail", detail)
+def skipped(number: int, reason: str) -> CheckResult:
+    """Return a check for which there is no evidence, with a sentence that gives the reason."""
+    return CheckResult(number=number, name=NAMES[number], status="skipped", detail=reason)
 
 
-def waived(number: int, reason: str) -> Check:
-    """Make a check that could not be made, with a sentence that says why."""
-    return Check(number, NAMES[number], "waived", reason)
-
-
-def merged(checks: Iterable[Check]) -> list[Check]:
-    """Fold checks of the same number into one: the worst status wins (fail, waived, pass), details are joined."""
-    by_number: dict[int, list[Check]] = {}
+def merged(checks: Iterable[CheckResult]) -> list[CheckResult]:
+    """Fold checks of the same number into one: failed wins over skipped over passed, details are joined."""
+    by_number: dict[int, list[CheckResult]] = {}
     for check in checks:
         by_number.setdefault(check.number, []).append(check)
     return [_fold(by_number[number]) for number in sorted(by_number)]
 
 
-def complete(checks: Iterable[Check], reasons: Mapping[int, str] | str = "not run in this evaluation") -> list[Check]:
-    """Return exactly one check for each of the fifty numbers, in order; those not given are waived.
+def complete(checks: Iterable[CheckResult], reasons: Mapping[int, str] | str = NOT_RUN) -> tuple[CheckResult, ...]:
+    """Return exactly one check for each of the fifty numbers, in order; those not given are skipped.
 
     Args:
-        checks: what was found, each number once; see `merged`.
-        reasons: why the others were not made, one sentence for all or one for each number (those not named were "not
-            run in this evaluation").
+        checks: each number once; see `merged`.
+        reasons: why the others were not made, one sentence for all or one for each number (`NOT_RUN` where there is
+            none).
 
     Raises:
         InputError: a number outside 1 to 50, or one that is there twice.
     """
-    found: dict[int, Check] = {}
+    by_number: dict[int, CheckResult] = {}
     for check in checks:
         if check.number not in NAMES:
             raise InputError(f"check {check.number} is not in the list; numbers go from 1 to {len(NAMES)}")
-        if check.number in found:
+        if check.number in by_number:
             raise InputError(f"check {check.number} is there twice; put both together with merged() first")
-        found[check.number] = check
-    named = {} if isinstance(reasons, str) else reasons
-    default = reasons if isinstance(reasons, str) else "not run in this evaluation"
-    return [found.get(number) or waived(number, named.get(number, default)) for number in NAMES]
+        by_number[check.number] = check
+    by_reason = {} if isinstance(reasons, str) else reasons
+    default = reasons if isinstance(reasons, str) else NOT_RUN
+    return tuple(by_number.get(number) or skipped(number, by_reason.get(number, default)) for number in NAMES)
 
 
-def _fold(checks: list[Check]) -> Check:
+def _fold(checks: list[CheckResult]) -> CheckResult:
     """Put checks of one number together, the worst first."""
-    ordered = sorted(checks, key=lambda check: WORST_FIRST.index(check.status))
+    ordered = sorted(checks, key=lambda check: STATUSES.index(check.status))
     details = dict.fromkeys(check.detail for check in ordered)
-    return Check(ordered[0].number, ordered[0].name, ordered[0].status, "; ".join(details))
+    first = ordered[0]
+    return CheckResult(number=first.number, name=first.name, status=first.status, detail="; ".join(details))

@@ -1,4 +1,4 @@
-"""Was the stopping rule attacked, and does it judge each image alone (checks 33 to 38)."""
+"""Was the stopping rule attacked, and does it decide for each image alone (checks 33 to 38)."""
 
 from collections.abc import Callable
 
@@ -6,28 +6,29 @@ import torch
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import DynamicOutput, StoppingRule
+from sparsemble.core.results import CheckResult, EvaluationResult
 from sparsemble.core.types import Images, Labels
-from sparsemble.evaluation.checks.check import Check, verdict, waived
-from sparsemble.evaluation.checks.result import Result, is_whole, named, settings_of, stops_early
-from sparsemble.evaluation.shard import Decide
+from sparsemble.evaluation.attack_shard import Decide
+from sparsemble.evaluation.checks.check import skipped, verdict
+from sparsemble.evaluation.checks.settings import is_whole, named, settings_of, stops_early
 
-ALWAYS_ALL = "the target always runs all of itself"
+ALWAYS_ALL = "all members always run"
 BLACK_BOX = ("square", "noise", "hard_label", "rays", "hop_skip_jump", "transfer")
 NUDGE = 0.1
-"""Share by which thresholds are moved."""
+"""Fraction by which thresholds are moved."""
 EDGE = 0.02
 """Accuracy that moved thresholds may cost."""
 
 
-def stopping_attacked(result: Result) -> Check:
-    """Check 33: the relaxed rule, every prefix, the whole ensemble, and blindly the true rule were attacked; no passes."""
+def stopping_attacked(result: EvaluationResult) -> CheckResult:
+    """Check 33: the relaxed rule, every prefix, the whole ensemble and, blindly, the true rule were attacked; 0 passes."""
     if not stops_early(result):
-        return waived(33, ALWAYS_ALL)
+        return skipped(33, ALWAYS_ALL)
     settings = list(settings_of(result).values())
     prefixes = {one["length"] for each in settings for one in named(each, "prefix")}
     # Member 1 is the prefix of length 1.
     prefixes |= {one["index"] for each in settings for one in named(each, "member") if one["index"] == 1}
-    lacking = [f"prefix {length}" for length in range(1, int(result["target"]["members"])) if length not in prefixes]
+    lacking = [f"prefix {length}" for length in range(1, result.model.members) if length not in prefixes]
     if not any(list(named(each, "expectation")) for each in settings):
         lacking.append("the expected answer over all stopping times")
     if not any(is_whole(each) for each in settings):
@@ -38,60 +39,57 @@ def stopping_attacked(result: Result) -> Check:
     return verdict(33, not lacking, f"not attacked: {', '.join(lacking) or 'nothing'}")
 
 
-def hijack_counted(result: Result) -> Check:
+def hijack_counted(result: EvaluationResult) -> CheckResult:
     """Check 34: an attack pushed the rule to stop early on a wrong label, and the worst case counts it; no passes."""
     if not stops_early(result):
-        return waived(34, ALWAYS_ALL)
+        return skipped(34, ALWAYS_ALL)
     ran = [label for label, each in settings_of(result).items() if each.get("name") == "hijack"]
     if not ran:
         return verdict(34, False, "no attack aimed at an early stop on a wrong label")
-    worst = result["worst_case"]["outcomes"]
-    broken = {i for label in ran for i, right in enumerate(result["attacks"][label]["outcomes"]) if not right}
-    missed = sum(worst[i] for i in broken)
-    detail = f"{', '.join(ran)} leaves {len(worst) - len(broken)} of {len(worst)} images right"
-    return verdict(34, missed == 0, detail + (f", but {missed} broken ones count as right" if missed else ""))
+    worst = result.worst_case.correct
+    lost = {i for label in ran for i, correct in enumerate(result.attack(label).correct) if not correct}
+    missed = sum(worst[i] for i in lost)
+    detail = f"{', '.join(ran)} leaves {len(worst) - len(lost)} of {len(worst)} images correct"
+    return verdict(34, missed == 0, detail + (f", but {missed} misclassified ones count as correct" if missed else ""))
 
 
-def cost_under_attack(result: Result) -> Check:
+def cost_under_attack(result: EvaluationResult) -> CheckResult:
     """Check 35: members run on clean images, under attacks on the answer and under attacks on cost; no passes.
 
     Attacks on cost ran with and without keeping the label, and cost no less than clean images do.
     """
     if not stops_early(result):
-        return waived(35, ALWAYS_ALL)
-    runs, most = result.get("members_run", {}), int(result["target"]["members"])
+        return skipped(35, ALWAYS_ALL)
+    runs, most = result.members_run, result.model.members
     slow = [one for each in settings_of(result).values() for one in named(each, "slowdown")]
     faults = [
         f"no attack on cost that {words}"
         for words, keep in (("keeps the label", True), ("is free", False))
         if not any(one.get("keep_label") is keep for one in slow)
     ]
-    numbers = {name: runs.get(name) for name in ("clean", "attacked", "slowdown")}
-    faults += [f"members run {name} is not given" for name, value in numbers.items() if value is None]
-    if not faults and not 1 <= numbers["clean"] <= numbers["slowdown"] + 1e-6 <= most + 1e-5:
+    if runs.slowdown is None:
+        faults.append("members run slowdown is not given")
+    elif not faults and not 1 <= runs.clean <= runs.slowdown + 1e-6 <= most + 1e-5:
         faults.append("an attack on cost must not make the ensemble faster, nor run more than all members")
-    told = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items() if value is not None)
-    return verdict(35, not faults, "; ".join([*faults, f"members run of {most}: {told}"]))
+    numbers = {"clean": runs.clean, "attacked": runs.attacked, "slowdown": runs.slowdown}
+    detail = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items() if value is not None)
+    return verdict(35, not faults, "; ".join([*faults, f"members run of {most}: {detail}"]))
 
 
-def speed_beside_cost(result: Result) -> Check:
-    """Check 36: speed of an ensemble that stops early stands only beside members run under attack on cost; no passes."""
+def speed_beside_cost(result: EvaluationResult) -> CheckResult:
+    """Check 36: speed of an ensemble that stops early stands beside members run under attack on cost; no passes."""
     if not stops_early(result):
-        return waived(36, ALWAYS_ALL)
-    claims = [name for name in ("latency", "size") if result.get(name)]
-    if not claims:
-        return waived(36, "the result says nothing about speed")
-    slow = result.get("members_run", {}).get("slowdown")
-    detail = f"{' and '.join(claims)} on clean images, " + (
-        "alone" if slow is None else f"up to {slow:.2f} members under attack"
-    )
+        return skipped(36, ALWAYS_ALL)
+    slow = result.members_run.slowdown
+    claim = "latency and multiply-adds" if result.cost.latency else "multiply-adds"
+    detail = f"{claim} on clean images, " + ("alone" if slow is None else f"up to {slow:.2f} members under attack")
     return verdict(36, slow is not None, detail)
 
 
 @torch.no_grad()
 def no_knifes_edge(
     decide_with: Callable[[StoppingRule], Decide], rule: StoppingRule, x: Images, y: Labels, tuned_on: str | None
-) -> Check:
+) -> CheckResult:
     """Check 37: thresholds come from held-out images, and moving each by a tenth costs at most two points.
 
     Costs a decision an image for the rule itself and two for each of its numbers.
@@ -104,23 +102,23 @@ def no_knifes_edge(
         tuned_on: `held-out`, `test`, or None where that is not known.
     """
 
-    def accuracy(candidate: StoppingRule) -> tuple[float, float]:
+    def measure(candidate: StoppingRule) -> tuple[float, float]:
         output = decide_with(candidate)(x)
         return float((output.logits.argmax(1) == y).float().mean()), float(output.members_run.float().mean())
 
-    right, runs = accuracy(rule)
-    others = {words: accuracy(other) for words, other in nudged(rule).items()}
-    worst = max(others, key=lambda words: right - others[words][0], default="")
-    lost = right - others[worst][0] if worst else 0.0
-    detail = f"tuned on {tuned_on or 'unknown'} images; accuracy {right:.3f}, members {runs:.2f}"
+    accuracy, runs = measure(rule)
+    others = {change: measure(other) for change, other in nudged(rule).items()}
+    worst = max(others, key=lambda change: accuracy - others[change][0], default="")
+    lost = accuracy - others[worst][0] if worst else 0.0
+    detail = f"tuned on {tuned_on or 'unknown'} images; accuracy {accuracy:.3f}, members {runs:.2f}"
     detail += f"; {worst}: {others[worst][0]:.3f}, {others[worst][1]:.2f}" if worst else "; the rule has no numbers"
     if tuned_on != "test" and lost <= EDGE and tuned_on is None:
-        return waived(37, f"it is not known which images tuned the rule; {detail}")
+        return skipped(37, f"it is not known which images tuned the rule; {detail}")
     return verdict(37, tuned_on != "test" and lost <= EDGE, detail)
 
 
 def nudged(rule: StoppingRule) -> dict[str, StoppingRule]:
-    """Return the rule with each of its numbers a tenth lower and higher, by words such as `tau_c x 0.9`."""
+    """Return the rule with each of its numbers a tenth lower and higher, keyed by the change, as in `tau_c x 0.9`."""
     settings = {name: value for name, value in vars(rule).items() if isinstance(value, float) and value}
     rules: dict[str, StoppingRule] = {}
     for name, value in settings.items():
@@ -133,8 +131,8 @@ def nudged(rule: StoppingRule) -> dict[str, StoppingRule]:
 
 
 @torch.no_grad()
-def independent_of_batch(decide: Decide, x: Images) -> Check:
-    """Check 38: answers and members run are the same one by one, in a batch, and in reversed order.
+def independent_of_batch(decide: Decide, x: Images) -> CheckResult:
+    """Check 38: predictions and members run are the same one by one, in a batch, and in reversed order.
 
     Costs 3 decisions an image.
     """
@@ -146,20 +144,6 @@ def independent_of_batch(decide: Decide, x: Images) -> Check:
     )
     detail = f"{int(differ.sum())} of {len(x)} images decided differently alone, in a batch or in reversed order"
     return verdict(38, not differ.any(), detail)
-
-
-def same_decisions(first: DynamicOutput, second: DynamicOutput, where: str) -> Check:
-    """Check 38: two places, such as a CPU and a GPU, decide alike on the same images; no passes.
-
-    A hundredth of the images may differ: sums are rounded otherwise elsewhere.
-    """
-    differ = int(
-        _differ(
-            first, second.logits.argmax(1).to(first.logits.device), second.members_run.to(first.members_run.device)
-        ).sum()
-    )
-    total = len(first.members_run)
-    return verdict(38, differ <= total / 100, f"{differ} of {total} images decided differently on {where}")
 
 
 def _differ(output: DynamicOutput, labels: torch.Tensor, members_run: torch.Tensor) -> torch.Tensor:

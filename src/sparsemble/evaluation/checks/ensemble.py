@@ -3,19 +3,20 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sparsemble.evaluation.checks.check import NOISE, Check, verdict, waived
-from sparsemble.evaluation.checks.result import Result, is_ensemble, is_whole, named, settings_of
+from sparsemble.core.results import CheckResult, EvaluationResult
+from sparsemble.evaluation.checks.check import NOISE, skipped, verdict
+from sparsemble.evaluation.checks.settings import is_ensemble, is_whole, named, settings_of
 
-SINGLE = "the target is a single model"
+SINGLE = "a single model was evaluated"
 MARGINS = ("margin", "dlr", "apgd_targeted", "autoattack", "carlini_wagner", "square", "deepfool", "fmn")
-"""Losses, and attacks that climb one, that speak of margins rather than of cross-entropy."""
+"""Losses that are margins rather than cross-entropy, and attacks that maximise one."""
 EQUAL_COST = 0.05
-"""Share by which costs that are called equal may differ."""
+"""Fraction by which costs that are called equal may differ."""
 ABLATIONS = ("combiner only", "no regularisers", "no stopping rule", "dense members")
 """Rows that show what each part of a method brings."""
 
 
-def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -> Check:
+def combiners_attacked(result: EvaluationResult, deployed: str, others: Collection[str]) -> CheckResult:
     """Check 28: the whole ensemble was attacked through its own combiner and through every other one; no passes.
 
     Args:
@@ -24,7 +25,7 @@ def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -
         others: names of all others, such as `combiners.names()`.
     """
     if not is_ensemble(result):
-        return waived(28, SINGLE)
+        return skipped(28, SINGLE)
     settings = list(settings_of(result).values())
     seen = {one["combiner"]["name"] for each in settings for one in named(each, "combined")}
     seen |= {deployed} if any(is_whole(each) for each in settings) else set()
@@ -33,33 +34,33 @@ def combiners_attacked(result: Result, deployed: str, others: Collection[str]) -
     return verdict(28, not lacking, detail)
 
 
-def members_attacked(result: Result) -> Check:
+def members_attacked(result: EvaluationResult) -> CheckResult:
     """Check 29: every member alone, one after the other, re-weighted, and a margin of the whole ensemble; no passes."""
     if not is_ensemble(result):
-        return waived(29, SINGLE)
+        return skipped(29, SINGLE)
     settings = list(settings_of(result).values())
     alone = {one["index"] for each in settings for one in named(each, "member")}
     # Member 1 is the prefix of length 1.
     alone |= {1 for each in settings for one in named(each, "prefix") if one["length"] == 1}
-    lacking = [f"member {i}" for i in range(1, int(result["target"]["members"]) + 1) if i not in alone]
+    lacking = [f"member {i}" for i in range(1, result.model.members + 1) if i not in alone]
     lacking += [name for name in ("sequential", "reweighted") if not any(list(named(each, name)) for each in settings)]
     if not any(is_whole(each) and any(list(named(each, name)) for name in MARGINS) for each in settings):
         lacking.append("a margin of the whole ensemble")
     return verdict(29, not lacking, f"not attacked: {', '.join(lacking) or 'nothing'}")
 
 
-def members_reported(result: Result) -> Check:
+def members_reported(result: EvaluationResult) -> CheckResult:
     """Check 30: each member's own accuracy and the transfer from each to each, and these fit together; no passes.
 
-    Images crafted on one member must not break another more than those crafted on itself; and the detail says where a
-    ensemble is no better than its best member.
+    Images crafted on one member must not break another more than those crafted on itself; and the detail mentions an
+    ensemble that is no better than its best member.
     """
     if not is_ensemble(result):
-        return waived(30, SINGLE)
-    count, table = int(result["target"]["members"]), result.get("members")
-    if not table:
-        return verdict(30, False, f"the accuracies of {count} members are not in the result")
-    robust, transfer = table["robust"], table["transfer"]
+        return skipped(30, SINGLE)
+    count, table = result.model.members, result.members
+    if table is None:
+        return skipped(30, f"the {count} members were not attacked one by one")
+    robust, transfer = table.robust, table.transfer
     if len(robust) != count or [len(row) for row in transfer] != [count] * count:
         return verdict(30, False, f"the table of members has {len(robust)} rows for {count} members")
     faults = [
@@ -74,15 +75,17 @@ def members_reported(result: Result) -> Check:
         if transfer[i][j] < robust[j] - NOISE
     ]
     detail = "; ".join(faults) or f"{count} members, best alone {max(robust):.3f}"
-    if "worst_case" in result and result["worst_case"]["accuracy"] <= max(robust):
-        detail += f"; FLAG: the ensemble ({result['worst_case']['accuracy']:.3f}, all attacks) is no better than that"
+    if result.worst_case.accuracy <= max(robust):
+        detail += f"; FLAG: the ensemble ({result.worst_case.accuracy:.3f}, all attacks) is no better than that"
     return verdict(30, not faults, detail)
 
 
 def single_models_beside(
     ensemble: Mapping[str, Any], member: Mapping[str, Any] | None, dense: Mapping[str, Any] | None
-) -> Check:
-    """Check 31: the best member at equal non-zeros and a dense model at equal operations stand beside; no passes.
+) -> CheckResult:
+    """Check 31: a sparse model at equal non-zeros and a dense one at equal operations stand beside; no passes.
+
+    Fails where the others are smaller than the ensemble, which would flatter it.
 
     Args:
         ensemble: `accuracy`, `nonzeros` and `macs` of the ensemble.
@@ -91,19 +94,21 @@ def single_models_beside(
     """
     if member is None or dense is None:
         lacking = [name for name, row in (("a sparse model", member), ("a dense model", dense)) if row is None]
-        return waived(31, f"{' and '.join(lacking)} of equal cost was not evaluated")
-    unequal = [
-        f"{name} has {row[cost]:g} {cost}, the ensemble {ensemble[cost]:g}"
-        for name, row, cost in (("the sparse model", member, "nonzeros"), ("the dense model", dense, "macs"))
-        if abs(row[cost] - ensemble[cost]) > EQUAL_COST * ensemble[cost]
-    ]
-    told = f"ensemble {ensemble['accuracy']:.3f}, sparse model {member['accuracy']:.3f}, dense model {dense['accuracy']:.3f}"
-    return verdict(31, not unequal, "; ".join([*unequal, told]))
+        return skipped(31, f"{' and '.join(lacking)} of equal cost was not evaluated")
+    pairs = (("the sparse model", member, "nonzeros"), ("the dense model", dense, "macs"))
+    costs = [(name, row[cost], ensemble[cost], cost) for name, row, cost in pairs]
+    smaller = [f"{n} has {c:g} {unit}, the ensemble {e:g}" for n, c, e, unit in costs if c < e * (1 - EQUAL_COST)]
+    larger = [f"{n} has {c:g} {unit}, the ensemble {e:g}" for n, c, e, unit in costs if c > e * (1 + EQUAL_COST)]
+    models = (("ensemble", ensemble), ("sparse model", member), ("dense model", dense))
+    accuracies = ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in models)
+    if larger and not smaller:
+        return skipped(31, "; ".join([f"no model of equal cost: {', '.join(larger)}", accuracies]))
+    return verdict(31, not smaller, "; ".join([*smaller, accuracies]))
 
 
-def ablations_reported(rows: Collection[str]) -> Check:
+def ablations_reported(rows: Collection[str]) -> CheckResult:
     """Check 32: the rows without each part are there (`ABLATIONS`); no passes."""
     lacking = [name for name in ABLATIONS if name not in rows]
     if len(lacking) == len(ABLATIONS):
-        return waived(32, "one target was evaluated; ablations are rows of a study")
+        return skipped(32, "one model was evaluated; ablations are rows of a study")
     return verdict(32, not lacking, f"missing: {', '.join(lacking) or 'none'}")

@@ -1,4 +1,4 @@
-"""What a forward pass does beside computing: the watch behind check 11."""
+"""What a forward pass does besides computing: the tracing behind check 11."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,13 +10,14 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import CheckResult
 from sparsemble.core.types import Classifier, Images
-from sparsemble.evaluation.checks.check import Check, verdict, waived
+from sparsemble.evaluation.checks.check import skipped, verdict
 
 GRADIENT_CALLS, RANDOMNESS, NO_GRADIENT, CONTROL_FLOW = "gradient calls", "randomness", "no gradient", "control flow"
 OWN_BACKWARD, LOOPS, EARLY_STOPPING = "own backward", "loops", "early stopping"
-Found = Counter[tuple[str, str]]
-"""How often each kind of detour was met, by the call or layer that gives it away."""
+Detours = Counter[tuple[str, str]]
+"""Number of detours, by kind and by the call or layer that shows it."""
 KINDS = {
     GRADIENT_CALLS: {"grad", "backward", "requires_grad_"},
     RANDOMNESS: {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "normal_"}
@@ -30,29 +31,29 @@ KINDS = {
     LOOPS: set[str](),
     EARLY_STOPPING: set[str](),
 }
-"""What is looked for, and the calls that give it away."""
+"""Kinds of detours, and the calls that show them."""
 STOPPING = (EARLY_STOPPING, CONTROL_FLOW, NO_GRADIENT)
 """What an ensemble with a stopping rule declares."""
 REPEATS = 4
 """Runs of one layer in one pass that make a loop; a layer shared by two or three places is none."""
 FEW = 8
-"""Images that are followed one by one."""
+"""Images that are run one by one."""
 
 
 def plain_forward(
     model: Classifier, x: Images, *, layers: nn.Module | None = None, declared: Collection[str] = ()
-) -> Check:
+) -> CheckResult:
     """Check 11: gradient calls, randomness, steps without gradient, control flow and loops are absent or declared.
 
-    Calls are watched where Python makes them, and only on values that depend on the images; straight-through layers
+    Calls are traced where Python makes them, and only on values that depend on the images; straight-through layers
     are found in the graph of gradients, early stopping by layers that run for some images only. Compiled code cannot
-    be watched. Costs 2 forward passes for each of at most 8 images.
+    be traced. Costs 2 forward passes for each of at most 8 images.
 
     Args:
         model: what is attacked, or the logits of the deployed decision.
-        x: images; those that take different ways are worth more.
-        layers: the network whose layers are followed, if `model` is only a function.
-        declared: kinds that the model says it has, such as `STOPPING`.
+        x: images; the more they differ, the better.
+        layers: the network whose layers are counted, if `model` is only a function.
+        declared: kinds that the model is known to have, such as `STOPPING`.
 
     Raises:
         InputError: a declared kind that is none.
@@ -61,15 +62,15 @@ def plain_forward(
         raise InputError(f'"{sorted(unknown)[0]}" is no kind of detour; known: {", ".join(KINDS)}')
     network = model if isinstance(model, nn.Module) else layers
     if network and any(_is_compiled(part) for part in network.modules()):
-        return waived(11, "the model is compiled, and what compiled code does cannot be watched from Python")
-    found = _watch(model, x[:FEW]) + _follow(model, x[:FEW], network)
+        return skipped(11, "the model is compiled, and compiled code cannot be traced from Python")
+    detours = _trace(model, x[:FEW]) + _run_singly(model, x[:FEW], network)
     seen: dict[str, list[str]] = {}
-    for (kind, name), times in sorted(found.items()):
+    for (kind, name), times in sorted(detours.items()):
         seen.setdefault(kind, []).append(f"{name} x{times}")
-    words = [f"{kind} ({', '.join(names)})" for kind, names in seen.items() if kind not in declared]
+    undeclared = [f"{kind} ({', '.join(names)})" for kind, names in seen.items() if kind not in declared]
     known = [kind for kind in seen if kind in declared]
-    detail = f"undeclared: {'; '.join(words) or 'nothing'}; declared and there: {', '.join(known) or 'nothing'}"
-    return verdict(11, not words, detail)
+    detail = f"undeclared: {'; '.join(undeclared) or 'nothing'}; declared and there: {', '.join(known) or 'nothing'}"
+    return verdict(11, not undeclared, detail)
 
 
 def _is_compiled(part: nn.Module) -> bool:
@@ -77,21 +78,23 @@ def _is_compiled(part: nn.Module) -> bool:
     return isinstance(part, torch.jit.ScriptModule) or type(part).__name__ == "OptimizedModule"
 
 
-def _watch(model: Classifier, x: Images) -> Found:
-    """Run the model once and count the calls that give a detour away."""
+def _trace(model: Classifier, x: Images) -> Detours:
+    """Run the model once and count the calls that show a detour."""
     point = x.clone().requires_grad_()
-    with torch.enable_grad(), _Watch(point) as watch:
+    with torch.enable_grad(), _Tracer(point) as tracer:
         logits = model(point)
-    found: Found = watch.found
-    found.update((OWN_BACKWARD, type(node).__name__) for node in _nodes(logits) if isinstance(node, BackwardCFunction))
+    detours: Detours = tracer.detours
+    detours.update(
+        (OWN_BACKWARD, type(node).__name__) for node in _nodes(logits) if isinstance(node, BackwardCFunction)
+    )
     if not logits.requires_grad:
-        found[NO_GRADIENT, "output"] += 1
-    return found
+        detours[NO_GRADIENT, "output"] += 1
+    return detours
 
 
 @torch.enable_grad()
-def _follow(model: Classifier, x: Images, network: nn.Module | None) -> Found:
-    """Run images one by one and see which layers with weights ran, and how often."""
+def _run_singly(model: Classifier, x: Images, network: nn.Module | None) -> Detours:
+    """Run images one by one and count how often each layer with weights ran."""
     if network is None:
         return Counter()
     layers = {
@@ -110,15 +113,15 @@ def _follow(model: Classifier, x: Images, network: nn.Module | None) -> Found:
         for handle in handles:
             handle.remove()
     most = {name: max(run[name] for run in runs) for name in layers}
-    found: Found = Counter({(LOOPS, name): times for name, times in most.items() if times >= REPEATS})
-    skipped = [name for name in layers if len({run[name] for run in runs}) > 1]
-    if skipped:
-        found[EARLY_STOPPING, f"{skipped[0]} and other layers run for some images only"] = len(skipped)
-    return found
+    detours: Detours = Counter({(LOOPS, name): times for name, times in most.items() if times >= REPEATS})
+    uneven = [name for name in layers if len({run[name] for run in runs}) > 1]
+    if uneven:
+        detours[EARLY_STOPPING, f"{uneven[0]} and other layers run for some images only"] = len(uneven)
+    return detours
 
 
 def _nodes(logits: Tensor) -> Iterator[Any]:
-    """Walk the graph of gradients."""
+    """Yield the nodes of the graph of gradients."""
     todo: list[Any] = [logits.grad_fn] if logits.grad_fn else []
     met = set(todo)
     while todo:
@@ -130,12 +133,12 @@ def _nodes(logits: Tensor) -> Iterator[Any]:
 
 
 @final
-class _Watch(TorchFunctionMode):
-    """Sees every call of torch from Python, and follows which tensors depend on the images."""
+class _Tracer(TorchFunctionMode):
+    """Receives every call of torch from Python, and tracks which tensors depend on the images."""
 
     def __init__(self, x: Images) -> None:
         super().__init__()
-        self.found: Found = Counter()
+        self.detours: Detours = Counter()
         # Kept alive, so that no other tensor gets their ids.
         self.kept: list[Tensor] = [x]
         self.depend = {id(x)}
@@ -143,18 +146,18 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Note a call and make it."""
+        """Record a call and make it."""
         kwargs = kwargs or {}
         name = _name(func)
         inputs = list(_tensors([*args, *kwargs.values()]))
         depends = any(id(tensor) in self.depend for tensor in inputs)
         for kind, names in KINDS.items():
             if name in names and (depends or kind == RANDOMNESS) and not _is_off(name, args, kwargs):
-                self.found[kind, name.strip("_")] += 1
+                self.detours[kind, name.strip("_")] += 1
         if name == "_set_grad_enabled" and args[0] is False:
-            self.found[NO_GRADIENT, "no_grad"] += 1
+            self.detours[NO_GRADIENT, "no_grad"] += 1
         if name == "__getitem__" and depends and any(tensor.dtype == torch.bool for tensor in inputs):
-            self.found[CONTROL_FLOW, "mask"] += 1
+            self.detours[CONTROL_FLOW, "mask"] += 1
         result = func(*args, **kwargs)
         if depends:
             outputs = list(_tensors([result]))
@@ -170,7 +173,7 @@ def _name(func: Callable[..., Any]) -> str:
 
 
 def _is_off(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Say whether a call of dropout is one that does nothing."""
+    """Return whether a call of dropout does nothing."""
     if "dropout" not in name and name != "rrelu":
         return False
     place = 2 if "dropout" in name else 3

@@ -1,4 +1,4 @@
-"""Can attacks see this model as it is: inputs, outputs, gradients (checks 2, 3, 7 to 10 and 12)."""
+"""Do gradients lead attacks on this model: inputs, outputs, gradients (checks 2, 3, 7 to 10 and 12)."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
+from sparsemble.core.results import CheckResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Flags, Images, Labels, Logits
-from sparsemble.evaluation.checks.check import Check, verdict
-from sparsemble.evaluation.shard import Decide
+from sparsemble.evaluation.attack_shard import Decide
+from sparsemble.evaluation.checks.check import verdict
 
 DARKEST = 2 / 255
 """Images whose brightest pixel is below this were divided by 255 twice."""
 SURE = 3.0
 """Standard deviations of a fair coin that a difference of two accuracies on the same images must exceed."""
 SAME = 1e-3
-"""Share of the spread of the logits by which an output may differ between batches: other kernels, other rounding."""
+"""Fraction of the spread of the logits by which an output may differ between batches: kernels round differently."""
 REPEATED = 1e-4
 """The same, between passes of the same batch."""
 SATURATED = 87.0
@@ -28,41 +29,46 @@ SATURATED = 87.0
 PROBE = 1e-3
 """Length of a finite-difference step, in each pixel."""
 DISAGREEMENT = 0.2
-"""Share by which gradient and finite difference of an image may differ: pieces of a network end inside a step."""
+"""Fraction by which gradient and finite difference of an image may differ: a step may leave a linear piece."""
 ROUGH = 1.0
 """Change of the margin under random steps of length eps, in units of its usual size, from which a loss is rough."""
 SHORTER = 16.0
 """A step this many times shorter must change a smooth loss by clearly less."""
 RUGGED = 0.5
-"""Share of the long step's change that the short one may reach; 1 / 16 on a plane."""
+"""Fraction of the long step's change that the short one may reach; 1 / 16 on a plane."""
 
 
 @torch.no_grad()
-def normalised_once(model: Classifier, x: Images, y: Labels) -> Check:
-    """Check 2: images span [0, 1], and the model wants them so: normalisation is inside it, once.
+def normalised_once(model: Classifier, x: Images, y: Labels) -> CheckResult:
+    """Check 2: images span [0, 1], and the model expects them so: normalisation is inside it, once.
 
-    The model is also asked about the images normalised by their own mean and deviation, and with one normalisation
-    undone. If it answers more of those rightly, beyond chance, it lacks its normalisation or has it twice. A model
-    that is wrong either way cannot be told from one that was trained so. Costs 3 forward passes an image.
+    The model also classifies the images normalised by their own mean and deviation, and with one normalisation
+    undone. If it classifies more of those correctly, beyond chance, it lacks its normalisation or applies it twice. A
+    model that is wrong either way cannot be told from one that was trained so. Costs 3 forward passes an image.
+
+    Args:
+        model: the classifier.
+        x: (B, C, H, W) clean images.
+        y: (B) true classes.
     """
     low, high = (float(end) for end in x.aminmax())
     faults = [] if low >= 0 and DARKEST < high <= 1 else [f"images span [{low:.4g}, {high:.4g}], not [0, 1]"]
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
-    right = model(x).argmax(1) == y
+    correct = model(x).argmax(1) == y
     variants = {"normalised beforehand": (x - mean) / std, "with a normalisation undone": x * std + mean}
-    for words, images in variants.items():
+    for variant, images in variants.items():
         now = model(images).argmax(1) == y
-        gained, lost = int((now & ~right).sum()), int((right & ~now).sum())
+        gained, lost = int((now & ~correct).sum()), int((correct & ~now).sum())
         if gained - lost > SURE * math.sqrt(gained + lost):
             faults.append(
-                f"{int(now.sum())} of {len(x)} images are answered rightly {words}, {int(right.sum())} as given"
+                f"{int(now.sum())} of {len(x)} images are classified correctly {variant}, {int(correct.sum())} as given"
             )
     detail = "; ".join(faults) or f"images span [{low:.3f}, {high:.3f}], and normalising them outside gains nothing"
     return verdict(2, not faults, detail)
 
 
 @torch.no_grad()
-def independent_of_neighbours(model: Classifier, x: Images) -> Check:
+def independent_of_neighbours(model: Classifier, x: Images) -> CheckResult:
     """Check 3: eval mode, frozen BatchNorm, and the same output alone, in the batch and in the reversed batch.
 
     Also: a pass leaves every parameter and buffer as it was. Costs 3 forward passes an image.
@@ -75,13 +81,15 @@ def independent_of_neighbours(model: Classifier, x: Images) -> Check:
     moved = [name for name, tensor in _state(model).items() if not torch.equal(tensor, before[name])]
     if isinstance(model, nn.Module) and moved:
         model.load_state_dict(before)
-    words = f"; passes changed {moved[0]}" if moved else ""
-    detail = f"{int(differ.sum())} of {len(x)} images get another output alone, in a batch or in reversed order{words}"
+    changed = f"; passes changed {moved[0]}" if moved else ""
+    detail = (
+        f"{int(differ.sum())} of {len(x)} images get another output alone, in a batch or in reversed order{changed}"
+    )
     return verdict(3, not (differ.any() or moved), detail)
 
 
 @torch.no_grad()
-def returns_logits(model: Classifier, x: Images) -> Check:
+def returns_logits(model: Classifier, x: Images) -> CheckResult:
     """Check 7: finite logits or log-probabilities, neither probabilities nor saturated; 1 forward pass an image."""
     out = model(x)
     detail = f"outputs in [{float(out.min()):.2f}, {float(out.max()):.2f}]"
@@ -95,8 +103,14 @@ def returns_logits(model: Classifier, x: Images) -> Check:
 
 
 @torch.no_grad()
-def repeatable(decide: Decide, x: Images, times: int = 5) -> Check:
-    """Check 8: repeated passes give the same labels and logits; `times` decisions an image."""
+def repeatable(decide: Decide, x: Images, times: int = 5) -> CheckResult:
+    """Check 8: repeated passes give the same labels and logits; `times` decisions an image.
+
+    Args:
+        decide: the deployed decision.
+        x: (B, C, H, W) images.
+        times: number of passes.
+    """
     first = decide(x).logits
     others = [decide(x).logits for _ in range(times - 1)]
     spread = float(torch.stack([(other - first).abs().max() for other in others]).max() / _spread(first))
@@ -113,17 +127,17 @@ def gradients_flow(
     *,
     losses: Sequence[AttackLoss] = (CrossEntropy(), Margin()),
     path: Sequence[Images] = (),
-) -> Check:
+) -> CheckResult:
     """Check 9: no image has a zero, NaN or infinite gradient, for any loss, on any surrogate.
 
     DLR is not among the losses by default: once an image is broken and its true class is third, it is constant.
     Costs a forward and a backward pass an image for each model, loss and set of points.
 
     Args:
-        models: whatever attacks differentiate.
+        models: the classifiers that attacks differentiate.
         x: clean images.
         y: their classes.
-        losses: what attacks climb.
+        losses: that attacks maximise.
         path: further points for each image, such as stored adversarial images.
     """
     bad = 0
@@ -139,29 +153,38 @@ def gradients_flow(
 
 
 @torch.enable_grad()
-def agrees_with_differences(model: Classifier, x: Images, y: Labels, *, rng: Generator, directions: int = 8) -> Check:
-    """Check 10: the gradient of the lead over one wrong class foretells its change along random directions.
+def agrees_with_differences(
+    model: Classifier, x: Images, y: Labels, *, rng: Generator, directions: int = 8
+) -> CheckResult:
+    """Check 10: the gradient of the lead over one wrong class predicts its change along random directions.
 
     An image disagrees if gradient and differences are apart by more than a fifth of their size over the directions
     (random signs in every pixel, plus the gradient's own); half of the images must agree. Costs a forward and a
     backward pass an image and two forward passes for each direction.
+
+    Args:
+        model: the classifier.
+        x: (B, C, H, W) clean images.
+        y: (B) true classes.
+        rng: draws the directions.
+        directions: how many random ones.
     """
     point = x.clone().requires_grad_()
     logits = model(point)
     rival = logits.detach().scatter(1, y[:, None], -math.inf).argmax(1)
     gradient = _gradient(_lead(logits, y, rival), point)
-    told, seen = [], []
+    predicted, measured = [], []
     for i in range(directions + 1):
         noise = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 0.5
         step = PROBE * (noise if i else gradient.nan_to_num()).sign()
         with torch.no_grad():
             change = _lead(model(x + step), y, rival) - _lead(model(x - step), y, rival)
-        told.append(2 * (gradient * step).flatten(1).sum(1))
-        seen.append(change)
-    apart, size = torch.stack(told) - torch.stack(seen), torch.stack(told).norm(dim=0) + torch.stack(seen).norm(dim=0)
-    # Neither told nor seen is no agreement: a flat spot gives an attack nothing to climb.
-    share = (2 * apart.norm(dim=0) / size).nan_to_num(nan=2.0, posinf=2.0)
-    median = float(share.median())
+        predicted.append(2 * (gradient * step).flatten(1).sum(1))
+        measured.append(change)
+    first, second = torch.stack(predicted), torch.stack(measured)
+    # 0 in both is no agreement: a flat spot gives an attack no direction.
+    difference = 2 * (first - second).norm(dim=0) / (first.norm(dim=0) + second.norm(dim=0))
+    median = float(difference.nan_to_num(nan=2.0, posinf=2.0).median())
     detail = f"gradient and finite differences are {100 * median:.1f} % apart on the median of {len(x)} images"
     return verdict(10, median <= DISAGREEMENT, detail)
 
@@ -169,10 +192,18 @@ def agrees_with_differences(model: Classifier, x: Images, y: Labels, *, rng: Gen
 @torch.no_grad()
 def smooth_loss(
     model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator, draws: int = 4
-) -> Check:
+) -> CheckResult:
     """Check 12: random steps of length eps change the margin little, and 16 times shorter ones far less.
 
     Costs 1 + 2 `draws` forward passes an image.
+
+    Args:
+        model: the classifier.
+        x: (B, C, H, W) clean images.
+        y: (B) true classes.
+        threat: gives eps and the norm.
+        rng: draws the steps.
+        draws: random steps of either length.
     """
     clean = _margin(model, x, y)
     long, short = [], []
@@ -189,15 +220,15 @@ def smooth_loss(
 
 
 def _fault_of_mode(model: Classifier) -> str:
-    """Say which part of a network would look at the whole batch, if any."""
+    """Return which part of a network uses statistics of the batch, if any."""
     if not isinstance(model, nn.Module):
         return ""
     for name, part in model.named_modules():
-        words = name or type(part).__name__
+        module = name or type(part).__name__
         if part.training:
-            return f"{words} is in training mode"
+            return f"{module} is in training mode"
         if isinstance(part, _BatchNorm) and part.running_mean is None:
-            return f"{words} keeps no statistics and normalises by the batch's own"
+            return f"{module} keeps no statistics and normalises by the batch's own"
     return ""
 
 
@@ -211,7 +242,7 @@ def _spread(logits: Logits) -> Tensor:
 
 
 def _differ(logits: Logits, others: Logits) -> Flags:
-    """Say which outputs differ by more than rounding; NaN differs from everything."""
+    """Return which outputs differ by more than rounding; NaN differs from everything."""
     return ~((logits - others).abs().amax(1) <= SAME * _spread(others))
 
 

@@ -1,41 +1,35 @@
 """Accuracy of one row against eps."""
 
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from sparsemble.api.context import Context
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import write_json
-from sparsemble.core.interfaces import Combiner
-from sparsemble.core.threat import ThreatModel
-from sparsemble.pipeline.baselines import load_row
-from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages
-from sparsemble.pipeline.stages.attack import test_images
-from sparsemble.training.validation import adversarial_images, is_correct
+from sparsemble.core.registry import to_dict
+from sparsemble.evaluation.metrics import security_curve
+from sparsemble.evaluation.outcome_store import OutcomeStore
+from sparsemble.evaluation.run_models import load_row
+from sparsemble.pipeline.stage import Inputs, stages
+from sparsemble.pipeline.stages.attack import RowStage
 
 
 @final
 @stages.register("curve")
 @dataclass(frozen=True, kw_only=True)
-class CurveStage(WithData):
-    """Attack one row at each radius, on the same images, with the same starts."""
+class CurveStage(RowStage):
+    """Attack one row at each radius, on the first test images, until accuracy is zero."""
 
-    seed: int
-    threat: ThreatModel
-    combiner: Combiner
+    version: ClassVar[int] = 2
+
     row: str
     attack: Attack
     eps: tuple[float, ...]
-    images: int
+    curve_images: int
 
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `curve.json`."""
-        split = test_images(dataset(self.data), self.images).to(context.device)
-        ensemble = load_row(self.row, inputs, self.combiner, context.device).ensemble
-        accuracy = []
-        for i, eps in enumerate(self.eps):
-            threat = replace(self.threat, eps=eps)
-            x_adv = adversarial_images(ensemble, split, self.attack, threat, context.rng("curve"))
-            accuracy.append(float(is_correct(ensemble, x_adv, split.labels).float().mean()))
-            context.report_progress((i + 1) / len(self.eps), f"eps {eps:g}")
-        write_json(context.output / "curve.json", {"eps": list(self.eps), "accuracy": accuracy, "images": len(split)})
+        row = load_row(self.row, inputs, self.combiner, context.device)
+        job = self.job(row, (self.attack,), context.device)
+        curve = security_curve(job, self.curve_images, OutcomeStore(), attack=self.attack, radii=self.eps)
+        write_json(context.output / "curve.json", to_dict(curve))

@@ -14,11 +14,11 @@ from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import source_revision, versions
+from sparsemble.evaluation.folded import FoldedNetwork
+from sparsemble.evaluation.run_models import Row, load_row
 from sparsemble.export.agreement import agreement, held_to
 from sparsemble.export.convert import convert_ensemble
-from sparsemble.export.folded import FoldedNetwork
 from sparsemble.export.hub import load_folder, save_folder
-from sparsemble.pipeline.baselines import Row, load_row
 from sparsemble.pipeline.recipe import Recipe, resolved
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
 from sparsemble.runtime.format import packed

@@ -1,7 +1,7 @@
 """How long each row takes on this machine, in torch and in the engine, while nothing else runs."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -9,10 +9,12 @@ import torch
 from sparsemble.api.context import Context
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.interfaces import Combiner
+from sparsemble.core.registry import to_dict
+from sparsemble.core.results import Timing
 from sparsemble.ensemble.dynamic import predict_dynamic
-from sparsemble.evaluation.latency import measure_latency
+from sparsemble.evaluation.latency import Latency, measure_latency
+from sparsemble.evaluation.run_models import ROWS, Row, load_row
 from sparsemble.export.convert import convert_ensemble
-from sparsemble.pipeline.baselines import ROWS, Row, load_row
 from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages
 from sparsemble.runtime.predictor import Predictor
 
@@ -26,7 +28,7 @@ BATCH = 64
 class LatencyStage(WithData):
     """Median over interleaved rounds, one thread, clean test images; batch 1 is a mean over several images."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     seed: int
     combiner: Combiner
@@ -47,12 +49,14 @@ class LatencyStage(WithData):
             calls[f"{name} engine_64"] = _answers(engine, [images])
             calls[f"{name} engine_1"] = _answers(engine, list(singles.split(1)))
         with torch.inference_mode():
-            found = measure_latency(calls, rounds=self.rounds, warmup=2)
-        scale = {"64": 1, "1": len(singles), "engine_64": 1, "engine_1": len(singles)}
+            times = measure_latency(calls, rounds=self.rounds, warmup=2)
+        batches = {"batch_64": ("64", 1), "batch_1": ("1", len(singles))}
         latency = {
             name: {
-                _key(batch): {k: v / scale[batch] for k, v in asdict(found[f"{name} {batch}"]).items()}
-                for batch in scale
+                engine: {
+                    batch: _timing(times[f"{name} {prefix}{key}"], count) for batch, (key, count) in batches.items()
+                }
+                for engine, prefix in (("torch", ""), ("engine", "engine_"))
             }
             for name in rows
         }
@@ -70,9 +74,10 @@ class LatencyStage(WithData):
         return Predictor(convert_ensemble(row.ensemble, row.rule, data.classes, data.shape, 1))
 
 
-def _key(batch: str) -> str:
-    """Return the name of a batch size in the artifact: batch_1, engine_batch_64."""
-    return f"engine_batch_{batch.removeprefix('engine_')}" if batch.startswith("engine_") else f"batch_{batch}"
+def _timing(latency: Latency, calls: int) -> dict[str, float]:
+    """Return the timing of one of several calls that were timed together."""
+    timing: dict[str, float] = to_dict(Timing(median_ms=latency.median_ms / calls, spread_ms=latency.spread_ms / calls))
+    return timing
 
 
 def _answers(engine: Predictor, batches: list[torch.Tensor]) -> Callable[[], object]:

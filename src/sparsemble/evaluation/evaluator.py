@@ -1,0 +1,415 @@
+"""The evaluator: attacks a classifier, measures its cost, checks the evaluation, and returns one typed result."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, final
+
+from torch import Tensor
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.black_box.square import Square
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
+from sparsemble.attacks.ensemble.suite import full_suite
+from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.pgd import PGD
+from sparsemble.core.interfaces import Ensemble, combiners
+from sparsemble.core.registry import to_dict
+from sparsemble.core.results import (
+    AttackResult,
+    DataRecord,
+    EvaluationResult,
+    MembersRun,
+    MembersTable,
+    ModelRecord,
+    Passes,
+    SecurityCurve,
+    ThreatRecord,
+    Timing,
+    WorstCase,
+)
+from sparsemble.core.threat import as_fraction
+from sparsemble.core.types import Counts
+from sparsemble.data.dataset import Dataset, DataSource
+from sparsemble.evaluation.attack_shard import AnyAttack
+from sparsemble.evaluation.check_suite import Evidence, all_checks
+from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.environment import machine, source_revision, versions
+from sparsemble.evaluation.inputs import SUBSET_SEED, select_indices
+from sparsemble.evaluation.loaded_model import LoadedModel
+from sparsemble.evaluation.metrics import measure_cost, members_table, security_curve
+from sparsemble.evaluation.outcome_store import Outcome, OutcomeStore
+from sparsemble.evaluation.progress import Progress, Report
+from sparsemble.evaluation.run_attacks import (
+    CLASSES,
+    CraftedImages,
+    EvaluationJob,
+    Outcomes,
+    accuracy,
+    run_attacks,
+    source_hash,
+    weights_hash,
+)
+from sparsemble.evaluation.sanity_attacks import (
+    FULL,
+    LABELS_ONLY,
+    NOISE,
+    PARTS,
+    SINGLE,
+    USUAL,
+    Doubled,
+    SampleSizes,
+    differentiable_views,
+    double_steps,
+    run_on_first,
+    sizes_within,
+    transferred,
+    work_by_image,
+)
+from sparsemble.evaluation.statistics import wilson
+from sparsemble.evaluation.work import Work, expected_shard
+
+T = TypeVar("T")
+CHECKS = "curve, sanity attacks and checks"
+TITLES = {
+    "model": "checks",
+    "doubled": "twice the steps of the headline attack",
+    "curve": "security curve",
+    "gradients": "sanity attacks",
+    "members": "members one by one",
+    "transfer": "images of the dense parent",
+    "labels": "labels only",
+    "noise": "random noise",
+}
+"""What is shown while a part of the checks runs."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What an evaluation reports besides the outcomes of its attacks."""
+
+    command: str = ""
+    """What reproduces it."""
+    checks: Literal["default", "full"] = "default"
+    """default: curve, sanity attacks and checks take at most the passes of the headline attack; full: as many images as
+    `SampleSizes` names."""
+    budget: float = 1.0
+    """Of the default checks, in passes of the headline attack."""
+    available: int | None = None
+    """Test images of the data set, where that is known."""
+    curve: SecurityCurve | Literal["draw"] | None = "draw"
+    """The security curve: drawn here, drawn before, or none."""
+    latency: dict[str, dict[str, Timing]] | None = None
+    """Where it was measured before, alone on the machine; none: measured here."""
+    training_passes: int | None = None
+    training_seconds: float | None = None
+    crafted: tuple[CraftedImages, ...] = ()
+    """Adversarial images from another evaluation of the same images that are judged, too."""
+    beside: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    """Rows of the same table that were evaluated before, by name."""
+
+
+def evaluate(
+    job: EvaluationJob,
+    target: LoadedModel,
+    data: DataRecord,
+    settings: EvaluationSettings = EvaluationSettings(),
+    *,
+    store: OutcomeStore | None = None,
+    report: Report = lambda fraction, text: None,
+) -> EvaluationResult:
+    """Attack a classifier, measure its cost, and check the evaluation.
+
+    Args:
+        job: the model, the images, the attacks.
+        target: what is known of the model.
+        data: what the images are.
+        settings: what is reported besides the outcomes.
+        store: where outcomes are kept, so that a killed evaluation is resumed; None keeps them in memory.
+        report: receives the fraction of the work that is done, and a few words.
+
+    Returns:
+        The result, with all fifty checks.
+
+    Raises:
+        InputError: anything wrong that can be known before work begins.
+        RunError: an attack left its threat model, or the model returned NaN.
+    """
+    kept = store or OutcomeStore()
+    progress = Progress(job.model, report)
+    progress.plan({CHECKS: (_expected_checks(job, settings), 1)})
+    outcomes = run_attacks(job, kept, crafted=settings.crafted, progress=progress)
+    progress.drop(CHECKS)
+    sizes = _sample_sizes(job, target, settings, outcomes)
+    work = {name: work.times(getattr(sizes, name)) for name, work in work_by_image(job, _views(job)).items()}
+    work["model"] = work["model"].plus(work.pop("paths"))
+    progress.plan({name: (each, 1) for name, each in work.items()})
+    extras = _extras(job, target, settings, outcomes, sizes, kept, progress)
+    result = EvaluationResult(
+        name=target.name,
+        command=settings.command,
+        model=_model_record(job, target),
+        data=data,
+        threat=ThreatRecord(norm=job.threat.norm, eps=job.threat.eps, eps_text=as_fraction(job.threat.eps)),
+        seed=job.seed,
+        device=job.split.labels.device.type,
+        search_dtype=job.search_dtype,
+        **_numbers(job, settings, outcomes),
+        cost=replace(
+            measure_cost(job, outcomes, settings.latency),
+            training_passes=settings.training_passes,
+            training_seconds=settings.training_seconds,
+        ),
+        security_curve=extras.curve,
+        members=extras.members,
+        machine=machine(job.split.labels.device),
+        versions=versions(),
+        source=source_revision() or None,
+    )
+    evidence = Evidence(
+        job=job,
+        target=target,
+        outcomes=outcomes,
+        result=result,
+        sizes=sizes,
+        gradients=extras.gradients,
+        doubled=extras.doubled,
+        transferred=extras.transferred,
+        blind=extras.blind,
+        available=settings.available,
+        beside=settings.beside,
+    )
+    with progress.running("model", TITLES["model"]):
+        checks = all_checks(evidence)
+    report(1.0, "done")
+    return replace(result, checks=checks)
+
+
+def with_adaptive(attacks: Sequence[AnyAttack], target: LoadedModel) -> tuple[AnyAttack, ...]:
+    """Return attacks and, for an ensemble, every attack on ensembles and stopping rules that is not among them."""
+    if not isinstance(target.model, Ensemble):
+        return tuple(attacks)
+    ensemble, rule = target.model, target.rule
+    others = [combiners.build(name) for name in combiners.names() if name != ensemble.combiner.name]
+    gradient = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
+    suite = full_suite(
+        len(ensemble.members),
+        [gradient],
+        others,
+        black_box=[Square(queries=1000)],
+        stops_early=rule is not None and rule.name != "never",
+    )
+    taken = {attack.label for attack in attacks}
+    return (*attacks, *(attack for attack in suite if attack.label not in taken))
+
+
+def data_record(source: DataSource, sha256: str, data: Dataset, images: int) -> DataRecord:
+    """Return what the evaluated test images are.
+
+    Args:
+        source: of the data set.
+        sha256: fingerprint of the source.
+        data: the loaded data set.
+        images: number of test images, stratified; 0: all.
+    """
+    indices = select_indices(data, images)
+    return DataRecord(
+        name=source.name,
+        sha256=sha256,
+        images=len(indices),
+        subset_seed=SUBSET_SEED if len(indices) < len(data.test) else None,
+        classes=len(data.classes),
+        indices=tuple(indices.tolist()),
+    )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Extras:
+    """What is measured besides the attacks of the job."""
+
+    doubled: Doubled | None
+    curve: SecurityCurve | None
+    gradients: Outcomes | None
+    members: MembersTable | None
+    transferred: Outcomes | None
+    blind: tuple[Outcomes, ...]
+
+
+def _extras(
+    job: EvaluationJob,
+    target: LoadedModel,
+    settings: EvaluationSettings,
+    outcomes: Outcomes,
+    sizes: SampleSizes,
+    store: OutcomeStore,
+    progress: Progress,
+) -> _Extras:
+    """Run what the checks need, part by part."""
+
+    def run(name: str, measure: Callable[[int], T]) -> T | None:
+        images: int = getattr(sizes, name)
+        if not images:
+            progress.drop(name)
+            return None
+        with progress.running(name, TITLES[name]):
+            return measure(images)
+
+    def sanity(name: str, *attacks: AnyAttack) -> Outcomes | None:
+        return run(name, lambda images: run_on_first(job, images, store.part(name), *attacks))
+
+    headline = outcomes.strongest
+    attack = {one.label: one for one in _all_attacks(job, settings)}[headline]
+    correct = outcomes.attacks[headline].correct
+    doubled = run("doubled", lambda images: double_steps(job, attack, correct, images, store))
+    drawn = run("curve", lambda images: security_curve(job, images, store))
+    blind = (sanity("labels", LABELS_ONLY[job.threat.norm]), sanity("noise", NOISE))
+    return _Extras(
+        doubled=doubled,
+        curve=drawn if settings.curve == "draw" else settings.curve,
+        gradients=sanity("gradients", SINGLE, USUAL),
+        members=run("members", lambda images: members_table(job, images, store)),
+        transferred=sanity("transfer", transferred(target.parent)) if target.parent else None,
+        blind=tuple(one for one in blind if one is not None),
+    )
+
+
+def _expected_checks(job: EvaluationJob, settings: EvaluationSettings) -> Work:
+    """Return the work that the checks are expected to be, before the attacks have run."""
+    images, classes = len(job.split), job.classes or CLASSES
+    if settings.checks == "default":
+        attacks = (expected_shard(attack, job.members, classes, images) for attack in job.attacks)
+        return max(attacks, key=lambda work: work.units).times(settings.budget)
+    total = Work(0)
+    for name, work in work_by_image(job, _views(job)).items():
+        total = total.plus(work.times(min(getattr(FULL, name), images)))
+    return total
+
+
+def _sample_sizes(
+    job: EvaluationJob, target: LoadedModel, settings: EvaluationSettings, outcomes: Outcomes
+) -> SampleSizes:
+    """Return on how many images each part of the checks runs."""
+    absent = {"members"} if job.members == 1 else set()
+    absent |= {"curve"} if settings.curve != "draw" else set()
+    absent |= {"transfer"} if target.parent is None else set()
+    present = [name for name in PARTS if name not in absent]
+    if settings.checks == "full":
+        return SampleSizes(**{name: min(getattr(FULL, name), len(job.split)) * (name in present) for name in PARTS})
+    budget = settings.budget * Work.of(outcomes.attacks[outcomes.strongest]).units
+    return sizes_within(budget, job, outcomes, _views(job), present)
+
+
+def _views(job: EvaluationJob) -> int:
+    return len(differentiable_views(job))
+
+
+def _all_attacks(job: EvaluationJob, settings: EvaluationSettings) -> tuple[AnyAttack, ...]:
+    """Return the attacks of the result, in its order."""
+    return (*(crafted.attack for crafted in settings.crafted), *job.attacks)
+
+
+def _model_record(job: EvaluationJob, target: LoadedModel) -> ModelRecord:
+    """Return what is known of the model."""
+    model = job.model
+    single = model.members[0] if isinstance(model, Ensemble) and job.members == 1 else model
+    weights = count_weights(model)
+    total = weights.total if job.members == 1 or target.dense_weights is None else target.dense_weights
+    return ModelRecord(
+        kind=target.kind,
+        path=target.path,
+        sha256=weights_hash(single),
+        architecture=type(getattr(single, "body", single)).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        nonzeros=weights.nonzeros,
+        sparsity=1 - weights.nonzeros / total,
+        claimed_sparsity=target.claimed_sparsity,
+        members=job.members,
+        combiner=model.combiner.name if isinstance(model, Ensemble) and job.members > 1 else None,
+        rule=job.rule.name if job.rule and job.members > 1 and job.rule.name != "never" else None,
+        selected_on=target.selected_on,
+        extra_data=target.extra_data,
+    )
+
+
+def _numbers(job: EvaluationJob, settings: EvaluationSettings, outcomes: Outcomes) -> dict[str, Any]:
+    """Return the fields of the result that the outcomes decide."""
+    clean, worst = outcomes.clean.correct, outcomes.worst_case
+    attacks = _all_attacks(job, settings)
+    classes = job.classes or CLASSES
+    results = tuple(_attack_result(attack, outcomes.attacks[attack.label], classes) for attack in attacks)
+    return {
+        "clean_accuracy": accuracy(clean),
+        "clean_interval": wilson(int(clean.sum()), len(clean)),
+        "clean_correct": tuple(clean.int().tolist()),
+        "attacks": results,
+        "worst_case": WorstCase(
+            accuracy=accuracy(worst), interval=wilson(int(worst.sum()), len(worst)), correct=tuple(worst.int().tolist())
+        ),
+        "members_run": _members_run(job, attacks, outcomes),
+        "seconds": sum(result.seconds for result in results),
+        "passes": Passes(
+            forward=sum(result.passes.forward for result in results),
+            backward=sum(result.passes.backward for result in results),
+        ),
+    }
+
+
+def _attack_result(attack: AnyAttack, outcome: Outcome, classes: int) -> AttackResult:
+    """Return what one attack did."""
+    whole = isinstance(attack, SurrogateAttack) and isinstance(attack.surrogate, FullEnsemble)
+    inner = attack.attack if whole and isinstance(attack, SurrogateAttack) else attack
+    # A run attacks single models as ensembles of one; an attack that keeps its own label is one on any classifier.
+    plain = isinstance(attack, Attack) or (whole and attack.label == inner.label)
+    auto = inner if isinstance(inner, AutoAttack) else None
+    forward, backward = outcome.total_passes()
+    correct = outcome.correct
+    minimum = None if outcome.minimum.isnan().any() else outcome.minimum
+    median = float(minimum.median()) if minimum is not None else math.inf
+    return AttackResult(
+        label=attack.label,
+        kind="attack" if plain else "ensemble attack",
+        settings=json.loads(json.dumps(to_dict(attack), default=source_hash)),
+        mode=auto.mode if auto else None,
+        robust_accuracy=accuracy(correct),
+        interval=wilson(int(correct.sum()), len(correct)),
+        correct=tuple(correct.int().tolist()),
+        distances=tuple(round(value, 7) for value in outcome.distance.tolist()),
+        members_run=tuple(outcome.members_run.tolist()),
+        passes=Passes(forward=forward, backward=backward),
+        passes_by_image={"forward": _short(outcome.passes[:, 0]), "backward": _short(outcome.passes[:, 1])},
+        seconds=float(outcome.seconds.sum()),
+        parts={part.label: int((outcome.part == i).sum()) for i, part in enumerate(auto.schedule(classes))}
+        if auto
+        else None,
+        minimum_distances=None
+        if minimum is None
+        else tuple(value if math.isfinite(value) else None for value in minimum.tolist()),
+        median_distance=median if math.isfinite(median) else None,
+    )
+
+
+def _short(values: Tensor) -> list[float]:
+    return [int(value) if value == int(value) else round(value, 3) for value in values.tolist()]
+
+
+def _members_run(job: EvaluationJob, attacks: Sequence[AnyAttack], outcomes: Outcomes) -> MembersRun:
+    """Return how many members run on average, clean and under the attacks that cost most."""
+    means = {label: float(outcome.members_run.float().mean()) for label, outcome in outcomes.attacks.items()}
+    most = max(means, key=lambda label: means[label])
+    slow = [means[attack.label] for attack in attacks if isinstance(attack, EnsembleAttack) and attack.aims_at_cost]
+
+    def counts(members_run: Counts) -> tuple[int, ...]:
+        return tuple(members_run.bincount(minlength=job.members + 1)[1:].tolist())
+
+    return MembersRun(
+        clean=float(outcomes.clean.members_run.float().mean()),
+        attacked=means[most],
+        slowdown=max(slow) if slow else None,
+        clean_counts=counts(outcomes.clean.members_run),
+        attacked_counts=counts(outcomes.attacks[most].members_run),
+    )

@@ -1,0 +1,227 @@
+"""What can be evaluated: rows of runs, artifacts, packed ensembles, files of weights, Python factories."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from sparsemble.core.artifacts import META, Artifact
+from sparsemble.core.config import from_dict, parse_toml
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners, stopping_rules
+from sparsemble.core.results import FormatAgreement
+from sparsemble.core.threat import ThreatModel
+from sparsemble.data.dataset import Dataset, DataSource, data_sources
+from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.folded import FoldedNetwork
+from sparsemble.evaluation.run_models import INDEX, RunIndex, artifact_masks, ensemble_masks, load_row, row_masks
+from sparsemble.models.architecture import architectures
+from sparsemble.models.code import call_factory
+from sparsemble.models.model_io import ModelSpec, load_model, load_weights_
+from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.format import packed
+
+SINGLE = ("train", "prune", "small_dense")
+"""Stages whose artifact is one model."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A classifier to evaluate, and what is known of it."""
+
+    name: str
+    kind: Literal["run", "artifact", "ensemble", "weights", "code"]
+    path: str
+    model: nn.Module
+    """In eval mode; an `Ensemble` for an ensemble."""
+    rule: StoppingRule | None = None
+    """The deployed rule of an ensemble; None: all members always run."""
+    data: DataSource | None = None
+    """What it was trained on, where that is known."""
+    threat: ThreatModel | None = None
+    """What it was trained against, where that is known."""
+    selected_on: Literal["held-out", "test"] | None = None
+    """Images on which its checkpoint was chosen, where that is known."""
+    extra_data: str | None = None
+    """Training data beyond the data set's own, where that is known; "none" where there was none."""
+    claimed_sparsity: float | None = None
+    """Of an ensemble counted against one dense parent."""
+    dense_weights: int | None = None
+    """Prunable weights of the dense parent that the sparsity of an ensemble is counted against."""
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """Which weights were kept, by the layer's name in `model`; empty where that is not known."""
+    parent: nn.Module | None = None
+    """The dense parent, for transferred attacks, where there is one."""
+    exports: Mapping[str, FormatAgreement] = field(default_factory=dict)
+    """How the files exported from this model agree with it, by format; empty where it was not exported."""
+
+
+def load_target(
+    path: str, *, row: str = "", model: str = "", data: Dataset | None = None, device: str = "cpu"
+) -> LoadedModel:
+    """Load the classifier that a path names.
+
+    Args:
+        path: a run's folder, a stage's artifact, a packed ensemble, a .safetensors file, or `file.py:factory`.
+        row: of a run's result table; ensemble_dynamic unless given.
+        model: architecture of a .safetensors file, such as resnet18.
+        data: images that decide its input shape and number of classes; needed for a .safetensors file.
+        device: of the model.
+
+    Raises:
+        InputError: nothing there, or what is there does not fit.
+    """
+    target = torch.device(device)
+    file, _, factory = path.rpartition(":")
+    if file.endswith(".py"):
+        network = call_factory(Path(file), factory).to(target).eval()
+        return LoadedModel(name=f"{Path(file).stem}:{factory}", kind="code", path=file, model=network)
+    if path.endswith(".py"):
+        raise InputError(f"{path} needs the name of a function that returns the model, as in {path}:make_model")
+    folder = Path(path)
+    if (folder / META).is_file():
+        return _from_artifact(Artifact(folder), target)
+    if (folder / INDEX).is_file():
+        return _from_run(folder, row or "ensemble_dynamic", target)
+    if (folder / "recipe.toml").is_file():
+        raise InputError(f"{path} has no {INDEX}; run `sparsemble run {path}/recipe.toml --out {path}` to write it")
+    if folder.is_dir():
+        raise InputError(f"{path} is neither a run (it has no recipe.toml) nor an artifact (it has no {META})")
+    if not folder.is_file():
+        raise InputError(
+            f"{path} does not exist; give a run's folder, an artifact, a packed ensemble, a .safetensors file or "
+            "file.py:factory"
+        )
+    if folder.suffix == packed.SUFFIX:
+        return _from_packed(folder, target)
+    return _from_weights(folder, model, data, target)
+
+
+def resolve_data(text: str) -> DataSource:
+    """Return the data source that `digits`, a table in TOML, or the path of an .npz file names.
+
+    Raises:
+        InputError: unknown.
+    """
+    if text.endswith(".npz"):
+        return data_sources.build({"name": "arrays", "path": text}, "--data")
+    return data_sources.build(_spec(text, "--data"), "--data")
+
+
+def _spec(text: str, option: str) -> str | dict[str, Any]:
+    """Read a component's name, or a table in TOML such as `{name = "tiny", width = 16}`."""
+    if not text.lstrip().startswith("{"):
+        return text
+    spec: dict[str, Any] = parse_toml(f"value = {text}", option)["value"]
+    return spec
+
+
+def _from_run(folder: Path, row: str, device: torch.device) -> LoadedModel:
+    index = RunIndex.load(folder)
+    artifacts = index.artifacts(folder, row)
+    dense = index.artifacts(folder, "dense")["dense"]
+    loaded = load_row(row, artifacts, index.combiner, device)
+    ensemble = row.startswith("ensemble")
+    parent = load_model(dense.path, device)
+    return LoadedModel(
+        name=f"{folder.name}:{row}",
+        kind="run",
+        path=str(folder),
+        model=loaded.ensemble if ensemble else loaded.ensemble.members[0],
+        rule=loaded.rule if row == "ensemble_dynamic" else None,
+        data=index.data,
+        threat=index.threat,
+        selected_on="held-out",
+        extra_data=index.extra_data,
+        claimed_sparsity=index.claimed_sparsity.get(row),
+        masks=row_masks(row, artifacts),
+        dense_weights=count_weights(parent).total,
+        parent=None if row == "dense" else parent,
+        exports=_exports(folder, artifacts) if row == "ensemble_dynamic" else {},
+    )
+
+
+def _exports(folder: Path, artifacts: Mapping[str, Artifact]) -> dict[str, FormatAgreement]:
+    """Return how the exported files of a run agree with its ensemble, if they were made from these artifacts."""
+    export = Artifact(folder / "export")
+    if not (export.path / META).is_file():
+        return {}
+    inputs = export.meta["inputs"]
+    if any(inputs.get(role) != artifact.path.name for role, artifact in artifacts.items()):
+        return {}
+    formats = export.json("export.json")["formats"]
+    return {name: from_dict(FormatAgreement, table, f"formats.{name}") for name, table in formats.items()}
+
+
+def _from_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
+    artifact.verify()
+    meta = artifact.meta
+    stage, spec = meta["stage"], meta["spec"]
+    rule: StoppingRule | None = None
+    model: nn.Module
+    if stage in SINGLE:
+        model, masks = load_model(artifact.path, device), artifact_masks(artifact)
+    elif stage in ("ensemble", "calibrate"):
+        # The rule that the API calibrates lies beside its members, that of a run in an artifact of its own.
+        beside = artifact.json("stopping.json")["ensemble"] if stage == "calibrate" else ""
+        ensemble = Artifact(artifact.path.parent / beside) if beside else artifact
+        inputs = {"ensemble": ensemble} | ({"stop": artifact} if stage == "calibrate" else {})
+        combiner = combiners.build(ensemble.json("ensemble.json")["combiner"])
+        name = "ensemble_dynamic" if stage == "calibrate" else "ensemble_static"
+        model, loaded_rule = load_row(name, inputs, combiner, device)
+        rule = loaded_rule if stage == "calibrate" else None
+        masks = ensemble_masks(ensemble, inputs.get("stop"))
+    else:
+        known = ", ".join([*SINGLE, "ensemble", "calibrate"])
+        raise InputError(f"{artifact.path} holds no model (it is made by the stage {stage}); known stages: {known}")
+    return LoadedModel(
+        name=artifact.path.name,
+        kind="artifact",
+        path=str(artifact.path),
+        model=model,
+        rule=rule,
+        data=data_sources.build(spec["data"]) if "data" in spec else None,
+        threat=from_dict(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
+        selected_on="held-out",
+        claimed_sparsity=spec.get("sparsity"),
+        masks=masks,
+    )
+
+
+def _from_packed(path: Path, device: torch.device) -> LoadedModel:
+    """Read a packed ensemble: the rounded network that a device runs, in torch."""
+    try:
+        ensemble = packed.load(path)
+    except RuntimeInputError as error:
+        raise InputError(f"{path}: {error}") from error
+    members = [FoldedNetwork(member) for member in ensemble.members]
+    recipe, provenance = ensemble.recipe, ensemble.provenance
+    selected_on = provenance.get("selected_on")
+    return LoadedModel(
+        name=path.stem,
+        kind="ensemble",
+        path=str(path),
+        model=Ensemble(members, combiners.build(dict(ensemble.combiner))).to(device).eval(),
+        rule=stopping_rules.build(dict(ensemble.rule)),
+        data=data_sources.build(recipe["data"]) if "data" in recipe else None,
+        threat=from_dict(ThreatModel, recipe["threat"], "threat") if "threat" in recipe else None,
+        selected_on=selected_on if selected_on in ("held-out", "test") else None,
+        extra_data=provenance.get("extra_data"),
+        claimed_sparsity=ensemble.sparsity,
+        dense_weights=ensemble.parent_weights,
+    )
+
+
+def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.device) -> LoadedModel:
+    if not model:
+        raise InputError(f"{path} holds weights only; name the architecture with --model, such as --model resnet18")
+    if data is None:
+        raise InputError(f"{path} holds weights only; name the images with --data, which decide shape and classes")
+    network = ModelSpec.of(architectures.build(_spec(model, "--model"), "--model"), data).build()
+    load_weights_(network, path)
+    return LoadedModel(name=path.stem, kind="weights", path=os.fspath(path), model=network.to(device).eval())

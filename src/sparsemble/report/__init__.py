@@ -1,16 +1,24 @@
-"""From artifacts to tables, plots and one page to read."""
+"""From typed results to terminal tables, Markdown and HTML through one table model; pages and figures.
 
-from sparsemble.report.comparison import comparison_table, write_comparison
-from sparsemble.report.evaluation import write_evaluation
-from sparsemble.report.evaluation_schema import validate_evaluation
-from sparsemble.report.evaluation_tables import evaluation_table
-from sparsemble.report.page import write_report
+Reads results, computes nothing.
+"""
+
+from sparsemble.report.comparison_page import comparison_table, write_comparison
+from sparsemble.report.deployment import bench_table, draw_bench, export_table
+from sparsemble.report.evaluation_page import evaluation_table, write_evaluation
+from sparsemble.report.run_page import run_table, write_run_report
+from sparsemble.report.study_page import study_table, write_study
 
 __all__ = [
+    "bench_table",
     "comparison_table",
+    "draw_bench",
     "evaluation_table",
-    "validate_evaluation",
+    "export_table",
+    "run_table",
+    "study_table",
     "write_comparison",
     "write_evaluation",
-    "write_report",
+    "write_run_report",
+    "write_study",
 ]

@@ -1,84 +1,67 @@
-"""The plots of a report, drawn from plain numbers."""
+"""The plots of the pages, each drawn from typed results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsemble.report.formatting import count, duration
-from sparsemble.report.plot_style import (
-    COLOURS,
-    HALF,
-    INK,
-    MARKERS,
-    RULE,
-    SCORE_COLOURS,
-    SCORE_MARKERS,
-    WIDE,
-    draw,
-    new_figure,
+from sparsemble.core.results import (
+    EvaluationResult,
+    Examples,
+    LayerSparsity,
+    MaskOverlap,
+    MembersTable,
+    SecurityCurve,
+    TrainingRecord,
 )
-from sparsemble.report.summary import SHORT_NAMES
-from sparsemble.report.tradeoff_plot import robustness_against_size
-from sparsemble.report.trainings import marks
+from sparsemble.report.descriptions import distance, in_255ths
+from sparsemble.report.formatting import count, percent
+from sparsemble.report.page import Plot
+from sparsemble.report.plot_style import HALF, INK, LOOKS, RULE, SCORE_COLOURS, WIDE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SCORE_MARKERS = ("o", "s", "D", "^", "v", "P")
 MOST_NUMBERS = 16
 """Sub-models up to which the overlap is also written as numbers."""
 MOST_EXAMPLES = 10
-CURVES = {
-    "held_out_robust": ("held-out robust, %", 100, "linear"),
-    "held_out_clean": ("held-out clean, %", 100, "linear"),
-    "loss": ("loss (log scale)", 1, "log"),
-    "learning_rate": ("learning rate", 1, "linear"),
-}
-"""What is drawn of each training: title, factor, scale."""
+BINS = 40
+DOTTED, DASHED = (0, (1, 2)), (0, (4, 3))
+ACCENT = LOOKS["ensemble_dynamic"].colour
 
 
-def draw_all(summary: dict[str, Any], figures: dict[str, Any], examples: dict[str, np.ndarray]) -> dict[str, str]:
-    """Return every plot that there are numbers for, as SVG text, by name."""
-    norm, eps = summary["threat"]["norm"], summary["threat"]["eps"]
-    found = {name: figures.get(name) for name in ("curves", "members_run", "layers", "overlap", "training", "classes")}
-    shown = examples if len(examples.get("label", ())) else {}
-    plots: dict[str, tuple[Any, Callable[[], Figure]]] = {
-        "size": (True, lambda: robustness_against_size(summary["rows"])),
-        "curves": (found["curves"], lambda: security_curves(figures["curves"], eps, len(found["classes"] or []))),
-        "members_run": (found["members_run"], lambda: members_run(figures["members_run"])),
-        "examples": (shown, lambda: image_grid(shown, found["classes"], eps if norm == "linf" else 0.0)),
-        "layers": (found["layers"], lambda: layer_sparsity(figures["layers"])),
-        "overlap": (found["overlap"], lambda: mask_overlap(figures["overlap"], summary["selection"]["ensemble"])),
-        "training": (found["training"], lambda: training_curves(figures["training"])),
-        "cost": (True, lambda: training_cost(summary["rows"])),
-    }
-    return {name: draw(plot) for name, (wanted, plot) in plots.items() if wanted}
+def interval_bars(low: float, value: float, high: float) -> list[list[float]]:
+    """Return the error bars of an accuracy in percent; at 0 and 1 an end may lie on the wrong side by rounding."""
+    return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
 
 
 def security_curves(
-    curves: dict[str, Any],
-    eps: float,
-    classes: int,
-    names: Mapping[str, str] = SHORT_NAMES,
-    in_255ths: bool | None = None,
+    curves: Mapping[str, SecurityCurve], result: EvaluationResult, label: str | None = None
 ) -> "Figure":
-    """Accuracy against eps, on a square-root scale that gives small eps room; None: in 255ths where all are such."""
+    """Draw accuracy against eps, on a square-root scale that gives small eps room.
+
+    Args:
+        curves: by row of a run; all have the same radii.
+        result: says the threat model and the number of classes.
+        label: in place of the row's name.
+    """
     figure, ax = new_figure(HALF, 3.3)
-    radii = np.asarray(curves["eps"], float)
-    if in_255ths is None:
-        in_255ths = bool(np.allclose(radii * 255, np.round(radii * 255), atol=1e-6)) and radii.max() < 1
-    for name, accuracy in curves["rows"].items():
-        style = {"color": COLOURS[name], "marker": MARKERS[name], "label": names[name]}
-        ax.plot(np.sqrt(radii), 100 * np.asarray(accuracy), **style)
-    ax.axvline(eps**0.5, color=INK, lw=0.9, ls=(0, (1, 2)))
+    eps, classes = result.threat.eps, result.data.classes
+    radii = np.asarray(next(iter(curves.values())).eps, float)
+    whole = bool(np.allclose(radii * 255, np.round(radii * 255), atol=1e-6)) and radii.max() < 1
+    scaled = in_255ths(result.threat) or whole
+    for name, curve in curves.items():
+        look = LOOKS[name]
+        style = {"color": look.colour, "marker": look.marker, "label": label or look.label}
+        ax.plot(np.sqrt(np.asarray(curve.eps, float)), 100 * np.asarray(curve.accuracy), **style)
+    ax.axvline(eps**0.5, color=INK, lw=0.9, ls=DOTTED)
     ax.annotate("threat model", (eps**0.5, 103), (3, 0), textcoords="offset points", fontsize=8)
-    if classes:
-        ax.axhline(100 / classes, color=INK, lw=0.9, ls=(0, (4, 3)))
-        ax.annotate("chance", (0, 100 / classes), (0, 3), textcoords="offset points", fontsize=8)
-    labels = [f"{255 * r:.4g}" if in_255ths else f"{r:.3g}" for r in radii]
-    ax.set_xticks(np.sqrt(radii), labels)
-    ax.set_xlabel("eps, in 255ths (square-root scale)" if in_255ths else "eps (square-root scale)")
+    ax.axhline(100 / classes, color=INK, lw=0.9, ls=DASHED)
+    ax.annotate("chance", (0, 100 / classes), (0, 3), textcoords="offset points", fontsize=8)
+    ax.set_xticks(np.sqrt(radii), [f"{255 * r:.4g}" if scaled else f"{r:.3g}" for r in radii])
+    ax.set_xlabel("eps, in 255ths (square-root scale)" if scaled else "eps (square-root scale)")
     ax.set_ylabel("accuracy, %")
     ax.set_ylim(-3, 108)
     ax.set_yticks(range(0, 101, 20))
@@ -87,21 +70,56 @@ def security_curves(
     return figure
 
 
-def members_run(counts: dict[str, Any]) -> "Figure":
-    """How many images needed 1, 2, .. members, clean and attacked."""
+def minimum_distances(result: EvaluationResult) -> "Figure":
+    """Draw the distance of the nearest adversarial image; images that are misclassified when clean are left out."""
+    scale = 255 if in_255ths(result.threat) else 1
+    correct = np.asarray(result.clean_correct, bool)
+    found = {
+        attack.label: np.asarray(attack.minimum_distances, float)[correct]
+        for attack in result.attacks
+        if attack.minimum_distances is not None
+    }
+    everything = np.concatenate([scale * values[np.isfinite(values)] for values in found.values()])
     figure, ax = new_figure(HALF, 3.3)
-    run = np.arange(1, counts["members"] + 1)
-    looks = {"clean": {"alpha": 0.35}, "attacked": {}}
-    for offset, (name, look) in zip((-0.2, 0.2), looks.items(), strict=True):
-        images = np.asarray(counts[name], float)
-        share = 100 * images / max(images.sum(), 1)
-        mean = float((images * run).sum() / max(images.sum(), 1))
+    edges = np.linspace(0, float(everything.max(initial=0)) or 1.0, BINS + 1)
+    for i, (label, values) in enumerate(found.items()):
+        finite = np.isfinite(values)
+        colour = SCORE_COLOURS[i % len(SCORE_COLOURS)]
+        never = "" if finite.all() else f", {int((~finite).sum())} never misclassified"
+        median = distance(result.attack(label).median_distance, result.threat)
+        style: dict[str, Any] = {"histtype": "stepfilled", "lw": 1.4, "edgecolor": colour, "facecolor": (colour, 0.18)}
+        ax.hist(scale * values[finite], edges, label=f"{label}: median {median}{never}", **style)
+    eps, top = scale * result.threat.eps, ax.get_ylim()[1]
+    ax.axvline(eps, color=INK, lw=0.9, ls=DOTTED)
+    ax.annotate("threat model", (eps, top), (3, 0), textcoords="offset points", fontsize=8)
+    ax.set_xlabel(f"{result.threat.norm} distance of the nearest adversarial image{', in 255ths' if scale > 1 else ''}")
+    ax.set_ylabel("images")
+    ax.grid(axis="y")
+    figure.legend(loc="outside upper left")
+    return figure
+
+
+def members_run_plot(result: EvaluationResult) -> Plot:
+    """Return how many images needed 1, 2, .. members, clean and attacked, as a plot of a page."""
+    caption = "On clean images and under the attack that costs the most members, of those tried."
+    known = bool(result.members_run.clean_counts)
+    return Plot("members_run", "Members run an image", caption, (lambda: members_run(result)) if known else None)
+
+
+def members_run(result: EvaluationResult) -> "Figure":
+    """Draw how many images needed 1, 2, .. members, clean and attacked."""
+    figure, ax = new_figure(HALF, 3.3)
+    counts = {"clean": result.members_run.clean_counts, "attacked": result.members_run.attacked_counts}
+    members = np.arange(1, len(counts["clean"]) + 1)
+    for offset, alpha, (name, images) in zip((-0.2, 0.2), (0.35, 1.0), counts.items(), strict=True):
+        fractions = 100 * np.asarray(images, float) / max(sum(images), 1)
+        mean = float((np.asarray(images) * members).sum() / max(sum(images), 1))
         label = f"{name} images: {mean:.2f} members on average"
-        bars = ax.bar(run + offset, share, 0.37, color=COLOURS["ensemble_dynamic"], label=label, linewidth=0, **look)
-        ax.bar_label(bars, [f"{s:.1f}" if 0 < s < 10 else f"{s:.0f}" for s in share], fontsize=8, padding=2)
-    ax.set_xticks(run)
+        bars = ax.bar(members + offset, fractions, 0.37, color=ACCENT, label=label, linewidth=0, alpha=alpha)
+        ax.bar_label(bars, [f"{f:.1f}" if 0 < f < 10 else f"{f:.0f}" for f in fractions], fontsize=8, padding=2)
+    ax.set_xticks(members)
     ax.set_xlabel("members run")
-    ax.set_ylabel("share of images, %")
+    ax.set_ylabel("fraction of the images, %")
     ax.set_ylim(0, 118)
     ax.set_yticks(range(0, 101, 20))
     ax.grid(axis="y")
@@ -109,22 +127,74 @@ def members_run(counts: dict[str, Any]) -> "Figure":
     return figure
 
 
-def layer_sparsity(layers: dict[str, Any]) -> "Figure":
-    """Sparsity of each layer, by score (the paper's Figure 5)."""
-    names, weights = layers["names"], np.asarray(layers["weights"], float)
+def transfer(members: MembersTable) -> "Figure":
+    """Draw accuracy of each member on clean images and on images made against each member."""
+    names = members.names
+    values = np.asarray([members.clean, *members.transfer], float)
+    figure, ax = new_figure(HALF, min(1.4 + 0.42 * len(names), 5.0))
+    _matrix(ax, {(j, i + 0.25 * (i > 0)): float(v) for i, row in enumerate(values) for j, v in enumerate(row)}, percent)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.set_ylim(len(names) + 0.75, -0.5)
+    ax.set_xticks(range(len(names)), names, rotation=0 if len(names) <= 5 else 90)
+    against = [f"against {name}" for name in names]
+    ax.set_yticks([0, *(i + 1.25 for i in range(len(names)))], ["clean images", *against])
+    ax.set_xlabel("classified by")
+    return figure
+
+
+def mask_overlap(overlap: MaskOverlap, ensemble: Sequence[str]) -> "Figure":
+    """Draw the overlap of the masks of all pairs of sub-models.
+
+    Args:
+        overlap: of the pool.
+        ensemble: names of the members, which stand out.
+    """
+    names, values = overlap.names, overlap.jaccard
+    figure, ax = new_figure(HALF, 3.6)
+    few = len(names) <= MOST_NUMBERS
+    cells = {(float(j), float(i)): values[i][j] for i in range(len(names)) for j in range(i)}
+    _matrix(ax, cells, lambda value: f"{100 * value:.0f}" if few else "")
+    ax.set_xlim(-0.5, len(names) - 1.5)
+    ax.set_ylim(len(names) - 0.5, 0.5)
+    ax.set_xticks(range(len(names) - 1), names[:-1], rotation=90)
+    ax.set_yticks(range(1, len(names)), names[1:])
+    for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
+        if label.get_text() in ensemble:
+            label.set(color=ACCENT, fontweight="bold")
+    return figure
+
+
+def _matrix(ax: "Axes", cells: Mapping[tuple[float, float], float], text: Any) -> None:
+    """Draw cells at (x, y), the darker the larger their value, with a number in each."""
+    from matplotlib.patches import Rectangle
+
+    low, high = min(cells.values(), default=0.0), max(cells.values(), default=1.0)
+    for (x, y), value in cells.items():
+        depth = (value - low) / (high - low) if high > low else 0.5
+        colour = LOOKS["harp"].colour
+        ax.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, color=colour, alpha=0.08 + 0.87 * depth, lw=0))
+        ink = "#ffffff" if depth > 0.5 else INK
+        ax.text(x, y, text(value), ha="center", va="center_baseline", fontsize=7.5, color=ink)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+
+
+def layer_sparsity(layers: LayerSparsity) -> "Figure":
+    """Draw the sparsity of each layer, by score (the paper's Figure 5)."""
+    names, weights = layers.names, np.asarray(layers.weights, float)
     many = len(names) > 12
-    figure, ax = new_figure(HALF if not many else WIDE, 3.6)
-    x, scores = np.arange(len(names)), layers["sparsity"]
+    figure, ax = new_figure(WIDE if many else HALF, 3.6)
+    x, scores = np.arange(len(names)), layers.sparsity
     for i, (score, values) in enumerate(scores.items()):
         shift = (i - (len(scores) - 1) / 2) * 0.7 / max(len(scores), 1)
         colour, marker = SCORE_COLOURS[i % len(SCORE_COLOURS)], SCORE_MARKERS[i % len(SCORE_MARKERS)]
         label = score.upper() if len(score) <= 4 else score
         ax.plot(x + shift, 100 * np.asarray(values), ls="", marker=marker, ms=5, color=colour, label=label)
     overall = float(np.mean([np.average(values, weights=weights) for values in scores.values()]))
-    ax.axhline(100 * overall, color=INK, lw=0.9, ls=(0, (4, 3)))
+    ax.axhline(100 * overall, color=INK, lw=0.9, ls=DASHED)
     for edge in x[:-1] + 0.5:
         ax.axvline(edge, color=RULE, lw=0.5, alpha=0.35)
-    ticks = [f"{name} ({count(n)})" for name, n in zip(names, weights, strict=True)]
+    ticks = [f"{name} ({count(number)})" for name, number in zip(names, weights, strict=True)]
     ax.set_xticks(
         x,
         ticks,
@@ -141,57 +211,35 @@ def layer_sparsity(layers: dict[str, Any]) -> "Figure":
     return figure
 
 
-def mask_overlap(overlap: dict[str, Any], ensemble: list[str]) -> "Figure":
-    """Jaccard overlap of the kept weights of all pairs of sub-models; members of the ensemble stand out."""
-    names, values = overlap["names"], np.asarray(overlap["jaccard"], float)
-    figure, ax = new_figure(HALF, 3.6)
-    below = values[np.tril_indices(len(names), -1)]
-    low, high = (float(below.min()), float(below.max())) if below.size else (0.0, 1.0)
-    for i in range(1, len(names)):
-        for j in range(i):
-            depth = (values[i, j] - low) / (high - low) if high > low else 0.5
-            text = f"{100 * values[i, j]:.0f}" if len(names) <= MOST_NUMBERS else ""
-            shaded(ax, j, i, depth, text)
-    ax.set_xlim(-0.5, len(names) - 1.5)
-    ax.set_ylim(len(names) - 0.5, 0.5)
-    ax.set_xticks(range(len(names) - 1), names[:-1], rotation=90)
-    ax.set_yticks(range(1, len(names)), names[1:])
-    for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
-        if label.get_text() in ensemble:
-            label.set(color=COLOURS["ensemble_dynamic"], fontweight="bold")
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    return figure
+def rollback_epochs(training: TrainingRecord) -> list[float]:
+    """Return where on an axis of epochs training went back: between the last good epoch and the next."""
+    again = [epoch.epoch - 0.5 for epoch in training.epochs if epoch.rolled_back]
+    return again + [epoch.epoch + 0.5 for epoch in training.epochs if epoch.stopped]
 
 
-def shaded(ax: "Axes", x: float, y: float, depth: float, text: str) -> None:
-    """Draw a cell of a matrix, the darker the nearer `depth` is to 1, with a number in it."""
-    from matplotlib.patches import Rectangle
-
-    ax.add_patch(Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, color=COLOURS["harp"], alpha=0.08 + 0.87 * depth, lw=0))
-    if text:
-        colour = "#ffffff" if depth > 0.5 else INK
-        ax.text(x, y, text, ha="center", va="center_baseline", fontsize=7.5, color=colour)
-
-
-def training_curves(training: dict[str, Any]) -> "Figure":
-    """Accuracy on held-out images, loss and rate over epochs; dotted where training went back."""
-    figure, axes = new_figure(WIDE, 2.9, columns=len(CURVES))
-    for ax, (key, (title, scale, yscale)) in zip(axes, CURVES.items(), strict=True):
-        for name, records in training.items():
-            points = [(record["epoch"], scale * record[key]) for record in records if record[key] is not None]
+def training_curves(trainings: Sequence[TrainingRecord]) -> "Figure":
+    """Draw held-out accuracy, loss and learning rate over epochs; dotted where training went back."""
+    panels: dict[str, Any] = {
+        "held-out robust, %": lambda epoch: epoch.held_out and 100 * epoch.held_out.robust,
+        "held-out clean, %": lambda epoch: epoch.held_out and 100 * epoch.held_out.clean,
+        "loss (log scale)": lambda epoch: epoch.loss,
+        "learning rate": lambda epoch: epoch.learning_rate,
+    }
+    figure, axes = new_figure(WIDE, 2.9, columns=len(panels))
+    for ax, (title, of_epoch) in zip(axes, panels.items(), strict=True):
+        for training in trainings:
+            look = LOOKS[training.name]
+            points = [(epoch.epoch, of_epoch(epoch)) for epoch in training.epochs if of_epoch(epoch) is not None]
             epochs, values = zip(*points, strict=True) if points else ((), ())
-            ax.plot(
-                epochs, values, color=COLOURS[name], label=SHORT_NAMES[name], marker="o" if len(points) == 1 else ""
-            )
-            for epoch in marks(records):
-                ax.axvline(epoch, color=COLOURS[name], linestyle=":", linewidth=1)
+            ax.plot(epochs, values, color=look.colour, label=look.label, marker="o" if len(points) == 1 else "")
+            for position in rollback_epochs(training):
+                ax.axvline(position, color=look.colour, linestyle=":", linewidth=1)
         ax.set_title(title)
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid()
-        ax.set_yscale(yscale)
-        if yscale == "log":
+        if "log" in title:
+            ax.set_yscale("log")
             ax.yaxis.get_major_locator().set_params(subs=(1, 2, 5))
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             ax.yaxis.set_minor_formatter(lambda value, _: "")
@@ -200,38 +248,44 @@ def training_curves(training: dict[str, Any]) -> "Figure":
     return figure
 
 
-def training_cost(rows: list[dict[str, Any]]) -> "Figure":
-    """Forward and backward passes that each row was made from."""
-    figure, ax = new_figure(HALF, 2.4)
-    passes = [row["training_passes"] for row in rows]
-    bars = ax.barh(range(len(rows)), passes, 0.62, color=[COLOURS[row["name"]] for row in rows])
-    ax.bar_label(
-        bars, [f"{count(row['training_passes'])}, {duration(row['seconds'])}" for row in rows], padding=4, fontsize=8.5
+def examples_plot(examples: Examples | None, result: EvaluationResult, classes: Sequence[str] = ()) -> Plot:
+    """Return a few images with adversarial ones as a plot of a page.
+
+    Args:
+        examples: the images; None: the plot is named as left out.
+        result: says the threat model.
+        classes: names of the classes; none: they are numbered.
+    """
+    linf = result.threat.norm == "linf"
+    shown = examples if examples is not None and len(examples.label) else None
+    caption = (
+        "Each image with its label \u2192 the prediction; misclassifications in colour. Middle row: what was added "
+        f"(blue) or taken away (red), at full colour {'eps' if linf else 'the largest change shown'}."
     )
-    ax.set_yticks(range(len(rows)), [SHORT_NAMES[row["name"]] for row in rows])
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.4 * max(*passes, 1))
-    ax.set_xticks([])
-    ax.spines["bottom"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    return figure
+    draw = (lambda: image_grid(shown, classes, result.threat.eps if linf else 0.0)) if shown else None
+    return Plot("examples", "What the strongest attack does", caption, draw, wide=True)
 
 
-def image_grid(examples: dict[str, np.ndarray], classes: list[str] | None, eps: float) -> "Figure":
-    """Clean images, changes and adversarial images, with label and answers; eps 0 scales changes by the largest."""
-    clean, adversarial = examples["clean"][:MOST_EXAMPLES], examples["adversarial"][:MOST_EXAMPLES]
+def image_grid(examples: Examples, classes: Sequence[str], eps: float) -> "Figure":
+    """Draw clean images, changes and adversarial images, with label and predictions.
+
+    Args:
+        examples: the first ten are drawn.
+        classes: names of the classes; none: they are numbered.
+        eps: a change of this size has full colour; 0: the largest change.
+    """
+    clean, adversarial = examples.clean[:MOST_EXAMPLES], examples.adversarial[:MOST_EXAMPLES]
     delta = (adversarial - clean).mean(1)
     scale = eps or float(np.abs(delta).max()) or 1.0
     figure, ax = new_figure(WIDE, 0.9 + 2.7 * WIDE / (1.06 * MOST_EXAMPLES + 1) / 0.92 * 1.0)
-    shown = ("label", "clean_prediction", "adversarial_prediction")
+    shown = (examples.label, examples.clean_prediction, examples.adversarial_prediction)
     for j in range(len(clean)):
-        indices = [int(examples[key][j]) for key in shown]
-        label, before, after = [str(index) if classes is None else classes[index] for index in indices]
+        label, before, after = [classes[int(values[j])] if classes else str(int(values[j])) for values in shown]
         _picture(ax, clean[j], j, 0)
-        ax.imshow(delta[j], cmap="RdBu", vmin=-scale, vmax=scale, interpolation="none", extent=_place(j, 1))
+        ax.imshow(delta[j], cmap="RdBu", vmin=-scale, vmax=scale, interpolation="none", extent=_extent(j, 1))
         _picture(ax, adversarial[j], j, 2)
-        _verdict(ax, f"{label} \u2192 {before}", j, 0, before != label)
-        _verdict(ax, f"{label} \u2192 {after}", j, 2, after != label)
+        _prediction(ax, f"{label} \u2192 {before}", j, 0, before != label)
+        _prediction(ax, f"{label} \u2192 {after}", j, 2, after != label)
     for row, name in enumerate(("clean", "change", "adversarial")):
         ax.text(-0.12, -row * 1.3 - 0.5, name, ha="right", va="center", fontsize=9)
     ax.set_xlim(-0.9, 1.06 * max(len(clean), MOST_EXAMPLES))
@@ -241,19 +295,20 @@ def image_grid(examples: dict[str, np.ndarray], classes: list[str] | None, eps: 
     return figure
 
 
-def _place(column: int, row: int) -> tuple[float, float, float, float]:
+def _extent(column: int, row: int) -> tuple[float, float, float, float]:
     left, top = 1.06 * column, -1.3 * row
     return left, left + 1, top - 1, top
 
 
 def _picture(ax: "Axes", image: np.ndarray, column: int, row: int) -> None:
     grey = len(image) == 1
-    shown = image[0] if grey else np.moveaxis(image, 0, -1)
-    ax.imshow(shown, cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="none", extent=_place(column, row))
+    pixels = image[0] if grey else np.moveaxis(image, 0, -1)
+    style: dict[str, Any] = {"cmap": "gray" if grey else None, "vmin": 0, "vmax": 1, "interpolation": "none"}
+    ax.imshow(pixels, extent=_extent(column, row), **style)
 
 
-def _verdict(ax: "Axes", text: str, column: int, row: int, wrong: bool) -> None:
-    """Write label and answer above an image; wrong answers stand out."""
-    left, _, _, top = _place(column, row)
-    style: dict[str, Any] = {"color": COLOURS["ensemble_dynamic"], "fontweight": "bold"} if wrong else {"color": INK}
+def _prediction(ax: "Axes", text: str, column: int, row: int, wrong: bool) -> None:
+    """Write label and prediction above an image; misclassifications stand out."""
+    left, _, _, top = _extent(column, row)
+    style: dict[str, Any] = {"color": ACCENT, "fontweight": "bold"} if wrong else {"color": INK}
     ax.text(left + 0.5, top + 0.05, text, ha="center", va="bottom", fontsize=8.5, **style)

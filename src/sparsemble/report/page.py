@@ -1,177 +1,204 @@
-"""Write the report: one page, its Markdown twin, the summary and the plots."""
+"""The page model: a headline, facts and sections that become one HTML file and its Markdown twin."""
 
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
-import numpy as np
+from sparsemble.core.artifacts import write_bytes
+from sparsemble.report.table import Table, escape
 
-from sparsemble.core.artifacts import write_bytes, write_json
-from sparsemble.report import formatting
-from sparsemble.report.pool import COLUMNS as POOL_COLUMNS
-from sparsemble.report.pool import Pool, pool_rows
-from sparsemble.report.summary import NAMES, SHORT_NAMES, row_of, validate
-from sparsemble.report.tables import Column, columns, markdown, markdown_table, ordered_checks
-from sparsemble.report.template import fill, flat, plots, plots_in_markdown, strip, write_plots
-from sparsemble.report.trainings import COLUMNS, EPOCH_COLUMNS, Trainings, epoch_rows, taken_back, training_rows
-
-FIGURES = {
-    "size": "Robustness against size and work",
-    "curves": "Accuracy against eps",
-    "members_run": "Members run an image",
-    "examples": "What the strongest attack does",
-    "layers": "Where the weights went",
-    "overlap": "How different the masks are",
-    "training": "Training",
-    "cost": "What training cost",
-}
-"""The plots in the order of the page."""
-WIDE = ("size", "examples", "training")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def write_report(summary: dict[str, Any], figures: dict[str, Any], examples: dict[str, np.ndarray], out: Path) -> None:
-    """Write `index.html`, `report.md`, `summary.json`, `training.json`, `pool.json` and `figures/*.svg`.
+class Note(NamedTuple):
+    """A paragraph."""
 
-    Args:
-        summary: the numbers, as docs/summary.md describes them.
-        figures: what the plots need, by plot (docs/summary.md); an empty table leaves its plot out.
-        examples: images in [0, 1] with labels and answers (docs/summary.md); may be empty.
-        out: folder, made if it is missing.
-
-    Raises:
-        InputError: the summary breaks its schema.
-    """
-    validate(summary)
-    from sparsemble.report.figures import draw_all  # matplotlib and jinja2 take a second: only once there is work
-
-    drawn = draw_all(summary, figures, examples)
-    titles = captions(summary, figures)
-    trainings = figures.get("training") or {}
-    write_plots(drawn, out)
-    pool = figures.get("pool") or {}
-    write_bytes(out / "index.html", render(summary, drawn, titles, trainings, pool).encode())
-    tables = [*pool_in_markdown(pool, summary), *trainings_in_markdown(trainings)]
-    text = "\n".join([markdown(summary), *tables, *plots_in_markdown(drawn, FIGURES, titles)])
-    write_bytes(out / "report.md", text.encode())
-    write_json(out / "summary.json", summary)
-    write_json(out / "training.json", trainings)
-    write_json(out / "pool.json", pool)
+    text: str
 
 
-def render(
-    summary: dict[str, Any], drawn: dict[str, str], titles: dict[str, str], trainings: Trainings, pool: Pool
-) -> str:
-    """Fill the page's template."""
-    of_table = columns(summary)
-    return fill(
-        "page.html",
-        summary=summary,
-        formatting=formatting,
-        facts=facts(summary),
-        columns=of_table,
-        groups=column_groups(of_table),
-        rows=[(row, NAMES[row["name"]], [column.cell(row) for column in of_table]) for row in summary["rows"]],
-        strip=interval_strip(summary),
-        headline=formatting.headline(summary).partition(
-            formatting.percent(row_of(summary, "ensemble_dynamic")["worst_case"]) + " %"
-        ),
-        attacks=sorted(row_of(summary, "ensemble_dynamic")["attacks"].items(), key=lambda item: item[1]),
-        checks=ordered_checks(summary),
-        **plots(drawn, FIGURES, titles, WIDE),
-        training_columns=COLUMNS,
-        trainings=[
-            (name, SHORT_NAMES[name], cells, epoch_rows(trainings[name])) for name, cells in training_rows(trainings)
-        ],
-        epoch_columns=EPOCH_COLUMNS,
-        pool=pool_rows(pool, summary["selection"]["ensemble"]),
-        pool_columns=POOL_COLUMNS,
-        settings=list(flat(summary["recipe"])),
+class Code(NamedTuple):
+    """Commands or settings, as they are typed."""
+
+    text: str
+
+
+class Terms(NamedTuple):
+    """Names with their values."""
+
+    values: Mapping[str, object]
+
+
+class Side(NamedTuple):
+    """Blocks side by side where the page is wide."""
+
+    blocks: "Sequence[Block]"
+
+
+class Details(NamedTuple):
+    """Blocks behind a click."""
+
+    summary: str
+    blocks: "Sequence[Block]"
+
+
+Block: TypeAlias = Note | Code | Terms | Side | Details | Table[Any]
+"""A part of a section."""
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+class Plot(NamedTuple):
+    """A figure of a page."""
+
+    name: str
+    """Of its file in `figures/`."""
+    title: str
+    caption: str
+    """How to read it."""
+    draw: "Callable[[], Figure] | None"
+    """None: there are no numbers for it; the page then names it as left out."""
+    wide: bool = False
+    """As wide as the page."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that a report shows, in order."""
+
+    title: str
+    kind: str
+    """run, evaluation, comparison or study."""
+    kicker: Sequence[str]
+    """Facts above the headline."""
+    alarms: Sequence[str] = ()
+    """Sentences: what forbids to rely on the headline; the part before a colon stands out."""
+    headline: tuple[str, str, str]
+    """A sentence in three parts; the middle one is the number."""
+    beside: str = ""
+    """What to compare the headline with."""
+    aside: Sequence[Section] = ()
+    """Beside the headline: the threat model, the checks."""
+    facts: Sequence[tuple[str, str, str]] = ()
+    """The few numbers at the top: value, what it is, what to compare it with."""
+    sections: Sequence[Section]
+    """The first one stands above the plots, the others below."""
+    plots: Sequence[Plot] = ()
+
+    def write(self, folder: Path, markdown_name: str) -> None:
+        """Write `index.html`, which loads nothing, the Markdown twin and `figures/*.svg`.
+
+        Args:
+            folder: made if it is missing.
+            markdown_name: file name of the Markdown twin.
+        """
+        from sparsemble.report.plot_style import for_page, svg
+
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        drawn = []
+        for plot in self.plots:
+            if plot.draw:
+                drawing = svg(plot.draw)
+                write_bytes(folder / "figures" / f"{plot.name}.svg", drawing.encode())
+                drawn.append((plot, for_page(drawing, plot.name, plot.title)))
+        absent = [plot.title for plot in self.plots if not plot.draw]
+        text = fill("page.html", page=self, plots=drawn, absent=absent, html=html)
+        write_bytes(folder / "index.html", text.encode())
+        write_bytes(folder / markdown_name, self.markdown().encode())
+
+    def markdown(self) -> str:
+        """Return the page in Markdown; plots are links to `figures/`."""
+        parts = [f"# {self.title}\n", f"**{''.join(self.headline)}**\n"]
+        parts += [f"{self.beside}\n"] if self.beside else []
+        parts += ["".join(f"- **{alarm}**\n" for alarm in self.alarms)] if self.alarms else []
+        parts += [markdown(block) for section in self.aside for block in section.blocks]
+        first, *rest = [
+            f"## {section.title}\n\n" + "\n".join(map(markdown, section.blocks)) for section in self.sections
+        ]
+        plots = [f"## {p.title}\n\n![{p.title}](figures/{p.name}.svg)\n\n{p.caption}\n" for p in self.plots if p.draw]
+        return "\n".join([*parts, first, *plots, *rest])
+
+
+def html(block: Block) -> str:
+    """Return a block for the page."""
+    match block:
+        case Note(text):
+            return f'<p class="note">{escape(text)}</p>'
+        case Code(text):
+            return f"<pre>{escape(text)}</pre>"
+        case Terms(values):
+            items = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>\n" for name, value in values.items())
+            return f'<dl class="terms">\n{"".join(items)}</dl>'
+        case Side(blocks):
+            return '<div class="side">' + "\n".join(f"<div>{html(one)}</div>" for one in blocks) + "</div>"
+        case Details(summary, blocks):
+            inner = "\n".join(map(html, blocks))
+            return f"<details><summary>{escape(summary)}</summary>\n{inner}\n</details>"
+    return block.html()
+
+
+def markdown(block: Block) -> str:
+    """Return a block in Markdown; it ends with a line break."""
+    match block:
+        case Note(text):
+            return f"{text}\n"
+        case Code(text):
+            return "".join(f"    {line}\n" for line in text.splitlines())
+        case Terms(values):
+            return "".join(f"- {name}: {value}\n" for name, value in values.items())
+        case Side(blocks):
+            return "\n".join(map(markdown, blocks))
+        case Details(summary, blocks):
+            return f"<details><summary>{summary}</summary>\n\n" + "\n".join(map(markdown, blocks)) + "\n</details>\n"
+    return block.markdown()
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill one of the templates."""
+    import jinja2
+    from markupsafe import Markup
+
+    folder = resources.files("sparsemble.report") / "templates"
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text("utf-8")),
+    )
+    environment.filters["text"] = lambda text: Markup(escape(text))
+    return environment.get_template(template).render(**values)
+
+
+def settings_text(settings: Mapping[str, Any], above: str = "") -> str:
+    """Return nested settings as lines of dotted names and values, as `--set` takes them."""
+    return "\n".join(
+        settings_text(value, f"{above}{name}.")
+        if isinstance(value, dict) and value
+        else f"{above}{name} = {json.dumps(value, ensure_ascii=False)}"
+        for name, value in settings.items()
     )
 
 
-def facts(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the few numbers at the top of the page: value, what it is, what to compare it with."""
-    ensemble, dense = row_of(summary, "ensemble_dynamic"), row_of(summary, "dense")
-    run = ensemble["members_run"]
-    return [
-        (
-            f"{formatting.percent(ensemble['clean'])} %",
-            "clean accuracy",
-            f"dense parent {formatting.percent(dense['clean'])} %",
-        ),
-        (formatting.count(ensemble["nonzeros"]), "weights kept", f"dense parent {formatting.count(dense['nonzeros'])}"),
-        (formatting.size(ensemble["bytes"]), "on disk", f"dense parent {formatting.size(dense['bytes'])}"),
-        (
-            f"{run['clean']:.2f} of {len(summary['selection']['ensemble'])}",
-            "members run, clean image",
-            f"{run['attacked']:.2f} under the costliest attack tried",
-        ),
-        (
-            formatting.count(ensemble["macs_nonzero"]),
-            "non-zero MACs, clean image",
-            f"dense parent {formatting.count(dense['macs_nonzero'])}",
-        ),
-        (
-            formatting.duration(ensemble["seconds"]),
-            "of one core to train",
-            f"dense parent {formatting.duration(dense['seconds'])}",
-        ),
-    ]
+def provenance(
+    command: str, machine: Mapping[str, Any], versions: Mapping[str, str], source: str | None
+) -> list[Block]:
+    """Return how a result was made.
 
-
-def captions(summary: dict[str, Any], figures: dict[str, Any]) -> dict[str, str]:
-    """Say under each plot how to read it."""
-    parent = row_of(summary, "best_member")
-    kept = 1 - parent["sparsity"]
-    by_chance = formatting.round_percent(kept / (2 - kept))
-    images = (figures.get("curves") or {}).get("images", 0)
-    linf = summary["threat"]["norm"] == "linf"
-    trainings = figures.get("training") or {}
-    return {
-        "size": "Worst-case accuracy with its 95 % interval. Up is more robust, left is smaller (first panel) or less "
-        "work (second panel). Rows of equal size are drawn side by side.",
-        "curves": f"The same {images} test images at every radius. A sound attack takes every row down to chance.",
-        "members_run": "On clean images and under the attack that costs the most members, of those tried.",
-        "examples": "Each image with its label \u2192 the ensemble's answer; wrong answers in colour. Middle row: what was "
-        f"added (blue) or taken away (red), at full colour {'eps' if linf else 'the largest change shown'}.",
-        "layers": "Sparsity of each layer (with its number of weights), averaged over the sub-models of a score; the "
-        "dashed line is the whole network. The paper's Figure 5.",
-        "overlap": "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the ensemble in "
-        f"colour. Masks of the best sub-model's size drawn blindly would share {by_chance}.",
-        "training": " ".join(
-            ["Accuracy on held-out images, the loss on training images, and the rate.", taken_back(trainings)]
-        ).strip(),
-        "cost": "Images passed forward and backward through a network, attacks included, and seconds of one core, for "
-        "everything a row was made from.",
-    }
-
-
-def pool_in_markdown(pool: Pool, summary: dict[str, Any]) -> list[str]:
-    """Return a section with a row for each sub-model."""
-    rows = [
-        [f"**{label}**" if chosen else label, *cells]
-        for label, chosen, cells in pool_rows(pool, summary["selection"]["ensemble"])
-    ]
-    if not rows:
-        return []
-    table = markdown_table(["sub-model", *(column.title for column in POOL_COLUMNS)], rows, 1)
-    return ["", "## Sub-models", "", *table, "", "In bold: members of the ensemble.", ""]
-
-
-def trainings_in_markdown(trainings: Trainings) -> list[str]:
-    """Return a section with a row for each training; `training.json` beside it has every epoch."""
-    rows = [[SHORT_NAMES[name], *cells] for name, cells in training_rows(trainings)]
-    if not rows:
-        return []
-    table = markdown_table(["training", *(column.title for column in COLUMNS)], rows, 1)
-    return ["", "## Trainings", "", *table, "", "Every epoch: `training.json`.", ""]
-
-
-def column_groups(of_table: list[Column]) -> list[tuple[str, int]]:
-    """Return the groups of the columns with their widths, in order."""
-    names = dict.fromkeys(column.group for column in of_table)
-    return [(name, sum(column.group == name for column in of_table)) for name in names]
-
-
-def interval_strip(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the scale in percent on which the table draws intervals, and each row's place on it in [0, 1]."""
-    return strip({r["name"]: (r["worst_case"], r["worst_case_interval"]) for r in summary["rows"]})
+    Args:
+        command: what reproduces it.
+        machine: facts of the computer.
+        versions: of the packages.
+        source: source revision, if known.
+    """
+    readable = {name.replace("_", " "): value for name, value in machine.items()}
+    return [Code(command), Side([Terms(readable), Terms({**versions, "source": source or "unknown"})])]

@@ -1,111 +1,82 @@
-"""How every plot looks, and how it becomes SVG: the same bytes each time, legible on light and dark paper."""
+"""Colours and markers of the rows, and how a plot becomes SVG: the same bytes each time, legible on light and dark.
+
+All else about the style stands in `sparsemble.mplstyle`.
+"""
 
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "dense": "#6f767d",
-    "small_dense": "#cc79a7",
-    "harp": "#0072b2",
-    "best_member": "#56b4e9",
-    "ensemble_static": "#e69f00",
-    "ensemble_dynamic": "#d55e00",
-    "ensemble": "#d55e00",
-}
-"""One colour a row in every plot, apart for colour-blind eyes (Okabe & Ito 2008)."""
-MARKERS = {
-    "dense": "s",
-    "small_dense": "v",
-    "harp": "D",
-    "best_member": "^",
-    "ensemble_static": "o",
-    "ensemble_dynamic": "*",
-}
-SCORE_COLOURS = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#117733")
-"""Scores share no colour with a row (Tol's muted scheme)."""
-SCORE_MARKERS = ("o", "s", "D", "^", "v", "P")
-INK = "#767c83"
-"""Words and axes: legible on white and on black."""
-RULE = "#a3a9af"
-"""Grid lines."""
-
+STYLE = "sparsemble.report.sparsemble"
+"""The style file, as matplotlib names it."""
+INK, RULE = "#767c83", "#a3a9af"
+"""Text and axes, and grid lines; both stand in the style file, too."""
 HALF, WIDE = 4.9, 10.0
 """Widths in inches: two halves stand side by side on the page."""
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
+
+class Look(NamedTuple):
+    """How a row is drawn and named in plots and terminals."""
+
+    colour: str
+    marker: str
+    label: str
+    strong: bool = False
+
+
+LOOKS = {
+    "dense": Look("#6f767d", "s", "dense parent"),
+    "small_dense": Look("#cc79a7", "v", "small dense"),
+    "harp": Look("#0072b2", "D", "one HARP model"),
+    "best_member": Look("#56b4e9", "^", "best sub-model"),
+    "ensemble_static": Look("#e69f00", "o", "ensemble, all members"),
+    "ensemble_dynamic": Look("#d55e00", "*", "ensemble, dynamic", strong=True),
+    "ensemble": Look("#d55e00", "*", "ensemble"),
+}
+"""Of the rows of a run and of the ensemble in training; colours for colour-blind eyes (Okabe & Ito 2008)."""
+SCORE_COLOURS = ("#332288", "#44aa99", "#999933", "#882255", "#aa4499", "#117733")
+"""Scores share no colour with a row (Tol's muted scheme)."""
+PALETTE = (
+    *(LOOKS[r].colour for r in ("ensemble_dynamic", "harp", "ensemble_static", "small_dense", "best_member", "dense")),
+    *SCORE_COLOURS,
+)
+"""For rows of any name."""
 THEME = {
     INK: "--plot-ink",
     RULE: "--plot-rule",
-    **{colour: f"--row-{row}" for row, colour in COLOURS.items() if row != "ensemble"},
+    **{look.colour: f"--row-{row}" for row, look in LOOKS.items() if row != "ensemble"},
     **{colour: f"--score-{i}" for i, colour in enumerate(SCORE_COLOURS)},
 }
 """The variables by which the page gives each colour a shade for light and one for dark paper."""
 
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
-
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "sparsemble",  # the same identifiers each time
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be called $5
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": RULE,
-    "axes.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "axes.labelsize": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "figure.constrained_layout.use": True,
-    "grid.color": RULE,
-    "grid.alpha": 0.35,
-    "grid.linewidth": 0.6,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "image.composite_image": False,  # images keep their own pixels
-}
-
 
 def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple["Figure", Any]:
-    """Make a figure without touching global state."""
+    """Return a figure and its axes without touching global state.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        columns: axes side by side.
+        **options: of `Figure.subplots`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
     return figure, figure.subplots(1, columns, **options)
 
 
-def bars(value: float, interval: Sequence[float]) -> list[list[float]]:
-    """Return the error bars of an accuracy in percent; at 0 and 1 an end may lie on the wrong side by rounding."""
-    low, high = interval
-    return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
+def svg(plot: "Callable[[], Figure]") -> str:
+    """Draw a plot in the package's style and return it as SVG text."""
+    from matplotlib import style
 
-
-def draw(plot: Callable[[], "Figure"]) -> str:
-    """Draw a plot in the house style and return it as SVG text."""
-    from matplotlib import rc_context
-
-    with rc_context(STYLE), warnings.catch_warnings():
-        # Words are stored as text: the reader's fonts draw what ours lack.
+    with style.context(STYLE), warnings.catch_warnings():
+        # Text is stored as text: the reader's fonts draw the glyphs that ours lack.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         buffer = io.StringIO()
         plot().savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": "sparsemble"})
@@ -113,25 +84,17 @@ def draw(plot: Callable[[], "Figure"]) -> str:
     return re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", FONT, text[text.index("<svg") :])
 
 
-def for_page(svg: str, name: str, title: str) -> str:
-    """Make a plot part of a page: colours that follow the scheme, identifiers of its own, a name for screen readers."""
+def for_page(drawing: str, name: str, title: str) -> str:
+    """Make a plot part of a page: colours that follow the scheme, identifiers of its own, a name for screen readers.
+
+    Args:
+        drawing: SVG text.
+        name: unique on the page.
+        title: for screen readers.
+    """
     for colour, variable in THEME.items():
-        svg = svg.replace(colour, f"var({variable})")
-    svg = svg.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-
-
-def spread(values: list[float], gap: float) -> list[float]:
-    """Move values apart until each two differ by `gap` or more, in order, as little as pairs allow."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    blocks: list[list[float]] = []  # of each block: sum of wished starts, members
-    for place, i in enumerate(order):
-        blocks.append([values[i] - place * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, members = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += members
-    starts = [total / members for total, members in blocks for _ in range(int(members))]
-    moved = dict(zip(order, (start + place * gap for place, start in enumerate(starts)), strict=True))
-    return [moved[i] for i in range(len(values))]
+        drawing = drawing.replace(colour, f"var({variable})")
+    drawing = drawing.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
+    drawing = drawing.replace('href="#', f'href="#{name}-')
+    drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

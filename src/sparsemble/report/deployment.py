@@ -1,0 +1,99 @@
+"""What exporting and timing an ensemble left: tables for the terminal, and the plot of `sparsemble bench`."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sparsemble.core.results import BenchResult, BenchRow, ExportResult, FormatAgreement, HeldOutAccuracy
+from sparsemble.report.formatting import percent, plural
+from sparsemble.report.plot_style import INK, PALETTE, STYLE, new_figure
+from sparsemble.report.table import Column, Table
+
+
+class Fact(NamedTuple):
+    """A row of the export table."""
+
+    name: str
+    value: str
+
+
+def export_table(result: ExportResult) -> Table[Fact]:
+    """Return what an export wrote."""
+
+    def accuracy(held_out: HeldOutAccuracy) -> str:
+        return f"clean {percent(held_out.clean)} %, robust {percent(held_out.robust)} %"
+
+    def agreement(name: str, found: FormatAgreement) -> list[Fact]:
+        differences = (
+            f"logits within {found.logits:.1g}; {found.labels} labels and {found.decisions} decisions differ of "
+            f"{found.images} ({found.near} depend on rounding)"
+        )
+        facts = [Fact(f"{name} against the rounded ensemble", differences)]
+        if found.static_ensemble is not None and found.batch_of_one is not None:
+            within = f"logits within {found.static_ensemble:.1g}; within {found.batch_of_one:.1g} in a batch of one"
+            facts.append(Fact(f"{name}, all members in one graph", within))
+        return facts
+
+    rows = [
+        Fact("values of the weights", result.values),
+        Fact("bytes of the packed file", f"{result.bytes:,}"),
+        Fact("share of the dense parent in float32", f"{100 * result.share_of_dense_float32:.2f} %"),
+        Fact("sparsity", f"{result.sparsity:.4f}"),
+        Fact("held-out accuracy, unrounded", accuracy(result.unrounded)),
+        Fact("held-out accuracy, rounded", accuracy(result.rounded)),
+        *[fact for name, found in result.formats.items() for fact in agreement(name, found)],
+        *[Fact(name, reason) for name, reason in result.not_written.items()],
+    ]
+    columns: list[Column[Fact]] = [
+        Column("what", lambda fact: fact.name, left=True),
+        Column("value", lambda fact: fact.value, left=True),
+    ]
+    return Table(columns, rows)
+
+
+def bench_table(result: BenchResult) -> Table[BenchRow]:
+    """Return the times of every engine in every configuration."""
+    columns: list[Column[BenchRow]] = [
+        Column("engine", lambda row: row.engine, left=True),
+        Column("batch", lambda row: str(row.batch)),
+        Column("threads", lambda row: str(row.threads)),
+        Column("members run", lambda row: "" if row.members_run is None else f"{row.members_run:.2f}"),
+        Column("ms", lambda row: f"{row.median_ms:.2f}"),
+        Column("quartiles", lambda row: f"{row.low_quartile_ms:.2f} to {row.high_quartile_ms:.2f}"),
+        Column("images/s", lambda row: f"{row.images_per_second:.0f}"),
+        Column("ratio", lambda row: f"{row.ratio:.2f}"),
+    ]
+    first = ", ".join(f"{f.empty_cache_s:.1f} ({f.filled_cache_s:.2f}) for {f.batch}" for f in result.first_use)
+    caption = f"First prediction, seconds with an empty cache (a filled one), by images: {first}" if first else ""
+    return Table(columns, result.rows, caption)
+
+
+def draw_bench(result: BenchResult, path: Path) -> None:
+    """Draw bars of the ratio of medians, with what the quartiles would give.
+
+    Args:
+        result: the times.
+        path: a .png or .svg file; its folder is made if it is missing.
+    """
+    from matplotlib import style
+
+    groups = list(dict.fromkeys((row.batch, row.threads) for row in result.rows))
+    engines = list(dict.fromkeys(row.engine for row in result.rows))
+    width = 0.8 / len(engines)
+    with style.context(STYLE):
+        figure, ax = new_figure(max(6, 2.2 * len(groups) + 2), 4.5)
+        for i, engine in enumerate(engines):
+            rows = [row for row in result.rows if row.engine == engine]
+            x = [groups.index((row.batch, row.threads)) + (i - (len(engines) - 1) / 2) * width for row in rows]
+            low = [row.ratio * (1 - row.median_ms / row.high_quartile_ms) for row in rows]
+            high = [row.ratio * (row.median_ms / row.low_quartile_ms - 1) for row in rows]
+            colour = PALETTE[i % len(PALETTE)]
+            errors = {"elinewidth": 0.7, "ecolor": INK}
+            ratios = [row.ratio for row in rows]
+            bars = ax.bar(x, ratios, width, yerr=[low, high], error_kw=errors, label=engine, color=colour)
+            ax.bar_label(bars, fmt="%.1f", fontsize=7)
+        ax.axhline(1, color=INK, linewidth=0.8)
+        ax.set_xticks(range(len(groups)), [f"batch {batch}, {plural(threads, 'thread')}" for batch, threads in groups])
+        ax.set_ylabel("times as fast as the fastest dense engine")
+        ax.legend(fontsize=7)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, facecolor="white")

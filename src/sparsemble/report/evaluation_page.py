@@ -1,0 +1,192 @@
+"""The report of one evaluation: its table in the terminal, and one page with its Markdown twin."""
+
+from pathlib import Path
+
+from rich.table import Table as TerminalTable
+
+from sparsemble.core.results import EvaluationResult, Examples
+from sparsemble.report import figures
+from sparsemble.report.descriptions import alarms, attacked_images, autoattack, passes, threat_model
+from sparsemble.report.formatting import count, duration, percent, plural, round_percent, size, span
+from sparsemble.report.page import Block, Code, Details, Note, Page, Plot, Section, Terms, provenance, settings_text
+from sparsemble.report.result_tables import (
+    attack_table,
+    checks_beside,
+    checks_section,
+    terminal_notes,
+)
+
+
+def write_evaluation(result: EvaluationResult, examples: Examples | None, folder: Path) -> None:
+    """Write `index.html`, `evaluation.md`, `evaluation.json` and `figures/*.svg`.
+
+    Args:
+        result: what the evaluator returned.
+        examples: images with the adversarial ones made from them; None: none are shown.
+        folder: made if it is missing.
+    """
+    evaluation_page(result, examples).write(folder, "evaluation.md")
+    result.save(folder / "evaluation.json")
+
+
+def evaluation_table(result: EvaluationResult) -> TerminalTable:
+    """Return the table that an evaluation ends with, for a terminal of 80 columns or more."""
+    footer = f"{autoattack(result)} {threat_model(result.threat)} {attacked_images(result.data)}"
+    notes = terminal_notes(result, alarms(result), footer)
+    return attack_table(result).terminal("".join(headline(result)), notes)
+
+
+def evaluation_page(result: EvaluationResult, examples: Examples | None) -> Page:
+    """Return the page of an evaluation (arguments as in `write_evaluation`)."""
+    premises = f"{threat_model(result.threat)} {attacked_images(result.data)}"
+    return Page(
+        title=f"Evaluation of {result.name}",
+        kind="evaluation",
+        kicker=[result.name, result.data.name, f"{result.threat.norm} {result.threat.eps_text}"],
+        alarms=alarms(result),
+        headline=headline(result),
+        beside=beside(result),
+        aside=[Section("Threat model", [Note(premises)]), checks_beside(result)],
+        facts=facts(result),
+        sections=[
+            Section("Attacks", [attack_table(result)]),
+            checks_section(result),
+            Section("How to reproduce this evaluation", _reproduce(result)),
+        ],
+        plots=plots(result, examples),
+    )
+
+
+def headline(result: EvaluationResult) -> tuple[str, str, str]:
+    """Return the result in one sentence; the middle part is the number."""
+    low, high = result.interval
+    attacks = len(result.attacks)
+    over = "under the one attack tried" if attacks == 1 else f"in the worst case over {attacks} attacks"
+    modes = sorted({attack.mode for attack in result.attacks if attack.mode})
+    tried = f"AutoAttack in {' and '.join(modes)} mode among them" if modes else "AutoAttack not among them"
+    return (
+        f"{result.name} keeps ",
+        f"{percent(result.robust_accuracy)} %",
+        f" accuracy {over} (95 % interval {percent(low)} to {percent(high)}), {tried}.",
+    )
+
+
+def beside(result: EvaluationResult) -> str:
+    """Return what to compare the headline with."""
+    strongest = result.strongest
+    sentences = [
+        f"On clean images it is correct on {percent(result.clean_accuracy)} %; the strongest single attack, "
+        f"{strongest.label}, leaves {percent(strongest.robust_accuracy)} %.",
+        autoattack(result),
+        "This is one model and one seed of the attacks.",
+    ]
+    if result.search_dtype != "float32":
+        sentences.insert(
+            2, f"Attacks searched in {result.search_dtype}; what they found counts only if float32 agrees."
+        )
+    return " ".join(sentences)
+
+
+def facts(result: EvaluationResult) -> list[tuple[str, str, str]]:
+    """Return the few numbers at the top of the page: value, what it is, more about it."""
+    strongest, cost = result.strongest, result.cost
+    memory = "" if cost.peak_memory is None else f", {size(cost.peak_memory)} in use for 64"
+    return [
+        (f"{percent(result.clean_accuracy)} %", "clean accuracy", f"95 % interval {span(result.clean_interval)}"),
+        (f"{percent(strongest.robust_accuracy)} %", "under the strongest single attack", strongest.label),
+        (count(result.model.nonzeros), "non-zero weights", f"{round_percent(result.model.sparsity)} sparse"),
+        (size(cost.bytes), "on disk", f"{count(cost.macs_nonzero)} non-zero MACs an image{memory}"),
+        _members_fact(result),
+        (passes(result), "passes of the attacks", f"{duration(result.seconds)} on {result.device} in all"),
+    ]
+
+
+def _members_fact(result: EvaluationResult) -> tuple[str, str, str]:
+    """Return the members that an ensemble runs, or the latency of a single model."""
+    run, members = result.members_run, result.model.members
+    if members > 1:
+        slowed = "" if run.slowdown is None else f", {run.slowdown:.2f} under one on cost"
+        return f"{run.clean:.2f} of {members}", "members run, clean image", f"{run.attacked:.2f} attacked{slowed}"
+    if times := result.cost.latency.get("torch"):
+        one, many = (times[batch].median_ms for batch in ("batch_1", "batch_64"))
+        return f"{one:.3g} ms", "one image in torch", f"{many:.3g} ms for 64"
+    return "1", "model, no members", f"{count(result.cost.macs_dense)} MACs an image, zeros included"
+
+
+def _reproduce(result: EvaluationResult) -> list[Block]:
+    model, data = result.model, result.data
+    settings = {attack.label: attack.settings for attack in result.attacks}
+    made = {
+        "model": f"{model.path} ({model.kind}), {model.architecture}",
+        "weights": f"sha256 {model.sha256[:16]}, {count(model.parameters)} parameters",
+        "stopping rule": model.rule or "none",
+        "checkpoint selected on": f"{model.selected_on} images" if model.selected_on else "not known",
+        "extra training data": model.extra_data or "not known",
+        "data": f"{data.name}, {data.split}, sha256 {data.sha256[:16]}",
+        "precision": f"float32, attacks search in {result.search_dtype}",
+        "seed of the attacks": result.seed,
+        "latency": latency(result),
+    }
+    quoted = {f"quoted {i}": settings_text(number) for i, number in enumerate(result.quoted, start=1)}
+    return [
+        Terms(made),
+        *provenance(result.command, result.machine, result.versions, result.source),
+        *([Details("Numbers of others", [Terms(quoted)])] if quoted else []),
+        Note(
+            "Beside this page: evaluation.json with every number and every image's outcome, evaluation.md, and the "
+            "plots in figures/."
+        ),
+        Details("Settings of the attacks, every default written out", [Code(settings_text(settings))]),
+    ]
+
+
+def latency(result: EvaluationResult) -> str:
+    """Write the latencies with the distance of their quartiles."""
+    texts = [
+        f"{engine}: {time.median_ms:.3g} ms \u00b1 {time.spread_ms:.2g} at batch {batch.removeprefix('batch_')}"
+        for engine, times in result.cost.latency.items()
+        for batch, time in times.items()
+    ]
+    return ", ".join(texts) or "not measured"
+
+
+def plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
+    """Return the plots in the order of the page, without those that such a model cannot have.
+
+    Args:
+        result: what the evaluator returned.
+        examples: images with the adversarial ones made from them; None: none are shown.
+    """
+    curve, members = result.security_curve, result.members
+    found = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
+    shown = [
+        Plot(
+            "security_curve",
+            "Accuracy against eps",
+            f"{plural(curve.images, 'image')} at every radius, under {curve.attack} alone. A sound attack reduces "
+            "accuracy to chance and below."
+            if curve
+            else "",
+            (lambda: figures.security_curves({"ensemble_dynamic": curve}, result, f"under {curve.attack}"))
+            if curve
+            else None,
+        ),
+        Plot(
+            "distances",
+            "Distance of the nearest adversarial image",
+            "As found by attacks that look for the smallest change rather than one inside eps; an upper bound of the "
+            "true distance. Images that are misclassified when clean are not drawn; the median counts them as 0.",
+            (lambda: figures.minimum_distances(result)) if found else None,
+        ),
+    ]
+    if result.model.members > 1:
+        caption = (
+            f"Accuracy in percent on {plural(members.images if members else 0, 'image')}: clean ones, and those made "
+            "against one member, classified by each. The diagonal is a member's own robust accuracy; values near it "
+            "mean that one attack fools all."
+        )
+        draw = (lambda: figures.transfer(members)) if members else None
+        shown.append(Plot("members", "Each member alone", caption, draw))
+    if result.model.rule:
+        shown.append(figures.members_run_plot(result))
+    return [*shown, figures.examples_plot(examples, result)]

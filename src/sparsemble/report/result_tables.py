@@ -1,0 +1,274 @@
+"""The tables of evaluations: classifiers side by side, the attacks on one of them, its checks."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich.text import Text
+
+from sparsemble.core.results import STATUSES, AttackResult, CheckResult, EvaluationResult, Passes
+from sparsemble.report.descriptions import attack_note, distance
+from sparsemble.report.formatting import count, duration, members, percent, size, span
+from sparsemble.report.page import Details, Note, Section, Terms
+from sparsemble.report.table import Column, Interval, Table
+
+DASH = "\u2013"
+
+
+def worst_case_interval(result: EvaluationResult) -> Interval:
+    """Return low, value and high of the worst-case accuracy."""
+    low, high = result.interval
+    return low, result.robust_accuracy, high
+
+
+def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResult]) -> list[Column[EvaluationResult]]:
+    """Return the columns of a table of classifiers side by side; one that no row has a value for is left out.
+
+    Args:
+        rows: the classifiers.
+        name: the first column.
+    """
+    shared = [a.label for a in rows[0].attacks if all(a.label in {b.label for b in row.attacks} for row in rows)]
+    engines = [engine for engine in ("torch", "engine") if any(engine in row.cost.latency for row in rows)]
+    accuracy, work, hidden = "accuracy, %", "work an image", None
+    columns: list[Column[EvaluationResult]] = [
+        name,
+        Column("clean", lambda row: percent(row.clean_accuracy), "on clean test images", accuracy, "clean"),
+        *[Column(label, _under(label), f"under the attack {label}", accuracy, hidden) for label in shared],
+        Column(
+            "worst case",
+            lambda row: percent(row.robust_accuracy),
+            "correct when clean and under every attack made for the row, image by image",
+            accuracy,
+            "worst",
+        ),
+        Column(
+            "95 % interval",
+            lambda row: span(row.interval),
+            "Wilson interval of the worst case",
+            accuracy,
+            "95 %",
+            interval=worst_case_interval,
+        ),
+        Column(
+            "sparsity, %",
+            lambda row: percent(row.model.sparsity),
+            "prunable weights that are 0, all members",
+            "size",
+            "sparse",
+        ),
+        Column(
+            "non-zeros",
+            lambda row: count(row.model.nonzeros),
+            "weights that are not 0, all members",
+            "size",
+            "weights",
+        ),
+        Column("file", lambda r: size(r.cost.bytes), "non-zero values and a bitmap, all members", "size", hidden),
+        Column("MACs, dense", lambda r: count(r.cost.macs_dense), "multiply-accumulates of all weights", work, hidden),
+        Column(
+            "MACs, non-zero",
+            lambda row: count(row.cost.macs_nonzero),
+            "of non-zero weights; with a stopping rule: expected on clean images",
+            work,
+            hidden,
+        ),
+        Column(
+            "members",
+            lambda row: members(row.members_run),
+            "mean number run: clean / under the attack that costs most",
+            work,
+        ),
+    ]
+    for engine in engines:
+        for title in ("batch 1", "batch 64"):
+            cell, meaning = _latency(engine, title.replace(" ", "_")), "median of a whole batch of clean images"
+            columns.append(Column(title, cell, meaning, f"{engine}, ms", hidden))
+    if any(row.cost.training_passes is not None for row in rows):
+        columns += [
+            Column(
+                "passes",
+                lambda row: DASH if row.cost.training_passes is None else count(row.cost.training_passes),
+                "images forward and backward, attacks included",
+                "training",
+                hidden,
+            ),
+            Column(
+                "time",
+                lambda row: DASH if row.cost.training_seconds is None else duration(row.cost.training_seconds),
+                "of one core, everything the row was made from",
+                "training",
+                hidden,
+            ),
+        ]
+    return columns
+
+
+def _under(label: str) -> Callable[[EvaluationResult], str]:
+    return lambda row: percent(row.attack(label).robust_accuracy)
+
+
+def _latency(engine: str, batch: str) -> Callable[[EvaluationResult], str]:
+    def cell(row: EvaluationResult) -> str:
+        times = row.cost.latency.get(engine)
+        return f"{times[batch].median_ms:.3g}" if times else DASH
+
+    return cell
+
+
+class AttackRow(NamedTuple):
+    """A row of the table of attacks."""
+
+    label: str
+    kind: str
+    """clean, attack, ensemble attack or worst case."""
+    note: str
+    interval: Interval
+    passes: Passes | None = None
+    seconds: float | None = None
+    members: float | None = None
+    """Mean number run."""
+    distance: str = ""
+
+
+ROW_COLOURS = {
+    "clean": "dense",
+    "attack": "harp",
+    "ensemble attack": "ensemble_static",
+    "worst case": "ensemble_dynamic",
+}
+"""The row of a run's report whose colour a row of the table of attacks takes."""
+
+
+def attack_rows(result: EvaluationResult) -> list[AttackRow]:
+    """Return clean images, the attacks from the weakest to the strongest, and the worst case."""
+
+    def row(attack: AttackResult) -> AttackRow:
+        low, high = attack.interval
+        return AttackRow(
+            attack.label,
+            attack.kind,
+            attack_note(attack),
+            (low, attack.robust_accuracy, high),
+            attack.passes,
+            attack.seconds,
+            sum(attack.members_run) / len(attack.members_run) if result.model.members > 1 else None,
+            "" if attack.minimum_distances is None else distance(attack.median_distance, result.threat),
+        )
+
+    low, high = result.clean_interval
+    run = result.members_run.clean if result.model.members > 1 else None
+    seconds = sum(attack.seconds for attack in result.attacks)
+    note = "correct when clean and under every attack"
+    return [
+        AttackRow("no attack", "clean", "", (low, result.clean_accuracy, high), members=run),
+        *map(row, sorted(result.attacks, key=lambda attack: -sum(attack.correct))),
+        AttackRow("worst case", "worst case", note, worst_case_interval(result), result.passes, seconds),
+    ]
+
+
+def attack_table(result: EvaluationResult) -> Table[AttackRow]:
+    """Return the attacks on a classifier; columns that no attack has a value for are left out."""
+
+    def time(row: AttackRow) -> str:
+        if row.seconds is None:
+            return ""
+        return duration(row.seconds) if row.seconds >= 0.5 else "< 1 s"
+
+    rows = attack_rows(result)
+    columns: list[Column[AttackRow]] = [
+        Column("attack", lambda row: row.label, left=True, note=lambda row: row.note),
+        Column(
+            "accuracy, %", lambda row: percent(row.interval[1]), "images that are classified correctly", short="acc. %"
+        ),
+        Column(
+            "95 % interval",
+            lambda row: span((row.interval[0], row.interval[2])),
+            "Wilson interval of the accuracy",
+            short="95 %",
+            interval=lambda row: row.interval,
+        ),
+        Column(
+            "forward passes",
+            lambda row: count(row.passes.forward) if row.passes else "",
+            "images sent forward through a network by the attack",
+            short="forward",
+        ),
+        Column(
+            "backward passes",
+            lambda row: count(row.passes.backward) if row.passes else "",
+            "images sent backward",
+            short=None,
+        ),
+        Column("time", time, "that the attack took"),
+        Column(
+            "members",
+            lambda row: "" if row.members is None else f"{row.members:.2f}",
+            "mean number run on the attacked images",
+        ),
+        Column(
+            "median distance",
+            lambda row: row.distance,
+            "of the nearest adversarial image found; minimum-norm attacks only",
+            short="distance",
+        ),
+    ]
+    cost = "An attack on the cost changes misclassified images, too, and may correct them. "
+    caption = (
+        "Accuracy is the fraction of all images, those that are misclassified without an attack included. An image "
+        "counts as correct in the worst case if the deployed decision, in float32, is correct on it and on every "
+        f"adversarial image made from it. {cost if result.members_run.slowdown is not None else ''}Passes count images "
+        "sent through a network, each member of an ensemble for itself."
+    )
+    return Table(
+        [column for column in columns if any(map(column.cell, rows))],
+        rows,
+        caption,
+        colour=lambda row: f"--row-{ROW_COLOURS[row.kind]}",
+        strong=lambda row: row.kind == "worst case",
+        rule_above=lambda row: row.kind == "worst case" or row is rows[1],
+    )
+
+
+def checks_count(result: EvaluationResult) -> str:
+    """Count the checks by their status: 1 failed, 9 skipped, 40 passed."""
+    return ", ".join(f"{len(result.checks_with(status))} {status}" for status in STATUSES)
+
+
+def checks_table(checks: Sequence[CheckResult]) -> Table[CheckResult]:
+    """Return checks with what was measured or the reason, skipped ones before passed ones."""
+    columns: list[Column[CheckResult]] = [
+        Column("status", lambda check: check.status, left=True, css=lambda check: f"status {check.status}"),
+        Column("number", lambda check: str(check.number)),
+        Column("check", lambda check: check.name, left=True),
+        Column("detail", lambda check: check.detail, left=True),
+    ]
+    return Table(columns, sorted(checks, key=lambda check: STATUSES.index(check.status)))
+
+
+def checks_section(result: EvaluationResult) -> Section:
+    """Return the checks: failed ones, then a count of the others, which stand behind a click."""
+    failed, others = result.checks_with("failed"), [check for check in result.checks if check.status != "failed"]
+    shown = checks_table(failed) if failed else Note("No check failed." if others else "No checks were made.")
+    counts = checks_count(result).partition(", ")[2]
+    return Section("Checks", [shown, *([Details(counts, [checks_table(others)])] if others else [])])
+
+
+def checks_beside(result: EvaluationResult) -> Section:
+    """Return the failed checks and the count of all, for the top of a page."""
+    failed = {f"failed {check.number}": f"{check.name}: {check.detail}" for check in result.checks_with("failed")}
+    return Section(f"Checks: {checks_count(result)}", [Terms(failed)] if failed else [])
+
+
+def terminal_notes(result: EvaluationResult, alarms: Sequence[str], footer: str) -> Text:
+    """Return what stands below a table in the terminal: checks, alarms, and what the numbers were measured on.
+
+    Args:
+        result: whose checks are shown.
+        alarms: what forbids to rely on the headline.
+        footer: in small print.
+    """
+    text = Text(f"Checks: {checks_count(result)}.")
+    failed = [f"failed: {check.number} {check.name}: {check.detail}" for check in result.checks_with("failed")]
+    for line in (*alarms, *failed):
+        text.append(f"\n{line}", style="bold red")
+    return text.append(f"\n{footer}", style="dim")

@@ -1,0 +1,351 @@
+"""The report of a run: its result table in the terminal, and one page with its Markdown twin."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table as TerminalTable
+
+from sparsemble.core.results import (
+    ROW_NAMES,
+    EpochRecord,
+    EvaluationResult,
+    Examples,
+    RunDetails,
+    RunSummary,
+    SubModelRecord,
+    TrainingRecord,
+)
+from sparsemble.report import figures
+from sparsemble.report.descriptions import alarms, attacked_images, threat_model
+from sparsemble.report.formatting import count, duration, percent, plural, round_percent, sentence, size
+from sparsemble.report.page import (
+    Block,
+    Code,
+    Details,
+    Note,
+    Page,
+    Plot,
+    Section,
+    Side,
+    Terms,
+    provenance,
+    settings_text,
+)
+from sparsemble.report.plot_style import LOOKS
+from sparsemble.report.result_tables import (
+    attack_table,
+    checks_beside,
+    checks_section,
+    result_columns,
+    terminal_notes,
+)
+from sparsemble.report.table import Column, Table
+from sparsemble.report.tradeoff_plot import TRADEOFF, robustness_against_size
+
+HEADLINE_ROW = "ensemble_dynamic"
+"""The row that the headline and the checks are about."""
+
+
+def write_run_report(summary: RunSummary, details: RunDetails, examples: Examples | None, folder: Path) -> None:
+    """Write `index.html`, `report.md`, `summary.json`, `details.json` and `figures/*.svg`.
+
+    Args:
+        summary: the rows of the run and how they were made.
+        details: layers, masks, sub-models and trainings; what is missing is left out of the page.
+        examples: images with adversarial ones made against the dynamic ensemble; None: none are shown.
+        folder: made if it is missing.
+    """
+    page = run_page(summary, details, examples)
+    page.write(folder, "report.md")
+    summary.save(folder / "summary.json")
+    details.save(folder / "details.json")
+
+
+def run_table(summary: RunSummary) -> TerminalTable:
+    """Return the table that a run ends with, for a terminal of 80 columns or more."""
+    result = summary.row(HEADLINE_ROW)
+    notes = terminal_notes(result, alarms(result), _premises(summary))
+    return results_table(summary).terminal("".join(headline(summary)), notes)
+
+
+def run_page(summary: RunSummary, details: RunDetails, examples: Examples | None) -> Page:
+    """Return the page of a run (arguments as in `write_run_report`)."""
+    result = summary.row(HEADLINE_ROW)
+    sections: list[Section] = [Section("Results", [results_table(summary)])]
+    if details.pool:
+        sections.append(Section("Sub-models", [pool_table(details.pool, summary.selection.ensemble)]))
+    measured = [training for training in details.trainings if any(epoch.held_out for epoch in training.epochs)]
+    if measured:
+        sections.append(_trainings_section(measured))
+    sections += [
+        Section("The ensemble", [_ensemble_terms(summary), Note(_stopping_text(summary))]),
+        Section("Attacks on the dynamic ensemble", [attack_table(result)]),
+        checks_section(result),
+        Section("How to reproduce this run", _reproduce(summary)),
+    ]
+    return Page(
+        title=f"{summary.name}, seed {summary.seed}",
+        kind="run",
+        kicker=[summary.name, f"seed {summary.seed}"],
+        alarms=alarms(result),
+        headline=headline(summary),
+        beside=beside(summary),
+        aside=[Section("Threat model", [Note(_premises(summary))]), checks_beside(result)],
+        facts=facts(summary),
+        sections=sections,
+        plots=plots(summary, details, examples),
+    )
+
+
+def headline(summary: RunSummary) -> tuple[str, str, str]:
+    """Return the result in one sentence; the middle part is the number."""
+    result = summary.row(HEADLINE_ROW)
+    low, high = result.interval
+    return (
+        f"An ensemble of {plural(len(summary.selection.ensemble), 'sparse sub-model')}, "
+        f"{round_percent(result.model.sparsity)} sparse in all, keeps ",
+        f"{percent(result.robust_accuracy)} %",
+        f" accuracy in the worst case over {plural(len(result.attacks), 'attack')} (95 % interval {percent(low)} to "
+        f"{percent(high)}), running {result.members_run.clean:.2f} members a clean image and "
+        f"{result.members_run.attacked:.2f} an attacked one.",
+    )
+
+
+def beside(summary: RunSummary) -> str:
+    """Return what the other rows keep, for comparison with the headline."""
+    kept = {row.name: percent(row.robust_accuracy) + " %" for row in summary.rows}
+    return (
+        f"In its own worst case the dense parent keeps {kept['dense']}, one HARP model of the same sparsity "
+        f"{kept['harp']}, a small dense network of the same work {kept['small_dense']} and the best single sub-model "
+        f"{kept['best_member']}. This is one seed: differences within the intervals may be chance."
+    )
+
+
+def _premises(summary: RunSummary) -> str:
+    result = summary.row(HEADLINE_ROW)
+    return f"{threat_model(result.threat)} {attacked_images(result.data, len(summary.rows))}"
+
+
+def facts(summary: RunSummary) -> list[tuple[str, str, str]]:
+    """Return the few numbers at the top of the page: value, what it is, what to compare it with."""
+    ensemble, dense = summary.row(HEADLINE_ROW), summary.row("dense")
+    run, number = ensemble.members_run, len(summary.selection.ensemble)
+
+    def seconds(row: EvaluationResult) -> str:
+        return "unknown" if row.cost.training_seconds is None else duration(row.cost.training_seconds)
+
+    return [
+        (
+            f"{percent(ensemble.clean_accuracy)} %",
+            "clean accuracy",
+            f"dense parent {percent(dense.clean_accuracy)} %",
+        ),
+        (count(ensemble.model.nonzeros), "weights kept", f"dense parent {count(dense.model.nonzeros)}"),
+        (size(ensemble.cost.bytes), "on disk", f"dense parent {size(dense.cost.bytes)}"),
+        (
+            f"{run.clean:.2f} of {number}",
+            "members run, clean image",
+            f"{run.attacked:.2f} under the costliest attack tried",
+        ),
+        (
+            count(ensemble.cost.macs_nonzero),
+            "non-zero MACs, clean image",
+            f"dense parent {count(dense.cost.macs_nonzero)}",
+        ),
+        (seconds(ensemble), "of one core to train", f"dense parent {seconds(dense)}"),
+    ]
+
+
+def results_table(summary: RunSummary) -> Table[EvaluationResult]:
+    """Return all rows with all numbers."""
+    name: Column[EvaluationResult] = Column(
+        "",
+        lambda row: ROW_NAMES[row.name].partition(" (")[0],
+        left=True,
+        note=lambda row: ROW_NAMES[row.name].partition(" (")[2].removesuffix(")"),
+    )
+    return Table(
+        result_columns(summary.rows, name),
+        summary.rows,
+        "An image counts as correct in the worst case if the deployed prediction is correct on the clean image and on "
+        "every adversarial image made for its row. Sparsity is the fraction of the dense parent's prunable weights "
+        "that are 0, over all members together, recounted from the weights that were evaluated. Training counts "
+        "everything a row was made from, attacks and discarded sub-models included. Latency is measured on clean "
+        "images; torch gains nothing from zeros.",
+        colour=lambda row: f"--row-{row.name}",
+        strong=lambda row: row.name == HEADLINE_ROW,
+        rule_above=lambda row: row.name == "ensemble_static",
+    )
+
+
+def pool_table(pool: Sequence[SubModelRecord], ensemble: Sequence[str]) -> Table[SubModelRecord]:
+    """Return how the sub-models were pruned.
+
+    Args:
+        pool: all sub-models.
+        ensemble: names of those that are members.
+    """
+    columns: list[Column[SubModelRecord]] = [
+        Column("sub-model", lambda row: row.name, left=True),
+        Column("sparsity, %", lambda row: percent(1 - row.nonzeros / row.weights), "weights that are 0"),
+        Column("MACs saved, %", lambda row: percent(1 - row.macs_nonzero / row.macs_dense), "by zeros"),
+        Column("weights", lambda row: count(row.nonzeros), "that are not 0"),
+        Column("dead channels", lambda row: count(row.dead_channels), "that nothing reads or that are always 0"),
+        Column("dead weights", lambda row: count(row.dead_weights), "that served only dead channels; removed as well"),
+        Column("clean before, %", lambda row: percent(row.before_finetuning.clean)),
+        Column("robust before, %", lambda row: percent(row.before_finetuning.robust)),
+        Column("clean after, %", lambda row: percent(row.after_finetuning.clean)),
+        Column("robust after, %", lambda row: percent(row.after_finetuning.robust)),
+    ]
+    return Table(
+        columns,
+        pool,
+        "In bold: members of the ensemble. Accuracy on held-out images before and after fine-tuning, clean and under "
+        "the attack by which epochs are chosen.",
+        colour=lambda row: "--row-ensemble_dynamic" if row.name in ensemble else "",
+        strong=lambda row: row.name in ensemble,
+    )
+
+
+def training_table(trainings: Sequence[TrainingRecord]) -> Table[TrainingRecord]:
+    """Return a row for each training; of each, at least one epoch was measured."""
+
+    def best(training: TrainingRecord) -> EpochRecord:
+        return max(training.epochs, key=lambda epoch: (epoch.held_out.robust if epoch.held_out else -1, epoch.epoch))
+
+    columns: list[Column[TrainingRecord]] = [
+        Column("training", lambda row: LOOKS[row.name].label, left=True),
+        Column("epochs", lambda row: str(len(row.epochs)), "that were kept"),
+        Column("first loss", lambda row: f"{row.epochs[0].loss:.3f}", "on training images, mean of the first epoch"),
+        Column("last loss", lambda row: f"{row.epochs[-1].loss:.3f}", "on training images, mean of the last epoch"),
+        Column("most robust epoch", lambda row: str(best(row).epoch), "on held-out images; the later of equal ones"),
+        Column("held-out clean, %", lambda row: _held_out(best(row))[0], "in that epoch"),
+        Column("held-out robust, %", lambda row: _held_out(best(row))[1], "in that epoch"),
+        Column("rollbacks", lambda row: str(len(failures(row))), "how often training went back to an earlier epoch"),
+    ]
+    return Table(
+        columns, trainings, colour=lambda row: f"--row-{'ensemble_dynamic' if row.name == 'ensemble' else row.name}"
+    )
+
+
+def epoch_table(training: TrainingRecord) -> Table[EpochRecord]:
+    """Return every epoch of a training; accuracies are empty where nothing was measured."""
+    columns: list[Column[EpochRecord]] = [
+        Column("epoch", lambda row: str(row.epoch)),
+        Column("loss", lambda row: f"{row.loss:.3f}"),
+        Column("held-out clean, %", lambda row: _held_out(row)[0]),
+        Column("held-out robust, %", lambda row: _held_out(row)[1]),
+        Column("learning rate", lambda row: f"{row.learning_rate:.3g}"),
+    ]
+    return Table(columns, training.epochs, sentence(LOOKS[training.name].label))
+
+
+def _held_out(epoch: EpochRecord) -> tuple[str, str]:
+    return (percent(epoch.held_out.clean), percent(epoch.held_out.robust)) if epoch.held_out else ("", "")
+
+
+def _trainings_section(trainings: Sequence[TrainingRecord]) -> Section:
+    every = Details("Every epoch", [Side([epoch_table(training) for training in trainings])])
+    return Section("Trainings", [training_table(trainings), every])
+
+
+def _ensemble_terms(summary: RunSummary) -> Terms:
+    selection, stopping = summary.selection, summary.stopping
+    threshold = "" if selection.threshold is None else f", threshold {selection.threshold:g}"
+    settings = [
+        f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
+        for name, value in stopping.settings.items()
+    ]
+    return Terms(
+        {
+            "members in running order": ", ".join(stopping.order),
+            "robust diversity": f"{selection.robust_diversity:.2f}{threshold}",
+            "why these members": sentence(selection.reason),
+            "stopping rule": ", ".join([stopping.rule, *settings]),
+        }
+    )
+
+
+def _stopping_text(summary: RunSummary) -> str:
+    """Describe what the stopping rule does on the images it was calibrated on, and how sensitive it is."""
+    stopping, outcome = summary.stopping, summary.stopping.outcome
+    text = (
+        f"The stopping rule was calibrated on {plural(stopping.images, 'held-out image')}: there it runs "
+        f"{outcome.members_run:.2f} members on clean images and {outcome.attacked_members_run:.2f} under attack, and "
+        f"keeps {percent(outcome.worst_case)} % in the worst case (all members: "
+        f"{percent(stopping.full_ensemble.worst_case)} %)."
+    )
+    changed = [record.outcome for record in stopping.sensitivity]
+    if not changed:
+        return text
+    runs, worst = [one.members_run for one in changed], [one.worst_case for one in changed]
+    return (
+        f"{text} With each constant a tenth smaller or larger (a count: by one) it would run {min(runs):.2f} to "
+        f"{max(runs):.2f} members there, at {percent(min(worst))} to {percent(max(worst))} %."
+    )
+
+
+def _reproduce(summary: RunSummary) -> list[Block]:
+    return [
+        *provenance(summary.command, summary.machine, summary.versions, summary.source),
+        Note(
+            "Beside this page: summary.json with every number and every image's outcome, details.json with every "
+            "sub-model and epoch, report.md, and the plots in figures/."
+        ),
+        Details("Recipe, every default written out, as --set takes it", [Code(settings_text(summary.recipe))]),
+    ]
+
+
+def plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -> list[Plot]:
+    """Return the plots in the order of the page (arguments as in `write_run_report`)."""
+    result = summary.row(HEADLINE_ROW)
+    curves = {row.name: row.security_curve for row in summary.rows if row.security_curve}
+    images = next((curve.images for curve in curves.values()), 0)
+    kept = 1 - summary.row("best_member").model.sparsity
+    layers, overlap, trainings = details.layers, details.overlap, details.trainings
+    members = summary.selection.ensemble
+    return [
+        Plot("tradeoff", *TRADEOFF, lambda: robustness_against_size(summary.rows), wide=True),
+        Plot(
+            "security_curve",
+            "Accuracy against eps",
+            f"The same {images} test images at every radius. A sound attack reduces every row to chance.",
+            (lambda: figures.security_curves(curves, result)) if curves else None,
+        ),
+        figures.members_run_plot(result),
+        figures.examples_plot(examples, result, details.classes),
+        Plot(
+            "layers",
+            "Sparsity of each layer",
+            "Each layer with its number of weights; means over the sub-models of a score. The dashed line is the whole "
+            "network. The paper's Figure 5.",
+            (lambda: figures.layer_sparsity(layers)) if layers else None,
+        ),
+        Plot(
+            "overlap",
+            "Overlap of the masks",
+            "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the ensemble in "
+            f"colour. Random masks of the best sub-model's size would overlap by {round_percent(kept / (2 - kept))}.",
+            (lambda: figures.mask_overlap(overlap, members)) if overlap else None,
+        ),
+        Plot(
+            "training",
+            "Training",
+            f"Accuracy on held-out images, training loss and learning rate. {rollbacks(trainings)}".strip(),
+            (lambda: figures.training_curves(trainings)) if trainings else None,
+            wide=True,
+        ),
+    ]
+
+
+def failures(training: TrainingRecord) -> list[str]:
+    """Return what went wrong before epochs were kept, and what ended the training."""
+    return [text for e in training.epochs for text in (*e.rolled_back, *([e.stopped] if e.stopped else []))]
+
+
+def rollbacks(trainings: Sequence[TrainingRecord]) -> str:
+    """Describe where trainings failed and went back to an earlier epoch; empty if none did."""
+    failed = [
+        sentence(f"{LOOKS[training.name].label}: {text}") for training in trainings for text in failures(training)
+    ]
+    return " ".join(["Dotted lines: training went back.", *failed]) if failed else ""

@@ -29,78 +29,44 @@ def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResu
     """
     shared = [a.label for a in rows[0].attacks if all(a.label in {b.label for b in row.attacks} for row in rows)]
     engines = [engine for engine in ("torch", "engine") if any(engine in row.cost.latency for row in rows)]
-    accuracy, work, hidden = "accuracy, %", "work an image", None
+    trained = any(row.cost.training_passes is not None for row in rows)
+    accuracy, size_, work, train, hidden = "accuracy, %", "size", "work an image", "training", None
+    zeros, bitmap = "prunable weights that are 0, all members", "non-zero values and a bitmap, all members"
+    union, cost = "correct when clean and under every attack", "clean / under the attack that costs most"
+    expected, batch = "of non-zero weights, expected on clean images", "median of a whole batch of clean images"
+    made, time = "images forward and backward, attacks included", "of one core, all that the row was made from"
     columns: list[Column[EvaluationResult]] = [
         name,
-        Column("clean", lambda row: percent(row.clean_accuracy), "on clean test images", accuracy, "clean"),
+        Column("clean", lambda r: percent(r.clean_accuracy), "on clean test images", accuracy),
         *[Column(label, _under(label), f"under the attack {label}", accuracy, hidden) for label in shared],
-        Column(
-            "worst case",
-            lambda row: percent(row.robust_accuracy),
-            "correct when clean and under every attack made for the row, image by image",
-            accuracy,
-            "worst",
-        ),
-        Column(
-            "95 % interval",
-            lambda row: span(row.interval),
-            "Wilson interval of the worst case",
-            accuracy,
-            "95 %",
-            interval=worst_case_interval,
-        ),
-        Column(
-            "sparsity, %",
-            lambda row: percent(row.model.sparsity),
-            "prunable weights that are 0, all members",
-            "size",
-            "sparse",
-        ),
-        Column(
-            "non-zeros",
-            lambda row: count(row.model.nonzeros),
-            "weights that are not 0, all members",
-            "size",
-            "weights",
-        ),
-        Column("file", lambda r: size(r.cost.bytes), "non-zero values and a bitmap, all members", "size", hidden),
+        Column("worst case", lambda r: percent(r.robust_accuracy), union, accuracy, "worst"),
+        Column("95 % interval", _span, "Wilson", accuracy, "95 %", interval=worst_case_interval),
+        Column("sparsity, %", lambda r: percent(r.model.sparsity), zeros, size_, "sparse"),
+        Column("non-zeros", lambda r: count(r.model.nonzeros), "weights that are not 0, all members", size_, "weights"),
+        Column("file", lambda r: size(r.cost.bytes), bitmap, size_, hidden),
         Column("MACs, dense", lambda r: count(r.cost.macs_dense), "multiply-accumulates of all weights", work, hidden),
-        Column(
-            "MACs, non-zero",
-            lambda row: count(row.cost.macs_nonzero),
-            "of non-zero weights; with a stopping rule: expected on clean images",
-            work,
-            hidden,
-        ),
-        Column(
-            "members",
-            lambda row: members(row.members_run),
-            "mean number run: clean / under the attack that costs most",
-            work,
-        ),
+        Column("MACs, non-zero", lambda r: count(r.cost.macs_nonzero), expected, work, hidden),
+        Column("members", lambda r: members(r.members_run), f"mean number run: {cost}", work),
+        *[
+            Column(title, _latency(engine, title.replace(" ", "_")), batch, f"{engine}, ms", hidden)
+            for engine in engines
+            for title in ("batch 1", "batch 64")
+        ],
     ]
-    for engine in engines:
-        for title in ("batch 1", "batch 64"):
-            cell, meaning = _latency(engine, title.replace(" ", "_")), "median of a whole batch of clean images"
-            columns.append(Column(title, cell, meaning, f"{engine}, ms", hidden))
-    if any(row.cost.training_passes is not None for row in rows):
+    if trained:
         columns += [
-            Column(
-                "passes",
-                lambda row: DASH if row.cost.training_passes is None else count(row.cost.training_passes),
-                "images forward and backward, attacks included",
-                "training",
-                hidden,
-            ),
-            Column(
-                "time",
-                lambda row: DASH if row.cost.training_seconds is None else duration(row.cost.training_seconds),
-                "of one core, everything the row was made from",
-                "training",
-                hidden,
-            ),
+            Column("passes", lambda r: _known(r.cost.training_passes, count), made, train, hidden),
+            Column("time", lambda r: _known(r.cost.training_seconds, duration), time, train, hidden),
         ]
     return columns
+
+
+def _span(result: EvaluationResult) -> str:
+    return span(result.interval)
+
+
+def _known(value: float | None, write: Callable[[float], str]) -> str:
+    return DASH if value is None else write(value)
 
 
 def _under(label: str) -> Callable[[EvaluationResult], str]:
@@ -174,43 +140,19 @@ def attack_table(result: EvaluationResult) -> Table[AttackRow]:
             return ""
         return duration(row.seconds) if row.seconds >= 0.5 else "< 1 s"
 
-    rows = attack_rows(result)
+    def passes(kind: str) -> Callable[[AttackRow], str]:
+        return lambda row: count(getattr(row.passes, kind)) if row.passes else ""
+
+    rows, nearest = attack_rows(result), "of the nearest adversarial image found; minimum-norm attacks only"
     columns: list[Column[AttackRow]] = [
         Column("attack", lambda row: row.label, left=True, note=lambda row: row.note),
-        Column(
-            "accuracy, %", lambda row: percent(row.interval[1]), "images that are classified correctly", short="acc. %"
-        ),
-        Column(
-            "95 % interval",
-            lambda row: span((row.interval[0], row.interval[2])),
-            "Wilson interval of the accuracy",
-            short="95 %",
-            interval=lambda row: row.interval,
-        ),
-        Column(
-            "forward passes",
-            lambda row: count(row.passes.forward) if row.passes else "",
-            "images sent forward through a network by the attack",
-            short="forward",
-        ),
-        Column(
-            "backward passes",
-            lambda row: count(row.passes.backward) if row.passes else "",
-            "images sent backward",
-            short=None,
-        ),
+        Column("accuracy, %", lambda row: percent(row.interval[1]), "correctly classified images", short="acc. %"),
+        Column("95 % interval", lambda r: span(r.interval[::2]), "Wilson", short="95 %", interval=lambda r: r.interval),
+        Column("forward passes", passes("forward"), "images sent forward through a network", short="forward"),
+        Column("backward passes", passes("backward"), "images sent backward", short=None),
         Column("time", time, "that the attack took"),
-        Column(
-            "members",
-            lambda row: "" if row.members is None else f"{row.members:.2f}",
-            "mean number run on the attacked images",
-        ),
-        Column(
-            "median distance",
-            lambda row: row.distance,
-            "of the nearest adversarial image found; minimum-norm attacks only",
-            short="distance",
-        ),
+        Column("members", lambda r: "" if r.members is None else f"{r.members:.2f}", "mean number run on the images"),
+        Column("median distance", lambda row: row.distance, nearest, short="distance"),
     ]
     cost = "An attack on the cost changes misclassified images, too, and may correct them. "
     caption = (

@@ -134,24 +134,14 @@ def facts(summary: RunSummary) -> list[tuple[str, str, str]]:
     def seconds(row: EvaluationResult) -> str:
         return "unknown" if row.cost.training_seconds is None else duration(row.cost.training_seconds)
 
+    clean, kept, cost = dense.clean_accuracy, dense.model.nonzeros, dense.cost
+    costliest = f"{run.attacked:.2f} under the costliest attack tried"
     return [
-        (
-            f"{percent(ensemble.clean_accuracy)} %",
-            "clean accuracy",
-            f"dense parent {percent(dense.clean_accuracy)} %",
-        ),
-        (count(ensemble.model.nonzeros), "weights kept", f"dense parent {count(dense.model.nonzeros)}"),
-        (size(ensemble.cost.bytes), "on disk", f"dense parent {size(dense.cost.bytes)}"),
-        (
-            f"{run.clean:.2f} of {number}",
-            "members run, clean image",
-            f"{run.attacked:.2f} under the costliest attack tried",
-        ),
-        (
-            count(ensemble.cost.macs_nonzero),
-            "non-zero MACs, clean image",
-            f"dense parent {count(dense.cost.macs_nonzero)}",
-        ),
+        (f"{percent(ensemble.clean_accuracy)} %", "clean accuracy", f"dense parent {percent(clean)} %"),
+        (count(ensemble.model.nonzeros), "weights kept", f"dense parent {count(kept)}"),
+        (size(ensemble.cost.bytes), "on disk", f"dense parent {size(cost.bytes)}"),
+        (f"{run.clean:.2f} of {number}", "members run, clean image", costliest),
+        (count(ensemble.cost.macs_nonzero), "non-zero MACs, clean image", f"dense parent {count(cost.macs_nonzero)}"),
         (seconds(ensemble), "of one core to train", f"dense parent {seconds(dense)}"),
     ]
 

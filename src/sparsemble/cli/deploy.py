@@ -34,9 +34,11 @@ def export(
 
         typer.echo(format_.dumps(found, indent=1))
     elif not quiet:
-        from sparsemble.report.exported import export_table
+        from sparsemble.core.config import from_dict
+        from sparsemble.core.results import ExportResult
+        from sparsemble.report import export_table
 
-        Console().print(export_table(found))
+        Console().print(export_table(from_dict(ExportResult, found)).terminal())
         typer.echo(f"packed ensemble: {run / 'export' / 'ensemble.sparsemble'}")
 
 

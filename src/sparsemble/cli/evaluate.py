@@ -213,9 +213,12 @@ def bench(
     if json:
         write_json(json, found)
     if plot:
-        from sparsemble.report.bench import draw_bench
+        from sparsemble.core.config import from_dict
+        from sparsemble.core.results import SCHEMA, BenchResult
+        from sparsemble.report import draw_bench
 
-        draw_bench(found, plot)
+        typed = {key: value for key, value in found.items() if key != "asked"}
+        draw_bench(from_dict(BenchResult, {**typed, "schema": SCHEMA, "settings": found["asked"]}), plot)
     if not quiet:
         Console().print(bench_table(found))
         if first_use:

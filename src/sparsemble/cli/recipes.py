@@ -82,9 +82,9 @@ def run_recipe(name: str, out: Path | None, changes: list[str], until: str, give
     if settings.quiet:
         return
     if until in ("report", "export"):
-        from sparsemble.report.tables import summary_table
+        from sparsemble.report import run_table
 
-        Console().print(summary_table(read_summary(folder)))
+        Console().print(run_table(read_summary(folder)))
         typer.echo(f"report: {folder / 'report' / 'index.html'}")
         if until == "export":
             typer.echo(f"packed ensemble: {folder / 'export' / 'ensemble.sparsemble'}")
@@ -121,6 +121,6 @@ def study(
         raise typer.Exit(1) from None
     if not quiet:
         say(Console(), (folder / "study.md").read_text("utf-8"))
-    failed = sum("failed" in cell for cell in result["cells"])
+    failed = sum(cell.failed is not None for cell in result.cells)
     if failed:
-        raise RunError(f"{failed} of {len(result['cells'])} models; {folder / 'study.md'} says why")
+        raise RunError(f"{failed} of {len(result.cells)} models; {folder / 'study.md'} says why")

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import RunSummary
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.header import parse, text
 from sparsemble.runtime.format.op_serialization import node_from_dict, node_to_dict
@@ -20,7 +21,7 @@ from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Nod
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
 
 
-def save_folder(ensemble: PackedEnsemble, folder: Path, summary: Mapping[str, Any] | None, *, values: str) -> None:
+def save_folder(ensemble: PackedEnsemble, folder: Path, summary: RunSummary | None, *, values: str) -> None:
     """Write weights, settings and card.
 
     Args:
@@ -102,7 +103,7 @@ def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number
         yield node_from_dict(one, name, weight, floats)
 
 
-def card(ensemble: PackedEnsemble, summary: Mapping[str, Any] | None) -> str:
+def card(ensemble: PackedEnsemble, summary: RunSummary | None) -> str:
     """Return the model card: what it is, how robust, and which checks of that number failed."""
     channels, height, width = ensemble.image
     lines = [
@@ -123,22 +124,20 @@ def card(ensemble: PackedEnsemble, summary: Mapping[str, Any] | None) -> str:
     ]
     if summary is None:
         return "\n".join([*lines, "No measurement came with this export.", ""])
-    threat = summary["threat"]
+    threat, headline = summary.rows[0].threat, summary.row("ensemble_dynamic")
     lines += [
-        f"Threat model: {threat['norm']}, eps {threat['eps']:.4g}. Worst case: right on the clean image and under "
-        "every attack that was tried, attacks on the stopping rule included.",
+        f"Threat model: {threat.norm}, eps {threat.eps:.4g}. Worst case: correct on the clean image and under every "
+        "attack that was tried, attacks on the stopping rule included.",
         "",
         "| | clean % | worst case % | 95 % | members run, clean / attacked |",
         "|---|---:|---:|---:|---:|",
     ]
-    for row in summary["rows"]:
-        low, high = row["worst_case_interval"]
-        runs = row["members_run"]
+    for row in summary.rows:
+        (low, high), runs = row.interval, row.members_run
         lines.append(
-            f"| {row['name']} | {100 * row['clean']:.1f} | {100 * row['worst_case']:.1f} | {100 * low:.0f} to "
-            f"{100 * high:.0f} | {runs['clean']:.2f} / {runs['attacked']:.2f} |"
+            f"| {row.name} | {100 * row.clean_accuracy:.1f} | {100 * row.robust_accuracy:.1f} | {100 * low:.0f} to "
+            f"{100 * high:.0f} | {runs.clean:.2f} / {runs.attacked:.2f} |"
         )
-    failed = [check for check in summary["checks"] if check["status"] == "fail"]
-    lines += ["", f"Measured on {summary['rows'][0]['images']} test images. Checks of the evaluation that failed:", ""]
-    lines += [f"- {check['name']}: {check['detail']}" for check in failed] or ["- none"]
-    return "\n".join([*lines, "", f"Made by `{summary['command']}`, seed {summary['seed']}.", ""])
+    lines += ["", f"Measured on {headline.data.images} test images. Checks of the evaluation that failed:", ""]
+    lines += [f"- {check.name}: {check.detail}" for check in headline.checks_with("failed")] or ["- none"]
+    return "\n".join([*lines, "", f"Made by `{summary.command}`, seed {summary.seed}.", ""])

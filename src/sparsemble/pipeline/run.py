@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_bytes
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import RunSummary
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.engines.parallel import ParallelEngine
 from sparsemble.pipeline.method import Method, method, run_index
@@ -196,7 +197,6 @@ def export(folder: Path, values: str, settings: Mapping[str, Any], console: Cons
     return found
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> RunSummary:
     """Return the summary of a finished run."""
-    summary: dict[str, Any] = read_json(folder / "report" / "summary.json")
-    return summary
+    return RunSummary.load(folder / "report" / "summary.json")

@@ -10,19 +10,26 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sparsemble.core.artifacts import Artifact, only_run_in, write_json
+from sparsemble.core.artifacts import Artifact, only_run_in
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import EvaluationResult, MembersRun, RunSummary, StudyCell, StudyNumbers, StudyResult
+from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.environment import machine, source_revision
+from sparsemble.evaluation.outcome_store import OutcomeStore
+from sparsemble.evaluation.run_attacks import accuracy, run_attacks
+from sparsemble.evaluation.run_models import load_row
+from sparsemble.models.model_io import load_spec
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.progress import BarProgress, PlainProgress
 from sparsemble.pipeline.run import check_device, check_workers
 from sparsemble.pipeline.stage import Task
-from sparsemble.pipeline.stages.report import ancestry
+from sparsemble.pipeline.stages.attack import STORE, AttackStage
+from sparsemble.pipeline.stages.evaluate import ancestry
 from sparsemble.pipeline.study import Cell, Study, cells
-from sparsemble.pipeline.study_table import rows
-from sparsemble.report.study import write_study
+from sparsemble.pipeline.study_table import lines
+from sparsemble.report import write_study
 
-SCHEMA_VERSION = 1
+CPU = torch.device("cpu")
 
 
 def run_study(
@@ -34,7 +41,7 @@ def run_study(
     workers: int = 0,
     console: Console | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> StudyResult:
     """Run what is missing of a study, and write `study.json`, `study.md`, `study.csv` and `study.png` to its folder.
 
     A stage that several cells share runs once; one that fails fails the cells that need it, and no others.
@@ -76,25 +83,24 @@ def run_study(
                 engine.run(missing)
             failures = engine.failures
     finished = [artifact.meta for artifact in _finished(expanded, folder)]
-    result = {
-        "schema": SCHEMA_VERSION,
-        "title": study.title,
-        "kind": study.kind,
-        "recipe": study.recipe,
-        "set": list(study.settings),
-        "axes": {axis: list(values) for axis, values in study.axes.items()},
-        "seeds": list(study.seeds),
-        "command": command,
-        "machine": machine(torch.device(device)),
-        "source": source_revision(),
-        "stage_sources": sorted({meta["source"] for meta in finished}),
-        "wall_seconds": time.perf_counter() - began,
-        "stage_seconds": sum(meta["seconds"] for meta in finished),
-        "stages_run": len(missing) - len(failures),
-        "cells": [row for cell in expanded for row in _rows(cell, study, folder, failures)],
-    }
-    result["table"] = rows(result)
-    write_json(folder / "study.json", result)
+    results = tuple(result for cell in expanded for result in _cells(cell, study, folder, failures))
+    result = StudyResult(
+        title=study.title,
+        kind=study.kind,
+        recipe=study.recipe,
+        settings=tuple(study.settings),
+        axes={axis: tuple(values) for axis, values in study.axes.items()},
+        seeds=tuple(study.seeds),
+        command=command,
+        machine=machine(torch.device(device)),
+        source=source_revision() or None,
+        stage_sources=tuple(sorted({meta["source"] for meta in finished})),
+        wall_seconds=time.perf_counter() - began,
+        stage_seconds=sum(meta["seconds"] for meta in finished),
+        stages_run=len(missing) - len(failures),
+        cells=results,
+        table=lines(results, tuple(study.axes)),
+    )
     write_study(result, folder)
     return result
 
@@ -123,69 +129,64 @@ def _finished(expanded: Sequence[Cell], folder: Path) -> list[Artifact]:
     return [Artifact(folder / name) for name in sorted(names) if (folder / name).is_dir()]
 
 
-def _rows(cell: Cell, study: Study, folder: Path, failures: dict[str, str]) -> list[dict[str, Any]]:
-    """Return what became of a cell, one entry for each row of it that is shown."""
-    told: dict[str, Any] = {"values": cell.values, "seed": cell.seed, "settings": list(study.changes(cell.values))}
+def _cells(cell: Cell, study: Study, folder: Path, failures: dict[str, str]) -> list[StudyCell]:
+    """Return the result of a cell, one entry for each row of it that is shown."""
+    facts: dict[str, Any] = {
+        "values": cell.values,
+        "seed": cell.seed,
+        "settings": tuple(study.changes(cell.values)),
+    }
     failed = [failures[task.hash] for task in cell.tasks if task.hash in failures]
     if failed:
-        return [told | {"row": row, "failed": failed[0]} for row in (cell.made or study.rows)]
+        return [StudyCell(**facts, row=row, failed=failed[0]) for row in (cell.made or study.rows)]
     if cell.report:
-        summary = Artifact(folder / cell.report.folder).json("summary.json")
-        return [told | _of_summary(row, folder, cell) for row in summary["rows"] if row["name"] in study.rows]
-    return [told | _of_model(row, task, cell, folder) for row, task in cell.made.items()]
+        summary = RunSummary.load(folder / cell.report.folder / "summary.json")
+        return [
+            StudyCell(**facts, row=row.name, artifact=cell.report.folder, **_of_result(row))
+            for row in summary.rows
+            if row.name in study.rows
+        ]
+    return [
+        StudyCell(**facts, row=row, artifact=task.folder, **_of_model(row, task, cell, folder))
+        for row, task in cell.made.items()
+    ]
 
 
-def _of_summary(row: dict[str, Any], folder: Path, cell: Cell) -> dict[str, Any]:
-    from safetensors.torch import load_file
+def _of_result(row: EvaluationResult) -> dict[str, Any]:
+    """Return the numbers of a row of a run."""
+    numbers = StudyNumbers(
+        clean_accuracy=row.clean_accuracy,
+        worst_case=row.robust_accuracy,
+        attacks={attack.label: attack.robust_accuracy for attack in row.attacks},
+        sparsity=row.model.sparsity,
+        nonzeros=row.model.nonzeros,
+        macs_nonzero=row.cost.macs_nonzero,
+        members_run=row.members_run,
+        training_passes=row.cost.training_passes or 0,
+        training_seconds=row.cost.training_seconds or 0.0,
+    )
+    return {"numbers": numbers, "macs_dense": row.cost.macs_dense, "correct": row.worst_case.correct}
 
-    names = ("clean", "worst_case", "attacks", "images", "sparsity", "nonzeros", "macs_dense", "macs_nonzero")
-    assert cell.report is not None
-    judged = load_file(folder / cell.report.inputs["evaluate"].folder / "outcomes.safetensors")
-    right = torch.stack([found for label, found in judged.items() if label.startswith(row["name"] + ".")]).amin(0)
-    return {
-        "row": row["name"],
-        **{name: row[name] for name in (*names, "members_run", "training_passes", "seconds")},
-        "outcomes": right.tolist(),
-        "artifact": cell.report.folder,
-    }
 
-
-def _of_model(row: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
-    """Return the numbers of a single model."""
-    from sparsemble.evaluation.cost import count_macs, count_weights
-    from sparsemble.models.model_io import load_model
-
+def _of_model(name: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
+    """Return the numbers of a single model, from the outcomes of its attacks."""
+    stages = [attack.stage for attack in cell.attacks[name].values() if isinstance(attack.stage, AttackStage)]
     artifact = Artifact(folder / task.folder)
-    outcomes = {
-        label: Artifact(folder / attack.folder).json("outcome.json") for label, attack in cell.attacks[row].items()
-    }
-    clean = _clean(folder / next(iter(cell.attacks[row].values())).folder)
-    right = [all(found) for found in zip(*(one["right"] for one in outcomes.values()), strict=True)]
-    model = load_model(artifact.path, torch.device("cpu"))
-    weights, made_from = count_weights(model), ancestry(artifact)
-    shape = tuple(artifact.json("architecture.json")["shape"])
-    macs = count_macs(model, (shape[0], shape[1], shape[2]))
-    return {
-        "row": row,
-        "clean": sum(clean) / len(clean),
-        "worst_case": sum(right) / len(right),
-        "attacks": {label: sum(one["right"]) / len(right) for label, one in outcomes.items()},
-        "images": len(right),
-        "outcomes": [int(value) for value in right],
-        "sparsity": weights.sparsity,
-        "nonzeros": weights.nonzeros,
-        "macs_dense": macs.dense,
-        "macs_nonzero": macs.nonzero,
-        "members_run": {"clean": 1.0, "attacked": 1.0},
-        "training_passes": sum(sum(stage.meta["passes"].values()) for stage in made_from),
-        "seconds": sum(stage.meta["seconds"] for stage in made_from),
-        "artifact": task.folder,
-    }
-
-
-def _clean(attack: Path) -> list[bool]:
-    """Return which clean images were answered rightly, from the shards of an attack."""
-    from safetensors.torch import load_file
-
-    shards = sorted((attack / "ledger" / "clean").glob("*.safetensors"))
-    return [bool(value) for shard in shards for value in load_file(shard)["right"].tolist()]
+    row = load_row(name, {name: artifact}, stages[0].combiner, CPU)
+    job = stages[0].job(row, tuple(stage.attack for stage in stages), CPU)
+    finished = [folder / attack.folder / STORE for attack in cell.attacks[name].values()]
+    outcomes = run_attacks(job, OutcomeStore(finished=finished))
+    weights, made_from = count_weights(row.ensemble), ancestry(artifact)
+    macs = count_macs(row.ensemble, load_spec(artifact.path).shape)
+    numbers = StudyNumbers(
+        clean_accuracy=outcomes.clean_accuracy,
+        worst_case=outcomes.robust_accuracy,
+        attacks={label: accuracy(outcome.correct) for label, outcome in outcomes.attacks.items()},
+        sparsity=weights.sparsity,
+        nonzeros=weights.nonzeros,
+        macs_nonzero=macs.nonzero,
+        members_run=MembersRun(clean=1.0, attacked=1.0),
+        training_passes=sum(sum(stage.meta["passes"].values()) for stage in made_from),
+        training_seconds=sum(stage.meta["seconds"] for stage in made_from),
+    )
+    return {"numbers": numbers, "macs_dense": macs.dense, "correct": tuple(outcomes.worst_case.int().tolist())}

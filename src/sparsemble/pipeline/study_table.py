@@ -1,42 +1,58 @@
 """The cells of a study, seeds put together."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from sparsemble.core.results import MembersRun, StudyCell, StudyLine, StudyNumbers
 from sparsemble.evaluation.statistics import wilson
 
 T_975 = (math.inf, 12.707, 4.303, 3.183, 2.777, 2.571, 2.447, 2.365, 2.307, 2.263)
 """97.5 % points of Student's t with 0 to 9 degrees of freedom, rounded up; the last one holds, too wide, beyond."""
 
 
-def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+def lines(cells: Sequence[StudyCell], axes: Sequence[str]) -> tuple[StudyLine, ...]:
     """Return one line for each combination of values and row, its seeds together."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for cell in result["cells"]:
-        key = (*(cell["values"].get(axis, "") for axis in result["axes"]), cell["row"])
-        groups.setdefault(key, []).append(cell)
-    return [_line(result, found) for found in groups.values()]
+    groups: dict[tuple[str, ...], list[StudyCell]] = {}
+    for cell in cells:
+        groups.setdefault((*(cell.values.get(axis, "") for axis in axes), cell.row), []).append(cell)
+    return tuple(_line(group) for group in groups.values())
 
 
-def _line(result: dict[str, Any], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    good = [cell for cell in found if "failed" not in cell]
-    line: dict[str, Any] = {
-        "values": found[0]["values"],
-        "row": found[0]["row"],
-        "seeds": len(good),
-        "failed": [f"seed {cell['seed']}: {cell['failed']}" for cell in found if "failed" in cell],
-        "worst_case": None,
-    }
-    if not good:
-        return line
-    for name in ("clean", "worst_case", "sparsity", "nonzeros", "macs_nonzero", "training_passes", "seconds"):
-        line[name] = sum(cell[name] for cell in good) / len(good)
-    line["attacks"] = {k: sum(cell["attacks"][k] for cell in good) / len(good) for k in good[0]["attacks"]}
-    line["members_run"] = {k: sum(cell["members_run"][k] for cell in good) / len(good) for k in ("clean", "attacked")}
-    line["interval"] = interval([cell["worst_case"] for cell in good], good[0]["images"])
-    line["each"] = [cell["worst_case"] for cell in good]
-    return line
+def _line(cells: Sequence[StudyCell]) -> StudyLine:
+    """Return the seeds of one combination together."""
+    seeds = [(cell.numbers, len(cell.correct)) for cell in cells if cell.numbers]
+    failed = tuple(f"seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed)
+    if not seeds:
+        return StudyLine(values=cells[0].values, row=cells[0].row, seeds=0, failed=failed)
+    numbers = [each for each, _ in seeds]
+    worst = tuple(each.worst_case for each in numbers)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(numbers)
+
+    return StudyLine(
+        values=cells[0].values,
+        row=cells[0].row,
+        seeds=len(numbers),
+        failed=failed,
+        numbers=StudyNumbers(
+            **{name: mean(getattr(each, name) for each in numbers) for name in NUMBERS},
+            attacks={label: mean(each.attacks[label] for each in numbers) for label in numbers[0].attacks},
+            members_run=MembersRun(
+                clean=mean(each.members_run.clean for each in numbers),
+                attacked=mean(each.members_run.attacked for each in numbers),
+            ),
+        ),
+        interval=interval(worst, seeds[0][1]),
+        each=worst,
+    )
+
+
+NUMBERS = (
+    *("clean_accuracy", "worst_case", "sparsity", "nonzeros"),
+    *("macs_nonzero", "training_passes", "training_seconds"),
+)
+"""Fields of `StudyNumbers` that are plain numbers."""
 
 
 def interval(shares: Sequence[float], images: int) -> tuple[float, float]:

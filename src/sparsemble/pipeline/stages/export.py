@@ -10,6 +10,7 @@ from sparsemble.api.context import Context
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.interfaces import Combiner, Ensemble
+from sparsemble.core.results import RunSummary
 from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.cost import count_weights
@@ -27,6 +28,7 @@ from sparsemble.runtime.predictor import Predictor
 from sparsemble.training.validation import adversarial_images, member_logits
 
 PACKED = "ensemble.sparsemble"
+NO_ONNX = "needs onnx and onnxruntime; pip install 'sparsemble[export]'"
 CPU = torch.device("cpu")
 """Where an export is made and compared: others will run it there."""
 
@@ -83,6 +85,7 @@ class ExportStage(Stage):
                 "unrounded": before,
                 "rounded": after,
                 "formats": formats,
+                "not_written": {} if "onnx" in formats else {"onnx": NO_ONNX},
             },
         )
 
@@ -96,7 +99,14 @@ class ExportStage(Stage):
             data.shape,
             parent_weights,
             recipe=resolved(self.recipe),
-            provenance={"run": self.title, "seed": self.seed, "source": source_revision() or "", **versions()},
+            provenance={
+                "run": self.title,
+                "seed": self.seed,
+                "source": source_revision() or "",
+                "selected_on": "held-out",
+                **({} if self.recipe.parent else {"extra_data": "none"}),
+                **versions(),
+            },
         )
 
     def _check_folded(self, trained: Ensemble, whole: PackedEnsemble, x: Images) -> None:
@@ -129,7 +139,9 @@ class ExportStage(Stage):
     ) -> dict[str, Any]:
         """Write the folder for model hubs, and run what it holds."""
         folder = context.output / "hub"
-        save_folder(ensemble, folder, inputs["report"].json("summary.json"), values=self.recipe.export.values)
+        save_folder(
+            ensemble, folder, RunSummary.load(inputs["report"].file("summary.json")), values=self.recipe.export.values
+        )
         read = _in_torch(load_folder(folder), row.ensemble.combiner)
         return self._agrees(wanted, member_logits(read, images), row, context, inputs)
 
@@ -141,7 +153,7 @@ class ExportStage(Stage):
             import onnx
             import onnxruntime
         except ImportError:
-            return {"onnx": "not written: needs onnx and onnxruntime; pip install 'sparsemble[export]'"}
+            return {}
         from sparsemble.export.onnx import OPSET, ensemble_graph, member_graph
 
         folder = context.output / "onnx"

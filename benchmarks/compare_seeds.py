@@ -4,6 +4,7 @@ python benchmarks/compare_seeds.py runs/seed0 runs/seed1 runs/seed2
 python benchmarks/compare_seeds.py runs/seed0 runs/seed1 --against runs/eed0 runs/eed1
 
 Prints Markdown. `--against` adds each row minus that of another recipe, seed by seed in the order given. A run is
+<<<<<<< HEAD
 its folder, or a copy of its report. A paired difference joins all seeds and images
 (`evaluation.statistics.paired_mean_difference`).
 """
@@ -15,6 +16,22 @@ import numpy as np
 
 from sparsemble.core.results import ROW_NAMES, RunSummary
 from sparsemble.evaluation.statistics import paired_mean_difference
+=======
+its folder, or a folder with its `summary.json`. A paired difference joins all seeds and images
+(`paired_mean_difference`).
+"""
+
+import math
+import sys
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float
+
+from sparsemble.core.errors import InputError
+from sparsemble.core.results import ROW_NAMES, RunSummary
+>>>>>>> 0ecfcc7 (tests of the evaluator)
 
 PAIRS = (
     ("ensemble_static", "harp"),
@@ -26,6 +43,7 @@ PAIRS = (
 )
 
 
+<<<<<<< HEAD
 def load(run: Path) -> RunSummary:
     """Return the summary in a run's folder or in a copy of its report."""
     report = run / "report" if (run / "report").is_dir() else run
@@ -49,6 +67,58 @@ def row_line(runs: list[RunSummary], name: str) -> str:
 def difference_line(title: str, first: list[np.ndarray], second: list[np.ndarray]) -> str:
     """Return a line of the second table: the paired difference of two rows, in percentage points."""
     mean, low, high = (100 * value for value in paired_mean_difference(np.stack(first) - np.stack(second)))
+=======
+def read(path: Path) -> RunSummary:
+    """Return the summary of a run."""
+    report = path / "report" if (path / "report").is_dir() else path
+    if not (report / "summary.json").is_file():
+        sys.exit(f"{path} is neither a finished run nor a copy of its report")
+    return RunSummary.load(report / "summary.json")
+
+
+def worst_case(run: RunSummary, row: str) -> np.ndarray:
+    """Return which test images a row classifies correctly when clean and under every attack made for it."""
+    return np.asarray(run.row(row).worst_case.correct, np.float64)
+
+
+def paired_mean_difference(
+    differences: Float[np.ndarray, "seeds n"], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the mean of paired differences over seeds and images, with a normal confidence interval.
+
+    An image that every seed saw is one image: the variance is that of the images' means plus, with several seeds, that
+    of the seeds' means. The sum counts the interaction twice, so the interval is rather too wide than too narrow; with
+    fewer than about five seeds their part is itself a rough guess.
+
+    Args:
+        differences: first minus second result on each image, one row a seed.
+        level: probability that the interval holds the true mean, in (0, 1).
+
+    Returns:
+        The mean and the ends of its interval.
+
+    Raises:
+        InputError: no seed, fewer than two images, or a level outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level must lie in (0, 1), as in 0.95, got {level}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    seeds, n = differences.shape
+    if seeds < 1 or n < 2:
+        raise InputError(f"differences must hold at least one seed and two images, got {seeds} and {n}")
+    exact = differences.astype(np.float64)
+    variance = exact.mean(0).var(ddof=1) / n
+    if seeds > 1:
+        variance += exact.mean(1).var(ddof=1) / seeds
+    mean, half = float(exact.mean()), z * math.sqrt(variance)
+    return mean, mean - half, mean + half
+
+
+def difference(title: str, first: list[np.ndarray], second: list[np.ndarray]) -> str:
+    """Return a line of a table: the paired difference of two rows, in points."""
+    differences = np.stack([a - b for a, b in zip(first, second, strict=True)])
+    mean, low, high = (100 * value for value in paired_mean_difference(differences))
+>>>>>>> 0ecfcc7 (tests of the evaluator)
     return f"| {title} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |"
 
 
@@ -58,6 +128,7 @@ def correct(runs: list[RunSummary], name: str) -> list[np.ndarray]:
 
 
 def main() -> None:
+<<<<<<< HEAD
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
@@ -77,6 +148,34 @@ def main() -> None:
         print(difference_line(f"{ROW_NAMES[a]} minus {ROW_NAMES[b]}", correct(runs, a), correct(runs, b)))
     for name, title in ROW_NAMES.items() if others else ():
         print(difference_line(f"{title}, minus that of the other recipe", correct(runs, name), correct(others, name)))
+=======
+    arguments = sys.argv[1:]
+    cut = arguments.index("--against") if "--against" in arguments else len(arguments)
+    runs, others = ([read(Path(path)) for path in part] for part in (arguments[:cut], arguments[cut + 1 :]))
+    if not runs or (cut < len(arguments) and len(others) != len(runs)):
+        sys.exit(__doc__)
+    print("| row | clean % | worst case % (each seed) | members run, clean / attacked | training |")
+    print("|---|---:|---:|---:|---:|")
+    for name, title in ROW_NAMES.items():
+        rows = [run.row(name) for run in runs]
+        clean = np.array([100 * row.clean_accuracy for row in rows])
+        worst = np.array([100 * row.robust_accuracy for row in rows])
+        runs_clean = np.mean([row.members_run.clean for row in rows])
+        runs_attacked = np.mean([row.members_run.attacked for row in rows])
+        seconds = np.mean([row.cost.training_seconds or 0.0 for row in rows])
+        each = ", ".join(f"{value:.1f}" for value in worst)
+        members = f"{runs_clean:.2f} / {runs_attacked:.2f}"
+        print(f"| {title} | {clean.mean():.1f} | {worst.mean():.1f} ({each}) | {members} | {seconds:.0f} s |")
+    count = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    print(f"\n| worst case, {count} x {runs[0].row('dense').data.images} images | points | 95 % interval |")
+    print("|---|---:|---:|")
+    for a, b in PAIRS:
+        first, second = ([worst_case(run, row) for run in runs] for row in (a, b))
+        print(difference(f"{ROW_NAMES[a]} minus {ROW_NAMES[b]}", first, second))
+    for row, title in ROW_NAMES.items() if others else ():
+        ours, theirs = ([worst_case(run, row) for run in part] for part in (runs, others))
+        print(difference(f"{title}, minus that of the other recipe", ours, theirs))
+>>>>>>> 0ecfcc7 (tests of the evaluator)
 
 
 if __name__ == "__main__":

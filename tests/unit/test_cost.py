@@ -1,24 +1,19 @@
-"""Multiply-accumulates, weights, packed files and latency."""
+"""Multiply-accumulates, weights, bytes and latency."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save, save_file
-from sparsemble.evaluation.packed import load_packed, save_packed
+from safetensors.torch import save
 from torch import nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.types import Logits, MemberLogits, seeded
 from sparsemble.evaluation import latency
-from sparsemble.evaluation.cost import Macs, Weights, count_macs, count_weights
+from sparsemble.evaluation.cost import Macs, Weights, count_macs, count_weights, packed_bytes
 from sparsemble.evaluation.latency import measure_latency
 from sparsemble.models import architectures, build_model
-from tests.helpers import examples
 
 
 def tiny(seed: int = 0, width: int = 4) -> nn.Module:
@@ -135,99 +130,40 @@ class Bag(nn.Module):
             self.register_buffer(name, tensor)
 
 
-def round_trip(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
-    save_packed(model, path)
-    empty = Bag(**{name: torch.full_like(tensor, 7) for name, tensor in model.state_dict().items()})
-    load_packed(path, empty)
-    return empty.state_dict()
+class TestPackedBytes:
+    @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95])
+    def test_are_the_values_and_one_bit_a_weight(self, sparsity: float) -> None:
+        size = 40_000
+        weight = torch.ones(200, 200)
+        weight.view(-1)[: int(sparsity * size)] = 0
+        payload = 4 * size if sparsity == 0 else 4 * size * (1 - sparsity) + size / 8
+        assert payload < packed_bytes(Bag(weight=weight)) < payload + 250
 
-
-class TestPacked:
-    def test_a_network_comes_back_and_answers_the_same(self, tmp_path: Path) -> None:
-        model, other, x = prune_half(tiny(0)), tiny(1), torch.rand(3, 1, 8, 8)
-        model(x)  # moves BatchNorm away from its start
-        save_packed(model, tmp_path / "m")
-        load_packed(tmp_path / "m", other)
-        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
-        assert torch.equal(model.eval()(x), other.eval()(x))
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
-    def test_all_zero_and_fully_dense_tensors(self, tmp_path: Path, dtype: torch.dtype) -> None:
-        zero, dense, scalar = torch.zeros(30, 40).to(dtype), torch.ones(30, 40).to(dtype), torch.tensor(0).to(dtype)
-        found = round_trip(Bag(zero=zero, dense=dense, scalar=scalar, empty=zero[:0]), tmp_path / "m")
-        assert torch.equal(found["zero"], zero)
-        assert torch.equal(found["dense"], dense)
-        assert torch.equal(found["scalar"], scalar)
-        assert found["empty"].shape == (0, 40)
-        assert "dense" in load_file(tmp_path / "m")
-
-    @examples(60)
     @given(
         st.lists(st.integers(0, 9), min_size=0, max_size=4),
         st.floats(0, 1),
         st.integers(0, 2**32 - 1),
         st.booleans(),
     )
-    def test_any_shape_and_sparsity(
-        self, tmp_path_factory: pytest.TempPathFactory, shape: list[int], sparsity: float, seed: int, last: bool
+    def test_are_never_more_than_those_of_the_dense_file(
+        self, shape: list[int], sparsity: float, seed: int, channels_last: bool
     ) -> None:
         rng = seeded(seed)
         tensor = torch.randn(shape, generator=rng) * (torch.rand(shape, generator=rng) >= sparsity)
-        if last and tensor.ndim == 4:
+        if channels_last and tensor.ndim == 4:
             tensor = tensor.to(memory_format=torch.channels_last)
-        path = tmp_path_factory.mktemp("packed") / "m"
-        assert torch.equal(round_trip(Bag(tensor=tensor), path)["tensor"], tensor)
-        assert path.stat().st_size <= len(save({"tensor": tensor.contiguous()}))
+        assert packed_bytes(Bag(tensor=tensor)) <= len(save({"tensor": tensor.contiguous()}))
 
-    @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95])
-    def test_size_is_the_values_and_one_bit_a_weight(self, tmp_path: Path, sparsity: float) -> None:
-        size = 40_000
-        weight = torch.ones(200, 200)
-        weight.view(-1)[: int(sparsity * size)] = 0
-        save_packed(Bag(weight=weight), tmp_path / "m")
-        payload = 4 * size if sparsity == 0 else 4 * size * (1 - sparsity) + size / 8
-        assert payload < (tmp_path / "m").stat().st_size < payload + 250
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64])
+    def test_of_any_type_of_tensor(self, dtype: torch.dtype) -> None:
+        zero, dense, scalar = torch.zeros(30, 40).to(dtype), torch.ones(30, 40).to(dtype), torch.tensor(0).to(dtype)
+        assert packed_bytes(Bag(zero=zero)) < zero.nbytes / 2 + 200
+        assert packed_bytes(Bag(dense=dense)) > dense.nbytes
+        assert packed_bytes(Bag(scalar=scalar, empty=zero[:0])) < 300
 
-    def test_tied_tensors_and_negative_zero(self, tmp_path: Path) -> None:
-        shared = torch.tensor([[-0.0, 1.0, torch.inf, torch.nan]])
-        found = round_trip(Bag(a=shared, b=shared), tmp_path / "m")
-        torch.testing.assert_close(found["a"], shared, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(found["b"], shared, rtol=0, atol=0, equal_nan=True)
-
-    @pytest.mark.parametrize(
-        ("stored", "sentence"),
-        [
-            (Bag(a=torch.ones(2)), "needs, but the file lacks, tensor b"),
-            (Bag(a=torch.ones(2), b=torch.zeros(2000), c=torch.ones(1)), "has no place for tensor c"),
-            (Bag(a=torch.ones(2), b=torch.ones(200, 10)), r"tensor b is \(200, 10\) .*needs \(2000,\)"),
-            (Bag(a=torch.ones(2), b=torch.zeros(200)), "bitmap of b does not fit its 2000 entries"),
-            (Bag(a=torch.ones(2), b=torch.zeros(2000).double()), r"float64, the model needs .*float32"),
-            (Bag(a=torch.ones(2).double(), b=torch.zeros(2000)), "tensor a is .*float64"),
-        ],
-        ids=["missing", "unexpected", "shape", "packed shape", "packed type", "type"],
-    )
-    def test_refuses_another_architecture(self, tmp_path: Path, stored: nn.Module, sentence: str) -> None:
-        save_packed(stored, tmp_path / "m")
-        model = Bag(a=torch.full((2,), 3.0), b=torch.zeros(2000))
-        with pytest.raises(InputError, match=sentence):
-            load_packed(tmp_path / "m", model)
-        assert torch.equal(model.state_dict()["a"], torch.full((2,), 3.0))
-
-    def test_refuses_damage(self, tmp_path: Path) -> None:
-        model = Bag(b=torch.zeros(2000))
-        path = tmp_path / "m"
-        with pytest.raises(InputError, match="cannot be read as a packed model"):
-            load_packed(path, model)
-        path.write_bytes(b"{")
-        with pytest.raises(InputError, match="cannot be read as a packed model"):
-            load_packed(path, model)
-        bits = torch.from_numpy(np.packbits(np.arange(2000) < 3))
-        save_file({"b|values": torch.ones(2), "b|bits": bits}, path)
-        with pytest.raises(InputError, match="b has 2 values for 3 positions"):
-            load_packed(path, model)
-        save_file({"b|values": torch.ones(3)}, path)
-        with pytest.raises(InputError, match="needs, but the file lacks, tensor b"):
-            load_packed(path, model)
+    def test_an_ensemble_is_a_file_for_each_member(self) -> None:
+        members = [prune_half(tiny(0)), tiny(1)]
+        assert packed_bytes(Ensemble(members, Mean())) == sum(packed_bytes(member) for member in members)
 
 
 class TestLatency:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import CheckResult
 from sparsemble.evaluation import checks
-from sparsemble.evaluation.checks import Check, complete, merged, verdict, waived
+from sparsemble.evaluation.checks import complete, merged, skipped, verdict
 
 PAGE = (Path(__file__).parents[2] / "docs" / "checks.md").read_text("utf-8")
 ROWS = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if re.match(r"\| \d", line)]
@@ -16,8 +17,8 @@ FUNCTIONS = {
     name: function
     for name in checks.__all__
     if inspect.isfunction(function := getattr(checks, name))
-    and inspect.signature(function).return_annotation in (Check, "Check")
-    and name not in ("verdict", "waived")
+    and inspect.signature(function).return_annotation is CheckResult
+    and name not in ("verdict", "skipped")
 }
 
 
@@ -37,9 +38,10 @@ class TestList:
         assert not [(a, b) for a in names for b in names if a != b and a in b]
 
     def test_a_verdict_takes_its_name_from_the_list(self) -> None:
-        assert verdict(13, True, "why") == Check(13, checks.NAMES[13], "pass", "why")
-        assert verdict(13, False, "why").status == "fail"
-        assert waived(13, "why") == Check(13, checks.NAMES[13], "waived", "why")
+        name = checks.NAMES[13]
+        assert verdict(13, True, "why") == CheckResult(number=13, name=name, status="passed", detail="why")
+        assert verdict(13, False, "why").status == "failed"
+        assert skipped(13, "why") == CheckResult(number=13, name=name, status="skipped", detail="why")
 
 
 class TestComplete:
@@ -47,7 +49,10 @@ class TestComplete:
         found = complete([verdict(38, False, "differs"), verdict(2, True, "inside")])
         assert [check.number for check in found] == list(range(1, 51))
         assert [check.name for check in found] == list(checks.NAMES.values())
-        assert {check.number: check.status for check in found if check.status != "waived"} == {2: "pass", 38: "fail"}
+        assert {check.number: check.status for check in found if check.status != "skipped"} == {
+            2: "passed",
+            38: "failed",
+        }
         assert found[0].detail == "not run in this evaluation"
 
     def test_gives_reasons(self) -> None:
@@ -61,14 +66,14 @@ class TestComplete:
             complete(twice)
         assert len(complete(merged(twice))) == 50
         with pytest.raises(InputError, match="check 51 is not in the list"):
-            complete([Check(51, "one more", "pass", "why")])
+            complete([CheckResult(number=51, name="one more", status="passed", detail="why")])
 
     @pytest.mark.parametrize(
         ("statuses", "worst"),
-        [("pf", "fail"), ("fp", "fail"), ("pw", "waived"), ("wf", "fail"), ("ppp", "pass"), ("w", "waived")],
+        [("pf", "failed"), ("fp", "failed"), ("ps", "skipped"), ("sf", "failed"), ("ppp", "passed"), ("s", "skipped")],
     )
     def test_the_worst_of_duplicates_wins_and_details_are_joined(self, statuses: str, worst: str) -> None:
-        make = {"p": lambda: verdict(3, True, "p"), "f": lambda: verdict(3, False, "f"), "w": lambda: waived(3, "w")}
+        make = {"p": lambda: verdict(3, True, "p"), "f": lambda: verdict(3, False, "f"), "s": lambda: skipped(3, "s")}
         (found,) = merged(make[one]() for one in statuses)
         assert (found.number, found.name, found.status) == (3, checks.NAMES[3], worst)
         assert sorted(found.detail.split("; ")) == sorted(set(statuses))
@@ -76,8 +81,8 @@ class TestComplete:
     def test_merging_leaves_others_alone_and_in_order(self) -> None:
         found = merged([verdict(9, True, "b"), verdict(2, True, "a"), verdict(9, False, "c")])
         assert [(check.number, check.status, check.detail) for check in found] == [
-            (2, "pass", "a"),
-            (9, "fail", "c; b"),
+            (2, "passed", "a"),
+            (9, "failed", "c; b"),
         ]
 
 
@@ -103,8 +108,8 @@ class TestPage:
     def test_every_number_has_a_function(self) -> None:
         assert all(named(row) for row in ROWS)
 
-    def test_functions_that_never_waive_are_said_to(self) -> None:
+    def test_functions_that_never_skip_are_marked(self) -> None:
         for row in ROWS:
             functions = [inspect.getsource(inspect.unwrap(FUNCTIONS[name])) for name in named(row)]
-            can = any(re.search(r"\bwaived\(", source) for source in functions)
+            can = any(re.search(r"\bskipped\(", source) for source in functions)
             assert can == (row[4] != "never"), f"docs/checks.md, check {row[0]}: {row[4]}"

@@ -1,5 +1,6 @@
 """Intervals against published values, closed forms and simulated coverage."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
-from sparsemble.evaluation.statistics import paired_difference, paired_mean_difference, wilson
+from sparsemble.evaluation.statistics import mcnemar, paired_difference, wilson
 
 Z2 = 1.959963984540054**2
 
@@ -37,6 +38,13 @@ class TestWilson:
     def test_none_and_all_right(self) -> None:
         assert wilson(0, 50) == pytest.approx((0, Z2 / (50 + Z2)))
         assert wilson(50, 50) == pytest.approx((50 / (50 + Z2), 1))
+
+    @given(st.integers(1, 20_000))
+    def test_the_ends_are_exact_and_never_leave_0_1(self, total: int) -> None:
+        assert wilson(0, total)[0] == 0.0
+        assert wilson(total, total)[1] == 1.0
+        low, high = wilson(total // 2, total)
+        assert 0 <= low <= (total // 2) / total <= high <= 1
 
     @pytest.mark.parametrize(("successes", "total"), [(0, 0), (-1, 5), (6, 5)])
     def test_refuses_impossible_counts(self, successes: int, total: int) -> None:
@@ -121,33 +129,22 @@ class TestPairedDifference:
             paired_difference(*pair(0, 0, 0, 0))
 
 
-class TestPairedMeanDifference:
-    def test_one_seed_is_the_textbook_interval(self) -> None:
-        """Mean 2, standard deviation 1, three images: 2 -+ 1.96 / sqrt(3)."""
-        half = math.sqrt(Z2 / 3)
-        assert paired_mean_difference(np.array([[1.0, 2.0, 3.0]])) == pytest.approx((2, 2 - half, 2 + half))
+def brute_force_p_value(only_a: int, only_b: int) -> float:
+    """Count, of all ways in which the images that differ could fall, those at least as uneven."""
+    n = only_a + only_b
+    uneven = [abs(2 * sum(split) - n) >= abs(only_a - only_b) for split in itertools.product((0, 1), repeat=n)]
+    return sum(uneven) / len(uneven)
 
-    def test_a_copied_seed_adds_no_certainty(self) -> None:
-        row = np.random.default_rng(0).normal(size=(1, 50))
-        assert paired_mean_difference(np.repeat(row, 4, 0)) == pytest.approx(paired_mean_difference(row))
 
-    def test_seeds_that_disagree_widen_the_interval(self) -> None:
-        rows = np.array([[0.0, 0.0], [2.0, 2.0]])  # no spread over images; seeds have variance 2
-        assert paired_mean_difference(rows) == pytest.approx((1, 1 - math.sqrt(Z2), 1 + math.sqrt(Z2)))
+class TestMcNemar:
+    @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (3, 3), (5, 1), (0, 8), (7, 4), (2, 11)])
+    def test_is_the_fraction_of_all_splits(self, only_a: int, only_b: int) -> None:
+        assert mcnemar(only_a, only_b) == pytest.approx(brute_force_p_value(only_a, only_b), abs=1e-12)
 
-    def test_equal_results_give_zero(self) -> None:
-        assert paired_mean_difference(np.zeros((3, 10))) == (0, 0, 0)
-
-    def test_coverage_over_new_images_and_new_seeds(self) -> None:
-        rng = np.random.default_rng(0)
-        covered = 0
-        for _ in range(1000):
-            effects = rng.normal(size=(8, 1)) * 0.05 + rng.normal(size=(1, 200)) * 0.5 + rng.normal(size=(8, 200))
-            _, low, high = paired_mean_difference(0.3 + effects)
-            covered += low <= 0.3 <= high
-        assert 0.93 <= covered / 1000 <= 0.99
-
-    @pytest.mark.parametrize("shape", [(0, 5), (2, 1)])
-    def test_refuses_too_little(self, shape: tuple[int, int]) -> None:
-        with pytest.raises(InputError, match="at least one seed and two images"):
-            paired_mean_difference(np.zeros(shape))
+    def test_of_many_images(self) -> None:
+        assert mcnemar(5000, 5000) == 1
+        assert mcnemar(0, 60) == pytest.approx(2.0**-59, rel=1e-9)
+        assert mcnemar(4000, 6000) == pytest.approx(mcnemar(6000, 4000), rel=1e-9)
+        assert mcnemar(4000, 6000) < 1e-80
+        # Normal limit with a continuity correction: |480 - 520| - 1 over sqrt(1000) is 1.233, two-sided 0.2175.
+        assert mcnemar(480, 520) == pytest.approx(0.2175, abs=0.001)

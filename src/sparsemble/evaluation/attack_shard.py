@@ -76,7 +76,7 @@ def deployed_decision(model: nn.Module, x: Images, rule: StoppingRule | None) ->
     return DynamicOutput(model(x), count, count)
 
 
-def predict_clean(deployed: Deployed, x: Images, y: Labels) -> tuple[Outcome, Images]:
+def predict_clean(deployed: Deployed, x: Images, y: Labels) -> tuple[Outcome, Tensor]:
     """Return the outcome of clean images; no images are stored with it."""
     check_range(x)
     return deployed.judge(x, x, y), x[:0].cpu()

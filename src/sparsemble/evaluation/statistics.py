@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool
-from scipy.stats import binomtest, norm
 
 from sparsemble.core.errors import InputError
 
@@ -29,6 +29,8 @@ def wilson(successes: int, total: int, level: float = 0.95) -> tuple[float, floa
     if not 0 <= successes <= total or total == 0:
         raise InputError(f"successes must lie in 0..total and total be at least 1, got {successes} of {total}")
     _quantile(level)
+    from scipy.stats import binomtest  # takes half a second to import
+
     low, high = binomtest(successes, total).proportion_ci(level, method="wilson")
     return 0.0 if successes == 0 else max(0.0, float(low)), 1.0 if successes == total else min(1.0, float(high))
 
@@ -46,6 +48,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     Source: McNemar 1947, with the binomial distribution in place of its normal limit.
     """
+    from scipy.stats import binomtest
+
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
@@ -89,7 +93,7 @@ def _quantile(level: float) -> float:
     """Return the z that leaves (1 - level) / 2 on either side of a standard normal."""
     if not 0 < level < 1:
         raise InputError(f"level must lie in (0, 1), as in 0.95, got {level}")
-    return float(norm.ppf((1 + level) / 2))
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _last(accepted: Callable[[float], bool], inside: float, outside: float) -> float:

@@ -4,25 +4,12 @@ python benchmarks/compare_seeds.py runs/seed0 runs/seed1 runs/seed2
 python benchmarks/compare_seeds.py runs/seed0 runs/seed1 --against runs/eed0 runs/eed1
 
 Prints Markdown. `--against` adds each row minus that of another recipe, seed by seed in the order given. A run is
-<<<<<<< HEAD
 its folder, or a copy of its report. A paired difference joins all seeds and images
-(`evaluation.statistics.paired_mean_difference`).
-"""
-
-import argparse
-from pathlib import Path
-
-import numpy as np
-
-from sparsemble.core.results import ROW_NAMES, RunSummary
-from sparsemble.evaluation.statistics import paired_mean_difference
-=======
-its folder, or a folder with its `summary.json`. A paired difference joins all seeds and images
 (`paired_mean_difference`).
 """
 
+import argparse
 import math
-import sys
 from pathlib import Path
 from statistics import NormalDist
 
@@ -31,7 +18,6 @@ from jaxtyping import Float
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import ROW_NAMES, RunSummary
->>>>>>> 0ecfcc7 (tests of the evaluator)
 
 PAIRS = (
     ("ensemble_static", "harp"),
@@ -43,7 +29,6 @@ PAIRS = (
 )
 
 
-<<<<<<< HEAD
 def load(run: Path) -> RunSummary:
     """Return the summary in a run's folder or in a copy of its report."""
     report = run / "report" if (run / "report").is_dir() else run
@@ -62,23 +47,6 @@ def row_line(runs: list[RunSummary], name: str) -> str:
         f"| {ROW_NAMES[name]} | {clean:.1f} | {np.mean(worst):.1f} ({each}) | {members:.2f} / {attacked:.2f} "
         f"| {seconds:.0f} s |"
     )
-
-
-def difference_line(title: str, first: list[np.ndarray], second: list[np.ndarray]) -> str:
-    """Return a line of the second table: the paired difference of two rows, in percentage points."""
-    mean, low, high = (100 * value for value in paired_mean_difference(np.stack(first) - np.stack(second)))
-=======
-def read(path: Path) -> RunSummary:
-    """Return the summary of a run."""
-    report = path / "report" if (path / "report").is_dir() else path
-    if not (report / "summary.json").is_file():
-        sys.exit(f"{path} is neither a finished run nor a copy of its report")
-    return RunSummary.load(report / "summary.json")
-
-
-def worst_case(run: RunSummary, row: str) -> np.ndarray:
-    """Return which test images a row classifies correctly when clean and under every attack made for it."""
-    return np.asarray(run.row(row).worst_case.correct, np.float64)
 
 
 def paired_mean_difference(
@@ -114,11 +82,9 @@ def paired_mean_difference(
     return mean, mean - half, mean + half
 
 
-def difference(title: str, first: list[np.ndarray], second: list[np.ndarray]) -> str:
-    """Return a line of a table: the paired difference of two rows, in points."""
-    differences = np.stack([a - b for a, b in zip(first, second, strict=True)])
-    mean, low, high = (100 * value for value in paired_mean_difference(differences))
->>>>>>> 0ecfcc7 (tests of the evaluator)
+def difference_line(title: str, first: list[np.ndarray], second: list[np.ndarray]) -> str:
+    """Return a line of the second table: the paired difference of two rows, in percentage points."""
+    mean, low, high = (100 * value for value in paired_mean_difference(np.stack(first) - np.stack(second)))
     return f"| {title} | {mean:+.1f} | {low:+.1f} to {high:+.1f} |"
 
 
@@ -128,7 +94,6 @@ def correct(runs: list[RunSummary], name: str) -> list[np.ndarray]:
 
 
 def main() -> None:
-<<<<<<< HEAD
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
@@ -148,34 +113,6 @@ def main() -> None:
         print(difference_line(f"{ROW_NAMES[a]} minus {ROW_NAMES[b]}", correct(runs, a), correct(runs, b)))
     for name, title in ROW_NAMES.items() if others else ():
         print(difference_line(f"{title}, minus that of the other recipe", correct(runs, name), correct(others, name)))
-=======
-    arguments = sys.argv[1:]
-    cut = arguments.index("--against") if "--against" in arguments else len(arguments)
-    runs, others = ([read(Path(path)) for path in part] for part in (arguments[:cut], arguments[cut + 1 :]))
-    if not runs or (cut < len(arguments) and len(others) != len(runs)):
-        sys.exit(__doc__)
-    print("| row | clean % | worst case % (each seed) | members run, clean / attacked | training |")
-    print("|---|---:|---:|---:|---:|")
-    for name, title in ROW_NAMES.items():
-        rows = [run.row(name) for run in runs]
-        clean = np.array([100 * row.clean_accuracy for row in rows])
-        worst = np.array([100 * row.robust_accuracy for row in rows])
-        runs_clean = np.mean([row.members_run.clean for row in rows])
-        runs_attacked = np.mean([row.members_run.attacked for row in rows])
-        seconds = np.mean([row.cost.training_seconds or 0.0 for row in rows])
-        each = ", ".join(f"{value:.1f}" for value in worst)
-        members = f"{runs_clean:.2f} / {runs_attacked:.2f}"
-        print(f"| {title} | {clean.mean():.1f} | {worst.mean():.1f} ({each}) | {members} | {seconds:.0f} s |")
-    count = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-    print(f"\n| worst case, {count} x {runs[0].row('dense').data.images} images | points | 95 % interval |")
-    print("|---|---:|---:|")
-    for a, b in PAIRS:
-        first, second = ([worst_case(run, row) for run in runs] for row in (a, b))
-        print(difference(f"{ROW_NAMES[a]} minus {ROW_NAMES[b]}", first, second))
-    for row, title in ROW_NAMES.items() if others else ():
-        ours, theirs = ([worst_case(run, row) for run in part] for part in (runs, others))
-        print(difference(f"{title}, minus that of the other recipe", ours, theirs))
->>>>>>> 0ecfcc7 (tests of the evaluator)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
 
     def member() -> Network:
-        weights = [Weight.of(rng.standard_normal(shape)) for shape in ((4, 3, 3, 3), (3, 4))]
+        weights = [Weight.from_dense(rng.standard_normal(shape)) for shape in ((4, 3, 3, 3), (3, 4))]
         zeros = np.zeros(4, np.float32)
         return Network(
             (3, 6, 5),
@@ -117,7 +117,7 @@ def test_a_damaged_file_gives_a_sentence(file: Path, images: list[Path]) -> None
     [
         (["missing.png"], "missing.png does not exist"),
         (["{file}"], "cannot be read as an image"),
-        (["{large}"], r"has 9 x 9 pixels, the ensemble takes 5 x 6; use --resize"),
+        (["{large}"], r"has 9 x 9 pixels, the ensemble takes 5 x 6; use --resize, or resize=True in Python"),
         (["{empty}"], "holds no image"),
         (["{large}", "--resize", "--threads", "-2"], "threads = -2 must be 1 or more; this machine has"),
     ],
@@ -163,7 +163,7 @@ def test_the_example_ends_with_a_sentence(file: Path, images: list[Path], words:
 
 def ensemble_of(classes: tuple[str, ...], **settings: Any) -> PackedEnsemble:
     """An ensemble for images of one pixel."""
-    layer = Linear((1,), Weight.of(np.eye(len(classes), 3)), np.zeros(len(classes), np.float32))
+    layer = Linear((1,), Weight.from_dense(np.eye(len(classes), 3)), np.zeros(len(classes), np.float32))
     return PackedEnsemble(
         members=(Network((3, 1, 1), (Input(), Flatten((0,)), layer)),),
         combiner={"name": "mean_logit"},

@@ -1,4 +1,4 @@
-"""The engine against torch: every operation, odd sizes, every width of vectors, every way to go through a layer."""
+"""The engine against torch: every operation, odd sizes, every vector width, every kernel configuration."""
 
 import itertools
 import subprocess
@@ -27,10 +27,10 @@ from sparsemble.runtime.compiler.batched import BatchPlanner
 from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
 from sparsemble.runtime.compiler.execution_plan import ExecutionPlan, KernelConfig, PlanStep
 from sparsemble.runtime.compiler.fused import ConvOp, fuse
-from sparsemble.runtime.compiler.im2col import single, vector_width
-from sparsemble.runtime.compiler.layout import candidate_tiles, reading, tiles
+from sparsemble.runtime.compiler.im2col import single_image_layout, vector_width
+from sparsemble.runtime.compiler.layout import candidate_tiles, tile_offsets, window_layout
 from sparsemble.runtime.compiler.single_image import SingleImagePlanner
-from sparsemble.runtime.compiler.weight_stream import _mine
+from sparsemble.runtime.compiler.weight_stream import divide_groups
 from sparsemble.runtime.compiler.workspace import workspace_bytes
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
@@ -45,7 +45,7 @@ few = settings(deadline=None, max_examples=15, derandomize=True)
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(autotune, "SHORTEST", 1.0)  # measure nothing here but in TestTuning
+    monkeypatch.setattr(autotune, "MIN_SECONDS", 1.0)  # measure nothing here but in TestTuning
     return tmp_path / "cache"
 
 
@@ -188,18 +188,18 @@ class TestAgainstTorch:
         assert np.array_equal(together, engine.run(x))
 
 
-class TestChoices:
-    def test_every_way_through_a_layer_gives_the_same_sums(self) -> None:
+class TestConfigs:
+    def test_every_config_gives_the_same_sums(self) -> None:
         torch.manual_seed(0)
         model = stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1)))
         network = convert(model, (12, 7, 6))
         x = torch.rand(5, 12, 7, 6, generator=seeded(1))
         for tile, block, outputs in itertools.product([(1, 1), (2, 3), (7, 1), (3, 6)], [1, 5, 12], [1, 4, 8]):
-            choice = KernelConfig(tile=tile, block=block, outputs=outputs)
-            agrees(model, network, x, Engine(network, choices={0: choice}))
+            config = KernelConfig(tile=tile, block=block, outputs=outputs)
+            agrees(model, network, x, Engine(network, batch_configs={0: config}))
 
     @pytest.mark.parametrize("width", [6, 4, 2])
-    def test_every_way_through_a_layer_gives_one_image_the_same_bits(self, width: int) -> None:
+    def test_every_config_gives_one_image_the_same_bits(self, width: int) -> None:
         torch.manual_seed(0)
         network = convert(stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1))), (12, 7, width))
         x = torch.rand(1, 12, 7, width, generator=seeded(1)).numpy()
@@ -208,30 +208,30 @@ class TestChoices:
         for wide, block, (outputs, chains) in itertools.product(
             {1, min(2, vectors), vectors}, [1, 5, 12], [(1, 1), (1, 3), (1, 8), (4, 1), (4, 2), (8, 1)]
         ):
-            choice = KernelConfig(tile=(1, wide), block=block, outputs=outputs, chains=chains)
-            assert np.array_equal(Engine(network, alone={0: choice}).run(x), expected)
+            config = KernelConfig(tile=(1, wide), block=block, outputs=outputs, chains=chains)
+            assert np.array_equal(Engine(network, single_configs={0: config}).run(x), expected)
 
     def test_tiles_cover_every_output_and_nothing_else(self) -> None:
         torch.manual_seed(0)
         network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
-        found = BatchPlanner(fuse(network), 8).empty()
-        fused, (read, written) = found.fused.operations[0], (found.plane(0), found.plane(1))
+        plan = BatchPlanner(fuse(network), 8).empty_plan()
+        fused, (read, written) = plan.fused.operations[0], (plan.plane(0), plan.plane(1))
         assert isinstance(fused, ConvOp)
         for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
             covered = {
                 int(to) + y * written.row + x * written.column
-                for _, to in tiles(reading(fused, read), written, tile)
+                for _, to in tile_offsets(window_layout(fused, read), written, tile)
                 for y in range(tile[0])
                 for x in range(tile[1])
             }
-            assert covered == {written.place(y, x) for y in range(5) for x in range(6)}
+            assert covered == {written.offset(y, x) for y in range(5) for x in range(6)}
 
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (7, 5), (1, 1), (4, 4)])
     @pytest.mark.parametrize("most", [1, 12, 28])
-    def test_tile_shapes_fit(self, height: int, width: int, most: int) -> None:
-        found = candidate_tiles(height, width, most)
-        assert found
-        assert all(1 <= r <= height and 1 <= c <= width and r * c <= most for r, c in found)
+    def test_candidate_tiles_fit(self, height: int, width: int, most: int) -> None:
+        tiles = candidate_tiles(height, width, most)
+        assert tiles
+        assert all(1 <= r <= height and 1 <= c <= width and r * c <= most for r, c in tiles)
 
     def test_residuals_and_relu_ride_along(self) -> None:
         model = build_model(
@@ -256,35 +256,35 @@ class TestTuning:
         expected = Engine(network).run(x)
         for file in cache.iterdir():
             file.unlink()
-        monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+        monkeypatch.setattr(autotune, "MIN_SECONDS", 0.0)
         tried: list[list[KernelConfig]] = []
 
         def times(self: Any, steps: list[PlanStep], plan: ExecutionPlan) -> list[float]:
-            # The second candidate is the fastest, whatever it is.
+            # The second candidate is always the fastest.
             return [0.5 if i == 1 else 1.0 for i in range(len(steps))]
 
-        def fastest(self: Any, place: int, options: list[KernelConfig]) -> KernelConfig:
-            tried.append(options)
-            return original(self, place, options)
+        def fastest(self: Any, index: int, candidates: list[KernelConfig]) -> KernelConfig:
+            tried.append(candidates)
+            return original(self, index, candidates)
 
         original = autotune._Autotuner._fastest
         monkeypatch.setattr(autotune._Autotuner, "_times", times)
         monkeypatch.setattr(autotune._Autotuner, "_fastest", fastest)
         fused = remove_dead_channels(fuse(network))
         products = [place for place, operation in enumerate(fused.operations) if isinstance(operation, ConvOp)]
-        for planning in (BatchPlanner(fused, lanes()), SingleImagePlanner(fused, lanes())):
+        for planner in (BatchPlanner(fused, lanes()), SingleImagePlanner(fused, lanes())):
             tried.clear()
-            found = autotune.tune_configs(planning, cache)
+            found = autotune.tune_configs(planner, cache)
             assert list(found) == products
             assert len(tried) == 2  # tiles, then blocks, of one layer
             assert tried[1][0] == tried[0][1]
             assert set(found.values()) == {tried[1][1]}
-            assert autotune.tune_configs(planning, cache) == found
+            assert autotune.tune_configs(planner, cache) == found
             assert len(tried) == 2  # the second time from disk
         assert np.array_equal(Engine(network).run(x), expected)
 
     def test_measures_real_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(autotune, "SHORTEST", 0.0)
+        monkeypatch.setattr(autotune, "MIN_SECONDS", 0.0)
         model = stir_(build_model(architectures.build("tiny"), (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)))
         engine = Engine(convert(model, (1, 8, 8)))
         agrees(model, engine.network, torch.rand(18, 1, 8, 8, generator=seeded(1)), engine)
@@ -331,8 +331,8 @@ class TestDead:
         first, second, third = (o for o in fused.operations if isinstance(o, ConvOp))
         assert first.weight.nonzeros == 4
         assert second.weight.nonzeros == 2 * 3  # of three inputs one is silent, of four outputs one is unread
-        assert second.wanted is not None
-        assert second.wanted.tolist() == [True, True, False, True]
+        assert second.needed_outputs is not None
+        assert second.needed_outputs.tolist() == [True, True, False, True]
         assert third.weight.nonzeros == 6
 
 
@@ -342,10 +342,10 @@ class TestMemory:
         network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20))
         x = torch.rand(40, 2, 20, 20, generator=seeded(1)).numpy()
         fused = fuse(network)
-        alone = single(fused, lanes())
-        one = workspace_bytes(fused, alone.buffers, alone.lives)
+        layout = single_image_layout(fused, lanes())
+        one = workspace_bytes(fused, layout.buffers, layout.lifetimes)
         tight = Engine(network, max_memory=one)
-        assert all(part.stop - part.start == 1 for part in tight._parts(40))
+        assert all(chunk.stop - chunk.start == 1 for chunk in tight.chunks(40))
         assert np.array_equal(tight.run(x), Engine(network).run(x))
         with pytest.raises(
             RuntimeInputError, match=f"a run of one image takes {one} bytes, more than max_memory = {one - 1}"
@@ -353,13 +353,13 @@ class TestMemory:
             Engine(network, max_memory=one - 1)
 
 
-def crew_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> ThreadPool:
-    """Let runs of any length be shared by so many threads, however many processors there are."""
+def pool_of(threads: int, monkeypatch: pytest.MonkeyPatch) -> ThreadPool:
+    """Let runs of any length be shared by that many threads, however many processors there are."""
     thread_pool = ThreadPool()
-    thread_pool.most = threads
+    thread_pool.size = threads
     monkeypatch.setattr(engine_module, "THREAD_POOL", thread_pool)
-    monkeypatch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
-    monkeypatch.setattr(engine_module, "SETTLED", 0)
+    monkeypatch.setattr(engine_module, "MIN_SHARED_SECONDS", 0.0)
+    monkeypatch.setattr(engine_module, "WARMUP_RUNS", 0)
     return thread_pool
 
 
@@ -370,7 +370,7 @@ class TestThreads:
     def test_threads_that_share_a_run_give_the_same_bits(
         self, threads: int, count: int, block: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        thread_pool = crew_of(threads, monkeypatch)
+        thread_pool = pool_of(threads, monkeypatch)
         torch.manual_seed(1)
         model = build_model(
             architectures.build({"name": "resnet", "width": 6}), (3, 16, 16), 5, (0.5,) * 3, (0.2,) * 3, rng=seeded(1)
@@ -378,41 +378,43 @@ class TestThreads:
         stir_(model, 0.4)
         network = convert(model.eval(), (3, 16, 16))
         operations = [p for p, o in enumerate(fuse(network).operations) if isinstance(o, ConvOp)]
-        engine = Engine(network, alone={p: KernelConfig((1, 1), 5, block, 2) for p in operations}, choices={})
+        engine = Engine(
+            network, single_configs={p: KernelConfig((1, 1), 5, block, 2) for p in operations}, batch_configs={}
+        )
         x = torch.rand(count, 3, 16, 16, generator=seeded(0)).numpy()
-        table_bytes = engine._alone if count == 1 else engine._together
-        expected = table_bytes(x)
+        plan = engine.single_plan if count == 1 else engine.batch_plan
+        expected = plan(x)
         with thread_pool.claimed() as claimed:
             assert claimed
             for _ in range(20):
-                assert np.array_equal(table_bytes(x, threads), expected)
+                assert np.array_equal(plan(x, threads), expected)
         assert np.array_equal(engine.run(x[:1], threads), Engine(network).run(x[:1]))
 
     def test_work_is_divided_equally_and_wholly(self) -> None:
         rng = np.random.default_rng(0)
         group = np.repeat(np.arange(40, dtype=np.int32), rng.integers(0, 90, 40))
-        parts = [_mine(group, 40, (i, 3)) for i in range(3)]
+        parts = [divide_groups(group, 40, (i, 3)) for i in range(3)]
         assert (np.sum(parts, 0) == 1).all()
         work = [int(part[group].sum()) for part in parts]
         assert max(work) - min(work) < 90
 
-    def test_a_run_is_split_while_that_is_quicker(self) -> None:
+    def test_a_run_is_shared_while_that_is_faster(self) -> None:
         torch.manual_seed(0)
         engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
-        alone = engine._alone
-        assert not alone.worth_splitting(2)  # nobody knows yet what one thread takes
-        alone.seconds = 0.5e-4
-        assert not alone.worth_splitting(2)
-        alone.seconds = 1e-2
-        assert not alone.worth_splitting(2)  # the first runs are slow
-        alone._runs = engine_module.SETTLED
-        assert alone.worth_splitting(2)
+        plan = engine.single_plan
+        assert not plan.worth_sharing(2)  # the time of one thread is not known yet
+        plan.seconds = 0.5e-4
+        assert not plan.worth_sharing(2)
+        plan.seconds = 1e-2
+        assert not plan.worth_sharing(2)  # the first runs are slow
+        plan.single_thread_runs = engine_module.WARMUP_RUNS
+        assert plan.worth_sharing(2)
         for seconds, worth in ((5e-3, True), (2e-2, False)):
-            alone._split[2] = 100, seconds
-            assert alone.worth_splitting(2) is worth
+            plan.shared_runs[2] = 100, seconds
+            assert plan.worth_sharing(2) is worth
 
     def test_runs_that_come_at_the_same_time_do_not_wait_for_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        crew_of(2, monkeypatch)
+        pool_of(2, monkeypatch)
         torch.manual_seed(0)
         engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
@@ -421,42 +423,42 @@ class TestThreads:
             found = list(pool.map(lambda _: engine.run(x, 2), range(200)))
         assert all(np.array_equal(one, expected) for one in found)
 
-    def test_splitting_gets_another_trial_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engine_module, "AGAIN", 5)
+    def test_sharing_is_tried_again_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine_module, "RETRY_AFTER", 5)
         torch.manual_seed(0)
-        table_bytes = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))._alone
-        table_bytes.seconds, table_bytes._runs, table_bytes._split[2] = 1e-2, 100, (100, 1.0)
-        assert [table_bytes.worth_splitting(2) for _ in range(6)] == [False] * 5 + [True]
+        plan = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6))).single_plan
+        plan.seconds, plan.single_thread_runs, plan.shared_runs[2] = 1e-2, 100, (100, 1.0)
+        assert [plan.worth_sharing(2) for _ in range(6)] == [False] * 5 + [True]
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_what_ends_a_shared_run_early_leaves_nobody_waiting(
         self, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        thread_pool = crew_of(2, monkeypatch)
+        thread_pool = pool_of(2, monkeypatch)
         torch.manual_seed(0)
         engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
         expected = engine.run(x)
         engine.run(x, 2)
-        assert thread_pool._pool is not None
-        submit = thread_pool._pool.submit
+        assert thread_pool.executor is not None
+        submit = thread_pool.executor.submit
 
         def submit_and_fail(*words: Any) -> None:
             submit(*words)
             raise error("for a test")
 
-        monkeypatch.setattr(thread_pool._pool, "submit", submit_and_fail)
+        monkeypatch.setattr(thread_pool.executor, "submit", submit_and_fail)
         if error is RuntimeError:
             assert np.array_equal(engine.run(x, 2), expected)
         else:
             with pytest.raises(KeyboardInterrupt):
                 engine.run(x, 2)
-        monkeypatch.setattr(thread_pool._pool, "submit", submit)
+        monkeypatch.setattr(thread_pool.executor, "submit", submit)
         for _ in range(5):
             assert np.array_equal(engine.run(x, 2), expected)
 
     def test_where_no_thread_can_be_started_one_does_it_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        thread_pool = crew_of(3, monkeypatch)
+        thread_pool = pool_of(3, monkeypatch)
         torch.manual_seed(0)
         engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
@@ -472,7 +474,7 @@ class TestThreads:
         monkeypatch.setattr(threading.Thread, "start", start)
         for _ in range(3):
             assert np.array_equal(engine.run(x, 3), expected)
-        assert thread_pool.most == 1
+        assert thread_pool.size == 1
         assert len(started) == 2  # it was tried once
 
 
@@ -480,11 +482,11 @@ def test_images_run_one_by_one_as_long_as_that_took_less_time() -> None:
     torch.manual_seed(0)
     engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
     for one, many, few in ((2e-3, 9e-3, 4), (1e-3, 1.0, engine.lanes - 1), (1.0, 1e-3, 1)):
-        engine._alone.seconds, engine._together.seconds = one, many
-        alone = [part.stop - part.start for part in engine._parts(engine.lanes + few)]
-        assert alone == [engine.lanes] + [1] * few
+        engine.single_plan.seconds, engine.batch_plan.seconds = one, many
+        sizes = [chunk.stop - chunk.start for chunk in engine.chunks(engine.lanes + few)]
+        assert sizes == [engine.lanes] + [1] * few
         if few + 1 < engine.lanes:
-            assert [part.stop - part.start for part in engine._parts(few + 1)] == [few + 1]
+            assert [chunk.stop - chunk.start for chunk in engine.chunks(few + 1)] == [few + 1]
 
 
 def test_a_processor_without_wide_vectors_is_told_so_and_served(monkeypatch: pytest.MonkeyPatch) -> None:

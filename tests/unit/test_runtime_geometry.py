@@ -1,4 +1,4 @@
-"""The engine on networks of any geometry: as torch in double precision, and the same bits whatever the way."""
+"""The engine on networks of any geometry: as torch in double precision, and the same bits for every configuration."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ class Drawn:
     def weight(self, *shape: int) -> Weight:
         kept = 1 - self.draw(st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]))
         size = 1 / np.sqrt(max(1.0, kept * np.prod(shape[1:])))
-        return Weight.of(size * self.rng.standard_normal(shape) * (self.rng.random(shape) < kept))
+        return Weight.from_dense(size * self.rng.standard_normal(shape) * (self.rng.random(shape) < kept))
 
     def floats(self, count: int) -> np.ndarray:
         return self.rng.standard_normal(count).astype(np.float32)
@@ -150,28 +150,30 @@ def shared() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("SPARSEMBLE_CACHE", folder)
         thread_pool = ThreadPool()
-        thread_pool.most = 2
+        thread_pool.size = 2
         patch.setattr(engine_module, "THREAD_POOL", thread_pool)
-        patch.setattr(engine_module, "WORTH_SPLITTING", 0.0)
+        patch.setattr(engine_module, "MIN_SHARED_SECONDS", 0.0)
         yield
 
 
-def ways(planning: Planner, nth: int) -> dict[int, KernelConfig]:
-    """Return one of the ways through each product that may be the fastest."""
-    products = {place: one for place, one in enumerate(planning.fused.operations) if isinstance(one, ConvOp)}
-    found = {place: planning.candidate_configs(place, one) for place, one in products.items()}
-    return {place: choices[nth % len(choices)] for place, choices in found.items()}
+def nth_configs(planner: Planner, nth: int) -> dict[int, KernelConfig]:
+    """Return the nth candidate configuration of every convolution."""
+    convs = {i: operation for i, operation in enumerate(planner.fused.operations) if isinstance(operation, ConvOp)}
+    candidates = {i: planner.candidate_configs(i, operation) for i, operation in convs.items()}
+    return {i: configs[nth % len(configs)] for i, configs in candidates.items()}
 
 
-def answers(network: Network, images: np.ndarray, lanes: int, nth: int) -> np.ndarray:
+def all_logits(network: Network, images: np.ndarray, lanes: int, nth: int) -> np.ndarray:
     """Return the logits of a vector of images and one more: the same in other batches and on two threads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "lanes", lambda: lanes)
         if os.name == "posix":
-            patch.setattr(workspace, "room", lambda size: guarded(size, front=bool(nth % 2)))
+            patch.setattr(workspace, "zero_bytes", lambda size: guarded(size, front=bool(nth % 2)))
         fused = remove_dead_channels(fuse(network))
         engine = Engine(
-            network, choices=ways(BatchPlanner(fused, lanes), nth), alone=ways(SingleImagePlanner(fused, lanes), nth)
+            network,
+            batch_configs=nth_configs(BatchPlanner(fused, lanes), nth),
+            single_configs=nth_configs(SingleImagePlanner(fused, lanes), nth),
         )
         found = engine.run(images)
         for count in (1, lanes, lanes + 1):
@@ -191,7 +193,7 @@ def agrees(network: Network, lanes: list[int], nth: int) -> None:
     images = images.reshape(batch, *network.image)
     with torch.no_grad():
         expected = FoldedNetwork(network).double()(torch.from_numpy(images.astype(np.float64))).numpy()
-    found = [answers(network, images[-one - 1 :], one, nth) for one in lanes]
+    found = [all_logits(network, images[-one - 1 :], one, nth) for one in lanes]
     for few in found:
         right = expected[-len(few) :]
         np.testing.assert_allclose(few, right, rtol=1e-5, atol=1e-5 * max(1.0, float(np.abs(expected).max())))

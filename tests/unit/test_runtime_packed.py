@@ -41,7 +41,7 @@ few = examples(60, derandomize=True)
 
 
 def weight(shape: tuple[int, ...], sparsity: float, rng: np.random.Generator) -> Weight:
-    return Weight.of(rng.standard_normal(shape) * (rng.random(shape) >= sparsity))
+    return Weight.from_dense(rng.standard_normal(shape) * (rng.random(shape) >= sparsity))
 
 
 def network(seed: int = 0, sparsity: float = 0.8) -> Network:
@@ -81,7 +81,7 @@ def make_ensemble(members: int = 2) -> PackedEnsemble:
 def one_layer(weights: Any) -> PackedEnsemble:
     """An ensemble of one linear layer on images of one pixel after the other."""
     outputs, inputs = np.shape(weights)
-    layer = Linear((1,), Weight.of(np.asarray(weights)), np.zeros(outputs, np.float32))
+    layer = Linear((1,), Weight.from_dense(np.asarray(weights)), np.zeros(outputs, np.float32))
     return PackedEnsemble(
         members=(Network((inputs, 1, 1), (Input(), Flatten((0,)), layer)),),
         combiner={"name": "mean_logit"},

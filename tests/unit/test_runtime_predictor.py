@@ -130,8 +130,8 @@ for threads in ("2", 2.0, None):
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.splitlines() == [
-        "images must be a numpy array, got list",
-        "images must be a numpy array, got NoneType",
+        "images must be a numpy array or a list of paths, got list",
+        "images must be a numpy array or a list of paths, got NoneType",
         "threads = '2' must be a whole number, 1 or more",
         "threads = 2.0 must be a whole number, 1 or more",
         "threads = None must be a whole number, 1 or more",

@@ -1,4 +1,4 @@
-"""What planning takes: no more than the bound that is checked, however large the windows a small file describes."""
+"""The memory of planning is within the bound that is checked, however large the windows in a small file are."""
 
 import tracemalloc
 from pathlib import Path
@@ -9,11 +9,11 @@ import pytest
 from sparsemble.runtime.compiler.batched import BatchPlanner
 from sparsemble.runtime.compiler.fused import ConvOp, fuse
 from sparsemble.runtime.compiler.im2col import Im2col
-from sparsemble.runtime.compiler.layout import Plane, reading
+from sparsemble.runtime.compiler.layout import Plane, window_layout
 from sparsemble.runtime.compiler.memory_estimate import table_bytes
 from sparsemble.runtime.compiler.planner import Planner
 from sparsemble.runtime.compiler.single_image import SingleImagePlanner
-from sparsemble.runtime.compiler.weight_stream import stream
+from sparsemble.runtime.compiler.weight_stream import weight_stream
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
@@ -69,12 +69,12 @@ def test_planning_takes_little_more_than_its_tables(
     fused = fuse(NETWORKS[name])
     tracemalloc.start()
     try:
-        planning: Planner = kind(fused, 8)
-        planning.plan({})
+        planner: Planner = kind(fused, 8)
+        planner.plan({})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    tables = table_bytes(fused) + sum(buffer.table_bytes for buffer in planning.buffers if isinstance(buffer, Im2col))
+    tables = table_bytes(fused) + sum(buffer.table_bytes for buffer in planner.buffers if isinstance(buffer, Im2col))
     assert peak < 4 * tables + 2 * MEBIBYTE
 
 
@@ -107,7 +107,7 @@ def test_layers_of_nearly_2_to_the_32_weights_are_planned_rightly() -> None:
         bias=zeros(count),
     )
     plane = Plane(count, 1, 1, (0, 0), 1)
-    found = stream(product, reading(product, plane), plane, outputs=1, block=1)
+    found = weight_stream(product, window_layout(product, plane), plane, outputs=1, block=1)
     records = found.records.view([("offset", "<u4"), ("value", "<f4")])[:3]
     assert dict(zip(records["value"].tolist(), records["offset"].tolist(), strict=True)) == {
         1.0: 4 * 5,

@@ -1,7 +1,9 @@
-"""Commands of packed ensembles: written, and run."""
+"""Commands of packed ensembles: `export` and `predict`."""
 
+import json as json_format
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,53 +23,99 @@ def export(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's ensemble for others: a packed file, ONNX graphs, a folder for model hubs; and compare them.
+    """Write a run's ensemble as a packed file, ONNX graphs and a folder for model hubs, and compare them.
 
     Example: [bold]sparsemble export runs/digits[/]
     """
     need_train("export")
     from sparsemble.pipeline.run import export as export_run
 
-    found = export_run(run, values, {"device": device, "quiet": quiet}, Console(stderr=True))
+    result = export_run(run, values, {"device": device, "quiet": quiet}, Console(stderr=True))
     if json:
-        import json as format_
-
-        typer.echo(format_.dumps(found, indent=1))
+        typer.echo(json_format.dumps(result, indent=1))
     elif not quiet:
         from sparsemble.core.config import from_dict
         from sparsemble.core.results import ExportResult
         from sparsemble.report import export_table
 
-        Console().print(export_table(from_dict(ExportResult, found)).terminal())
+        Console().print(export_table(from_dict(ExportResult, result)).terminal())
         typer.echo(f"packed ensemble: {run / 'export' / 'ensemble.sparsemble'}")
 
 
 @app.command()
 def predict(
     ensemble: Annotated[
-        Path, typer.Argument(metavar="TEAM", help="A packed ensemble, as `sparsemble export` leaves it.")
+        Path, typer.Argument(metavar="ENSEMBLE", help="A packed ensemble, as `sparsemble export` writes it.")
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files, or folders of them.")],
     threads: Annotated[int, typer.Option("--threads", help="Chunks that run side by side, >= 1.")] = 1,
-    resize: Annotated[bool, typer.Option("--resize", help="Squeeze images of another size.")] = False,
+    resize: Annotated[bool, typer.Option("--resize", help="Resize images of another size.")] = False,
     json: Json = False,
 ) -> None:
     """Classify images with a packed ensemble; needs no torch.
 
     Example: [bold]sparsemble predict ensemble.sparsemble a.png b.jpg folder/[/]
     """
-    from sparsemble.runtime.command import predict_files
     from sparsemble.runtime.terminal_escape import printable
 
     with sentences():
-        rows = predict_files(ensemble, images, threads=threads, resize=resize)
+        rows = _predict_files(ensemble, images, threads=threads, resize=resize)
     if json:
-        import json as format_
-
-        typer.echo(format_.dumps(rows, indent=1))
+        typer.echo(json_format.dumps(rows, indent=1))
         return
     table = Table("image", "label", "probability", "members run", box=None, header_style="bold")
     for row in rows:
-        words = (printable(row["image"]), row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
-        table.add_row(*map(Text, words))
+        cells = (printable(row["image"]), row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
+        table.add_row(*map(Text, cells))
     Console().print(table)
+
+
+def _predict_files(ensemble: Path, images: Sequence[Path], *, threads: int, resize: bool) -> list[dict[str, Any]]:
+    """Return `image`, `label`, `probability` and `members_run` of every image."""
+    from sparsemble.runtime import load
+    from sparsemble.runtime.images import image_files
+
+    predictor = load(ensemble, threads=threads)
+    files = image_files(images)
+    prediction = predictor.predict(files, resize=resize)
+    return [
+        {
+            "image": str(file),
+            "label": predictor.ensemble.classes[label],
+            "probability": float(prediction.probabilities[i, label]),
+            "members_run": int(prediction.members_run[i]),
+        }
+        for i, (file, label) in enumerate(zip(files, prediction.labels.tolist(), strict=True))
+    ]
+
+
+def describe_packed_file(path: Path) -> str:
+    """Return what a packed ensemble holds, as text; the whole file is read and validated.
+
+    Raises:
+        RuntimeInputError: it is no packed ensemble, or a damaged one.
+    """
+    from sparsemble.runtime.format.packed import describe, load
+    from sparsemble.runtime.terminal_escape import printable
+
+    header, ensemble = describe(path), load(path)
+    channels, height, width = ensemble.image
+    classes = ", ".join(ensemble.classes[:12]) + (" ..." if len(ensemble.classes) > 12 else "")
+    rule = "".join(f", {key} = {value:g}" for key, value in ensemble.rule.items() if key != "name")
+    lines = [
+        f"{printable(path.name)}: a packed ensemble of version {header['version']}, {header['bytes']:,} bytes",
+        f"images    {width} x {height}, {channels} {'colours' if channels == 3 else 'channel(s)'}, in [0, 1]",
+        f"classes   {len(ensemble.classes)}: {classes}",
+        f"weights   {ensemble.nonzeros:,} not 0, in {header['values']}; sparsity {ensemble.sparsity:.4f} of "
+        f"{ensemble.parent_weights:,} in the dense parent",
+        f"combiner  {ensemble.combiner['name']}",
+        f"stopping  {ensemble.rule['name']}{rule}",
+    ]
+    for number, member in enumerate(ensemble.members, start=1):
+        weights = member.weights()
+        count, total = sum(weight.nonzeros for weight in weights), sum(weight.size for weight in weights)
+        lines.append(f"member {number}  {len(member.nodes)} operations, {count:,} of {total:,} weights")
+    for key, value in ensemble.provenance.items():
+        if isinstance(value, str | int | float):
+            lines.append(f"{printable(key):9} {printable(str(value))}")
+    return "\n".join(lines)

@@ -41,10 +41,10 @@ def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe
     Examples: [bold]sparsemble show pgd[/], [bold]sparsemble show ensemble.sparsemble[/]
     """
     if name.endswith(".sparsemble"):
-        from sparsemble.runtime.command import describe_file
+        from sparsemble.cli.deploy import describe_packed_file
 
         with sentences():
-            say(Console(), describe_file(Path(name)))
+            say(Console(), describe_packed_file(Path(name)))
         return
     need_train("show")
     from sparsemble.core.config import nearest

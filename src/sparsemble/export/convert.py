@@ -111,12 +111,12 @@ class _Conversion:
             weight, bias = weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
             self.places[after[0].name] = len(self.nodes)
         if isinstance(layer, nn.Linear):
-            return runtime.Linear(inputs, runtime.Weight.of(_floats(weight)), _floats(bias))
+            return runtime.Linear(inputs, runtime.Weight.from_dense(_floats(weight)), _floats(bias))
         if isinstance(layer.padding, str):
             raise InputError(f'layer {operation.name} has padding "{layer.padding}"; give it as numbers')
         return runtime.Convolution(
             inputs,
-            runtime.Weight.of(_floats(weight)),
+            runtime.Weight.from_dense(_floats(weight)),
             _floats(bias),
             pair(layer.stride),
             pair(layer.padding),

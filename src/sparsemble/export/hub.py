@@ -12,9 +12,8 @@ from safetensors.numpy import load_file, save_file
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import RunSummary
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.format.header import parse, text
-from sparsemble.runtime.format.op_serialization import node_from_dict, node_to_dict
-from sparsemble.runtime.format.packed import node_constants
+from sparsemble.runtime.format.header import encode_header, parse_header
+from sparsemble.runtime.format.op_serialization import node_constants, node_from_dict, node_to_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
 
@@ -69,9 +68,9 @@ def load_folder(folder: Path) -> PackedEnsemble:
         InputError: files are missing, or do not fit each other.
     """
     try:
-        settings = parse((folder / SETTINGS).read_bytes())
+        settings = parse_header((folder / SETTINGS).read_bytes())
         tensors = load_file(folder / WEIGHTS)
-        text(settings)
+        encode_header(settings)
         members = [
             Network(tuple(settings["image"]), tuple(_nodes(told, tensors, number)))
             for number, told in enumerate(settings["members"], start=1)
@@ -95,7 +94,7 @@ def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number
         constants = iter(range(2))
 
         def weight(name: str = name) -> Weight:
-            return Weight.of(tensors[f"{name}.weight"])
+            return Weight.from_dense(tensors[f"{name}.weight"])
 
         def floats(_count: int, name: str = name, constants: Iterator[int] = constants) -> Floats:
             return tensors[f"{name}.constant{next(constants)}"]

@@ -1,4 +1,4 @@
-"""How the logits of the members that ran become one answer; the twins of `ensemble/combiners`."""
+"""Combiners in numpy, equal to those of `ensemble/combiners`: from member logits to log-probabilities."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,35 +17,35 @@ Combiner = Callable[[Logits], Logits]
 def log_softmax(logits: Logits) -> Logits:
     """Return log-probabilities over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
-    found: Logits = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return found
+    log_probabilities: Logits = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_probabilities
 
 
-def log_mean(values: Logits) -> Logits:
+def log_mean_exp(values: Logits) -> Logits:
     """Return the log of the mean of exponentials over the first axis."""
     highest = values.max(0)
-    found: Logits = np.log(np.exp(values - highest).mean(0)) + highest
-    return found
+    result: Logits = np.log(np.exp(values - highest).mean(0)) + highest
+    return result
 
 
 def build_combiner(settings: Mapping[str, Any]) -> Combiner:
-    """Return a combiner by its name and settings.
+    """Return a combiner from its name and settings.
 
     Raises:
-        RuntimeInputError: a name or setting that is not known.
+        RuntimeInputError: an unknown name, or a setting that is unknown or out of range.
     """
-    name, rest = settings.get("name"), {key: value for key, value in settings.items() if key != "name"}
+    name, options = settings.get("name"), {key: value for key, value in settings.items() if key != "name"}
     if name == "soft_vote":
-        temperature = rest.pop("temperature", 0.5)
+        temperature = options.pop("temperature", 0.5)
         if not isinstance(temperature, int | float) or not 0 < temperature <= 1:
             raise RuntimeInputError(f"temperature = {temperature!s:.60} must be above 0 and at most 1")
-    if rest:
-        raise RuntimeInputError(f'combiner "{name!s:.60}" has no setting "{next(iter(rest)):.60}"')
+    if options:
+        raise RuntimeInputError(f'combiner "{name!s:.60}" has no setting "{next(iter(options)):.60}"')
     known: dict[Any, Combiner] = {
-        "mean_probability": lambda logits: log_mean(log_softmax(logits)),
+        "mean_probability": lambda logits: log_mean_exp(log_softmax(logits)),
         "mean_logit": lambda logits: log_softmax(logits.mean(0)),
         "maximum": lambda logits: log_softmax(log_softmax(logits).max(0)),
-        "soft_vote": lambda logits: log_mean(log_softmax(logits / temperature)),
+        "soft_vote": lambda logits: log_mean_exp(log_softmax(logits / temperature)),
     }
     if not isinstance(name, str) or name not in known:
         raise RuntimeInputError(f'combiner "{name!s:.60}" is not known; known are {", ".join(known)}')

@@ -1,4 +1,4 @@
-"""One network, ready to run on arrays of images."""
+"""Run one network on arrays of images."""
 
 import ctypes
 import threading
@@ -27,195 +27,210 @@ from sparsemble.runtime.thread_pool import THREAD_POOL
 
 Floats = NDArray[np.float32]
 
-
-SLOW = "this processor has no AVX2, AVX-512 or NEON; networks run right, but one number at a time"
+SCALAR_WARNING = "this processor has no AVX2, AVX-512 or NEON; networks run right, but one number at a time"
 GUESSED_FEW = 0.6
-"""Part of a vector's images that take as long one by one as together, before both were timed."""
-WORTH_SPLITTING = 1e-4
-"""Seconds that a run must take on one thread for several to be tried."""
-SETTLED = 12
-"""Runs on one thread before several are tried: the first ones are slow."""
-TRIALS, MEMORABLE = 12, 4
-"""Runs on several threads before they are judged; about how many the average is of."""
-AGAIN = 1000
-"""Runs on one thread after which several get another trial: what kept them busy may be over."""
-Run = Any
+"""Fraction of a vector's images that take as long one by one as together, before both were timed."""
+MIN_SHARED_SECONDS = 1e-4
+"""A run is shared among threads only if it takes longer than this on one thread."""
+WARMUP_RUNS = 12
+"""Runs on one thread before several threads are tried: the first runs are slow."""
+TRIALS, AVERAGED_RUNS = 12, 4
+"""Shared runs before sharing is judged; runs in the moving average of their time."""
+RETRY_AFTER = 1000
+"""Runs on one thread after which sharing is tried again: other work may have ended."""
+CompiledFunction = Any
 """A compiled function of (arguments, first, last)."""
 
 
 @final
-class _CompiledPlan:
-    """A way to run a network, planned and compiled when it is first used, and memories to run it in."""
+class CompiledPlan:
+    """A plan of a network, tuned and compiled on first use, and the workspaces that it runs in.
+
+    Args:
+        planner: builds the plan.
+        configs: how convolutions are computed; None: tuned on this machine.
+        folder: where compiled code is cached.
+        max_threads: that may share a run, as each takes memory.
+    """
 
     def __init__(
-        self, planning: Planner, choices: Mapping[int, KernelConfig] | None, folder: Path, most_threads: int
+        self, planner: Planner, configs: Mapping[int, KernelConfig] | None, folder: Path, max_threads: int
     ) -> None:
-        self._planning, self._choices, self._folder = planning, choices, folder
-        self.most_threads = most_threads
-        """How many threads may share a run, as each takes memory."""
-        self._ready: tuple[JITKernels, Run] | None = None
+        self._planner, self._configs, self._folder = planner, configs, folder
+        self.max_threads = max_threads
+        self._compiled: tuple[JITKernels, CompiledFunction] | None = None
         self._plans: dict[int, ExecutionPlan] = {}
-        self._spare: dict[int, list[Workspace]] = {}
+        """By number of threads."""
+        self._free: dict[int, list[Workspace]] = {}
+        """Workspaces that are not in use, by number of threads."""
         self._lock = threading.Lock()
         self.seconds: float | None = None
-        """What a run takes at its quickest on one thread; none before the first one."""
-        self._runs = 0
-        """On one thread."""
-        self._split: dict[int, tuple[int, float]] = {}
-        """By how many threads: how often, and what a run takes on average, recent ones counting most."""
+        """Shortest time of a run on one thread; None before the first one."""
+        self.single_thread_runs = 0
+        self.shared_runs: dict[int, tuple[int, float]] = {}
+        """By number of threads: number of runs, and moving average of their seconds."""
         self._declined = 0
-        """Runs that several threads might have shared, and did not."""
+        """Runs on one thread that several might have shared."""
 
     def __call__(self, images: Floats, threads: int = 1) -> Floats:
-        """Return logits of at most as many images as the plan takes at once."""
-        run, memory = self._taken(threads)
+        """Return the logits of at most as many images as the plan has lanes."""
+        run, workspace = self._acquire(threads)
         started = time.perf_counter()
-        memory.load(images)
+        workspace.load(images)
         if threads == 1:
-            run(memory.tables[0], 0, 0)
-        elif not self._shared(run, memory, threads):
+            run(workspace.tables[0], 0, 0)
+        elif not self._run_shared(run, workspace, threads):
             return self(images)
-        found = memory.answer(len(images))
+        logits = workspace.logits(len(images))
         seconds = time.perf_counter() - started
         with self._lock:
-            self._spare[threads].append(memory)
+            self._free[threads].append(workspace)
             if threads == 1:
-                self.seconds, self._runs = min(seconds, self.seconds or seconds), self._runs + 1
+                self.seconds = min(seconds, self.seconds or seconds)
+                self.single_thread_runs += 1
             else:
-                count, mean = self._split.get(threads, (0, seconds))
-                self._split[threads] = count + 1, mean + (seconds - mean) / min(count + 1, MEMORABLE)
-        return found
+                count, mean = self.shared_runs.get(threads, (0, seconds))
+                self.shared_runs[threads] = count + 1, mean + (seconds - mean) / min(count + 1, AVERAGED_RUNS)
+        return logits
 
-    def _shared(self, run: Run, memory: Workspace, threads: int) -> bool:
-        """Run on several threads; false where they take no more work, as when the interpreter is ending."""
+    def _run_shared(self, run: CompiledFunction, workspace: Workspace, threads: int) -> bool:
+        """Run on several threads; return False if they accept no work, as while the interpreter shuts down."""
         try:
-            THREAD_POOL.run(threads, lambda thread: run(memory.tables[thread], memory.meeting, threads))
+            THREAD_POOL.run(threads, lambda thread: run(workspace.tables[thread], workspace.barrier, threads))
         except BaseException as error:
-            memory.let_go()  # a thread that has begun would wait without end for one that never will
+            workspace.release()  # a thread that has begun would wait for the others for ever
             if isinstance(error, RuntimeError):
                 return False
             raise
         return True
 
-    def worth_splitting(self, threads: int) -> bool:
-        """Return whether several threads were quicker than one so far, or have to show it, anew every so many runs."""
-        if self.seconds is None or self.seconds < WORTH_SPLITTING or self._runs < SETTLED:
+    def worth_sharing(self, threads: int) -> bool:
+        """Return whether a run on several threads was faster than on one, or is to be tried."""
+        if self.seconds is None or self.seconds < MIN_SHARED_SECONDS or self.single_thread_runs < WARMUP_RUNS:
             return False
-        count, mean = self._split.get(threads, (0, 0.0))
+        count, mean = self.shared_runs.get(threads, (0, 0.0))
         if count < TRIALS or mean < self.seconds:
             return True
         self._declined += 1
-        if self._declined % AGAIN == 0:
-            del self._split[threads]
+        if self._declined % RETRY_AFTER == 0:
+            del self.shared_runs[threads]
         return False
 
-    def _taken(self, threads: int) -> tuple[Run, Workspace]:
-        """Return what runs the network, and memory for so many threads that nobody uses."""
+    def _acquire(self, threads: int) -> tuple[CompiledFunction, Workspace]:
+        """Return the compiled function, and a workspace for that many threads."""
         with self._lock:
-            if self._ready is None:
-                if self._choices is None:
-                    self._choices = tune_configs(self._planning, self._folder)
-                self._plans[1] = self._planning.plan(self._choices)
-                compiled = JITKernels(self._plans[1].functions(), self._folder)
-                kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-                self._ready = compiled, kind(compiled.address(DRIVER))
+            if self._compiled is None:
+                if self._configs is None:
+                    self._configs = tune_configs(self._planner, self._folder)
+                self._plans[1] = self._planner.plan(self._configs)
+                library = JITKernels(self._plans[1].functions(), self._folder)
+                function_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+                self._compiled = library, function_type(library.address(DRIVER))
             if threads not in self._plans:
-                assert self._choices is not None
-                self._plans[threads] = self._planning.plan(self._choices, threads)
-            spare = self._spare.setdefault(threads, [])
-            memory = spare.pop() if spare else None
-            plan, run = self._plans[threads], self._ready[1]
-        return run, memory or Workspace(plan)
+                assert self._configs is not None
+                self._plans[threads] = self._planner.plan(self._configs, threads)
+            free = self._free.setdefault(threads, [])
+            workspace = free.pop() if free else None
+            plan, run = self._plans[threads], self._compiled[1]
+        return run, workspace or Workspace(plan)
 
 
 @final
 class Engine:
-    """Runs a network on batches: as many images at once as a vector has lanes, and the rest, if few, one by one.
+    """Runs a network on batches: as many images at once as a vector has lanes, and a small remainder one by one.
 
-    Every image gets the same bits in every batch and on any number of threads.
+    The logits of an image are equal bit for bit in every batch and on any number of threads.
 
     Args:
-        network: what to run.
-        choices: how to go through its products, by place, for images side by side, guessed where missing; none: what
-            is the fastest here.
-        alone: the same for an image alone; tiles have one row.
-        folder: where compiled code is kept; the user's cache unless given.
-        max_memory: bytes that one run may take; where images side by side take more, they are run one by one.
+        network: what is run.
+        batch_configs: how convolutions are computed for images side by side, by the operation's index, guessed where
+            missing; None: the fastest on this machine.
+        single_configs: the same for one image; tiles have one row.
+        folder: where compiled code is cached; the user's cache folder unless given.
+        max_memory: bytes that a run may take; where images side by side take more, they are run one by one.
 
     Raises:
-        RuntimeInputError: even one image takes more.
+        RuntimeInputError: a run of one image takes more than `max_memory`.
     """
 
     def __init__(
         self,
         network: Network,
         *,
-        choices: Mapping[int, KernelConfig] | None = None,
-        alone: Mapping[int, KernelConfig] | None = None,
+        batch_configs: Mapping[int, KernelConfig] | None = None,
+        single_configs: Mapping[int, KernelConfig] | None = None,
         folder: Path | None = None,
         max_memory: int = 2**30,
     ) -> None:
         self.network = network
         self.lanes = lanes()
         if self.lanes == 1:
-            warnings.warn(SLOW, stacklevel=2)
+            warnings.warn(SCALAR_WARNING, stacklevel=2)
         fused, folder = remove_dead_channels(fuse(network)), folder or cache_folder()
-        together, one_by_one = BatchPlanner(fused, self.lanes), SingleImagePlanner(fused, self.lanes)
-        # Offsets in records have 32 bits: beyond that a kernel would read elsewhere.
-        most = min(max_memory, 2**32 - 1)
-        one = workspace_bytes(fused, one_by_one.buffers, one_by_one.lives)
-        if one > most:
-            raise RuntimeInputError(f"a run of one image takes {one} bytes, more than max_memory = {most}")
-        many = workspace_bytes(fused, together.buffers)
-        self._fits = many <= most
-        self._together = _CompiledPlan(together, choices, folder, most // many)
-        self._alone = _CompiledPlan(one_by_one, alone, folder, most // one)
+        batch_planner, single_planner = BatchPlanner(fused, self.lanes), SingleImagePlanner(fused, self.lanes)
+        # Offsets in records have 32 bits: with more memory a kernel would read elsewhere.
+        limit = min(max_memory, 2**32 - 1)
+        single_bytes = workspace_bytes(fused, single_planner.buffers, single_planner.lifetimes)
+        if single_bytes > limit:
+            raise RuntimeInputError(f"a run of one image takes {single_bytes} bytes, more than max_memory = {limit}")
+        batch_bytes = workspace_bytes(fused, batch_planner.buffers)
+        self._batch_fits = batch_bytes <= limit
+        self.batch_plan = CompiledPlan(batch_planner, batch_configs, folder, limit // batch_bytes)
+        self.single_plan = CompiledPlan(single_planner, single_configs, folder, limit // single_bytes)
 
     def run(self, images: Floats, threads: int = 1) -> Floats:
-        """Return logits (B, K) of images (B, C, H, W)."""
+        """Return logits.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            threads: >= 1; they run chunks of the batch side by side, or share a run if there is only one.
+
+        Returns:
+            (B, K)
+        """
         images = np.ascontiguousarray(images, np.float32)
-        out = np.empty((len(images), self.network.classes), np.float32)
+        logits = np.empty((len(images), self.network.classes), np.float32)
 
-        def chunk(part: slice) -> None:
-            run = self._alone if part.stop - part.start == 1 else self._together
-            out[part] = run(images[part])
+        def run_chunk(chunk: slice) -> None:
+            plan = self.single_plan if chunk.stop - chunk.start == 1 else self.batch_plan
+            logits[chunk] = plan(images[chunk])
 
-        parts = self._parts(len(images))
-        if len(parts) == 1 and threads > 1:
-            self._split(images, out, threads)
-        elif threads == 1 or len(parts) < 2:
-            for part in parts:
-                chunk(part)
+        chunks = self.chunks(len(images))
+        if len(chunks) == 1 and threads > 1:
+            self._run_shared(images, logits, threads)
+        elif threads == 1 or len(chunks) < 2:
+            for chunk in chunks:
+                run_chunk(chunk)
         else:
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(chunk, parts))
-        return out
+                list(pool.map(run_chunk, chunks))
+        return logits
 
-    def _split(self, images: Floats, out: Floats, threads: int) -> None:
-        """Run what is run at once on several threads, if that is quicker and no other such run is under way."""
-        run = self._alone if len(images) == 1 else self._together
-        count = min(threads, THREAD_POOL.most, run.most_threads)
-        if count < 2 or not run.worth_splitting(count):
-            out[:] = run(images)
+    def _run_shared(self, images: Floats, logits: Floats, threads: int) -> None:
+        """Run one chunk on several threads, if that is faster and no other such run is in progress."""
+        plan = self.single_plan if len(images) == 1 else self.batch_plan
+        count = min(threads, THREAD_POOL.size, plan.max_threads)
+        if count < 2 or not plan.worth_sharing(count):
+            logits[:] = plan(images)
             return
         with THREAD_POOL.claimed() as claimed:
-            out[:] = run(images, count if claimed else 1)
+            logits[:] = plan(images, count if claimed else 1)
 
     @property
     def few(self) -> int:
-        """How many images at most are run one by one: as long as that takes less than a run of them together."""
-        if not self._fits:
+        """The most images that are run one by one, because that takes less time than running them together."""
+        if not self._batch_fits:
             return self.lanes
-        one, many = self._alone.seconds, self._together.seconds
-        found = GUESSED_FEW * self.lanes if one is None or many is None else many / one
-        return max(1, min(int(found), self.lanes - 1))
+        single, batch = self.single_plan.seconds, self.batch_plan.seconds
+        count = GUESSED_FEW * self.lanes if single is None or batch is None else batch / single
+        return max(1, min(int(count), self.lanes - 1))
 
-    def _parts(self, count: int) -> list[slice]:
-        """Return which images run together."""
-        parts = [slice(start, min(start + self.lanes, count)) for start in range(0, count, self.lanes)]
-        found: list[slice] = []
+    def chunks(self, count: int) -> list[slice]:
+        """Return how a batch of `count` images is divided into runs."""
+        chunks: list[slice] = []
         few = self.few
-        for part in parts:
-            alone = part.stop - part.start <= few
-            found += [slice(i, i + 1) for i in range(part.start, part.stop)] if alone else [part]
-        return found
+        for start in range(0, count, self.lanes):
+            chunk = slice(start, min(start + self.lanes, count))
+            one_by_one = chunk.stop - chunk.start <= few
+            chunks += [slice(i, i + 1) for i in range(chunk.start, chunk.stop)] if one_by_one else [chunk]
+        return chunks

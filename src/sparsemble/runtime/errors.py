@@ -1,14 +1,14 @@
-"""The way a call of the runtime ends badly."""
+"""The error of the runtime."""
 
 from sparsemble.runtime.terminal_escape import printable
 
 
 class RuntimeInputError(ValueError):
-    """What was given cannot be read or run; one sentence that names the value and says what would be right.
+    """A file, an image or a setting that cannot be read or run; one sentence: the value, and what would be right.
 
     Args:
-        sentence: may hold words from a file: what would steer a terminal is escaped.
+        message: may hold strings from a file; characters that affect a terminal are escaped.
     """
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(printable(sentence))
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))

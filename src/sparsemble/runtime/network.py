@@ -1,4 +1,4 @@
-"""A network as the runtime knows it: a list of operations on arrays, nothing to train."""
+"""The graph of a trained network: operations on arrays, in running order."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,65 +11,68 @@ from numpy.typing import NDArray
 from sparsemble.runtime.errors import RuntimeInputError
 
 Shape = tuple[int, ...]
-"""Of one image's result: channels, height and width, or features."""
+"""Of a result for one image: (channels, height, width) or (features,)."""
 Pair = tuple[int, int]
-"""Down and across."""
+"""Vertical and horizontal: of a window, stride, padding or dilation."""
 Floats = NDArray[np.float32]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """Weights of a layer without the zeros among them."""
+    """The non-zero weights of a layer."""
 
     shape: Shape
     """(outputs, inputs) or (outputs, inputs, height, width)."""
     positions: NDArray[np.uint32]
-    """Places of the others in C order, rising."""
+    """(nonzeros) indices into the flattened weights (C order), rising."""
     values: Floats
-    """What is there."""
+    """(nonzeros)"""
 
     @staticmethod
-    def of(array: NDArray[Any]) -> "Weight":
-        """Take the zeros out of an array."""
+    def from_dense(array: NDArray[Any]) -> "Weight":
+        """Return the non-zero entries of an array."""
         flat = np.ascontiguousarray(array, np.float32).reshape(-1)
         positions = np.flatnonzero(flat).astype(np.uint32)
         return Weight(tuple(array.shape), positions, flat[positions])
 
     @property
     def size(self) -> int:
-        """How many weights there are, zeros included."""
+        """Number of weights, zeros included."""
         return math.prod(self.shape)
 
     @property
     def nonzeros(self) -> int:
-        """How many are not 0."""
+        """Number of weights that are not 0."""
         return len(self.positions)
 
     def dense(self) -> Floats:
-        """Return all weights."""
-        found = np.zeros(self.size, np.float32)
-        found[self.positions] = self.values
-        return found.reshape(self.shape)
+        """Return all weights, zeros included."""
+        dense = np.zeros(self.size, np.float32)
+        dense[self.positions] = self.values
+        return dense.reshape(self.shape)
 
     def as_shape(self, shape: Shape) -> "Weight":
-        """Return the same weights seen in another shape of the same size."""
+        """Return the same weights in another shape of the same size."""
         return Weight(shape, self.positions, self.values)
 
 
 @dataclass(frozen=True, eq=False)
 class Node(ABC):
-    """One operation; it reads the results of earlier ones."""
+    """One operation on the results of earlier ones."""
 
     inputs: tuple[int, ...]
-    """Places of these in the network."""
+    """Indices of the nodes that it reads."""
 
     @abstractmethod
-    def shape(self, *given: Shape) -> Shape:
+    def shape(self, *inputs: Shape) -> Shape:
         """Return the shape of the result.
 
+        Args:
+            inputs: shapes of the results that the node reads, in the order of `self.inputs`.
+
         Raises:
-            RuntimeInputError: the operation does not fit what it is given.
+            RuntimeInputError: the operation does not fit these shapes.
         """
 
 
@@ -80,25 +83,25 @@ class Input(Node):
 
     inputs: tuple[int, ...] = ()
 
-    def shape(self, *given: Shape) -> Shape:
-        """Return the shape of an image: the network knows it, not this node."""
-        (image,) = given
+    def shape(self, *inputs: Shape) -> Shape:
+        """Return the shape of an image, which is given."""
+        (image,) = inputs
         return image
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Affine(Node):
-    """Scales and shifts each channel: normalisation of images, BatchNorm that cannot be folded."""
+    """scale x + shift for each channel: normalisation of images, or BatchNorm that cannot be folded."""
 
     scale: Floats
     """(C)"""
     shift: Floats
     """(C)"""
 
-    def shape(self, *given: Shape) -> Shape:
-        """Return the shape of the result, which is that of what is given."""
-        (shape,) = given
+    def shape(self, *inputs: Shape) -> Shape:
+        """Return the shape of the input."""
+        (shape,) = inputs
         if self.scale.shape != shape[:1] or self.shift.shape != shape[:1]:
             raise RuntimeInputError(
                 f"affine has {len(self.scale)} scales and {len(self.shift)} shifts for shape {shape}"
@@ -109,7 +112,7 @@ class Affine(Node):
 @final
 @dataclass(frozen=True, eq=False)
 class Convolution(Node):
-    """Cross-correlation with zero padding, then bias."""
+    """Cross-correlation with zero padding, plus bias."""
 
     weight: Weight
     """(outputs, inputs, height, width)"""
@@ -119,31 +122,31 @@ class Convolution(Node):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
 
-    def shape(self, *given: Shape) -> Shape:
+    def shape(self, *inputs: Shape) -> Shape:
         """Return (outputs, height, width)."""
-        (shape,) = given
+        (shape,) = inputs
         outputs, channels, *kernel = self.weight.shape
         if len(shape) != 3 or shape[0] != channels or self.bias.shape != (outputs,):
             raise RuntimeInputError(
                 f"convolution of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}"
             )
-        reach = tuple(dilation * (size - 1) + 1 for dilation, size in zip(self.dilation, kernel, strict=True))
-        return (outputs, *_places(shape, (reach[0], reach[1]), self.stride, self.padding))
+        extent = tuple(dilation * (size - 1) + 1 for dilation, size in zip(self.dilation, kernel, strict=True))
+        return (outputs, *_window_counts(shape, (extent[0], extent[1]), self.stride, self.padding))
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Linear(Node):
-    """Matrix product with features, then bias."""
+    """weight x + bias on features."""
 
     weight: Weight
     """(outputs, inputs)"""
     bias: Floats
     """(outputs)"""
 
-    def shape(self, *given: Shape) -> Shape:
+    def shape(self, *inputs: Shape) -> Shape:
         """Return (outputs)."""
-        (shape,) = given
+        (shape,) = inputs
         if shape != self.weight.shape[1:] or self.bias.shape != self.weight.shape[:1]:
             raise RuntimeInputError(
                 f"linear layer of weight {self.weight.shape} and {len(self.bias)} biases meets shape {shape}"
@@ -154,22 +157,22 @@ class Linear(Node):
 @final
 @dataclass(frozen=True, eq=False)
 class Relu(Node):
-    """What is above 0."""
+    """max(x, 0)."""
 
-    def shape(self, *given: Shape) -> Shape:
-        """Return the shape of what is given."""
-        (shape,) = given
+    def shape(self, *inputs: Shape) -> Shape:
+        """Return the shape of the input."""
+        (shape,) = inputs
         return shape
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Add(Node):
-    """The sum of two results of one shape."""
+    """The sum of two results of the same shape."""
 
-    def shape(self, *given: Shape) -> Shape:
+    def shape(self, *inputs: Shape) -> Shape:
         """Return their shape."""
-        first, second = given
+        first, second = inputs
         if first != second:
             raise RuntimeInputError(f"add meets shapes {first} and {second}, which must be the same")
         return first
@@ -178,72 +181,72 @@ class Add(Node):
 @final
 @dataclass(frozen=True, eq=False)
 class MaxPool(Node):
-    """The largest in each window; padding never wins."""
+    """The maximum of each window; padding is ignored."""
 
     kernel: Pair
     stride: Pair
     padding: Pair = (0, 0)
 
-    def shape(self, *given: Shape) -> Shape:
+    def shape(self, *inputs: Shape) -> Shape:
         """Return (channels, height, width)."""
-        return _pooled(given[0], self.kernel, self.stride, self.padding)
+        return _pooled_shape(inputs[0], self.kernel, self.stride, self.padding)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class AveragePool(Node):
-    """The mean of each window, padding counted as zeros; a window as large as the plane is the global average."""
+    """The mean of each window, padding counted as zeros."""
 
     kernel: Pair
     stride: Pair
     padding: Pair = (0, 0)
 
-    def shape(self, *given: Shape) -> Shape:
+    def shape(self, *inputs: Shape) -> Shape:
         """Return (channels, height, width)."""
-        return _pooled(given[0], self.kernel, self.stride, self.padding)
+        return _pooled_shape(inputs[0], self.kernel, self.stride, self.padding)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Flatten(Node):
-    """Channels, rows and columns as one row of features."""
+    """(channels, height, width) as (features,)."""
 
-    def shape(self, *given: Shape) -> Shape:
+    def shape(self, *inputs: Shape) -> Shape:
         """Return (features)."""
-        return (math.prod(given[0]),)
+        return (math.prod(inputs[0]),)
 
 
-def _places(shape: Shape, window: Pair, stride: Pair, padding: Pair) -> Pair:
-    """Return how often a window fits down and across."""
+def _window_counts(shape: Shape, window: Pair, stride: Pair, padding: Pair) -> Pair:
+    """Return the number of windows down and across."""
     if min(*window, *stride) < 1 or min(padding) < 0:
         raise RuntimeInputError(f"a window of {window}, moved by {stride} with padding {padding}, is none")
     down, across = (
-        (size + 2 * edge - reach) // step + 1
-        for size, reach, step, edge in zip(shape[1:], window, stride, padding, strict=True)
+        (size + 2 * pad - extent) // step + 1
+        for size, extent, step, pad in zip(shape[1:], window, stride, padding, strict=True)
     )
     if down < 1 or across < 1:
         raise RuntimeInputError(f"a window of {window} does not fit into shape {shape} with padding {padding}")
     return down, across
 
 
-def _pooled(shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+def _pooled_shape(shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
     if len(shape) != 3:
         raise RuntimeInputError(f"pooling meets shape {shape}, which has no rows and columns")
     if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
         raise RuntimeInputError(f"pooling of {kernel} with padding {padding} would have windows outside the image")
-    return (shape[0], *_places(shape, kernel, stride, padding))
+    return (shape[0], *_window_counts(shape, kernel, stride, padding))
 
 
 @final
 class Network:
-    """Operations in the order in which they run; the last one gives the logits.
+    """Operations in running order; the last one returns the logits.
 
     Args:
         shape: channels, height and width of an image.
-        nodes: an `Input` first; every other one reads earlier ones.
+        nodes: an `Input` first; every other node reads earlier ones.
 
     Raises:
-        RuntimeInputError: an operation that does not fit what it reads, named by its place.
+        RuntimeInputError: an operation that does not fit its inputs, named by its index.
     """
 
     def __init__(self, shape: tuple[int, int, int], nodes: tuple[Node, ...]) -> None:
@@ -253,27 +256,25 @@ class Network:
             raise RuntimeInputError("a network must begin with the image")
         self.image, self.nodes = shape, nodes
         shapes: list[Shape] = []
-        for place, node in enumerate(nodes):
-            wanted = {Input: 0, Add: 2}.get(type(node), 1)
-            if len(node.inputs) != wanted or not all(0 <= given < place for given in node.inputs):
-                raise RuntimeInputError(
-                    f"operation {place} reads {list(node.inputs)}; it needs {wanted} earlier results"
-                )
-            if place and isinstance(node, Input):
-                raise RuntimeInputError(f"operation {place} is a second image; there can be one")
+        for i, node in enumerate(nodes):
+            count = {Input: 0, Add: 2}.get(type(node), 1)
+            if len(node.inputs) != count or not all(0 <= source < i for source in node.inputs):
+                raise RuntimeInputError(f"operation {i} reads {list(node.inputs)}; it needs {count} earlier results")
+            if i and isinstance(node, Input):
+                raise RuntimeInputError(f"operation {i} is a second image; there can be one")
             try:
-                shapes.append(node.shape(*([shapes[given] for given in node.inputs] if place else [shape])))
+                shapes.append(node.shape(*([shapes[source] for source in node.inputs] if i else [shape])))
             except RuntimeInputError as error:
-                raise RuntimeInputError(f"operation {place}: {error}") from None
+                raise RuntimeInputError(f"operation {i}: {error}") from None
         if len(shapes[-1]) != 1:
             raise RuntimeInputError(f"the last operation gives shape {shapes[-1]}; logits have one axis")
         self.shapes = tuple(shapes)
 
     @property
     def classes(self) -> int:
-        """How many logits there are."""
+        """Number of logits."""
         return self.shapes[-1][0]
 
     def weights(self) -> list[Weight]:
-        """Return the weights that pruning counts: those of convolutions and linear layers."""
+        """Return the prunable weights: those of convolutions and linear layers."""
         return [node.weight for node in self.nodes if isinstance(node, Convolution | Linear)]

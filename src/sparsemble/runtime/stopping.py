@@ -1,4 +1,4 @@
-"""When to stop running members, and which prefix answers; the twins of `ensemble/stopping`, in numpy."""
+"""Stopping rules in numpy, equal to those of `ensemble/stopping`: when to stop, and which prefix of members is used."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,44 +15,66 @@ Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 Numbers = NDArray[Any]
 
-SMALLEST = 1e-12
+MIN_PROBABILITY = 1e-12
+"""Lower bound of a probability before its log is taken."""
 
 
 class StoppingRule(ABC):
-    """Decides after m members, image by image, from their logits (m, B, K)."""
+    """Decides after m members, image by image."""
 
     @abstractmethod
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
-        """Return whether each image needs no further member, and the prefix in 1..m that answers it."""
+        """Decide whether to stop after the members that have run.
+
+        Args:
+            member_logits: (m, B, K) of the first m members.
+            last: whether there is no further member.
+
+        Returns:
+            (B) whether to stop, and (B) the length of the prefix of members that is used, in 1..m.
+        """
 
 
-def averages(member_logits: Logits) -> Numbers:
+def prefix_probabilities(member_logits: Logits) -> Numbers:
     """Return the mean probabilities of the first 1..m members, (m, B, K)."""
     probabilities = np.exp(log_softmax(member_logits))
     counts = np.arange(1, len(probabilities) + 1).reshape(-1, 1, 1)
-    found: Numbers = (probabilities.cumsum(0) / counts).astype(member_logits.dtype)
-    return found
+    means: Numbers = (probabilities.cumsum(0) / counts).astype(member_logits.dtype)
+    return means
 
 
 def hazards(member_logits: Logits, a: float, b: float, tau_u: float, tau_c: float) -> Numbers:
-    """Return q_1..q_m = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1."""
-    average = averages(member_logits)
-    logs = np.log(np.maximum(average, SMALLEST))
-    change = (average[1:] * (logs[1:] - logs[:-1])).sum(-1)
-    confidence = average.max(-1) ** 2
-    doubt = np.concatenate([np.zeros_like(confidence[:1]), a * (change - tau_u)])
-    found: Numbers = _sigmoid(b * (confidence - tau_c) - doubt)
-    return found
+    """Return the stopping hazards q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)); q_1 has no U term.
+
+    U_t is the KL divergence from the mean of t - 1 members to that of t, C_t the squared largest mean probability.
+
+    Args:
+        member_logits: (m, B, K) of the first m members.
+        a: weight of U, the change.
+        b: weight of C, the confidence.
+        tau_u: threshold of U.
+        tau_c: threshold of C.
+
+    Returns:
+        (m, B) in [0, 1].
+    """
+    means = prefix_probabilities(member_logits)
+    logs = np.log(np.maximum(means, MIN_PROBABILITY))
+    change = (means[1:] * (logs[1:] - logs[:-1])).sum(-1)
+    confidence = means.max(-1) ** 2
+    change_term = np.concatenate([np.zeros_like(confidence[:1]), a * (change - tau_u)])
+    result: Numbers = _sigmoid(b * (confidence - tau_c) - change_term)
+    return result
 
 
 def _sigmoid(x: Numbers) -> Numbers:
     small = np.exp(-np.abs(x))
-    found: Numbers = np.where(x >= 0, 1 / (1 + small), small / (1 + small))
-    return found
+    result: Numbers = np.where(x >= 0, 1 / (1 + small), small / (1 + small))
+    return result
 
 
-def _first(passed: Flags, *, last: bool) -> tuple[Flags, Counts]:
-    """Stop where any step passed; the first of them answers, the last step where none did."""
+def _stop_at_first(passed: Flags, *, last: bool) -> tuple[Flags, Counts]:
+    """Stop where any step passed; the first such step is the prefix, or the last step where none passed."""
     any_passed: Flags = np.asarray(passed.any(0))
     stop: Flags = any_passed | np.bool_(last)
     return stop, np.where(any_passed, passed.argmax(0) + 1, len(passed)).astype(np.int64)
@@ -83,19 +105,19 @@ class AtOnce(StoppingRule):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Confidence(StoppingRule):
-    """Stops where the highest average probability reaches the threshold."""
+    """Stops when the largest mean probability reaches the threshold."""
 
     threshold: float
 
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
-        return _first(averages(member_logits).max(-1) >= self.threshold, last=last)
+        return _stop_at_first(prefix_probabilities(member_logits).max(-1) >= self.threshold, last=last)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class FirstPassage(StoppingRule):
-    """Stops at the first step whose hazard is a half or more."""
+    """Stops at the first step whose hazard is 0.5 or more."""
 
     a: float
     b: float
@@ -104,13 +126,13 @@ class FirstPassage(StoppingRule):
 
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
-        return _first(hazards(member_logits, self.a, self.b, self.tau_u, self.tau_c) >= 0.5, last=last)
+        return _stop_at_first(hazards(member_logits, self.a, self.b, self.tau_u, self.tau_c) >= 0.5, last=last)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class DIE(StoppingRule):
-    """Stops when no later step can have a larger mass; the step with the largest answers."""
+    """Uses the step with the largest stop probability; stops when no later step can have a larger one."""
 
     a: float
     b: float
@@ -120,11 +142,11 @@ class DIE(StoppingRule):
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
         survival = np.ones_like(member_logits[0, :, 0])
-        masses = []
+        stop_probabilities = []
         for hazard in hazards(member_logits, self.a, self.b, self.tau_u, self.tau_c):
-            masses.append(hazard * survival)
-            survival = survival - masses[-1]
-        stop_probability = np.stack(masses)
+            stop_probabilities.append(hazard * survival)
+            survival = survival - stop_probabilities[-1]
+        stop_probability = np.stack(stop_probabilities)
         if last:
             stop_probability[-1] += survival
             survival = np.zeros_like(survival)
@@ -134,7 +156,7 @@ class DIE(StoppingRule):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Agreement(StoppingRule):
-    """Stops after one member if it leads by `sure`, and later if `votes` answer alike and the average leads."""
+    """Stops after one member if its lead is `sure`, later if `votes` members agree with a mean whose lead is `lead`."""
 
     sure: float
     votes: int
@@ -142,15 +164,15 @@ class Agreement(StoppingRule):
 
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
-        average = averages(member_logits)
-        best = np.sort(average, -1)[..., -2:]
-        ahead, answer = best[..., 1] - best[..., 0], average.argmax(-1)
-        own = member_logits.argmax(-1)
-        passed = [ahead[0] >= self.sure]
-        for m in range(2, len(average) + 1):
-            alike = (own[:m] == answer[m - 1]).sum(0) >= self.votes
-            passed.append(alike & (ahead[m - 1] >= self.lead))
-        return _first(np.stack(passed), last=last)
+        means = prefix_probabilities(member_logits)
+        top_two = np.sort(means, -1)[..., -2:]
+        lead, label = top_two[..., 1] - top_two[..., 0], means.argmax(-1)
+        member_labels = member_logits.argmax(-1)
+        passed = [lead[0] >= self.sure]
+        for m in range(2, len(means) + 1):
+            agree = (member_labels[:m] == label[m - 1]).sum(0) >= self.votes
+            passed.append(agree & (lead[m - 1] >= self.lead))
+        return _stop_at_first(np.stack(passed), last=last)
 
 
 RULES: dict[str, type[Any]] = {
@@ -164,24 +186,24 @@ RULES: dict[str, type[Any]] = {
 
 
 def build_rule(settings: Mapping[str, Any]) -> StoppingRule:
-    """Return a stopping rule by its name and settings, all of which must be given.
+    """Return a stopping rule from its name and settings, all of which must be given.
 
     Raises:
-        RuntimeInputError: a name or setting that is not known, or one that is missing or no number.
+        RuntimeInputError: an unknown name, or a setting that is unknown, missing or no number.
     """
     name = settings.get("name")
-    made = RULES.get(name) if isinstance(name, str) else None
-    if made is None:
+    rule_type = RULES.get(name) if isinstance(name, str) else None
+    if rule_type is None:
         raise RuntimeInputError(f'stopping rule "{name!s:.60}" is not known; known are {", ".join(RULES)}')
-    wanted = [one.name for one in fields(made)]
-    given = {key: value for key, value in settings.items() if key != "name"}
-    for key in wanted:
-        if key not in given:
+    required = [field.name for field in fields(rule_type)]
+    options = {key: value for key, value in settings.items() if key != "name"}
+    for key in required:
+        if key not in options:
             raise RuntimeInputError(f'stopping rule "{name}" lacks its setting "{key}"')
-    for key, value in given.items():
-        if key not in wanted:
+    for key, value in options.items():
+        if key not in required:
             raise RuntimeInputError(f'stopping rule "{name}" has no setting "{key:.60}"')
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
             raise RuntimeInputError(f'setting "{key}" = {value!r:.60} of the stopping rule "{name}" is no number')
-    found: StoppingRule = made(**given)
-    return found
+    rule: StoppingRule = rule_type(**options)
+    return rule

@@ -1,18 +1,21 @@
-"""Words from files, on their way to a terminal."""
+"""Escape strings from files before they reach a terminal."""
 
 import unicodedata
 
-CONTROL = ("Cc", "Cs", "Zl", "Zp")
-"""Kinds of characters that steer a terminal, end a line, or are none by themselves."""
-TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Kinds of characters that show others in another order."""
+CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of control characters, surrogates, and line and paragraph separators."""
+BIDIRECTIONAL_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of characters that change the order in which others are shown."""
 
 
-def steers(character: str) -> bool:
-    """Return whether a character does something to what is shown around it."""
-    return unicodedata.category(character) in CONTROL or unicodedata.bidirectional(character) in TURNS
+def affects_terminal(character: str) -> bool:
+    """Return whether a character changes how the text around it is shown."""
+    return (
+        unicodedata.category(character) in CONTROL_CATEGORIES
+        or unicodedata.bidirectional(character) in BIDIRECTIONAL_CONTROLS
+    )
 
 
-def printable(words: str) -> str:
-    """Return words with escapes in place of characters that would steer a terminal."""
-    return "".join(one.encode("unicode_escape").decode() if steers(one) else one for one in words)
+def printable(text: str) -> str:
+    """Return a text with escapes in place of the characters that affect a terminal."""
+    return "".join(c.encode("unicode_escape").decode() if affects_terminal(c) else c for c in text)

@@ -1,4 +1,4 @@
-"""Threads that go through one network side by side."""
+"""Threads that share the run of one network."""
 
 import contextlib
 import os
@@ -10,56 +10,60 @@ from typing import final
 
 @final
 class ThreadPool:
-    """Threads that wait for work; they meet after each step of a network, so all must run at the same time."""
+    """Threads that are started once and wait for work.
+
+    The threads of a run wait for each other after every step of the network, so all of them must run at the same time.
+    """
 
     def __init__(self) -> None:
-        self.most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        """Processors that we may use: more threads would wait for one that is not running."""
+        self.size = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Processors that this process may use; with more threads some would wait for one that is not running."""
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self.executor: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[bool]:
-        """Have the threads while the context is open, unless another run has them or none can be started."""
+        """Reserve the threads while the context is open; yield False if another run has them or none can be started."""
         if not self._lock.acquire(blocking=False):
             yield False
             return
         try:
-            yield self._there()
+            yield self._start()
         finally:
             self._lock.release()
 
     def run(self, threads: int, work: Callable[[int], object]) -> None:
-        """Call work(0) .. work(threads - 1) at the same time; whose threads these are must have claimed them."""
-        assert self._pool is not None
-        others = [self._pool.submit(work, thread) for thread in range(1, threads)]
+        """Call work(0) .. work(threads - 1) at the same time; the caller must have claimed the threads."""
+        assert self.executor is not None
+        futures = [self.executor.submit(work, thread) for thread in range(1, threads)]
         work(0)
-        for other in others:
-            other.result()
+        for future in futures:
+            future.result()
 
-    def _there(self) -> bool:
-        if self._pool is None or self._process != os.getpid():  # threads do not survive a fork
+    def _start(self) -> bool:
+        """Start the threads if they do not run yet; return whether they run."""
+        if self.executor is None or self._process != os.getpid():  # threads do not survive a fork
             try:
-                self._pool, self._process = _started(self.most - 1), os.getpid()
+                self.executor, self._process = _started_executor(self.size - 1), os.getpid()
             except RuntimeError:
-                self.most = 1
+                self.size = 1
                 return False
         return True
 
 
-def _started(count: int) -> ThreadPoolExecutor:
-    """Return so many threads that are there already: one that cannot start later would be waited for without end."""
-    pool, all_there = ThreadPoolExecutor(count, "sparsemble"), threading.Barrier(count + 1)
+def _started_executor(count: int) -> ThreadPoolExecutor:
+    """Return an executor whose threads all run: the others would wait for ever for one that cannot start later."""
+    executor, all_started = ThreadPoolExecutor(count, "sparsemble"), threading.Barrier(count + 1)
     try:
         for _ in range(count):
-            pool.submit(all_there.wait)
-        all_there.wait()
+            executor.submit(all_started.wait)
+        all_started.wait()
     except BaseException:
-        all_there.abort()
-        pool.shutdown(wait=False)
+        all_started.abort()
+        executor.shutdown(wait=False)
         raise
-    return pool
+    return executor
 
 
 THREAD_POOL = ThreadPool()

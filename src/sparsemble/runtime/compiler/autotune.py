@@ -1,4 +1,4 @@
-"""Which way through each layer is the fastest here: measured once, then kept on disk."""
+"""Choose the fastest configuration of every convolution on this machine: measured once, then kept on disk."""
 
 import ctypes
 import hashlib
@@ -20,101 +20,102 @@ from sparsemble.runtime.kernels.llvm_builder import Kernel
 from sparsemble.runtime.kernels.sparse_conv import SparseConv
 
 ROUNDS = 5
-"""Times that each candidate is tried; the quickest time counts, as all disturbances slow down."""
-LONGEST = 0.05
-"""Seconds after which a layer's candidates get no further round."""
-WORTH = 0.97
-"""Part of the usual way's time that another one may take to be preferred."""
-SHORTEST, LEAST_PART = 2e-5, 0.01
-"""Seconds, and part of the time of all products, that one must take to be measured."""
-DENSITIES = 20
-"""Densities that are told apart."""
-RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+"""Times that each candidate is measured; the shortest time counts, as every disturbance makes it longer."""
+MAX_SECONDS = 0.05
+"""Seconds after which the candidates of a layer are not measured again."""
+MIN_GAIN = 0.97
+"""A candidate is chosen if it takes at most this fraction of the default's time."""
+MIN_SECONDS, MIN_FRACTION = 2e-5, 0.01
+"""A convolution is tuned if it takes longer than this, and than this fraction of all convolutions."""
+DENSITY_STEPS = 20
+"""Layers of equal geometry and equal density, in twentieths, share one measurement."""
+KERNEL_TYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
-def tune_configs(planning: Planner, folder: Path | None) -> dict[int, KernelConfig]:
-    """Return how to go through each product, by the place of the operation.
+def tune_configs(planner: Planner, folder: Path | None) -> dict[int, KernelConfig]:
+    """Return the fastest configuration of every convolution, by the operation's index.
 
     Args:
-        planning: how the network is run.
-        folder: where what was found is kept, under the network, the processor and the version; none: nowhere.
+        planner: of the network.
+        folder: where the configurations are kept, by network, processor and version of the code; None: nowhere.
     """
-    file = folder / f"{_key(planning)}.choices" if folder else None
-    stored = _stored(read_checked(file), planning.fused)
-    if stored is None:
-        stored = _Autotuner(planning, folder).choices()
-        write_checked(file, json.dumps({p: asdict(c) for p, c in stored.items()}).encode())
-    return stored
+    file = folder / f"{_cache_key(planner)}.choices" if folder else None
+    configs = _stored_configs(read_checked(file), planner.fused)
+    if configs is None:
+        configs = _Autotuner(planner, folder).fastest_configs()
+        write_checked(file, json.dumps({index: asdict(config) for index, config in configs.items()}).encode())
+    return configs
 
 
 @final
 class _Autotuner:
-    def __init__(self, planning: Planner, folder: Path | None) -> None:
-        self.planning, self.folder = planning, folder
-        self.memory = Workspace(planning.empty())
-        self.memory.fill(0.5)
-        self.known: dict[Kernel, tuple[JITKernels, Any]] = {}
+    def __init__(self, planner: Planner, folder: Path | None) -> None:
+        self.planner, self.folder = planner, folder
+        self.workspace = Workspace(planner.empty_plan())
+        self.workspace.fill(0.5)
+        self.compiled: dict[Kernel, tuple[JITKernels, Any]] = {}
 
-    def choices(self) -> dict[int, KernelConfig]:
-        """Measure every product that takes long enough to care."""
-        operations = {p: o for p, o in enumerate(self.planning.fused.operations) if isinstance(o, ConvOp)}
-        found = {place: self.planning.candidate_configs(place, operation)[0] for place, operation in operations.items()}
-        usual = self.planning.plan(found)
-        self._compile(usual.functions(), self.folder)  # what is kept serves the run if nothing else is found
-        steps = [step for step in usual.steps if isinstance(usual.kernels[step.kernel], SparseConv)]
-        times = dict(zip(found, self._times(steps, usual), strict=True))
-        alike: dict[Any, KernelConfig] = {}
-        for place, operation in operations.items():
-            if times[place] > max(SHORTEST, LEAST_PART * sum(times.values())):
-                kind = self._kind(operation)
-                if kind not in alike:
-                    first = self._fastest(place, self.planning.candidate_configs(place, operation))
-                    blocks = sorted({max(1, first.block // 2), first.block * 2} - {first.block})
-                    alike[kind] = self._fastest(place, [first, *(replace(first, block=block) for block in blocks)])
-                found[place] = alike[kind]
-        return found
+    def fastest_configs(self) -> dict[int, KernelConfig]:
+        """Measure every convolution that takes a relevant part of the time."""
+        convs = {i: o for i, o in enumerate(self.planner.fused.operations) if isinstance(o, ConvOp)}
+        configs = {index: self.planner.candidate_configs(index, conv)[0] for index, conv in convs.items()}
+        default = self.planner.plan(configs)
+        self._compile(default.functions(), self.folder)  # cached, for the case that no other candidate is faster
+        steps = [step for step in default.steps if isinstance(default.kernels[step.kernel], SparseConv)]
+        times = dict(zip(configs, self._times(steps, default), strict=True))
+        tuned: dict[Any, KernelConfig] = {}
+        for index, conv in convs.items():
+            if times[index] > max(MIN_SECONDS, MIN_FRACTION * sum(times.values())):
+                key = self._sharing_key(conv)
+                if key not in tuned:
+                    best = self._fastest(index, self.planner.candidate_configs(index, conv))
+                    blocks = sorted({max(1, best.block // 2), best.block * 2} - {best.block})
+                    tuned[key] = self._fastest(index, [best, *(replace(best, block=block) for block in blocks)])
+                configs[index] = tuned[key]
+        return configs
 
-    def _kind(self, operation: ConvOp) -> Any:
-        """Return what products have in common that one measurement can stand for."""
-        weight, shapes = operation.weight, self.planning.fused.shapes
+    def _sharing_key(self, operation: ConvOp) -> Any:
+        """Return a key that is equal for convolutions which one measurement can represent."""
+        weight, shapes = operation.weight, self.planner.fused.shapes
         geometry = (shapes[operation.source], shapes[operation.out], operation.stride, operation.dilation)
-        return weight.shape, geometry, round(DENSITIES * weight.nonzeros / weight.size)
+        return weight.shape, geometry, round(DENSITY_STEPS * weight.nonzeros / weight.size)
 
-    def _fastest(self, place: int, options: list[KernelConfig]) -> KernelConfig:
-        plan = self.planning.empty()
-        for choice in options:
-            self.planning.product(plan, place, choice)
-        self._compile({name: kernel for name, kernel in plan.kernels.items() if kernel not in self.known}, None)
+    def _fastest(self, index: int, candidates: list[KernelConfig]) -> KernelConfig:
+        """Return the fastest candidate; the first one unless another is clearly faster."""
+        plan = self.planner.empty_plan()
+        for config in candidates:
+            self.planner.add_conv(plan, index, config)
+        self._compile({name: kernel for name, kernel in plan.kernels.items() if kernel not in self.compiled}, None)
         times = self._times(plan.steps, plan)
-        best = min(range(len(options)), key=times.__getitem__)
-        return options[best if times[best] < WORTH * times[0] else 0]
+        best = min(range(len(candidates)), key=times.__getitem__)
+        return candidates[best if times[best] < MIN_GAIN * times[0] else 0]
 
     def _compile(self, kernels: Mapping[str, Kernel], folder: Path | None) -> None:
         if kernels:
-            compiled = JITKernels(kernels, folder)
-            self.known |= {kernel: (compiled, RUN(compiled.address(name))) for name, kernel in kernels.items()}
+            library = JITKernels(kernels, folder)
+            self.compiled |= {kernel: (library, KERNEL_TYPE(library.address(name))) for name, kernel in kernels.items()}
 
     def _times(self, steps: Sequence[PlanStep], plan: ExecutionPlan) -> list[float]:
-        """Return the seconds that each step of a plan takes at its quickest."""
-        runs = [self.known[plan.kernels[step.kernel]][1] for step in steps]
+        """Return the shortest time of each step, in seconds."""
+        runs = [self.compiled[plan.kernels[step.kernel]][1] for step in steps]
         calls = [step.calls[0] for step in steps]
-        tables = [self.memory.arguments(call) for call in calls]
-        quickest = [np.inf] * len(runs)
+        tables = [self.workspace.arguments(call) for call in calls]
+        shortest = [np.inf] * len(runs)
         began = time.perf_counter()
         for turn in range(ROUNDS + 1):
             for i, (run, table, call) in enumerate(zip(runs, tables, calls, strict=True)):
                 started = time.perf_counter()
                 run(table.ctypes.data, call.first, call.last)
-                if turn:
-                    quickest[i] = min(quickest[i], time.perf_counter() - started)
-            if turn and time.perf_counter() - began > LONGEST:
+                if turn:  # the first turn is a warm-up
+                    shortest[i] = min(shortest[i], time.perf_counter() - started)
+            if turn and time.perf_counter() - began > MAX_SECONDS:
                 break
-        return quickest
+        return shortest
 
 
-def _key(planning: Planner) -> str:
-    fused, digest = planning.fused, hashlib.sha256()
-    digest.update(repr((type(planning).__name__, planning.lanes, fused.shapes, code_digest(), processor())).encode())
+def _cache_key(planner: Planner) -> str:
+    fused, digest = planner.fused, hashlib.sha256()
+    digest.update(repr((type(planner).__name__, planner.lanes, fused.shapes, code_digest(), processor())).encode())
     for operation in fused.operations:
         if isinstance(operation, ConvOp):
             geometry = operation.source, operation.out, operation.stride, operation.padding, operation.dilation
@@ -123,13 +124,16 @@ def _key(planning: Planner) -> str:
     return digest.hexdigest()
 
 
-def _stored(content: bytes | None, fused: FusedGraph) -> dict[int, KernelConfig] | None:
-    """Return choices that were kept; none where they do not fit the network."""
+def _stored_configs(content: bytes | None, fused: FusedGraph) -> dict[int, KernelConfig] | None:
+    """Return the configurations in a cached file; None where they do not fit the network."""
     if content is None:
         return None
     try:
-        kept: Mapping[str, Any] = json.loads(content)
-        found = {int(place): KernelConfig(**{**one, "tile": tuple(one["tile"])}) for place, one in kept.items()}
+        stored: Mapping[str, Any] = json.loads(content)
+        configs = {
+            int(index): KernelConfig(**{**config, "tile": tuple(config["tile"])}) for index, config in stored.items()
+        }
     except (ValueError, TypeError, KeyError):
         return None
-    return found if set(found) == {i for i, o in enumerate(fused.operations) if isinstance(o, ConvOp)} else None
+    convs = {i for i, operation in enumerate(fused.operations) if isinstance(operation, ConvOp)}
+    return configs if set(configs) == convs else None

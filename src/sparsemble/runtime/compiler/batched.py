@@ -1,4 +1,4 @@
-"""Planning for 16, 8 or 4 images side by side: a vector holds one pixel of each."""
+"""Plans for 16, 8 or 4 images side by side: a vector holds one pixel of each."""
 
 from typing import final
 
@@ -7,13 +7,19 @@ from sparsemble.runtime.compiler.execution_plan import (
     ExecutionPlan,
     KernelConfig,
     TileLayout,
+    add_conv,
     add_elementwise,
     add_pack,
     add_pool,
-    add_tiles,
 )
 from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, PoolOp
-from sparsemble.runtime.compiler.layout import candidate_tiles, displacements, planes, reading, tiles
+from sparsemble.runtime.compiler.layout import (
+    batch_planes,
+    candidate_tiles,
+    tile_offsets,
+    vector_offsets,
+    window_layout,
+)
 from sparsemble.runtime.compiler.planner import (
     SPARE_REGISTERS,
     TILES_TRIED,
@@ -34,49 +40,49 @@ class BatchPlanner(Planner):
     """
 
     def __init__(self, fused: FusedGraph, lanes: int) -> None:
-        super().__init__(fused, planes(fused, lanes), {})
+        super().__init__(fused, batch_planes(fused, lanes), {})
         self.lanes = lanes
 
-    def pack(self, found: ExecutionPlan) -> None:
-        """Add what brings images in."""
-        add_pack(found, self.lanes)
+    def add_pack(self, plan: ExecutionPlan) -> None:
+        """Add the step that reads images."""
+        add_pack(plan, self.lanes)
 
-    def prepare(self, found: ExecutionPlan, place: int) -> None:
-        """Add nothing: frames of zeros are all that windows need."""
+    def add_copies(self, plan: ExecutionPlan, index: int) -> None:
+        """Add nothing: windows read the planes, whose frames are the padding."""
 
-    def candidate_configs(self, place: int, operation: ConvOp) -> list[KernelConfig]:
-        """Return ways through a product that may be the fastest; first one that is rarely bad."""
-        found = self.empty()
-        read, written = found.plane(operation.source), found.plane(operation.out)
-        choices = []
+    def candidate_configs(self, index: int, operation: ConvOp) -> list[KernelConfig]:
+        """Return configurations that may be the fastest; the first one is rarely slow."""
+        plan = self.empty_plan()
+        read, written = plan.plane(operation.source), plan.plane(operation.out)
+        configs = []
         for outputs in output_block_sizes(operation):
-            shapes = candidate_tiles(written.height, written.width, (registers() - SPARE_REGISTERS) // outputs)
+            tiles = candidate_tiles(written.height, written.width, (registers() - SPARE_REGISTERS) // outputs)
             kernel = operation.weight.shape[2:]
-            rows, columns = ((t - 1) * s + k for t, s, k in zip(shapes[0], operation.stride, kernel, strict=True))
+            rows, columns = ((t - 1) * s + k for t, s, k in zip(tiles[0], operation.stride, kernel, strict=True))
             block = channels_in_cache(rows * columns * read.column)
-            choices += [KernelConfig(tile, block, outputs) for tile in shapes[:TILES_TRIED]]
-        return choices
+            configs += [KernelConfig(tile, block, outputs) for tile in tiles[:TILES_TRIED]]
+        return configs
 
-    def product(self, found: ExecutionPlan, place: int, choice: KernelConfig) -> None:
+    def add_conv(self, plan: ExecutionPlan, index: int, config: KernelConfig) -> None:
         """Add a convolution or linear layer."""
-        operation = self.fused.operations[place]
+        operation = self.fused.operations[index]
         assert isinstance(operation, ConvOp)
-        read, written = found.plane(operation.source), found.plane(operation.out)
-        source = reading(operation, read)
-        through = TileLayout(
+        read, written = plan.plane(operation.source), plan.plane(operation.out)
+        source = window_layout(operation, read)
+        tiles = TileLayout(
             lanes=read.lanes,
-            reads=displacements(source.row, source.column, choice.tile),
-            writes=displacements(written.row, written.column, choice.tile),
-            places=tiles(source, written, choice.tile),
+            reads=vector_offsets(source.row, source.column, config.tile),
+            writes=vector_offsets(written.row, written.column, config.tile),
+            offsets=tile_offsets(source, written, config.tile),
             aligned=True,
         )
-        add_tiles(found, operation, choice, through, (BufferAddress(operation.source), source))
+        add_conv(plan, operation, config, tiles, (BufferAddress(operation.source), source))
 
-    def pool(self, found: ExecutionPlan, place: int, operation: PoolOp) -> None:
+    def add_pool(self, plan: ExecutionPlan, index: int, operation: PoolOp) -> None:
         """Add a pool."""
-        add_pool(found, operation)
+        add_pool(plan, operation)
 
-    def elementwise(self, found: ExecutionPlan, operation: AffineOp | AddOp) -> None:
+    def add_elementwise(self, plan: ExecutionPlan, operation: AffineOp | AddOp) -> None:
         """Add a scale and shift, or a sum."""
-        plane = found.plane(operation.source)
-        add_elementwise(found, operation, self.lanes, (plane.height, plane.width))
+        plane = plan.plane(operation.source)
+        add_elementwise(plan, operation, self.lanes, (plane.height, plane.width))

@@ -1,4 +1,4 @@
-"""Weights that change no answer: they read channels that are always 0, or make channels that nobody reads."""
+"""Remove weights that change no logit: they read channels that are always 0, or write channels that are never read."""
 
 from dataclasses import replace
 
@@ -12,75 +12,76 @@ Flags = NDArray[np.bool_]
 
 
 def remove_dead_channels(fused: FusedGraph) -> FusedGraph:
-    """Return the same network without such weights; outputs that nobody reads are marked as not wanted.
+    """Return the same network without such weights; `needed_outputs` marks the channels that are read.
 
-    Answers keep their bits: what is left out adds 0, or goes nowhere.
+    Logits are equal bit for bit: what is removed adds 0, or is never read.
     """
-    silent = [np.zeros(shape[0], bool) for shape in fused.shapes]
+    is_zero = [np.zeros(shape[0], bool) for shape in fused.shapes]
     operations: list[FusedOp] = []
     for operation in fused.operations:
-        kept = _hearing(operation, silent[operation.source]) if isinstance(operation, ConvOp) else operation
-        silent[operation.out] = _silent(kept, silent)
+        kept = _drop_zero_inputs(operation, is_zero[operation.source]) if isinstance(operation, ConvOp) else operation
+        is_zero[operation.out] = _zero_channels(kept, is_zero)
         operations.append(kept)
-    wanted = [np.zeros(shape[0], bool) for shape in fused.shapes]
-    wanted[fused.answer][:] = True
-    for place in reversed(range(len(operations))):
-        operation = operations[place]
+    needed = [np.zeros(shape[0], bool) for shape in fused.shapes]
+    needed[fused.logits_buffer][:] = True
+    for i in reversed(range(len(operations))):
+        operation = operations[i]
         if isinstance(operation, ConvOp):
-            operations[place] = operation = _heard(operation, wanted[operation.out])
-            wanted[operation.source] |= _read(operation)
+            operations[i] = operation = _drop_unread_outputs(operation, needed[operation.out])
+            needed[operation.source] |= _read_channels(operation)
             if operation.residual is not None:
-                wanted[operation.residual] |= wanted[operation.out]
+                needed[operation.residual] |= needed[operation.out]
         else:
-            wanted[operation.source] |= wanted[operation.out]
+            needed[operation.source] |= needed[operation.out]
             if not isinstance(operation, PoolOp | AffineOp):
-                wanted[operation.other] |= wanted[operation.out]
+                needed[operation.addend] |= needed[operation.out]
     return replace(fused, operations=tuple(operations))
 
 
-def _parts(weight: Weight) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return output and input channel of every weight."""
+def _channels(weight: Weight) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return output and input channel of every non-zero weight."""
     _, inputs, height, width = weight.shape
     positions = weight.positions.astype(np.int64)
     return positions // (inputs * height * width), positions // (height * width) % inputs
 
 
-def _only(operation: ConvOp, kept: Flags) -> ConvOp:
+def _with_weights(operation: ConvOp, kept: Flags) -> ConvOp:
+    """Return the operation with some of its non-zero weights."""
     weight = operation.weight
     if kept.all():
         return operation
     return replace(operation, weight=Weight(weight.shape, weight.positions[kept], weight.values[kept]))
 
 
-def _hearing(operation: ConvOp, silent: Flags) -> ConvOp:
-    """Drop weights that read channels that are always 0."""
-    return _only(operation, ~silent[_parts(operation.weight)[1]])
+def _drop_zero_inputs(operation: ConvOp, is_zero: Flags) -> ConvOp:
+    """Remove weights that read channels that are always 0."""
+    return _with_weights(operation, ~is_zero[_channels(operation.weight)[1]])
 
 
-def _heard(operation: ConvOp, wanted: Flags) -> ConvOp:
-    """Drop weights of outputs that nobody reads."""
-    found = _only(operation, wanted[_parts(operation.weight)[0]])
-    return replace(found, wanted=None if wanted.all() else wanted)
+def _drop_unread_outputs(operation: ConvOp, needed: Flags) -> ConvOp:
+    """Remove weights of outputs that are never read."""
+    kept = _with_weights(operation, needed[_channels(operation.weight)[0]])
+    return replace(kept, needed_outputs=None if needed.all() else needed)
 
 
-def _read(operation: ConvOp) -> Flags:
-    found = np.zeros(operation.weight.shape[1], bool)
-    found[_parts(operation.weight)[1]] = True
-    return found
+def _read_channels(operation: ConvOp) -> Flags:
+    read = np.zeros(operation.weight.shape[1], bool)
+    read[_channels(operation.weight)[1]] = True
+    return read
 
 
-def _silent(operation: FusedOp, silent: list[Flags]) -> Flags:
+def _zero_channels(operation: FusedOp, is_zero: list[Flags]) -> Flags:
     """Return which channels of a result are 0 for every image."""
     if isinstance(operation, ConvOp):
-        alive = np.zeros(len(operation.bias), bool)
-        alive[_parts(operation.weight)[0]] = True
-        # -0 would do no harm; a bias below 0 is cut off by the ReLU.
-        found: Flags = ~alive & (operation.bias <= 0 if operation.relu else operation.bias == 0)
-        return found if operation.residual is None else found & silent[operation.residual]
+        has_weights = np.zeros(len(operation.bias), bool)
+        has_weights[_channels(operation.weight)[0]] = True
+        # A ReLU turns a negative bias into 0; -0 does no harm.
+        zero: Flags = ~has_weights & (operation.bias <= 0 if operation.relu else operation.bias == 0)
+        return zero if operation.residual is None else zero & is_zero[operation.residual]
     if isinstance(operation, PoolOp):
-        return silent[operation.source]
+        return is_zero[operation.source]
     if isinstance(operation, AffineOp):
         shift = operation.shift
-        gone: Flags = silent[operation.source] & (shift <= 0 if operation.relu else shift == 0)
-        return gone
-    return silent[operation.source] & silent[operation.other]
+        affine_zero: Flags = is_zero[operation.source] & (shift <= 0 if operation.relu else shift == 0)
+        return affine_zero
+    return is_zero[operation.source] & is_zero[operation.addend]

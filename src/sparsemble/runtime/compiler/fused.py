@@ -1,4 +1,4 @@
-"""A network as few operations as the kernels can do: everything that can ride along with a sum of products does."""
+"""A network as the operations that kernels compute: residual sums and ReLUs are part of the operation before them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,14 +26,19 @@ from sparsemble.runtime.network import (
     Weight,
 )
 
+LARGEST_WINDOW = 64
+"""Pixels; the pool of a larger window is computed in two steps, along rows and then along columns."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class ConvOp:
-    """A convolution, or a linear layer as one whose window is the whole plane; plus a residual, then perhaps ReLU."""
+    """relu(convolution + bias + residual); a linear layer is a convolution whose window is the whole plane."""
 
     source: int
+    """Buffer that is read."""
     out: int
+    """Buffer that is written."""
     weight: Weight
     """(outputs, inputs, height, width)"""
     bias: Floats
@@ -41,28 +46,29 @@ class ConvOp:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     residual: int | None = None
+    """Buffer that is added."""
     relu: bool = False
-    wanted: NDArray[np.bool_] | None = None
-    """(outputs) which of them somebody reads; none: all."""
+    needed_outputs: NDArray[np.bool_] | None = None
+    """(outputs) whether a later operation reads the channel; None: all are read."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class PoolOp:
-    """The largest or the mean of each window."""
+    """The maximum or the mean of each window."""
 
     source: int
     out: int
     kernel: Pair
     stride: Pair
     padding: Pair
-    largest: bool
+    is_max: bool
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class AffineOp:
-    """Scale and shift of each channel, then perhaps ReLU."""
+    """relu(scale x + shift) for each channel."""
 
     source: int
     out: int
@@ -74,16 +80,15 @@ class AffineOp:
 @final
 @dataclass(frozen=True, eq=False)
 class AddOp:
-    """Two results added, then perhaps ReLU."""
+    """relu(x + addend)."""
 
     source: int
-    other: int
+    addend: int
+    """Buffer that is added."""
     out: int
     relu: bool = False
 
 
-LARGEST_WINDOW = 64
-"""Of a pool that is written out as one sum."""
 FusedOp = ConvOp | PoolOp | AffineOp | AddOp
 
 
@@ -95,11 +100,12 @@ class FusedGraph:
     shapes: tuple[Shape, ...]
     """Channels, height and width of each buffer."""
     operations: tuple[FusedOp, ...]
+    """In running order."""
     scale: Floats
     """Of the image's channels."""
     shift: Floats
-    answer: int
-    """The buffer that holds the logits, read in C order."""
+    logits_buffer: int
+    """The buffer of the logits, in C order."""
     classes: int
     readers: Mapping[int, list[FusedOp]] = field(init=False)
     """The operations that read each buffer."""
@@ -116,78 +122,79 @@ def sources(operation: FusedOp) -> list[int]:
     """Return the buffers that an operation reads."""
     if isinstance(operation, ConvOp) and operation.residual is not None:
         return [operation.source, operation.residual]
-    return [operation.source, operation.other] if isinstance(operation, AddOp) else [operation.source]
+    return [operation.source, operation.addend] if isinstance(operation, AddOp) else [operation.source]
 
 
 def fuse(network: Network) -> FusedGraph:
-    """Fuse a network."""
+    """Return the operations of a network, each with the residual sum and ReLU that follow it."""
     return _Fuser(network).run()
 
 
 class _Fuser:
-    """Goes through the nodes once; a node that is absorbed by an earlier one has that one's buffer."""
+    """Reads the nodes in order; a node that is fused into an earlier one shares the buffer of that node."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self.consumers: list[list[int]] = [[] for _ in network.nodes]
-        for place, node in enumerate(network.nodes):
-            for given in node.inputs:
-                self.consumers[given].append(place)
+        for i, node in enumerate(network.nodes):
+            for source in node.inputs:
+                self.consumers[source].append(i)
         self.buffers: dict[int, int] = {0: 0}
+        """The buffer of each node's result."""
         self.shapes: list[Shape] = [network.image]
         self.operations: list[FusedOp] = []
         channels = network.image[0]
         self.scale, self.shift = np.ones(channels, np.float32), np.zeros(channels, np.float32)
 
     def run(self) -> FusedGraph:
-        """Return what is left."""
-        for place, node in enumerate(self.network.nodes):
-            if place not in self.buffers:
-                self._take(place, node)
+        """Return the fused graph."""
+        for i, node in enumerate(self.network.nodes):
+            if i not in self.buffers:
+                self._add_node(i, node)
         return FusedGraph(
             shapes=tuple(self.shapes),
             operations=tuple(self.operations),
             scale=self.scale,
             shift=self.shift,
-            answer=self.buffers[len(self.network.nodes) - 1],
+            logits_buffer=self.buffers[len(self.network.nodes) - 1],
             classes=self.network.classes,
         )
 
-    def _take(self, place: int, node: Node) -> None:
+    def _add_node(self, index: int, node: Node) -> None:
         source = self.buffers[node.inputs[0]]
         if isinstance(node, Flatten):
-            self.buffers[place] = source
-        elif isinstance(node, Affine) and source == 0 and self.consumers[node.inputs[0]] == [place]:
+            self.buffers[index] = source
+        elif isinstance(node, Affine) and source == 0 and self.consumers[node.inputs[0]] == [index]:
             self.scale, self.shift = self.scale * node.scale, self.shift * node.scale + node.shift
-            self.buffers[place] = 0
+            self.buffers[index] = 0
         elif isinstance(node, Convolution | Linear):
-            self._product(place, node, source)
+            self._add_conv(index, node, source)
         elif isinstance(node, MaxPool | AveragePool):
-            self._pool(place, node, source)
+            self._add_pool(index, node, source)
         elif isinstance(node, Affine):
-            absorbed, relu = self._relu_after(place)
-            self.operations.append(AffineOp(source, self._buffer(absorbed), node.scale, node.shift, relu))
+            fused, relu = self._with_relu(index)
+            self.operations.append(AffineOp(source, self._new_buffer(fused), node.scale, node.shift, relu))
         elif isinstance(node, Add):
-            absorbed, relu = self._relu_after(place)
-            other = self.buffers[node.inputs[1]]
-            self.operations.append(AddOp(source, other, self._buffer(absorbed), relu))
+            fused, relu = self._with_relu(index)
+            addend = self.buffers[node.inputs[1]]
+            self.operations.append(AddOp(source, addend, self._new_buffer(fused), relu))
         elif isinstance(node, Relu):
-            ones, zeros = (np.full(self.network.shapes[place][0], v, np.float32) for v in (1, 0))
-            self.operations.append(AffineOp(source, self._buffer([place]), ones, zeros, True))
+            ones, zeros = (np.full(self.network.shapes[index][0], v, np.float32) for v in (1, 0))
+            self.operations.append(AffineOp(source, self._new_buffer([index]), ones, zeros, True))
         elif not isinstance(node, Input):
-            raise RuntimeInputError(f"operation {place} is {type(node).__name__}, which the engine does not know")
+            raise RuntimeInputError(f"operation {index} is {type(node).__name__}, which the engine does not know")
 
-    def _product(self, place: int, node: Convolution | Linear, source: int) -> None:
-        absorbed, residual = [place], None
-        after = self.consumers[place]
+    def _add_conv(self, index: int, node: Convolution | Linear, source: int) -> None:
+        fused, residual = [index], None
+        after = self.consumers[index]
         if len(after) == 1 and isinstance(self.network.nodes[after[0]], Add):
             first, second = self.network.nodes[after[0]].inputs
-            other = second if first == place else first
-            # The later of the two summands takes the earlier one along, if that is there already.
-            if other != place and other in self.buffers:
-                absorbed, residual = [place, after[0]], self.buffers[other]
-        after, relu = self._relu_after(absorbed[-1])
-        out = self._buffer([*absorbed, *after])
+            other = second if first == index else first
+            # The later of the two summands adds the earlier one, if that is computed already.
+            if other != index and other in self.buffers:
+                fused, residual = [index, after[0]], self.buffers[other]
+        with_relu, relu = self._with_relu(fused[-1])
+        out = self._new_buffer([*fused, *with_relu])
         if isinstance(node, Convolution):
             operation = ConvOp(
                 source, out, node.weight, node.bias, node.stride, node.padding, node.dilation, residual, relu
@@ -197,33 +204,33 @@ class _Fuser:
             operation = ConvOp(source, out, weight, node.bias, residual=residual, relu=relu)
         self.operations.append(operation)
 
-    def _pool(self, place: int, node: MaxPool | AveragePool, source: int) -> None:
-        """Pool a window at once, or, where it is large, its rows and then its columns."""
-        largest, windows = isinstance(node, MaxPool), [(node.kernel, node.stride, node.padding)]
+    def _add_pool(self, index: int, node: MaxPool | AveragePool, source: int) -> None:
+        """Add a pool; that of a large window as two, along rows and then along columns."""
+        is_max, windows = isinstance(node, MaxPool), [(node.kernel, node.stride, node.padding)]
         if node.kernel[0] * node.kernel[1] > LARGEST_WINDOW and min(node.kernel) > 1:
             windows = [
                 ((1, node.kernel[1]), (1, node.stride[1]), (0, node.padding[1])),
                 ((node.kernel[0], 1), (node.stride[0], 1), (node.padding[0], 0)),
             ]
             channels, height, _ = self.shapes[source]
-            self.shapes.append((channels, height, self.network.shapes[place][2]))
+            self.shapes.append((channels, height, self.network.shapes[index][2]))
             between = len(self.shapes) - 1
-            self.operations.append(PoolOp(source, between, *windows[0], largest))
+            self.operations.append(PoolOp(source, between, *windows[0], is_max))
             source, windows = between, windows[1:]
-        self.operations.append(PoolOp(source, self._buffer([place]), *windows[0], largest))
+        self.operations.append(PoolOp(source, self._new_buffer([index]), *windows[0], is_max))
 
-    def _relu_after(self, place: int) -> tuple[list[int], bool]:
-        """Return a node with the ReLU that alone reads it, if there is one."""
-        after = self.consumers[place]
+    def _with_relu(self, index: int) -> tuple[list[int], bool]:
+        """Return the node, and the ReLU behind it if that is its only reader; and whether there is one."""
+        after = self.consumers[index]
         if len(after) == 1 and isinstance(self.network.nodes[after[0]], Relu):
-            return [place, after[0]], True
-        return [place], False
+            return [index, after[0]], True
+        return [index], False
 
-    def _buffer(self, places: Sequence[int]) -> int:
-        """Make a buffer that holds the result of these nodes."""
-        self.shapes.append(self._as_planes(self.network.shapes[places[-1]]))
-        for place in places:
-            self.buffers[place] = len(self.shapes) - 1
+    def _new_buffer(self, nodes: Sequence[int]) -> int:
+        """Return a new buffer for the result of these nodes."""
+        self.shapes.append(self._as_planes(self.network.shapes[nodes[-1]]))
+        for index in nodes:
+            self.buffers[index] = len(self.shapes) - 1
         return len(self.shapes) - 1
 
     @staticmethod

@@ -1,9 +1,9 @@
-"""Where everything lies when one image runs: planes without frames, and copies of them that windows are read from.
+"""The memory layout for one image: planes without frames, and shifted copies of them (im2col) that windows read.
 
-A vector holds neighbouring outputs of a plane, row after row. Seen through one column of a window, the inputs of
-neighbouring outputs lie side by side only within a row; so a plane that windows are read from is copied once for each
-column of the window, shifted (and thinned out, for strides) until they do throughout, and where rows are shorter than
-vectors once more for its rows. Then every read is one whole, aligned vector.
+A vector holds neighbouring outputs of a plane, row after row. For one column of a window, the inputs of neighbouring
+outputs are contiguous only within a row. So a plane that windows read is copied once for each column of the
+window, shifted (and subsampled, for strides), and once more for each row of the window where rows are shorter than
+vectors. Then every read is one whole, aligned vector.
 """
 
 import functools
@@ -19,20 +19,20 @@ from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph, PoolOp
 from sparsemble.runtime.compiler.layout import Plane, WindowLayout
 from sparsemble.runtime.network import Pair
 
-LINE = 64
-"""Bytes that memory moves at once."""
-RUN = 24
-"""Bytes that it takes to put three numbers into a table: where a row is copied from, where to, how much of it."""
+CACHE_LINE = 64
+"""Bytes."""
+RUN_BYTES = 24
+"""Of an entry of the copy table: source offset, target offset, length."""
 Numbers = NDArray[np.int64]
-Key = tuple[int, Pair, int, int]
-"""What readers that share copies have in common: buffer, stride, output height and width."""
+SharingKey = tuple[int, Pair, int, int]
+"""Operations with equal buffer, stride, output height and width share copies."""
 
 
-class Rows(NamedTuple):
-    """Rows of a plane that a copy holds: those from `first`, every `stride`-th one."""
+class RowCopy(NamedTuple):
+    """Rows of a plane in one copy: from `first`, every `stride`-th one."""
 
     downs: tuple[int, ...]
-    """The displacements down that it is read for."""
+    """The vertical displacements of the window that read this copy."""
     first: int
     rows: int
 
@@ -40,22 +40,21 @@ class Rows(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Im2col:
-    """A buffer of copies of a plane: channel, column of the window, rows that go together, rows, outputs across.
+    """A buffer of copies of a plane: (channel, column of the window, row copy, row, output column).
 
-    Seen from a place of the window, the inputs of neighbouring outputs lie beside each other. Places outside the plane
-    hold 0.
+    For one pixel of the window, the inputs of neighbouring outputs are contiguous. Pixels outside the plane are 0.
     """
 
     channels: int
     read: Pair
     """Height and width of the plane."""
     size: Pair
-    """Outputs down and across."""
+    """Rows and columns of the output."""
     stride: Pair
     columns: tuple[int, ...]
-    """The displacements across that are there, rising."""
+    """The horizontal displacements of the window, rising."""
     downs: tuple[int, ...]
-    """The displacements down, rising."""
+    """The vertical displacements, rising."""
     lanes: int
     """Floats of the vectors that are read."""
 
@@ -65,22 +64,22 @@ class Im2col:
         return 4 * self.size[1]
 
     @functools.cached_property
-    def rows(self) -> tuple[Rows, ...]:
-        """The copies for one column: displacements share one if it holds their rows, each where a vector begins."""
+    def rows(self) -> tuple[RowCopy, ...]:
+        """The copies for one column: displacements share a copy if their rows are in it and begin at a vector."""
         vector = 4 * self.lanes
-        together = vector // math.gcd(vector, self.row) * self.stride[0]
-        found: dict[int, list[int]] = {}
+        period = vector // math.gcd(vector, self.row) * self.stride[0]
+        groups: dict[int, list[int]] = {}
         for down in self.downs:
-            found.setdefault(down % together, []).append(down)
+            groups.setdefault(down % period, []).append(down)
         return tuple(
-            Rows(tuple(downs), downs[0], self.size[0] + (downs[-1] - downs[0]) // self.stride[0])
-            for downs in found.values()
+            RowCopy(tuple(downs), downs[0], self.size[0] + (downs[-1] - downs[0]) // self.stride[0])
+            for downs in groups.values()
         )
 
     @property
     def copy(self) -> int:
         """Bytes of one copy."""
-        return -(-self.row * max(rows.rows for rows in self.rows) // LINE) * LINE
+        return -(-self.row * max(rows.rows for rows in self.rows) // CACHE_LINE) * CACHE_LINE
 
     @property
     def column(self) -> int:
@@ -95,57 +94,57 @@ class Im2col:
     @property
     def bytes(self) -> int:
         """Size of the buffer; vectors may be read and written beyond its end."""
-        return self.plane * self.channels + 16 * LINE
+        return self.plane * self.channels + 16 * CACHE_LINE
 
-    def read_by(self, tile: int) -> int:
-        """Return how many bytes of a channel are read for so many bytes of neighbouring outputs."""
-        beyond = (self.row * (rows.rows - self.size[0]) for rows in self.rows)
-        return len(self.columns) * sum(tile + more for more in beyond)
+    def bytes_read(self, tile: int) -> int:
+        """Return the bytes of a channel that are read for `tile` bytes of neighbouring outputs."""
+        extra = (self.row * (rows.rows - self.size[0]) for rows in self.rows)
+        return len(self.columns) * sum(tile + more for more in extra)
 
-    def reading(self, downs: Numbers, across: Numbers) -> WindowLayout:
-        """Return how outputs find a window of some displacements down and across."""
-        down_to = {
+    def window_layout(self, downs: Numbers, across: Numbers) -> WindowLayout:
+        """Return how outputs read a window with these vertical and horizontal displacements."""
+        down_offset = {
             down: i * self.copy + (down - rows.first) // self.stride[0] * self.row
             for i, rows in enumerate(self.rows)
             for down in rows.downs
         }
-        across_to = {away: i * self.column for i, away in enumerate(self.columns)}
-        down_taps, across_taps = (
-            np.array([to[place] for place in places.tolist()], np.int64)
-            for to, places in ((down_to, downs), (across_to, across))
+        across_offset = {column: i * self.column for i, column in enumerate(self.columns)}
+        down_offsets, across_offsets = (
+            np.array([offset[displacement] for displacement in displacements.tolist()], np.int64)
+            for offset, displacements in ((down_offset, downs), (across_offset, across))
         )
-        return WindowLayout(self.plane, down_taps, across_taps, 0, self.row, 4)
+        return WindowLayout(self.plane, down_offsets, across_offsets, 0, self.row, 4)
 
-    def lines(self, source: Plane) -> NDArray[np.uint32]:
-        """Return {place in the plane, place in the copies of the first column} of every row that is not all 0."""
-        found = []
+    def row_table(self, source: Plane) -> NDArray[np.uint32]:
+        """Return (rows, 2) offset in the plane and in the first column's copies, of every row that is not all 0."""
+        table = []
         for i, rows in enumerate(self.rows):
             step = self.stride[0]
             first = max(0, -(rows.first // step))
             row = np.arange(first, max(first, min(rows.rows, (self.read[0] - 1 - rows.first) // step + 1)))
-            here = source.origin + (rows.first + row * step) * source.row
-            found.append(np.stack([here, i * self.copy + row * self.row], 1).astype(np.uint32))
-        return np.concatenate(found)
+            offset = source.origin + (rows.first + row * step) * source.row
+            table.append(np.stack([offset, i * self.copy + row * self.row], 1).astype(np.uint32))
+        return np.concatenate(table)
 
-    def runs(self, source: Plane) -> NDArray[np.uint32]:
-        """Return {place in the plane, place in the copies, floats} of all that is not 0, a run at a time."""
-        lines, found = self.lines(source), [np.zeros((0, 3), np.uint32)]
-        for i, away in enumerate(self.columns):
-            first = max(0, -(away // self.stride[1]))
-            last = min(self.size[1], (self.read[1] - 1 - away) // self.stride[1] + 1)
+    def run_table(self, source: Plane) -> NDArray[np.uint32]:
+        """Return (runs, 3) offset in the plane, offset in the copies and length in floats, of all that is not 0."""
+        rows, table = self.row_table(source), [np.zeros((0, 3), np.uint32)]
+        for i, displacement in enumerate(self.columns):
+            first = max(0, -(displacement // self.stride[1]))
+            last = min(self.size[1], (self.read[1] - 1 - displacement) // self.stride[1] + 1)
             if first < last:
-                here, there = 4 * (first * self.stride[1] + away), i * self.column + 4 * first
-                found.append(np.insert(lines + np.array([here, there], np.uint32), 2, last - first, axis=1))
-        return np.concatenate(found)
+                read, written = 4 * (first * self.stride[1] + displacement), i * self.column + 4 * first
+                table.append(np.insert(rows + np.array([read, written], np.uint32), 2, last - first, axis=1))
+        return np.concatenate(table)
 
     @property
     def table_bytes(self) -> int:
-        """Most bytes that it takes to make the table of what is copied."""
-        return RUN * len(self.columns) * sum(min(rows.rows, self.read[0]) for rows in self.rows)
+        """Upper bound of the bytes of the table of copies."""
+        return RUN_BYTES * len(self.columns) * sum(min(rows.rows, self.read[0]) for rows in self.rows)
 
 
 def window_displacements(operation: ConvOp | PoolOp) -> tuple[Numbers, Numbers]:
-    """Return how far the places of the window lie from the output's own, down and across."""
+    """Return the displacements of a window's pixels from the output's own pixel, vertical and horizontal."""
     if isinstance(operation, ConvOp):
         size, dilation = operation.weight.shape[2:], operation.dilation
     else:
@@ -156,27 +155,32 @@ def window_displacements(operation: ConvOp | PoolOp) -> tuple[Numbers, Numbers]:
 
 @final
 @dataclass
-class Single:
+class SingleImageLayout:
     """The buffers of a run of one image."""
 
     buffers: list[Plane | Im2col]
-    """Those of the operations, then copies."""
-    lives: dict[int, Pair] = field(default_factory=dict)
-    """The first and the last operation that needs a copy."""
-    of: dict[int, int] = field(default_factory=dict)
-    """The copy that an operation reads, by its place; others read the plane itself."""
+    """Those of the operations, then the copies."""
+    lifetimes: dict[int, Pair] = field(default_factory=dict)
+    """The first and the last operation that reads a buffer of copies."""
+    copies_of: dict[int, int] = field(default_factory=dict)
+    """The buffer of copies that an operation reads, by the operation's index; others read the plane itself."""
 
 
-def single(fused: FusedGraph, lanes: int) -> Single:
-    """Lay out a run of one image."""
-    found = Single([_flat(shape, lanes) for shape in fused.shapes])
-    sharing: dict[Key, list[int]] = {}
-    for place, operation in enumerate(fused.operations):
+def single_image_layout(fused: FusedGraph, lanes: int) -> SingleImageLayout:
+    """Return the layout of a run of one image.
+
+    Args:
+        fused: the operations.
+        lanes: the most floats in a vector.
+    """
+    layout = SingleImageLayout([_unframed(shape, lanes) for shape in fused.shapes])
+    sharing: dict[SharingKey, list[int]] = {}
+    for i, operation in enumerate(fused.operations):
         if isinstance(operation, ConvOp | PoolOp) and _needs_copies(operation, fused):
             height, width = fused.shapes[operation.out][1:]
-            sharing.setdefault((operation.source, operation.stride, height, width), []).append(place)
-    for (source, stride, height, width), places in sharing.items():
-        downs, across = zip(*(window_displacements(one) for one in _at(fused, places)), strict=True)
+            sharing.setdefault((operation.source, operation.stride, height, width), []).append(i)
+    for (source, stride, height, width), indices in sharing.items():
+        downs, across = zip(*(window_displacements(operation) for operation in _at(fused, indices)), strict=True)
         channels, *read = fused.shapes[source]
         copies = Im2col(
             channels=channels,
@@ -187,31 +191,31 @@ def single(fused: FusedGraph, lanes: int) -> Single:
             downs=tuple(int(y) for y in np.unique(np.concatenate(downs))),
             lanes=vector_width(height, width, lanes),
         )
-        buffer = len(found.buffers)
-        found.buffers.append(copies)
-        found.lives[buffer] = (places[0], places[-1])
-        found.of |= dict.fromkeys(places, buffer)
-    return found
+        buffer = len(layout.buffers)
+        layout.buffers.append(copies)
+        layout.lifetimes[buffer] = (indices[0], indices[-1])
+        layout.copies_of |= dict.fromkeys(indices, buffer)
+    return layout
 
 
 def vector_width(height: int, width: int, lanes: int) -> int:
-    """Return how many outputs of a plane a vector takes: a power of two, at most all."""
+    """Return the number of outputs in a vector: a power of two, at most `lanes` and at most height x width."""
     return min(lanes, 1 << int(math.log2(height * width)))
 
 
-def _flat(shape: tuple[int, ...], lanes: int) -> Plane:
+def _unframed(shape: tuple[int, ...], lanes: int) -> Plane:
     channels, height, width = shape
     return Plane(channels, height, width, (0, 0), 1, padded=4 * vector_width(height, width, lanes))
 
 
 def _needs_copies(operation: ConvOp | PoolOp, fused: FusedGraph) -> bool:
-    """Return whether neighbouring outputs do not find their inputs side by side in the plane."""
+    """Return whether the inputs of neighbouring outputs are not contiguous in the plane."""
     height, width = fused.shapes[operation.out][1:]
     if height * width == 1 and operation.padding == (0, 0):
         return False
     if isinstance(operation, PoolOp):
-        # Padding is not 0 to the largest: that is looked up place by place.
-        return not operation.largest or operation.padding == (0, 0)
+        # A maximum ignores padding, while copies have zeros there: its windows are gathered pixel by pixel.
+        return not operation.is_max or operation.padding == (0, 0)
     downs, across = window_displacements(operation)
     return (
         bool(downs.any() or across.any())
@@ -220,7 +224,7 @@ def _needs_copies(operation: ConvOp | PoolOp, fused: FusedGraph) -> bool:
     )
 
 
-def _at(fused: FusedGraph, places: list[int]) -> Iterator[ConvOp | PoolOp]:
-    for operation in (fused.operations[place] for place in places):
+def _at(fused: FusedGraph, indices: list[int]) -> Iterator[ConvOp | PoolOp]:
+    for operation in (fused.operations[i] for i in indices):
         assert isinstance(operation, ConvOp | PoolOp)
         yield operation

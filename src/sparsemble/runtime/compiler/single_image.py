@@ -1,4 +1,4 @@
-"""Planning for one image at a time: a vector holds neighbouring outputs of a plane."""
+"""Plans for one image at a time: a vector holds neighbouring outputs of a plane."""
 
 import math
 from typing import final
@@ -10,15 +10,15 @@ from sparsemble.runtime.compiler.execution_plan import (
     ExecutionPlan,
     KernelConfig,
     TileLayout,
+    add_conv,
     add_elementwise,
     add_gather,
     add_pack,
     add_pool,
-    add_tiles,
 )
 from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, PoolOp
-from sparsemble.runtime.compiler.im2col import Im2col, single, vector_width, window_displacements
-from sparsemble.runtime.compiler.layout import reading, starts
+from sparsemble.runtime.compiler.im2col import Im2col, single_image_layout, vector_width, window_displacements
+from sparsemble.runtime.compiler.layout import tile_starts, window_layout
 from sparsemble.runtime.compiler.planner import (
     SPARE_REGISTERS,
     TILES_TRIED,
@@ -29,11 +29,11 @@ from sparsemble.runtime.compiler.planner import (
 from sparsemble.runtime.kernels.im2col import Im2colScalar, Im2colVector
 from sparsemble.runtime.kernels.jit import registers
 
-LONGEST_CODE = 256
-"""Vectors of a row of copies up to which each has code of its own."""
-MOST_CHAINS = 8
-BUSY = 16
-"""Sums side by side that keep a processor from waiting for its own results."""
+MAX_UNROLLED = 256
+"""Vectors of a row of copies up to which the code of each is written out."""
+MAX_CHAINS = 8
+SUMS_IN_FLIGHT = 16
+"""Independent sums that hide the latency of a multiply-add."""
 
 
 @final
@@ -47,48 +47,48 @@ class SingleImagePlanner(Planner):
 
     def __init__(self, fused: FusedGraph, lanes: int) -> None:
         self.lanes = lanes
-        layout = single(fused, lanes)
-        super().__init__(fused, layout.buffers, layout.lives)
-        self._of = layout.of
+        layout = single_image_layout(fused, lanes)
+        super().__init__(fused, layout.buffers, layout.lifetimes)
+        self._copies_of = layout.copies_of
 
-    def pack(self, found: ExecutionPlan) -> None:
-        """Add what brings an image in."""
-        add_pack(found, 1)
+    def add_pack(self, plan: ExecutionPlan) -> None:
+        """Add the step that reads an image."""
+        add_pack(plan, 1)
 
-    def elementwise(self, found: ExecutionPlan, operation: AffineOp | AddOp) -> None:
+    def add_elementwise(self, plan: ExecutionPlan, operation: AffineOp | AddOp) -> None:
         """Add a scale and shift, or a sum."""
-        lanes, vectors = self._vectors(found, operation.out)
-        add_elementwise(found, operation, lanes, (1, vectors))
+        lanes, vectors = self._vectors(plan, operation.out)
+        add_elementwise(plan, operation, lanes, (1, vectors))
 
-    def _vectors(self, found: ExecutionPlan, buffer: int) -> tuple[int, int]:
-        """Return how many floats a vector of a plane takes, and how many vectors a channel."""
-        plane = found.plane(buffer)
+    def _vectors(self, plan: ExecutionPlan, buffer: int) -> tuple[int, int]:
+        """Return the floats in a vector of a plane, and the vectors in a channel."""
+        plane = plan.plane(buffer)
         lanes = vector_width(plane.height, plane.width, self.lanes)
         return lanes, -(-plane.height * plane.width // lanes)
 
-    def _copies(self, place: int) -> tuple[int, Im2col] | None:
-        """Return the copies that an operation reads, if it does not read the plane itself."""
-        buffer = self._of.get(place)
+    def _copies(self, index: int) -> tuple[int, Im2col] | None:
+        """Return the copies that an operation reads; None if it reads the plane itself."""
+        buffer = self._copies_of.get(index)
         if buffer is None:
             return None
-        found = self.buffers[buffer]
-        assert isinstance(found, Im2col)
-        return buffer, found
+        copies = self.buffers[buffer]
+        assert isinstance(copies, Im2col)
+        return buffer, copies
 
-    def prepare(self, found: ExecutionPlan, place: int) -> None:
-        """Make the copies that this operation is the first to read."""
-        copied = self._copies(place)
-        if copied is None or self.lives[copied[0]][0] != place:
+    def add_copies(self, plan: ExecutionPlan, index: int) -> None:
+        """Add the step that makes the copies that this operation is the first to read."""
+        found = self._copies(index)
+        if found is None or self.lifetimes[found[0]][0] != index:
             return
-        operation, (buffer, copies) = self.fused.operations[place], copied
+        operation, (buffer, copies) = self.fused.operations[index], found
         assert isinstance(operation, ConvOp | PoolOp)
-        read, width = found.plane(operation.source), copies.size[1]
+        read, width = plan.plane(operation.source), copies.size[1]
         lanes = vector_width(1, width, self.lanes)
-        if -(-width // lanes) * len(copies.columns) <= LONGEST_CODE:
-            table = copies.lines(read)
+        if -(-width // lanes) * len(copies.columns) <= MAX_UNROLLED:
+            table = copies.row_table(read)
             kernel: Im2colVector | Im2colScalar = Im2colVector(
                 lanes=lanes,
-                starts=tuple(starts(width, lanes).tolist()),
+                starts=tuple(tile_starts(width, lanes).tolist()),
                 stride=copies.stride[1],
                 columns=copies.columns,
                 width=read.width,
@@ -97,58 +97,61 @@ class SingleImagePlanner(Planner):
                 write_plane=copies.plane,
             )
         else:
-            table = copies.runs(read)
+            table = copies.run_table(read)
             kernel = Im2colScalar(stride=copies.stride[1], read_plane=read.plane, write_plane=copies.plane)
-        # Reading the planes that other threads wrote, one after the other, costs less than reading copies they made.
-        found.add_for_each(
-            kernel, (BufferAddress(operation.source), BufferAddress(buffer), table, len(table)), read.channels
-        )
+        # Every thread makes its own copies: reading planes from another core's cache costs less than reading copies.
+        arguments = (BufferAddress(operation.source), BufferAddress(buffer), table, len(table))
+        plan.add_for_each_thread(kernel, arguments, read.channels)
 
-    def candidate_configs(self, place: int, operation: ConvOp) -> list[KernelConfig]:
-        """Return ways through a product that may be the fastest; first one that is rarely bad."""
-        copied = self._copies(place)
-        lanes, vectors = self._vectors(self.empty(), operation.out)
-        found = []
+    def candidate_configs(self, index: int, operation: ConvOp) -> list[KernelConfig]:
+        """Return configurations that may be the fastest; the first one is rarely slow."""
+        found = self._copies(index)
+        lanes, vectors = self._vectors(self.empty_plan(), operation.out)
+        configs = []
         for outputs in output_block_sizes(operation):
-            most = (registers() - SPARE_REGISTERS) // outputs
+            max_vectors = (registers() - SPARE_REGISTERS) // outputs
             # A record costs its vectors and about two more.
-            widths = sorted(range(1, min(vectors, most) + 1), key=lambda w: (math.ceil(vectors / w) * (w + 2), w))
+            widths = sorted(
+                range(1, min(vectors, max_vectors) + 1), key=lambda w: (math.ceil(vectors / w) * (w + 2), w)
+            )
             tile = 4 * lanes * widths[0]
-            block = channels_in_cache(copied[1].read_by(tile) if copied else tile)
-            for wide in widths[:TILES_TRIED]:
-                usual = max(1, min(MOST_CHAINS // outputs, BUSY // (wide * outputs)))
-                chains = dict.fromkeys((usual, max(1, usual // 2)))
-                found += [KernelConfig((1, wide), block, outputs, many) for many in chains]
-        return found
+            block = channels_in_cache(found[1].bytes_read(tile) if found else tile)
+            for width in widths[:TILES_TRIED]:
+                chains = max(1, min(MAX_CHAINS // outputs, SUMS_IN_FLIGHT // (width * outputs)))
+                configs += [
+                    KernelConfig((1, width), block, outputs, count)
+                    for count in dict.fromkeys((chains, max(1, chains // 2)))
+                ]
+        return configs
 
-    def product(self, found: ExecutionPlan, place: int, choice: KernelConfig) -> None:
+    def add_conv(self, plan: ExecutionPlan, index: int, config: KernelConfig) -> None:
         """Add a convolution or linear layer."""
-        operation, copied = self.fused.operations[place], self._copies(place)
+        operation, found = self.fused.operations[index], self._copies(index)
         assert isinstance(operation, ConvOp)
-        if copied:
-            buffer, copies = copied
-            source = copies.reading(*window_displacements(operation))
+        if found:
+            buffer, copies = found
+            source = copies.window_layout(*window_displacements(operation))
         else:
-            buffer, source = operation.source, reading(operation, found.plane(operation.source))
-        lanes, vectors = self._vectors(found, operation.out)
-        wide = choice.tile[1]
-        begins = starts(vectors, wide) * 4 * lanes
-        steps = tuple(4 * lanes * i for i in range(wide))
-        places = np.stack([source.base + begins, begins], 1).astype(np.uint32)
-        through = TileLayout(lanes=lanes, reads=steps, writes=steps, places=places, aligned=False)
-        add_tiles(found, operation, choice, through, (BufferAddress(buffer), source))
+            buffer, source = operation.source, window_layout(operation, plan.plane(operation.source))
+        lanes, vectors = self._vectors(plan, operation.out)
+        width = config.tile[1]
+        starts = tile_starts(vectors, width) * 4 * lanes
+        vector_steps = tuple(4 * lanes * i for i in range(width))
+        offsets = np.stack([source.base + starts, starts], 1).astype(np.uint32)
+        tiles = TileLayout(lanes=lanes, reads=vector_steps, writes=vector_steps, offsets=offsets, aligned=False)
+        add_conv(plan, operation, config, tiles, (BufferAddress(buffer), source))
 
-    def pool(self, found: ExecutionPlan, place: int, operation: PoolOp) -> None:
+    def add_pool(self, plan: ExecutionPlan, index: int, operation: PoolOp) -> None:
         """Add a pool."""
-        copied = self._copies(place)
-        if not copied:
-            add_pool(found, operation)
+        found = self._copies(index)
+        if not found:
+            add_pool(plan, operation)
             return
-        buffer, copies = copied
-        lanes, vectors = self._vectors(found, operation.out)
-        source = copies.reading(*window_displacements(operation))
+        buffer, copies = found
+        lanes, vectors = self._vectors(plan, operation.out)
+        source = copies.window_layout(*window_displacements(operation))
         taps = np.add.outer(source.down, source.across).reshape(-1).astype(np.uint32)
         table = np.empty((vectors, 1 + len(taps)), np.uint32)
         table[:, 0] = np.arange(vectors) * 4 * lanes
         np.add(table[:, :1], taps, out=table[:, 1:])
-        add_gather(found, operation, table, lanes, BufferAddress(buffer), copies.plane)
+        add_gather(plan, operation, table, lanes, BufferAddress(buffer), copies.plane)

@@ -1,4 +1,4 @@
-"""The stream of records that a products kernel reads."""
+"""The stream of weight records that a sparse convolution reads, and the heads that divide it."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -23,7 +23,7 @@ class WeightStream:
     head_count: int
 
 
-def stream(
+def weight_stream(
     operation: ConvOp,
     source: WindowLayout,
     written: Plane,
@@ -33,59 +33,67 @@ def stream(
     chains: int = 1,
     part: tuple[int, int] = (0, 1),
 ) -> WeightStream:
-    """Return the records of a layer.
+    """Return the records of a convolution.
 
     Args:
-        operation: the layer.
-        source: where it finds its inputs.
-        written: layout of what it writes.
-        outputs: channels that share records.
-        block: input channels that are gone through for all outputs before the next ones, so that their tile stays in
-            the nearest cache.
-        chains: groups of such channels that are gone through side by side.
-        part: which of how many parts of the channels, equally much work each.
+        operation: the convolution.
+        source: where its windows are.
+        written: layout of its output.
+        outputs: output channels that share records.
+        block: input channels that are added for all outputs before the next ones, so that their tile stays in L1.
+        chains: groups of such output channels that are summed side by side.
+        part: index and number of parts into which the output channels are divided, with about equal work in each.
     """
     weight = operation.weight
     channels, height, width = weight.shape[1:]
     taps, groups = channels * height * width, -(-len(operation.bias) // outputs)
-    # Positions rise: those of an output lie together.
-    begins = np.searchsorted(weight.positions, np.arange(len(operation.bias) + 1) * taps)
-    o = np.repeat(np.arange(len(operation.bias), dtype=np.int32), np.diff(begins))
-    tap = (weight.positions - o.astype(np.int64) * taps).astype(np.uint32)
-    values, mine = weight.values, _mine(o // outputs, groups, part)
+    # Positions rise, so those of an output are contiguous.
+    starts = np.searchsorted(weight.positions, np.arange(len(operation.bias) + 1) * taps)
+    output = np.repeat(np.arange(len(operation.bias), dtype=np.int32), np.diff(starts))
+    tap = (weight.positions - output.astype(np.int64) * taps).astype(np.uint32)
+    values, in_part = weight.values, divide_groups(output // outputs, groups, part)
     if part[1] > 1:
-        kept = mine[o // outputs]
-        o, tap, values = o[kept], tap[kept], values[kept]
+        kept = in_part[output // outputs]
+        output, tap, values = output[kept], tap[kept], values[kept]
     if chains > 1:
-        # Every group has a head in every turn: turns so few that heads are no more than weights, or than groups.
+        # Every group has a head in every turn: so few turns that there are no more heads than weights, or than groups.
         block = max(block, -(-channels * groups // max(weight.nonzeros, groups)))
-    key = (tap // np.uint32(height * width) // np.uint32(block)).astype(np.int64) * groups + o // np.int32(outputs)
-    # Every output adds up in the order of taps, whatever the layout and the choices: so all give the same bits.
+    turn = tap // np.uint32(height * width) // np.uint32(block)
+    key = turn.astype(np.int64) * groups + output // np.int32(outputs)
+    # Every output is summed in the order of taps for every layout and configuration, so all give the same bits.
     order = np.argsort(key * taps + tap, kind="stable")
     key, tap, values = key[order], tap[order], values[order]
-    # One record for all members of a group that read the same place.
-    new = np.ones(len(order), bool)
+    # Outputs of a group that read the same input share one record.
+    is_new = np.ones(len(order), bool)
     if outputs > 1:
-        new[1:] = (tap[1:] != tap[:-1]) | (key[1:] != key[:-1])
-    total = int(new.sum())
-    # The last record is what fills chains that are shorter than their neighbours: it adds 0.
+        is_new[1:] = (tap[1:] != tap[:-1]) | (key[1:] != key[:-1])
+    total = int(is_new.sum())
+    # The last record adds 0; it fills chains that are shorter than their neighbours.
     records = np.zeros(total + 1, dtype=[("offset", "<u4"), ("values", "<f4", (outputs,))])
-    records["offset"][:total] = source.offsets(tap[new])
+    records["offset"][:total] = source.tap_offsets(tap[is_new])
     if outputs > 1:
-        records["values"][np.cumsum(new) - 1, o[order] % outputs] = values
+        records["values"][np.cumsum(is_new) - 1, output[order] % outputs] = values
     else:
         records["values"][:total, 0] = values
-    runs = _runs(key[new], operation, outputs, mine, every=chains > 1)
+    runs = _find_runs(key[is_new], operation, outputs, in_part, every=chains > 1)
     return _with_heads(records, runs, operation, written, chains)
 
 
-def _mine(group: NDArray[np.int32], groups: int, part: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which groups belong to a part: those with most records are dealt out first, there and back."""
-    found = np.zeros(groups, bool)
+def divide_groups(record_groups: NDArray[np.int32], groups: int, part: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return (groups) whether each group of outputs belongs to a part.
+
+    Groups are dealt out in the order of their records, most first: 0, 1, .., n-1, n-1, .., 1, 0, 0, ..
+
+    Args:
+        record_groups: (records) group of each record.
+        groups: number of groups.
+        part: index and number of parts.
+    """
+    in_part = np.zeros(groups, bool)
     turn = np.arange(groups) % (2 * part[1])
     owner = np.minimum(turn, 2 * part[1] - 1 - turn)
-    found[np.argsort(-np.bincount(group, minlength=groups), kind="stable")[owner == part[0]]] = True
-    return found
+    in_part[np.argsort(-np.bincount(record_groups, minlength=groups), kind="stable")[owner == part[0]]] = True
+    return in_part
 
 
 @final
@@ -94,64 +102,75 @@ class _Runs:
     """Runs of records of one group of outputs in one block of inputs."""
 
     turn: NDArray[np.int64]
+    """The block of inputs."""
     group: NDArray[np.int64]
     begin: NDArray[np.int64]
     length: NDArray[np.int64]
 
-    def __getitem__(self, which: NDArray[np.int64]) -> "_Runs":
-        return _Runs(self.turn[which], self.group[which], self.begin[which], self.length[which])
+    def __getitem__(self, index: NDArray[np.int64]) -> "_Runs":
+        return _Runs(self.turn[index], self.group[index], self.begin[index], self.length[index])
 
 
-def _runs(keys: NDArray[np.int64], operation: ConvOp, outputs: int, mine: NDArray[np.bool_], *, every: bool) -> _Runs:
-    """Find the runs; a group that has none still has its bias, if anybody reads it.
+def _find_runs(
+    keys: NDArray[np.int64], operation: ConvOp, outputs: int, in_part: NDArray[np.bool_], *, every: bool
+) -> _Runs:
+    """Return the runs; a group without records has an empty one, for its bias, if the group is read.
 
     Args:
         keys: block of inputs x groups + group of each record, rising.
-        operation: whose they are.
+        operation: whose records they are.
         outputs: in a group.
-        mine: which groups are asked for.
+        in_part: (groups) which groups are computed.
         every: give every group a run in every turn, perhaps an empty one.
     """
     count = len(operation.bias)
     groups = -(-count // outputs)
-    wanted = np.ones(count, bool) if operation.wanted is None else operation.wanted
-    read = np.unique(np.flatnonzero(wanted) // outputs)
-    read = read[mine[read]]
+    needed = np.ones(count, bool) if operation.needed_outputs is None else operation.needed_outputs
+    read = np.unique(np.flatnonzero(needed) // outputs)
+    read = read[in_part[read]]
     begins = np.flatnonzero(np.diff(keys, prepend=-1))
     lengths, key = np.diff(begins, append=len(keys)), keys[begins]
     turns = np.unique(key // groups) if len(key) else np.zeros(1, np.int64)
     one_turn = turns[0] * groups + np.setdiff1d(read, key % groups)
-    needed = (turns[:, None] * groups + read).reshape(-1) if every else one_turn
-    silent = np.setdiff1d(needed, key)
-    key = np.concatenate([key, silent])
-    none = np.zeros(len(silent), np.int64)
-    found = _Runs(key // groups, key % groups, np.concatenate([begins, none]), np.concatenate([lengths, none]))
-    # Runs of equal length beside each other: then the processor foresees their ends.
-    return found[np.lexsort((found.group, found.length, found.turn))]
+    required = (turns[:, None] * groups + read).reshape(-1) if every else one_turn
+    empty = np.setdiff1d(required, key)
+    key = np.concatenate([key, empty])
+    zeros = np.zeros(len(empty), np.int64)
+    runs = _Runs(key // groups, key % groups, np.concatenate([begins, zeros]), np.concatenate([lengths, zeros]))
+    # Runs of equal length are neighbours, so that the processor predicts their ends.
+    return runs[np.lexsort((runs.group, runs.length, runs.turn))]
 
 
 def _with_heads(records: NDArray[Any], runs: _Runs, operation: ConvOp, written: Plane, chains: int) -> WeightStream:
-    """Put `chains` runs side by side, those filled up that are shorter, and say where the sums of each go."""
+    """Interleave `chains` runs, the shorter ones padded, and write a head with the offsets of their sums.
+
+    Args:
+        records: of all runs; the last record adds 0.
+        runs: in the order in which they are computed.
+        operation: whose records they are.
+        written: layout of its output.
+        chains: runs that are summed side by side.
+    """
     if not len(runs.turn):
         return WeightStream(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
     outputs = records["values"].shape[1]
     groups = -(-len(operation.bias) // outputs)
     bias = np.zeros((groups + 1, outputs), np.float32)
     bias.reshape(-1)[: len(operation.bias)] = operation.bias
-    kind = [("offset", "<u4", (chains,)), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4", (chains, outputs))]
+    dtype = [("offset", "<u4", (chains,)), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4", (chains, outputs))]
     first, last = np.full(groups, np.iinfo(np.int64).max), np.full(groups, -1)
     np.minimum.at(first, runs.group, runs.turn)
     np.maximum.at(last, runs.group, runs.turn)
     heads, begins, lengths = [], [], []
     for turn in np.unique(runs.turn):
-        here = runs[np.flatnonzero(runs.turn == turn)]
-        rows = -(-len(here.group) // chains)
-        # A chain too many has no records, and writes to the spare channels behind the last one.
-        spare = rows * chains - len(here.group)
-        group = np.concatenate([here.group, np.full(spare, groups)]).reshape(rows, chains)
-        begin = np.concatenate([here.begin, np.zeros(spare, np.int64)]).reshape(rows, chains)
-        length = np.concatenate([here.length, np.zeros(spare, np.int64)]).reshape(rows, chains)
-        head = np.zeros(rows, kind)
+        of_turn = runs[np.flatnonzero(runs.turn == turn)]
+        rows = -(-len(of_turn.group) // chains)
+        # A surplus chain has no records, and writes to the spare channels behind the last one.
+        spare = rows * chains - len(of_turn.group)
+        group = np.concatenate([of_turn.group, np.full(spare, groups)]).reshape(rows, chains)
+        begin = np.concatenate([of_turn.begin, np.zeros(spare, np.int64)]).reshape(rows, chains)
+        length = np.concatenate([of_turn.length, np.zeros(spare, np.int64)]).reshape(rows, chains)
+        head = np.zeros(rows, dtype)
         head["offset"] = group * outputs * written.plane
         head["records"] = length.max(1)
         head["flags"] = FIRST * (turn == first[group[:, 0]]) + LAST * (turn == last[group[:, 0]])
@@ -159,15 +178,22 @@ def _with_heads(records: NDArray[Any], runs: _Runs, operation: ConvOp, written: 
         heads.append(head)
         begins.append(begin)
         lengths.append(length)
-    taken = records[_side_by_side(np.concatenate(begins), np.concatenate(lengths), len(records) - 1)]
-    apart = np.zeros(len(taken), [("offset", "<u4", (chains,)), ("values", "<f4", (chains, outputs))])
-    apart["offset"], apart["values"] = taken["offset"], taken["values"]
+    indices = _interleave(np.concatenate(begins), np.concatenate(lengths), len(records) - 1)
+    taken = records[indices]
+    interleaved = np.zeros(len(taken), [("offset", "<u4", (chains,)), ("values", "<f4", (chains, outputs))])
+    interleaved["offset"], interleaved["values"] = taken["offset"], taken["values"]
     all_heads = np.concatenate(heads)
-    return WeightStream(_bytes(apart), _bytes(all_heads), len(all_heads))
+    return WeightStream(_bytes(interleaved), _bytes(all_heads), len(all_heads))
 
 
-def _side_by_side(begin: NDArray[np.int64], length: NDArray[np.int64], filler: int) -> NDArray[np.int64]:
-    """Return the records of runs (rows, chains): of the first row the first of each chain, the second of each, .."""
+def _interleave(begin: NDArray[np.int64], length: NDArray[np.int64], filler: int) -> NDArray[np.int64]:
+    """Return (steps, chains) indices of records: for each row of runs, the first of each chain, the second, ..
+
+    Args:
+        begin: (rows, chains) index of each run's first record.
+        length: (rows, chains) of each run.
+        filler: index of the record that pads shorter runs.
+    """
     longest = length.max(1)
     row = np.repeat(np.arange(len(longest)), longest)
     step = np.arange(len(row)) - np.repeat(np.cumsum(longest) - longest, longest)

@@ -1,4 +1,4 @@
-"""The JSON header of a packed file: read strictly, checked field by field."""
+"""The JSON header of a packed file: parsed strictly, checked field by field."""
 
 import json
 from collections.abc import Mapping
@@ -6,16 +6,17 @@ from typing import Any
 
 from sparsemble.runtime.errors import RuntimeInputError
 
-LARGEST = 2**40
-"""No number of bytes, weights or pixels is larger."""
-DEEPEST = 40
+LARGEST_INT = 2**40
+"""Upper bound of every number of bytes, weights or pixels."""
+MAX_DEPTH = 40
+"""Upper bound of nested lists and tables."""
 
 
-def text(header: Mapping[str, Any]) -> bytes:
-    """Return a header as bytes.
+def encode_header(header: Mapping[str, Any]) -> bytes:
+    """Return a header as JSON.
 
     Raises:
-        RuntimeInputError: something that JSON has no word for.
+        RuntimeInputError: a value that JSON cannot represent.
     """
     try:
         return json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
@@ -23,77 +24,111 @@ def text(header: Mapping[str, Any]) -> bytes:
         raise RuntimeInputError(f"the header cannot be written as JSON: {error}") from None
 
 
-def parse(encoded: bytes) -> dict[str, Any]:
+def parse_header(encoded: bytes) -> dict[str, Any]:
     """Return the table in a header.
 
     Raises:
-        RuntimeInputError: no JSON, or none that we write: duplicate keys, NaN, endless nesting or digits.
+        RuntimeInputError: it is not JSON, or not JSON as `encode_header` writes it: duplicate keys, NaN, too many
+            levels or digits.
     """
 
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
             raise RuntimeInputError("the header names something twice")
-        return found
+        return entries
 
-    def constant(word: str) -> Any:
-        raise RuntimeInputError(f"the header holds {word}, which is no number")
+    def constant(name: str) -> Any:
+        raise RuntimeInputError(f"the header holds {name}, which is no number")
 
-    deepest = 0
+    depth = 0
     for byte in encoded:
-        deepest += (byte in b"[{") - (byte in b"]}")
-        if deepest > DEEPEST:
+        depth += (byte in b"[{") - (byte in b"]}")
+        if depth > MAX_DEPTH:
             raise RuntimeInputError("the header is nested too deeply")
     try:
-        found = json.loads(encoded.decode(), object_pairs_hook=table, parse_constant=constant)
+        header = json.loads(encoded.decode(), object_pairs_hook=table, parse_constant=constant)
     except RuntimeInputError:
         raise
     except (ValueError, RecursionError) as error:
         raise RuntimeInputError(f"the header is no JSON: {str(error)[:80]}") from None
-    if not isinstance(found, dict):
+    if not isinstance(header, dict):
         raise RuntimeInputError("the header is no table")
-    return found
+    return header
 
 
-def whole(value: Any, where: str, low: int = 0, high: int = LARGEST) -> int:
-    """Return a whole number in a range.
+def check_int(value: Any, name: str, low: int = 0, high: int = LARGEST_INT) -> int:
+    """Return the value if it is a whole number in a range.
+
+    Args:
+        value: any value from the header.
+        name: of the field, for the message.
+        low: smallest value allowed.
+        high: largest value allowed.
 
     Raises:
-        RuntimeInputError: it is something else.
+        RuntimeInputError: it is another value.
     """
     if type(value) is not int or not low <= value <= high:
-        raise RuntimeInputError(f"{where} = {_short(value)} must be a whole number from {low} to {high}")
+        raise RuntimeInputError(f"{name} = {_shortened(value)} must be a whole number from {low} to {high}")
     return value
 
 
-def pair(value: Any, where: str, low: int = 0) -> tuple[int, int]:
-    """Return two whole numbers, neither of them large."""
-    first, second = items(value, where, 2)
-    return whole(first, where, low, 2**16), whole(second, where, low, 2**16)
+def check_pair(value: Any, name: str, low: int = 0) -> tuple[int, int]:
+    """Return the value if it is a list of two whole numbers.
+
+    Args:
+        value: any value from the header.
+        name: of the field, for the message.
+        low: smallest number allowed; the largest is 2^16.
+
+    Raises:
+        RuntimeInputError: it is another value.
+    """
+    first, second = check_list(value, name, 2)
+    return check_int(first, name, low, 2**16), check_int(second, name, low, 2**16)
 
 
-def items(value: Any, where: str, count: int | None = None) -> list[Any]:
-    """Return a list, of so many entries if asked for."""
-    if not isinstance(value, list) or (count is not None and len(value) != count):
-        wanted = "a list" if count is None else f"a list of {count}"
-        raise RuntimeInputError(f"{where} = {_short(value)} must be {wanted}")
+def check_list(value: Any, name: str, length: int | None = None) -> list[Any]:
+    """Return the value if it is a list.
+
+    Args:
+        value: any value from the header.
+        name: of the field, for the message.
+        length: required number of entries; None: any.
+
+    Raises:
+        RuntimeInputError: it is another value.
+    """
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        expected = "a list" if length is None else f"a list of {length}"
+        raise RuntimeInputError(f"{name} = {_shortened(value)} must be {expected}")
     return value
 
 
-def table_of(value: Any, where: str) -> dict[str, Any]:
-    """Return a table."""
+def check_table(value: Any, name: str) -> dict[str, Any]:
+    """Return the value if it is a table."""
     if not isinstance(value, dict):
-        raise RuntimeInputError(f"{where} = {_short(value)} must be a table")
+        raise RuntimeInputError(f"{name} = {_shortened(value)} must be a table")
     return value
 
 
-def field(table: Mapping[str, Any], name: str, where: str) -> Any:
-    """Return what a table has under a name."""
-    if name not in table:
-        raise RuntimeInputError(f"{where} lacks {name}")
-    return table[name]
+def get_field(table: Mapping[str, Any], key: str, name: str) -> Any:
+    """Return the value of a key.
+
+    Args:
+        table: a part of the header.
+        key: that must be there.
+        name: of the table, for the message.
+
+    Raises:
+        RuntimeInputError: the key is missing.
+    """
+    if key not in table:
+        raise RuntimeInputError(f"{name} lacks {key}")
+    return table[key]
 
 
-def _short(value: Any) -> str:
-    found = repr(value)
-    return found if len(found) <= 60 else found[:57] + "..."
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""Where the non-zero weights of a layer are, in few bits."""
+"""Codings of the positions of the non-zero weights of a layer, in few bits."""
 
 from typing import Literal
 
@@ -8,16 +8,22 @@ from numpy.typing import NDArray
 from sparsemble.runtime.errors import RuntimeInputError
 
 Coding = Literal["dense", "bitmap", "rice"]
-"""dense: every place; bitmap: a bit for each; rice: the gaps between them, each as a quotient in ones and zeros and a
-remainder of a fixed number of bits."""
+"""dense: every weight is stored, zeros too; bitmap: a bit for each weight; rice: the gaps between non-zero weights,
+each as a quotient in unary and a remainder of a fixed number of bits (Golomb-Rice coding)."""
 Positions = NDArray[np.uint32]
 LARGEST_PARAMETER = 31
 CHUNK = 2**17
-"""Positions that are decoded at a time, so that what that takes beside them is little; in whole bytes."""
+"""Positions that are decoded at a time, which bounds the temporary memory; a multiple of 8."""
 
 
 def best_coding(positions: Positions, size: int, value_bits: int) -> tuple[Coding, int]:
-    """Return the coding that takes fewest bits, values of the zeros that it stores included, and Rice's parameter."""
+    """Return the coding that takes the fewest bits, and its Rice parameter.
+
+    Args:
+        positions: of the non-zero weights, rising, below `size`.
+        size: number of weights, zeros included.
+        value_bits: bits of a weight; the dense coding stores that many for every zero.
+    """
     gaps = _gaps(positions)
     count = len(gaps)
     bits: dict[tuple[Coding, int], int] = {
@@ -27,11 +33,18 @@ def best_coding(positions: Positions, size: int, value_bits: int) -> tuple[Codin
     for parameter in range(min(int(gaps.max(initial=0)).bit_length(), LARGEST_PARAMETER) + 1):
         unary = int((gaps >> np.uint64(parameter)).sum()) + count
         bits["rice", parameter] = 8 * (-(-unary // 8) + -(-count * parameter // 8))
-    return min(bits, key=lambda one: bits[one])
+    return min(bits, key=lambda coding: bits[coding])
 
 
 def encode(positions: Positions, size: int, coding: Coding, parameter: int) -> bytes:
-    """Return the coded positions (rising, below size)."""
+    """Return the coded positions.
+
+    Args:
+        positions: of the non-zero weights, rising, below `size`.
+        size: number of weights, zeros included.
+        coding: how they are coded.
+        parameter: bits of a remainder; used by the Rice coding.
+    """
     if coding == "dense":
         return b""
     if coding == "bitmap":
@@ -48,10 +61,17 @@ def encode(positions: Positions, size: int, coding: Coding, parameter: int) -> b
 
 
 def decode(stored: memoryview, size: int, count: int, coding: Coding, parameter: int) -> tuple[Positions, int]:
-    """Return `count` positions below size, and how many bytes they took.
+    """Return positions, and the number of bytes that they took.
+
+    Args:
+        stored: coded positions, perhaps followed by other bytes; not trusted.
+        size: number of weights, zeros included.
+        count: number of non-zero weights.
+        coding: how they are coded.
+        parameter: bits of a remainder; used by the Rice coding.
 
     Raises:
-        RuntimeInputError: the bytes do not hold them.
+        RuntimeInputError: the bytes do not hold `count` positions below `size`.
     """
     if coding == "dense":
         return np.arange(size, dtype=np.uint32), 0
@@ -64,35 +84,35 @@ def decode(stored: memoryview, size: int, count: int, coding: Coding, parameter:
         if ones != count or bits[size:].any():
             raise RuntimeInputError(f"a bitmap holds {ones} weights where {count} of {size} are announced")
         return np.flatnonzero(bits).astype(np.uint32), length
-    return _from_rice(stored, size, count, parameter)
+    return _decode_rice(stored, size, count, parameter)
 
 
-def _from_rice(stored: memoryview, size: int, count: int, parameter: int) -> tuple[Positions, int]:
-    found, length = _quotients(stored, size, count, parameter)
-    fixed = -(-count * parameter // 8)
-    if len(stored) < length + fixed:
-        raise RuntimeInputError(f"positions take {length + fixed} bytes, but {len(stored)} are left")
+def _decode_rice(stored: memoryview, size: int, count: int, parameter: int) -> tuple[Positions, int]:
+    positions, length = _decode_quotients(stored, size, count, parameter)
+    remainder_bytes = -(-count * parameter // 8)
+    if len(stored) < length + remainder_bytes:
+        raise RuntimeInputError(f"positions take {length + remainder_bytes} bytes, but {len(stored)} are left")
     before = 0
     for begin in range(0, count, CHUNK):
-        part = found[begin : begin + CHUNK]
-        at, bits = length + begin * parameter // 8, len(part) * parameter
-        low = np.unpackbits(np.frombuffer(stored[at : at - (-bits // 8)], np.uint8))[:bits]
+        part = positions[begin : begin + CHUNK]
+        start, bits = length + begin * parameter // 8, len(part) * parameter
+        low = np.unpackbits(np.frombuffer(stored[start : start - (-bits // 8)], np.uint8))[:bits]
         steps = np.ones(len(part), np.int64)
         for bit in range(parameter):
             steps += low[bit::parameter].astype(np.int64) << bit
         steps[0] += before
         steps = np.cumsum(steps)
         before = int(steps[-1])
-        places = (part.astype(np.int64) << parameter) + steps - 1
-        if places[-1] >= size:
+        decoded = (part.astype(np.int64) << parameter) + steps - 1
+        if decoded[-1] >= size:
             raise RuntimeInputError(f"a position lies outside the {size} weights of its layer")
-        part[:] = places
-    return found, length + fixed
+        part[:] = decoded
+    return positions, length + remainder_bytes
 
 
-def _quotients(stored: memoryview, size: int, count: int, parameter: int) -> tuple[Positions, int]:
-    """Return for each position the sum of the quotients up to it, and how many bytes they took."""
-    found, done = np.empty(count, np.uint32), 0
+def _decode_quotients(stored: memoryview, size: int, count: int, parameter: int) -> tuple[Positions, int]:
+    """Return for each position the sum of the quotients up to it, and the number of bytes that they took."""
+    quotients, done = np.empty(count, np.uint32), 0
     begin = 0
     while done < count and begin < len(stored):
         bits = np.unpackbits(np.frombuffer(stored[begin : begin + CHUNK // 8], np.uint8))
@@ -100,15 +120,15 @@ def _quotients(stored: memoryview, size: int, count: int, parameter: int) -> tup
         sums = ends - np.arange(done, done + len(ends))
         if len(ends) and sums[-1] > size >> parameter:
             raise RuntimeInputError(f"a position lies outside the {size} weights of its layer")
-        found[done : done + len(ends)] = sums
+        quotients[done : done + len(ends)] = sums
         done += len(ends)
         begin = begin + CHUNK // 8 if done < count else int(ends[-1]) // 8 + 1
     if done < count:
         raise RuntimeInputError(f"{count} positions are announced, but only {done} are there")
-    return found, begin
+    return quotients, begin
 
 
 def _gaps(positions: Positions) -> NDArray[np.uint64]:
-    """Return how many zeros lie before each position."""
+    """Return the number of zeros before each position."""
     signed = positions.astype(np.int64)
     return (np.diff(signed, prepend=-1) - 1).astype(np.uint64)

@@ -1,10 +1,10 @@
-"""How the nodes of a network are told in a header, and read from one."""
+"""Nodes of a network as tables of the header, and back."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.format.header import field, items, pair, whole
+from sparsemble.runtime.format.header import check_int, check_list, check_pair, get_field
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -36,44 +36,64 @@ PAIRS: dict[str, tuple[tuple[str, int], ...]] = {
     "max_pool": (("kernel", 1), ("stride", 1), ("padding", 0)),
     "average_pool": (("kernel", 1), ("stride", 1), ("padding", 0)),
 }
-"""Settings of a node that are two whole numbers, and the least of each."""
+"""Settings of a node that are two whole numbers, and the smallest value of each."""
+
+
+def node_constants(node: Node) -> list[Floats]:
+    """Return the constants of a node that are stored in float32."""
+    if isinstance(node, Affine):
+        return [node.scale, node.shift]
+    return [node.bias] if isinstance(node, Convolution | Linear) else []
 
 
 def node_to_dict(node: Node) -> dict[str, Any]:
-    """Return kind, inputs and settings of a node; weights and constants are told elsewhere."""
-    kind = next(name for name, made in NODES.items() if type(node) is made)
-    told: dict[str, Any] = {"kind": kind, "inputs": list(node.inputs)}
+    """Return kind, inputs and settings of a node; weights and constants are stored elsewhere."""
+    kind = next(name for name, node_type in NODES.items() if type(node) is node_type)
+    table: dict[str, Any] = {"kind": kind, "inputs": list(node.inputs)}
     for name, _ in PAIRS.get(kind, ()):
-        told[name] = list(getattr(node, name))
+        table[name] = list(getattr(node, name))
     if isinstance(node, Affine):
-        told["channels"] = len(node.scale)
-    return told
+        table["channels"] = len(node.scale)
+    return table
 
 
 def node_from_dict(
-    told: Mapping[str, Any], where: str, weight: Callable[[], Weight], floats: Callable[[int], Floats]
+    table: Mapping[str, Any],
+    where: str,
+    next_weight: Callable[[], Weight],
+    next_constants: Callable[[int], Floats],
 ) -> Node:
-    """Return a node; `weight` and `floats` hand out what comes next in the parts.
+    """Return a node.
+
+    Args:
+        table: what `node_to_dict` returned, perhaps damaged.
+        where: the node's place in the file, for messages.
+        next_weight: returns the weights of the next layer.
+        next_constants: returns the next constants, as many as it is given.
 
     Raises:
-        RuntimeInputError: a kind that is not known, or settings that cannot be.
+        RuntimeInputError: an unknown kind, or a setting that is missing or out of range.
     """
-    kind = field(told, "kind", where)
+    kind = get_field(table, "kind", where)
     if not isinstance(kind, str) or kind not in NODES:
         raise RuntimeInputError(f"{where} is of the kind {kind!r:.60}, which this sparsemble does not know")
-    inputs = tuple(whole(one, f"{where}.inputs", 0, 10**6) for one in items(field(told, "inputs", where), where))
-    settings = {name: pair(field(told, name, where), f"{where}.{name}", low) for name, low in PAIRS.get(kind, ())}
+    inputs = tuple(
+        check_int(index, f"{where}.inputs", 0, 10**6) for index in check_list(get_field(table, "inputs", where), where)
+    )
+    settings = {
+        name: check_pair(get_field(table, name, where), f"{where}.{name}", low) for name, low in PAIRS.get(kind, ())
+    }
     if kind == "input":
         return Input(inputs)
     if kind == "affine":
-        channels = whole(field(told, "channels", where), f"{where}.channels", 1)
-        return Affine(inputs, floats(channels), floats(channels))
+        channels = check_int(get_field(table, "channels", where), f"{where}.channels", 1)
+        return Affine(inputs, next_constants(channels), next_constants(channels))
     if kind == "convolution":
-        found = weight()
-        return Convolution(inputs, found, floats(found.shape[0]), **settings)
+        weight = next_weight()
+        return Convolution(inputs, weight, next_constants(weight.shape[0]), **settings)
     if kind == "linear":
-        found = weight()
-        return Linear(inputs, found, floats(found.shape[0]))
+        weight = next_weight()
+        return Linear(inputs, weight, next_constants(weight.shape[0]))
     if kind == "max_pool":
         return MaxPool(inputs, **settings)
     if kind == "average_pool":

@@ -1,9 +1,8 @@
-"""The packed file of an ensemble: written once, read without trust (docs/packed_file.md)."""
+"""The packed file of an ensemble (docs/packed_file.md): written here, read here, checked in `validate`."""
 
 import hashlib
 import os
 import struct
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,72 +11,68 @@ import numpy as np
 
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import index_coding
-from sparsemble.runtime.format.header import parse, text
-from sparsemble.runtime.format.op_serialization import node_to_dict
+from sparsemble.runtime.format.header import encode_header, parse_header
+from sparsemble.runtime.format.op_serialization import node_constants, node_to_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.format.quantization import Values, quantize, round_weight
-from sparsemble.runtime.format.validate import Reader
-from sparsemble.runtime.network import Affine, Convolution, Floats, Linear, Network, Node
+from sparsemble.runtime.format.validate import validate_packed_file
+from sparsemble.runtime.network import Convolution, Linear, Network, Node
 
 MAGIC = b"\x89SPARSE\n"
 VERSION = 1
 PREFIX = struct.Struct("<8sII32s")
 """Magic, version, length of the header, sha256 of the header."""
 SUFFIX = ".sparsemble"
-LARGEST_HEADER = 2 * 2**20
-PARTS = ("positions", "values", "floats")
-"""Of each member: coded positions of its layers; their values; scales, biases and shifts."""
+MAX_HEADER_BYTES = 2 * 2**20
+PARTS = ("positions", "values", "constants")
+"""Of each member: coded positions of its weights; their values; scales, biases and shifts."""
 
 
 def round_weights(ensemble: PackedEnsemble, values: Values) -> PackedEnsemble:
-    """Return the ensemble with weights as the file keeps them; those that round to 0 are dropped.
+    """Return the ensemble with its weights rounded as the file stores them; those that round to 0 are removed.
 
     Raises:
-        RuntimeInputError: a weight that is no number, or too large for the format.
+        RuntimeInputError: a weight that is not finite, or too large for the format.
     """
-    return replace(ensemble, members=tuple(_rounded(member, values, i) for i, member in enumerate(ensemble.members, 1)))
+    members = (_round_member(member, values, number) for number, member in enumerate(ensemble.members, start=1))
+    return replace(ensemble, members=tuple(members))
 
 
-def _rounded(member: Network, values: Values, number: int) -> Network:
+def _round_member(member: Network, values: Values, number: int) -> Network:
     nodes: list[Node] = []
-    for place, node in enumerate(member.nodes):
-        for floats in node_constants(node):
-            if not np.isfinite(floats).all():
-                raise RuntimeInputError(f"member {number}, operation {place} holds a constant that is no number")
+    for i, node in enumerate(member.nodes):
+        where = f"member {number}, operation {i}"
+        if not all(np.isfinite(constants).all() for constants in node_constants(node)):
+            raise RuntimeInputError(f"{where} holds a constant that is no number")
         if isinstance(node, Convolution | Linear):
             if not np.isfinite(node.weight.values).all():
-                raise RuntimeInputError(f"member {number}, operation {place} has a weight that is no number")
+                raise RuntimeInputError(f"{where} has a weight that is no number")
             weight = round_weight(node.weight, values)
             if not np.isfinite(weight.values).all():
-                worst = float(np.abs(node.weight.values).max())
-                raise RuntimeInputError(
-                    f"member {number}, operation {place} has a weight of size {worst:g}, too much for {values}"
-                )
-            nodes.append(replace(node, weight=weight))
-        else:
-            nodes.append(node)
+                largest = float(np.abs(node.weight.values).max())
+                raise RuntimeInputError(f"{where} has a weight of size {largest:g}, too much for {values}")
+            node = replace(node, weight=weight)
+        nodes.append(node)
     return Network(member.image, tuple(nodes))
 
 
-def node_constants(node: Node) -> list[Floats]:
-    """Return the constants of a node that are kept in full."""
-    if isinstance(node, Affine):
-        return [node.scale, node.shift]
-    return [node.bias] if isinstance(node, Convolution | Linear) else []
-
-
 def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") -> None:
-    """Write an ensemble, its weights rounded to `values`.
+    """Write an ensemble; the file appears only when it is complete.
+
+    Args:
+        ensemble: any; its weights are rounded to `values`.
+        path: the file.
+        values: number format of the weights.
 
     Raises:
-        RuntimeInputError: a weight that is no number, or too large for the format.
+        RuntimeInputError: a weight that is not finite, or too large for the format.
     """
     ensemble = round_weights(ensemble, values)
-    members, parts, bodies = [], [], []
+    node_lists, parts, bodies = [], [], []
     offset = 0
     for member in ensemble.members:
-        nodes, contents = _member(member, values)
-        members.append(nodes)
+        nodes, contents = _encode_member(member, values)
+        node_lists.append(nodes)
         for name in PARTS:
             body = contents[name]
             parts.append({"offset": offset, "size": len(body), "sha256": hashlib.sha256(body).hexdigest()})
@@ -95,31 +90,33 @@ def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") ->
         "values": values,
         "recipe": dict(ensemble.recipe),
         "provenance": dict(ensemble.provenance),
-        "members": members,
+        "members": node_lists,
         "parts": parts,
     }
-    encoded = text(header)
-    if len(encoded) > LARGEST_HEADER:
-        raise RuntimeInputError(f"the header takes {len(encoded)} bytes, more than the {LARGEST_HEADER} that are read")
+    encoded = encode_header(header)
+    if len(encoded) > MAX_HEADER_BYTES:
+        raise RuntimeInputError(
+            f"the header takes {len(encoded)} bytes, more than the {MAX_HEADER_BYTES} that are read"
+        )
     prefix = PREFIX.pack(MAGIC, VERSION, len(encoded), hashlib.sha256(encoded).digest())
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(b"".join([prefix, encoded, *bodies]))
-        beside.replace(path)
+        temporary.write_bytes(b"".join([prefix, encoded, *bodies]))
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Return what the header says of a member's nodes, and the content of its parts."""
+def _encode_member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Return the header's entries of a member's operations, and the content of its parts."""
     nodes = []
     contents: dict[str, list[bytes]] = {name: [] for name in PARTS}
     for node in member.nodes:
-        told = node_to_dict(node)
+        entry = node_to_dict(node)
         if isinstance(node, Convolution | Linear):
-            weight, bits = node.weight, 8 * np.dtype(values).itemsize
-            coding, parameter = index_coding.best_coding(weight.positions, weight.size, bits)
-            told["weight"] = {
+            weight, value_bits = node.weight, 8 * np.dtype(values).itemsize
+            coding, parameter = index_coding.best_coding(weight.positions, weight.size, value_bits)
+            entry["weight"] = {
                 "shape": list(weight.shape),
                 "nonzeros": weight.nonzeros,
                 "coding": coding,
@@ -128,56 +125,55 @@ def _member(member: Network, values: Values) -> tuple[list[dict[str, Any]], dict
             contents["positions"].append(index_coding.encode(weight.positions, weight.size, coding, parameter))
             if values == "int8":
                 scales, integers = quantize(weight)
-                contents["floats"].append(scales.astype("<f4").tobytes())
+                contents["constants"].append(scales.astype("<f4").tobytes())
                 weight = replace(weight, values=integers.astype(np.float32))
             stored = weight.dense().reshape(-1) if coding == "dense" else weight.values
             contents["values"].append(stored.astype(np.dtype(values).newbyteorder("<")).tobytes())
-        contents["floats"] += [floats.astype("<f4").tobytes() for floats in node_constants(node)]
-        nodes.append(told)
-    return nodes, {name: b"".join(found) for name, found in contents.items()}
+        contents["constants"] += [constants.astype("<f4").tobytes() for constants in node_constants(node)]
+        nodes.append(entry)
+    return nodes, {name: b"".join(pieces) for name, pieces in contents.items()}
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what a file says of itself, sizes in bytes; the parts are not read.
+    """Return the header of a file, its version and its sizes in bytes; the parts are not read.
 
     Raises:
         RuntimeInputError: it is no packed file, or its header is damaged.
     """
-    content = _content(path)
-    header, begin = _header(content)
-    return {"version": VERSION, "bytes": len(content), "header_bytes": begin - PREFIX.size, **header}
+    content = _read(path)
+    header, header_end = _split_header(content)
+    return {"version": VERSION, "bytes": len(content), "header_bytes": header_end - PREFIX.size, **header}
 
 
 def load(path: Path, *, max_memory: int = 2**30) -> PackedEnsemble:
-    """Read an ensemble.
+    """Read and validate a packed file.
 
-    Takes no more memory than 64 MB, 16 times the file, and what its results take for one image, which may be
-    `max_memory` bytes.
+    Takes at most 64 MB, plus 16 times the size of the file, plus the activations of one image.
+
+    Args:
+        path: the file; nothing in it is trusted.
+        max_memory: bytes that the activations of one image, and the tables to run a member, may take.
+
+    Returns:
+        The ensemble.
 
     Raises:
-        RuntimeInputError: whatever is wrong with the file, in a sentence.
+        RuntimeInputError: the first fault of the file, in one sentence.
     """
-    content = _content(path)
-    header, begin = _header(content)
-    reader = Reader(header, memoryview(content)[begin:])
-    found = reader.ensemble(max_memory)
-    if found.nonzeros != header["nonzeros"] or abs(found.sparsity - header["sparsity"]) > 1e-9:
-        raise RuntimeInputError(
-            f"{found.nonzeros} weights are there, a sparsity of {found.sparsity:.6f}; the header says "
-            f"{header['nonzeros']} and {header['sparsity']:.6f}"
-        )
-    return found
+    content = _read(path)
+    header, header_end = _split_header(content)
+    return validate_packed_file(header, memoryview(content)[header_end:], max_memory)
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise RuntimeInputError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _header(content: bytes) -> tuple[dict[str, Any], int]:
-    """Return the header and where the parts begin."""
+def _split_header(content: bytes) -> tuple[dict[str, Any], int]:
+    """Return the header and the index of the first byte behind it."""
     if len(content) < PREFIX.size or not content.startswith(MAGIC):
         raise RuntimeInputError("this is no packed ensemble; such a file begins with 89 53 50 41 52 53 45 0A")
     _, version, length, digest = PREFIX.unpack_from(content)
@@ -187,10 +183,10 @@ def _header(content: bytes) -> tuple[dict[str, Any], int]:
         )
     if version != VERSION:
         raise RuntimeInputError(f"this file has version {version}; this sparsemble reads {VERSION}")
-    if length > LARGEST_HEADER or PREFIX.size + length > len(content):
+    end = PREFIX.size + length
+    if length > MAX_HEADER_BYTES or end > len(content):
         raise RuntimeInputError(f"the header is said to take {length} bytes of a file of {len(content)}")
-    encoded = content[PREFIX.size : PREFIX.size + length]
+    encoded = content[PREFIX.size : end]
     if hashlib.sha256(encoded).digest() != digest:
         raise RuntimeInputError("the header is damaged: its sha256 is another one")
-    header: Mapping[str, Any] = parse(encoded)
-    return dict(header), PREFIX.size + length
+    return parse_header(encoded), end

@@ -1,4 +1,4 @@
-"""An ensemble of networks with all that is needed to answer as it was trained to."""
+"""An ensemble of networks with everything that is needed to predict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,45 +6,45 @@ from typing import Any, final
 
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.terminal_escape import steers
+from sparsemble.runtime.terminal_escape import affects_terminal
 
 Settings = Mapping[str, Any]
-"""A component as in a recipe: its `name` and its settings, in words JSON has."""
+"""A component as in a recipe: its `name` and its settings, as JSON values."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedEnsemble:
-    """Members in running order, how their logits become one answer, and when to stop.
+    """Members in running order, their combiner and stopping rule, classes and provenance.
 
     Raises:
-        RuntimeInputError: no member, members that see other images or know other classes, or classes whose names cannot be shown.
+        RuntimeInputError: no member, members with different images or classes, or class names with control characters.
     """
 
     members: tuple[Network, ...]
     combiner: Settings
-    """How logits are put together, as {"name": "mean_probability"}."""
+    """How the members' logits are combined, as {"name": "mean_probability"}."""
     rule: Settings
-    """When to stop, as {"name": "never"}."""
+    """The stopping rule, as {"name": "never"}."""
     classes: tuple[str, ...]
     parent_weights: int
-    """Prunable weights of the dense parent that sparsity is counted against."""
+    """Prunable weights of the dense parent, the reference of the sparsity."""
     recipe: Settings = field(default_factory=dict)
-    """What it was trained with."""
+    """Recipe of the training run."""
     provenance: Settings = field(default_factory=dict)
-    """Where it comes from: hashes, versions, results."""
+    """Origin of the ensemble: hashes, versions, results."""
 
     def __post_init__(self) -> None:
         if not self.members:
             raise RuntimeInputError("an ensemble needs at least one member")
-        for place, member in enumerate(self.members, start=1):
+        for number, member in enumerate(self.members, start=1):
             if member.image != self.image or member.classes != len(self.classes):
                 raise RuntimeInputError(
-                    f"member {place} sees images of {member.image} and knows {member.classes} classes; the ensemble has "
-                    f"{self.image} and {len(self.classes)}"
+                    f"member {number} takes images of {member.image} and has {member.classes} classes; the ensemble "
+                    f"has {self.image} and {len(self.classes)}"
                 )
         for name in self.classes:
-            if any(steers(one) for one in name):
+            if any(affects_terminal(character) for character in name):
                 raise RuntimeInputError(
                     f"the class {name!a:.80} has a control character in its name; printable ones are taken"
                 )
@@ -53,7 +53,7 @@ class PackedEnsemble:
 
     @property
     def image(self) -> tuple[int, int, int]:
-        """Channels, height and width."""
+        """Channels, height and width of an image."""
         return self.members[0].image
 
     @property
@@ -63,5 +63,5 @@ class PackedEnsemble:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the dense parent's prunable weights that the whole ensemble does without."""
+        """1 - non-zero weights of all members / prunable weights of the dense parent."""
         return 1 - self.nonzeros / self.parent_weights

@@ -1,4 +1,4 @@
-"""Reading the parts of a packed file: nothing is taken for granted."""
+"""Validate a packed file: every field of its header and every byte behind it are checked before they are used."""
 
 import hashlib
 import math
@@ -12,196 +12,243 @@ from sparsemble.runtime.compiler.fused import fuse
 from sparsemble.runtime.compiler.memory_estimate import table_bytes
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import index_coding
-from sparsemble.runtime.format.header import field, items, table_of, whole
+from sparsemble.runtime.format.header import check_int, check_list, check_table, get_field
 from sparsemble.runtime.format.op_serialization import node_from_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.format.quantization import LARGEST, LEAST_SCALE, VALUES, times_scales
+from sparsemble.runtime.format.quantization import LARGEST, LEAST_SCALE, VALUES, dequantize
 from sparsemble.runtime.network import Floats, Network, Node, Weight
 from sparsemble.runtime.stopping import build_rule
 
-MOST_MEMBERS, MOST_NODES, MOST_CLASSES = 64, 10_000, 100_000
+MAX_MEMBERS, MAX_NODES, MAX_CLASSES = 64, 10_000, 100_000
 CODINGS = ("dense", "bitmap", "rice")
 
 
-class _Part:
-    """Bytes that are handed out from the front."""
+def validate_packed_file(header: Mapping[str, Any], content: memoryview, max_memory: int) -> PackedEnsemble:
+    """Return the ensemble that a packed file holds, if everything in the file is valid.
 
-    def __init__(self, content: memoryview, name: str) -> None:
-        self.content, self.name, self.place = content, name, 0
+    Args:
+        header: the parsed header; nothing in it is trusted.
+        content: the bytes behind the header.
+        max_memory: bytes that the activations of one image, and the tables to run a member, may take.
 
-    def rest(self) -> memoryview:
-        return self.content[self.place :]
-
-    def take(self, size: int, what: str) -> memoryview:
-        if size > len(self.content) - self.place:
-            raise RuntimeInputError(
-                f"{what} takes {size} bytes, but {len(self.content) - self.place} of {self.name} are left"
-            )
-        found = self.content[self.place : self.place + size]
-        self.place += size
-        return found
-
-    def finish(self) -> None:
-        if self.place != len(self.content):
-            raise RuntimeInputError(f"{len(self.content) - self.place} bytes of {self.name} belong to nothing")
+    Raises:
+        RuntimeInputError: the first value that is missing, out of range, damaged or inconsistent with another one.
+    """
+    return _Validator(header, content).ensemble(max_memory)
 
 
 @final
-class Reader:
-    """Makes an ensemble of a header and the bytes behind it.
+class _Part:
+    """Bytes that are read from front to back."""
 
-    Args:
-        header: as parsed.
-        content: all parts.
-    """
+    def __init__(self, content: memoryview, name: str) -> None:
+        self.content, self.name, self.position = content, name, 0
+
+    def rest(self) -> memoryview:
+        """Return the bytes that were not read yet."""
+        return self.content[self.position :]
+
+    def read(self, size: int, purpose: str) -> memoryview:
+        """Return the next bytes."""
+        if size > len(self.content) - self.position:
+            raise RuntimeInputError(
+                f"{purpose} takes {size} bytes, but {len(self.content) - self.position} of {self.name} are left"
+            )
+        start = self.position
+        self.position += size
+        return self.content[start : self.position]
+
+    def read_floats(self, count: int, where: str) -> Floats:
+        """Return the next constants, all of them finite."""
+        constants = np.frombuffer(self.read(4 * count, f"{where}, constants,"), "<f4").astype(np.float32)
+        if not np.isfinite(constants).all():
+            raise RuntimeInputError(f"{where} has a constant that is no number")
+        return constants
+
+    def read_scales(self, count: int, where: str) -> Floats:
+        """Return the next scales of int8 weights: 0, or not subnormal."""
+        scales = self.read_floats(count, where)
+        invalid = scales[(scales != 0) & (scales < LEAST_SCALE)]
+        if len(invalid):
+            raise RuntimeInputError(f"{where} has a scale of {invalid[0]:g}; 0 and {LEAST_SCALE:g} or more are read")
+        return scales
+
+    def check_end(self) -> None:
+        """Refuse bytes that were not read."""
+        if self.position != len(self.content):
+            raise RuntimeInputError(f"{len(self.content) - self.position} bytes of {self.name} belong to nothing")
+
+
+@final
+class _Validator:
+    """Builds an ensemble from a header and the bytes behind it."""
 
     def __init__(self, header: Mapping[str, Any], content: memoryview) -> None:
         self.header, self.content = header, content
-        values = field(header, "values", "the header")
+        values = get_field(header, "values", "the header")
         if values not in VALUES:
             raise RuntimeInputError(f"values = {values!r:.60} must be one of {', '.join(VALUES)}")
         self.values = np.dtype(values).newbyteorder("<")
 
     def ensemble(self, max_memory: int) -> PackedEnsemble:
         """Return the ensemble."""
-        header, where = self.header, "the header"
-        classes = items(field(header, "classes", where), "classes")
-        if not 2 <= len(classes) <= MOST_CLASSES or not all(isinstance(name, str) for name in classes):
-            raise RuntimeInputError(f"classes must be a list of 2 to {MOST_CLASSES} names; there are {len(classes)}")
-        image = [whole(one, "image", 1, 2**16) for one in items(field(header, "image", where), "image", 3)]
-        if field(header, "range", where) != [0, 1]:
+        header = self.header
+        classes = check_list(self._field("classes"), "classes")
+        if not 2 <= len(classes) <= MAX_CLASSES or not all(isinstance(name, str) for name in classes):
+            raise RuntimeInputError(f"classes must be a list of 2 to {MAX_CLASSES} names; there are {len(classes)}")
+        channels, height, width = (
+            check_int(size, "image", 1, 2**16) for size in check_list(self._field("image"), "image", 3)
+        )
+        if self._field("range") != [0, 1]:
             raise RuntimeInputError("range must be [0, 1]; images in another one are not known")
-        told = items(field(header, "members", where), "members")
-        if not 1 <= len(told) <= MOST_MEMBERS:
-            raise RuntimeInputError(f"there are {len(told)} members; 1 to {MOST_MEMBERS} are read")
-        whole(field(header, "nonzeros", where), "nonzeros")
-        if not isinstance(field(header, "sparsity", where), int | float):
+        node_lists = check_list(self._field("members"), "members")
+        if not 1 <= len(node_lists) <= MAX_MEMBERS:
+            raise RuntimeInputError(f"there are {len(node_lists)} members; 1 to {MAX_MEMBERS} are read")
+        check_int(self._field("nonzeros"), "nonzeros")
+        if not isinstance(self._field("sparsity"), int | float):
             raise RuntimeInputError("sparsity must be a number")
-        parts = self._parts(3 * len(told))
-        shape = (image[0], image[1], image[2])
-        members = [self._member(one, i, parts[3 * i : 3 * i + 3], shape) for i, one in enumerate(told)]
-        results = max(4 * sum(math.prod(one) for one in member.shapes) for member in members)
-        if results > max_memory:
-            raise RuntimeInputError(
-                f"the results of one image take {results} bytes, more than max_memory = {max_memory}"
-            )
-        # Before anything is laid out: a few bytes can describe windows as large as they like.
-        tables = max(table_bytes(fuse(member)) for member in members)
-        if tables > max_memory:
-            raise RuntimeInputError(
-                f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}"
-            )
-        combiner, rule = (table_of(field(header, name, where), name) for name in ("combine", "stop"))
+        parts = self._parts(3 * len(node_lists))
+        members = [
+            self._member(nodes, i + 1, parts[3 * i : 3 * i + 3], (channels, height, width))
+            for i, nodes in enumerate(node_lists)
+        ]
+        _check_memory(members, max_memory)
+        combiner, rule = (check_table(self._field(key), key) for key in ("combine", "stop"))
         build_combiner(combiner)
         build_rule(rule)
-        return PackedEnsemble(
+        ensemble = PackedEnsemble(
             members=tuple(members),
             combiner=combiner,
             rule=rule,
             classes=tuple(classes),
-            parent_weights=whole(field(header, "parent_weights", where), "parent_weights", 1),
-            recipe=table_of(field(header, "recipe", where), "recipe"),
-            provenance=table_of(field(header, "provenance", where), "provenance"),
+            parent_weights=check_int(self._field("parent_weights"), "parent_weights", 1),
+            recipe=check_table(self._field("recipe"), "recipe"),
+            provenance=check_table(self._field("provenance"), "provenance"),
         )
+        if ensemble.nonzeros != header["nonzeros"] or abs(ensemble.sparsity - header["sparsity"]) > 1e-9:
+            raise RuntimeInputError(
+                f"{ensemble.nonzeros} weights are there, a sparsity of {ensemble.sparsity:.6f}; the header says "
+                f"{header['nonzeros']} and {header['sparsity']:.6f}"
+            )
+        return ensemble
+
+    def _field(self, key: str) -> Any:
+        return get_field(self.header, key, "the header")
 
     def _parts(self, count: int) -> list[memoryview]:
-        """Return the parts, which lie one behind the other and fill the file, each with the sha256 it should have."""
-        told = items(field(self.header, "parts", "the header"), "parts", count)
-        found, end = [], 0
-        for i, one in enumerate(told):
+        """Return the parts of the file, which are contiguous and fill it, after comparing each with its sha256."""
+        parts: list[memoryview] = []
+        end = 0
+        for i, entry in enumerate(check_list(self._field("parts"), "parts", count)):
             where = f"part {i}"
-            table = table_of(one, where)
-            offset, size = (whole(field(table, name, where), f"{where}.{name}") for name in ("offset", "size"))
+            table = check_table(entry, where)
+            offset, size = (check_int(get_field(table, key, where), f"{where}.{key}") for key in ("offset", "size"))
             if offset != end or end + size > len(self.content):
                 raise RuntimeInputError(
                     f"{where} is said to take {size} bytes from {offset} on, of {len(self.content)} there are"
                 )
-            found.append(self.content[offset : offset + size])
+            parts.append(self.content[offset : offset + size])
             end += size
-            if hashlib.sha256(found[-1]).hexdigest() != field(table, "sha256", where):
+            if hashlib.sha256(parts[-1]).hexdigest() != get_field(table, "sha256", where):
                 raise RuntimeInputError(f"{where} is damaged: its sha256 is another one")
         if end != len(self.content):
             raise RuntimeInputError(f"{len(self.content) - end} bytes at the end of the file belong to nothing")
-        return found
+        return parts
 
-    def _member(self, told: Any, number: int, parts: list[memoryview], image: tuple[int, int, int]) -> Network:
-        where = f"member {number + 1}"
-        nodes = items(told, where)
-        if not 1 <= len(nodes) <= MOST_NODES:
-            raise RuntimeInputError(f"{where} has {len(nodes)} operations; 1 to {MOST_NODES} are read")
-        places, values, floats = (
-            _Part(part, f"the {name} of {where}")
-            for part, name in zip(parts, ("positions", "values", "constants"), strict=True)
+    def _member(self, node_list: Any, number: int, parts: list[memoryview], image: tuple[int, int, int]) -> Network:
+        """Return a member from the list of its operations and its three parts."""
+        where = f"member {number}"
+        entries = check_list(node_list, where)
+        if not 1 <= len(entries) <= MAX_NODES:
+            raise RuntimeInputError(f"{where} has {len(entries)} operations; 1 to {MAX_NODES} are read")
+        names = ("positions", "values", "constants")
+        positions, values, constants = (
+            _Part(part, f"the {name} of {where}") for part, name in zip(parts, names, strict=True)
         )
-        made: list[Node] = []
-        for place, one in enumerate(nodes):
-            here = f"{where}, operation {place}"
-            table = table_of(one, here)
-            made.append(
+        nodes: list[Node] = []
+        for i, entry in enumerate(entries):
+            at = f"{where}, operation {i}"
+            table = check_table(entry, at)
+            nodes.append(
                 node_from_dict(
                     table,
-                    here,
-                    lambda table=table, here=here: self._weight(table, here, places, values, floats),  # type: ignore[misc]
-                    lambda count, here=here: _floats(floats, count, here),  # type: ignore[misc]
+                    at,
+                    lambda table=table, at=at: self._weight(table, at, positions, values, constants),  # type: ignore[misc]
+                    lambda count, at=at: constants.read_floats(count, at),  # type: ignore[misc]
                 )
             )
-        for part in (places, values, floats):
-            part.finish()
+        for part in (positions, values, constants):
+            part.check_end()
         try:
-            return Network(image, tuple(made))
+            return Network(image, tuple(nodes))
         except RuntimeInputError as error:
             raise RuntimeInputError(f"{where}: {error}") from None
 
-    def _weight(self, told: Mapping[str, Any], where: str, places: _Part, values: _Part, floats: _Part) -> Weight:
-        table = table_of(field(told, "weight", where), f"{where}.weight")
-        shape = tuple(whole(one, f"{where}.shape", 1) for one in items(field(table, "shape", where), where))
-        wanted = 4 if told.get("kind") == "convolution" else 2
-        size = math.prod(shape)
-        if len(shape) != wanted or size >= 2**32:
-            raise RuntimeInputError(
-                f"{where} has weights of shape {shape}; {wanted} axes and fewer than 2^32 weights are read"
-            )
-        count = whole(field(table, "nonzeros", where), f"{where}.nonzeros", 0, size)
-        coding = field(table, "coding", where)
+    def _weight(self, node: Mapping[str, Any], where: str, positions: _Part, values: _Part, constants: _Part) -> Weight:
+        """Return the weights of a convolution or linear layer.
+
+        Args:
+            node: the layer's entry in the header.
+            where: the layer's place in the file, for messages.
+            positions: coded positions of the weights that are not 0.
+            values: the weights, in the file's number format.
+            constants: scales of int8 weights.
+        """
+        table = check_table(get_field(node, "weight", where), f"{where}.weight")
+        shape, size = _weight_shape(node, table, where)
+        count = check_int(get_field(table, "nonzeros", where), f"{where}.nonzeros", 0, size)
+        coding = get_field(table, "coding", where)
         if coding not in CODINGS:
             raise RuntimeInputError(f"{where}.coding = {coding!r:.60} must be one of {', '.join(CODINGS)}")
-        parameter = whole(field(table, "parameter", where), f"{where}.parameter", 0, index_coding.LARGEST_PARAMETER)
-        stored = size if coding == "dense" else count
-        # Before anything is made of it: so many values must be there.
-        taken = values.take(stored * self.values.itemsize, f"{where}, weights,")
-        found, used = index_coding.decode(places.rest(), size, count, coding, parameter)
-        places.take(used, f"{where}, positions,")
-        kept = np.frombuffer(taken, self.values)
+        parameter = check_int(
+            get_field(table, "parameter", where), f"{where}.parameter", 0, index_coding.LARGEST_PARAMETER
+        )
+        # The values must be there before memory is taken for the positions.
+        stored_bytes = values.read((size if coding == "dense" else count) * self.values.itemsize, f"{where}, weights,")
+        indices, used = index_coding.decode(positions.rest(), size, count, coding, parameter)
+        positions.read(used, f"{where}, positions,")
+        stored = np.frombuffer(stored_bytes, self.values)
         if coding == "dense":
-            some = kept != 0
-            found, kept = found[some], kept[some]
+            nonzero = stored != 0
+            indices, stored = indices[nonzero], stored[nonzero]
         if self.values == np.int8:
-            scales = _scales(floats, shape[0], where)
-            if len(kept) and kept.min() < -LARGEST:
+            scales = constants.read_scales(shape[0], where)
+            if len(stored) and stored.min() < -LARGEST:
                 raise RuntimeInputError(
-                    f"{where} has a weight of {kept.min()} scales; {-LARGEST} to {LARGEST} are read"
+                    f"{where} has a weight of {stored.min()} scales; {-LARGEST} to {LARGEST} are read"
                 )
             with np.errstate(over="ignore"):
-                numbers = times_scales(kept, found, shape, scales)
+                weights = dequantize(stored, indices, shape, scales)
         else:
-            numbers = kept.astype(np.float32)
-        if not np.isfinite(numbers).all():
+            weights = stored.astype(np.float32)
+        if not np.isfinite(weights).all():
             raise RuntimeInputError(f"{where} has a weight that is no number")
-        if len(found) != count or not numbers.all():
+        if len(indices) != count or not weights.all():
             raise RuntimeInputError(f"{where} has other than {count} weights that are not 0")
-        return Weight(shape, found, numbers)
+        return Weight(shape, indices, weights)
 
 
-def _scales(part: _Part, count: int, where: str) -> Floats:
-    found = _floats(part, count, where)
-    wrong = found[(found != 0) & (found < LEAST_SCALE)]
-    if len(wrong):
-        raise RuntimeInputError(f"{where} has a scale of {wrong[0]:g}; 0 and {LEAST_SCALE:g} or more are read")
-    return found
+def _weight_shape(node: Mapping[str, Any], table: Mapping[str, Any], where: str) -> tuple[tuple[int, ...], int]:
+    """Return the shape of a layer's weights and their number, zeros included."""
+    sizes = check_list(get_field(table, "shape", where), where)
+    shape = tuple(check_int(size, f"{where}.shape", 1) for size in sizes)
+    axes = 4 if node.get("kind") == "convolution" else 2
+    size = math.prod(shape)
+    if len(shape) != axes or size >= 2**32:
+        raise RuntimeInputError(
+            f"{where} has weights of shape {shape}; {axes} axes and fewer than 2^32 weights are read"
+        )
+    return shape, size
 
 
-def _floats(part: _Part, count: int, where: str) -> Floats:
-    found = np.frombuffer(part.take(4 * count, f"{where}, constants,"), "<f4").astype(np.float32)
-    if not np.isfinite(found).all():
-        raise RuntimeInputError(f"{where} has a constant that is no number")
-    return found
+def _check_memory(members: list[Network], max_memory: int) -> None:
+    """Refuse a network that takes too much memory to run; nothing is allocated for that."""
+    activations = max(4 * sum(math.prod(shape) for shape in member.shapes) for member in members)
+    if activations > max_memory:
+        raise RuntimeInputError(
+            f"the results of one image take {activations} bytes, more than max_memory = {max_memory}"
+        )
+    # A few bytes of a header can describe windows of any size.
+    tables = max(table_bytes(fuse(member)) for member in members)
+    if tables > max_memory:
+        raise RuntimeInputError(f"the tables to run a member take {tables} bytes, more than max_memory = {max_memory}")

@@ -1,4 +1,4 @@
-"""Copying planes so that the inputs of neighbouring outputs lie side by side."""
+"""Kernels that copy planes so that the inputs of neighbouring outputs are contiguous."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from llvmlite import ir
 
 from sparsemble.runtime.kernels.llvm_builder import FLOAT, INT, Kernel, LLVMBuilder, Value
 
-WIDEST = 4
-"""Stride up to which a vector is picked out of neighbouring ones, not put together from floats."""
+MAX_SHUFFLED_STRIDE = 4
+"""Stride up to which a vector is shuffled from neighbouring ones; for larger ones it is built from single floats."""
 
 
 @final
 @dataclass(frozen=True)
 class Im2colVector(Kernel):
-    """A kernel that copies each row of a plane once for each column of a window.
+    """Copies each row of a plane once for each column of a window, vector by vector.
 
-    Output x of the copy for displacement d is input `stride x + d`, 0 where there is none. Arguments: input, output,
-    table of rows {offset in the input, in the first column's copy}, number of rows. Goes over channels. May read a
-    vector beyond a row.
+    Output x of the copy for displacement d is input `stride x + d`, 0 outside the row. Arguments: input, output, table
+    of rows {offset in the input, offset in the first column's copy}, number of rows. The range is over channels. May
+    read a vector beyond a row.
     """
 
     lanes: int
-    """Outputs that are copied at once."""
+    """Outputs in a vector."""
     starts: tuple[int, ...]
-    """Where vectors begin in a row of the copy."""
+    """Index of the first output of each vector in a row of the copy."""
     stride: int
     columns: tuple[int, ...]
-    """The displacements."""
+    """The displacements of the window's columns."""
     width: int
     """Of the input."""
     copy: int
@@ -38,56 +38,59 @@ class Im2colVector(Kernel):
 
     def write(self, module: ir.Module, name: str) -> None:
         """Add the function to a module."""
-        w = LLVMBuilder(module, name, self.lanes, aligned=False)
-        source, out, table = (w.argument(place) for place in range(3))
-        count = w.argument(3, ir.IntType(64))
+        code = LLVMBuilder(module, name, self.lanes, aligned=False)
+        source, out, table = (code.argument(i) for i in range(3))
+        count = code.argument(3, ir.IntType(64))
 
         def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            read = w.at(source, w.builder.mul(index, w.long(self.read_plane)))
-            written = w.at(out, w.builder.mul(index, w.long(self.write_plane)))
+            read = code.address(source, code.builder.mul(index, code.int64(self.read_plane)))
+            written = code.address(out, code.builder.mul(index, code.int64(self.write_plane)))
 
             def row(y: Value, _: Sequence[Value]) -> Sequence[Value]:
-                entry = w.at(table, w.builder.shl(y, w.long(3)))
-                here, there = w.at(read, w.number(entry)), w.at(written, w.number(entry, 4))
-                for i, away in enumerate(self.columns):
+                entry = code.address(table, code.builder.shl(y, code.int64(3)))
+                source_row = code.address(read, code.load_uint32(entry))
+                target_row = code.address(written, code.load_uint32(entry, 4))
+                for i, displacement in enumerate(self.columns):
                     for x in self.starts:
-                        w.store(self._shifted(w, here, x * self.stride + away), there, i * self.copy + 4 * x)
+                        vector = self._shifted(code, source_row, x * self.stride + displacement)
+                        code.store(vector, target_row, i * self.copy + 4 * x)
                 return ()
 
-            w.loop(0, count, row)
+            code.loop(0, count, row)
             return ()
 
-        w.loop(w.first, w.last, channel)
-        w.close()
+        code.loop(code.first, code.last, channel)
+        code.finish()
 
-    def _shifted(self, w: LLVMBuilder, row: Value, begin: int) -> Value:
-        """Return inputs begin, begin + stride, ..; 0 where there are none."""
-        wanted = [begin + lane * self.stride for lane in range(self.lanes)]
-        inside = [place for place in wanted if 0 <= place < self.width]
+    def _shifted(self, code: LLVMBuilder, row: Value, begin: int) -> Value:
+        """Return inputs begin, begin + stride, ..; 0 outside the row."""
+        indices = [begin + lane * self.stride for lane in range(self.lanes)]
+        inside = [index for index in indices if 0 <= index < self.width]
         if not inside:
-            return w.zero()
-        if self.lanes == 1 or self.stride > WIDEST:
+            return code.zero()
+        if self.lanes == 1 or self.stride > MAX_SHUFFLED_STRIDE:
             zero = ir.Constant(FLOAT, 0.0)
-            floats = [w.builder.load(w.at(row, 4 * p), typ=FLOAT) if p in inside else zero for p in wanted]
-            return w.together(floats)
+            floats = [code.builder.load(code.address(row, 4 * i), typ=FLOAT) if i in inside else zero for i in indices]
+            return code.pack_lanes(floats)
         first, span = inside[0], inside[-1] - inside[0] + 1
-        taken = self.lanes if span <= self.lanes else self.lanes * self.stride
-        wide = ir.VectorType(FLOAT, taken)
-        found = w.builder.load(w.at(row, 4 * first), typ=wide)
-        found.align = 4
+        count = self.lanes if span <= self.lanes else self.lanes * self.stride
+        wide = ir.VectorType(FLOAT, count)
+        vector = code.builder.load(code.address(row, 4 * first), typ=wide)
+        vector.align = 4
         if inside == list(range(first, first + self.lanes)):
-            return found
-        zeros = ir.Constant(wide, [0.0] * taken)
-        places = [place - first if place in inside else taken for place in wanted]
-        return w.builder.shuffle_vector(found, zeros, ir.Constant(ir.VectorType(INT, self.lanes), places))
+            return vector
+        zeros = ir.Constant(wide, [0.0] * count)
+        selected = [index - first if index in inside else count for index in indices]
+        return code.builder.shuffle_vector(vector, zeros, ir.Constant(ir.VectorType(INT, self.lanes), selected))
 
 
 @final
 @dataclass(frozen=True)
 class Im2colScalar(Kernel):
-    """The same float by float, for windows so wide or rows so long that code for each vector would never end.
+    """The same copies float by float, for windows and rows for which the code of all vectors would be too long.
 
-    Arguments: input, output, table of {offset in the input, in the output, floats}, its length. Goes over channels.
+    Arguments: input, output, table of runs {offset in the input, offset in the output, floats}, number of runs. The
+    range is over channels.
     """
 
     stride: int
@@ -96,28 +99,29 @@ class Im2colScalar(Kernel):
 
     def write(self, module: ir.Module, name: str) -> None:
         """Add the function to a module."""
-        w = LLVMBuilder(module, name, 1, aligned=False)
-        source, out, table = (w.argument(place) for place in range(3))
-        count = w.argument(3, ir.IntType(64))
+        code = LLVMBuilder(module, name, 1, aligned=False)
+        source, out, table = (code.argument(i) for i in range(3))
+        count = code.argument(3, ir.IntType(64))
 
         def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            read = w.at(source, w.builder.mul(index, w.long(self.read_plane)))
-            written = w.at(out, w.builder.mul(index, w.long(self.write_plane)))
+            read = code.address(source, code.builder.mul(index, code.int64(self.read_plane)))
+            written = code.address(out, code.builder.mul(index, code.int64(self.write_plane)))
 
             def row(y: Value, _: Sequence[Value]) -> Sequence[Value]:
-                entry = w.at(table, w.builder.mul(y, w.long(12)))
-                here, there = w.at(read, w.number(entry)), w.at(written, w.number(entry, 4))
+                entry = code.address(table, code.builder.mul(y, code.int64(12)))
+                source_run = code.address(read, code.load_uint32(entry))
+                target_run = code.address(written, code.load_uint32(entry, 4))
 
                 def pixel(x: Value, _: Sequence[Value]) -> Sequence[Value]:
-                    found = w.load(here, w.builder.mul(x, w.long(4 * self.stride)))
-                    w.store(found, there, w.builder.shl(x, w.long(2)))
+                    value = code.load(source_run, code.builder.mul(x, code.int64(4 * self.stride)))
+                    code.store(value, target_run, code.builder.shl(x, code.int64(2)))
                     return ()
 
-                w.loop(0, w.number(entry, 8), pixel)
+                code.loop(0, code.load_uint32(entry, 8), pixel)
                 return ()
 
-            w.loop(0, count, row)
+            code.loop(0, count, row)
             return ()
 
-        w.loop(w.first, w.last, channel)
-        w.close()
+        code.loop(code.first, code.last, channel)
+        code.finish()

@@ -1,4 +1,4 @@
-"""From LLVM to callable machine code, kept on disk under what it was made from."""
+"""Compile kernels for this processor, and cache the machine code on disk."""
 
 import contextlib
 import functools
@@ -18,19 +18,19 @@ from llvmlite import ir
 from sparsemble.runtime.kernels.llvm_builder import Kernel
 
 _LOCK = threading.Lock()
-_READY: list[bool] = []
+_INITIALISED: list[bool] = []
 
 
 def processor() -> tuple[str, str]:
-    """Return name and features of this processor, as LLVM calls them."""
-    _start()
+    """Return LLVM's name and features of this processor."""
+    _initialise()
     features = llvm.get_host_cpu_features()
     return llvm.get_host_cpu_name(), features.flatten()
 
 
 def lanes() -> int:
-    """Return how many floats a vector register of this processor holds; 1 where we know none."""
-    _start()
+    """Return the number of floats in a vector register of this processor; 1 where it has none that is supported."""
+    _initialise()
     features = llvm.get_host_cpu_features()
     if features.get("avx512f") and features.get("avx512vl"):
         return 16
@@ -40,30 +40,30 @@ def lanes() -> int:
 
 
 def registers() -> int:
-    """Return how many vector registers there are."""
+    """Return the number of vector registers."""
     return 32 if lanes() in (16, 4) else 16
 
 
 def cache_folder() -> Path:
-    """Return where compiled code is kept: SPARSEMBLE_CACHE, or sparsemble in the user's cache folder."""
-    asked = os.environ.get("SPARSEMBLE_CACHE")
-    if asked:
-        return Path(asked)
+    """Return the folder of compiled code: SPARSEMBLE_CACHE, or `sparsemble` in the user's cache folder."""
+    configured = os.environ.get("SPARSEMBLE_CACHE")
+    if configured:
+        return Path(configured)
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "sparsemble"
 
 
 @final
 class JITKernels:
-    """Functions of this process, by name; keeps their code alive.
+    """Compiled functions by name; keeps their code alive.
 
     Args:
-        kernels: what to compile; equal kernels become one function.
-        folder: where compiled objects are kept; none: nowhere. One that cannot be written is done without.
+        kernels: by name of the function.
+        folder: where compiled objects are cached; None, or one that cannot be written: nowhere.
     """
 
     def __init__(self, kernels: Mapping[str, Kernel], folder: Path | None) -> None:
-        _start()
+        _initialise()
         name, features = processor()
         key = repr(
             (llvmlite.__version__, name, features, code_digest(), sorted((n, repr(k)) for n, k in kernels.items()))
@@ -71,7 +71,7 @@ class JITKernels:
         digest = hashlib.sha256(key.encode()).hexdigest()
         file = folder / f"{digest}.object" if folder else None
         target = llvm.Target.from_default_triple().create_target_machine(
-            # Wide registers are what this is for; LLVM shuns them by default on some processors.
+            # By default LLVM avoids the widest registers on some processors.
             cpu=name,
             features=features + ",-prefer-256-bit",
             opt=3,
@@ -85,14 +85,14 @@ class JITKernels:
         self._engine.finalize_object()
 
     def address(self, name: str) -> int:
-        """Return where a function lies."""
-        found: int = self._engine.get_function_address(name)
-        return found
+        """Return the address of a function."""
+        address: int = self._engine.get_function_address(name)
+        return address
 
 
 @functools.cache
 def code_digest() -> str:
-    """Return a digest of the code that plans networks and writes kernels: what another version kept is not ours."""
+    """Return a digest of the code that plans and compiles: part of the key of everything that is cached."""
     digest = hashlib.sha256()
     for folder in ("compiler", "kernels"):
         for file in sorted(
@@ -115,14 +115,14 @@ def _optimised(module: ir.Module, target: llvm.TargetMachine) -> llvm.ModuleRef:
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_unrolling = False  # loops are short, and full of registers as they are
+    options.loop_unrolling = False  # loops are short and use most registers already
     builder = llvm.create_pass_builder(target, options)
     builder.getModulePassManager().run(parsed, builder)
     return parsed
 
 
 def read_checked(file: Path | None) -> bytes | None:
-    """Return what was stored with its checksum right; none else."""
+    """Return the content of a cached file; None if it is missing or its checksum does not match."""
     if file is None:
         return None
     try:
@@ -134,19 +134,19 @@ def read_checked(file: Path | None) -> bytes | None:
 
 
 def write_checked(file: Path | None, stored: bytes) -> None:
-    """Write beside the place and rename it; a folder that cannot be written is done without."""
+    """Write a cached file with its checksum, atomically; nothing is written where the folder cannot be written."""
     if file is None:
         return
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as beside:
-            beside.write(hashlib.sha256(stored).digest() + stored)
-        Path(beside.name).replace(file)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            temporary.write(hashlib.sha256(stored).digest() + stored)
+        Path(temporary.name).replace(file)
 
 
-def _start() -> None:
+def _initialise() -> None:
     with _LOCK:
-        if not _READY:
+        if not _INITIALISED:
             llvm.initialize_native_target()
             llvm.initialize_native_asmprinter()
-            _READY.append(True)
+            _INITIALISED.append(True)

@@ -1,4 +1,4 @@
-"""Writing LLVM: loops with carried values, vectors, addresses in bytes."""
+"""A builder of LLVM functions: loops with carried values, vectors, addresses in bytes."""
 
 import os
 from abc import ABC, abstractmethod
@@ -9,15 +9,15 @@ from llvmlite import ir
 
 BYTE, INT, LONG, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 POINTER = ir.PointerType()
-LOOKS = 1000
-"""How often one that waits looks before it gives way: some microseconds, less than most steps take."""
+SPINS = 1000
+"""Times that a waiting thread reads the barrier before it yields: some microseconds, less than most steps take."""
 
 Value = Any
 """An `llvmlite.ir.Value`; the package carries no types."""
 
 
 class Kernel(ABC):
-    """What can write itself as a function; equal ones write the same."""
+    """A function that can be written as LLVM IR; equal kernels write equal functions."""
 
     @abstractmethod
     def write(self, module: ir.Module, name: str) -> None:
@@ -25,13 +25,13 @@ class Kernel(ABC):
 
 
 class LLVMBuilder:
-    """One function that is being written: `name(arguments*, first, last)`.
+    """Builds one function: `name(arguments*, first, last)`.
 
     Args:
-        module: where it goes.
+        module: where the function is added.
         name: of the function.
         lanes: floats in a vector.
-        aligned: whether every vector lies at a multiple of its size.
+        aligned: whether the address of every vector is a multiple of its size.
     """
 
     def __init__(self, module: ir.Module, name: str, lanes: int, *, aligned: bool) -> None:
@@ -42,64 +42,64 @@ class LLVMBuilder:
         self.arguments, self.first, self.last = function.args
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
 
-    def long(self, value: int) -> Value:
+    def int64(self, value: int) -> Value:
         """Return a constant of 64 bits."""
         return ir.Constant(LONG, value)
 
-    def at(self, pointer: Value, offset: Value | int) -> Value:
-        """Return a pointer so many bytes further on."""
+    def address(self, pointer: Value, offset: Value | int) -> Value:
+        """Return the pointer plus an offset in bytes."""
         if isinstance(offset, int):
             if not offset:
                 return pointer
-            offset = self.long(offset)
+            offset = self.int64(offset)
         return self.builder.gep(pointer, [offset], source_etype=BYTE)
 
-    def argument(self, place: int, kind: ir.Type = POINTER) -> Value:
-        """Return the argument at a place of the table; each takes eight bytes."""
-        return self.builder.load(self.at(self.arguments, 8 * place), typ=kind)
+    def argument(self, index: int, kind: ir.Type = POINTER) -> Value:
+        """Read an argument from the table; each takes eight bytes."""
+        return self.builder.load(self.address(self.arguments, 8 * index), typ=kind)
 
     def load(self, pointer: Value, offset: Value | int = 0) -> Value:
         """Read a vector."""
-        found = self.builder.load(self.at(pointer, offset), typ=self.vector)
-        found.align = self.align
-        return found
+        vector = self.builder.load(self.address(pointer, offset), typ=self.vector)
+        vector.align = self.align
+        return vector
 
     def store(self, value: Value, pointer: Value, offset: Value | int = 0) -> None:
         """Write a vector."""
-        self.builder.store(value, self.at(pointer, offset)).align = self.align
+        self.builder.store(value, self.address(pointer, offset)).align = self.align
 
     def prefetch(self, pointer: Value, offset: int) -> None:
-        """Ask for a line of memory that will be read soon; one that is not there does no harm."""
+        """Prefetch a cache line; an address outside the memory does no harm."""
         known = self.module.globals.get("llvm.prefetch.p0")
         kind = ir.FunctionType(ir.VoidType(), [POINTER, INT, INT, INT])
-        one = known or ir.Function(self.module, kind, "llvm.prefetch.p0")
-        self.builder.call(one, [self.at(pointer, offset), *(ir.Constant(INT, v) for v in (0, 3, 1))])
+        function = known or ir.Function(self.module, kind, "llvm.prefetch.p0")
+        self.builder.call(function, [self.address(pointer, offset), *(ir.Constant(INT, v) for v in (0, 3, 1))])
 
-    def number(self, pointer: Value, offset: Value | int = 0) -> Value:
-        """Read an unsigned whole number of 32 bits, as one of 64."""
-        return self.builder.zext(self.builder.load(self.at(pointer, offset), typ=INT), LONG)
+    def load_uint32(self, pointer: Value, offset: Value | int = 0) -> Value:
+        """Read a uint32, as 64 bits."""
+        return self.builder.zext(self.builder.load(self.address(pointer, offset), typ=INT), LONG)
 
-    def splat(self, pointer: Value, offset: Value | int = 0) -> Value:
+    def load_broadcast(self, pointer: Value, offset: Value | int = 0) -> Value:
         """Read one float into every lane."""
-        return self.spread(self.builder.load(self.at(pointer, offset), typ=FLOAT))
+        return self.broadcast(self.builder.load(self.address(pointer, offset), typ=FLOAT))
 
-    def spread(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return a float in every lane."""
         if self.lanes == 1:
             return value
         empty = ir.Constant(self.vector, ir.Undefined)
-        one = self.builder.insert_element(empty, value, ir.Constant(INT, 0))
-        places = ir.Constant(ir.VectorType(INT, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(one, empty, places)
+        first_lane = self.builder.insert_element(empty, value, ir.Constant(INT, 0))
+        zeros = ir.Constant(ir.VectorType(INT, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first_lane, empty, zeros)
 
-    def together(self, values: Sequence[Value]) -> Value:
+    def pack_lanes(self, values: Sequence[Value]) -> Value:
         """Return a vector of single floats, one a lane."""
         if self.lanes == 1:
             return values[0]
-        found: Value = ir.Constant(self.vector, ir.Undefined)
+        vector: Value = ir.Constant(self.vector, ir.Undefined)
         for lane, value in enumerate(values):
-            found = self.builder.insert_element(found, value, ir.Constant(INT, lane))
-        return found
+            vector = self.builder.insert_element(vector, value, ir.Constant(INT, lane))
+        return vector
 
     def zero(self) -> Value:
         """Return 0 in every lane."""
@@ -113,12 +113,12 @@ class LLVMBuilder:
         kind = ir.FunctionType(self.vector, [self.vector] * len(values))
         return self.builder.call(known or ir.Function(self.module, kind, full), list(values))
 
-    def multiply_add(self, a: Value, b: Value, c: Value) -> Value:
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
         """Return a b + c, rounded once."""
         return self.intrinsic("fma", a, b, c)
 
-    def larger(self, a: Value, b: Value) -> Value:
-        """Return the larger one in each lane; a number where the other is none."""
+    def maximum(self, a: Value, b: Value) -> Value:
+        """Return the maximum in each lane; the other value where one is NaN."""
         return self.intrinsic("maxnum", a, b)
 
     def loop(
@@ -129,12 +129,19 @@ class LLVMBuilder:
         carried: Sequence[Value] = (),
         step: int = 1,
     ) -> list[Value]:
-        """Run `body(index, carried)` for start, start + step, .. below stop; it returns what is carried on.
+        """Run `body` for start, start + step, .. below stop.
+
+        Args:
+            start: first index.
+            stop: end of the indices.
+            body: builds one iteration from the index and the carried values; returns the next carried values.
+            carried: values at the start.
+            step: added to the index.
 
         Returns:
-            What is carried out of the last turn.
+            The carried values after the last iteration.
         """
-        begin, end = (self.long(v) if isinstance(v, int) else v for v in (start, stop))
+        begin, end = (self.int64(v) if isinstance(v, int) else v for v in (start, stop))
         before = self.builder.block
         head, inside, after = (self.builder.append_basic_block(name) for name in ("head", "body", "after"))
         self.builder.branch(head)
@@ -148,7 +155,7 @@ class LLVMBuilder:
         self.builder.cbranch(self.builder.icmp_signed("<", index, end), inside, after)
         self.builder.position_at_end(inside)
         results = body(index, values)
-        following = self.builder.add(index, self.long(step))
+        following = self.builder.add(index, self.int64(step))
         index.add_incoming(following, self.builder.block)
         for value, result in zip(values, results, strict=True):
             value.add_incoming(result, self.builder.block)
@@ -156,48 +163,54 @@ class LLVMBuilder:
         self.builder.position_at_end(after)
         return values
 
-    def choose(
-        self, condition: Value, yes: Callable[[], Sequence[Value]], no: Callable[[], Sequence[Value]]
+    def if_else(
+        self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
     ) -> list[Value]:
-        """Return the values of one of two branches; only that one runs."""
-        with self.builder.if_else(condition) as (then, otherwise):
-            with then:
-                first = yes()
+        """Return the values of one of two branches; only that branch runs.
+
+        Args:
+            condition: one bit.
+            then: builds the branch that runs if the bit is set.
+            otherwise: builds the other branch.
+        """
+        with self.builder.if_else(condition) as (then_block, otherwise_block):
+            with then_block:
+                first = then()
                 first_block = self.builder.block
-            with otherwise:
-                second = no()
+            with otherwise_block:
+                second = otherwise()
                 second_block = self.builder.block
-        found = []
+        values = []
         for one, other in zip(first, second, strict=True):
-            found.append(self.builder.phi(one.type))
-            found[-1].add_incoming(one, first_block)
-            found[-1].add_incoming(other, second_block)
-        return found
+            values.append(self.builder.phi(one.type))
+            values[-1].add_incoming(one, first_block)
+            values[-1].add_incoming(other, second_block)
+        return values
 
     def bit(self, value: Value, mask: int) -> Value:
         """Return whether a bit of a 64-bit number is set."""
-        return self.builder.icmp_signed("!=", self.builder.and_(value, self.long(mask)), self.long(0))
+        return self.builder.icmp_signed("!=", self.builder.and_(value, self.int64(mask)), self.int64(0))
 
-    def meet(self, place: Value, wanted: Value) -> None:
-        """Count one up, and wait until the count is there; who waits for long lets others have the processor."""
-        self.builder.atomic_rmw("add", place, self.long(1), "seq_cst")
+    def barrier(self, counter: Value, target: Value) -> None:
+        """Increment a counter, and wait until it reaches a target; yields the processor after a while."""
+        self.builder.atomic_rmw("add", counter, self.int64(1), "seq_cst")
         before = self.builder.block
         waiting, again, on = (self.builder.append_basic_block(name) for name in ("waiting", "again", "on"))
         self.builder.branch(waiting)
         self.builder.position_at_end(waiting)
-        looks = self.builder.phi(LONG)
-        looks.add_incoming(self.long(1), before)
-        count = self.builder.load_atomic(place, "acquire", 8, typ=LONG)
-        self.builder.cbranch(self.builder.icmp_signed("<", count, wanted), again, on)
+        spins = self.builder.phi(LONG)
+        spins.add_incoming(self.int64(1), before)
+        count = self.builder.load_atomic(counter, "acquire", 8, typ=LONG)
+        self.builder.cbranch(self.builder.icmp_signed("<", count, target), again, on)
         self.builder.position_at_end(again)
         if os.name == "posix":
-            with self.builder.if_then(self.builder.icmp_signed(">", looks, self.long(LOOKS))):
+            with self.builder.if_then(self.builder.icmp_signed(">", spins, self.int64(SPINS))):
                 known = self.module.globals.get("sched_yield")
                 self.builder.call(known or ir.Function(self.module, ir.FunctionType(INT, []), "sched_yield"), [])
-        looks.add_incoming(self.builder.add(looks, self.long(1)), self.builder.block)
+        spins.add_incoming(self.builder.add(spins, self.int64(1)), self.builder.block)
         self.builder.branch(waiting)
         self.builder.position_at_end(on)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """End the function."""
         self.builder.ret_void()

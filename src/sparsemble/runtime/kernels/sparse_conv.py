@@ -1,4 +1,4 @@
-"""Sums of products: convolutions and linear layers over the weights that are not 0."""
+"""The sparse convolution kernel: convolutions and linear layers over the weights that are not 0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,24 @@ from llvmlite import ir
 from sparsemble.runtime.kernels.llvm_builder import Kernel, LLVMBuilder, Value
 
 FIRST, LAST = 1, 2
-"""Flags of a head: its sums start here; they end here."""
+"""Flags of a head: its sums start with it; its sums end with it."""
 INPUT, OUTPUT, RESIDUAL, RECORDS, HEADS, HEAD_COUNT, TILES = range(7)
-"""Places in the table of arguments."""
-LINE = 64
-AHEAD = 2048
-"""Bytes of records that are asked for before they are read: what one takes from memory, the sums take to add up."""
+"""Indices in the table of arguments."""
+CACHE_LINE = 64
+PREFETCH_BYTES = 2048
+"""Distance at which records are prefetched: each is read once, from L3 or memory."""
 
 
 @final
 @dataclass(frozen=True)
 class SparseConv(Kernel):
-    """A kernel that goes over tiles of outputs; in each, over heads; for each, over records.
+    """Loops over tiles of outputs; for each tile over heads; for each head over records.
 
-    A tile is {input offset, output offset}; a head {output offsets, records, flags, biases}, with its records after
-    those of the head before; a record {input offsets, values}. All are 32 bits wide, offsets in bytes. `outputs`
-    channels in a row share the input that a record reads; a head is for `chains` of such groups, and so is a record.
-    Sums that start at a head begin at the bias (and what the residual holds), others at what the output holds.
+    A tile is {input offset, output offset}; a head {output offsets, records, flags, biases}, its records behind those
+    of the head before; a record {input offsets, values}. All are 32 bits wide, offsets in bytes. `outputs` consecutive
+    channels share the input that a record reads; heads and records are for `chains` of such groups. Sums that start
+    with a head begin with the bias (plus the residual), others with the partial sums in the output. The range is over
+    tiles.
     """
 
     lanes: int
@@ -33,106 +34,112 @@ class SparseConv(Kernel):
     outputs: int
     """Channels that share records: 1 for single weights, 4 or 8 for blocks."""
     reads: tuple[int, ...]
-    """Where each vector of a tile is read, in bytes from the record's place."""
+    """Bytes from a record's input to each vector of a tile."""
     writes: tuple[int, ...]
-    """Where it is written, in bytes from the tile's place in the output."""
+    """Bytes from a tile's output offset to each of its vectors."""
     plane: int
     """Bytes from one output channel to the next."""
     residual: bool
     relu: bool
     aligned: bool
     chains: int = 1
-    """Groups of outputs whose sums grow side by side, each with inputs of its own, so that none waits for itself."""
+    """Groups of outputs that are summed side by side, which hides the latency of multiply-adds."""
 
     @property
     def record_bytes(self) -> int:
-        """Length of a record."""
+        """Size of a record."""
         return 4 * self.chains * (1 + self.outputs)
 
     @property
     def head_bytes(self) -> int:
-        """Length of a head."""
+        """Size of a head."""
         return 8 + 4 * self.chains * (1 + self.outputs)
 
     def write(self, module: ir.Module, name: str) -> None:
         """Add the function to a module."""
-        w = LLVMBuilder(module, name, self.lanes, aligned=self.aligned)
-        source, out, residual = w.argument(INPUT), w.argument(OUTPUT), w.argument(RESIDUAL)
-        records, heads, tiles = w.argument(RECORDS), w.argument(HEADS), w.argument(TILES)
-        count = w.argument(HEAD_COUNT, ir.IntType(64))
+        code = LLVMBuilder(module, name, self.lanes, aligned=self.aligned)
+        source, out, residual = code.argument(INPUT), code.argument(OUTPUT), code.argument(RESIDUAL)
+        records, heads, tiles = code.argument(RECORDS), code.argument(HEADS), code.argument(TILES)
+        count = code.argument(HEAD_COUNT, ir.IntType(64))
 
         def tile(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            place = w.at(tiles, w.builder.shl(index, w.long(3)))
-            to = w.number(place, 4)
-            at = (w.at(source, w.number(place)), w.at(out, to), w.at(residual, to))
-            w.loop(0, count, lambda head, carried: self._head(w, heads, head, carried[0], at), [records])
+            entry = code.address(tiles, code.builder.shl(index, code.int64(3)))
+            written = code.load_uint32(entry, 4)
+            read = code.address(source, code.load_uint32(entry))
+            pointers = (read, code.address(out, written), code.address(residual, written))
+            code.loop(0, count, lambda head, carried: self._head(code, heads, head, carried[0], pointers), [records])
             return ()
 
-        w.loop(w.first, w.last, tile)
-        w.close()
+        code.loop(code.first, code.last, tile)
+        code.finish()
 
     def _head(
-        self, w: LLVMBuilder, heads: Value, index: Value, records: Value, at: tuple[Value, Value, Value]
+        self, code: LLVMBuilder, heads: Value, index: Value, records: Value, pointers: tuple[Value, Value, Value]
     ) -> Sequence[Value]:
-        """Write the sums of one head; returns where the next one's records begin."""
-        head = w.at(heads, w.builder.mul(index, w.long(self.head_bytes)))
+        """Write the code of one head; return the address of the next head's records."""
+        head = code.address(heads, code.builder.mul(index, code.int64(self.head_bytes)))
         counts = 4 * self.chains
-        count, flags = w.number(head, counts), w.number(head, counts + 4)
-        source = at[0]
+        count, flags = code.load_uint32(head, counts), code.load_uint32(head, counts + 4)
+        source = pointers[0]
         outs, residuals = [], []
         for chain in range(self.chains):
-            offset = w.number(head, 4 * chain)
-            outs.append(w.at(at[1], offset))
-            residuals.append(w.at(at[2], offset))
-        places = [
-            (chain, j, j * self.plane + to)
+            offset = code.load_uint32(head, 4 * chain)
+            outs.append(code.address(pointers[1], offset))
+            residuals.append(code.address(pointers[2], offset))
+        targets = [
+            (chain, j, j * self.plane + written)
             for chain in range(self.chains)
             for j in range(self.outputs)
-            for to in self.writes
+            for written in self.writes
         ]
 
-        def fresh() -> Sequence[Value]:
-            biases = [w.splat(head, counts + 8 + 4 * i) for i in range(self.chains * self.outputs)]
-            values = [biases[chain * self.outputs + j] for chain, j, _ in places]
+        def initial() -> Sequence[Value]:
+            biases = [code.load_broadcast(head, counts + 8 + 4 * i) for i in range(self.chains * self.outputs)]
+            values = [biases[chain * self.outputs + j] for chain, j, _ in targets]
             if not self.residual:
                 return values
-            held = [w.load(residuals[chain], to) for chain, _, to in places]
-            return [w.builder.fadd(value, one) for value, one in zip(values, held, strict=True)]
+            added = [code.load(residuals[chain], offset) for chain, _, offset in targets]
+            return [code.builder.fadd(value, residual) for value, residual in zip(values, added, strict=True)]
 
         def partial() -> Sequence[Value]:
-            return [w.load(outs[chain], to) for chain, _, to in places]
+            return [code.load(outs[chain], offset) for chain, _, offset in targets]
 
-        sums = w.choose(w.bit(flags, FIRST), fresh, partial)
-        end = w.at(records, w.builder.mul(count, w.long(self.record_bytes)))
-        sums = w.loop(0, count, lambda i, carried: self._record(w, records, i, source, carried), sums)
+        sums = code.if_else(code.bit(flags, FIRST), initial, partial)
+        end = code.address(records, code.builder.mul(count, code.int64(self.record_bytes)))
+        sums = code.loop(0, count, lambda i, carried: self._record(code, records, i, source, carried), sums)
         if self.relu:
 
             def rectified() -> Sequence[Value]:
-                return [w.larger(one, w.zero()) for one in sums]
+                return [code.maximum(value, code.zero()) for value in sums]
 
-            sums = w.choose(w.bit(flags, LAST), rectified, lambda: list(sums))
-        for (chain, _, to), value in zip(places, sums, strict=True):
-            w.store(value, outs[chain], to)
+            sums = code.if_else(code.bit(flags, LAST), rectified, lambda: list(sums))
+        for (chain, _, offset), value in zip(targets, sums, strict=True):
+            code.store(value, outs[chain], offset)
         return [end]
 
     def _record(
-        self, w: LLVMBuilder, records: Value, index: Value, source: Value, sums: Sequence[Value]
+        self, code: LLVMBuilder, records: Value, index: Value, source: Value, sums: Sequence[Value]
     ) -> Sequence[Value]:
-        record = w.at(records, w.builder.mul(index, w.long(self.record_bytes)))
-        if self.record_bytes >= LINE // 2:
-            w.prefetch(record, AHEAD)
-        found: list[Value] = []
+        record = code.address(records, code.builder.mul(index, code.int64(self.record_bytes)))
+        if self.record_bytes >= CACHE_LINE // 2:
+            code.prefetch(record, PREFETCH_BYTES)
+        results: list[Value] = []
         each = len(self.reads) * self.outputs
         for chain in range(self.chains):
-            place = w.at(source, w.number(record, 4 * chain))
+            pointer = code.address(source, code.load_uint32(record, 4 * chain))
             first = 4 * (self.chains + chain * self.outputs)
-            mine = sums[chain * each : (chain + 1) * each]
+            chain_sums = sums[chain * each : (chain + 1) * each]
             if self.outputs == 1:
-                value = w.splat(record, first)
-                found += [w.multiply_add(w.load(place, r), value, s) for r, s in zip(self.reads, mine, strict=True)]
+                value = code.load_broadcast(record, first)
+                results += [
+                    code.fma(code.load(pointer, read), value, total)
+                    for read, total in zip(self.reads, chain_sums, strict=True)
+                ]
                 continue
-            inputs = [w.load(place, read) for read in self.reads]
-            values = [w.splat(record, first + 4 * j) for j in range(self.outputs)]
-            pairs = [(one, value) for value in values for one in inputs]
-            found += [w.multiply_add(one, value, s) for (one, value), s in zip(pairs, mine, strict=True)]
-        return found
+            inputs = [code.load(pointer, read) for read in self.reads]
+            values = [code.load_broadcast(record, first + 4 * j) for j in range(self.outputs)]
+            pairs = [(vector, value) for value in values for vector in inputs]
+            results += [
+                code.fma(vector, value, total) for (vector, value), total in zip(pairs, chain_sums, strict=True)
+            ]
+        return results

@@ -11,6 +11,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from sparsemble.attacks.losses.margin import Margin
+from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits, PerImage, seeded
 from sparsemble.data.dataset import TensorSplit
@@ -122,6 +123,16 @@ def tiny_model(
     """Return the architecture `tiny`, in training mode, for images of mean 0.5."""
     channels, layout = shape[0], architectures.build({"name": "tiny", "width": width})
     return build_model(layout, shape, classes, (0.5,) * channels, (std,) * channels, rng=seeded(seed))
+
+
+def tiny_ensemble(members: int, combiner: Combiner, *, classes: int = 5, shape: Shape = (1, 8, 8)) -> Ensemble:
+    """Return an ensemble of `tiny` models with scaled last layers, so that some images are clear and some are not."""
+    models = [tiny_model(classes, shape, seed=seed) for seed in range(members)]
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data.mul_(40)
+    return Ensemble(models, combiner).eval()
 
 
 def small_network(seed: int = 0, *, channels: int = 1, classes: int = 3) -> nn.Sequential:

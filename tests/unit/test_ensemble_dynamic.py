@@ -23,7 +23,7 @@ from sparsemble.ensemble.stopping.agreement import Agreement
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.models import architectures, build_model
+from tests.helpers import tiny_ensemble, tiny_model
 
 average = MeanProbability()
 RULES = [DIE(), DIE(a=20.0, b=60.0, tau_c=0.75), DIE(b=100.0, tau_c=0.2), Never()]
@@ -37,13 +37,7 @@ def random_logits(members: int, images: int, *, scale: float = 3.0, seed: int = 
 
 
 def make_ensemble(members: int = 4) -> Ensemble:
-    layout = architectures.build({"name": "tiny", "width": 2})
-    models = [build_model(layout, (1, 8, 8), 5, (0.5,), (0.3,), rng=seeded(i)) for i in range(members)]
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.data.mul_(40)  # so that some images are clear and some are not
-    return Ensemble(models, average).eval()
+    return tiny_ensemble(members, average)
 
 
 class TestMeanProbability:
@@ -352,9 +346,7 @@ def test_members_of_other_classes_give_a_sentence(rule: StoppingRule) -> None:
 
 @pytest.mark.parametrize(("shape", "words"), [((3, 8, 8), "3x8x8"), ((1, 10, 10), "1x10x10")])
 def test_members_for_other_images_give_a_sentence(shape: tuple[int, int, int], words: str) -> None:
-    layout = architectures.build({"name": "tiny", "width": 2})
-    channels = shape[0]
-    other = build_model(layout, shape, 5, (0.5,) * channels, (0.3,) * channels, rng=seeded(0))
+    other = tiny_model(5, shape)
     known = list(make_ensemble(1).members)
     foreign = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
     for members, place in (([*known, other], 2), ([foreign, *known, copy.deepcopy(other)], 3)):

@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
 from sparsemble.core.registry import to_dict
@@ -18,29 +18,25 @@ from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.export.convert import convert
-from sparsemble.models import architectures, build_model
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.packed import save
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
+from tests.helpers import tiny_ensemble
 
 SHAPE = (1, 8, 8)
 RULES = [Never(), DIE(b=30.0, tau_c=0.5), Confidence(threshold=0.7), Agreement(sure=0.6, votes=2)]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEMBLE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def trained(members: int = 3) -> Ensemble:
-    layout = architectures.build({"name": "tiny", "width": 2})
-    models = [build_model(layout, SHAPE, 5, (0.5,), (0.3,), rng=seeded(i)) for i in range(members)]
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.data.mul_(40)
-    return Ensemble(models, combiners.build("mean_probability")).eval()
+    return tiny_ensemble(members, combiners.build("mean_probability"), shape=SHAPE)
 
 
 def packed(ensemble: Ensemble, rule: StoppingRule, **settings: object) -> PackedEnsemble:

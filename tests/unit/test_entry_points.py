@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsemble.pipeline.engines.worker import task_file
 from tests.unit.test_docs import ROOT, blocks
 
 SINGLE_STEP = blocks("docs/adding.md", "python")[0]
@@ -27,8 +28,8 @@ class Probe(Stage):
     seed: int
     attack: Attack
 
-    def run(self, work):
-        (work.folder / "attack.txt").write_text(type(self.attack).__module__)
+    def run(self, context, inputs):
+        (context.output / "attack.txt").write_text(type(self.attack).__module__)
 
 Probe.__module__ = "x.probe"
 stages.register("probe")(Probe)
@@ -84,12 +85,12 @@ print(text)
 
 def test_a_worker_process_builds_it(site: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
+    (run / ".tasks").mkdir(parents=True)
     stage = {"name": "probe", "seed": 0, "attack": {"name": "single_step", "step_size": 0.5}}
-    task = {"title": "probe", "folder": "probe-1", "stage": stage, "inputs": {}}
-    script = WORKER.replace("worker.main()", f"import sys; sys.argv[1:] = [{str(run)!r}, 'cpu']; worker.main()")
+    task = {"title": "probe", "folder": "probe-1", "stage": stage, "inputs": {}, "device": "cpu"}
+    task_file(run, "1").write_text(json.dumps(task), "utf-8")
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", WORKER],
         env=environment(site),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -97,13 +98,14 @@ def test_a_worker_process_builds_it(site: Path, tmp_path: Path) -> None:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps(task) + "\n")
+    process.stdin.write(json.dumps([str(run), "1"]) + "\n")
     process.stdin.flush()
-    messages = [json.loads(process.stdout.readline()) for _ in range(2)]
+    ready, ended = (json.loads(process.stdout.readline()) for _ in range(2))
     process.stdin.close()
     process.wait(timeout=60)
     process.stdout.close()
-    assert [message["kind"] for message in messages] == ["ready", "done"], messages
+    assert ready == {"ready": True}
+    assert set(ended) == {"seconds"}
     assert (run / "probe-1" / "attack.txt").read_text("utf-8") == "my_attacks"
 
 

@@ -19,8 +19,15 @@ from sparsemble.api.context import Context
 from sparsemble.core.artifacts import read_json_lines
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.engines.worker import run_task
-from sparsemble.pipeline.epochs import LAST, epochs_table, line
-from sparsemble.pipeline.progress import LONG_EPOCH, BarProgress, PlainProgress, Progress
+from sparsemble.pipeline.progress import (
+    LAST,
+    LONG_EPOCH,
+    BarProgress,
+    PlainProgress,
+    Progress,
+    epoch_line,
+    epochs_table,
+)
 from sparsemble.pipeline.stage import Inputs, Task, stages
 from sparsemble.pipeline.tensorboard import Board
 from sparsemble.report import write_report
@@ -34,7 +41,7 @@ from tests.unit.test_stage import Bake
 
 
 def record(epoch: int, **more: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "epochs": 9, "loss": 2.5 / epoch, "rate": 0.1, "seconds": 1.5, **more}
+    return {"epoch": epoch, "epochs": 9, "loss": 2.5 / epoch, "learning_rate": 0.1, "seconds": 1.5, **more}
 
 
 def task() -> Task:
@@ -188,14 +195,14 @@ class TestProgress:
     def test_a_log_gets_a_line_for_a_long_epoch_only(self) -> None:
         assert self.log(record(1)) == ""
         long = record(2, seconds=LONG_EPOCH, held_out_clean=0.5, held_out_robust=0.25)
-        assert self.log(long) == line("train the dense parent", long) + "\n"
+        assert self.log(long) == epoch_line("train the dense parent", long) + "\n"
         assert "held-out clean 50.0 %, robust 25.0 %" in self.log(long)
 
     def test_what_is_said_stays(self) -> None:
         console = Console(file=io.StringIO(), width=120, force_terminal=True)
         with BarProgress(console, [task()]) as progress:
             progress.started(task())
-            progress.hear(task(), {"kind": "said", "sentence": "it [fell] in epoch 4"})
+            progress.receive(task(), {"kind": "message", "text": "it [fell] in epoch 4"})
         assert isinstance(console.file, io.StringIO)
         assert "train the dense parent: it [fell] in epoch 4" in console.file.getvalue()
 
@@ -203,7 +210,7 @@ class TestProgress:
         with BarProgress(Console(file=io.StringIO(), force_terminal=True), [task()]) as progress:
             progress.started(task())
             for one in (record(1), record(2), record(3), record(2)):
-                progress.hear(task(), {"kind": "epoch", "record": one})
+                progress.receive(task(), {"kind": "epoch", "record": one})
             assert [one["epoch"] for one in progress.trainings["train the dense parent"]] == [1, 2]
             progress.finished(task(), 1.0)
             assert not progress.trainings
@@ -223,7 +230,7 @@ class TestTimeLeft:
             yield progress
 
     def tell(self, progress: Progress, share: float) -> tuple[str, str]:
-        progress.hear(task(), {"kind": "progress", "share": share, "text": ""})
+        progress.receive(task(), {"kind": "progress", "share": share, "text": ""})
         return progress.left, progress.left_of(task())
 
     def test_is_in_proportion(self, progress: Progress, clock: list[float]) -> None:
@@ -231,13 +238,13 @@ class TestTimeLeft:
         assert self.tell(progress, 0.25) == ("30 s left",) * 2
 
     def test_counts_the_time_of_an_interrupted_try(self, progress: Progress, clock: list[float]) -> None:
-        progress.hear(task(), {"kind": "resumed", "seconds": 20.0, "share": 0.5})
+        progress.receive(task(), {"kind": "resumed", "seconds": 20.0, "share": 0.5})
         assert progress.share == 0.5
         clock[0] = 10.0
         assert self.tell(progress, 0.75) == ("10 s left",) * 2
 
     def test_forgets_a_try_of_which_nothing_was_kept(self, progress: Progress, clock: list[float]) -> None:
-        progress.hear(task(), {"kind": "resumed", "seconds": 20.0, "share": 0.5})
+        progress.receive(task(), {"kind": "resumed", "seconds": 20.0, "share": 0.5})
         clock[0] = 10.0
         assert self.tell(progress, 0.25) == ("30 s left",) * 2
 
@@ -268,7 +275,7 @@ def test_news_travel_from_a_stage_to_the_screen(tmp_path: Path, monkeypatch: pyt
     start()
     told = [
         {"kind": "epoch", "record": record(1)},
-        {"kind": "said", "sentence": "it boiled over"},
+        {"kind": "message", "text": "it boiled over"},
         {"kind": "progress", "share": 0.5, "text": "half done"},
     ]
     resumed = heard.pop(3)
@@ -286,7 +293,7 @@ class TestBoard:
         board.close()
         found = accumulator.EventAccumulator(str(tmp_path / "train-the-dense-parent"))
         found.Reload()
-        assert set(found.Tags()["scalars"]) == {"loss", "rate", "seconds"}
+        assert set(found.Tags()["scalars"]) == {"loss", "learning_rate", "seconds"}
         assert [(e.step, round(e.value, 4)) for e in found.Scalars("loss")] == [(1, 2.5), (2, 1.25)]
 
     def losses(self, folder: Path) -> list[tuple[int, float]]:

@@ -1,6 +1,8 @@
 """What a study file asks for, whose parents stand beside it, and what a failed stage takes with it."""
 
 import io
+import json
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +12,8 @@ from rich.console import Console
 
 from sparsemble.api.context import Context
 from sparsemble.core.errors import InputError, RunError
-from sparsemble.pipeline.engines import local
+from sparsemble.pipeline.engines.driver import Driver
+from sparsemble.pipeline.engines.worker import task_file
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.stage import Inputs, Stage, Task
 from sparsemble.pipeline.study import Study, cells, load_study
@@ -33,7 +36,7 @@ def study(folder: Path, text: str) -> Study:
         ("axes = {}", "at least one"),
         ("seeds = [0, 0]\n[axes.a]\nb = []", "names one twice"),
         ('rows = "dense"\nkind = "run"\n[axes.a]\nb = []', "rows = 'dense' must be a list of names"),
-        ("title = 3\n[axes.a]\nb = []", "title = 3 must be a text"),
+        ("title = 3\n[axes.a]\nb = []", "title = 3 must be a string"),
     ],
 )
 def test_a_wrong_study_gives_a_sentence(text: str, words: str, tmp_path: Path) -> None:
@@ -52,9 +55,9 @@ def test_one_score_is_enough_for_single_models(tmp_path: Path) -> None:
 def test_parents_that_differ_by_more_than_their_seed_have_lines_of_their_own(tmp_path: Path) -> None:
     text = """
     seeds = [1, 2]
-    [axes.objective]
-    madry = []
-    natural = ["train.loss={name='natural'}"]
+    [axes.loss]
+    pgd_at = []
+    standard = ["train.loss={name='standard'}"]
     [axes.sparsity]
     "0.5" = ["sparsity=0.5"]
     "0.8" = ["sparsity=0.8"]
@@ -63,13 +66,13 @@ def test_parents_that_differ_by_more_than_their_seed_have_lines_of_their_own(tmp
     expanded = cells(asked)
     parents = [cell for cell in expanded if "dense" in cell.made]
     assert [cell.label for cell in parents] == [
-        f"dense parent, objective = {loss}, seed {seed}" for seed in (1, 2) for training_loss in ("pgd_at", "standard")
+        f"dense parent, loss = {loss}, seed {seed}" for seed in (1, 2) for loss in ("pgd_at", "standard")
     ]
     result = made_up(asked)
     of_parents = [line for line in result["table"] if line["row"] == "dense"]
     assert [(line["values"], line["seeds"]) for line in of_parents] == [
-        ({"objective": "pgd_at"}, 2),
-        ({"objective": "standard"}, 2),
+        ({"loss": "pgd_at"}, 2),
+        ({"loss": "standard"}, 2),
     ]
     plain = cells(study(tmp_path, text.replace("train.loss", "prune.loss")))
     assert [cell.label for cell in plain if "dense" in cell.made] == ["dense parent, seed 1", "dense parent, seed 2"]
@@ -122,58 +125,47 @@ class Nothing(Stage):
         raise AssertionError
 
 
-class FakeWorker:
-    """Does what the title says: fail, die, or be done."""
+class FakeExecutor(Executor):
+    """Ends every stage as its title says: failed, with its process killed, or done."""
 
-    ran: ClassVar[list[str]] = []
+    def __init__(self) -> None:
+        self.ran: list[str] = []
 
-    class Process:
-        def wait(self) -> int:
-            return -9
-
-    def __init__(self, _folder: Path, _device: str, news: Any) -> None:
-        self.news, self.process = news, self.Process()
-        self.begin()
-
-    def begin(self) -> None:
-        self.task, self.ready = None, False
-        self.news.put((self, {"kind": "ready"}))
-
-    def start(self, task: Task) -> None:
-        self.task = task
-        self.ran.append(task.title)
-        what = {"fail": {"kind": "failed", "sentence": "no"}, "die": {"kind": "gone"}}
-        self.news.put((self, what.get(task.title.split()[0], {"kind": "done", "seconds": 0.0})))
-
-    def kill(self) -> None:
-        pass
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future:
+        folder, stage_hash = args
+        title = json.loads(task_file(Path(folder), stage_hash).read_text("utf-8"))["title"]
+        self.ran.append(title)
+        future: Future = Future()
+        if title.split()[0] in ("fail", "die"):
+            future.set_exception(RunError(f'the stage "{title}" failed: no'))
+        else:
+            future.set_result(0.0)
+        return future
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize("fault", ["fail", "die"])
-def test_a_failed_stage_takes_all_that_waits_for_it_and_nothing_else(
-    fault: str, terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_stage_takes_all_that_waits_for_it_and_nothing_else(terminal: bool, tmp_path: Path) -> None:
     """Tasks come in any order, as those of a study do: here what comes last stands first."""
-    bad = Task(f"{fault} early", Nothing(seed=1), {}, 1)
+    bad = Task("fail early", Nothing(seed=1), {}, 1)
     child = Task("child", Nothing(seed=2), {"given": bad}, 1)
     grandchild = Task("grandchild", Nothing(seed=3), {"given": child}, 1)
     good = Task("good", Nothing(seed=4), {}, 1)
     after = Task("after", Nothing(seed=5), {"given": good}, 1)
     tasks = [grandchild, child, bad, after, good]
-    monkeypatch.setattr(local, "_Worker", FakeWorker)
-    monkeypatch.setattr(FakeWorker, "ran", [])
     console = Console(file=io.StringIO(), force_terminal=terminal)
     progress: Progress = BarProgress(console, tasks) if terminal else PlainProgress(console, tasks)
-    engine = local.LocalEngine(tmp_path, 1, "cpu", progress, keep_going=True)
+    settings = {"folder": tmp_path, "slots": 1, "device": "cpu"}
+    executor = FakeExecutor()
+    driver = Driver(executor=executor, progress=progress, keep_going=True, **settings)
     with progress:
-        engine.run(tasks)
-    assert sorted(FakeWorker.ran) == sorted([bad.title, "after", "good"])
-    assert set(engine.failures) == {bad.hash, child.hash, grandchild.hash}
-    assert len(set(engine.failures.values())) == 1
-    assert bad.title in engine.failures[grandchild.hash]
+        driver.run(tasks)
+    assert sorted(executor.ran) == sorted([bad.title, "after", "good"])
+    assert set(driver.failures) == {bad.hash, child.hash, grandchild.hash}
+    assert len(set(driver.failures.values())) == 1
+    assert bad.title in driver.failures[grandchild.hash]
     assert progress.done == len(tasks)
     assert progress.share == pytest.approx(1)
-    strict = local.LocalEngine(tmp_path, 1, "cpu", PlainProgress(console, tasks))
+    strict = Driver(executor=FakeExecutor(), progress=PlainProgress(console, tasks), **settings)
     with pytest.raises(RunError, match=bad.title):
         strict.run(tasks)
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparsemble.core.artifacts import META, PARTIAL, Artifact, finish, only_run_in
+from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.registry import to_dict
@@ -69,28 +70,6 @@ class Context:
         """Add the passes of a training history."""
         for direction in self.passes:
             self.passes[direction] += sum(record[f"{direction}_passes"] for record in history)
-
-
-def choose_device(device: str) -> str:
-    """Return the device to use.
-
-    Args:
-        device: auto (CUDA where there is any), cpu, cuda or cuda:N.
-
-    Raises:
-        InputError: the name is unknown, or this machine has no such device.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise InputError(f'device = "{device}" is not known; use auto, cpu, cuda or cuda:N')
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f'device = "{device}" is not there: this machine shows {torch.cuda.device_count()} CUDA devices to torch '
-            f"{torch.__version__}; use --device cpu"
-        )
-    return device
 
 
 def make_artifact(

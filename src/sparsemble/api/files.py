@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from sparsemble.api.context import choose_device
 from sparsemble.api.results import Model, TrainedEnsemble, TrainedModel, network_of
 from sparsemble.core.artifacts import META, Artifact
+from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability

@@ -18,6 +18,7 @@ from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
 from sparsemble.core.artifacts import only_run_in, read_json
 from sparsemble.core.config import from_dict, parse_toml
+from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import build_from, to_dict
 from sparsemble.core.results import CheckResult, ComparisonResult, DataRecord, EvaluationResult
@@ -34,7 +35,6 @@ from sparsemble.evaluation.progress import Report
 from sparsemble.evaluation.run_attacks import EvaluationJob, run_attacks, source_hash, weights_hash
 from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import time_left
-from sparsemble.pipeline.run import check_device
 from sparsemble.pipeline.stage import dataset, fingerprint
 
 RESULT = "evaluation.json"
@@ -91,7 +91,7 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
     Raises:
         InputError: anything wrong with the options.
     """
-    device = check_device(options.device)
+    device = choose_device(options.device)
     chosen = parse_attacks(options.attacks)
     given = resolve_data(options.data) if options.data else None
     images = dataset(given) if given else None

@@ -6,17 +6,21 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, final
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
-from sparsemble.pipeline.epochs import epochs_table, line
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
 
 LONG_EPOCH = 30.0
 """Seconds from which on a log gets a line for every epoch."""
+LAST = 6
+"""Epochs shown of a training that runs alone; of several side by side, the last one each."""
+COLUMNS = ("epoch", "loss", "clean %", "robust %", "learning rate", "s / epoch")
 
 
 class Progress(ABC):
@@ -48,8 +52,8 @@ class Progress(ABC):
         self.shares[task.hash] = (task.cost, 0.0)
         self.begun[task.hash] = time.perf_counter()
 
-    def hear(self, task: Task, message: Mapping[str, Any]) -> None:
-        """A running task sends news."""
+    def receive(self, task: Task, message: Mapping[str, Any]) -> None:
+        """Take a message of a running task."""
         if message["kind"] == "progress":
             self.moved(task, message["share"], message["text"])
         elif message["kind"] == "epoch":
@@ -57,8 +61,10 @@ class Progress(ABC):
         elif message["kind"] == "resumed":
             self.before[task.hash] = (message["seconds"], message["share"])
             self.moved(task, message["share"], "resumed")
+        elif message["kind"] == "details":
+            self.print(message["text"])
         else:
-            self.print(f"{task.title}: {message['sentence']}")
+            self.print(f"{task.title}: {message['text']}")
 
     def moved(self, task: Task, share: float, text: str) -> None:
         """A task says how far it is."""
@@ -199,7 +205,7 @@ class PlainProgress(Progress):
         """Print a line where the next one will take a while."""
         super().epoch(task, record)
         if record["seconds"] >= LONG_EPOCH:
-            self.print(line(task.title, record))
+            self.print(epoch_line(task.title, record))
 
     def finished(self, task: Task, seconds: float) -> None:
         """Print a line."""
@@ -221,3 +227,37 @@ def time_left(began: float, share: float) -> str:
         return ""
     seconds = (time.perf_counter() - began) * (1 - share) / share
     return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
+
+
+def epochs_table(trainings: Mapping[str, Sequence[dict[str, Any]]]) -> Table | None:
+    """Return the last epochs of each training, by its title; None where none has finished an epoch."""
+    shown = {title: records for title, records in trainings.items() if records}
+    if not shown:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("training", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for title, records in shown.items():
+        for i, record in enumerate(records[-LAST:] if len(shown) == 1 else records[-1:]):
+            table.add_row("" if i else title, *cells(record))
+    return table
+
+
+def cells(record: Mapping[str, Any]) -> list[str]:
+    """Return an epoch's numbers as text; held-out accuracies are there when it was measured."""
+    shares = [record.get(name) for name in ("held_out_clean", "held_out_robust")]
+    return [
+        f"{record['epoch']}/{record['epochs']}",
+        f"{record['loss']:.3f}",
+        *("" if share is None else f"{100 * share:.1f}" for share in shares),
+        f"{record['learning_rate']:.3g}",
+        f"{record['seconds']:.1f}",
+    ]
+
+
+def epoch_line(title: str, record: Mapping[str, Any]) -> str:
+    """Write an epoch as one line of a log."""
+    epoch, loss, clean, robust, rate, seconds = cells(record)
+    measured = f", held-out clean {clean} %, robust {robust} %" if clean else ""
+    return f"  {title}: epoch {epoch}, loss {loss}{measured}, learning rate {rate}, {seconds} s"

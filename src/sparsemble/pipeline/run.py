@@ -4,19 +4,21 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from rich.console import Console
 
 from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_bytes
+from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import RunSummary
-from sparsemble.pipeline.engines.local import LocalEngine
-from sparsemble.pipeline.engines.parallel import ParallelEngine
+from sparsemble.pipeline.engines.driver import Driver
+from sparsemble.pipeline.engines.local import LocalExecutor
+from sparsemble.pipeline.engines.torchrun import TorchrunExecutor
 from sparsemble.pipeline.method import Method, method, run_index
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
@@ -62,7 +64,7 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
         RunError: a stage failed; what is finished is kept.
     """
     console = console or Console(stderr=True)
-    device = distributed.start(check_device(settings.device))
+    device = distributed.start(choose_device(settings.device))
     recipe.precision.check(device)
     workers = check_workers(settings.workers, device)
     if settings.engine != "local":
@@ -80,11 +82,8 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
             _write_recipe(recipe, settings.folder)
             run_index(recipe).save(settings.folder)
         if missing:
-            with _progress(settings, console, missing, board) as progress:
-                if distributed.world_size() > 1:
-                    ParallelEngine(settings.folder, device, progress).run(missing)
-                else:
-                    LocalEngine(settings.folder, workers, device, progress).run(missing)
+            with make_progress(console, missing, board, quiet=settings.quiet or not leads) as progress:
+                run_tasks(missing, settings.folder, device, workers, progress)
         if leads and settings.until in DEPLOYING:
             for task, name in zip(wanted, DEPLOYING, strict=False):
                 _publish(settings.folder / task.folder, settings.folder / name)
@@ -119,25 +118,6 @@ def check_folder(plan: Method, wanted: Iterable[Task], folder: Path) -> list[Tas
     return [task for task in plan.tasks if task.hash in needed]
 
 
-def check_device(device: str) -> str:
-    """Return the device to use.
-
-    Raises:
-        InputError: unknown, or not there.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise InputError(f'device = "{device}" is not known; use auto, cpu, cuda or cuda:N')
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f'device = "{device}" is not there: this machine shows {torch.cuda.device_count()} CUDA devices to torch '
-            f"{torch.__version__}; use --device cpu"
-        )
-    return device
-
-
 def check_workers(workers: int, device: str) -> int:
     """Return the number of worker processes."""
     if workers < 0:
@@ -146,10 +126,55 @@ def check_workers(workers: int, device: str) -> int:
     return workers or (1 if device.startswith("cuda") else min(cores, 4))
 
 
-def _progress(settings: Settings, console: Console, tasks: list[Task], board: Board | None) -> Progress:
-    if settings.quiet:
+def make_progress(
+    console: Console, tasks: Sequence[Task], board: Board | None = None, *, quiet: bool = False
+) -> Progress:
+    """Return what shows the progress: bars on a terminal, lines elsewhere.
+
+    Args:
+        console: where it shows.
+        tasks: what will run.
+        board: where epochs are drawn, too.
+        quiet: show nothing.
+    """
+    if quiet:
         return PlainProgress(Console(quiet=True), tasks, board)
     return BarProgress(console, tasks, board) if console.is_terminal else PlainProgress(console, tasks, board)
+
+
+def run_tasks(
+    tasks: Sequence[Task], folder: Path, device: str, workers: int, progress: Progress, *, keep_going: bool = False
+) -> dict[str, str]:
+    """Run tasks whose inputs are finished or among them, in worker processes or in those that torchrun started.
+
+    Args:
+        tasks: in any order.
+        folder: of the run.
+        device: where stages compute.
+        workers: processes.
+        progress: shows what happens.
+        keep_going: whether a failed task fails only those that need it.
+
+    Returns:
+        Error messages of the tasks that failed, by hash.
+
+    Raises:
+        RunError: a task failed, unless `keep_going`.
+    """
+    together = distributed.world_size() > 1
+    by_hash = {task.hash: task for task in tasks}
+    slots = 1 if together else min(workers, len(tasks))
+    executor: Executor = (
+        TorchrunExecutor(lambda stage_hash, message: progress.receive(by_hash[stage_hash], message))
+        if together
+        else LocalExecutor(slots)
+    )
+    with executor:
+        driver = Driver(
+            folder=folder, executor=executor, slots=slots, device=device, progress=progress, keep_going=keep_going
+        )
+        driver.run(tasks)
+    return driver.failures
 
 
 def _write_recipe(recipe: Recipe, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """`sparsemble study FILE`: run the cells of a study, and put what came out side by side."""
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 
 from sparsemble.core.artifacts import Artifact, only_run_in
+from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import EvaluationResult, MembersRun, RunSummary, StudyCell, StudyNumbers, StudyResult
 from sparsemble.evaluation.cost import count_macs, count_weights
@@ -19,9 +19,7 @@ from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.run_attacks import accuracy, run_attacks
 from sparsemble.evaluation.run_models import load_row
 from sparsemble.models.model_io import load_spec
-from sparsemble.pipeline.engines.local import LocalEngine
-from sparsemble.pipeline.progress import BarProgress, PlainProgress
-from sparsemble.pipeline.run import check_device, check_workers
+from sparsemble.pipeline.run import check_workers, make_progress, run_tasks
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import STORE, AttackStage
 from sparsemble.pipeline.stages.evaluate import ancestry
@@ -62,7 +60,7 @@ def run_study(
         InputError: anything wrong that can be known before work begins; a recipe is named by its cell.
     """
     console = console or Console(stderr=True)
-    device = check_device(device)
+    device = choose_device(device)
     count = check_workers(workers, device)
     expanded = cells(study)
     for cell in expanded:
@@ -75,13 +73,8 @@ def run_study(
     with only_run_in(folder):
         missing = _missing(expanded, folder)
         if missing:
-            shown = Console(quiet=True) if quiet else console
-            progress = BarProgress(shown, missing) if shown.is_terminal else PlainProgress(shown, missing)
-            engine = LocalEngine(folder, count, device, progress, keep_going=True)
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(progress)
-                engine.run(missing)
-            failures = engine.failures
+            with make_progress(console, missing, quiet=quiet) as progress:
+                failures = run_tasks(missing, folder, device, count, progress, keep_going=True)
     finished = [artifact.meta for artifact in _finished(expanded, folder)]
     results = tuple(result for cell in expanded for result in _cells(cell, study, folder, failures))
     result = StudyResult(

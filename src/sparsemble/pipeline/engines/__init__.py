@@ -1,1 +1,1 @@
-"""Who runs the stages: `local` (worker processes of this machine)."""
+"""Who runs the stages: one driver, and executors: worker processes of this machine, or what torchrun started."""

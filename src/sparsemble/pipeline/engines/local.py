@@ -1,147 +1,77 @@
-"""Run independent stages side by side in worker processes of this machine, one thread each."""
+"""An executor: worker processes of this machine, one thread each, that end with their parent."""
 
 import json
 import os
-import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import IO, Any, final
+from queue import SimpleQueue
+from typing import Any, NamedTuple, final
 
+from sparsemble.core.artifacts import read_json
 from sparsemble.core.errors import RunError
-from sparsemble.pipeline.progress import Progress
-from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.engines.worker import task_file
+
+
+class _Job(NamedTuple):
+    folder: str
+    stage_hash: str
+    future: Future[float]
 
 
 @final
-class LocalEngine:
-    """A few workers; a task starts when its inputs are finished, the one with the longest way to go first."""
+class LocalExecutor(Executor):
+    """A pool of worker processes; each runs one stage at a time."""
 
-    def __init__(
-        self, folder: Path, workers: int, device: str, progress: Progress, *, keep_going: bool = False
-    ) -> None:
-        self.keep_going = keep_going
-        self.failures: dict[str, str] = {}
-        """Sentences of the stages that failed, by hash, where others go on without them (`keep_going`)."""
-        self.folder = folder
-        self.device = device
-        self.progress = progress
-        self.news: queue.SimpleQueue[tuple[_Worker, dict[str, Any]]] = queue.SimpleQueue()
-        self.count = workers
+    def __init__(self, workers: int) -> None:
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._workers = [_Worker(self._jobs) for _ in range(workers)]
 
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Run tasks whose inputs are finished or among them.
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have a worker run `run_stage` with a folder and the hash of a stage.
 
-        Raises:
-            RunError: a stage failed; stages that were running beside it are stopped, and all that was finished is kept.
+        Args:
+            fn: `run_stage`; the workers know no other function.
+            args: folder and hash.
+            kwargs: none.
         """
-        waiting = list(tasks)
-        pending = {task.hash for task in tasks}
-        ahead = _work_ahead(tasks)
-        workers = [_Worker(self.folder, self.device, self.news) for _ in range(min(self.count, len(waiting)))]
-        try:
-            while pending:
-                self._give_up(waiting, pending)
-                if not pending:
-                    break
-                self._start(workers, waiting, pending, ahead)
-                try:
-                    worker, message = self.news.get(timeout=0.2)
-                except queue.Empty:
-                    self.progress.tick()
-                    continue
-                self._hear(worker, message, pending)
-        finally:
-            for worker in workers:
-                worker.kill()
+        future: Future[float] = Future()
+        folder, stage_hash = args
+        self._jobs.put(_Job(folder, stage_hash, future))
+        return future
 
-    def _give_up(self, waiting: list[Task], pending: set[str]) -> None:
-        """Strike what failed off the list, and all that waits for it, however far behind."""
-        while lost := [task for task in waiting if any(i.hash in self.failures for i in task.inputs.values())]:
-            for task in lost:
-                waiting.remove(task)
-                self._fail(task, next(self.failures[i.hash] for i in task.inputs.values() if i.hash in self.failures))
-        pending.difference_update(self.failures)
-
-    def _fail(self, task: Task, sentence: str) -> None:
-        self.failures[task.hash] = sentence
-        self.progress.failed(task)
-
-    def _start(
-        self, workers: "Sequence[_Worker]", waiting: list[Task], pending: set[str], ahead: Mapping[str, float]
-    ) -> None:
-        """Hand out what can run now."""
-        for worker in workers:
-            running = [other.task for other in workers if other.task]
-            if not worker.ready or worker.task or any(task.alone for task in running):
-                continue
-            ready = [t for t in waiting if not any(i.hash in pending for i in t.inputs.values())]
-            chosen = max(ready, key=lambda task: ahead[task.hash], default=None)
-            if chosen is None:
-                continue
-            if chosen.alone and running:
-                ready = [t for t in ready if not t.alone]
-                if not ready:
-                    continue
-                chosen = max(ready, key=lambda task: ahead[task.hash])
-            waiting.remove(chosen)
-            worker.start(chosen)
-            self.progress.started(chosen)
-
-    def _hear(self, worker: "_Worker", message: Mapping[str, Any], pending: set[str]) -> None:
-        """Take one message from a worker."""
-        task = worker.task
-        kind = message["kind"]
-        if kind == "ready":
-            worker.ready = True
-        elif kind == "gone":
-            what = f'while it ran "{task.title}"' if task else "before it began"
-            sentence = (
-                f"a worker process ended {what} (exit status {worker.process.wait()}; a negative number is a signal, "
-                "-9 often means out of memory); run the same command to go on"
-            )
-            if not (self.keep_going and task):
-                raise RunError(sentence)
-            self.progress.print(sentence)
-            self._fail(task, sentence)
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers at once: artifacts are renamed into place, so nothing half-written remains."""
+        for _ in self._workers:
+            self._jobs.put(None)
+        for worker in self._workers:
             worker.kill()
-            worker.begin()
-        elif task and kind == "done":
-            pending.discard(task.hash)
-            worker.task = None
-            self.progress.finished(task, message["seconds"])
-        elif task and kind == "failed":
-            if message.get("details"):
-                self.progress.print(message["details"])
-            sentence = f'the stage "{task.title}" failed: {message["sentence"]}'
-            if not self.keep_going:
-                raise RunError(sentence)
-            self.progress.print(sentence)
-            self._fail(task, sentence)
-            worker.task = None
-        elif task:
-            self.progress.hear(task, message)
 
 
 @final
 class _Worker:
-    """One worker process and the task it is at."""
+    """One worker process, and the thread that gives it stages."""
 
-    def __init__(self, folder: Path, device: str, news: "queue.SimpleQueue[tuple[_Worker, dict[str, Any]]]") -> None:
-        self.folder = folder
-        self.device = device
-        self.news = news
-        self.begin()
+    def __init__(self, jobs: "SimpleQueue[_Job | None]") -> None:
+        self.jobs = jobs
+        self.lock = threading.Lock()
+        self.closed = False
+        self.process = self._start()
+        threading.Thread(target=self._serve, daemon=True).start()
 
-    def begin(self) -> None:
-        """Start the process; after it died, a new one."""
-        self.task: Task | None = None
-        self.ready = False
+    def kill(self) -> None:
+        """End the process and start no other."""
+        with self.lock:
+            self.closed = True
+            self._stop()
+
+    def _start(self) -> "subprocess.Popen[str]":
         # A session of its own: Ctrl-C in the terminal reaches the parent only, which then ends its workers.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sparsemble.pipeline.engines.worker", str(self.folder), self.device],
+        return subprocess.Popen(
+            [sys.executable, "-m", "sparsemble.pipeline.engines.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -149,45 +79,59 @@ class _Worker:
             start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )
-        threading.Thread(target=self._listen, args=(self.process.stdout,), daemon=True).start()
 
-    def start(self, task: Task) -> None:
-        """Hand over a task."""
-        self.task = task
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(task.to_json()) + "\n")
-        self.process.stdin.flush()
-
-    def kill(self) -> None:
-        """End the process at once; artifacts are renamed into place, so nothing half-written remains."""
+    def _stop(self) -> int:
+        """End the process and return its exit status."""
         self.process.kill()
-        self.process.wait()
+        status = self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
-            if stream:
-                stream.close()
+            assert stream is not None
+            stream.close()
+        return status
 
-    def _listen(self, stream: IO[str]) -> None:
+    def _serve(self) -> None:
+        ready = self._reply() is not None
+        while (job := self.jobs.get()) is not None:
+            reply = self._ask(job) if ready else None
+            if reply is None:
+                ready = self._replace(job, began=ready)
+            elif "error" in reply:
+                job.future.set_exception(RunError(reply["error"]))
+            else:
+                job.future.set_result(reply["seconds"])
+
+    def _ask(self, job: _Job) -> dict[str, Any] | None:
+        """Have the process run a stage and return its reply; None where it ended instead."""
+        assert self.process.stdin is not None
         try:
-            for line in stream:
-                self.news.put((self, json.loads(line)))
-        except ValueError:  # the stream was closed by `kill`
-            return
-        self.news.put((self, {"kind": "gone"}))
+            self.process.stdin.write(json.dumps([job.folder, job.stage_hash]) + "\n")
+            self.process.stdin.flush()
+        except (OSError, ValueError):
+            return None
+        return self._reply()
 
+    def _reply(self) -> dict[str, Any] | None:
+        assert self.process.stdout is not None
+        try:
+            line = self.process.stdout.readline()
+        except ValueError:  # closed by `kill`
+            return None
+        reply: dict[str, Any] | None = json.loads(line) if line else None
+        return reply
 
-def _work_ahead(tasks: Sequence[Task]) -> dict[str, float]:
-    """Return, for each task, its cost plus that of the longest chain of tasks that wait for it."""
-    followers: dict[str, list[Task]] = {task.hash: [] for task in tasks}
-    for task in tasks:
-        for given in task.inputs.values():
-            followers.setdefault(given.hash, []).append(task)
-    ahead: dict[str, float] = {}
-
-    def longest(task: Task) -> float:
-        if task.hash not in ahead:
-            ahead[task.hash] = task.cost + max((longest(follower) for follower in followers[task.hash]), default=0.0)
-        return ahead[task.hash]
-
-    for task in tasks:
-        longest(task)
-    return ahead
+    def _replace(self, job: _Job, *, began: bool) -> bool:
+        """Fail a job whose process ended, and start another process; return whether that one is ready."""
+        with self.lock:
+            if self.closed:
+                return False
+            status = self._stop()
+            self.process = self._start()
+        title = read_json(task_file(Path(job.folder), job.stage_hash))["title"]
+        when = f'while it ran "{title}"' if began else "before it began"
+        job.future.set_exception(
+            RunError(
+                f"a worker process ended {when} (exit status {status}; a negative number is a signal, -9 often means "
+                "out of memory); run the same command to go on"
+            )
+        )
+        return self._reply() is not None

@@ -1,10 +1,11 @@
-"""A worker process: tasks come in as JSON lines, news go out as JSON lines.
+"""Running one stage: in a worker process, or wherever else an executor calls `run_stage`.
 
-Run as `python -m sparsemble.pipeline.engines.worker FOLDER DEVICE`. JSON keeps pickle out and needs nothing from the
-parent but a pipe; when the pipe closes, because the parent is gone in whatever way, the worker ends at once.
+As `python -m sparsemble.pipeline.engines.worker` it is a worker process: folders and hashes come in as JSON lines, and
+one line goes out for each stage that ended. JSON keeps pickle out. When the pipe closes, because the parent is gone
+for whatever reason, the worker ends at once.
 """
 
-import functools
+import contextlib
 import json
 import os
 import sys
@@ -13,45 +14,72 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 import sparsemble.models
 import sparsemble.pruning  # noqa: F401 (imports register the components)
 from sparsemble.api.context import Context, make_artifact
-from sparsemble.core.artifacts import Artifact, explain_disk
+from sparsemble.core.artifacts import Artifact, explain_disk, json_line, read_json
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import to_dict
-from sparsemble.pipeline.stage import stages
+from sparsemble.pipeline.stage import Inputs, Stage, stages
+
+TASKS = ".tasks"
+"""Folder, inside that of a run, of what is to run and what running stages report; gone when the run ends."""
+Send = Callable[..., None]
 
 
-def main() -> None:
-    """Serve tasks until the parent closes the pipe."""
-    news, sys.stdout = sys.stdout, sys.stderr
-    folder, device = Path(sys.argv[1]), torch.device(sys.argv[2])
-    torch.set_num_threads(1)
-    stages.walk("sparsemble.pipeline.stages")
-    tasks: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
-    _say(news, kind="ready")
-    while True:
-        task = tasks.get()
-        try:
-            seconds = run_task(task, folder, device, functools.partial(_say, news))
-            _say(news, kind="done", seconds=seconds)
-        except (InputError, RunError) as error:
-            _say(news, kind="failed", sentence=str(error))
-        except OSError as error:
-            known = explain_disk(error, folder)
-            _say(news, kind="failed", sentence=str(known or error), details=None if known else traceback.format_exc())
-        except Exception as error:
-            sentence = f"{type(error).__name__}: {error}"
-            _say(news, kind="failed", sentence=sentence, details=traceback.format_exc())
+def task_file(folder: Path, stage_hash: str) -> Path:
+    """Return the file that describes a task."""
+    return folder / TASKS / f"{stage_hash}.json"
 
 
-def run_task(task: dict[str, Any], folder: Path, device: torch.device, send: Callable[..., None]) -> float:
-    """Run one stage and put its artifact in place.
+def message_file(folder: Path, stage_hash: str) -> Path:
+    """Return the file that a running task appends messages to, one JSON value a line."""
+    return folder / TASKS / f"{stage_hash}.jsonl"
+
+
+def run_stage(folder: str, stage_hash: str, send: Send | None = None) -> float:
+    """Run the stage that the folder of the run describes under a hash.
+
+    Args:
+        folder: of the run.
+        stage_hash: of the stage.
+        send: receives messages about the progress; appended to the message file unless given.
+
+    Returns:
+        Seconds, interrupted tries included.
+
+    Raises:
+        RunError: the stage failed.
+    """
+    run_folder = Path(folder)
+    task = read_json(task_file(run_folder, stage_hash))
+
+    def append(**message: Any) -> None:
+        with contextlib.suppress(OSError), message_file(run_folder, stage_hash).open("a", encoding="utf-8") as stream:
+            stream.write(json_line(message))
+
+    send = send or append
+    try:
+        return run_task(task, run_folder, torch.device(task["device"]), send)
+    except (InputError, RunError) as error:
+        message = str(error)
+    except OSError as error:
+        known = explain_disk(error, run_folder)
+        message = str(known or error)
+        if not known:
+            send(kind="details", text=traceback.format_exc())
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        send(kind="details", text=traceback.format_exc())
+    raise RunError(f'the stage "{task["title"]}" failed: {message}')
+
+
+def run_task(task: dict[str, Any], folder: Path, device: torch.device, send: Send) -> float:
+    """Run a stage and put its artifact in place.
 
     Args:
         task: what `Task.to_json` returned.
@@ -63,15 +91,14 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, send: Cal
         Seconds, interrupted tries included.
     """
     stage = stages.build(task["stage"])
-    context = Context(
-        device=device,
-        seed=stage.seed,
-        stream=stage.stream,
+    inputs = inputs_of(task, folder)
+    context = context_of(
+        stage,
+        device,
         report_progress=lambda share, text: send(kind="progress", share=share, text=text),
         report_epoch=lambda record: send(kind="epoch", record=record),
-        report_message=lambda sentence: send(kind="said", sentence=sentence),
+        report_message=lambda sentence: send(kind="message", text=sentence),
     )
-    inputs = {role: Artifact(folder / name) for role, name in task["inputs"].items()}
     return make_artifact(
         folder / task["folder"],
         lambda running: stage.run(running, inputs),
@@ -87,15 +114,38 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, send: Cal
     )
 
 
-def _listen(tasks: "SimpleQueue[dict[str, Any]]") -> None:
+def context_of(stage: Stage, device: torch.device, **reports: Any) -> Context:
+    """Return what a stage runs in; `reports` are further fields of the context."""
+    return Context(device=device, seed=stage.seed, stream=stage.stream, **reports)
+
+
+def inputs_of(task: dict[str, Any], folder: Path) -> Inputs:
+    """Return the artifacts that a task reads."""
+    return {role: Artifact(folder / name) for role, name in task["inputs"].items()}
+
+
+def main() -> None:
+    """Run stages until the parent closes the pipe."""
+    replies, sys.stdout = sys.stdout, sys.stderr
+    torch.set_num_threads(1)
+    stages.walk("sparsemble.pipeline.stages")
+    jobs: SimpleQueue[list[str]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    reply: dict[str, Any] = {"ready": True}
+    while True:
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+        folder, stage_hash = jobs.get()
+        try:
+            reply = {"seconds": run_stage(folder, stage_hash)}
+        except RunError as error:
+            reply = {"error": str(error)}
+
+
+def _listen(jobs: "SimpleQueue[list[str]]") -> None:
     for line in sys.stdin:
-        tasks.put(json.loads(line))
+        jobs.put(json.loads(line))
     os._exit(1)
-
-
-def _say(news: TextIO, **message: Any) -> None:
-    news.write(json.dumps(message) + "\n")
-    news.flush()
 
 
 if __name__ == "__main__":

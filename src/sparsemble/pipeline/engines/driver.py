@@ -1,0 +1,141 @@
+"""The only driver: goes through the graph of tasks and gives each to an executor, as two strings.
+
+An executor has the shape of `concurrent.futures.Executor`: it runs `run_stage(folder, hash)` somewhere that sees the
+folder of the run. What a stage is lies in the folder, and what it reports is appended to a file there.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import final
+
+from sparsemble.core.artifacts import write_json
+from sparsemble.pipeline.engines.worker import TASKS, message_file, run_stage, task_file
+from sparsemble.pipeline.progress import Progress
+from sparsemble.pipeline.stage import Task
+
+SECONDS_BETWEEN_LOOKS = 0.1
+"""Between looks at the messages of running stages."""
+
+
+@final
+@dataclass(kw_only=True)
+class Driver:
+    """Starts each task when its inputs are finished, the one with the most work behind it first."""
+
+    folder: Path
+    """Of the run."""
+    executor: Executor
+    slots: int
+    """Tasks that run at the same time, at most."""
+    device: str
+    progress: Progress
+    keep_going: bool = False
+    """Whether a failed task fails only those that need it."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Error messages, by hash, of the tasks that failed or needed one that did."""
+    running: dict[Future[float], Task] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)
+    """Bytes of each message file that were read, by hash."""
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Run tasks whose inputs are finished or among them.
+
+        Raises:
+            RunError: a task failed, unless `keep_going`; what is finished is kept.
+        """
+        by_hash = {task.hash: task for task in tasks}
+        priority = work_ahead(tasks)
+        graph = {t.hash: [i.hash for i in t.inputs.values() if i.hash in by_hash] for t in tasks}
+        sorter = TopologicalSorter(graph)
+        sorter.prepare()
+        (self.folder / TASKS).mkdir(parents=True, exist_ok=True)
+        ready: list[Task] = []
+        try:
+            while sorter.is_active():
+                ready += [by_hash[name] for name in sorter.get_ready()]
+                ready.sort(key=lambda task: -priority[task.hash])
+                ended = self._fail_dependents(ready)
+                if not ended:
+                    self._start(ready)
+                    ended = self._wait()
+                sorter.done(*(task.hash for task in ended))
+        finally:
+            shutil.rmtree(self.folder / TASKS, ignore_errors=True)
+
+    def _fail_dependents(self, ready: list[Task]) -> list[Task]:
+        """Remove the tasks that need a failed one, and return them."""
+        lost = []
+        for task in list(ready):
+            reasons = [self.failures[i.hash] for i in task.inputs.values() if i.hash in self.failures]
+            if reasons:
+                ready.remove(task)
+                self._fail(task, reasons[0])
+                lost.append(task)
+        return lost
+
+    def _start(self, ready: list[Task]) -> None:
+        """Submit what can run now."""
+        for task in list(ready):
+            alone = task.alone or any(other.alone for other in self.running.values())
+            if len(self.running) >= self.slots or (alone and self.running):
+                continue
+            ready.remove(task)
+            write_json(task_file(self.folder, task.hash), task.to_json() | {"device": self.device})
+            message_file(self.folder, task.hash).unlink(missing_ok=True)
+            self.read[task.hash] = 0
+            self.progress.started(task)
+            self.running[self.executor.submit(run_stage, str(self.folder), task.hash)] = task
+
+    def _wait(self) -> list[Task]:
+        """Wait for a moment, report what running tasks say, and return those that ended."""
+        ended, _ = wait(self.running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+        for task in self.running.values():
+            self._receive(task)
+        self.progress.tick()
+        return [self._end(future, self.running.pop(future)) for future in ended]
+
+    def _receive(self, task: Task) -> None:
+        """Pass on the messages of a task that have come since the last look."""
+        try:
+            with message_file(self.folder, task.hash).open("rb") as stream:
+                stream.seek(self.read[task.hash])
+                lines = stream.read().rpartition(b"\n")[0]  # the last line may be half written
+        except FileNotFoundError:
+            return
+        self.read[task.hash] += len(lines) + bool(lines)
+        for line in lines.splitlines():
+            self.progress.receive(task, json.loads(line))
+
+    def _end(self, future: Future[float], task: Task) -> Task:
+        """Record what became of a task; returns it."""
+        error = future.exception()
+        if error is None:
+            self.progress.finished(task, future.result())
+            return task
+        if not self.keep_going:
+            raise error
+        self.progress.print(str(error))
+        self._fail(task, str(error))
+        return task
+
+    def _fail(self, task: Task, message: str) -> None:
+        self.failures[task.hash] = message
+        self.progress.failed(task)
+
+
+def work_ahead(tasks: Sequence[Task]) -> Mapping[str, float]:
+    """Return, for each task, its cost plus that of the longest chain of tasks that wait for it."""
+    ahead = {task.hash: 0.0 for task in tasks}
+    inputs = {task.hash: [i.hash for i in task.inputs.values()] for task in tasks}
+    cost = {task.hash: task.cost for task in tasks}
+    for name in reversed([name for name in TopologicalSorter(inputs).static_order() if name in cost]):
+        ahead[name] += cost[name]
+        for needed in inputs[name]:
+            if needed in ahead:
+                ahead[needed] = max(ahead[needed], ahead[name])
+    return ahead

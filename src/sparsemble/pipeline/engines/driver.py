@@ -17,6 +17,7 @@ from sparsemble.core.artifacts import write_json
 from sparsemble.pipeline.engines.worker import TASKS, message_file, run_stage, task_file
 from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.stage import Task
+from sparsemble.training import distributed
 
 SECONDS_BETWEEN_LOOKS = 0.1
 """Between looks at the messages of running stages."""
@@ -65,7 +66,8 @@ class Driver:
                     ended = self._wait()
                 sorter.done(*(task.hash for task in ended))
         finally:
-            shutil.rmtree(self.folder / TASKS, ignore_errors=True)
+            if distributed.rank() == 0:
+                shutil.rmtree(self.folder / TASKS, ignore_errors=True)
 
     def _fail_dependents(self, ready: list[Task]) -> list[Task]:
         """Remove the tasks that need a failed one, and return them."""
@@ -85,8 +87,9 @@ class Driver:
             if len(self.running) >= self.slots or (alone and self.running):
                 continue
             ready.remove(task)
-            write_json(task_file(self.folder, task.hash), task.to_json() | {"device": self.device})
-            message_file(self.folder, task.hash).unlink(missing_ok=True)
+            if distributed.rank() == 0:  # of the processes of torchrun, which all go through the same graph
+                write_json(task_file(self.folder, task.hash), task.to_json() | {"device": self.device})
+                message_file(self.folder, task.hash).unlink(missing_ok=True)
             self.read[task.hash] = 0
             self.progress.started(task)
             self.running[self.executor.submit(run_stage, str(self.folder), task.hash)] = task

@@ -37,6 +37,7 @@ class TorchrunExecutor(Executor):
         """
         future: Future[float] = Future()
         folder, stage_hash = args
+        distributed.barrier()  # the first process has described the stage
         try:
             if distributed.rank() == 0:
                 seconds = run_stage(folder, stage_hash, lambda **message: self.receive(stage_hash, message))

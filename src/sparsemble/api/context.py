@@ -198,7 +198,7 @@ def _described(value: Any) -> Any:
     if isinstance(getattr(value, "model", None), nn.Module):  # a result of the API
         return _described(value.model)
     if isinstance(value, Dataset):
-        splits = {part: _described(getattr(value, part)) for part in ("train", "choose", "calibrate", "test")}
+        splits = {part: _described(getattr(value, part)) for part in ("train", "selection", "calibration", "test")}
         return splits | {"shape": list(value.shape), "mean": list(value.mean), "std": list(value.std)}
     if isinstance(value, Split):
         return {"images": len(value), "labels": _tensors_hash({"labels": value.labels})}

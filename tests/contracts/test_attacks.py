@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks import Attack, attacks
+import sparsemble.attacks
+from sparsemble.attacks import PGD, Attack, Margin, attacks
 from sparsemble.attacks.attack import Norm
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
@@ -165,6 +166,22 @@ class TestEveryAttack:
         model, x, y, threat = small_case(norm)
         attack = build(name)
         assert torch.equal(attack(model, x, y, threat), attack(model, x, y, threat, rng=seeded(0)))
+
+
+def test_every_attack_and_loss_can_be_imported_by_its_class() -> None:
+    registries = (
+        attacks,
+        sparsemble.attacks.attack_losses,
+        sparsemble.attacks.ensemble_attacks,
+        sparsemble.attacks.surrogates,
+    )
+    for component in (part for registry in registries for part in registry.components.values()):
+        assert component.__name__ in sparsemble.attacks.__all__
+        assert getattr(sparsemble.attacks, component.__name__) is component
+
+
+def test_cw_linf_is_pgd_on_the_margin() -> None:
+    assert attacks.build("cw_linf") == PGD(steps=30, loss=Margin(), label="cw_linf")
 
 
 @pytest.mark.parametrize("name", sorted(attacks.components))

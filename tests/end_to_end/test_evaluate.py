@@ -145,6 +145,7 @@ def test_bad_targets_are_sentences(finished: Path, tmp_path: Path, in_process) -
         ([train / "model.safetensors", "--model", "tiny", "--data", "digits"], "do architecture, width"),
         ([tmp_path / "short.safetensors", "--model", TINY, "--data", "digits"], "another architecture"),
         ([finished, "--attacks", "pdg"], 'did you mean "pgd"'),
+        ([finished, "--attacks", "carlini_wagner"], 'works in l2 only, not in linf; use "cw_linf" for linf'),
         ([finished, "--attacks", "[{name = 'pgd', step = 3}]"], 'did you mean "steps"'),
         ([finished, "--eps", "8"], '"8/255"'),
         ([finished, "--eps", "eight"], "not a number"),

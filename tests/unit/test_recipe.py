@@ -277,6 +277,14 @@ class TestRecipe:
             ("evaluate.curve_eps=[0.1, 0.2]", "evaluate: curve_eps must rise from 0"),
             ("evaluate.curve_eps=[0, 0.2, 0.2]", "evaluate: curve_eps must rise from 0"),
             ("evaluate.attacks=['pgd', 'pgd']", "evaluate: attacks must have different labels"),
+            (
+                "evaluate.attacks=['carlini_wagner']",
+                'carlini_wagner works in l2 only, not in linf; use "cw_linf" for linf',
+            ),
+            (
+                "evaluate.black_box=['hop_skip_jump']",
+                'hop_skip_jump works in l2 only, not in linf; use "rays" for linf',
+            ),
         ],
     )
     def test_a_bad_setting_is_refused_with_its_path(self, setting, words) -> None:

@@ -66,15 +66,15 @@ class APGDFocused(Attack):
         """Probe, restart, search with squares."""
         state = TargetStates.of_clean(model, x, y, threat, self.targets)
         for index in range(state.targets.shape[1]):
-            rows = state.best.open_rows()
-            state.attack_(rows, torch.full_like(rows, index), self.probe_steps, random_start_at_eps(x, threat, rng))
+            rows, start = state.best.open_rows(), random_start_at_eps(x, threat, rng)
+            state.attack_(rows, torch.full_like(rows, index), self.probe_steps, start[rows])
         visits = torch.zeros_like(state.distance)
         for _ in range(self.restarts):
             distance, target = (state.distance + self.revisit_penalty * visits).min(1)
             rows = (~state.best.success & (distance <= self.max_distance)).nonzero()[:, 0]
             if not len(rows):
                 break
-            state.attack_(rows, target[rows], self.steps, random_start_at_eps(x, threat, rng))
+            state.attack_(rows, target[rows], self.steps, random_start_at_eps(x, threat, rng)[rows])
             visits[rows, target[rows]] += 1
         near = (~state.best.success & (state.distance.amin(1) <= self.max_distance)).nonzero()[:, 0]
         with for_images(near):
@@ -125,14 +125,14 @@ class TargetStates:
             rows: (R) indices of the images.
             target: (R) index in `targets` of each image's target.
             steps: gradient steps, >= 1.
-            start: (B, C, H, W) first points of the whole batch.
+            start: (R, C, H, W) first points.
         """
         if not len(rows):
             return
         x, y = self.x[rows], self.y[rows]
         loss = TargetedDLR(self.targets[rows, target], y)
         with for_images(rows):
-            points, margin = APGDSearch(steps=steps)(self.model, x, y, self.threat, start[rows], loss)
+            points, margin = APGDSearch(steps=steps)(self.model, x, y, self.threat, start, loss)
         self.best.improve_(rows, points.images, points.success, margin)
         distance = remaining(self.clean_gap[rows, target], margin)
         self.distance[rows, target] = torch.minimum(self.distance[rows, target], distance)

@@ -61,6 +61,9 @@ class EvaluationJob:
         twice = sorted({label for label in labels if labels.count(label) > 1} | ({CLEAN} & set(labels)))
         if twice:
             raise InputError(f'the label "{twice[0]}" is taken; give each attack a label of its own')
+        for attack in self.attacks:
+            if isinstance(attack, Attack):
+                attack.check_norm(self.threat.norm)
         if self.shard < 1:
             raise InputError(f"shard = {self.shard} must be 1 or more")
         if self.search_dtype not in DTYPES:

@@ -205,6 +205,11 @@ class Evaluate:
         if list(self.curve_eps) != sorted(set(self.curve_eps)) or (self.curve_eps and self.curve_eps[0] != 0):
             raise InputError(f"curve_eps must rise from 0, got {list(self.curve_eps)}")
 
+    @property
+    def every_attack(self) -> tuple[Attack, ...]:
+        """All attacks on images, whichever row they are run on."""
+        return (*self.attacks, self.adaptive, *self.black_box, self.curve_attack)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +253,8 @@ class Recipe:
         pool = len(self.prune.pool)
         _for_a_single_network("train.loss", self.train.loss)
         _for_a_single_network("prune.loss", self.prune.loss)
+        for attack in self.evaluate.every_attack:
+            attack.check_norm(self.threat.norm)
         if self.seed < 0:
             raise InputError(f"seed = {self.seed} must be 0 or more")
         if not 0 <= self.sparsity < 1:

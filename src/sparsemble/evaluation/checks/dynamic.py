@@ -13,7 +13,7 @@ from sparsemble.evaluation.checks.check import skipped, verdict
 from sparsemble.evaluation.checks.settings import is_whole, named, settings_of, stops_early
 
 ALWAYS_ALL = "all members always run"
-BLACK_BOX = ("square", "noise", "hard_label", "rays", "hop_skip_jump", "transfer")
+BLACK_BOX = ("square", "noise", "rays", "hop_skip_jump", "transfer")
 NUDGE = 0.1
 """Fraction by which thresholds are moved."""
 EDGE = 0.02

@@ -62,7 +62,7 @@ class EvaluationJob:
         if twice:
             raise InputError(f'the label "{twice[0]}" is taken; give each attack a label of its own')
         for attack in self.attacks:
-            if isinstance(attack, Attack):
+            if not isinstance(attack, EnsembleAttack):
                 attack.check_norm(self.threat.norm)
         if self.shard < 1:
             raise InputError(f"shard = {self.shard} must be 1 or more")

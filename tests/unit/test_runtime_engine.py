@@ -42,10 +42,22 @@ from sparsemble.runtime.thread_pool import ThreadPool
 few = settings(deadline=None, max_examples=15, derandomize=True)
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
+def kernels(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile the kernels of a layer once for all tests, and measure nothing but in TestTuning."""
+    monkeypatch.setenv("SPARSEMBLE_CACHE", str(shared_cache))
+    monkeypatch.setattr(autotune, "MIN_SECONDS", 1.0)
+
+
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
     monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(autotune, "MIN_SECONDS", 1.0)  # measure nothing here but in TestTuning
     return tmp_path / "cache"
 
 
@@ -244,6 +256,7 @@ class TestConfigs:
         assert sum(operation.relu for operation in products) == 17
 
 
+@pytest.mark.usefixtures("cache")
 class TestTuning:
     def test_takes_the_fastest_candidate_once_for_layers_alike_and_answers_with_the_same_bits(
         self, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,16 +16,25 @@ import pytest
 import typer
 from docs.results_page import PAGE, page
 
+from sparsemble.attacks.attack import attacks
+from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
 from sparsemble.cli import app
 from sparsemble.core.config import from_dict, override, parse_toml
+from sparsemble.core.interfaces import stopping_rules
+from sparsemble.data.dataset import data_sources
 from sparsemble.evaluation import checks
 from sparsemble.pipeline.recipe import Recipe, load_recipe, shipped
+from sparsemble.pruning import pruning_methods, pruning_scores
+from sparsemble.training.loss import training_losses
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 BY_NAME = [pytest.param(path, id=path.name) for path in PAGES]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+ENSEMBLE_LOSSES = {
+    name for name, loss in training_losses.components.items() if loss.__module__.startswith("sparsemble.ensemble")
+}
 EQUATIONS = re.compile(r"(main paper|supplement), eqs?\. (\d+(?:-\d+)?(?:, \d+(?:-\d+)?)*)")
 FENCE = re.compile(r"(?:<!-- (not run): [^\n]+ -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -200,6 +209,30 @@ def test_the_page_of_checks_names_all_fifty_and_functions_that_exist() -> None:
     assert [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == list(range(1, 51))
     for name in re.findall(r"`(\w+)\(\)`", text):
         assert callable(getattr(checks, name)), name
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "names"),
+    [
+        ("data", "# Data", set(data_sources.names())),
+        ("training", "## Losses", set(training_losses.names()) - ENSEMBLE_LOSSES),
+        ("pruning", "## Scores", set(pruning_scores.names())),
+        ("pruning", "## Methods", set(pruning_methods.names())),
+        ("ensemble", "## Losses", ENSEMBLE_LOSSES),
+        ("ensemble", "## Stopping rules", set(stopping_rules.names())),
+    ],
+)
+def test_a_table_of_components_names_all_of_them(page: str, heading: str, names: set[str]) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text("utf-8")
+    section = re.split(r"^## ", text[text.index(f"{heading}\n") + len(heading) :], maxsplit=1, flags=re.MULTILINE)[0]
+    listed = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, re.MULTILINE)
+    assert {name for cell in listed for name in re.findall(r"\w+", cell)} == names
+
+
+def test_attacks_in_the_documents_exist() -> None:
+    known = {*attacks.names(), *ensemble_attacks.names(), "standard", "plus", "rand"}  # and variants of AutoAttack
+    section = (ROOT / "docs/evaluation.md").read_text("utf-8").split("## Attacks\n")[1].split("\n\n")[0]
+    assert set(re.findall(r"`([a-z_]+[a-z-]*)`", section)) <= known
 
 
 @pytest.mark.parametrize("path", BY_NAME)

@@ -134,15 +134,15 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(data, linf, tmp_pat
     whole = sp.train(sp.models.Tiny(width=2), data, linf, **settings)
     from sparsemble.training.loop import Loop
 
-    keep = Loop.keep
+    add_epoch = Loop.add_epoch
 
     def interrupted(loop, record, passes) -> None:
-        keep(loop, record, passes)
+        add_epoch(loop, record, passes)
         if len(loop.history) == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "keep", interrupted)
+        patch.setattr(Loop, "add_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sp.train(sp.models.Tiny(width=2), data, linf, **settings, folder=tmp_path / "parent")
     assert not (tmp_path / "parent").exists()

@@ -31,9 +31,9 @@ net = partial(small_network, channels=2)
 split = partial(random_split, shape=(2, 4, 4))
 
 THREAT = ThreatModel(eps=0.1)
-AVERAGE = EMA(decay=0.8, batches=2)
-SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle(), ema=AVERAGE, guard=Guard(fall=1.0))
-MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
+AVERAGING = EMA(decay=0.8, batches=2)
+SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle(), ema=AVERAGING, guard=Guard(max_drop=1.0))
+PGD_TRAINING = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 STEPS = 3
 """Of an epoch."""
@@ -56,7 +56,7 @@ class Trace(Callback):
 def train(
     model: nn.Module,
     *callbacks: Callback,
-    training_loss: TrainingLoss = MADRY,
+    training_loss: TrainingLoss = PGD_TRAINING,
     schedule: Schedule = SCHEDULE,
     epochs: int = EPOCHS,
     checkpoint: Checkpoint | None = None,
@@ -113,7 +113,7 @@ class TestAverage:
             model.weight.fill_(1.0)
         left = 1.0
         for kept in (1 / 10, 2 / 11, 3 / 12, 0.25, 0.25):  # the fourth would be 4 / 13 > 0.25
-            ema_model.follow(model, torch.zeros(1, 1, 1, 1))
+            ema_model.update(model, torch.zeros(1, 1, 1, 1))
             left *= kept
             assert float(ema_model.model.weight) == pytest.approx(1 - left)
 
@@ -133,10 +133,10 @@ class TestAverage:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"decay": 1.0}, r"average.decay = 1 must lie in \[0, 1\)"),
-            ({"decay": -0.1}, r"average.decay = -0.1 must lie in \[0, 1\)"),
-            ({"decay": float("nan")}, r"average.decay = nan must lie in \[0, 1\)"),
-            ({"batches": 0}, "average.batches = 0 must be 1 or more"),
+            ({"decay": 1.0}, r"ema.decay = 1 must lie in \[0, 1\)"),
+            ({"decay": -0.1}, r"ema.decay = -0.1 must lie in \[0, 1\)"),
+            ({"decay": float("nan")}, r"ema.decay = nan must lie in \[0, 1\)"),
+            ({"batches": 0}, "ema.batches = 0 must be 1 or more"),
         ],
     )
     def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
@@ -168,15 +168,15 @@ class TestBatchNorm:
 
     def test_is_measured_on_adversarial_images_where_they_were_crafted(self) -> None:
         averaged_on: list[Tensor] = []
-        follow = EMAModel.follow
+        update = EMAModel.update
 
         def spy(ema_model: EMAModel, model: nn.Module, seen: Tensor) -> None:
             averaged_on.append(seen)
-            follow(ema_model, model, seen)
+            update(ema_model, model, seen)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(EMAModel, "follow", spy)
-            train(net(), training_loss=MADRY, epochs=1, flip=False)
+            patched.setattr(EMAModel, "update", spy)
+            train(net(), training_loss=PGD_TRAINING, epochs=1, flip=False)
         pixels = split().pixels
         for x in averaged_on:
             away = torch.cdist(x.flatten(1), pixels.flatten(1), p=torch.inf).amin(1)
@@ -186,11 +186,11 @@ class TestBatchNorm:
 
     def test_an_average_of_equal_weights_is_measured_the_same_wherever_it_came_from(self) -> None:
         x = split().pixels[:8]
-        first, second = EMAModel(net(), AVERAGE), EMAModel(net(), AVERAGE)
-        first.follow(net(), torch.rand(8, 2, 4, 4, generator=seeded(0)))
+        first, second = EMAModel(net(), AVERAGING), EMAModel(net(), AVERAGING)
+        first.update(net(), torch.rand(8, 2, 4, 4, generator=seeded(0)))
         first.refresh()
         for ema_model in (first, second):
-            ema_model.follow(net(), x)
+            ema_model.update(net(), x)
         assert same(first.refresh(), second.refresh())
         assert not any(module.training for module in first.model.modules())
 

@@ -267,7 +267,7 @@ class TestJoint:
     def test_every_part_has_the_loss_of_the_base_and_members_run_once_an_image(self) -> None:
         ensemble, (x, y) = make_ensemble(3).eval(), batch()
         base, runs = TRADES(attack=ATTACK), []
-        x_adv = base.images(ensemble, x, y, THREAT, rng=seeded(5))
+        x_adv = base.adversarial_images(ensemble, x, y, THREAT, rng=seeded(5))
         expected = base.loss(ensemble, x, x_adv, y).loss
         expected = expected + 0.5 * sum(base.loss(m, x, x_adv, y).loss for m in ensemble.members) / 3
         pair = Ensemble(ensemble.members[:2], ensemble.combiner)
@@ -283,7 +283,7 @@ class TestJoint:
         training_loss = Joint(base=PGDAT(attack=ATTACK), attack_prefixes=True)
         drawn = set()
         for seed in range(12):
-            found = training_loss.images(ensemble, x, y, THREAT, rng=seeded(seed))
+            found = training_loss.adversarial_images(ensemble, x, y, THREAT, rng=seeded(seed))
             rng = seeded(seed)
             length = int(torch.randint(1, 4, (), generator=rng))
             prefix = Ensemble(ensemble.members[:length], ensemble.combiner)

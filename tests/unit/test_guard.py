@@ -1,4 +1,4 @@
-"""Training that goes wrong: noticed, undone, gone on with more gently, and the same after a kill."""
+"""Failed training: detected, rolled back, continued more carefully, and the same after a kill."""
 
 import copy
 import json
@@ -30,12 +30,12 @@ from sparsemble.training import (
     KeepBest,
     LossOutput,
     LRSchedule,
-    Report,
+    ReportProgress,
     Schedule,
     TrainingLoss,
     fit,
 )
-from sparsemble.training.guard import LEAST_FALL, divergence
+from sparsemble.training.guard import LEAST_DROP, divergence
 from sparsemble.training.losses.n_fgsm import NFGSM
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
@@ -115,7 +115,7 @@ class NaNOnce(TrainingLoss):
         return LossOutput(loss * (self.bad if len(self.calls) == self.when else 1.0))
 
 
-class Judge(Callback):
+class Scripted(Callback):
     """Writes scripted held-out numbers: by epoch, and by how gentle training has become."""
 
     def __init__(self, say: Callable[[int, dict[str, Any]], float | None]) -> None:
@@ -175,7 +175,7 @@ def train(
 
 
 def slowed(*factors: float) -> Schedule:
-    return replace(SCHEDULE, decay=Slower(factors=factors))
+    return replace(SCHEDULE, lr_schedule=Slower(factors=factors))
 
 
 class TestDivergence:
@@ -185,7 +185,7 @@ class TestDivergence:
         history = train(model, NaNOnce(when=5, calls=[], bad=bad))
         expected = train(oracle, Standard(), schedule=slowed(1, 0.5, 0.5, 0.5, 0.5))
         assert same(model, oracle)
-        sentence = f"the loss became {bad} in epoch 2; back to epoch 1, on with a lower rate"
+        sentence = f"the loss became {bad} in epoch 2; rolled back to epoch 1, continuing with a lower learning rate"
         assert history[1].pop("rolled_back") == [sentence]
         lost = 2 * 8  # the step before, and the one that went wrong
         assert history[1].pop("forward_passes") == history[1].pop("backward_passes") == IMAGES + lost
@@ -201,8 +201,8 @@ class TestDivergence:
         assert same(model, oracle)
         assert [record.get("rolled_back") for record in history] == [
             [
-                f"weights or answers became NaN or infinite in epoch {epoch}; back to epoch {epoch - 1}, "
-                "on with a lower rate"
+                f"weights or logits became NaN or infinite in epoch {epoch}; rolled back to epoch {epoch - 1}, "
+                "continuing with a lower learning rate"
             ]
             if number == epoch
             else None
@@ -236,43 +236,43 @@ class TestDivergence:
             return nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
 
         model, oracle = plain(), plain()
-        schedule = replace(SCHEDULE, learning_rate=1e29, guard=Guard(with_weaker_attack=1e-15))
-        told: list[str] = []
-        report = Report(lambda share, text: told.append(text))
+        schedule = replace(SCHEDULE, learning_rate=1e29, guard=Guard(backoff=1e-15))
+        messages: list[str] = []
+        report = ReportProgress(lambda share, text: messages.append(text))
         history = train(model, Standard(), report, schedule=schedule, checkpoint=Checkpoint(tmp_path))
         train(oracle, Standard(), schedule=replace(SCHEDULE, learning_rate=1e29 * 1e-15**2))
         assert same(model, oracle)
         assert len(history[0]["rolled_back"]) == 2
-        assert [text for text in told if "a lower rate" in text] == history[0]["rolled_back"]
+        assert [text for text in messages if "a lower learning rate" in text] == history[0]["rolled_back"]
 
     def test_knows_numbers(self) -> None:
         assert divergence(1e30) is None
         assert divergence(0.0) is None
-        assert divergence(math.nan).sentence == "the loss became nan"
+        assert divergence(math.nan).message == "the loss became nan"
         assert divergence(-math.inf).kind == "diverged"
 
 
-def until_gentler(bad: int, times: int = 1) -> Judge:
-    """Judge that sees robustness collapse in an epoch until the attack step (or the rate) was halved so often."""
+def until_weaker(bad: int, times: int = 1) -> Scripted:
+    """Callback that reports a collapse in an epoch until the attack step (or the rate) was halved so often."""
 
     def say(epoch: int, record: dict[str, Any]) -> float:
-        whole = SCHEDULE.rate_at((epoch - 1 + (STEPS - 1) / STEPS) / EPOCHS)
-        gentle = record.get("step", 1.0) * record["rate"] / whole < 1.01 * 0.5**times
+        whole = SCHEDULE.learning_rate_at((epoch - 1 + (STEPS - 1) / STEPS) / EPOCHS)
+        gentle = record.get("step", 1.0) * record["learning_rate"] / whole < 1.01 * 0.5**times
         return 0.05 if epoch == bad and not gentle else 0.4
 
-    return Judge(say)
+    return Scripted(say)
 
 
 class TestCollapse:
     @pytest.mark.parametrize("bad", range(2, EPOCHS + 1))
     def test_makes_the_rate_smaller(self, bad: int) -> None:
         model, oracle = net(), net()
-        history = train(model, Standard(), until_gentler(bad))
+        history = train(model, Standard(), until_weaker(bad))
         train(oracle, Standard(), schedule=slowed(*[1.0] * (bad - 1), *[0.5] * (EPOCHS - bad + 1)))
         assert same(model, oracle)
         assert history[bad - 1]["rolled_back"] == [
             f"held-out robust accuracy fell from 40.0% to 5.0% in epoch {bad}; "
-            f"back to epoch {bad - 1}, on with a lower rate"
+            f"rolled back to epoch {bad - 1}, continuing with a lower learning rate"
         ]
         assert [record["held_out_robust"] for record in history] == [0.4] * EPOCHS
         assert [record["forward_passes"] for record in history] == [
@@ -281,19 +281,21 @@ class TestCollapse:
 
     def test_makes_the_step_of_single_step_training_smaller_and_leaves_the_rate(self) -> None:
         model, oracle = net(), net()
-        history = train(model, SingleStep(), until_gentler(3, times=2))
+        history = train(model, SingleStep(), until_weaker(3, times=2))
         expected = train(oracle, Phased(steps=(1, 1, 0.25, 0.25, 0.25), calls=[]))
         assert same(model, oracle)
         assert [record["step"] for record in history] == [1, 1, 0.25, 0.25, 0.25]
-        assert [record["rate"] for record in history] == [record["rate"] for record in expected]
-        sentence = "held-out robust accuracy fell from 40.0% to 5.0% in epoch 3; back to epoch 2, on with a "
-        assert history[2]["rolled_back"] == [sentence + "gentler attack"] * 2
+        assert [record["learning_rate"] for record in history] == [record["learning_rate"] for record in expected]
+        sentence = (
+            "held-out robust accuracy fell from 40.0% to 5.0% in epoch 3; rolled back to epoch 2, continuing with a "
+        )
+        assert history[2]["rolled_back"] == [sentence + "weaker attack"] * 2
         assert history[2]["forward_passes"] == history[2]["backward_passes"] == 3 * 2 * IMAGES
 
     def test_nan_makes_the_rate_smaller_even_there(self) -> None:
         history = train(net(), SingleStep(), Spoil({STEPS}, nan_weight))
         assert [record["step"] for record in history] == [1] * EPOCHS
-        assert history[0]["rolled_back"][0].endswith("a lower rate")
+        assert history[0]["rolled_back"][0].endswith("a lower learning rate")
 
     def test_goes_back_to_the_last_epoch_that_was_measured(self) -> None:
         """Epochs in between may have been bad already."""
@@ -304,15 +306,17 @@ class TestCollapse:
             return 0.05 if epoch == 4 and record["step"] == 1 else 0.4
 
         model, oracle = net(), net()
-        history = train(model, SingleStep(), Judge(say))
+        history = train(model, SingleStep(), Scripted(say))
         train(oracle, Phased(steps=(1, 1, 0.5, 0.5, 0.5), calls=[]))
         assert same(model, oracle)
-        assert history[2]["rolled_back"][0].endswith("in epoch 4; back to epoch 2, on with a gentler attack")
+        assert history[2]["rolled_back"][0].endswith(
+            "in epoch 4; rolled back to epoch 2, continuing with a weaker attack"
+        )
         assert [record["forward_passes"] // (2 * IMAGES) for record in history] == [1, 1, 3, 1, 1]
 
     def test_a_measured_collapse_before_any_good_measure_is_the_starting_point(self) -> None:
         """Nothing is lost that was never there: what counts is the fall from the best so far."""
-        history = train(net(), Standard(), Judge(lambda epoch, record: [0.0, 0.0, 0.05, 0.5, 0.45][epoch - 1]))
+        history = train(net(), Standard(), Scripted(lambda epoch, record: [0.0, 0.0, 0.05, 0.5, 0.45][epoch - 1]))
         assert not any("rolled_back" in record for record in history)
 
     def test_every_pass_ever_taken_stands_in_the_history_once(self) -> None:
@@ -331,7 +335,7 @@ class TestCollapse:
 
         model = net()
         model.register_forward_pre_hook(count)
-        history = train(model, SingleStep(), Judge(say))
+        history = train(model, SingleStep(), Scripted(say))
         assert sum(len(record.get("rolled_back", [])) for record in history) == 3
         assert [len(record.get("rolled_back", [])) for record in history] == [0, 0, 2, 0, 1]
         assert sum(record["forward_passes"] for record in history) == passes[0]
@@ -351,9 +355,9 @@ class TestCollapse:
         assert torch.equal(model[0].weight, weights[0])
 
     def test_with_an_average_the_average_goes_back_too(self) -> None:
-        ema_model = {"average": EMA(decay=0.8, batches=2)}
+        ema_model = {"ema": EMA(decay=0.8, batches=2)}
         model, oracle = net(), net()
-        train(model, Standard(), until_gentler(3), schedule=replace(SCHEDULE, **ema_model))
+        train(model, Standard(), until_weaker(3), schedule=replace(SCHEDULE, **ema_model))
         train(oracle, Standard(), schedule=replace(slowed(1, 1, 0.5, 0.5, 0.5), **ema_model))
         assert same(model, oracle)
 
@@ -361,7 +365,7 @@ class TestCollapse:
         """What is held in memory does as well as what is on disk."""
         models = [net(), net()]
         histories = [
-            train(model, SingleStep(), until_gentler(3, times=2), checkpoint=checkpoint)
+            train(model, SingleStep(), until_weaker(3, times=2), checkpoint=checkpoint)
             for model, checkpoint in zip(models, (None, Checkpoint(tmp_path)), strict=True)
         ]
         assert same(*models)
@@ -382,11 +386,11 @@ class TestRule:
         assert not self.fault(0.5, 0.26)
         assert self.fault(0.2, 0.04)
         assert not self.fault(0.2, 0.06)
-        assert not self.fault(0.5, 0.36, fall=0.05)
-        assert self.fault(0.5, 0.34, fall=0.05)
-        assert not self.fault(1.0, 0.0, fall=1.0)
+        assert not self.fault(0.5, 0.36, max_drop=0.05)
+        assert self.fault(0.5, 0.34, max_drop=0.05)
+        assert not self.fault(1.0, 0.0, max_drop=1.0)
         assert not self.fault(0.0)
-        assert LEAST_FALL == 0.15
+        assert LEAST_DROP == 0.15
 
     def test_what_it_lately_was_is_the_median_of_five(self) -> None:
         assert not self.fault(0.3, 0.3, 0.9, 0.3, 0.3, 0.16)  # a lucky draw is no level to fall from
@@ -420,9 +424,9 @@ class TestRule:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"fall": 0.0}, r"guard.fall = 0 must lie in \(0, 1\]"),
-            ({"fall": 1.1}, r"guard.fall = 1.1 must lie in \(0, 1\]"),
-            ({"tries": -1}, "guard.tries = -1 must be 0 or more"),
+            ({"max_drop": 0.0}, r"guard.max_drop = 0 must lie in \(0, 1\]"),
+            ({"max_drop": 1.1}, r"guard.max_drop = 1.1 must lie in \(0, 1\]"),
+            ({"max_rollbacks": -1}, "guard.max_rollbacks = -1 must be 0 or more"),
             ({"backoff": 1.0}, r"guard.backoff = 1 must lie in \(0, 1\)"),
             ({"backoff": 0.0}, r"guard.backoff = 0 must lie in \(0, 1\)"),
         ],
@@ -434,14 +438,16 @@ class TestRule:
 
 class TestTries:
     def test_after_the_last_collapse_training_ends_with_what_was_good(self, tmp_path: Path) -> None:
-        guarded = replace(SCHEDULE, guard=Guard(tries=2))
-        sentence = "held-out robust accuracy fell from 40.0% to 5.0% in epoch 3; back to epoch 2, training stops there"
+        guarded = replace(SCHEDULE, guard=Guard(max_rollbacks=2))
+        sentence = (
+            "held-out robust accuracy fell from 40.0% to 5.0% in epoch 3; rolled back to epoch 2, training stops there"
+        )
         good = net()
-        train(good, Standard(), until_gentler(3, times=9), schedule=guarded)
+        train(good, Standard(), until_weaker(3, times=9), schedule=guarded)
         for _ in range(2):  # and the same when it is run again
             model = net(1)
             history = train(
-                model, Standard(), until_gentler(3, times=9), schedule=guarded, checkpoint=Checkpoint(tmp_path)
+                model, Standard(), until_weaker(3, times=9), schedule=guarded, checkpoint=Checkpoint(tmp_path)
             )
             assert [record["epoch"] for record in history] == [1, 2]
             assert [record.get("stopped") for record in history] == [None, sentence]
@@ -455,8 +461,8 @@ class TestTries:
             def __len__(self) -> int:
                 return 1
 
-        words = "^the loss became nan in epoch 1; training went back 1 times and stops here; lower rate = 0.2 or use"
-        guarded = replace(SCHEDULE, guard=Guard(tries=1))
+        words = "^the loss became nan in epoch 1; training was rolled back 1 times and stops here; lower learning_rate = 0.2 or use"
+        guarded = replace(SCHEDULE, guard=Guard(max_rollbacks=1))
         for _ in range(2):  # and says the same when it is run again
             with pytest.raises(RunError, match=words):
                 train(net(), NaNOnce(when=1, calls=Always()), schedule=guarded, checkpoint=Checkpoint(tmp_path))
@@ -468,10 +474,10 @@ class TestTries:
         def say(epoch: int, record: dict[str, Any]) -> float:
             return 0.05 if record["step"] > 0.51 ** (epoch - 1) else 0.4
 
-        history = train(net(), SingleStep(), Judge(say))
-        assert "in epoch 5; back to epoch 4, training stops there" in history[-1]["stopped"]
-        roomy = replace(SCHEDULE, guard=Guard(tries=4))
-        history = train(net(), SingleStep(), Judge(say), schedule=roomy)
+        history = train(net(), SingleStep(), Scripted(say))
+        assert "in epoch 5; rolled back to epoch 4, training stops there" in history[-1]["stopped"]
+        roomy = replace(SCHEDULE, guard=Guard(max_rollbacks=4))
+        history = train(net(), SingleStep(), Scripted(say), schedule=roomy)
         assert [len(record.get("rolled_back", [])) for record in history] == [0, 1, 1, 1, 1]
 
 
@@ -484,7 +490,7 @@ def troubled(model: nn.Module, checkpoint: Checkpoint | None, *others: Callback)
         return 0.05 if record["step"] > {2: 1.0, 4: 0.3, 5: 0.13}[epoch] else 0.4
 
     schedule = replace(SCHEDULE, ema=EMA(decay=0.8, batches=2))
-    return train(model, SingleStep(), Judge(say), *others, schedule=schedule, checkpoint=checkpoint)
+    return train(model, SingleStep(), Scripted(say), *others, schedule=schedule, checkpoint=checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -557,22 +563,25 @@ class TestResume:
                 {"schedule": replace(SCHEDULE, learning_rate=0.3)},
                 "schedule.learning_rate = 0.2, this one has 0.3; remove it to train anew",
             ),
-            ({"schedule": replace(SCHEDULE, guard=Guard(fall=0.4))}, "schedule.guard.fall = 0.5, this one has 0.4"),
+            (
+                {"schedule": replace(SCHEDULE, guard=Guard(max_drop=0.4))},
+                "schedule.guard.max_drop = 0.5, this one has 0.4",
+            ),
             ({"schedule": replace(SCHEDULE, ema=EMA())}, "schedule.ema.batches = unset, this one has 10"),
             ({"epochs": EPOCHS + 1}, f"epochs = {EPOCHS}, this one has {EPOCHS + 1}"),
             ({"threat": ThreatModel(eps=0.2)}, "threat.eps = 0.1, this one has 0.2"),
-            ({"objective": PGDAT()}, "a training with objective.name = natural, this one has madry"),
+            ({"training_loss": PGDAT()}, "a training with loss.name = standard, this one has pgd_at"),
         ],
     )
     def test_of_other_settings_is_refused_by_name(self, change: dict[str, Any], words: str, tmp_path: Path) -> None:
         with pytest.raises(Killed):
             train(net(), Standard(), Kill(epochs=2), checkpoint=Checkpoint(tmp_path))
-        settings = {"objective": Standard(), **change}
+        settings = {"training_loss": Standard(), **change}
         with pytest.raises(InputError, match=words):
             train(net(), **settings, checkpoint=Checkpoint(tmp_path))
 
-    def test_says_so_in_the_state(self, tmp_path: Path) -> None:
-        """Facts are plain JSON: what was undone can be read without our code."""
+    def test_rollbacks_are_in_the_checkpoint(self, tmp_path: Path) -> None:
+        """Metadata is plain JSON, readable without our code."""
         with pytest.raises(Killed):
             troubled(net(), Checkpoint(tmp_path), Kill(steps=16))
         state = Checkpoint(tmp_path).read()
@@ -635,13 +644,13 @@ class TestRealCollapse:
         fast = SGD(nesterov=True, weight_decay=0.0)
         slow_but_sure = PGDAT(attack=PGD(steps=4, step_size=0.4, keep_best=False))
         rising = Schedule(
-            learning_rate=0.2, batch_size=50, optimiser=fast, lr_schedule=OneCycle(), guard=Guard(fall=1.0)
+            learning_rate=0.2, batch_size=50, optimiser=fast, lr_schedule=OneCycle(), guard=Guard(max_drop=1.0)
         )
         start = self.learn(robust, slow_but_sure, rising, 15)[-1]["held_out_robust"]
         assert start > 0.35
 
         steady = Schedule(learning_rate=0.2, batch_size=50, optimiser=fast, lr_schedule=MultiStep(milestones=()))
-        unguarded = self.learn(copy.deepcopy(robust), Noisy(), replace(steady, guard=Guard(fall=1.0)), 8)
+        unguarded = self.learn(copy.deepcopy(robust), Noisy(), replace(steady, guard=Guard(max_drop=1.0)), 8)
         collapsed = [record["held_out_robust"] for record in unguarded]
         assert min(collapsed) < 0.5 * collapsed[0]
         assert collapsed[-1] < 0.5 * start

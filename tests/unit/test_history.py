@@ -33,7 +33,7 @@ from sparsemble.pipeline.tensorboard import Board
 from sparsemble.report import write_report
 from sparsemble.report.page import trainings_in_markdown
 from sparsemble.report.trainings import epoch_rows, marks, taken_back
-from sparsemble.training import Callback, Checkpoint, Guard, Report, Show, WriteHistory
+from sparsemble.training import Callback, Checkpoint, Guard, OnEpoch, ReportProgress, WriteHistory
 from sparsemble.training.losses.standard import Standard
 from tests.unit.test_guard import SCHEDULE, Kill, Killed, net, train
 from tests.unit.test_report import summary  # noqa: F401 (a fixture)
@@ -61,32 +61,32 @@ class TestWriteHistory:
         history = [record(1), record(2)]
         callback = WriteHistory(path)
         for now in ([], [], history[:1], history, history[:1], [*history[:1], record(2, rolled_back=["it fell"])]):
-            callback.after_keep(now)
+            callback.after_history_change(now)
             assert read_json_lines(path) == now
 
     def test_an_epoch_more_is_appended_so_that_a_reader_can_follow(self, tmp_path: Path) -> None:
         path = tmp_path / "history.jsonl"
         callback = WriteHistory(path)
-        callback.after_keep([record(1)])
+        callback.after_history_change([record(1)])
         with path.open() as follower:
             follower.read()
-            callback.after_keep([record(1), record(2)])
+            callback.after_history_change([record(1), record(2)])
             assert '"epoch": 2' in follower.read()
 
     def test_a_reader_keeps_following_where_epochs_were_taken_back(self, tmp_path: Path) -> None:
         path = tmp_path / "history.jsonl"
         callback = WriteHistory(path)
-        callback.after_keep([record(1), record(2), record(3)])
+        callback.after_history_change([record(1), record(2), record(3)])
         with path.open("rb", buffering=0) as follower:
             follower.readline()
-            callback.after_keep([record(1)])
-            callback.after_keep([record(1), record(2, rolled_back=["it fell"])])
+            callback.after_history_change([record(1)])
+            callback.after_history_change([record(1), record(2, rolled_back=["it fell"])])
             assert json.loads(follower.read()) == record(2, rolled_back=["it fell"])
 
     def test_a_resumed_training_writes_over_what_it_does_not_know(self, tmp_path: Path) -> None:
         path = tmp_path / "history.jsonl"
         path.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epoch"', "utf-8")
-        WriteHistory(path).after_keep([record(1)])
+        WriteHistory(path).after_history_change([record(1)])
         assert read_json_lines(path) == [record(1)]
 
     def test_a_broken_file_is_named(self, tmp_path: Path) -> None:
@@ -123,8 +123,12 @@ class TestWatchedTraining:
         """Return the history, what was shown, and what was said."""
         shown: list[dict[str, Any]] = []
         said: list[str] = []
-        watchers = (Report(lambda share, text: None, said.append), Show(shown.append), WriteHistory(folder / "h.jsonl"))
-        schedule = replace(SCHEDULE, guard=Guard(tries=1 if len(robust) < 5 else 2))
+        watchers = (
+            ReportProgress(lambda share, text: None, said.append),
+            OnEpoch(shown.append),
+            WriteHistory(folder / "h.jsonl"),
+        )
+        schedule = replace(SCHEDULE, guard=Guard(max_rollbacks=1 if len(robust) < 5 else 2))
         history = train(net(), Standard(), Falls(*robust), *watchers, *more, schedule=schedule, epochs=5)
         return history, shown, said
 
@@ -145,7 +149,10 @@ class TestWatchedTraining:
 
     def test_what_went_wrong_is_said_before_the_next_epoch(self, tmp_path: Path) -> None:
         heard: list[object] = []
-        watchers = (Report(lambda share, text: None, heard.append), Show(lambda one: heard.append(one["epoch"])))
+        watchers = (
+            ReportProgress(lambda share, text: None, heard.append),
+            OnEpoch(lambda one: heard.append(one["epoch"])),
+        )
         train(net(), Standard(), Falls(0.5, 0.0, 0.5), *watchers, epochs=2)
         assert [type(one) for one in heard] == [int, str, int]
 

@@ -27,7 +27,9 @@ class Late(AdversarialLoss):
     def at(self, progress: float) -> TrainingLoss:
         return NFGSM() if progress < 0.25 else self
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
         raise AssertionError("not called")
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:

@@ -1,4 +1,4 @@
-"""Step rules against their formulas, resuming with each, and the rate and the gradient that they are given."""
+"""Optimisers against their formulas, resuming with each, warm-up and the norm of the gradient."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.lr_schedules.multi_step import MultiStep
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
-from sparsemble.training.optimiser import optimisers, trained
+from sparsemble.training.optimiser import optimisers, trainable
 from sparsemble.training.optimisers.adam import Adam
 from sparsemble.training.optimisers.adamw import AdamW
 from sparsemble.training.optimisers.sgd import SGD
@@ -88,10 +88,10 @@ def test_every_rule_is_tested_here() -> None:
     assert set(optimisers.components) == {"sgd", "adam", "adamw"}
 
 
-def test_trained_are_those_that_want_a_gradient() -> None:
+def test_trainable_are_those_with_a_gradient() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    assert [id(p) for p in trained(model.parameters())] == [id(p) for p in model[1].parameters()]
+    assert [id(p) for p in trainable(model.parameters())] == [id(p) for p in model[1].parameters()]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_trained_are_those_that_want_a_gradient() -> None:
     [
         (lambda: SGD(momentum=1.0), "momentum = 1 must lie in"),
         (lambda: SGD(weight_decay=-1.0), "weight_decay = -1 be 0 or more"),
-        (lambda: Adam(betas=(0.9,)), r"decay = \[0.9\] must be two numbers in \[0, 1\)"),
-        (lambda: Adam(betas=(0.9, 1.0)), r"decay = \[0.9, 1.0\] must be two numbers"),
+        (lambda: Adam(betas=(0.9,)), r"betas = \[0.9\] must be two numbers in \[0, 1\)"),
+        (lambda: Adam(betas=(0.9, 1.0)), r"betas = \[0.9, 1.0\] must be two numbers"),
         (lambda: Adam(betas=(math.nan, 0.9)), "must be two numbers"),
         (lambda: Adam(weight_decay=math.inf), "weight_decay = inf must be 0 or more"),
         (lambda: AdamW(betas=(0.9, 0.99, 0.999)), "must be two numbers"),
@@ -171,11 +171,11 @@ class TestWarmUp:
     @pytest.mark.parametrize("decay", [Cosine(), MultiStep(), OneCycle()], ids=str)
     @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
     def test_is_a_straight_line_times_the_decay(self, decay: Any, warmup: float) -> None:
-        schedule = Schedule(learning_rate=0.3, decay=decay, warmup=warmup)
+        schedule = Schedule(learning_rate=0.3, lr_schedule=decay, warmup=warmup)
         for i in range(200):
             progress = i / 200
             line = 0.04 + 0.96 * progress / warmup if progress < warmup else 1.0
-            assert schedule.rate_at(progress) == pytest.approx(0.3 * line * decay(progress))
+            assert schedule.learning_rate_at(progress) == pytest.approx(0.3 * line * decay(progress))
 
     def test_is_what_the_steps_are_taken_with(self) -> None:
         schedule = Schedule(
@@ -195,7 +195,7 @@ class TestWarmUp:
                 torch.testing.assert_close(new, old - rate * g)
             before = after
             if step % 3 == 2:
-                assert history[step // 3]["rate"] == pytest.approx(rate)
+                assert history[step // 3]["learning_rate"] == pytest.approx(rate)
 
 
 @dataclass(frozen=True)
@@ -256,5 +256,7 @@ class TestClip:
             def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Any:
                 return LossOutput(spoil(model, x))
 
-        with pytest.raises(Exception, match=r"became (nan|NaN or infinite) in epoch 1; training went back 3 times"):
+        with pytest.raises(
+            Exception, match=r"became (nan|NaN or infinite) in epoch 1; training was rolled back 3 times"
+        ):
             train(net(), clipped, training_loss=Infinite())

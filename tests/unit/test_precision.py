@@ -28,7 +28,7 @@ from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.precision import full_precision
 
 THREAT = ThreatModel(eps=0.1)
-SCHEDULE = Schedule(learning_rate=0.1, batch_size=16, lr_schedule=Cosine(), guard=Guard(fall=1.0))
+SCHEDULE = Schedule(learning_rate=0.1, batch_size=16, lr_schedule=Cosine(), guard=Guard(max_drop=1.0))
 MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
 HALF = Precision(dtype="bfloat16")
 
@@ -190,9 +190,7 @@ class TestBfloat16:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
         needs = {"cpu": "AVX-512", "cuda": "a GPU from 2020 or later"}[device]
-        words = (
-            f'precision = "bfloat16" is not supported on this {device} .it needs {needs}.; use precision = "float32"'
-        )
+        words = f'dtype = "bfloat16" is not supported on this {device} .it needs {needs}.; use dtype = "float32"'
         with pytest.raises(InputError, match=words):
             HALF.check(device)
         Precision().check(device)
@@ -289,7 +287,7 @@ class TestChannelsLast:
         for precision in (Precision(), Precision(channels_last=False)):
             context = PruningContext(
                 batches=Batches(split=split(), batch_size=16),
-                training_loss=training_loss,
+                loss=training_loss,
                 threat=THREAT,
                 rng=seeded(3),
                 precision=precision,

@@ -25,7 +25,7 @@ from sparsemble.training import (
     Guard,
     KeepBest,
     LossOutput,
-    Report,
+    ReportProgress,
     Schedule,
     TrainingLoss,
     fit,
@@ -41,8 +41,8 @@ from tests.helpers import same_state as same
 from tests.helpers import small_network as net
 
 THREAT = ThreatModel(eps=0.1)
-SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle(), guard=Guard(fall=1.0))
-MADRY = PGDAT(attack=PGD(steps=2, keep_best=False))
+SCHEDULE = Schedule(learning_rate=0.2, batch_size=8, lr_schedule=OneCycle(), guard=Guard(max_drop=1.0))
+PGD_TRAINING = PGDAT(attack=PGD(steps=2, keep_best=False))
 EPOCHS = 4
 
 
@@ -54,10 +54,10 @@ def batches() -> Batches:
 class Scripted(TrainingLoss):
     """Returns a loss that a test writes."""
 
-    say: Callable[[nn.Module, Images], LossOutput]
+    compute: Callable[[nn.Module, Images], LossOutput]
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
-        return self.say(model, x)
+        return self.compute(model, x)
 
 
 def contrary(model: nn.Module) -> dict[str, float]:
@@ -73,7 +73,7 @@ def train(checkpoint: Checkpoint | None, *others: Callback, start: int = 0) -> t
     model = net(start)
     history = fit(
         model,
-        MADRY,
+        PGD_TRAINING,
         batches(),
         SCHEDULE,
         epochs=EPOCHS,
@@ -116,14 +116,14 @@ class TestResume:
         written: list[Path] = []
         rename = Path.replace
 
-        def die_at_the_second(path: Path, place: Path) -> Path:
+        def die_at_the_third(path: Path, target: Path) -> Path:
             written.append(path)
             if len(written) == 3:
                 raise Killed
-            return rename(path, place)
+            return rename(path, target)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "replace", die_at_the_second)
+            patched.setattr(Path, "replace", die_at_the_third)
             with pytest.raises(Killed):
                 train(Checkpoint(tmp_path))
         model, history = train(Checkpoint(tmp_path), start=77)
@@ -147,7 +147,7 @@ class TestResume:
 
 
 def literal_training(model: nn.Sequential, epochs: int, rate: float, momentum: float, decay: float) -> None:
-    """SGD with momentum and L2 penalty in plain tensors, on natural images in the order of the split's permutation."""
+    """SGD with momentum and L2 penalty in plain tensors, on clean images in the order of the split's permutation."""
     pixels, labels = split().tensors()
     velocity = [torch.zeros_like(p) for p in model.parameters()]
     rng, steps = seeded(5), 3 * epochs
@@ -158,11 +158,11 @@ def literal_training(model: nn.Sequential, epochs: int, rate: float, momentum: f
         logits = model(pixels[chosen])
         loss = -sum(logits[i].log_softmax(0)[labels[chosen][i]] for i in range(8)) / 8
         gradients = torch.autograd.grad(loss, list(model.parameters()))
-        now = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        current = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         with torch.no_grad():
             for p, v, g in zip(model.parameters(), velocity, gradients, strict=True):
                 v.copy_(momentum * v + g + decay * p)
-                p.sub_(now * v)
+                p.sub_(current * v)
 
 
 class TestFit:
@@ -185,7 +185,7 @@ class TestFit:
     def test_is_the_literal_loop(self) -> None:
         ours, literal = net(), net().train()
         self.run(ours, Standard(), epochs=3)
-        literal_training(literal, 3, learning_rate=0.2, momentum=0.8, decay=0.01)
+        literal_training(literal, 3, rate=0.2, momentum=0.8, decay=0.01)
         for (name, tensor), expected in zip(ours.state_dict().items(), literal.state_dict().values(), strict=True):
             torch.testing.assert_close(tensor, expected, msg=name)
         assert not same(ours, net())
@@ -199,29 +199,29 @@ class TestFit:
         assert not any(module.training for module in model.modules())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
-    def test_counts_every_pass_and_says_the_rate(self) -> None:
-        for training_loss, times in ((Standard(), 1), (MADRY, 3)):
+    def test_counts_every_pass_and_records_the_learning_rate(self) -> None:
+        for training_loss, times in ((Standard(), 1), (PGD_TRAINING, 3)):
             history = self.run(net(), training_loss, epochs=2)
             assert [record["epoch"] for record in history] == [1, 2]
             for record in history:
                 assert record["forward_passes"] == record["backward_passes"] == times * 24
             last_steps = (2 / 6, 5 / 6)
             expected = [0.1 * (1 + math.cos(math.pi * step)) for step in last_steps]
-            assert [record["rate"] for record in history] == pytest.approx(expected)
+            assert [record["learning_rate"] for record in history] == pytest.approx(expected)
 
     def test_counts_every_member_of_an_ensemble(self) -> None:
-        history = self.run(Ensemble([net(0), net(1)], MeanProbability()), MADRY, epochs=1)
+        history = self.run(Ensemble([net(0), net(1)], MeanProbability()), PGD_TRAINING, epochs=1)
         assert history[0]["forward_passes"] == history[0]["backward_passes"] == 2 * 3 * 24
 
     def test_history_holds_the_mean_over_batches(self) -> None:
         seen: list[float] = []
 
-        def say(model: nn.Module, x: Images) -> LossOutput:
+        def compute(model: nn.Module, x: Images) -> LossOutput:
             loss = model(x).square().mean()
             seen.append(float(loss.detach()))
             return LossOutput(loss, {"part": 2 * loss.detach()})
 
-        history = self.run(net(), Scripted(say), epochs=2)
+        history = self.run(net(), Scripted(compute), epochs=2)
         for record, values in zip(history, (seen[:3], seen[3:]), strict=True):
             assert record["loss"] == pytest.approx(sum(values) / 3)
             assert record["part"] == pytest.approx(2 * sum(values) / 3)
@@ -230,32 +230,32 @@ class TestFit:
     def test_a_loss_that_is_no_number_stops_it_with_a_sentence(self, bad: float, tmp_path: Path) -> None:
         left = [2 * 3]
 
-        def say(model: nn.Module, x: Images) -> LossOutput:
+        def compute(model: nn.Module, x: Images) -> LossOutput:
             left[0] -= 1
             return LossOutput(model(x).square().mean() * (bad if left[0] == 0 else 1.0))
 
         checkpoint = Checkpoint(tmp_path)
-        schedule = replace(SCHEDULE, guard=Guard(tries=0))
+        schedule = replace(SCHEDULE, guard=Guard(max_rollbacks=0))
         settings = {"epochs": 4, "threat": THREAT, "rng": seeded(5), "checkpoint": checkpoint}
-        with pytest.raises(RunError, match=f"the loss became {bad} in epoch 2; .* lower rate = 0.2 or"):
-            fit(net(), Scripted(say), batches(), schedule, **settings)
-        tensors, facts = checkpoint.read()
-        assert [record["epoch"] for record in facts["history"]] == [1]
+        with pytest.raises(RunError, match=f"the loss became {bad} in epoch 2; .* lower learning_rate = 0.2 or"):
+            fit(net(), Scripted(compute), batches(), schedule, **settings)
+        tensors, metadata = checkpoint.read()
+        assert [record["epoch"] for record in metadata["history"]] == [1]
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
     def test_a_rate_far_too_high_ends_in_that_sentence_too(self) -> None:
         schedule = Schedule(learning_rate=1e30, batch_size=8, lr_schedule=Cosine())
-        with pytest.raises(RunError, match=r"became \w+( or infinite)? in epoch 1; .* lower rate = 1e\+30"):
-            fit(net(), MADRY, batches(), schedule, epochs=3, threat=THREAT, rng=seeded(0))
+        with pytest.raises(RunError, match=r"became \w+( or infinite)? in epoch 1; .* lower learning_rate = 1e\+30"):
+            fit(net(), PGD_TRAINING, batches(), schedule, epochs=3, threat=THREAT, rng=seeded(0))
 
     def test_needs_an_epoch(self) -> None:
         with pytest.raises(InputError, match="epochs = 0 must be 1 or more"):
             self.run(net(), Standard(), epochs=0)
 
-    def test_tells_how_far_it_is(self) -> None:
-        heard: list[tuple[float, str]] = []
+    def test_reports_its_progress(self) -> None:
+        reports: list[tuple[float, str]] = []
         history = self.run(
-            net(), Standard(), epochs=2, callbacks=[Report(lambda share, text: heard.append((share, text)))]
+            net(), Standard(), epochs=2, callbacks=[ReportProgress(lambda share, text: reports.append((share, text)))]
         )
-        assert [share for share, _ in heard] == [0.5, 1.0]
-        assert heard[1][1] == f"epoch 2/2, loss {history[1]['loss']:.3f}"
+        assert [share for share, _ in reports] == [0.5, 1.0]
+        assert reports[1][1] == f"epoch 2/2, loss {history[1]['loss']:.3f}"

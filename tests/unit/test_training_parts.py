@@ -1,4 +1,4 @@
-"""What the training loop is given: batches, the choice of the epoch, and the course of the rate."""
+"""Inputs of the training loop: batches, the choice of the epoch, learning-rate schedules."""
 
 import copy
 import math
@@ -36,7 +36,7 @@ def batches() -> Batches:
 GRID = [i / 200 for i in range(201)]
 
 
-class TestDecays:
+class TestLRSchedules:
     def test_cosine_is_half_a_cosine(self) -> None:
         decay = Cosine()
         for progress, factor in ((0, 1), (1 / 3, 0.75), (0.5, 0.5), (2 / 3, 0.25), (1, 0)):
@@ -71,20 +71,20 @@ class TestDecays:
 
 class TestSchedule:
     @pytest.mark.parametrize(
-        ("settings", "words"),
+        ("settings", "message"),
         [
-            ({"rate": 0.0}, "rate = 0 must be above 0"),
-            ({"rate": math.nan}, "rate = nan must be above 0"),
+            ({"learning_rate": 0.0}, "learning_rate = 0 must be above 0"),
+            ({"learning_rate": math.nan}, "learning_rate = nan must be above 0"),
             ({"batch_size": 1}, "batch_size = 1 must be 2 or more"),
-            ({"rate": math.inf}, "rate = inf must be above 0"),
+            ({"learning_rate": math.inf}, "learning_rate = inf must be above 0"),
             ({"warmup": 1.0}, "warmup = 1 must lie in [0, 1): a share of training"),
-            ({"clip": -1.0}, "clip = -1 must be 0 (off) or a norm above 0"),
+            ({"max_grad_norm": -1.0}, "max_grad_norm = -1 must be 0 (off) or a norm above 0"),
         ],
     )
-    def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
+    def test_bad_settings_are_refused(self, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError) as refused:
             Schedule(**settings, lr_schedule=Cosine())
-        assert str(refused.value).startswith(words)
+        assert str(refused.value).startswith(message)
 
     @pytest.mark.parametrize(
         "make",
@@ -129,7 +129,7 @@ class TestKeepBest:
         model = net()
         callbacks = [Watch(), KeepBest(probe, every, first)]
         settings = {"epochs": len(clean), "threat": THREAT, "rng": seeded(5), "callbacks": callbacks}
-        unguarded = replace(SCHEDULE, guard=Guard(fall=1.0))
+        unguarded = replace(SCHEDULE, guard=Guard(max_drop=1.0))
         history = fit(model, Standard(), batches(), unguarded, **settings)
         assert asked == [e for e in range(1, len(clean) + 1) if e % every == 0 or e == len(clean)]
         assert [record["epoch"] for record in history if "held_out_robust" in record] == asked

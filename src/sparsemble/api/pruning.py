@@ -32,7 +32,7 @@ from sparsemble.pruning.score import PruningScore, Scores
 from sparsemble.pruning.scores.nis import NIS
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches
-from sparsemble.training.callbacks import Callback, Report, WriteHistory
+from sparsemble.training.callbacks import Callback, ReportProgress, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.losses.pgd_at import PGDAT
@@ -170,7 +170,7 @@ def prune(
 def _search_callbacks(running: Context) -> list[Callback]:
     """Report the mask search as the first part of the work, and keep its history."""
     callbacks: list[Callback] = [
-        Report(
+        ReportProgress(
             lambda share, text: running.report_progress(MASK_SHARE * share, f"masks: {text}"), running.report_message
         )
     ]

@@ -18,7 +18,7 @@ from sparsemble.data.dataset import Dataset
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.model_io import ModelSpec
 from sparsemble.training.batches import Batches
-from sparsemble.training.callbacks import Callback, KeepBest, Report, Show, WriteHistory
+from sparsemble.training.callbacks import Callback, KeepBest, OnEpoch, ReportProgress, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.fit import fit
 from sparsemble.training.loss import TrainingLoss
@@ -139,7 +139,7 @@ def fit_best_epoch_(
     batches = Batches(split=data.train, batch_size=schedule.batch_size, augmentation=data.augmentation)
     probe = held_out_probe(data.selection, held_out_attack, threat, lambda: context.rng("probe"))
     checkpoint = Checkpoint(context.folder)
-    reports: list[Callback] = [Report(context.report_progress, context.report_message), Show(context.report_epoch)]
+    reports: list[Callback] = [ReportProgress(context.report_progress, context.report_message), OnEpoch(context.report_epoch)]
     if context.folder:
         reports.append(WriteHistory(context.folder / "history.jsonl"))
     history = fit(

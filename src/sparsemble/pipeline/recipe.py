@@ -35,7 +35,7 @@ from sparsemble.pruning.method import PruningMethod
 from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training.loss import TrainingLoss, parts
+from sparsemble.training.loss import TrainingLoss, nested_losses
 from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
 
@@ -310,7 +310,7 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 
 def _for_a_single_network(where: str, training_loss: TrainingLoss) -> None:
-    for part in parts(training_loss):
+    for part in nested_losses(training_loss):
         if part.needs_ensemble:
             raise InputError(
                 f'{where} = "{part.name}" is the loss of an ensemble, and a single network is trained there; use one such '

@@ -11,7 +11,7 @@ from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import dataset
 from sparsemble.pipeline.stages.models import load_parent
 from sparsemble.training import distributed
-from sparsemble.training.loss import parts
+from sparsemble.training.loss import nested_losses
 
 
 def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys: bool = True) -> None:
@@ -31,7 +31,7 @@ def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, depl
     check_held_out(data)
     if deploys:
         check_deployable(model, data.shape)
-        if any(isinstance(part, DVERGE) and part.beta for part in parts(recipe.ensemble.loss)):
+        if any(isinstance(part, DVERGE) and part.beta for part in nested_losses(recipe.ensemble.loss)):
             feature_layers(model)
     for sparsity in sparsities or (recipe.member_sparsity,):
         recipe.prune.target(graph, sparsity)

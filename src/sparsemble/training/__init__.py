@@ -1,8 +1,8 @@
-"""One loop, and the losses that make a model robust."""
+"""One loop, the losses that make a model robust, LR schedules, optimisers, EMA, precision."""
 
 from sparsemble.training import loss, optimiser, schedule
 from sparsemble.training.batches import Batches
-from sparsemble.training.callbacks import Callback, KeepBest, Report, Show, WriteHistory
+from sparsemble.training.callbacks import Callback, KeepBest, OnEpoch, ReportProgress, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.ema import EMA
 from sparsemble.training.fit import fit
@@ -21,11 +21,11 @@ __all__ = [
     "KeepBest",
     "LRSchedule",
     "LossOutput",
+    "OnEpoch",
     "Optimiser",
     "Precision",
-    "Report",
+    "ReportProgress",
     "Schedule",
-    "Show",
     "TrainingLoss",
     "WriteHistory",
     "craft",

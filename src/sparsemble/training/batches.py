@@ -15,7 +15,7 @@ from sparsemble.data.dataset import Augmentation, Split
 @final
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Every image once an epoch, in a new order; an incomplete last batch is left out.
+    """Batches of a split: every image once an epoch, in a new order; an incomplete last batch is dropped.
 
     Raises:
         InputError: the batch is larger than the split.
@@ -23,10 +23,10 @@ class Batches:
 
     split: Split
     batch_size: int
-    """Over all processes."""
+    """Images in a batch, over all processes."""
     augmentation: Augmentation = Augmentation()
     shard: tuple[int, int] = (0, 1)
-    """Number of this process, from 0, and how many there are; each gets its slice of every batch."""
+    """Rank of this process and number of processes; each gets its slice of every batch."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= len(self.split):
@@ -45,16 +45,17 @@ class Batches:
         """Yield the batches of one epoch."""
         labels = self.split.labels
         order = torch.randperm(len(labels), generator=rng, device=labels.device)
-        own = self.batch_size // self.shard[1]
-        mine = slice(self.shard[0] * own, (self.shard[0] + 1) * own)
-        own_rows = [batch[mine] for batch in order[: len(self) * self.batch_size].split(self.batch_size)]
-        for chosen, x in zip(own_rows, self.split.stream(own_rows), strict=True):
-            yield self._augmented(x, mine, rng), labels[chosen]
+        rank, processes = self.shard
+        size = self.batch_size // processes
+        local = slice(rank * size, (rank + 1) * size)
+        indices = [batch[local] for batch in order[: len(self) * self.batch_size].split(self.batch_size)]
+        for chosen, x in zip(indices, self.split.stream(indices), strict=True):
+            yield self._augmented(x, local, rng), labels[chosen]
 
-    def _augmented(self, x: Images, mine: slice, rng: Generator) -> Images:
-        """Vary the own slice of a batch by what is drawn for all of it."""
+    def _augmented(self, x: Images, local: slice, rng: Generator) -> Images:
+        """Augment this process's slice of a batch, with draws for the whole batch."""
         if self.shard[1] == 1:
             return self.augmentation(x, rng)
-        whole = x.new_zeros(self.batch_size, *x.shape[1:])
-        whole[mine] = x
-        return self.augmentation(whole, rng)[mine]
+        batch = x.new_zeros(self.batch_size, *x.shape[1:])
+        batch[local] = x
+        return self.augmentation(batch, rng)[local]

@@ -1,4 +1,4 @@
-"""What may happen during training without editing the loop."""
+"""Hooks of the training loop: choosing the best epoch, reporting progress, writing the history."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -17,42 +17,49 @@ class Callback:
     """Hooks of the loop; each does nothing unless overridden."""
 
     def after_step(self, model: nn.Module) -> None:
-        """Follow an optimiser step."""
+        """Called after an optimiser step."""
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        """Follow an epoch, counted from 1; may add numbers to its record in the history."""
+        """Called after an epoch; may add numbers to its record in the history.
 
-    def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
-        """Follow a change of the history: an epoch more, a resumed one, or a shorter one after a rollback."""
+        Args:
+            model: the model that is evaluated: the averaged one, where weights are averaged.
+            epoch: number of the epoch, from 1.
+            epochs: number of epochs of the whole training.
+            record: the epoch's record so far.
+        """
 
-    def after_rollback(self, sentence: str) -> None:
-        """Follow a return to an earlier epoch."""
+    def after_history_change(self, history: Sequence[dict[str, Any]]) -> None:
+        """Called when the history changed: one more epoch, a resumed history, or a shorter one after a rollback."""
+
+    def after_rollback(self, message: str) -> None:
+        """Called after a return to an earlier epoch."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what a resumed run needs."""
         return {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
 
     def finish(self, model: nn.Module) -> None:
-        """Follow the last epoch."""
+        """Called after the last epoch."""
 
 
 @final
 class KeepBest(Callback):
-    """Measures held-out accuracy now and then, and hands back the weights of the best epoch.
+    """Evaluates on held-out images every few epochs, and loads the weights of the best epoch at the end.
 
-    Best is the highest held-out robust accuracy plus half of the clean one; equal epochs: the later.
+    The score of an epoch is its held-out robust accuracy plus half of the clean one; of equal epochs the later counts.
     """
 
     def __init__(self, probe: Callable[[nn.Module], dict[str, float]], every: int, first: float = 0.0) -> None:
         """Set up.
 
         Args:
-            probe: returns `held_out_clean` and `held_out_robust`, each in [0, 1].
-            every: measure each so many epochs, and after the last.
-            first: share of the epochs before which no epoch is kept.
+            probe: from a model in eval mode to `held_out_clean` and `held_out_robust`, each in [0, 1].
+            every: epochs between evaluations, >= 1; the last epoch is always evaluated.
+            first: share of the epochs before which no epoch is kept, in [0, 1].
         """
         self.probe = probe
         self.every = every
@@ -61,13 +68,13 @@ class KeepBest(Callback):
         self.weights: dict[str, Tensor] = {}
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        """Measure and remember."""
+        """Evaluate, and keep the weights if they are the best so far."""
         if epoch % self.every and epoch != epochs:
             return
         with eval_mode(model), full_precision(model):
-            found = self.probe(model)
-        record.update(found)
-        score = found["held_out_robust"] + 0.5 * found["held_out_clean"]
+            accuracies = self.probe(model)
+        record.update(accuracies)
+        score = accuracies["held_out_robust"] + 0.5 * accuracies["held_out_clean"]
         if score >= self.best and epoch >= self.first * epochs:
             self.best = score
             self.weights = copy.deepcopy(model.state_dict())
@@ -77,7 +84,7 @@ class KeepBest(Callback):
         return {"best": torch.tensor(self.best, dtype=torch.float64), **{f"w.{k}": v for k, v in self.weights.items()}}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take them back."""
+        """Restore the best weights and their score."""
         self.best = float(state["best"])
         self.weights = {name[2:]: tensor for name, tensor in state.items() if name.startswith("w.")}
 
@@ -88,71 +95,73 @@ class KeepBest(Callback):
 
 
 @final
-class Report(Callback):
-    """Tells how far training is after every epoch, and at once what went wrong."""
+class ReportProgress(Callback):
+    """Reports the progress after every epoch, and each rollback at once."""
 
-    def __init__(self, tell: Callable[[float, str], None], say: Callable[[str], None] = lambda sentence: None) -> None:
+    def __init__(
+        self, progress: Callable[[float, str], None], message: Callable[[str], None] = lambda sentence: None
+    ) -> None:
         """Set up.
 
         Args:
-            tell: hears the share done and a few words, which the next ones replace.
-            say: hears sentences that stay.
+            progress: receives the share of the epochs that is done, in [0, 1], and a status line.
+            message: receives the messages of rollbacks.
         """
-        self.tell = tell
-        self.say = say
+        self.progress = progress
+        self.message = message
         self.share = 0.0
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
         """Report the share done and the loss."""
         self.share = epoch / epochs
-        self.tell(self.share, f"epoch {epoch}/{epochs}, loss {record['loss']:.3f}")
+        self.progress(self.share, f"epoch {epoch}/{epochs}, loss {record['loss']:.3f}")
 
-    def after_rollback(self, sentence: str) -> None:
-        """Say what went wrong."""
-        self.tell(self.share, sentence)
-        self.say(sentence)
+    def after_rollback(self, message: str) -> None:
+        """Report what went wrong."""
+        self.progress(self.share, message)
+        self.message(message)
 
 
 @final
 class WriteHistory(Callback):
-    """Keeps a file of one JSON record an epoch that always equals the history; `tail -f` follows it."""
+    """Writes the history to a file of one JSON record an epoch, which `tail -f` can follow."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
-        """Leave the lines that are right already, cut off those that are not, append what is missing."""
+    def after_history_change(self, history: Sequence[dict[str, Any]]) -> None:
+        """Keep the leading lines that are unchanged, truncate the rest, append what is missing."""
         lines = [json_line(record).encode() for record in history]
-        # The same file throughout: a reader that follows it would miss what another file in its place gets.
+        # The file is changed in place: a process that follows it would not notice another file of the same name.
         with self.path.open("a+b") as stream:
             stream.seek(0)
-            there = stream.readlines()
-            right = 0
-            while right < len(lines) and there[right : right + 1] == [lines[right]]:
-                right += 1
-            stream.truncate(sum(map(len, lines[:right])))
-            stream.writelines(lines[right:])
+            existing = stream.readlines()
+            unchanged = 0
+            while unchanged < len(lines) and existing[unchanged : unchanged + 1] == [lines[unchanged]]:
+                unchanged += 1
+            stream.truncate(sum(map(len, lines[:unchanged])))
+            stream.writelines(lines[unchanged:])
 
 
 @final
-class Show(Callback):
-    """Hands the record of every epoch that is kept on, once, with the number of epochs there will be."""
+class OnEpoch(Callback):
+    """Calls a function with the record of every epoch that enters the history, and the total number of epochs."""
 
-    def __init__(self, show: Callable[[dict[str, Any]], None]) -> None:
-        self.show = show
+    def __init__(self, function: Callable[[dict[str, Any]], None]) -> None:
+        self.function = function
         self.epochs = 0
-        """Epochs there will be, while one is finished and not yet kept; else 0."""
+        """Total number of epochs, from the end of an epoch until it enters the history; else 0."""
 
     def after_epoch(self, model: nn.Module, epoch: int, epochs: int, record: dict[str, Any]) -> None:
-        """Expect a record; the guard may still refuse the epoch."""
+        """Expect a new record; the guard may still reject the epoch."""
         self.epochs = epochs
 
-    def after_rollback(self, sentence: str) -> None:
+    def after_rollback(self, message: str) -> None:
         """Expect none."""
         self.epochs = 0
 
-    def after_keep(self, history: Sequence[dict[str, Any]]) -> None:
-        """Hand the last record on, if it is a new one."""
+    def after_history_change(self, history: Sequence[dict[str, Any]]) -> None:
+        """Call the function with the last record, if it is new."""
         if self.epochs:
-            self.show({**history[-1], "epochs": self.epochs})
+            self.function({**history[-1], "epochs": self.epochs})
             self.epochs = 0

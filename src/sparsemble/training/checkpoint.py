@@ -1,4 +1,4 @@
-"""What a killed training needs to go on: one file, written beside and renamed."""
+"""The state of a training on disk, from which a killed one resumes."""
 
 import json
 import os
@@ -16,57 +16,57 @@ from sparsemble.core.artifacts import write_bytes
 from sparsemble.core.errors import InputError
 from sparsemble.training import distributed
 
-Facts = dict[str, Any]
-"""What of a state is no tensor: history, rollbacks, hash of the settings."""
+Metadata = dict[str, Any]
+"""The part of a state that is not tensors: history, rollbacks, settings."""
 
 
 @final
 class Checkpoint:
-    """The state after an epoch in `NAME.safetensors`, and the last good one beside it in `NAME-good.safetensors`.
+    """The state after an epoch in `NAME.safetensors`, and the last good one in `NAME-good.safetensors`.
 
-    The facts stand in the file's metadata: one file is whole or absent, two could disagree. Without a folder both
-    are held in memory: enough to go back, not to survive.
+    Metadata is in the header of the same file, so that tensors and metadata never disagree. Without a folder both
+    states are kept in memory: enough for a rollback, not for a resume.
     """
 
     def __init__(self, folder: Path | None = None, name: str = "checkpoint") -> None:
         self.path = folder / f"{name}.safetensors" if folder else None
         self.good = folder / f"{name}-good.safetensors" if folder else None
-        self.held = self.held_good = b""
+        self.in_memory = self.good_in_memory = b""
 
-    def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
-        """Write a state; of several processes the first one does."""
+    def save(self, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
+        """Write a state; of several processes only the first one writes."""
         if distributed.rank():
             return
-        apart = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        content = save(apart, {"facts": json.dumps(facts)})
+        copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        content = save(copies, {"metadata": json.dumps(metadata)})
         if self.path:
             write_bytes(self.path, content)
         else:
-            self.held = content
+            self.in_memory = content
 
-    def keep_good(self) -> None:
-        """Call the state written last a good one."""
+    def mark_good(self) -> None:
+        """Mark the state written last as good."""
         if distributed.rank():
             return
         if not (self.path and self.good):
-            self.held_good = self.held
+            self.good_in_memory = self.in_memory
             return
         beside = self.good.with_suffix(".new")
         beside.unlink(missing_ok=True)
         try:
-            os.link(self.path, beside)  # no copy: the next save replaces the name, not the content
+            os.link(self.path, beside)  # no copy: the next save replaces the file, not its content
         except OSError:
             shutil.copyfile(self.path, beside)
         beside.replace(self.good)
-        beside.unlink(missing_ok=True)  # renaming one name of a file to another name of it does nothing
+        beside.unlink(missing_ok=True)  # a rename between two links of one file does nothing
 
-    def read(self) -> tuple[dict[str, Tensor], Facts] | None:
-        """Return the state written last, if there is one; of several processes all get the first one's."""
-        return _loaded(distributed.broadcast_bytes(_content(self.path) if self.path else self.held))
+    def read(self) -> tuple[dict[str, Tensor], Metadata] | None:
+        """Return the state written last, if there is one; every process gets that of the first."""
+        return _loaded(distributed.broadcast_bytes(_content(self.path) if self.path else self.in_memory))
 
-    def read_good(self) -> tuple[dict[str, Tensor], Facts] | None:
-        """Return the last good state in the same way."""
-        return _loaded(distributed.broadcast_bytes(_content(self.good) if self.good else self.held_good))
+    def read_good(self) -> tuple[dict[str, Tensor], Metadata] | None:
+        """Return the last good state, as `read` does."""
+        return _loaded(distributed.broadcast_bytes(_content(self.good) if self.good else self.good_in_memory))
 
     def remove(self) -> None:
         """Delete the files once their training is over."""
@@ -75,59 +75,64 @@ class Checkpoint:
                 path.unlink(missing_ok=True)
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, under the rest of their names."""
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimiser remembers of each parameter, as `INDEX.WORD`."""
+    """Return the optimiser's state of each parameter, as `INDEX.NAME`."""
     return {
-        f"{i}.{word}": value if isinstance(value, Tensor) else torch.tensor(value)
+        f"{i}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for i, parameter in enumerate(optimiser.param_groups[0]["params"])
-        for word, value in optimiser.state[parameter].items()
+        for name, value in optimiser.state[parameter].items()
         if value is not None
     }
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    """Give an optimiser back what `optimiser_state` returned."""
+    """Restore what `optimiser_state` returned."""
     optimiser.state.clear()
     parameters = optimiser.param_groups[0]["params"]
-    for name, value in state.items():
-        index, word = name.split(".", 1)
+    for key, value in state.items():
+        index, name = key.split(".", 1)
         parameter = parameters[int(index)]
         like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-        optimiser.state[parameter][word] = like.copy_(value)
+        optimiser.state[parameter][name] = like.copy_(value)
 
 
 def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _loaded(content: bytes) -> tuple[dict[str, Tensor], Facts] | None:
-    """Return the state in a file's content; None where it is cut off or of another kind."""
+def _loaded(content: bytes) -> tuple[dict[str, Tensor], Metadata] | None:
+    """Return the state in a file's content; None if it is truncated or of another format."""
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
-        facts: Facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
+        metadata: Metadata = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["metadata"])
     except (SafetensorError, KeyError):
         return None
-    return tensors, facts
+    return tensors, metadata
 
 
-def check_settings(ours: Facts, theirs: Facts, path: Path | None) -> None:
-    """Refuse to go on from the checkpoint of another training.
+def check_settings(current: Metadata, stored: Metadata, path: Path | None) -> None:
+    """Refuse to resume from the checkpoint of another training.
+
+    Args:
+        current: settings of this training.
+        stored: settings in the checkpoint.
+        path: the checkpoint, for the message.
 
     Raises:
-        InputError: naming a setting in which they differ, one that both have if possible.
+        InputError: the settings differ; the message names one of them, which both have if possible.
     """
-    mine, its = dict(_flat(ours)), dict(_flat(theirs))
-    for key in sorted(mine.keys() | its.keys(), key=lambda key: (key not in mine or key not in its, key)):
-        if mine.get(key, "unset") != its.get(key, "unset"):
+    ours, theirs = dict(_flat(current)), dict(_flat(stored))
+    for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key not in ours or key not in theirs, key)):
+        if ours.get(key, "unset") != theirs.get(key, "unset"):
             raise InputError(
-                f"the checkpoint {path} is of a training with {key} = {its.get(key, 'unset')}, this one has "
-                f"{mine.get(key, 'unset')}; remove it to train anew"
+                f"the checkpoint {path} is of a training with {key} = {theirs.get(key, 'unset')}, this one has "
+                f"{ours.get(key, 'unset')}; remove it to train anew"
             )
 
 

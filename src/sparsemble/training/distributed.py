@@ -1,8 +1,8 @@
-"""Several processes train one model: each on its slice of every batch, with one gradient (`torchrun`).
+"""Data-parallel training under `torchrun`: each process computes its slice of every batch, gradients are averaged.
 
-Not torch's DistributedDataParallel: that averages in the backward pass of a wrapped model's own forward pass, and our
-losses call members, features and inner losses directly. Here gradients are averaged once, after the backward
-pass; the steps of attacks never synchronise. With a single process every function returns what it was given.
+This does not use torch's DistributedDataParallel, which averages in the backward pass of a wrapped model's forward
+pass: our losses call members, features and inner losses directly. Gradients are averaged once, after the backward pass;
+steps of attacks do not synchronise. With a single process every function returns its argument.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from torch.distributed.nn.functional import all_reduce
 from sparsemble.core.module_state import NORMS
 
 TIMEOUT = datetime.timedelta(days=7)
-"""How long a process waits for another, which may be at a stage of its own."""
+"""Longest wait for another process, which may be running a stage of its own."""
 
 
 def launched_by_torchrun() -> bool:
-    """Return whether this process was started by torchrun as one of several."""
+    """Return whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def start(device: str) -> str:
-    """Join the other processes, and return this one's device.
+    """Join the process group and return this process's device.
 
     Args:
-        device: cpu, or cuda, of which each process takes its own.
+        device: cpu, or cuda: each process then uses the GPU of its local rank.
     """
     if not launched_by_torchrun():
         return device
@@ -47,38 +47,38 @@ def start(device: str) -> str:
 
 
 def stop() -> None:
-    """Leave the other processes, once all of them are here."""
+    """Leave the process group after a barrier."""
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for every process."""
     sum_over_processes([0])
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @torch.no_grad()
 def average_(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their mean over the processes, in one exchange for each number format."""
+    """Replace tensors by their mean over the processes, with one all-reduce for each dtype."""
     if world_size() == 1:
         return
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-        together = torch.cat([tensor.reshape(-1) for tensor in alike])
-        dist.all_reduce(together)
-        together /= world_size()
-        for tensor, mean in zip(alike, together.split([t.numel() for t in alike]), strict=True):
+        same = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for tensor, mean in zip(same, flat.split([t.numel() for t in same]), strict=True):
             tensor.copy_(mean.view(tensor.shape))
 
 
@@ -92,28 +92,28 @@ def mean_over_processes(terms: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
-    """Average the gradients of parameters that have one."""
+    """Average the gradients of the parameters that have one."""
     average_([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def sum_over_processes(counts: Sequence[int]) -> list[int]:
-    """Return the sums of whole numbers over the processes."""
+    """Return the sums of integers over the processes."""
     if world_size() == 1:
         return list(counts)
-    together = torch.tensor(counts, dtype=torch.int64, device=_exchange_device())
-    dist.all_reduce(together)
-    return [int(count) for count in together]
+    sums = torch.tensor(counts, dtype=torch.int64, device=_exchange_device())
+    dist.all_reduce(sums)
+    return [int(count) for count in sums]
 
 
 def broadcast_generator_(rng: torch.Generator) -> None:
-    """Give every process the generator of the first."""
+    """Set every process's generator to the state of the first."""
     if world_size() > 1:
         state = broadcast_bytes(rng.get_state().numpy().tobytes())
         rng.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 def broadcast_bytes(content: bytes) -> bytes:
-    """Return the first process's bytes."""
+    """Return the first process's bytes in every process."""
     if world_size() == 1:
         return content
     length = torch.tensor([len(content)], device=_exchange_device())
@@ -126,28 +126,28 @@ def broadcast_bytes(content: bytes) -> bytes:
 
 
 def broadcast_value(value: Any) -> Any:
-    """Return the first process's value, which JSON can hold."""
+    """Return the first process's value, which must be JSON, in every process."""
     return value if world_size() == 1 else json.loads(broadcast_bytes(json.dumps(value).encode()))
 
 
 def _exchange_device() -> torch.device:
-    """Return where tensors must lie to be exchanged."""
+    """Return the device of tensors that the backend can exchange."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 @torch.no_grad()
 def broadcast_model_(model: nn.Module) -> None:
-    """Give every process the first one's weights and statistics."""
+    """Set every process's weights and statistics to those of the first."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
-            held = tensor.contiguous()
-            dist.broadcast(held, 0)
-            tensor.copy_(held)
+            contiguous = tensor.contiguous()
+            dist.broadcast(contiguous, 0)
+            tensor.copy_(contiguous)
 
 
 @contextlib.contextmanager
 def synchronised_batchnorm(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm in train mode use the statistics of the whole batch, over all processes."""
+    """Make BatchNorm in train mode use the statistics of the whole batch, over all processes, while open."""
     norms = [module for module in model.modules() if isinstance(module, NORMS)] if world_size() > 1 else []
     for norm in norms:
         norm.forward = functools.partial(_batch_norm, norm)  # type: ignore[method-assign]
@@ -177,5 +177,5 @@ def _batch_norm(norm: Any, x: Tensor) -> Tensor:
     normal = centred * (variance.view(shape) + norm.eps).rsqrt()
     if norm.affine:
         normal = normal * norm.weight.view(shape) + norm.bias.view(shape)
-    answer: Tensor = normal.to(x.dtype)
-    return answer
+    output: Tensor = normal.to(x.dtype)
+    return output

@@ -1,4 +1,4 @@
-"""Averaging the weights over the steps of training (Izmailov et al. 2018; Gowal et al. 2020)."""
+"""Exponential moving average of the weights (Izmailov et al. 2018; Gowal et al. 2020)."""
 
 import copy
 from collections import deque
@@ -18,15 +18,18 @@ from sparsemble.training import distributed
 @final
 @dataclass(frozen=True, kw_only=True)
 class EMA:
-    """An exponential moving average of the weights, with BatchNorm's statistics measured anew on its own features.
+    """Settings of an exponential moving average whose BatchNorm statistics are computed on its own features.
+
+    w_ema <- d w_ema + (1 - d) w after step n, with d = min(decay, (1 + n) / (10 + n)).
 
     Source: Gowal et al. 2020, section 4.4 (averaging in adversarial training).
     """
 
     decay: float = 0.999
-    """What each step keeps of the average so far, in [0, 1); less in the first steps: (1 + n) / (10 + n)."""
+    """Weight of the average so far at each step, in [0, 1); smaller in the first steps."""
     batches: int = 10
-    """Last training batches of an epoch, adversarial where they were crafted, that BatchNorm is measured on, >= 1."""
+    """Last training batches of an epoch (their adversarial images, where crafted) on which BatchNorm's statistics are
+    computed, >= 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -37,7 +40,7 @@ class EMA:
 
 @final
 class EMAModel:
-    """The average of a model in training: a copy that follows it."""
+    """A copy of a model in training that holds the average of its weights."""
 
     def __init__(self, model: nn.Module, settings: EMA) -> None:
         self.settings = settings
@@ -46,19 +49,19 @@ class EMAModel:
         self.recent: deque[Images] = deque(maxlen=settings.batches)
 
     @torch.no_grad()
-    def follow(self, model: nn.Module, seen: Images) -> None:
-        """Move towards the model after a step on these images."""
-        self.recent.append(seen)
+    def update(self, model: nn.Module, x: Images) -> None:
+        """Update the average after a step on these images."""
+        self.recent.append(x)
         decay = min(self.settings.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for mine, its in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine.lerp_(its, 1 - decay)
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
+        for average, weight in zip(self.model.parameters(), model.parameters(), strict=True):
+            average.lerp_(weight, 1 - decay)
+        for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+            copied.copy_(buffer)
 
     @torch.no_grad()
     def refresh(self) -> nn.Module:
-        """Measure BatchNorm on the recent images, and return the average in eval mode."""
+        """Compute BatchNorm statistics on the recent images, and return the averaged model in eval mode."""
         norms = [module for module in self.model.modules() if isinstance(module, NORMS)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -75,11 +78,11 @@ class EMAModel:
         return self.model.eval()
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a resumed run needs, after an epoch."""
+        """Return what a resumed run needs; only complete after `refresh`."""
         return {"steps": torch.tensor(self.steps), **{f"w.{k}": v for k, v in self.model.state_dict().items()}}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take it back."""
+        """Restore what `state` returned."""
         self.steps = int(state["steps"])
         self.model.load_state_dict({name[2:]: tensor for name, tensor in state.items() if name.startswith("w.")})
         self.recent.clear()

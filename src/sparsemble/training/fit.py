@@ -1,4 +1,4 @@
-"""The only training loop."""
+"""The training loop that dense training, pruning, fine-tuning and ensemble learning share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,35 +32,33 @@ def fit(
     checkpoint: Checkpoint | None = None,
     precision: Precision = FLOAT32,
 ) -> list[dict[str, Any]]:
-    """Train a model in place.
-
-    Where training goes wrong it goes back to the last good epoch, and on more gently (`Schedule.guard`).
+    """Train a model in place; after a failed epoch return to the last good one and continue more carefully.
 
     Args:
-        model: any module; its parameters that want a gradient are trained.
-        loss: what goes down.
-        batches: where the images come from.
-        schedule: steps, rate, averaging, guard.
+        model: any module from images to logits; its parameters with `requires_grad` are trained.
+        loss: the function that is minimised.
+        batches: training images (B, C, H, W) in [0, 1] with labels.
+        schedule: optimiser, learning rate, averaging of weights, guard.
         epochs: passes over the batches, >= 1.
-        threat: handed to the objective.
+        threat: passed to the loss.
         rng: draws order, augmentation and attack starts, on the model's device.
-        callbacks: what else happens.
-        checkpoint: where to keep the state after every epoch; an existing one is resumed, bit for bit on a CPU.
-        precision: number format, layout, compilation.
+        callbacks: called after steps, epochs and rollbacks.
+        checkpoint: where the state is written after every epoch; an existing one is resumed, bit for bit on a CPU.
+        precision: number format, memory layout, compilation.
 
     Returns:
-        One record an epoch: `epoch`, `loss`, parts of the loss, `rate`, `seconds`, `forward_passes` and
-        `backward_passes` (images, attacks and probes included), what callbacks added, and `rolled_back`: sentences
-        on the tries at this epoch that went wrong; `stopped`: why it is the last one, where robustness collapsed.
+        One record an epoch: `epoch`, `loss`, terms of the loss, `learning_rate`, `seconds`, `forward_passes` and
+        `backward_passes` (images, those of attacks and evaluations included), and what callbacks added; `rolled_back`:
+        messages of the failed attempts at this epoch; `stopped`: why it is the last one, where robustness collapsed.
 
     Raises:
         InputError: epochs below 1, a number format that the device lacks, or a checkpoint of other settings.
-        RunError: the weights blew up once more than the guard allows.
+        RunError: weights or loss diverged once more than the guard allows.
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs} must be 1 or more")
     precision.check(rng.device)
-    parts = list(model.members) if isinstance(model, Ensemble) else [model]
+    networks = list(model.members) if isinstance(model, Ensemble) else [model]
     loop = Loop(
         model=model,
         loss=loss,
@@ -73,15 +71,15 @@ def fit(
         checkpoint=checkpoint or Checkpoint(),
         precision=precision,
     )
-    with precision.applied(model, parts):
+    with precision.applied(model, networks):
         loop.resume()
         while len(loop.history) < epochs and not loop.stopped:
-            with count_passes(*parts, *loop.averaged_parts()) as passes:
-                found = loop.epoch()
-            if isinstance(found, Fault):
-                loop.roll_back(found, passes)
+            with count_passes(*networks, *loop.ema_networks()) as passes:
+                outcome = loop.run_epoch()
+            if isinstance(outcome, Fault):
+                loop.roll_back(outcome, passes)
             else:
-                loop.keep(found, passes)
+                loop.add_epoch(outcome, passes)
     loop.finish()
     model.eval()
     return loop.history

@@ -1,4 +1,4 @@
-"""The state of a training, and what moves it: an epoch, a rollback, a checkpoint."""
+"""State of a training and the operations that change it: one epoch, a rollback, writing and reading a checkpoint."""
 
 import json
 import time
@@ -19,22 +19,29 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.training import distributed
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.checkpoint import Checkpoint, Facts, check_settings, optimiser_state, part, restore_optimiser
+from sparsemble.training.checkpoint import (
+    Checkpoint,
+    Metadata,
+    check_settings,
+    optimiser_state,
+    restore_optimiser,
+    with_prefix,
+)
 from sparsemble.training.ema import EMAModel
 from sparsemble.training.guard import Fault, divergence
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
 
-BLOWN_UP = Fault("weights or answers became NaN or infinite", "diverged")
-LOOK_EVERY = 20
-"""Steps between looks at the loss on a GPU, where each look waits for it."""
+NOT_FINITE = Fault("weights or logits became NaN or infinite", "diverged")
+CHECK_EVERY = 20
+"""Steps between checks of the loss on a GPU, where each check synchronises with it."""
 
 
 @final
 @dataclass(kw_only=True)
 class Loop:
-    """One training on its way; `fit` drives it."""
+    """The state of one training; `fit` calls its methods."""
 
     model: nn.Module
     loss: TrainingLoss
@@ -48,9 +55,9 @@ class Loop:
     precision: Precision
     history: list[dict[str, Any]] = field(default_factory=list)
     rollbacks: list[dict[str, Any]] = field(default_factory=list)
-    """Every time training went wrong: `epoch`, `sentence`, and what was made gentler: `rate` or `attack`."""
+    """One entry a rollback: `epoch`, `message`, `backed_off` ("learning_rate" or "attack"), and the passes undone."""
     stopped: bool = False
-    """Whether robustness collapsed once too often."""
+    """Whether training ended early because robustness collapsed again after the last permitted rollback."""
 
     def __post_init__(self) -> None:
         distributed.broadcast_model_(self.model)
@@ -58,15 +65,15 @@ class Loop:
         self.optimiser = self.schedule.optimiser(self.model.parameters())
         self.ema_model = EMAModel(self.model, self.schedule.ema) if self.schedule.ema else None
 
-    def averaged_parts(self) -> list[nn.Module]:
-        """Return the networks of the average, whose passes count as well."""
+    def ema_networks(self) -> list[nn.Module]:
+        """Return the networks of the averaged model, whose forward passes are counted too."""
         if not self.ema_model:
             return []
         model = self.ema_model.model
         return list(model.members) if isinstance(model, Ensemble) else [model]
 
-    def epoch(self) -> dict[str, Any] | Fault:
-        """Train one epoch and have it measured; return its record, or what is wrong with it."""
+    def run_epoch(self) -> dict[str, Any] | Fault:
+        """Train for one epoch and evaluate it; return its record, or the fault."""
         started = time.perf_counter()
         number = len(self.history) + 1
         self.model.train()
@@ -77,172 +84,181 @@ class Loop:
             learning_rate = self._set_learning_rate(progress)
             terms = self._step(self.precision.images(x), y, progress)
             if terms is None:
-                return BLOWN_UP
+                return NOT_FINITE
             for name, term in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(term)) + term
-            if (not x.is_cuda or i % LOOK_EVERY == 0) and (fault := divergence(float(terms["loss"]))):
+            if (not x.is_cuda or i % CHECK_EVERY == 0) and (fault := divergence(float(terms["loss"]))):
                 return fault
         means = {name: float(total) / len(self.batches) for name, total in sums.items()}
         record = {"epoch": number, **means, "learning_rate": learning_rate}
-        return self._measured(record, x, started)
+        return self._evaluate(record, x, started)
 
     def _set_learning_rate(self, progress: float) -> float:
-        slower = sum(rollback["backed_off"] == "learning_rate" for rollback in self.rollbacks)
-        learning_rate: float = self.schedule.learning_rate_at(progress) * self.schedule.guard.backoff**slower
+        reductions = sum(rollback["backed_off"] == "learning_rate" for rollback in self.rollbacks)
+        learning_rate: float = self.schedule.learning_rate_at(progress) * self.schedule.guard.backoff**reductions
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         return learning_rate
 
     def _step(self, x: Tensor, y: Tensor, progress: float) -> dict[str, Tensor] | None:
-        """Take a step on a batch and return the loss and its parts; nothing where an attack met NaN weights."""
+        """Update the weights on a batch; return the loss and its terms, or None where an attack met NaN weights."""
         self.optimiser.zero_grad(set_to_none=True)
         with sharded(*self.batches.shard), distributed.synchronised_batchnorm(self.model):
             try:
-                output = self._objective().at(progress)(self.model, x, y, self.threat, rng=self.rng)
+                output = self._current_loss().at(progress)(self.model, x, y, self.threat, rng=self.rng)
             except RunError:  # an attack met NaN
-                if self._sound(x):
+                if self._is_finite_on(x):
                     raise
                 return None
             output.loss.backward()
         terms = distributed.mean_over_processes({"loss": output.loss.detach(), **output.terms})
-        distributed.average_gradients_(self.optimiser.param_groups[0]["params"])
+        parameters = self.optimiser.param_groups[0]["params"]
+        distributed.average_gradients_(parameters)
         distributed.broadcast_generator_(self.rng)
         if self.schedule.max_grad_norm:
-            nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], self.schedule.max_grad_norm)
+            nn.utils.clip_grad_norm_(parameters, self.schedule.max_grad_norm)
         self.optimiser.step()
         for callback in self.callbacks:
             callback.after_step(self.model)
         if self.ema_model:
-            self.ema_model.follow(self.model, x if output.adversarial is None else output.adversarial.detach())
+            self.ema_model.update(self.model, x if output.adversarial is None else output.adversarial.detach())
         return terms
 
-    def _objective(self) -> TrainingLoss:
-        """Return the loss, its attack as gentle as rollbacks made it."""
+    def _current_loss(self) -> TrainingLoss:
+        """Return the loss with its attack weakened as often as rollbacks asked for."""
         training_loss = self.loss
         for rollback in self.rollbacks:
             if rollback["backed_off"] == "attack":
                 training_loss = training_loss.with_weaker_attack(self.schedule.guard.backoff) or training_loss
         return training_loss
 
-    def _measured(self, record: dict[str, Any], x: Tensor, started: float) -> dict[str, Any] | Fault:
-        """Have an epoch, whose last batch was `x`, judged by the callbacks and the guard."""
+    def _evaluate(self, record: dict[str, Any], x: Tensor, started: float) -> dict[str, Any] | Fault:
+        """Pass an epoch, whose last batch was `x`, to the callbacks and the guard."""
         if fault := divergence(record["loss"]):
             return fault
-        shown = self.ema_model.refresh() if self.ema_model else self.model
-        if not (_finite(self.model) and _finite(shown)):
-            return BLOWN_UP
+        evaluated = self.ema_model.refresh() if self.ema_model else self.model
+        if not (_is_finite(self.model) and _is_finite(evaluated)):
+            return NOT_FINITE
         record["seconds"] = time.perf_counter() - started
         try:
             for callback in self.callbacks:
-                callback.after_epoch(shown, record["epoch"], self.epochs, record)
-        except RunError:  # the attack of a probe met NaN
-            if self._sound(x):
+                callback.after_epoch(evaluated, record["epoch"], self.epochs, record)
+        except RunError:  # the attack of a callback met NaN
+            if self._is_finite_on(x):
                 raise
-            return BLOWN_UP
-        record = distributed.broadcast_value(record)  # a GPU may not measure the same twice
+            return NOT_FINITE
+        record = distributed.broadcast_value(record)  # two GPUs may not measure the same
         return self.schedule.guard.collapse(record, self.history) or record
 
-    def _sound(self, x: Tensor) -> bool:
-        """Return whether weights, and answers to these images, are numbers."""
-        if not _finite(self.model):
+    def _is_finite_on(self, x: Tensor) -> bool:
+        """Return whether the weights, and the logits of these images, are finite."""
+        if not _is_finite(self.model):
             return False
         with torch.no_grad(), eval_mode(self.model):
             return bool(self.model(x).isfinite().all())
 
-    def keep(self, record: dict[str, Any], passes: Passes) -> None:
-        """Enter an epoch in the history, with what came to nothing before it, and write the state."""
-        record["forward_passes"], record["backward_passes"] = distributed.sum_over_processes(
-            [passes.forward, passes.backward]
-        )
-        self._enter_tries(record, [one for one in self.rollbacks if one["epoch"] == record["epoch"]])
+    def add_epoch(self, record: dict[str, Any], passes: Passes) -> None:
+        """Append an epoch, and the rollbacks that preceded it, to the history and write the checkpoint."""
+        counts = distributed.sum_over_processes([passes.forward, passes.backward])
+        record["forward_passes"], record["backward_passes"] = counts
+        self._add_rollbacks(record, [entry for entry in self.rollbacks if entry["epoch"] == record["epoch"]])
         self.history.append(record)
         self._save()
-        self._tell()
+        self._notify()
 
-    def _enter_tries(self, record: dict[str, Any], tries: list[dict[str, Any]]) -> None:
-        """Add what came to nothing to the record of an epoch."""
-        if tries:
-            record["rolled_back"] = [*record.get("rolled_back", []), *(one["sentence"] for one in tries)]
-        for way in ("forward_passes", "backward_passes"):
-            record[way] += sum(one[way] for one in tries)
+    def _add_rollbacks(self, record: dict[str, Any], rollbacks: list[dict[str, Any]]) -> None:
+        """Add the messages and the passes of rollbacks to the record of an epoch."""
+        if rollbacks:
+            messages = [entry["message"] for entry in rollbacks]
+            record["rolled_back"] = [*record.get("rolled_back", []), *messages]
+        for direction in ("forward_passes", "backward_passes"):
+            record[direction] += sum(entry[direction] for entry in rollbacks)
 
     def roll_back(self, fault: Fault, passes: Passes) -> None:
-        """Go back to the last good state: to go on more gently, or to stop there after a last collapse.
+        """Restore the last good state and reduce the learning rate or the attack; after the last rollback, stop there.
+
+        Args:
+            fault: what went wrong.
+            passes: of the epoch that is undone.
 
         Raises:
-            RunError: the weights blew up, and going back has been tried often enough.
+            RunError: weights or loss diverged after the last permitted rollback.
         """
         number, guard = len(self.history) + 1, self.schedule.guard
-        attack = fault.kind == "collapsed" and self._objective().with_weaker_attack(guard.backoff) is not None
-        last = len(self.rollbacks) >= guard.tries
+        weaken = fault.kind == "collapsed" and self._current_loss().with_weaker_attack(guard.backoff) is not None
+        last = len(self.rollbacks) >= guard.max_rollbacks
         if last and fault.kind == "diverged":
             raise RunError(
-                f"{fault.sentence} in epoch {number}; training went back {len(self.rollbacks)} times and stops here; "
-                f"lower learning_rate = {self.schedule.learning_rate:g} or use an attack of more steps"
+                f"{fault.message} in epoch {number}; training was rolled back {len(self.rollbacks)} times and stops "
+                f"here; lower learning_rate = {self.schedule.learning_rate:g} or use an attack of more steps"
             )
         state = self.checkpoint.read_good() or self.checkpoint.read()
         assert state is not None, "a state is written before the first epoch"
-        tries, lost = self.rollbacks, self._passes_after(state[1])
-        self._take(*state)
-        back = len(self.history)
-        then = "training stops there" if last else f"on with {'a gentler attack' if attack else 'a lower rate'}"
-        sentence = f"{fault.sentence} in epoch {number}; back to epoch {back}, {then}"
+        earlier, undone = self.rollbacks, self._passes_after(state[1])
+        self._load(*state)
+        epoch = len(self.history)
+        continuation = f"continuing with a {'weaker attack' if weaken else 'lower learning rate'}"
+        message = f"{fault.message} in epoch {number}; rolled back to epoch {epoch}, "
+        message += "training stops there" if last else continuation
         forward, backward = distributed.sum_over_processes([passes.forward, passes.backward])
-        forward, backward = lost[0] + forward, lost[1] + backward
-        cost = {"forward_passes": forward, "backward_passes": backward}
-        self.rollbacks = [
-            *tries,
-            {"epoch": back + 1, "sentence": sentence, "backed_off": "attack" if attack else "learning_rate", **cost},
-        ]
+        entry = {
+            "epoch": epoch + 1,
+            "message": message,
+            "backed_off": "attack" if weaken else "learning_rate",
+            "forward_passes": undone[0] + forward,
+            "backward_passes": undone[1] + backward,
+        }
+        self.rollbacks = [*earlier, entry]
         self.stopped = last
         if last and self.history:
-            self._enter_tries(self.history[-1], [one for one in self.rollbacks if one["epoch"] == back + 1])
-            self.history[-1]["rolled_back"].pop()
-            self.history[-1]["stopped"] = sentence
+            record = self.history[-1]
+            self._add_rollbacks(record, [entry for entry in self.rollbacks if entry["epoch"] == epoch + 1])
+            record["rolled_back"].pop()
+            record["stopped"] = message
         for callback in self.callbacks:
-            callback.after_rollback(sentence)
+            callback.after_rollback(message)
         self._save()
-        self._tell()
+        self._notify()
 
     def resume(self) -> None:
-        """Go on from the checkpoint, or call the fresh state the first good one."""
+        """Continue from the checkpoint, or write the initial state as the first good one."""
         state = self.checkpoint.read()
         if state is None:
             self._save()
             return
-        self._take(*state)
-        self._call_good()  # it may have been killed between the two
-        self._tell()
+        self._load(*state)
+        self._mark_good()  # the process may have been killed between the two writes
+        self._notify()
 
     def finish(self) -> None:
-        """Put the weights in place that training hands back."""
+        """Load the weights that training returns into the model."""
         if self.ema_model:
             self.model.load_state_dict(self.ema_model.model.state_dict())
         for callback in self.callbacks:
             callback.finish(self.model)
         distributed.broadcast_model_(self.model)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for callback in self.callbacks:
-            callback.after_keep(self.history)
+            callback.after_history_change(self.history)
 
     def _save(self) -> None:
-        self.checkpoint.save(self._tensors(), self._facts())
-        self._call_good()
+        self.checkpoint.save(self._tensors(), self._metadata())
+        self._mark_good()
 
-    def _call_good(self) -> None:
-        """Keep the state as a good one: a measured epoch, or any epoch where none was ever measured."""
-        measured = ["held_out_robust" in record for record in self.history]
-        if not any(measured) or measured[-1]:
-            self.checkpoint.keep_good()
+    def _mark_good(self) -> None:
+        """Mark the saved state as good if its epoch was evaluated, or if no epoch ever was."""
+        evaluated = ["held_out_robust" in record for record in self.history]
+        if not any(evaluated) or evaluated[-1]:
+            self.checkpoint.mark_good()
 
-    def _passes_after(self, facts: Facts) -> tuple[int, int]:
-        """Return the passes of the epochs that going back to a state undoes, without tries that were entered before."""
-        kept = len(facts["history"])
+    def _passes_after(self, metadata: Metadata) -> tuple[int, int]:
+        """Return the passes of the epochs that loading a state undoes, without rollbacks that are entered already."""
+        kept = len(metadata["history"])
         undone = self.history[kept:]
-        tries = [rollback for rollback in self.rollbacks if kept < rollback["epoch"] <= len(self.history)]
-        forward = sum(r["forward_passes"] for r in undone) - sum(r["forward_passes"] for r in tries)
-        backward = sum(r["backward_passes"] for r in undone) - sum(r["backward_passes"] for r in tries)
+        entered = [rollback for rollback in self.rollbacks if kept < rollback["epoch"] <= len(self.history)]
+        forward = sum(r["forward_passes"] for r in undone) - sum(r["forward_passes"] for r in entered)
+        backward = sum(r["backward_passes"] for r in undone) - sum(r["backward_passes"] for r in entered)
         return forward, backward
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -251,16 +267,16 @@ class Loop:
         for i, callback in enumerate(self.callbacks):
             tensors |= {f"callback.{i}.{name}": tensor for name, tensor in callback.state().items()}
         if self.ema_model:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.ema_model.state().items()}
+            tensors |= {f"ema.{name}": tensor for name, tensor in self.ema_model.state().items()}
         return tensors | {"rng": self.rng.get_state()}
 
-    def _facts(self) -> Facts:
-        return {name: getattr(self, name) for name in ("history", "rollbacks", "stopped")} | {
-            "settings": self._settings()
-        }
+    def _metadata(self) -> Metadata:
+        names = ("history", "rollbacks", "stopped")
+        return {name: getattr(self, name) for name in names} | {"settings": self._settings()}
 
     def _settings(self) -> dict[str, Any]:
-        """Return what two trainings must share for one to go on from the other's checkpoint."""
+        """Return what two trainings must share for one to continue from the other's checkpoint."""
+        # A loss that was made in Python may have fields that JSON cannot hold.
         registered = hasattr(self.loss, "name")
         settings = {
             "loss": to_dict(self.loss) if registered else type(self.loss).__name__,
@@ -272,24 +288,24 @@ class Loop:
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
-    def _take(self, tensors: dict[str, Tensor], facts: Facts) -> None:
-        """Become the state that was written.
+    def _load(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
+        """Restore a state that was written.
 
         Raises:
-            InputError: it belongs to a training of other settings.
+            InputError: it belongs to a training with other settings.
         """
-        check_settings(self._settings(), facts["settings"], self.checkpoint.path)
-        self.model.load_state_dict(part(tensors, "model."))
-        restore_optimiser(self.optimiser, part(tensors, "optimiser."))
+        check_settings(self._settings(), metadata["settings"], self.checkpoint.path)
+        self.model.load_state_dict(with_prefix(tensors, "model."))
+        restore_optimiser(self.optimiser, with_prefix(tensors, "optimiser."))
         for i, callback in enumerate(self.callbacks):
-            callback.restore(part(tensors, f"callback.{i}."))
+            callback.restore(with_prefix(tensors, f"callback.{i}."))
         if self.ema_model:
-            self.ema_model.restore(part(tensors, "average."))
+            self.ema_model.restore(with_prefix(tensors, "ema."))
         self.rng.set_state(tensors["rng"])
-        self.history, self.rollbacks, self.stopped = facts["history"], facts["rollbacks"], facts["stopped"]
+        self.history, self.rollbacks, self.stopped = (metadata[name] for name in ("history", "rollbacks", "stopped"))
 
 
-def _finite(model: nn.Module) -> bool:
-    """Return whether every weight and statistic is a number."""
+def _is_finite(model: nn.Module) -> bool:
+    """Return whether every weight and statistic is finite."""
     floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     return all(bool(tensor.isfinite().all()) for tensor in floating)

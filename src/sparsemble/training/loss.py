@@ -1,4 +1,4 @@
-"""What training minimises: one signature for single models, sparse models and ensembles."""
+"""The interface of training losses: one signature for single models, sparse models and ensembles."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,32 +19,47 @@ from sparsemble.core.types import Classifier, Images, Labels, Logits
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A loss to go down, and what is worth writing into the history."""
+    """A loss with its terms, for the history."""
 
     loss: Tensor
-    """Scalar with a gradient."""
+    """Differentiable scalar."""
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Parts of the loss, detached scalars, by name."""
+    """Terms of the loss: detached scalars, by name."""
     adversarial: Images | None = None
-    """The adversarial images crafted against the whole model, where the objective made some."""
+    """The adversarial images crafted against the whole model, where the loss crafts any."""
 
 
 class TrainingLoss(Component):
-    """A training loss; it may move BatchNorm by its training passes and changes nothing else."""
+    """A training loss; its forward passes update BatchNorm statistics, and it changes nothing else of the model."""
 
     needs_ensemble: ClassVar[bool] = False
-    """Whether it compares members, and so means nothing for a single network."""
+    """Whether it is defined for ensembles only."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
-        """Return the loss of a batch; the model is in training mode."""
+        """Return the loss of a batch.
+
+        Args:
+            model: in training mode.
+            x: (B, C, H, W) in [0, 1].
+            y: (B) true classes.
+            threat: where adversarial images may lie.
+            rng: draws random starts, on the device of `x`.
+        """
 
     def prepare(
         self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Callable[[], LossOutput]:
-        """Return what computes the loss of a batch at the weights of the moment, with the same draws every time.
+        """Return a function that computes the loss of a batch at the current weights, each time with the same draws.
 
-        Objectives that craft first (`AdversarialLoss`) do so here, once; others start from the beginning at every call.
+        An `AdversarialLoss` crafts its images here, once; other losses are computed from the start at every call.
+
+        Args:
+            model: in training mode.
+            x: (B, C, H, W) in [0, 1].
+            y: (B) true classes.
+            threat: where adversarial images may lie.
+            rng: draws random starts, on the device of `x`.
         """
         state = rng.get_state()
 
@@ -55,59 +70,76 @@ class TrainingLoss(Component):
         return loss
 
     def with_weaker_attack(self, factor: float) -> "TrainingLoss | None":
-        """Return this objective with attacks less prone to collapse; only single-step ones have such a knob."""
+        """Return this loss with an attack less prone to catastrophic overfitting, or None if it has no such setting."""
         changed = {name: inner.with_weaker_attack(factor) for name, inner in self._inner()}
-        found = {name: inner for name, inner in changed.items() if inner is not None}
-        return replace(self, **found) if found else None  # type: ignore[type-var]
+        weaker = {name: inner for name, inner in changed.items() if inner is not None}
+        return replace(self, **weaker) if weaker else None  # type: ignore[type-var]
 
     def at(self, progress: float) -> "TrainingLoss":
-        """Return what this objective is after a share of the training, in [0, 1]; it differs where one warms up."""
+        """Return the loss that holds at this share of training, in [0, 1]; it differs during a warm-up."""
         return self._changed({name: inner.at(progress) for name, inner in self._inner()})
 
     def with_teacher(self, teacher: Classifier) -> "TrainingLoss":
-        """Return this objective with a trained model to learn from, in eval mode; most have no use for one."""
+        """Return this loss with a trained model, in eval mode, as its teacher; most losses ignore it."""
         return self._changed({name: inner.with_teacher(teacher) for name, inner in self._inner()})
 
     def _inner(self) -> "list[tuple[str, TrainingLoss]]":
-        """Return the losses that this one is made of, by the setting that holds them."""
+        """Return the losses among the settings of this one, by the name of the setting."""
         return [(name, value) for name, value in vars(self).items() if isinstance(value, TrainingLoss)]
 
     def _changed(self, inner: "dict[str, TrainingLoss]") -> "TrainingLoss":
-        """Return this objective with others in these settings; itself where they are those it has."""
+        """Return this loss with other inner losses; itself if they are the same objects."""
         same = all(getattr(self, name) is value for name, value in inner.items())
         return self if same else replace(self, **inner)  # type: ignore[type-var]
 
 
 class AdversarialLoss(TrainingLoss):
-    """An objective in two halves, so that another may come between them: craft images, then take the loss on them."""
+    """A loss in two steps, so that others can act between them: craft adversarial images, then compute the loss."""
 
     @abstractmethod
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Craft the adversarial images of a batch; the model is left as found."""
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Return the adversarial images of a batch; the model is not changed.
+
+        Args:
+            model: in training mode.
+            x: (B, C, H, W) in [0, 1].
+            y: (B) true classes.
+            threat: where adversarial images may lie.
+            rng: draws random starts, on the device of `x`.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
-        """Return the loss of a batch whose adversarial images are there."""
+        """Return the loss of a batch.
+
+        Args:
+            model: in training mode.
+            x: (B, C, H, W) in [0, 1].
+            x_adv: (B, C, H, W), its adversarial images.
+            y: (B) true classes.
+        """
 
     @final
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
-        """Craft, and return the loss."""
-        return self.loss(model, x, self.images(model, x, y, threat, rng=rng), y)
+        """Craft adversarial images and return the loss."""
+        return self.loss(model, x, self.adversarial_images(model, x, y, threat, rng=rng), y)
 
     @final
     def prepare(
         self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Callable[[], LossOutput]:
-        """Craft, and return what computes the loss at the weights of the moment."""
-        x_adv = self.images(model, x, y, threat, rng=rng)
+        """Craft adversarial images and return a function that computes the loss on them at the current weights."""
+        x_adv = self.adversarial_images(model, x, y, threat, rng=rng)
         return lambda: self.loss(model, x, x_adv, y)
 
 
-def parts(training_loss: TrainingLoss) -> Iterator[TrainingLoss]:
-    """Yield an objective and all that it is made of."""
+def nested_losses(training_loss: TrainingLoss) -> Iterator[TrainingLoss]:
+    """Yield a loss and the losses in its settings, recursively."""
     yield training_loss
     for _, inner in training_loss._inner():
-        yield from parts(inner)
+        yield from nested_losses(inner)
 
 
 def craft(
@@ -121,17 +153,20 @@ def craft(
     target: Classifier | None = None,
     batch_norm: Literal["eval", "train"] = "eval",
 ) -> Images:
-    """Make adversarial images without gradients of weights; mode, statistics and weights are left as found.
+    """Craft adversarial images without gradients of the weights; mode, statistics and weights are not changed.
 
     Args:
-        model: the module whose mode is switched.
-        attack: how to search.
+        model: the module whose mode is set while crafting.
+        attack: the attack.
         x: (B, C, H, W) in [0, 1].
         y: (B) true classes.
-        threat: where to search.
-        rng: draws random starts.
-        target: what to climb where it is not the model itself.
-        batch_norm: what BatchNorm normalises by: its running statistics (eval), or those of the batch (train).
+        threat: where adversarial images may lie.
+        rng: draws random starts, on the device of `x`.
+        target: the function that is attacked, if it is not the model itself.
+        batch_norm: whether BatchNorm normalises by its running statistics (eval) or by those of the batch (train).
+
+    Returns:
+        (B, C, H, W) in [0, 1], inside the threat model.
     """
     mode = {"eval": eval_mode, "train": batchnorm_batch_statistics}[batch_norm]
     with mode(model), frozen_weights(model):
@@ -139,21 +174,23 @@ def craft(
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Return logits in at least 32 bits, as logarithms need them."""
+    """Return logits in at least 32 bits, which logarithms need."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy(logits: Logits, y: Labels, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy, a share of every label spread evenly over all classes."""
+    """Return the mean cross-entropy.
+
+    Args:
+        logits: (B, K).
+        y: (B) true classes.
+        label_smoothing: share of each label that is spread evenly over all classes, in [0, 1).
+    """
     return F.cross_entropy(at_least_float32(logits), y, label_smoothing=label_smoothing)
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """Refuse a share that is none.
-
-    Raises:
-        InputError: it lies outside [0, 1).
-    """
+    """Raise an `InputError` if label_smoothing is not in [0, 1)."""
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing = {label_smoothing:g} must lie in [0, 1)")
 

@@ -1,4 +1,4 @@
-"""What turns gradients into steps."""
+"""The interface of optimisers."""
 
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ from sparsemble.core.registry import Component, Registry
 
 
 class Optimiser(Component):
-    """Settings of a step rule; the rate comes from the schedule."""
+    """Settings of an optimiser; the learning rate comes from the schedule."""
 
     @abstractmethod
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimiser of the parameters that want a gradient; the loop sets its rate before every step."""
+        """Return the optimiser of the trainable parameters; the loop sets its learning rate before every step."""
 
 
 optimisers: Registry[Optimiser] = Registry("optimiser", Optimiser)
 
 
-def trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Return the parameters that want a gradient."""
+def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the parameters with `requires_grad`."""
     return [parameter for parameter in parameters if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""How a training computes: number format, memory layout, compilation."""
+"""Number format, memory layout and compilation of a training."""
 
 import contextlib
 import copy
@@ -16,17 +16,17 @@ from sparsemble.core.types import Images
 @final
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """What makes a training quicker without being part of the method; held-out images are judged in float32."""
+    """Settings that make training faster; held-out images are always evaluated in float32."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: convolutions and products in 16 bits, weights, logits, losses and gradients in 32."""
+    """bfloat16: convolutions and matrix products in 16 bits; weights, logits, losses and gradients in 32."""
     channels_last: bool = True
-    """Hold images and filters with the channels innermost, as fast convolutions read them."""
+    """Keep images and filters in channels-last memory layout, which is faster for convolutions."""
     compile: bool = False
-    """Compile plain networks (the dense parent, fine-tuning), which pays in long trainings only."""
+    """Compile plain networks (the dense parent, fine-tuning); worthwhile in long trainings only."""
 
     def check(self, device: torch.device | str) -> None:
-        """Refuse a format that the device does not compute in.
+        """Check that the device supports the number format.
 
         Raises:
             InputError: bfloat16 on a processor without AVX-512 or a GPU older than Ampere.
@@ -44,30 +44,35 @@ class Precision:
             )
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
-        """Compute the model's parts (its members, or itself) in this way while the context is open."""
+    def applied(self, model: nn.Module, networks: Sequence[nn.Module]) -> Iterator[None]:
+        """Apply the settings while the context is open.
+
+        Args:
+            model: the trained module.
+            networks: its members, or the model itself.
+        """
         with contextlib.ExitStack() as stack:
             if self.channels_last:
                 stack.enter_context(_in_channels_last(model))
             if self.compile or self.dtype == "bfloat16":
-                for part in parts:
-                    stack.enter_context(self._faster(part))
+                for network in networks:
+                    stack.enter_context(self._fast_forward(network))
             yield
 
     @contextlib.contextmanager
-    def _faster(self, part: nn.Module) -> Iterator[None]:
-        own = part.__dict__.get("forward")
-        fast = torch.compile(part.forward) if self.compile else part.forward
-        part.forward = _Forward(part.forward, in_bfloat16(fast) if self.dtype == "bfloat16" else fast)
+    def _fast_forward(self, network: nn.Module) -> Iterator[None]:
+        previous = network.__dict__.get("forward")
+        fast = torch.compile(network.forward) if self.compile else network.forward
+        network.forward = _Forward(network.forward, in_bfloat16(fast) if self.dtype == "bfloat16" else fast)
         try:
             yield
         finally:
-            del part.forward
-            if own is not None:
-                part.forward = own
+            del network.forward
+            if previous is not None:
+                network.forward = previous
 
     def images(self, x: Images) -> Images:
-        """Return the images in the layout of the filters."""
+        """Return the images in the memory layout of the filters."""
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
@@ -81,9 +86,9 @@ def _cpu_has_bf16() -> bool:
 
 @contextlib.contextmanager
 def full_precision(model: nn.Module) -> Iterator[None]:
-    """Let a model that is in training compute in float32, uncompiled, while the context is open."""
-    found = [module.__dict__.get("forward") for module in model.modules()]
-    forwards = [forward for forward in found if isinstance(forward, _Forward)]
+    """Compute in float32, uncompiled, while the context is open, even if the model is in training."""
+    own = [module.__dict__.get("forward") for module in model.modules()]
+    forwards = [forward for forward in own if isinstance(forward, _Forward)]
     for forward in forwards:
         forward.exact = True
     try:
@@ -95,7 +100,7 @@ def full_precision(model: nn.Module) -> Iterator[None]:
 
 @final
 class _Forward:
-    """The forward pass of a network in training; a copy of the network gets its own plain one, not this one's."""
+    """The forward pass of a network in training; a deep copy of the network has its own plain forward pass."""
 
     def __init__(self, plain: Callable[..., Any], fast: Callable[..., Any]) -> None:
         self.plain = plain
@@ -103,8 +108,8 @@ class _Forward:
         self.exact = False
 
     def __call__(self, x: Images) -> Tensor:
-        answer: Tensor = self.plain(x) if self.exact else self.fast(x)
-        return answer
+        logits: Tensor = self.plain(x) if self.exact else self.fast(x)
+        return logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         return copy.deepcopy(self.plain, memo)
@@ -112,7 +117,7 @@ class _Forward:
 
 @contextlib.contextmanager
 def _in_channels_last(model: nn.Module) -> Iterator[None]:
-    """Hold filters with the channels innermost while the context is open, then each as it was found."""
+    """Keep filters in channels-last layout while the context is open, then restore the layout of each."""
     before = {name: tensor.stride() for name, tensor in _filters(model).items()}
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
@@ -131,15 +136,14 @@ def _filters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def in_bfloat16(forward: Callable[..., Any]) -> Callable[[Images], Tensor]:
-    """Wrap a forward pass so that it computes in bfloat16 and answers in float32.
+    """Wrap a forward pass so that it computes in bfloat16 and returns float32.
 
-    Each call is an autocast region of its own: weights that were moved between two calls are never taken from the
-    cache of the first.
+    Each call is an autocast region of its own, so that weights changed between two calls are not taken from the cache.
     """
 
     def call(x: Images) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
-            answer: Tensor = forward(x)
-        return answer.float()
+            logits: Tensor = forward(x)
+        return logits.float()
 
     return call

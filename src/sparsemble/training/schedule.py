@@ -1,4 +1,4 @@
-"""How to learn: steps and their rate, averaging, and what happens when it goes wrong."""
+"""The optimisation schedule: optimiser, learning rate, averaging of weights, guard."""
 
 import math
 from abc import abstractmethod
@@ -14,11 +14,11 @@ from sparsemble.training.optimisers.sgd import SGD
 
 
 class LRSchedule(Component):
-    """Course of the learning rate over training."""
+    """Learning rate over the course of training, relative to its peak."""
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
-        """Return the factor on the peak rate at this share of training, progress in [0, 1)."""
+        """Return the factor on the peak learning rate at this share of training, progress in [0, 1)."""
 
 
 lr_schedules: Registry[LRSchedule] = Registry("lr schedule", LRSchedule)
@@ -27,24 +27,25 @@ lr_schedules: Registry[LRSchedule] = Registry("lr schedule", LRSchedule)
 @final
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Everything about learning that is neither the loss nor the data."""
+    """Settings of the optimisation, apart from the loss and the data."""
 
     learning_rate: float = 0.1
     """Peak learning rate, > 0."""
     batch_size: int = 128
-    """Images a step, over all processes; an incomplete last batch is left out."""
+    """Images a step, over all processes, >= 2; an incomplete last batch is dropped."""
     optimiser: Optimiser = SGD()
-    """Turns gradients into steps."""
+    """Computes the update from the gradient."""
     lr_schedule: LRSchedule
-    """Course of the rate."""
+    """Learning rate over the course of training."""
     warmup: float = 0.0
-    """Share of training over which the rate rises linearly from 4 %, before `decay` alone sets it, in [0, 1)."""
+    """Share of training over which the learning rate is multiplied by a factor that rises linearly from 0.04 to 1, in
+    [0, 1)."""
     max_grad_norm: float = 0.0
-    """Largest l2 norm of the gradient of all weights together; 0: as it comes."""
+    """Largest l2 norm of the gradient of all weights together, to which it is scaled; 0: no limit."""
     ema: EMA | None = None
-    """Average the weights over the steps; held-out images judge the average, and it is what comes back."""
+    """Moving average of the weights, which is evaluated on held-out images and returned; none: no average."""
     guard: Guard = Guard()
-    """What happens when training goes wrong."""
+    """Detects failed epochs and rolls them back."""
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
@@ -57,6 +58,6 @@ class Schedule:
             raise InputError(f"max_grad_norm = {self.max_grad_norm:g} must be 0 (off) or a norm above 0")
 
     def learning_rate_at(self, progress: float) -> float:
-        """Return the rate at this share of training, progress in [0, 1)."""
-        rising = min(1.0, 0.04 + 0.96 * progress / self.warmup) if self.warmup else 1.0
-        return self.learning_rate * rising * self.lr_schedule(progress)
+        """Return the learning rate at this share of training, progress in [0, 1)."""
+        warmup = min(1.0, 0.04 + 0.96 * progress / self.warmup) if self.warmup else 1.0
+        return self.learning_rate * warmup * self.lr_schedule(progress)

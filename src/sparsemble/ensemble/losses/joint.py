@@ -49,14 +49,16 @@ class Joint(AdversarialLoss):
         if not isinstance(self.base, AdversarialLoss):
             raise InputError(f'base = "{self.base.name}" must be one that crafts its images first, such as trades')
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Craft on the ensemble, or on a random prefix of it; arguments and result as in `AdversarialLoss.images`."""
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Craft on the ensemble, or on a random prefix of it; arguments as in `AdversarialLoss`."""
         model = as_ensemble(model, self)
         assert isinstance(self.base, AdversarialLoss)
         if not self.attack_prefixes:
-            return self.base.images(model, x, y, threat, rng=rng)
+            return self.base.adversarial_images(model, x, y, threat, rng=rng)
         length = int(torch.randint(1, len(model.members) + 1, (), generator=rng, device=x.device))
-        return self.base.images(Ensemble(model.members[:length], model.combiner), x, y, threat, rng=rng)
+        return self.base.adversarial_images(Ensemble(model.members[:length], model.combiner), x, y, threat, rng=rng)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the loss of a batch with its adversarial images; every member runs once on each image.

@@ -22,19 +22,19 @@ from sparsemble.training.losses.pgd_at import PGDAT
 @training_losses.register("awp")
 @dataclass(frozen=True, kw_only=True)
 class AWP(TrainingLoss):
-    """Another objective, its loss and gradient taken where nearby weights make it worst.
+    """Another loss, computed at adversarially perturbed weights.
 
-    Every weight tensor W of two or more dimensions is seen as W + gamma ||W|| G / ||G||, where G is the gradient of
-    the loss on the same images; weights that are 0 (pruned) stay 0. The weights themselves never move: the network
-    computes with others for a pass, whose gradient is the weights' own. Where no such tensor is trained (while masks
-    are learned), this is the other objective.
+    Every weight tensor W of two or more dimensions is replaced by W + gamma ||W|| G / ||G||, where G is the gradient of
+    the loss on the same images; weights that are 0 (pruned) stay 0. The stored weights do not change: the forward pass
+    uses the perturbed ones, and its gradient is applied to the stored ones. Where no such tensor is trained (while
+    masks are learned), this is the inner loss.
 
-    Source: Wu et al. 2020, section 4 and algorithm 1, with one ascent step. Departs: losses that do not craft
-    first (those of ensembles) craft anew at the perturbed weights, from the same draws.
+    Source: Wu et al. 2020, section 4 and algorithm 1, with one ascent step. Departs: losses that are not an
+    `AdversarialLoss` (those of ensembles) craft again at the perturbed weights, from the same draws.
     """
 
     inner: TrainingLoss = PGDAT()
-    """What is made worst."""
+    """The loss that is computed at the perturbed weights."""
     gamma: float = 0.005
     """Norm of the perturbation of each tensor, relative to its own, > 0."""
     warmup: float = 0.0
@@ -56,46 +56,52 @@ class AWP(TrainingLoss):
         with frozen_batchnorm(model):
             gradients = torch.autograd.grad(loss().loss, weights, allow_unused=True, materialize_grads=True)
         distributed.average_(gradients)
-        worse = [weight + self._step(weight.detach(), g) for weight, g in zip(weights, gradients, strict=True)]
-        with seen_as(model, weights, worse):
+        perturbed = [weight + self._step(weight.detach(), g) for weight, g in zip(weights, gradients, strict=True)]
+        with replaced_weights(model, weights, perturbed):
             return loss()
 
     def _step(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """Return the perturbation of a tensor, gamma ||W|| long."""
+        """Return the perturbation of a tensor, of norm gamma ||W||."""
         tiny = torch.finfo(gradient.dtype).tiny
         kept = gradient * (weight != 0)
-        kept = kept / kept.abs().amax().clamp_min(tiny)  # its squares may be below what a float holds
+        kept = kept / kept.abs().amax().clamp_min(tiny)  # so that squares do not underflow
         length: Tensor = self.gamma * weight.norm() / kept.norm().clamp_min(tiny)
         return length * kept
 
     def at(self, progress: float) -> TrainingLoss:
-        """Return the other objective during the warm-up."""
+        """Return the inner loss during the warm-up."""
         inner = self.inner.at(progress)
         return inner if progress < self.warmup else replace(self, inner=inner)
 
 
 def _outside_parametrizations(model: nn.Module, weights: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Return those that the network computes with directly."""
+    """Return the weights that are not the original of a parametrization."""
     lists = [module for module in model.modules() if isinstance(module, parametrize.ParametrizationList)]
     inside = {id(parameter) for module in lists for parameter in module.parameters()}
     return [weight for weight in weights if id(weight) not in inside]
 
 
 @contextlib.contextmanager
-def seen_as(model: nn.Module, weights: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
-    """Let a model compute with other tensors in place of some weights; these do not move."""
-    replacement = {id(weight): other for weight, other in zip(weights, others, strict=True)}
-    places = [
+def replaced_weights(model: nn.Module, weights: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Use other tensors in place of some weights of a model while the context is open.
+
+    Args:
+        model: the module whose forward pass uses them.
+        weights: parameters of the model.
+        tensors: as many, of the same shapes.
+    """
+    replacement = {id(weight): tensor for weight, tensor in zip(weights, tensors, strict=True)}
+    owners = [
         (module, name, parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if id(parameter) in replacement
     ]
     try:
-        for module, name, parameter in places:
-            # Past the check that wants a leaf here; the order of the parameters stays as it is.
+        for module, name, parameter in owners:
+            # Directly, because a module refuses a tensor that is no leaf; the order of the parameters stays the same.
             module._parameters[name] = replacement[id(parameter)]  # type: ignore[assignment]
         yield
     finally:
-        for module, name, parameter in places:
+        for module, name, parameter in owners:
             module._parameters[name] = parameter

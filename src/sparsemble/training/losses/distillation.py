@@ -1,4 +1,4 @@
-"""Robust distillation (Goldblum et al. 2020)."""
+"""Adversarially robust distillation (Goldblum et al. 2020)."""
 
 import copy
 from dataclasses import dataclass
@@ -28,26 +28,26 @@ from sparsemble.training.loss import (
 @training_losses.register("distillation")
 @dataclass(frozen=True, kw_only=True)
 class Distillation(AdversarialLoss):
-    """Nearness of the worst nearby answer to a teacher's clean one; the teacher is the dense parent.
+    """Divergence of the prediction on adversarial images from the teacher's on clean ones; the dense parent teaches.
 
     alpha T^2 KL(teacher(x) || model(x_adv)), both at temperature T, plus (1 - alpha) CE(model(x), y).
 
     Source: Goldblum et al. 2020 (ARD), with the defaults of their code. Departs: the divergence is summed over classes,
-    where their code averages; with alpha = 1 no clean images pass the model.
+    where their code averages; with alpha = 1 there is no forward pass of clean images.
     """
 
     alpha: float = 1.0
-    """Share of the teacher in the loss, in [0, 1]; the rest is cross-entropy on clean images."""
+    """Weight of the divergence, in [0, 1]; the rest is cross-entropy on clean images."""
     temperature: float = 30.0
-    """What logits are divided by before they are compared, > 0."""
+    """Divisor of the logits before the softmax, > 0."""
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Finds the nearby image."""
+    """Crafts the adversarial images."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
     batch_norm: Literal["eval", "train"] = "eval"
-    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
-    # No setting: a recipe cannot name it, and what is learned from is an input of the stage.
+    # Not a setting: the teacher is an input of the stage, which a recipe cannot name.
     _teacher: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
@@ -58,34 +58,36 @@ class Distillation(AdversarialLoss):
             raise InputError(f"temperature = {self.temperature:g} must be above 0")
 
     def with_teacher(self, teacher: Classifier) -> "Distillation":
-        """Return an equal objective that knows its teacher."""
-        taught = copy.copy(self)
-        object.__setattr__(taught, "_teacher", teacher)
-        return taught
+        """Return an equal loss with this teacher."""
+        copied = copy.copy(self)
+        object.__setattr__(copied, "_teacher", teacher)
+        return copied
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Attack the model.
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Attack the student.
 
         Raises:
             InputError: there is no teacher.
         """
-        self._known_teacher()
+        self._required_teacher()
         return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the mean loss."""
-        teacher = self._known_teacher()
+        teacher = self._required_teacher()
         with torch.no_grad():
-            wanted = at_least_float32(teacher(x)) / self.temperature
-        answer = at_least_float32(model(x_adv)) / self.temperature
-        distance = self.temperature**2 * KL()(answer, wanted, y).mean()
+            target = at_least_float32(teacher(x)) / self.temperature
+        student = at_least_float32(model(x_adv)) / self.temperature
+        distance = self.temperature**2 * KL()(student, target, y).mean()
         loss, terms = self.alpha * distance, {"distance": distance.detach()}
         if self.alpha < 1:
-            natural = cross_entropy(model(x), y, self.label_smoothing)
-            loss, terms["standard"] = loss + (1 - self.alpha) * natural, natural.detach()
+            standard = cross_entropy(model(x), y, self.label_smoothing)
+            loss, terms["standard"] = loss + (1 - self.alpha) * standard, standard.detach()
         return LossOutput(loss, terms, x_adv)
 
-    def _known_teacher(self) -> Classifier:
+    def _required_teacher(self) -> Classifier:
         if self._teacher is None:
             raise InputError("distillation needs a teacher; use it where sparse models of a dense parent are trained")
         teacher: Classifier = self._teacher

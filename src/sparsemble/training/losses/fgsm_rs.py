@@ -23,7 +23,7 @@ from sparsemble.training.loss import (
 @training_losses.register("fgsm_rs")
 @dataclass(frozen=True, kw_only=True)
 class FGSMRS(AdversarialLoss):
-    """Cross-entropy on an image one steepest step from a random start; cheap, and may collapse late in training.
+    """Cross-entropy on images crafted by one step from a random start; cheap, prone to catastrophic overfitting.
 
     Source: Wong et al. 2020, algorithm 3. Departs: BatchNorm is in eval mode while crafting unless set otherwise;
     their code crafts in train mode and moves the running statistics.
@@ -34,15 +34,17 @@ class FGSMRS(AdversarialLoss):
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
     batch_norm: Literal["eval", "train"] = "eval"
-    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
         check_label_smoothing(self.label_smoothing)
         if not self.step_size > 0:
             raise InputError(f"step_size = {self.step_size:g} must be above 0 (it is in units of eps)")
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Step once from a random allowed image, and back into the threat model."""
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Take one step from a random point of the threat model, and project back into it."""
         attack = FGSM(step_size=self.step_size, random_start=True)
         return craft(model, attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
 
@@ -51,5 +53,5 @@ class FGSMRS(AdversarialLoss):
         return LossOutput(cross_entropy(model(x_adv), y, self.label_smoothing), adversarial=x_adv)
 
     def with_weaker_attack(self, factor: float) -> "FGSMRS":
-        """Return this objective with a smaller step."""
+        """Return this loss with a smaller step."""
         return replace(self, step_size=self.step_size * factor)

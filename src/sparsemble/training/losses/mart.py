@@ -18,7 +18,7 @@ from sparsemble.training.loss import AdversarialLoss, LossOutput, at_least_float
 @training_losses.register("mart")
 @dataclass(frozen=True, kw_only=True)
 class MART(AdversarialLoss):
-    """Boosted cross-entropy on the worst nearby image, plus a divergence that counts where the clean answer errs.
+    """Boosted cross-entropy on adversarial images, plus a divergence weighted by the error on clean images.
 
     BCE(p(x_adv), y) + weight KL(p(x) || p(x_adv)) (1 - p_y(x)), with
     BCE(p, y) = -log p_y - log(1 - max_{c != y} p_c).
@@ -31,30 +31,32 @@ class MART(AdversarialLoss):
     weight: float = 5.0
     """Weight of the divergence, >= 0; lambda of the paper."""
     attack: Attack = PGD(steps=10, start_noise=0.001, keep_best=False)
-    """Finds the nearby image."""
+    """Crafts the adversarial images."""
     batch_norm: Literal["eval", "train"] = "eval"
-    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise InputError(f"weight = {self.weight:g} must be 0 or more")
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Attack the model."""
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Craft images with the attack."""
         return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
-        """Return the mean loss; gradients reach both answers and the weight of each image."""
-        moved, clean = at_least_float32(model(x_adv)), at_least_float32(model(x))
-        boosted = boosted_cross_entropy(moved, y)
-        doubt = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
-        divergence = (KL()(moved, clean, y) * doubt).mean()
+        """Return the mean loss; gradients flow through both predictions and the weights of the images."""
+        adversarial, clean = at_least_float32(model(x_adv)), at_least_float32(model(x))
+        boosted = boosted_cross_entropy(adversarial, y)
+        error = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
+        divergence = (KL()(adversarial, clean, y) * error).mean()
         terms = {"boosted": boosted.detach(), "divergence": divergence.detach()}
         return LossOutput(boosted + self.weight * divergence, terms, x_adv)
 
 
 def boosted_cross_entropy(logits: Logits, y: Labels) -> Tensor:
-    """Return the mean of -log p_y - log(1 - max_{c != y} p_c)."""
+    """Return the mean of -log p_y - log(1 - max_{c != y} p_c) over images."""
     own = logits.gather(1, y[:, None])[:, 0]
     rival = logits.scatter(1, y[:, None], -float("inf")).argmax(1, keepdim=True)
     others = logits.scatter(1, rival, -float("inf")).logsumexp(1)

@@ -23,10 +23,10 @@ from sparsemble.training.loss import (
 @training_losses.register("n_fgsm")
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(AdversarialLoss):
-    """Cross-entropy on an image one steepest step from a noisy one; cheap, and steadier than a clipped step.
+    """Cross-entropy on images crafted by one step from a noisy image; cheap, less prone to overfitting than FGSM-RS.
 
-    x_adv = n + step_size eps sign(gradient at n), with n = x + noise eps U(-1, 1); both in [0, 1], and x_adv outside
-    the threat model where noise and step say so.
+    x_adv = n + step_size eps sign(gradient at n), with n = x + noise eps U(-1, 1); both are clipped to [0, 1], and
+    x_adv may lie outside the threat model.
 
     Source: de Jorge et al. 2022, algorithm 1. Departs: BatchNorm is in eval mode while crafting unless set
     otherwise; for l2, which they do not treat, n is uniform in the ball of radius noise eps.
@@ -39,7 +39,7 @@ class NFGSM(AdversarialLoss):
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
     batch_norm: Literal["eval", "train"] = "eval"
-    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
         check_label_smoothing(self.label_smoothing)
@@ -49,8 +49,10 @@ class NFGSM(AdversarialLoss):
                 "(they are in units of eps)"
             )
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Draw noise, and step once from there."""
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Add noise, and take one step from there."""
         noisy = _scaled(threat, self.noise).random_start(x, rng)
         step = _scaled(threat, self.step_size)
         return craft(model, FGSM(), noisy, y, step, rng=rng, batch_norm=self.batch_norm)
@@ -60,10 +62,10 @@ class NFGSM(AdversarialLoss):
         return LossOutput(cross_entropy(model(x_adv), y, self.label_smoothing), adversarial=x_adv)
 
     def with_weaker_attack(self, factor: float) -> "NFGSM":
-        """Return this objective with more noise, the authors' own remedy; a smaller step made collapses worse."""
+        """Return this loss with more noise, the authors' own remedy; a smaller step made collapses worse."""
         return replace(self, noise=max(self.noise / factor, 1.0))
 
 
 def _scaled(threat: ThreatModel, factor: float) -> ThreatModel:
-    """Return the threat model with a multiple of its radius, no wider than images are."""
+    """Return the threat model with a multiple of its radius, at most the largest that is valid."""
     return replace(threat, eps=min(factor * threat.eps, LARGEST_EPS[threat.norm]))

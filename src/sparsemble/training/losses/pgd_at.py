@@ -23,23 +23,25 @@ from sparsemble.training.loss import (
 @training_losses.register("pgd_at")
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(AdversarialLoss):
-    """Cross-entropy on the worst nearby image.
+    """Cross-entropy on adversarial images: min_w E max_{|d| <= eps} CE(f(x + d), y).
 
     Source: Madry et al. 2018, eq. 2.1; EED main paper, eqs. 1-2. Labels are smoothed in the loss, not in the attack.
     """
 
     attack: Attack = PGD(steps=10, keep_best=False)
-    """Finds the nearby image."""
+    """Crafts the adversarial images."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
     batch_norm: Literal["eval", "train"] = "eval"
-    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
         check_label_smoothing(self.label_smoothing)
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Attack the model."""
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Craft images with the attack."""
         return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:

@@ -14,7 +14,7 @@ from sparsemble.training.loss import LossOutput, TrainingLoss, check_label_smoot
 @training_losses.register("standard")
 @dataclass(frozen=True, kw_only=True)
 class Standard(TrainingLoss):
-    """Cross-entropy on clean images; gives no robustness."""
+    """Cross-entropy on clean images, without adversarial training."""
 
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""

@@ -26,36 +26,38 @@ from sparsemble.training.loss import (
 @training_losses.register("trades")
 @dataclass(frozen=True, kw_only=True)
 class TRADES(AdversarialLoss):
-    """Cross-entropy on clean images plus beta times the divergence of the worst nearby answer from the clean one.
+    """Cross-entropy on clean images plus beta times the KL divergence between clean and adversarial predictions.
 
     CE(f(x), y) + beta KL(p(x) || p(x_adv)), where x_adv maximises the same divergence.
 
-    Source: Zhang et al. 2019, eq. 5 and algorithm 1. The search starts at x + 0.001 N(0, 1), as there: the divergence
+    Source: Zhang et al. 2019, eq. 5 and algorithm 1. The attack starts at x + 0.001 N(0, 1), as there: the divergence
     has no gradient at x.
     """
 
     beta: float = 6.0
     """Weight of the divergence, >= 0; 1 / lambda of the paper."""
     attack: Attack = PGD(steps=10, start_noise=0.001, loss=KL(), keep_best=False)
-    """Finds the nearby image."""
+    """Crafts the adversarial images."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
     batch_norm: Literal["eval", "train"] = "eval"
-    """What BatchNorm normalises by while crafting: its running statistics (eval), or the batch's (train)."""
+    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
         check_label_smoothing(self.label_smoothing)
         if not self.beta >= 0:
             raise InputError(f"beta = {self.beta:g} must be 0 or more")
 
-    def images(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Attack the clean answer."""
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Maximise the divergence from the clean prediction."""
         return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
-        """Return the mean loss; gradients reach both answers."""
-        clean, moved = at_least_float32(model(x)), at_least_float32(model(x_adv))
-        natural = cross_entropy(clean, y, self.label_smoothing)
-        divergence = KL()(moved, clean, y).mean()
-        terms = {"standard": natural.detach(), "divergence": divergence.detach()}
-        return LossOutput(natural + self.beta * divergence, terms, x_adv)
+        """Return the mean loss; gradients flow through both predictions."""
+        clean, adversarial = at_least_float32(model(x)), at_least_float32(model(x_adv))
+        standard = cross_entropy(clean, y, self.label_smoothing)
+        divergence = KL()(adversarial, clean, y).mean()
+        terms = {"standard": standard.detach(), "divergence": divergence.detach()}
+        return LossOutput(standard + self.beta * divergence, terms, x_adv)

@@ -1,1 +1,1 @@
-"""How the learning rate moves over training, one file each."""
+"""Learning-rate schedules, one file each."""

@@ -1,4 +1,4 @@
-"""Half a cosine (Loshchilov & Hutter 2017)."""
+"""Cosine annealing (Loshchilov & Hutter 2017)."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sparsemble.training.schedule import LRSchedule, lr_schedules
 @lr_schedules.register("cosine")
 @dataclass(frozen=True, kw_only=True)
 class Cosine(LRSchedule):
-    """Falls from the peak to 0 along half a cosine."""
+    """Falls from the peak to 0 as 0.5 (1 + cos(pi progress))."""
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this share of training."""

@@ -1,4 +1,4 @@
-"""Falls by a factor at milestones."""
+"""Step decay at milestones."""
 
 from dataclasses import dataclass
 from typing import final
@@ -11,12 +11,15 @@ from sparsemble.training.schedule import LRSchedule, lr_schedules
 @lr_schedules.register("multi_step")
 @dataclass(frozen=True, kw_only=True)
 class MultiStep(LRSchedule):
-    """Multiplies the rate by `factor` at each milestone; the paper's schedule (its milestones are not given)."""
+    """Multiplies the learning rate by `factor` at each milestone.
+
+    The schedule of the EED paper, which does not state its milestones.
+    """
 
     factor: float = 0.2
-    """What each milestone multiplies the rate by; the paper's lists fall by 5."""
+    """Factor on the learning rate at each milestone, > 0; the EED paper's lists fall by 5."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Shares of training at which the rate falls."""
+    """Shares of training at which the learning rate falls, each in (0, 1)."""
 
     def __post_init__(self) -> None:
         if not self.factor > 0:

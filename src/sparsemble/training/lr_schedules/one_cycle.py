@@ -1,4 +1,4 @@
-"""Linear rise and fall (Smith & Topin 2018)."""
+"""The one-cycle schedule (Smith & Topin 2018)."""
 
 from dataclasses import dataclass
 from typing import final
@@ -11,10 +11,10 @@ from sparsemble.training.schedule import LRSchedule, lr_schedules
 @lr_schedules.register("one_cycle")
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(LRSchedule):
-    """Rises linearly from 4 % of the peak, then falls linearly to 0."""
+    """Rises linearly from 0.04 of the peak, then falls linearly to 0."""
 
     rise: float = 0.3
-    """Share of training in which the rate rises, in (0, 1)."""
+    """Share of training in which the learning rate rises, in (0, 1)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.rise < 1:

@@ -1,1 +1,1 @@
-"""Step rules, one file each."""
+"""Optimisers, one file each."""

@@ -9,32 +9,39 @@ import torch
 from torch import nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.training.optimiser import Optimiser, optimisers, trained
+from sparsemble.training.optimiser import Optimiser, optimisers, trainable
 
 
 @final
 @optimisers.register("adam")
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimiser):
-    """Steps scaled, weight by weight, by running moments of the gradient."""
+    """Adam: steps scaled per weight by running moments of the gradient.
+
+    Source: Kingma and Ba 2015, algorithm 1.
+    """
 
     betas: tuple[float, ...] = (0.9, 0.999)
-    """Of the running mean and of the running square, each in [0, 1)."""
+    """Decay of the running mean and of the running square of the gradient, each in [0, 1)."""
     weight_decay: float = 0.0
-    """L2 penalty on every trained tensor, >= 0; it goes through the moments like any gradient."""
+    """L2 penalty on every trained tensor, added to the gradient, >= 0."""
 
     def __post_init__(self) -> None:
         check_moments(self.betas, self.weight_decay)
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimiser."""
+        """Return the optimiser."""
         mean, square = self.betas
-        return torch.optim.Adam(trained(parameters), betas=(mean, square), weight_decay=self.weight_decay)
+        return torch.optim.Adam(trainable(parameters), betas=(mean, square), weight_decay=self.weight_decay)
 
 
 def check_moments(betas: tuple[float, ...], weight_decay: float) -> None:
-    """Refuse settings that no moment-based optimiser can use."""
+    """Check the settings of Adam and AdamW.
+
+    Raises:
+        InputError: a decay outside [0, 1), or a negative weight decay.
+    """
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise InputError(f"decay = {list(betas)} must be two numbers in [0, 1), such as [0.9, 0.999]")
+        raise InputError(f"betas = {list(betas)} must be two numbers in [0, 1), such as [0.9, 0.999]")
     if not 0 <= weight_decay < math.inf:
         raise InputError(f"weight_decay = {weight_decay:g} must be 0 or more")

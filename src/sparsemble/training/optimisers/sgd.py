@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.training.optimiser import Optimiser, optimisers, trained
+from sparsemble.training.optimiser import Optimiser, optimisers, trainable
 
 
 @final
 @optimisers.register("sgd")
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimiser):
-    """Steps along a running sum of gradients."""
+    """SGD with momentum: v <- momentum v + g, w <- w - learning_rate v."""
 
     momentum: float = 0.9
-    """In [0, 1)."""
+    """Factor on the velocity at each step, in [0, 1)."""
     nesterov: bool = False
-    """Look ahead by one momentum step."""
+    """Use Nesterov momentum: the step is along g + momentum v."""
     weight_decay: float = 5e-4
-    """L2 penalty on every trained tensor, >= 0."""
+    """L2 penalty on every trained tensor, added to the gradient, >= 0."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
@@ -34,9 +34,9 @@ class SGD(Optimiser):
             raise InputError("nesterov = true needs a momentum above 0")
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimiser."""
+        """Return the optimiser."""
         return torch.optim.SGD(
-            trained(parameters),
+            trainable(parameters),
             momentum=self.momentum,
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,

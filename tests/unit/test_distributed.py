@@ -27,7 +27,7 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
-from sparsemble.training import Average, Batches, Callback, Checkpoint, Guard, KeepBest, LossOutput, Schedule, fit
+from sparsemble.training import EMA, Batches, Callback, Checkpoint, Guard, KeepBest, LossOutput, Schedule, fit
 from sparsemble.training import distributed
 from sparsemble.training.loss import TrainingLoss, training_losses
 from sparsemble.training.optimisers.sgd import SGD
@@ -46,7 +46,7 @@ torch.distributed.all_reduce = counted
 
 
 class Die(Callback):
-    def after_keep(self, history):
+    def after_history_change(self, history):
         if len(history) == settings.get("die"):
             sys.exit(9)
 
@@ -67,22 +67,22 @@ model = nn.Sequential(
     nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=0.2), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
     nn.Flatten(), nn.Linear(16, 3),
 )
-objective = NaNOnFirstSlice() if settings.get("nan") else losses.build(settings["objective"])
-average = Average(decay=0.8, batches=2) if settings.get("average") else None
+loss = NaNOnFirstSlice() if settings.get("nan") else training_losses.build(settings["loss"])
+ema = EMA(decay=0.8, batches=2) if settings.get("ema") else None
 schedule = Schedule(
-    learning_rate=0.1, batch_size=12, lr_schedule=Cosine(), ema=average, max_grad_norm=settings.get("clip", 0.0), guard=Guard(fall=1.0),
+    learning_rate=0.1, batch_size=12, lr_schedule=Cosine(), ema=ema, max_grad_norm=settings.get("max_grad_norm", 0.0), guard=Guard(max_drop=1.0),
     optimiser=SGD(nesterov=True),
 )
 def probe(model):
     x, y = split.tensors()
     with torch.no_grad():
-        loss = float(nn.functional.cross_entropy(model(x), y))
-    return {"held_out_clean": 0.0, "held_out_robust": 1 / (1 + loss)}
+        value = float(nn.functional.cross_entropy(model(x), y))
+    return {"held_out_clean": 0.0, "held_out_robust": 1 / (1 + value)}
 
 folder = Path(sys.argv[3]) if distributed.rank() == 0 else Path(sys.argv[3] + f"-{distributed.rank()}")
 folder.mkdir(exist_ok=True)
 history = fit(
-    model, objective, Batches(split=split, batch_size=12, augmentation=Augmentation(crop=1, flip=True)), schedule,
+    model, loss, Batches(split=split, batch_size=12, augmentation=Augmentation(crop=1, flip=True)), schedule,
     epochs=3, threat=ThreatModel(eps=0.1), rng=seeded(5), callbacks=[KeepBest(probe, 1), Die()],
     checkpoint=Checkpoint(folder),
 )
@@ -114,7 +114,7 @@ def result(out: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in record.items() if key in ("epoch", "loss", "rate", "held_out_robust")}
+        {key: value for key, value in record.items() if key in ("epoch", "loss", "learning_rate", "held_out_robust")}
         for record in history
     ]
 
@@ -134,7 +134,7 @@ def compare(tmp_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 class TestTwoProcesses:
     def test_train_what_one_would_with_everything_that_has_a_state(self, tmp_path: Path) -> None:
-        left = compare(tmp_path, {"objective": MADRY, "average": True, "clip": 1.0})
+        left = compare(tmp_path, {"loss": MADRY, "ema": True, "max_grad_norm": 1.0})
         # Each step: mean and variance of 2 BatchNorms forward and backward, loss, gradients. None for the attack.
         steps, weights = 12, (1 * 9 + 1) * 4 + 8 + (4 * 9 + 1) * 4 + 8 + 17 * 3
         assert left["reduced"].count(weights) == steps
@@ -142,18 +142,18 @@ class TestTwoProcesses:
         of_epochs = 3  # passes
         assert len(left["reduced"]) == steps * (2 * 2 * 2 + 2) + of_average + of_epochs
 
-    def test_objectives_that_look_at_gradients_or_draw_noise(self, tmp_path: Path) -> None:
-        compare(tmp_path, {"objective": {"name": "awp", "inner": {"name": "n_fgsm"}, "gamma": 0.05}})
+    def test_losses_that_look_at_gradients_or_draw_noise(self, tmp_path: Path) -> None:
+        compare(tmp_path, {"loss": {"name": "awp", "inner": {"name": "n_fgsm"}, "gamma": 0.05}})
 
     def test_start_from_the_weights_of_the_first(self, tmp_path: Path) -> None:
-        compare(tmp_path, {"objective": {"name": "standard"}, "mixed": True})
+        compare(tmp_path, {"loss": {"name": "standard"}, "mixed": True})
 
     def test_go_back_together_where_one_meets_nan(self, tmp_path: Path) -> None:
         left = compare(tmp_path, {"nan": True})
         assert [len(record.get("rolled_back", [])) for record in left["history"]] == [0, 1, 0]
 
     def test_go_on_from_a_checkpoint_together(self, tmp_path: Path) -> None:
-        settings = {"objective": MADRY, "average": True}
+        settings = {"loss": MADRY, "ema": True}
         assert start(tmp_path, settings, 1, tmp_path / "whole") == 0
         assert start(tmp_path, settings | {"die": 2}, 2, tmp_path / "checkpoint") == 9
         assert start(tmp_path, settings, 2, tmp_path / "checkpoint") == 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         L2,
         Linf,
         calibrate,
+        evaluate,
         export,
         load,
         prune,

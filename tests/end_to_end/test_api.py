@@ -10,10 +10,9 @@ import torch
 
 import sparsemble as sp
 from sparsemble.api import PoolRecord, TrainedEnsemble, TrainedModel
-from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 
-FAST = PGD(steps=2)
+FAST = sp.attacks.PGD(steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def test_a_calibrated_ensemble_predicts_with_as_few_members_as_its_rule_asks_for
     assert set(output.members_run.tolist()) <= {1, 2}
     assert set(ensemble.names) == {"nis", "erm"}
     assert "stopping rule" in repr(ensemble)
-    x_adv = PGD(steps=5)(ensemble.model, x[:20], y[:20], linf, rng=torch.Generator())
+    x_adv = sp.attacks.PGD(steps=5)(ensemble.model, x[:20], y[:20], linf)
     assert float(linf.distance(x_adv, x[:20]).max()) <= linf.eps + 1e-6
 
 
@@ -114,6 +113,21 @@ def test_an_exported_ensemble_predicts_the_same_in_the_runtime(ensemble, data, t
     prediction = sp.runtime.load(path).predict(x.numpy())
     assert np.array_equal(prediction.labels, ensemble(x).argmax(1).numpy())
     assert np.array_equal(prediction.members_run, ensemble.predict(x).members_run.numpy())
+
+
+def test_an_evaluation_names_robust_accuracy_interval_and_checks(ensemble, parent, data, linf, tmp_path: Path) -> None:
+    x, y = data.test.tensors()
+    settings = {"attacks": [FAST], "adaptive": False, "folder": tmp_path / "evaluation"}
+    result = sp.evaluate(ensemble, (x[:40], y[:40]), linf, **settings)
+    low, high = result.interval
+    assert 0 <= low <= result.robust_accuracy <= high <= 1
+    assert result.robust_accuracy <= result.clean_accuracy
+    assert result.model.rule == "die"
+    assert len(result.checks) == 50
+    assert sp.load(tmp_path / "evaluation") == result
+    assert sp.evaluate(ensemble, (x[:40], y[:40]), linf, **settings).worst_case == result.worst_case
+    single = sp.evaluate(parent.model, (x[:40], y[:40]), linf, attacks=[FAST])
+    assert single.model.members == 1
 
 
 def test_a_folder_keeps_the_result_and_refuses_other_settings(data, linf, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from sparsemble.api.calibration import calibrate
 from sparsemble.api.context import Context
 from sparsemble.api.ensemble import train_ensemble
+from sparsemble.api.evaluation import evaluate
 from sparsemble.api.files import export, load
 from sparsemble.api.pruning import prune
 from sparsemble.api.results import PoolRecord, SelectedMembers, TrainedEnsemble, TrainedModel
@@ -12,8 +13,8 @@ from sparsemble.core.threat import ThreatModel
 
 __all__ = [
     "HELD_OUT_ATTACK",
-    "SCHEDULE",
     "L2",
+    "SCHEDULE",
     "Context",
     "Linf",
     "PoolRecord",
@@ -21,6 +22,7 @@ __all__ = [
     "TrainedEnsemble",
     "TrainedModel",
     "calibrate",
+    "evaluate",
     "export",
     "load",
     "prune",

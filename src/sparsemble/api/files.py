@@ -6,46 +6,59 @@ from typing import Literal
 
 import torch
 
+from sparsemble.api.evaluation import RESULT
 from sparsemble.api.results import Model, TrainedEnsemble, TrainedModel, network_of
 from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.results import EvaluationResult
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import versions
+from sparsemble.evaluation.loaded_model import load_target
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.runtime.format import packed
 
 ENSEMBLES = ("ensemble", "calibrate")
 """Stages whose artifact is an ensemble."""
 MODELS = ("train", "load_parent", "small_dense", "prune")
+"""Stages whose artifact is one network."""
 
 
-def load(path: str | Path, *, device: str = "auto") -> TrainedModel | TrainedEnsemble:
-    """Read a trained model or ensemble.
+def load(path: str | Path, *, device: str = "auto") -> TrainedModel | TrainedEnsemble | EvaluationResult:
+    """Read a trained model or ensemble, or the result of an evaluation.
 
     Args:
-        path: the `folder` that `train`, `prune`, `train_ensemble` or `calibrate` was given, or a stage's artifact.
+        path: the `folder` that a function of the API was given, a stage's artifact, the folder of a run (its ensemble
+            with its stopping rule), a packed ensemble, or `file.py:factory`.
         device: auto, cpu, cuda or cuda:N.
 
     Returns:
-        The classifier, in eval mode on the device.
+        The classifier, in eval mode on the device; of a folder that `evaluate` was given, its result.
 
     Raises:
         InputError: nothing there, another kind of result, or a file that was changed after it was written.
     """
-    folder = Path(path)
-    if not (folder / META).is_file():
-        raise InputError(f"{folder} holds no finished result ({META} is missing)")
-    artifact = Artifact(folder)
-    artifact.verify()
-    stage, where = artifact.meta["stage"], torch.device(choose_device(device))
-    if stage in MODELS:
-        return TrainedModel.load(folder, where)
-    if stage in ENSEMBLES:
-        return TrainedEnsemble.load(folder, where)
-    raise InputError(f"{folder} holds no model (the stage {stage} made it); known: {', '.join((*MODELS, *ENSEMBLES))}")
+    folder, name = Path(path), choose_device(device)
+    if (folder / RESULT).is_file():
+        return EvaluationResult.load(folder / RESULT)
+    if (folder / META).is_file():
+        artifact = Artifact(folder)
+        artifact.verify()
+        stage = artifact.meta["stage"]
+        if stage in MODELS:
+            return TrainedModel.load(folder, torch.device(name))
+        if stage in ENSEMBLES:
+            return TrainedEnsemble.load(folder, torch.device(name))
+        known = ", ".join((*MODELS, *ENSEMBLES))
+        raise InputError(f"{folder} holds no model (the stage {stage} made it); known: {known}")
+    target = load_target(str(path), device=name)
+    if not isinstance(target.model, Ensemble):
+        return TrainedModel(model=target.model)
+    names = tuple(f"member-{number}" for number in range(1, len(target.model.members) + 1))
+    return TrainedEnsemble(model=target.model, names=names, rule=target.rule or Never())
 
 
 def export(

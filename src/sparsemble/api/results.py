@@ -130,6 +130,11 @@ class TrainedEnsemble:
         """The networks, in running order."""
         return tuple(self.model.members)
 
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """Which weights of each member are not zero."""
+        return tuple(Mask.of(member) for member in self.members)
+
     def save(self, folder: Path) -> None:
         """Write the members as `member1.safetensors` .., `ensemble.json`, `history.jsonl` and `stopping.json`.
 

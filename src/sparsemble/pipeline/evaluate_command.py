@@ -13,6 +13,7 @@ from typing import Any, Literal, final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from sparsemble.api.evaluation import RESULT
 from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
@@ -37,7 +38,6 @@ from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import time_left
 from sparsemble.pipeline.stage import dataset, fingerprint
 
-RESULT = "evaluation.json"
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
 
 

@@ -1,0 +1,118 @@
+"""`sparsemble.evaluate`: a classifier under attack, with the evidence for believing the result."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sparsemble.api.data import Data, as_split
+from sparsemble.api.results import Model, TrainedEnsemble, TrainedModel, network_of
+from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.core.device import choose_device
+from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.results import DataRecord, EvaluationResult
+from sparsemble.core.threat import ThreatModel
+from sparsemble.data.dataset import Split
+from sparsemble.ensemble.stopping.never import Never
+from sparsemble.evaluation.attack_shard import AnyAttack
+from sparsemble.evaluation.evaluator import EvaluationSettings, with_adaptive
+from sparsemble.evaluation.evaluator import evaluate as run_evaluator
+from sparsemble.evaluation.loaded_model import LoadedModel
+from sparsemble.evaluation.outcome_store import OutcomeStore
+from sparsemble.evaluation.run_attacks import EvaluationJob
+
+RESULT = "evaluation.json"
+"""File of the result, in the folder of an evaluation."""
+
+
+def evaluate(
+    model: TrainedEnsemble | Ensemble | Model,
+    data: Data,
+    threat: ThreatModel,
+    *,
+    attacks: Sequence[AnyAttack] = (AutoAttack(),),
+    rule: StoppingRule | None = None,
+    adaptive: bool = True,
+    checks: Literal["default", "full"] = "default",
+    name: str = "",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    device: str = "auto",
+) -> EvaluationResult:
+    """Attack a classifier, measure its cost, and check how far the evaluation can be believed.
+
+    Args:
+        model: a result of the API, or any network or ensemble from images in [0, 1] to logits; left as found.
+        data: a data set, whose test images are used, or images as a split or tensors (x, y).
+        threat: what the adversary may do.
+        attacks: run on every image; the robust accuracy is that under all of them.
+        rule: the stopping rule of an ensemble; that of a calibrated ensemble unless given.
+        adaptive: also attack an ensemble through its members, combiners, prefixes and stopping rule.
+        checks: default: they take no longer than the strongest attack; full: on more images.
+        name: of the result.
+        seed: of attack starts, >= 0.
+        folder: keeps the outcome of every image, so that an interrupted evaluation goes on, and `evaluation.json`.
+        device: auto, cpu, cuda or cuda:N.
+
+    Returns:
+        Robust accuracy with its interval, every attack image by image, cost, and the checks.
+
+    Raises:
+        InputError: labels that do not fit the model, or no classifier.
+        RunError: an attack left its threat model, or the model returned NaN.
+    """
+    where = torch.device(choose_device(device))
+    split = as_split(data, "test").to(where)
+    target = _target(model, rule, name, where)
+    job = EvaluationJob(
+        model=target.model,
+        rule=target.rule,
+        split=split,
+        threat=threat,
+        attacks=with_adaptive(attacks, target) if adaptive else tuple(attacks),
+        seed=seed,
+    )
+    store = OutcomeStore(Path(folder) / "outcomes") if folder else None
+    settings = EvaluationSettings(command="sparsemble.evaluate", checks=checks, available=len(split))
+    result = run_evaluator(job, target, _data_record(split), settings, store=store)
+    if folder:
+        result.save(Path(folder) / RESULT)
+    return result
+
+
+def _target(
+    model: TrainedEnsemble | Ensemble | Model, rule: StoppingRule | None, name: str, device: torch.device
+) -> LoadedModel:
+    """Return a copy of the model on the device, with what is known of it."""
+    if isinstance(model, TrainedEnsemble):
+        network: torch.nn.Module = model.model
+        rule = rule or (None if isinstance(model.rule, Never) else model.rule)
+        masks = {f"members.{i}.{layer}": keep for i, m in enumerate(model.masks) for layer, keep in m.items()}
+    else:
+        network = network_of(model)
+        masks = dict(model.mask) if isinstance(model, TrainedModel) and model.mask else {}
+    return LoadedModel(
+        name=name or type(getattr(network, "body", network)).__name__,
+        kind="code",
+        path="",
+        model=copy.deepcopy(network).to(device).eval(),
+        rule=rule,
+        masks=masks,
+    )
+
+
+def _data_record(split: Split) -> DataRecord:
+    """Return what the evaluated images are, by a hash of their pixels and labels."""
+    digest = hashlib.sha256(split.labels.cpu().numpy().tobytes())
+    for indices in torch.arange(len(split), device=split.labels.device).split(256):
+        digest.update(split.images(indices).cpu().contiguous().numpy().tobytes())
+    return DataRecord(
+        name="images",
+        sha256=digest.hexdigest(),
+        images=len(split),
+        classes=int(split.labels.max()) + 1,
+        indices=tuple(range(len(split))),
+    )

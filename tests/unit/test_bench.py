@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,18 @@ from sparsemble.bench import timing as module
 from sparsemble.bench.cold_start import first_use
 from sparsemble.bench.engines import Timed
 from sparsemble.bench.models import Asked, drawn
-from sparsemble.bench.timing import bench, bench_table
+from sparsemble.bench.timing import bench
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble, combiners
+from sparsemble.core.results import BenchResult, FirstUse
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.loaded_model import load_target
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.models import architectures, build_model
-from sparsemble.report.bench import draw_bench
+from sparsemble.report import bench_table, draw_bench
 from sparsemble.runtime import predictor
 from sparsemble.runtime.combiners import log_softmax
 from sparsemble.runtime.format import packed
@@ -95,36 +97,36 @@ class TestDeepSparse:
         deepsparse("1.9.0", "")
         said: list[str] = []
         found = bench(asked(batches=(1, 2)), "", said.append)
-        assert "deepsparse" not in {row["engine"] for row in found["rows"]} | set(found["versions"])
+        assert "deepsparse" not in {row.engine for row in found.rows} | set(found.versions)
         sentence = "deepsparse 1.9.0 is left out; 1.8 is timed, the last version with an engine: "
         assert [text for text in said if "deepsparse" in text] == [f"{sentence}pip install 'deepsparse==1.8.*'"]
 
     def test_the_last_one_with_an_engine_is_timed(self, deepsparse: Callable[[str, str], None]) -> None:
         deepsparse("1.8.0", ENGINE)
         found = bench(asked(), "", lambda text: None)
-        assert [row["dense"] for row in found["rows"] if row["engine"] == "deepsparse"] == [False]
-        assert found["versions"]["deepsparse"] == "1.8.0"
+        assert [row.dense for row in found.rows if row.engine == "deepsparse"] == [False]
+        assert found.versions["deepsparse"] == "1.8.0"
         assert engines.left_out() == []
 
 
 class TestBench:
     def test_times_every_engine_in_every_configuration(self) -> None:
         found = bench(asked(batches=(1, 3), threads=(1, 2)), "sparsemble bench", lambda text: None)
-        places = [(row["threads"], row["batch"]) for row in found["rows"] if row["engine"] == "sparsemble"]
+        places = [(row.threads, row.batch) for row in found.rows if row.engine == "sparsemble"]
         assert places == [(1, 1), (1, 3), (2, 1), (2, 3)]
         for threads, batch in places:
-            rows = [row for row in found["rows"] if (row["threads"], row["batch"]) == (threads, batch)]
-            assert {"torch", "torch, channels last", "onnxruntime", "sparsemble"} <= {row["engine"] for row in rows}
-            fastest = min(row["median_ms"] for row in rows if row["dense"])
-            assert all(row["ratio"] == pytest.approx(fastest / row["median_ms"]) for row in rows)
-        assert found["ratio"] == next(row["ratio"] for row in found["rows"] if row["engine"] == "sparsemble")
-        spinning = [row["threads"] for row in found["rows"] if row["engine"] == "onnxruntime, spinning"]
+            rows = [row for row in found.rows if (row.threads, row.batch) == (threads, batch)]
+            assert {"torch", "torch, channels last", "onnxruntime", "sparsemble"} <= {row.engine for row in rows}
+            fastest = min(row.median_ms for row in rows if row.dense)
+            assert all(row.ratio == pytest.approx(fastest / row.median_ms) for row in rows)
+        assert found.ratio == next(row.ratio for row in found.rows if row.engine == "sparsemble")
+        spinning = [row.threads for row in found.rows if row.engine == "onnxruntime, spinning"]
         assert spinning == [2, 2]
-        assert {"onnxruntime", "openvino", "torch", "numpy"} <= set(found["versions"])
-        assert "deepsparse" not in found["versions"]
-        assert found["machine"]["vectors"] == lanes()
-        json.dumps(found)
-        assert bench_table(found).row_count == len(found["rows"])
+        assert {"onnxruntime", "openvino", "torch", "numpy"} <= set(found.versions)
+        assert "deepsparse" not in found.versions
+        assert found.machine["vectors"] == lanes()
+        assert json.loads(found.to_json())["rows"]
+        assert bench_table(found).terminal().row_count == len(found.rows)
 
     def test_an_engine_that_answers_something_else_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def wrong(network: object, batch: int, threads: int) -> list[Timed]:
@@ -154,9 +156,9 @@ class TestBench:
             "-q",
         ]
         assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
-        found = json.loads(path.read_text("utf-8"))
-        assert found["asked"]["model"] == "vgg16"
-        assert found["ratio"] > 0
+        found = BenchResult.load(path)
+        assert found.settings["model"] == "vgg16"
+        assert found.ratio > 0
 
     @pytest.mark.parametrize(
         ("words", "sentence"),
@@ -182,24 +184,29 @@ class TestBench:
     def test_first_answers_leave_the_users_cache_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "untouched"))
         found = first_use(drawn(asked()).network)
-        assert [one["batch"] for one in found] == [lanes(), 1, lanes() + 1]
-        assert all(min(one["empty_cache_s"], one["filled_cache_s"]) > 0 for one in found)
+        assert [one.batch for one in found] == [lanes(), 1, lanes() + 1]
+        assert all(min(one.empty_cache_s, one.filled_cache_s) > 0 for one in found)
         assert not (tmp_path / "untouched").exists()
 
     def test_first_answers_are_one_line_of_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        first = [{"batch": 16, "empty_cache_s": 4.24, "filled_cache_s": 0.337}]
-        first.append({"batch": 1, "empty_cache_s": 3.0, "filled_cache_s": 0.25})
-        found = {"rows": [], "first_use": first}
+        first = (
+            FirstUse(batch=16, empty_cache_s=4.24, filled_cache_s=0.337),
+            FirstUse(batch=1, empty_cache_s=3.0, filled_cache_s=0.25),
+        )
+        known: dict[str, Any] = {"command": "", "settings": {}, "network": {}, "machine": {}, "versions": {}}
+        found = BenchResult(ratio=1.0, rows=(), first_use=first, **known)
         monkeypatch.setattr(module, "bench", lambda asked, *_: found if asked.first_use else unwanted())
         expected = (
-            "first answer, seconds with an empty cache (a filled one), by images: 4.2 (0.34) for 16, 3.0 (0.25) for 1"
+            "first prediction, seconds with an empty cache (a filled one), by images: 4.2 (0.34) for 16, "
+            "3.0 (0.25) for 1"
         )
         assert call("--first-use", quiet=False).splitlines()[-1] == expected
 
     def test_first_answers_are_timed_if_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "first_use", lambda network: [network.image])
-        assert bench(asked(first_use=True), "", lambda text: None)["first_use"] == [(1, 8, 8)]
-        assert "first_use" not in bench(asked(), "", lambda text: None)
+        timed = FirstUse(batch=3, empty_cache_s=1.0, filled_cache_s=0.5)
+        monkeypatch.setattr(module, "first_use", lambda network: [timed])
+        assert bench(asked(first_use=True), "", lambda text: None).first_use == (timed,)
+        assert bench(asked(), "", lambda text: None).first_use == ()
 
 
 def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
@@ -221,31 +228,31 @@ def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
 class TestEnsembles:
     def test_a_drawn_ensemble_is_timed_whole_and_stopping_early(self, tmp_path: Path) -> None:
         found = bench(asked(batches=(200,), members=4, members_run=1.6), "", lambda text: None)
-        rows = {row["engine"]: row for row in found["rows"]}
-        assert rows["sparsemble, all members"]["members_run"] == 4
+        rows = {row.engine: row for row in found.rows}
+        assert rows["sparsemble, all members"].members_run == 4
         early = rows["sparsemble, stopping early, drawn decisions"]
-        assert early["members_run"] == pytest.approx(1.6, abs=0.2)
-        assert found["ratio"] == early["ratio"]
-        assert found["network"]["sparsity"] == pytest.approx(0.975, abs=0.02)
-        assert bench_table(found).row_count == len(found["rows"])
+        assert early.members_run == pytest.approx(1.6, abs=0.2)
+        assert found.ratio == early.ratio
+        assert found.network["sparsity"] == pytest.approx(0.975, abs=0.02)
+        assert bench_table(found).terminal().row_count == len(found.rows)
         draw_bench(found, tmp_path / "bench.png")
         assert (tmp_path / "bench.png").stat().st_size > 1000
 
     def test_a_packed_ensemble_is_timed_on_clean_and_slowed_down_images(self, tmp_path: Path) -> None:
         ensemble = pack(tmp_path / "ensemble.sparsemble")
         found = bench(asked(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None)
-        rows = {row["engine"]: row for row in found["rows"]}
+        rows = {row.engine: row for row in found.rows}
         assert {"onnxruntime", "sparsemble", "sparsemble, all members"} <= set(rows)
         clean, slow = (rows[f"sparsemble, stopping early, {what}"] for what in ("clean images", "slowdown attack"))
-        assert 1 <= clean["members_run"] < slow["members_run"] <= 3
-        assert found["ratio"] == clean["ratio"]
+        assert 1 <= clean.members_run < slow.members_run <= 3
+        assert found.ratio == clean.ratio
 
         target = load_target(str(tmp_path / "ensemble.sparsemble"))
         x = torch.rand(9, 1, 8, 8, generator=seeded(1))
         expected = Predictor(packed.load(tmp_path / "ensemble.sparsemble")).member_logits(x.numpy())
         assert isinstance(target.model, Ensemble)
         np.testing.assert_allclose(target.model.member_logits(x).numpy(), expected, atol=1e-5)
-        assert target.sparsity == ensemble.sparsity
+        assert target.claimed_sparsity == ensemble.sparsity
 
     def test_an_ensemble_that_combines_otherwise_than_in_torch_is_not_timed(
         self, monkeypatch: pytest.MonkeyPatch

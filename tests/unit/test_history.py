@@ -1,8 +1,7 @@
-"""Watching a training: the file of epochs, the table, the log, TensorBoard, and the report's training part."""
+"""Watching a training: the file of epochs, the table, the log and TensorBoard."""
 
 import io
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -30,13 +29,9 @@ from sparsemble.pipeline.progress import (
 )
 from sparsemble.pipeline.stage import Inputs, Task, stages
 from sparsemble.pipeline.tensorboard import Board
-from sparsemble.report import write_report
-from sparsemble.report.page import trainings_in_markdown
-from sparsemble.report.trainings import epoch_rows, marks, taken_back
 from sparsemble.training import Callback, Checkpoint, Guard, OnEpoch, ReportProgress, WriteHistory
 from sparsemble.training.losses.standard import Standard
 from tests.unit.test_guard import SCHEDULE, Kill, Killed, net, train
-from tests.unit.test_report import summary  # noqa: F401 (a fixture)
 from tests.unit.test_stage import Bake
 
 
@@ -338,52 +333,3 @@ class TestBoard:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         with pytest.raises(InputError, match=r"install it with pip install 'sparsemble\[tensorboard\]'"):
             Board(tmp_path)
-
-
-class TestReport:
-    def trainings(self) -> dict[str, list[dict[str, Any]]]:
-        measured = {"held_out_clean": 0.9, "held_out_robust": 0.4, "rolled_back": None}
-        better = {**measured, "held_out_robust": 0.5, "rolled_back": ["it fell in epoch 3"]}
-        return {
-            "dense": [record(1, **measured), record(2, **better), record(3, **measured)],
-            "harp": [],
-            "ensemble": [record(1, **measured)],
-        }
-
-    def test_rollbacks_are_said_and_there_is_nothing_to_say_without(self) -> None:
-        assert taken_back(self.trainings()) == "Dotted lines: training went back. Dense parent: it fell in epoch 3."
-        ended = {"ensemble": [record(1, stopped="it fell again")]}
-        assert taken_back(ended) == "Dotted lines: training went back. Ensemble: it fell again."
-        assert taken_back({"dense": [record(1, rolled_back=None, stopped=None)]}) == ""
-
-    def test_a_line_stands_between_the_last_good_epoch_and_the_next(self) -> None:
-        assert marks(self.trainings()["dense"]) == [1.5]
-        assert marks([record(1), record(2, stopped="it fell")]) == [2.5]
-        assert marks([record(1, rolled_back=None, stopped=None)]) == []
-
-    def test_the_table_names_the_most_robust_epoch(self) -> None:
-        table = trainings_in_markdown(self.trainings())
-        assert "| dense parent | 3 | 2.500 | 0.833 | 2 | 90.0 | 50.0 | 1 |" in table
-        assert trainings_in_markdown({}) == []
-
-    def test_an_epoch_that_was_not_measured_leaves_cells_empty(self) -> None:
-        unmeasured = record(1, held_out_clean=None, held_out_robust=None)
-        assert epoch_rows([unmeasured]) == [["1", "2.500", "", "", "0.1"]]
-
-    def test_every_epoch_is_on_the_page_and_in_the_file(self, summary: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
-        trainings = self.trainings()
-        write_report(summary, {"training": trainings}, {}, tmp_path)
-        assert json.loads((tmp_path / "training.json").read_text("utf-8")) == trainings
-        page = (tmp_path / "index.html").read_text("utf-8")
-        for one in trainings["dense"]:
-            cells = [str(one["epoch"]), f"{one['loss']:.3f}", "90.0", f"{100 * one['held_out_robust']:.1f}", "0.1"]
-            assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in page
-        assert page.count("it fell in epoch 3") == 1
-        drawing = (tmp_path / "figures" / "training.svg").read_text("utf-8")
-        assert len(re.findall(r"<path[^>]*stroke-dasharray", drawing)) == 4, "one dotted line in each panel"
-        assert all(f">{title}" in drawing for title in ("held-out robust", "held-out clean", "loss", "rate"))
-
-    def test_a_run_without_trainings_says_nothing_of_them(self, summary: dict[str, Any], tmp_path: Path) -> None:  # noqa: F811
-        write_report(summary, {}, {}, tmp_path)
-        assert "Every epoch" not in (tmp_path / "index.html").read_text("utf-8")
-        assert "## Trainings" not in (tmp_path / "report.md").read_text("utf-8")

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from sparsemble.api.context import Context
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.results import MembersRun, StudyCell, StudyLine, StudyNumbers
 from sparsemble.pipeline.engines.driver import Driver
 from sparsemble.pipeline.engines.worker import task_file
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.stage import Inputs, Stage, Task
 from sparsemble.pipeline.study import Study, cells, load_study
-from sparsemble.pipeline.study_table import rows
-from sparsemble.report.study import markdown
+from sparsemble.pipeline.study_table import lines
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
 HEAD = f'recipe = "{SMOKE}"\n'
@@ -68,9 +68,8 @@ def test_parents_that_differ_by_more_than_their_seed_have_lines_of_their_own(tmp
     assert [cell.label for cell in parents] == [
         f"dense parent, loss = {loss}, seed {seed}" for seed in (1, 2) for loss in ("pgd_at", "standard")
     ]
-    result = made_up(asked)
-    of_parents = [line for line in result["table"] if line["row"] == "dense"]
-    assert [(line["values"], line["seeds"]) for line in of_parents] == [
+    of_parents = [line for line in made_up(asked) if line.row == "dense"]
+    assert [(line.values, line.seeds) for line in of_parents] == [
         ({"loss": "pgd_at"}, 2),
         ({"loss": "standard"}, 2),
     ]
@@ -78,40 +77,25 @@ def test_parents_that_differ_by_more_than_their_seed_have_lines_of_their_own(tmp
     assert [cell.label for cell in plain if "dense" in cell.made] == ["dense parent, seed 1", "dense parent, seed 2"]
 
 
-def made_up(asked: Study) -> dict[str, Any]:
-    """Return a result with numbers out of thin air."""
-    numbers = {"clean": 0.9, "worst_case": 0.5, "images": 40, "sparsity": 0.0, "nonzeros": 9, "macs_nonzero": 9}
-    numbers |= {"training_passes": 1, "seconds": 1.0, "attacks": {}, "members_run": {"clean": 1.5, "attacked": 2.0}}
-    told = [
-        {"values": cell.values, "seed": cell.seed, "row": row, **numbers}
+def made_up(asked: Study) -> tuple[StudyLine, ...]:
+    """Return the table of a study with numbers out of thin air."""
+    numbers = StudyNumbers(
+        clean_accuracy=0.9,
+        worst_case=0.5,
+        attacks={},
+        sparsity=0.0,
+        nonzeros=9,
+        macs_nonzero=9,
+        members_run=MembersRun(clean=1.5, attacked=2.0),
+        training_passes=1,
+        training_seconds=1.0,
+    )
+    made = [
+        StudyCell(values=cell.values, seed=cell.seed, settings=(), row=row, numbers=numbers, correct=(0, 1) * 20)
         for cell in cells(asked)
         for row in (cell.made or asked.rows)
     ]
-    result = {
-        "title": asked.title,
-        "kind": asked.kind,
-        "axes": {axis: list(values) for axis, values in asked.axes.items()},
-        "seeds": list(asked.seeds),
-        "command": "sparsemble study x",
-        "machine": {},
-        "stage_sources": ["0123456789abcdef"],
-        "stage_seconds": 600.0,
-        "stages_run": 0,
-        "wall_seconds": 1.0,
-        "cells": told,
-    }
-    return result | {"table": rows(result)}
-
-
-def test_the_table_says_by_what_it_was_made_and_has_as_many_cells_as_titles(tmp_path: Path) -> None:
-    for kind, count in (("pruned", 10), ("run", 11)):
-        result = made_up(study(tmp_path, f'kind = "{kind}"\n[axes.a]\n"b|c" = []\n[axes.d]\ne = []'))
-        text = markdown(result, result["table"])
-        assert "0123456789ab." in text
-        assert "10.0 min" in text
-        lines = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
-        assert {line.count("|") for line in lines} == {count + 1}
-        assert ("1.50 / 2.00" in text) == (kind == "run")
+    return lines(made, list(asked.axes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,13 @@ def test_html_escapes_groups_and_draws_intervals() -> None:
     assert html.count('<tr class="strong') == 1
 
 
+def test_a_table_without_rows_can_be_shown() -> None:
+    empty = replace(table(), rows=[])
+    assert "name" in printed(empty.terminal())
+    assert empty.markdown().count("\n|") == 1
+    assert "<tbody>" in empty.html()
+
+
 @pytest.fixture
 def study() -> StudyResult:
     return StudyResult.load(RESULTS / "pruning-gtsrb" / "study.json")

@@ -139,7 +139,10 @@ def fit_best_epoch_(
     batches = Batches(split=data.train, batch_size=schedule.batch_size, augmentation=data.augmentation)
     probe = held_out_probe(data.selection, held_out_attack, threat, lambda: context.rng("probe"))
     checkpoint = Checkpoint(context.folder)
-    reports: list[Callback] = [ReportProgress(context.report_progress, context.report_message), OnEpoch(context.report_epoch)]
+    reports: list[Callback] = [
+        ReportProgress(context.report_progress, context.report_message),
+        OnEpoch(context.report_epoch),
+    ]
     if context.folder:
         reports.append(WriteHistory(context.folder / "history.jsonl"))
     history = fit(

@@ -3,16 +3,16 @@
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
+from sparsemble.core.results import FirstUse
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.kernels.jit import lanes
 from sparsemble.runtime.network import Network
 
 
-def first_use(network: Network) -> list[dict[str, Any]]:
+def first_use(network: Network) -> list[FirstUse]:
     """Time first answers on one thread: of images side by side, of one alone, and of a batch that needs both ways.
 
     Args:
@@ -26,14 +26,8 @@ def first_use(network: Network) -> list[dict[str, Any]]:
         x = rng.random((batch, *network.image), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
             empty, filled = (_seconds(network, x, Path(folder)) for _ in range(2))
-        found.append({"batch": batch, "empty_cache_s": empty, "filled_cache_s": filled})
+        found.append(FirstUse(batch=batch, empty_cache_s=empty, filled_cache_s=filled))
     return found
-
-
-def first_line(found: list[dict[str, Any]]) -> str:
-    """Return first answers as one line, for the terminal."""
-    each = [f"{one['empty_cache_s']:.1f} ({one['filled_cache_s']:.2f}) for {one['batch']}" for one in found]
-    return f"first answer, seconds with an empty cache (a filled one), by images: {', '.join(each)}"
 
 
 def _seconds(network: Network, x: np.ndarray, folder: Path) -> float:

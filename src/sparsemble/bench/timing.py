@@ -7,22 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 
 from sparsemble.bench.cold_start import first_use
 from sparsemble.bench.engines import Timed, engine_versions, engines, left_out
 from sparsemble.bench.models import Asked, Subject, subject
 from sparsemble.bench.verify_outputs import TorchEnsemble, agree
+from sparsemble.core.results import BenchResult, BenchRow
 from sparsemble.evaluation.environment import machine, versions
 from sparsemble.evaluation.latency import measure_latency
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import Never
 
-SCHEMA_VERSION = 2
 ENGINE, STATIC, EARLY = "sparsemble", "sparsemble, all members", "sparsemble, stopping early, {}"
 
 
-def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, Any]:
+def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> BenchResult:
     """Time a network with drawn weights; interleaved rounds, medians and quartiles.
 
     Args:
@@ -31,8 +30,7 @@ def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, 
         tell: called with a sentence before each configuration, and on engines that are left out.
 
     Returns:
-        `ratio`: time of the fastest dense engine over ours, for the first batch size and number of threads, of an ensemble
-        while it stops early; `rows`: every engine in every configuration; `first_use`, if asked for.
+        Every engine in every configuration, and the ratio of the fastest dense engine's time to ours.
 
     Raises:
         InputError: a network or mask that cannot be.
@@ -44,29 +42,28 @@ def bench(asked: Asked, command: str, tell: Callable[[str], None]) -> dict[str, 
     rows = _rows(timed, asked, tell)
     if asked.first_use:
         tell("first answers, into empty cache folders")
-    return {
-        "schema": SCHEMA_VERSION,
-        "ratio": next(row["ratio"] for row in rows if row["engine"] == _ours(timed)),
-        "command": command,
-        "asked": asdict(asked),
-        "network": timed.facts,
-        "machine": machine(torch.device("cpu")),
-        "versions": versions() | engine_versions(),
-        "rows": rows,
-        **({"first_use": first_use(timed.network)} if asked.first_use else {}),
-    }
+    return BenchResult(
+        ratio=next(row.ratio for row in rows if row.engine == _ours(timed)),
+        command=command,
+        settings=asdict(asked),
+        network=timed.facts,
+        machine=machine(torch.device("cpu")),
+        versions=versions() | engine_versions(),
+        rows=tuple(rows),
+        first_use=tuple(first_use(timed.network)) if asked.first_use else (),
+    )
 
 
-def _rows(timed: Subject, asked: Asked, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def _rows(timed: Subject, asked: Asked, tell: Callable[[str], None]) -> list[BenchRow]:
     """Return every engine in every configuration, with the ratio to the fastest dense one beside it."""
     torch_ensemble = TorchEnsemble(timed.ensemble) if timed.ensemble else None
-    rows = []
+    rows: list[BenchRow] = []
     for threads in asked.threads:
         for batch in asked.batches:
             tell(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}")
             found = _configuration(timed, torch_ensemble, batch, threads, asked)
             dense = min(row["median_ms"] for row in found if row["dense"])
-            rows += [{**row, "ratio": dense / row["median_ms"]} for row in found]
+            rows += [BenchRow(**row, ratio=dense / row["median_ms"]) for row in found]
     return rows
 
 
@@ -115,21 +112,3 @@ def _predict(predictor: Predictor, x: NDArray[np.float32]) -> Callable[[], objec
 
 def _call(one: Timed, x: np.ndarray) -> Any:
     return lambda: one.call(x)
-
-
-def bench_table(found: dict[str, Any]) -> Table:
-    """Return what was measured, for the terminal."""
-    columns = ("engine", "batch", "threads", "members run", "ms", "quartiles", "images/s", "ratio")
-    table = Table(*columns, box=None, header_style="bold")
-    for row in found["rows"]:
-        table.add_row(
-            row["engine"],
-            str(row["batch"]),
-            str(row["threads"]),
-            f"{row['members_run']:.2f}" if "members_run" in row else "",
-            f"{row['median_ms']:.2f}",
-            f"{row['low_quartile_ms']:.2f} to {row['high_quartile_ms']:.2f}",
-            f"{row['images_per_second']:.0f}",
-            f"{row['ratio']:.2f}",
-        )
-    return table

@@ -32,13 +32,11 @@ def export(
 
     result = export_run(run, values, {"device": device, "quiet": quiet}, Console(stderr=True))
     if json:
-        typer.echo(json_format.dumps(result, indent=1))
+        typer.echo(result.to_json(), nl=False)
     elif not quiet:
-        from sparsemble.core.config import from_dict
-        from sparsemble.core.results import ExportResult
         from sparsemble.report import export_table
 
-        Console().print(export_table(from_dict(ExportResult, result)).terminal())
+        Console().print(export_table(result).terminal())
         typer.echo(f"packed ensemble: {run / 'export' / 'ensemble.sparsemble'}")
 
 

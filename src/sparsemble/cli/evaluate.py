@@ -181,11 +181,8 @@ def bench(
     [bold]sparsemble bench runs/digits --batch 1,64[/]
     """
     need_train("bench")
-    from sparsemble.bench.cold_start import first_line
     from sparsemble.bench.models import Asked
     from sparsemble.bench.timing import bench as measure
-    from sparsemble.bench.timing import bench_table
-    from sparsemble.core.artifacts import write_json
 
     numbers = {}
     for name, text in (("batch", batch), ("threads", threads)):
@@ -209,20 +206,20 @@ def bench(
     )
     _make_place(json, "--json")
     _make_place(plot, "--plot", (".png", ".svg"))
-    found = measure(asked, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: say(console, text))
+    result = measure(asked, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: say(console, text))
     if json:
-        write_json(json, found)
+        result.save(json)
     if plot:
-        from sparsemble.core.config import from_dict
-        from sparsemble.core.results import SCHEMA, BenchResult
         from sparsemble.report import draw_bench
 
-        typed = {key: value for key, value in found.items() if key != "asked"}
-        draw_bench(from_dict(BenchResult, {**typed, "schema": SCHEMA, "settings": found["asked"]}), plot)
+        draw_bench(result, plot)
     if not quiet:
-        Console().print(bench_table(found))
-        if first_use:
-            say(Console(), first_line(found["first_use"]))
+        from sparsemble.report import bench_table
+
+        table = bench_table(result)
+        Console().print(table.terminal())
+        if table.caption:
+            say(Console(), table.caption)
 
 
 def _make_place(path: Path | None, option: str, endings: tuple[str, ...] = ()) -> None:

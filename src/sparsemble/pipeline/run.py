@@ -15,7 +15,7 @@ from rich.console import Console
 from sparsemble.core.artifacts import Artifact, only_run_in, read_json, write_bytes
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
-from sparsemble.core.results import RunSummary
+from sparsemble.core.results import ExportResult, RunSummary
 from sparsemble.pipeline.engines.driver import Driver
 from sparsemble.pipeline.engines.local import LocalExecutor
 from sparsemble.pipeline.engines.torchrun import TorchrunExecutor
@@ -199,8 +199,8 @@ def _publish(made: Path, place: Path) -> None:
     beside.rename(place)
 
 
-def export(folder: Path, values: str, settings: Mapping[str, Any], console: Console | None = None) -> dict[str, Any]:
-    """Export the ensemble of a run again, with weights in another format perhaps; returns `export.json`.
+def export(folder: Path, values: str, settings: Mapping[str, Any], console: Console | None = None) -> ExportResult:
+    """Export the ensemble of a run again, with weights in another format perhaps.
 
     Args:
         folder: of a run that has its report.
@@ -218,8 +218,7 @@ def export(folder: Path, values: str, settings: Mapping[str, Any], console: Cons
     changes = (f"export.values={values}",) if values else ()
     _, recipe = load_recipe(str(folder / "recipe.toml"), changes)
     run(recipe, made["title"], made["command"], Settings(folder=folder, until="export", **settings), console)
-    found: dict[str, Any] = read_json(folder / "export" / "export.json")
-    return found
+    return ExportResult.load(folder / "export" / "export.json")
 
 
 def read_summary(folder: Path) -> RunSummary:

@@ -63,7 +63,7 @@ def bench_table(result: BenchResult) -> Table[BenchRow]:
         Column("ratio", lambda row: f"{row.ratio:.2f}"),
     ]
     first = ", ".join(f"{f.empty_cache_s:.1f} ({f.filled_cache_s:.2f}) for {f.batch}" for f in result.first_use)
-    caption = f"First prediction, seconds with an empty cache (a filled one), by images: {first}" if first else ""
+    caption = f"first prediction, seconds with an empty cache (a filled one), by images: {first}" if first else ""
     return Table(columns, result.rows, caption)
 
 

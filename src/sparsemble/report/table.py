@@ -88,8 +88,8 @@ class Table(Generic[R]):
         for column in columns:
             title = column.short or column.title
             table.add_column(Text(title), justify="left" if column.left else "right", overflow="fold")
-        for row, following in zip(self.rows, [*self.rows[1:], None], strict=True):
-            end = following is not None and self.rule_above(following)
+        for i, row in enumerate(self.rows):
+            end = any(map(self.rule_above, self.rows[i + 1 : i + 2]))
             texts = [column.cell(row) for column in columns]
             cells = [Text(t if c.left else t.replace(" ", "\u00a0")) for c, t in zip(columns, texts, strict=True)]
             table.add_row(*cells, style="bold" if self.strong(row) else None, end_section=end)
@@ -130,10 +130,8 @@ class Table(Generic[R]):
     def _bars(self) -> dict[str, Any]:
         """Return the scale in percent on which intervals are drawn, and each row's three positions on it in [0, 1]."""
         intervals = [column.interval(row) for column in self.columns if column.interval for row in self.rows]
-        if not intervals:
-            return {}
-        low = 10 * math.floor(10 * min(interval[0] for interval in intervals))
-        high = max(10 * math.ceil(10 * max(interval[2] for interval in intervals)), low + 10)
+        low = 10 * math.floor(10 * min((interval[0] for interval in intervals), default=0))
+        high = max(10 * math.ceil(10 * max((interval[2] for interval in intervals), default=1)), low + 10)
         scaled = [[round((100 * value - low) / (high - low), 4) for value in interval] for interval in intervals]
         return {"low": low, "high": high, "positions": scaled}
 

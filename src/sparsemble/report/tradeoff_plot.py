@@ -31,8 +31,8 @@ def robustness_against_size(rows: Sequence[EvaluationResult], looks: Mapping[str
     """
     figure, axes = new_figure(WIDE, 3.7, columns=2, sharey=True)
     panels: dict[str, list[float]] = {
-        "non-zero weights stored": [row.model.nonzeros for row in rows],
-        "non-zero multiply-accumulates a clean image": [row.cost.macs_nonzero for row in rows],
+        "non-zero weights": [row.model.nonzeros for row in rows],
+        "non-zero MACs, clean image": [row.cost.macs_nonzero for row in rows],
     }
     for ax, (title, sizes) in zip(axes, panels.items(), strict=True):
         logs = [float(np.log10(max(size, 1))) for size in sizes]

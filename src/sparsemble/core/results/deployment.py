@@ -1,6 +1,6 @@
 """What exporting and timing an ensemble produce."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_not_negative
@@ -29,9 +29,10 @@ class FormatAgreement:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class ExportResult:
+class ExportResult(ResultFile):
     """What an export wrote: `export/export.json`."""
 
+    schema: int = SCHEMA
     values: str
     """float16, float32 or int8."""
     bytes: int
@@ -45,7 +46,7 @@ class ExportResult:
     rounded: HeldOutAccuracy
     """With the weights as stored."""
     formats: dict[str, FormatAgreement]
-    not_written: dict[str, str]
+    not_written: dict[str, str] = field(default_factory=dict)
     """Format to the reason."""
 
 

@@ -8,9 +8,10 @@ import torch
 
 from sparsemble.api.context import Context
 from sparsemble.core.artifacts import write_json
+from sparsemble.core.config import from_dict
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.interfaces import Combiner, Ensemble
-from sparsemble.core.results import RunSummary
+from sparsemble.core.results import ExportResult, RunSummary
 from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.cost import count_weights
@@ -73,8 +74,8 @@ class ExportStage(Stage):
         }
         formats |= self._onnx(ensemble, wanted, images, row, context, inputs)
         formats["hub"] = self._hub(ensemble, wanted, images, row, context, inputs)
-        write_json(
-            context.output / "export.json",
+        from_dict(
+            ExportResult,
             {
                 "values": values,
                 "bytes": path.stat().st_size,
@@ -87,7 +88,7 @@ class ExportStage(Stage):
                 "formats": formats,
                 "not_written": {} if "onnx" in formats else {"onnx": NO_ONNX},
             },
-        )
+        ).save(context.output / "export.json")
 
     def _folded(self, row: Row, parent_weights: int) -> PackedEnsemble:
         """Return the ensemble as the runtime knows it, its weights not rounded yet."""

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.conftest import SMOKE, sparsemble
-from tests.unit.test_docs import blocks
+from tests.unit.test_docs import ROOT, blocks
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the attack of docs/adding.md, and a network trained with it in a run beside."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "single_step.py").write_text(blocks("docs/adding.md", "python")[0], "utf-8")
+    (folder / "single_step.py").write_text(blocks(ROOT / "docs/adding.md", "python")[0], "utf-8")
     (folder / "mine.toml").write_text(Path(SMOKE).read_text("utf-8"), "utf-8")
     result = train(folder)
     assert result.returncode == 0, result.stderr
@@ -45,7 +45,7 @@ def test_it_is_named_in_attacks(trained: Path) -> None:
 
 def test_a_missing_method_ends_in_one_sentence(trained: Path) -> None:
     (artifact,) = (trained / "run").glob("train-*")
-    text = blocks("docs/adding.md", "python")[0].replace("def perturb", "def disturb")
+    text = blocks(ROOT / "docs/adding.md", "python")[0].replace("def perturb", "def disturb")
     (trained / "half.py").write_text(text, "utf-8")
     result = sparsemble("evaluate", artifact, "--attacks", "half.py:SingleStep", cwd=trained)
     assert result.returncode == 2

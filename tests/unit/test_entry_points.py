@@ -12,8 +12,8 @@ import pytest
 from sparsemble.pipeline.engines.worker import task_file
 from tests.unit.test_docs import ROOT, blocks
 
-SINGLE_STEP = blocks("docs/adding.md", "python")[0]
-(PYPROJECT,) = blocks("docs/adding.md", "toml")
+SINGLE_STEP = blocks(ROOT / "docs/adding.md", "python")[0]
+(PYPROJECT,) = blocks(ROOT / "docs/adding.md", "toml")
 LIST = "from sparsemble.attacks.attack import attacks; print(*attacks.names())"
 WORKER = """
 import dataclasses, pathlib

@@ -19,7 +19,7 @@ from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from tests.unit.test_docs import ROOT, blocks
 
 SMOKE = ROOT / "tests/end_to_end/smoke.toml"
-SINGLE_STEP, RESCALED = blocks("docs/adding.md", "python")
+SINGLE_STEP, RESCALED = blocks(ROOT / "docs/adding.md", "python")
 
 
 @pytest.fixture

@@ -22,14 +22,14 @@ def export_table(result: ExportResult) -> Table[Fact]:
     def accuracy(held_out: HeldOutAccuracy) -> str:
         return f"clean {percent(held_out.clean)} %, robust {percent(held_out.robust)} %"
 
-    def agreement(name: str, found: FormatAgreement) -> list[Fact]:
+    def agreement(name: str, agrees: FormatAgreement) -> list[Fact]:
         differences = (
-            f"logits within {found.logits:.1g}; {found.labels} labels and {found.decisions} decisions differ of "
-            f"{found.images} ({found.near} depend on rounding)"
+            f"logits within {agrees.logits:.1g}; {agrees.labels} labels and {agrees.decisions} decisions differ of "
+            f"{agrees.images} ({agrees.near} depend on rounding)"
         )
         facts = [Fact(f"{name} against the rounded ensemble", differences)]
-        if found.static_ensemble is not None and found.batch_of_one is not None:
-            within = f"logits within {found.static_ensemble:.1g}; within {found.batch_of_one:.1g} in a batch of one"
+        if agrees.static_ensemble is not None and agrees.batch_of_one is not None:
+            within = f"logits within {agrees.static_ensemble:.1g}; within {agrees.batch_of_one:.1g} in a batch of one"
             facts.append(Fact(f"{name}, all members in one graph", within))
         return facts
 
@@ -40,7 +40,7 @@ def export_table(result: ExportResult) -> Table[Fact]:
         Fact("sparsity", f"{result.sparsity:.4f}"),
         Fact("held-out accuracy, unrounded", accuracy(result.unrounded)),
         Fact("held-out accuracy, rounded", accuracy(result.rounded)),
-        *[fact for name, found in result.formats.items() for fact in agreement(name, found)],
+        *[fact for name, agrees in result.formats.items() for fact in agreement(name, agrees)],
         *[Fact(name, reason) for name, reason in result.not_written.items()],
     ]
     columns: list[Column[Fact]] = [

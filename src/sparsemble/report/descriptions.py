@@ -81,15 +81,15 @@ def _variant(attack: AttackResult) -> str:
 def alarms(result: EvaluationResult) -> list[str]:
     """Return what forbids to rely on the headline."""
     failed = len(result.checks_with("failed"))
-    found = []
+    sentences = []
     if failed:
-        found.append(
+        sentences.append(
             f"{plural(failed, 'check')} of this evaluation failed: do not rely on the number below before "
             f"{'it is' if failed == 1 else 'they are'} understood."
         )
     if result.model.selected_on == "test":
-        found.append("Selected on test images: the accuracy of this checkpoint on them is too high.")
-    return found
+        sentences.append("Selected on test images: the accuracy of this checkpoint on them is too high.")
+    return sentences
 
 
 def distance(value: float | None, threat: ThreatRecord) -> str:

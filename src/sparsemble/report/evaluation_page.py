@@ -158,7 +158,7 @@ def plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
         examples: images with the adversarial ones made from them; None: none are shown.
     """
     curve, members = result.security_curve, result.members
-    found = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
+    known = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
     shown = [
         Plot(
             "security_curve",
@@ -176,7 +176,7 @@ def plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
             "Distance of the nearest adversarial image",
             "As found by attacks that look for the smallest change rather than one inside eps; an upper bound of the "
             "true distance. Images that are misclassified when clean are not drawn; the median counts them as 0.",
-            (lambda: figures.minimum_distances(result)) if found else None,
+            (lambda: figures.minimum_distances(result)) if known else None,
         ),
     ]
     if result.model.members > 1:

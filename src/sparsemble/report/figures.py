@@ -44,7 +44,7 @@ def security_curves(
 
     Args:
         curves: by row of a run; all have the same radii.
-        result: says the threat model and the number of classes.
+        result: holds the threat model and the number of classes.
         label: in place of the row's name.
     """
     figure, ax = new_figure(HALF, 3.3)
@@ -74,15 +74,15 @@ def minimum_distances(result: EvaluationResult) -> "Figure":
     """Draw the distance of the nearest adversarial image; images that are misclassified when clean are left out."""
     scale = 255 if in_255ths(result.threat) else 1
     correct = np.asarray(result.clean_correct, bool)
-    found = {
+    distances = {
         attack.label: np.asarray(attack.minimum_distances, float)[correct]
         for attack in result.attacks
         if attack.minimum_distances is not None
     }
-    everything = np.concatenate([scale * values[np.isfinite(values)] for values in found.values()])
+    finite_distances = np.concatenate([scale * values[np.isfinite(values)] for values in distances.values()])
     figure, ax = new_figure(HALF, 3.3)
-    edges = np.linspace(0, float(everything.max(initial=0)) or 1.0, BINS + 1)
-    for i, (label, values) in enumerate(found.items()):
+    edges = np.linspace(0, float(finite_distances.max(initial=0)) or 1.0, BINS + 1)
+    for i, (label, values) in enumerate(distances.items()):
         finite = np.isfinite(values)
         colour = SCORE_COLOURS[i % len(SCORE_COLOURS)]
         never = "" if finite.all() else f", {int((~finite).sum())} never misclassified"
@@ -253,7 +253,7 @@ def examples_plot(examples: Examples | None, result: EvaluationResult, classes: 
 
     Args:
         examples: the images; None: the plot is named as left out.
-        result: says the threat model.
+        result: holds the threat model.
         classes: names of the classes; none: they are numbered.
     """
     linf = result.threat.norm == "linf"

@@ -268,7 +268,7 @@ def _stopping_text(summary: RunSummary) -> str:
     changed = [record.outcome for record in stopping.sensitivity]
     if not changed:
         return text
-    runs, worst = [one.members_run for one in changed], [one.worst_case for one in changed]
+    runs, worst = [outcome.members_run for outcome in changed], [outcome.worst_case for outcome in changed]
     return (
         f"{text} With each constant a tenth smaller or larger (a count: by one) it would run {min(runs):.2f} to "
         f"{max(runs):.2f} members there, at {percent(min(worst))} to {percent(max(worst))} %."

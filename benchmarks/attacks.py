@@ -4,10 +4,10 @@
     python benchmarks/attacks.py --data gtsrb32.npz --work WORK --images 500
 
 Trains a ResNet-18 of width 8 adversarially on GTSRB at 32x32 once (kept in WORK), then attacks the same test images
-with every contender in turn, part by part, so that a slow spell of the machine hits all of them. What a reference
-gave is kept in WORK and not computed again. Around every run the same plain passes are timed: where they show that a
-kept reference was timed on a slower or busier machine, no share of its seconds is given (delete the file in WORK and
-run again). Prints a table and writes `WORK/attacks.json`.
+with every contender in turn, batch by batch, so that a slow phase of the machine affects all of them. Results of a
+reference are stored in WORK and reused. Before and after every run the same plain passes are timed: where they show
+that a stored reference was timed on a slower or busier machine, no ratio of seconds is given (delete the file in WORK
+and run again). Prints a table and writes `WORK/attacks.json`.
 """
 
 import argparse
@@ -51,27 +51,27 @@ Contender = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 
 @dataclasses.dataclass
 class Result:
-    """What a contender did to the images."""
+    """Cost and outcomes of a contender."""
 
     seconds: float = 0.0
     forward: int = 0
     backward: int = 0
-    yardstick: float = 0.0
-    """Seconds of the same plain passes, timed before and after."""
-    standing: list[bool] = dataclasses.field(default_factory=list)
-    """Whether each image is still classified rightly."""
+    plain_seconds: float = 0.0
+    """Seconds of the same plain passes, before and after."""
+    correct: list[bool] = dataclasses.field(default_factory=list)
+    """Whether each image is still classified correctly."""
 
     def add_(self, other: "Result") -> None:
         """Take over the result of further images."""
         self.seconds += other.seconds
         self.forward += other.forward
         self.backward += other.backward
-        self.yardstick += other.yardstick
-        self.standing += other.standing
+        self.plain_seconds += other.plain_seconds
+        self.correct += other.correct
 
 
 def ours(name: str, **settings: object) -> Contender:
-    """Make a contender of one of our attacks."""
+    """Return one of our attacks as a contender."""
     attack = attacks.build({"name": name, **settings})
 
     def run(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
@@ -120,31 +120,31 @@ def trained(data: Dataset, threat: ThreatModel, work: Path, epochs: int) -> nn.M
 
 
 def plain_passes(model: nn.Module, x: Tensor) -> float:
-    """Time passes that no attack has a part in."""
-    begun = time.perf_counter()
+    """Return the seconds of forward and backward passes without an attack."""
+    started = time.perf_counter()
     for _ in range(10):
         leaf = x.clone().requires_grad_()
         torch.autograd.grad(model(leaf).sum(), leaf)
     if x.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def measure(contender: Contender, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Result:
-    """Run a contender on some images; the last check of its images is not counted."""
-    yardstick = plain_passes(model, x)
+    """Run a contender on some images; the final evaluation of its images is not counted."""
+    plain_seconds = plain_passes(model, x)
     with count_passes(model) as passes:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         adversarial = contender(model, x, y, threat)
         if x.is_cuda:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
     if float(threat.distance(adversarial, x).max()) > threat.eps + 1e-5:
         raise SystemExit("a contender left the ball")
-    yardstick += plain_passes(model, x)
+    plain_seconds += plain_passes(model, x)
     with torch.no_grad():
-        standing = (model(adversarial).argmax(1) == y).tolist()
-    return Result(seconds, passes.forward, passes.backward, yardstick, standing)
+        correct = (model(adversarial).argmax(1) == y).tolist()
+    return Result(seconds, passes.forward, passes.backward, plain_seconds, correct)
 
 
 def kept(path: Path, compute: Callable[[], Result]) -> Result:
@@ -169,39 +169,39 @@ def compare(
             def run(name: str = name, images: Tensor = images, labels: Tensor = labels) -> Result:
                 return measure(CONTENDERS[name], model, images, labels, threat)
 
-            one = kept(work / f"{name}-{what}.json", run) if name in REFERENCES.values() else run()
-            results[name].add_(one)
-            print(f"{name}: {one.seconds:.1f} s, {sum(one.standing)} of {len(labels)} standing", flush=True)
+            result = kept(work / f"{name}-{what}.json", run) if name in REFERENCES.values() else run()
+            results[name].add_(result)
+            print(f"{name}: {result.seconds:.1f} s, {sum(result.correct)} of {len(labels)} still correct", flush=True)
     return results
 
 
 def summary(results: dict[str, Result]) -> list[dict[str, Any]]:
-    """Set each result beside its reference."""
+    """Compare each result with its reference."""
     rows = []
     for name, result in results.items():
         row: dict[str, Any] = {
             "name": name,
             "seconds": result.seconds,
             "passes": result.forward + result.backward,
-            "robust_accuracy": float(np.mean(result.standing)),
+            "robust_accuracy": float(np.mean(result.correct)),
         }
-        if (other := results.get(REFERENCES.get(name, ""))) is not None:
-            differ = np.array(result.standing) != np.array(other.standing)
-            speed = other.yardstick / result.yardstick
+        if (reference := results.get(REFERENCES.get(name, ""))) is not None:
+            differ = np.array(result.correct) != np.array(reference.correct)
+            speed = reference.plain_seconds / result.plain_seconds
             row |= {
                 "reference": REFERENCES[name],
                 "machine_was_slower": speed,
-                "share_of_seconds": result.seconds / other.seconds if 1 / SAME_SPEED < speed < SAME_SPEED else None,
-                "share_of_passes": (result.forward + result.backward) / (other.forward + other.backward),
+                "share_of_seconds": result.seconds / reference.seconds if 1 / SAME_SPEED < speed < SAME_SPEED else None,
+                "share_of_passes": (result.forward + result.backward) / (reference.forward + reference.backward),
                 "differ": np.flatnonzero(differ).tolist(),
-                "only_we_broke": int((differ & np.array(other.standing)).sum()),
+                "only_we_broke": int((differ & np.array(reference.correct)).sum()),
             }
         rows.append(row)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Write the rows as a table."""
+    """Return the rows as a Markdown table."""
     lines = ["| attack | robust % | passes | of reference | seconds | of reference | differs on | only we broke |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
@@ -242,9 +242,9 @@ def main() -> None:
     print(f"{len(x)} images, clean accuracy {100 * clean:.1f} %, {threat}")
     rows = summary(compare(options.only, model, x, y, threat, options.work, options.batch))
     machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    facts = {**machine, "threads": options.threads, "images": len(x), "clean_accuracy": clean, "threat": str(threat)}
-    (options.work / "attacks.json").write_text(json.dumps({**facts, "rows": rows}, indent=1), "utf-8")
-    print(json.dumps({**facts, "rows": rows}))
+    details = {**machine, "threads": options.threads, "images": len(x), "clean_accuracy": clean, "threat": str(threat)}
+    (options.work / "attacks.json").write_text(json.dumps({**details, "rows": rows}, indent=1), "utf-8")
+    print(json.dumps({**details, "rows": rows}))
     print(table(rows))
 
 

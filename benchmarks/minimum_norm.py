@@ -2,8 +2,8 @@
 
 python benchmarks/minimum_norm.py [--device cuda] [--width 16] [--images 128]      (needs: pip install torchattacks)
 
-Fits a network to drawn images in seconds, then runs DeepFool and C&W of both packages in l2, with the same
-settings first and with ours by default after that. Prints Markdown; ratios hold within one run only.
+Fits a network to random images in seconds, then runs DeepFool and C&W of both packages in l2, first with the same
+settings and then with our defaults. Prints Markdown; ratios hold within one run only.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Attack = Callable[[Images, Labels], Tensor]
 
 
 def trained(images: Images, labels: Labels, width: int) -> nn.Module:
-    """Fit a network to the images; nothing here depends on how well."""
+    """Fit a network to the images; how well it fits does not matter here."""
     spec = architectures.build({"name": "resnet18", "width": width})
     model = build_model(spec, tuple(images.shape[1:]), 10, (0.5,) * 3, (0.25,) * 3, rng=seeded(0)).to(images.device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -38,7 +38,7 @@ def trained(images: Images, labels: Labels, width: int) -> nn.Module:
 
 
 def blobs(count: int, device: str) -> tuple[Images, Labels]:
-    """Draw images of ten classes: a pattern each, and noise."""
+    """Return random images of ten classes: a pattern for each class, and noise."""
     rng = seeded(1)
     labels = torch.arange(count) % 10
     patterns = nn.functional.interpolate(torch.rand(10, 3, 4, 4, generator=rng), size=32, mode="bilinear")
@@ -53,15 +53,19 @@ def ours(attack: MinimumNorm, model: nn.Module) -> Attack:
 def measure(attack: Attack, model: nn.Module, x: Images, y: Labels) -> tuple[float, float, float]:
     """Return images a second, the share misclassified, and the median distance (infinite where not misclassified)."""
     attack(x[:2], y[:2])  # warm up
-    began = time.perf_counter()
+    started = time.perf_counter()
     x_adv = attack(x, y)
     if x.is_cuda:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     with torch.no_grad():
-        broken = model(x_adv).argmax(1) != y
+        misclassified = model(x_adv).argmax(1) != y
     distance = (x_adv - x).flatten(1).norm(dim=1)
-    return len(x) / seconds, float(broken.float().mean()), float(distance.masked_fill(~broken, torch.inf).median())
+    return (
+        len(x) / seconds,
+        float(misclassified.float().mean()),
+        float(distance.masked_fill(~misclassified, torch.inf).median()),
+    )
 
 
 def main() -> None:
@@ -90,8 +94,8 @@ def main() -> None:
     )
     print("| attack | images / s | misclassified | median l2 |\n|---|---:|---:|---:|")
     for name, attack in rows.items():
-        speed, broken, distance = measure(attack, model, x, y)
-        print(f"| {name} | {speed:.1f} | {broken:.0%} | {distance:.4f} |", flush=True)
+        speed, misclassified, distance = measure(attack, model, x, y)
+        print(f"| {name} | {speed:.1f} | {misclassified:.0%} | {distance:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,15 @@ class Attack(Component):
 
     @abstractmethod
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Search for adversarial images; `__call__` has checked the arguments and checks the result."""
+        """Search for adversarial images; `__call__` has checked the arguments and checks the result.
+
+        Args:
+            model: maps images to logits (or log-probabilities); differentiable.
+            x: (B, C, H, W) clean images in [0, 1].
+            y: (B) true classes.
+            threat: norm and radius of the ball.
+            rng: source of random draws, on the device of `x`.
+        """
 
 
 attacks: Registry[Attack] = Registry("attack", Attack)
@@ -111,7 +119,7 @@ def check_range(x: Images) -> None:
     """Refuse images outside [0, 1].
 
     Raises:
-        InputError: naming the range found.
+        InputError: naming the range of the images.
     """
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):

@@ -94,7 +94,13 @@ class FMN(MinimumNorm):
 
 
 def cosine_anneal(first: float, last: float, progress: float) -> float:
-    """Return a value that falls from `first` to `last` along half a cosine as `progress` goes from 0 to 1."""
+    """Return a value that goes from one to another along half a cosine.
+
+    Args:
+        first: value at progress 0.
+        last: value at progress 1.
+        progress: in [0, 1].
+    """
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
 

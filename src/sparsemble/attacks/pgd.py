@@ -97,7 +97,7 @@ class PGD(Attack):
         return threat.project(x + self.start_noise * normal_like(x, rng), x)
 
     def _last_point(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, rng: Generator) -> Images:
-        """Return the end of one path; NaN is not looked for, as `fit` finds it and says what to do."""
+        """Return the end of one path; NaN is not checked, as `fit` does that in training."""
         clean_logits = None
         if not isinstance(self.loss, CrossEntropy | Margin):  # these do not use the clean logits
             with torch.no_grad():

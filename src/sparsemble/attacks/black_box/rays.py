@@ -43,7 +43,7 @@ class RayS(Attack):
             object.__setattr__(self, "label", f"rays{self.queries}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Search along rays; only images for which nothing is found depend on `rng`."""
+        """Search along rays; `rng` is used only for images without a misclassified point."""
         oracle = QueryOracle.with_clean(model, x, y, threat, self.queries)
         pixels = x[0].numel()
         direction = x.new_ones(len(x), pixels)

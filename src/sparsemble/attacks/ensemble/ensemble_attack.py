@@ -59,7 +59,16 @@ class EnsembleAttack(Component):
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
-        """Search for adversarial images; `__call__` has checked the arguments and checks the result."""
+        """Search for adversarial images; `__call__` has checked the arguments and checks the result.
+
+        Args:
+            ensemble: in eval mode.
+            rule: the deployed rule.
+            x: (B, C, H, W) clean images in [0, 1].
+            y: (B) true classes.
+            threat: norm and radius of the ball.
+            rng: source of random draws, on the device of `x`.
+        """
 
 
 ensemble_attacks: Registry[EnsembleAttack] = Registry("ensemble attack", EnsembleAttack)

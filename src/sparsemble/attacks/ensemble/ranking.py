@@ -1,4 +1,4 @@
-"""Scores of predictions of a deployed ensemble, and the probability with which each prefix answers."""
+"""Scores of predictions of a deployed ensemble, and the probability of stopping after each member."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -19,7 +19,7 @@ from docs.results_page import PAGE, page
 from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
 from sparsemble.cli import app
-from sparsemble.core.config import from_dict, override, parse_toml
+from sparsemble.core.config import RENAMED, from_dict, override, parse_toml
 from sparsemble.core.interfaces import stopping_rules
 from sparsemble.data.dataset import data_sources
 from sparsemble.evaluation import checks
@@ -209,6 +209,12 @@ def test_the_page_of_checks_names_all_fifty_and_functions_that_exist() -> None:
     assert [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == list(range(1, 51))
     for name in re.findall(r"`(\w+)\(\)`", text):
         assert callable(getattr(checks, name)), name
+
+
+def test_the_changelog_names_everything_that_was_renamed() -> None:
+    renames = (ROOT / "CHANGELOG.md").read_text("utf-8").split("### Renamed\n")[1]
+    for old, new in RENAMED.items():
+        assert all(re.search(rf"\b{name}\b", renames, re.IGNORECASE) for name in (old, *new)), old
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ from sparsemble import runtime
 from sparsemble.api.context import Context
 from sparsemble.core.artifacts import Artifact
 from sparsemble.core.errors import RunError
+from sparsemble.core.results import RunSummary
 from sparsemble.core.types import seeded
 from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.evaluation.run_models import load_row
-from sparsemble.export import convert, onnx
-from sparsemble.export.agreement import agreement, held_to
+from sparsemble.export import convert, export_ensemble, onnx
+from sparsemble.export.agreement import check_agreement, check_logits
 from sparsemble.export.hub import card, load_folder
 from sparsemble.pipeline.stage import stages
-from sparsemble.pipeline.stages import export as stage_module
 from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from tests.end_to_end.conftest import sparsemble
@@ -74,11 +74,11 @@ class TestExport:
         logits = [runtime.Predictor(ensemble).member_logits(x) for ensemble in (one, other)]
         assert np.array_equal(*logits)
         text = (hub / "README.md").read_text("utf-8")
-        summary = json.loads((finished / "report" / "summary.json").read_text("utf-8"))
+        summary = RunSummary.load(finished / "report" / "summary.json")
         assert text == card(other, summary)
         assert text.startswith("---\nlibrary_name: sparsemble")
-        for check in summary["checks"]:
-            assert (check["detail"] in text) == (check["status"] == "fail")
+        for check in summary.row("ensemble_dynamic").checks:
+            assert (f"- {check.name}: {check.detail}" in text) == (check.status == "failed")
 
     def test_may_be_written_again_in_full(self, finished: Path, tmp_path: Path) -> None:
         shutil.copytree(finished, tmp_path / "run")
@@ -155,25 +155,21 @@ class TestWhatIsWrongIsNotExported:
         export("the ONNX graph of the ensemble does not answer as the ensemble: logits differ by")
 
     def test_a_graph_that_answers_one_image_in_another_way(self, export, monkeypatch) -> None:
-        session = stage_module._session
+        run_graph = export_ensemble.run_graph
 
-        class Other:
-            def __init__(self, *given: object) -> None:
-                self.session = session(*given)
+        def other(file: Path, images: np.ndarray) -> np.ndarray:
+            return run_graph(file, images) + 0.01 * (len(images) == 1)
 
-            def run(self, names: list[str], given: dict[str, np.ndarray]) -> list[np.ndarray]:
-                return [one + 0.01 * (len(one) == 1) for one in self.session.run(names, given)]
-
-        monkeypatch.setattr(stage_module, "_session", Other)
+        monkeypatch.setattr(export_ensemble, "run_graph", other)
         export("answers one image by itself in another way: logits differ by")
 
     def test_a_hub_folder_that_holds_another_ensemble(self, export, monkeypatch) -> None:
-        save = stage_module.save_folder
+        save = export_ensemble.save_folder
 
         def other(ensemble: PackedEnsemble, folder: Path, summary: dict, *, values: str) -> None:
             save(replace(ensemble, members=ensemble.members[::-1]), folder, summary, values=values)
 
-        monkeypatch.setattr(stage_module, "save_folder", other)
+        monkeypatch.setattr(export_ensemble, "save_folder", other)
         export("the exported ensemble differs from its reference")
 
 
@@ -181,9 +177,9 @@ class TestAgreement:
     def test_what_is_not_a_number_is_refused(self) -> None:
         logits = self.logits()
         with pytest.raises(RunError, match="logits by nan"):
-            agreement(logits, logits / 0 * 0, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+            check_agreement(logits, logits / 0 * 0, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
         with pytest.raises(RunError, match="a copy: logits differ by nan"):
-            held_to(logits, logits / 0 * 0, "a copy")
+            check_logits(logits, logits / 0 * 0, "a copy")
 
     def logits(self) -> torch.Tensor:
         return 3 * torch.randn(3, 200, 4, generator=seeded(0))
@@ -191,7 +187,7 @@ class TestAgreement:
     def test_rounding_is_no_difference(self) -> None:
         logits = self.logits()
         noise = 2e-6 * torch.randn(logits.shape, generator=seeded(1))
-        found = agreement(logits, logits + noise, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+        found = check_agreement(logits, logits + noise, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
         assert (found.labels, found.decisions) == (0, 0)
         assert 0 < found.logits < 1e-5
 
@@ -199,10 +195,10 @@ class TestAgreement:
         other = self.logits()
         other[1, 7, 2] += 0.01
         with pytest.raises(RunError, match="logits by"):
-            agreement(self.logits(), other, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+            check_agreement(self.logits(), other, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
 
     def test_an_image_on_the_edge_may_go_either_way_and_is_counted(self) -> None:
         logits = torch.zeros(2, 1, 2)
         logits[0, 0, 0] = 1e-6
-        found = agreement(logits, -logits, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
+        found = check_agreement(logits, -logits, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
         assert (found.labels, found.near) == (1, 1)

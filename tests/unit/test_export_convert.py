@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.evaluation.folded import FoldedNetwork
-from sparsemble.export.convert import convert
+from sparsemble.export.convert import convert_model
 from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.runtime.network import AveragePool, MaxPool, Network
 
@@ -73,7 +73,7 @@ def pools(network: Network) -> int:
 @pytest.mark.parametrize("what", SAME)
 def test_a_pool_answers_as_in_torch(what: str) -> None:
     model, x = pooled(SAME[what]), torch.rand(5, *SHAPE, generator=seeded(1)) - 0.5
-    network = convert(model, SHAPE)
+    network = convert_model(model, SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(FoldedNetwork(network)(x), model(x), rtol=1e-5, atol=1e-6)
     assert pools(network) == (0 if "same size" in what else 1)
@@ -82,7 +82,7 @@ def test_a_pool_answers_as_in_torch(what: str) -> None:
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_pool_that_the_runtime_does_not_do_is_refused_with_its_place(words: str) -> None:
     with pytest.raises(InputError) as refused:
-        convert(pooled(REFUSED[words]), SHAPE)
+        convert_model(pooled(REFUSED[words]), SHAPE)
     assert words in str(refused.value)
 
 

@@ -7,7 +7,7 @@ import torch
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
-from sparsemble.export.convert import convert
+from sparsemble.export.convert import convert_model
 from sparsemble.export.onnx import ensemble_graph, member_graph
 from sparsemble.models import architectures, build_model
 from tests.unit.test_runtime_engine import Everything, Sums, stir_
@@ -29,7 +29,9 @@ def test_every_operation(make: type, shape: tuple[int, int, int], batch: int) ->
     x = torch.rand(batch, *shape, generator=seeded(1))
     with torch.no_grad():
         expected = model(x).numpy()
-    np.testing.assert_allclose(run(member_graph(convert(model, shape)), x.numpy()), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        run(member_graph(convert_model(model, shape)), x.numpy()), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", combiners.names())
@@ -40,5 +42,5 @@ def test_every_combiner(name: str) -> None:
     x = torch.rand(6, *shape, generator=seeded(1))
     with torch.no_grad():
         expected = ensemble(x).numpy()
-    graph = ensemble_graph(tuple(convert(member, shape) for member in members), to_dict(ensemble.combiner))
+    graph = ensemble_graph(tuple(convert_model(member, shape) for member in members), to_dict(ensemble.combiner))
     np.testing.assert_allclose(run(graph, x.numpy()), expected, rtol=1e-4, atol=1e-4)

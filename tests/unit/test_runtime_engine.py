@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
-from sparsemble.export.convert import convert
+from sparsemble.export.convert import convert_model
 from sparsemble.models import architectures, build_model
 from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.runtime import engine as engine_module
@@ -147,7 +147,7 @@ class TestAgainstTorch:
     def test_every_architecture(self, layout: dict[str, object], shape: tuple[int, int, int]) -> None:
         model = build_model(architectures.build(layout), shape, 5, (0.5,) * shape[0], (0.3,) * shape[0], rng=seeded(0))
         stir_(model)
-        network = convert(model, shape)
+        network = convert_model(model, shape)
         agrees(model, network, torch.rand(19, *shape, generator=seeded(1)), Engine(network))
 
     @pytest.mark.filterwarnings("ignore:this processor has no AVX2")
@@ -160,7 +160,7 @@ class TestAgainstTorch:
         torch.manual_seed(0)
         model = stir_(make())
         shape = (3, 12, 12) if make is Everything else (3, 9, 10)
-        network = convert(model, shape)
+        network = convert_model(model, shape)
         agrees(model, network, torch.rand(2 * lanes + 1, *shape, generator=seeded(1)), Engine(network))
 
     @given(
@@ -186,13 +186,13 @@ class TestAgainstTorch:
         torch.manual_seed(seed)
         model = stir_(Plain(nn.Conv2d(channels, outputs, kernel, stride, padding)), sparsity, seed)
         shape = (channels, 5 + seed % 4, 4 + seed % 3)
-        network = convert(model, shape)
+        network = convert_model(model, shape)
         agrees(model, network, torch.rand(3, *shape, generator=seeded(1)), Engine(network))
 
     @pytest.mark.parametrize("images", [1, 15, 16, 17, 33])
     def test_every_batch_one_image_at_a_time_or_together(self, images: int) -> None:
         model = stir_(build_model(architectures.build("tiny"), (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)))
-        engine = Engine(convert(model, (1, 8, 8)))
+        engine = Engine(convert_model(model, (1, 8, 8)))
         x = torch.rand(images, 1, 8, 8, generator=seeded(1)).numpy()
         together = engine.run(x)
         assert np.array_equal(together, np.concatenate([engine.run(x[i : i + 1]) for i in range(images)]))
@@ -204,7 +204,7 @@ class TestConfigs:
     def test_every_config_gives_the_same_sums(self) -> None:
         torch.manual_seed(0)
         model = stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1)))
-        network = convert(model, (12, 7, 6))
+        network = convert_model(model, (12, 7, 6))
         x = torch.rand(5, 12, 7, 6, generator=seeded(1))
         for tile, block, outputs in itertools.product([(1, 1), (2, 3), (7, 1), (3, 6)], [1, 5, 12], [1, 4, 8]):
             config = KernelConfig(tile=tile, block=block, outputs=outputs)
@@ -213,7 +213,7 @@ class TestConfigs:
     @pytest.mark.parametrize("width", [6, 4, 2])
     def test_every_config_gives_one_image_the_same_bits(self, width: int) -> None:
         torch.manual_seed(0)
-        network = convert(stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1))), (12, 7, width))
+        network = convert_model(stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1))), (12, 7, width))
         x = torch.rand(1, 12, 7, width, generator=seeded(1)).numpy()
         vectors = -(-7 * width // vector_width(7, width, lanes()))
         expected = Engine(network).run(np.repeat(x, lanes(), 0))[:1]
@@ -225,7 +225,7 @@ class TestConfigs:
 
     def test_tiles_cover_every_output_and_nothing_else(self) -> None:
         torch.manual_seed(0)
-        network = convert(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
+        network = convert_model(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
         plan = BatchPlanner(fuse(network), 8).empty_plan()
         fused, (read, written) = plan.fused.operations[0], (plan.plane(0), plan.plane(1))
         assert isinstance(fused, ConvOp)
@@ -249,7 +249,7 @@ class TestConfigs:
         model = build_model(
             architectures.build({"name": "resnet", "width": 4}), (3, 16, 16), 5, (0,) * 3, (1,) * 3, rng=seeded(0)
         )
-        fused = fuse(convert(model.eval(), (3, 16, 16)))
+        fused = fuse(convert_model(model.eval(), (3, 16, 16)))
         products = [operation for operation in fused.operations if isinstance(operation, ConvOp)]
         assert len(fused.operations) == len(products) + 1  # the pool
         assert sum(operation.residual is not None for operation in products) == 8
@@ -264,7 +264,7 @@ class TestTuning:
         torch.manual_seed(0)
         body = [nn.Conv2d(6, 6, 3, 1, 1) for _ in range(3)]
         model = stir_(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 0.0)
-        network = convert(model, (6, 9, 9))
+        network = convert_model(model, (6, 9, 9))
         x = torch.rand(17, 6, 9, 9, generator=seeded(1)).numpy()
         expected = Engine(network).run(x)
         for file in cache.iterdir():
@@ -299,7 +299,7 @@ class TestTuning:
     def test_measures_real_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(autotune, "MIN_SECONDS", 0.0)
         model = stir_(build_model(architectures.build("tiny"), (1, 8, 8), 3, (0.5,), (0.3,), rng=seeded(0)))
-        engine = Engine(convert(model, (1, 8, 8)))
+        engine = Engine(convert_model(model, (1, 8, 8)))
         agrees(model, engine.network, torch.rand(18, 1, 8, 8, generator=seeded(1)), engine)
 
 
@@ -315,7 +315,7 @@ class TestDead:
         model = stir_(
             build_model(architectures.build(layout), (3, 32, 32), 5, (0.5,) * 3, (0.3,) * 3, rng=seeded(0)), 0.985
         )
-        network = convert(model, (3, 32, 32))
+        network = convert_model(model, (3, 32, 32))
         x = torch.rand(17, 3, 32, 32, generator=seeded(1))
         found = Engine(network).run(x.numpy())
         agrees(model, network, x, Engine(network))
@@ -340,7 +340,7 @@ class TestDead:
             model[0].weight[1] = 0
             model[0].bias[1] = -1.0  # always 0 behind the ReLU
             model[4].weight[:, 2] = 0  # nobody reads channel 2 of the second layer
-        fused = remove_dead_channels(fuse(convert(model.eval(), (2, 4, 4))))
+        fused = remove_dead_channels(fuse(convert_model(model.eval(), (2, 4, 4))))
         first, second, third = (o for o in fused.operations if isinstance(o, ConvOp))
         assert first.weight.nonzeros == 4
         assert second.weight.nonzeros == 2 * 3  # of three inputs one is silent, of four outputs one is unread
@@ -352,7 +352,7 @@ class TestDead:
 class TestMemory:
     def test_images_run_one_by_one_where_many_take_too_much_and_not_at_all_where_one_does(self) -> None:
         torch.manual_seed(0)
-        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20))
+        network = convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20))
         x = torch.rand(40, 2, 20, 20, generator=seeded(1)).numpy()
         fused = fuse(network)
         layout = single_image_layout(fused, lanes())
@@ -389,7 +389,7 @@ class TestThreads:
             architectures.build({"name": "resnet", "width": 6}), (3, 16, 16), 5, (0.5,) * 3, (0.2,) * 3, rng=seeded(1)
         )
         stir_(model, 0.4)
-        network = convert(model.eval(), (3, 16, 16))
+        network = convert_model(model.eval(), (3, 16, 16))
         operations = [p for p, o in enumerate(fuse(network).operations) if isinstance(o, ConvOp)]
         engine = Engine(
             network, single_configs={p: KernelConfig((1, 1), 5, block, 2) for p in operations}, batch_configs={}
@@ -413,7 +413,7 @@ class TestThreads:
 
     def test_a_run_is_shared_while_that_is_faster(self) -> None:
         torch.manual_seed(0)
-        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
+        engine = Engine(convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
         plan = engine.single_plan
         assert not plan.worth_sharing(2)  # the time of one thread is not known yet
         plan.seconds = 0.5e-4
@@ -429,7 +429,7 @@ class TestThreads:
     def test_runs_that_come_at_the_same_time_do_not_wait_for_each_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pool_of(2, monkeypatch)
         torch.manual_seed(0)
-        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
+        engine = Engine(convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
         expected = engine.run(x)
         with ThreadPoolExecutor(4) as pool:
@@ -439,7 +439,7 @@ class TestThreads:
     def test_sharing_is_tried_again_after_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine_module, "RETRY_AFTER", 5)
         torch.manual_seed(0)
-        plan = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6))).single_plan
+        plan = Engine(convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6))).single_plan
         plan.seconds, plan.single_thread_runs, plan.shared_runs[2] = 1e-2, 100, (100, 1.0)
         assert [plan.worth_sharing(2) for _ in range(6)] == [False] * 5 + [True]
 
@@ -449,7 +449,7 @@ class TestThreads:
     ) -> None:
         thread_pool = pool_of(2, monkeypatch)
         torch.manual_seed(0)
-        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
+        engine = Engine(convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
         expected = engine.run(x)
         engine.run(x, 2)
@@ -473,7 +473,7 @@ class TestThreads:
     def test_where_no_thread_can_be_started_one_does_it_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         thread_pool = pool_of(3, monkeypatch)
         torch.manual_seed(0)
-        engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
+        engine = Engine(convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 20, 20)))
         x = torch.rand(1, 2, 20, 20, generator=seeded(1)).numpy()
         expected, started = engine.run(x), []
 
@@ -493,7 +493,7 @@ class TestThreads:
 
 def test_images_run_one_by_one_as_long_as_that_took_less_time() -> None:
     torch.manual_seed(0)
-    engine = Engine(convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
+    engine = Engine(convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 6, 6)))
     for one, many, few in ((2e-3, 9e-3, 4), (1e-3, 1.0, engine.lanes - 1), (1.0, 1e-3, 1)):
         engine.single_plan.seconds, engine.batch_plan.seconds = one, many
         sizes = [chunk.stop - chunk.start for chunk in engine.chunks(engine.lanes + few)]
@@ -507,14 +507,14 @@ def test_a_processor_without_wide_vectors_is_told_so_and_served(monkeypatch: pyt
     torch.manual_seed(0)
     model = Plain(nn.Conv2d(2, 3, 3)).eval()
     with pytest.warns(UserWarning, match="this processor has no AVX2, AVX-512 or NEON; networks run right, but"):
-        engine = Engine(convert(model, (2, 5, 5)))
+        engine = Engine(convert_model(model, (2, 5, 5)))
     agrees(model, engine.network, torch.rand(3, 2, 5, 5, generator=seeded(1)), engine)
 
 
 class TestCache:
     def test_compiled_code_is_found_again(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
-        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
+        network = convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
         x = torch.rand(4, 2, 5, 5, generator=seeded(1)).numpy()
         expected = Engine(network).run(x)
         assert sorted(file.suffix for file in cache.iterdir()) == [".choices", ".object"]
@@ -524,7 +524,7 @@ class TestCache:
     @pytest.mark.parametrize("suffix", ["object", "choices"])
     def test_a_damaged_file_is_made_anew(self, cache: Path, suffix: str) -> None:
         torch.manual_seed(0)
-        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
+        network = convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
         x = torch.rand(4, 2, 5, 5, generator=seeded(1)).numpy()
         expected = Engine(network).run(x)
         (file,) = cache.glob(f"*.{suffix}")
@@ -537,7 +537,7 @@ class TestCache:
     def test_without_a_folder_it_works_all_the_same(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("in the way")
         torch.manual_seed(0)
-        network = convert(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
+        network = convert_model(Plain(nn.Conv2d(2, 3, 3)).eval(), (2, 5, 5))
         Engine(network, folder=tmp_path / "file" / "cache").run(np.zeros((1, 2, 5, 5), np.float32))
 
 
@@ -558,13 +558,13 @@ class TestConversion:
                 architectures.build({"name": "vgg", "width": 2}), (3, 32, 32), 3, (0.0,) * 3, (1.0,) * 3, rng=seeded(0)
             )
         )
-        kinds = [type(node).__name__ for node in convert(model, (3, 32, 32)).nodes]
+        kinds = [type(node).__name__ for node in convert_model(model, (3, 32, 32)).nodes]
         assert kinds.count("Affine") == 2  # the images' mean and standard deviation
         assert kinds.count("Convolution") == 13
 
     def test_what_it_does_not_know_is_named(self) -> None:
         with pytest.raises(InputError, match="conv"):
-            convert(Plain(nn.Conv2d(4, 4, 3, groups=2)).eval(), (4, 5, 5))
+            convert_model(Plain(nn.Conv2d(4, 4, 3, groups=2)).eval(), (4, 5, 5))
         model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(4), nn.Flatten()).eval()
         with pytest.raises(InputError, match=r"pools \(6, 6\) to \(4, 4\)"):
-            convert(model, (3, 8, 8))
+            convert_model(model, (3, 8, 8))

@@ -17,7 +17,7 @@ from sparsemble.ensemble.stopping.agreement import Agreement
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.export.convert import convert
+from sparsemble.export.convert import convert_model
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.packed import save
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
@@ -41,7 +41,7 @@ def trained(members: int = 3) -> Ensemble:
 
 def packed(ensemble: Ensemble, rule: StoppingRule, **settings: object) -> PackedEnsemble:
     return PackedEnsemble(
-        members=tuple(convert(member, SHAPE) for member in ensemble.members),
+        members=tuple(convert_model(member, SHAPE) for member in ensemble.members),
         combiner=to_dict(ensemble.combiner),
         rule=to_dict(rule),
         classes=("a", "b", "c", "d", "e"),

@@ -13,16 +13,20 @@ from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import EvaluationResult
+from sparsemble.core.types import seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import versions
+from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.loaded_model import load_target
-from sparsemble.export.convert import convert_ensemble
+from sparsemble.export.export_ensemble import export_packed
 from sparsemble.runtime.format import packed
 
 ENSEMBLES = ("ensemble", "calibrate")
 """Stages whose artifact is an ensemble."""
+CHECKED_IMAGES = 8
+"""Images of noise on which an exported network is compared with the trained one."""
 MODELS = ("train", "load_parent", "small_dense", "prune")
 """Stages whose artifact is one network."""
 
@@ -76,6 +80,7 @@ def export(
 
     Raises:
         InputError: another ending, an operation that the runtime does not know, or a model of unknown image size.
+        RunError: the converted network computes other logits than the trained one.
     """
     file = Path(path)
     if file.suffix != packed.SUFFIX:
@@ -84,16 +89,18 @@ def export(
     if given.spec is None:
         raise InputError("the size of the images is not known; export what was trained from an architecture")
     members = [copy.deepcopy(member).cpu() for member in given.members]
-    whole = convert_ensemble(
+    file.parent.mkdir(parents=True, exist_ok=True)
+    export_packed(
         Ensemble(members, given.model.combiner).eval(),
         given.rule,
-        given.spec.classes,
-        given.spec.shape,
-        count_weights(given.spec.build()).total,
+        file,
+        images=torch.rand(CHECKED_IMAGES, *given.spec.shape, generator=seeded(0)),
+        classes=given.spec.classes,
+        parent_weights=count_weights(given.spec.build()).total,
+        to_torch=to_torch_ensemble,
+        values=values,
         provenance=versions(),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    packed.save(packed.round_weights(whole, values), file, values=values)
     return file
 
 

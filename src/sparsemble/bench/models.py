@@ -16,7 +16,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.evaluation.loaded_model import load_target, resolve_data
-from sparsemble.export.convert import convert
+from sparsemble.export.convert import convert_model
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
 from sparsemble.pipeline.stage import dataset
@@ -149,7 +149,7 @@ def _network(asked: Asked) -> tuple[Network, dict[str, Any]]:
     model = _model(asked)
     mask = _mask(model, asked)
     mask.apply_(model)
-    network = convert(model, asked.image)
+    network = convert_model(model, asked.image)
     graph = Graph(model, asked.image)
     weights = [layer.weight for layer in prunable_layers(model).values()]
     total, kept = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)

@@ -13,7 +13,7 @@ from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble, combiners, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.evaluation.folded import FoldedNetwork
-from sparsemble.export.agreement import agreement
+from sparsemble.export.agreement import check_agreement
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Prediction, Predictor
 from sparsemble.runtime.stopping import Counts, StoppingRule
@@ -77,7 +77,7 @@ class TorchEnsemble:
         self._same_answers(name, found, theirs)
         if rule is None:
             combiner, own_rule = self._ensemble.combiner, stopping_rules.build(dict(predictor.ensemble.rule))
-            near = agreement(theirs, torch.from_numpy(ours), combiner, own_rule, rng=seeded(0)).near
+            near = check_agreement(theirs, torch.from_numpy(ours), combiner, own_rule, rng=seeded(0)).near
             decided = decide_from_logits(torch.from_numpy(ours), combiner, own_rule)
             run, answered = decided.members_run.numpy(), decided.answered_with.numpy()
         else:

@@ -6,9 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.types import Images, Logits
 from sparsemble.runtime import network as runtime
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Network, Node
+
+
+def to_torch_ensemble(ensemble: PackedEnsemble) -> Ensemble:
+    """Return a packed ensemble in torch, in eval mode."""
+    members = [FoldedNetwork(member) for member in ensemble.members]
+    return Ensemble(members, combiners.build(dict(ensemble.combiner))).eval()
 
 
 @final

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners, stopping_rules
+from sparsemble.core.interfaces import StoppingRule, combiners, stopping_rules
 from sparsemble.core.results import FormatAgreement
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.evaluation.cost import count_weights
-from sparsemble.evaluation.folded import FoldedNetwork
+from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.run_models import INDEX, RunIndex, artifact_masks, ensemble_masks, load_row, row_masks
 from sparsemble.models.architecture import architectures
 from sparsemble.models.code import call_factory
@@ -199,14 +199,13 @@ def _from_packed(path: Path, device: torch.device) -> LoadedModel:
         ensemble = packed.load(path)
     except RuntimeInputError as error:
         raise InputError(f"{path}: {error}") from error
-    members = [FoldedNetwork(member) for member in ensemble.members]
     recipe, provenance = ensemble.recipe, ensemble.provenance
     selected_on = provenance.get("selected_on")
     return LoadedModel(
         name=path.stem,
         kind="ensemble",
         path=str(path),
-        model=Ensemble(members, combiners.build(dict(ensemble.combiner))).to(device).eval(),
+        model=to_torch_ensemble(ensemble).to(device),
         rule=stopping_rules.build(dict(ensemble.rule)),
         data=data_sources.build(recipe["data"]) if "data" in recipe else None,
         threat=from_dict(ThreatModel, recipe["threat"], "threat") if "threat" in recipe else None,

@@ -1,4 +1,4 @@
-"""From torch to the runtime: operations in order, BatchNorm folded into the layer before it."""
+"""Convert torch networks to networks of the runtime; BatchNorm is folded into the layer before it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.registry import to_dict
-from sparsemble.export.pools import pair, windows
+from sparsemble.export.pooling import as_pair, pool_window
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Floats, Node
 
 
-def convert(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
-    """Return a trained network as the runtime knows it.
+def convert_model(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
+    """Convert a trained network.
 
-    BatchNorm is folded, in double precision, into the convolution or linear layer that it alone reads; elsewhere (in
-    networks that normalise first) it becomes a scale and shift of its own.
+    BatchNorm is folded, in double precision, into the convolution or linear layer before it, if nothing else reads that
+    layer; otherwise (in pre-activation networks) it becomes a scale and shift.
 
     Args:
-        model: in eval mode the network that is meant; left as found.
+        model: in eval mode; not changed.
         shape: channels, height and width of an image.
 
     Raises:
-        InputError: an operation that the runtime does not know, named with its place in the model.
+        InputError: an operation that the runtime does not know; the message names the module.
     """
     return _Conversion(Graph(model, shape), shape).run()
 
@@ -39,48 +39,53 @@ def convert_ensemble(
     classes: tuple[str, ...],
     shape: tuple[int, int, int],
     parent_weights: int,
-    **facts: Mapping[str, Any],
+    **metadata: Mapping[str, Any],
 ) -> PackedEnsemble:
-    """Return a trained ensemble as the runtime knows it.
+    """Convert a trained ensemble.
 
     Args:
         ensemble: members in running order.
-        rule: the deployed rule.
-        classes: names.
+        rule: the stopping rule.
+        classes: names, K of them.
         shape: channels, height and width of an image.
         parent_weights: prunable weights of the dense parent.
-        facts: `recipe` and `provenance`, for the file.
+        metadata: `recipe` and `provenance`, for the file.
+
+    Raises:
+        InputError: an operation that the runtime does not know; the message names the module.
     """
     return PackedEnsemble(
-        members=tuple(convert(member, shape) for member in ensemble.members),
+        members=tuple(convert_model(member, shape) for member in ensemble.members),
         combiner=to_dict(ensemble.combiner),
         rule=to_dict(rule),
         classes=tuple(classes),
         parent_weights=parent_weights,
-        **facts,
+        **metadata,
     )
 
 
 class _Conversion:
+    """Converts the operations of a graph in order; one that is folded into another shares its node."""
+
     def __init__(self, graph: Graph, shape: tuple[int, int, int]) -> None:
         self.graph, self.shape = graph, shape
         self.nodes: list[Node] = []
-        self.places: dict[str, int] = {}
+        self.node_of: dict[str, int] = {}
 
     def run(self) -> runtime.Network:
         for operation in self.graph.operations:
-            if operation.name not in self.places:
+            if operation.name not in self.node_of:
                 node = self._node(operation)
                 if node is None:
-                    self.places[operation.name] = self.places[operation.inputs[0]]
+                    self.node_of[operation.name] = self.node_of[operation.inputs[0]]
                 else:
                     self.nodes.append(node)
-                    self.places[operation.name] = len(self.nodes) - 1
+                    self.node_of[operation.name] = len(self.nodes) - 1
         return runtime.Network(self.shape, tuple(self.nodes))
 
     def _node(self, operation: Operation) -> Node | None:
-        """Return what an operation becomes; nothing where it changes nothing."""
-        inputs = tuple(self.places[name] for name in operation.inputs)
+        """Return the node of an operation; None where it changes nothing."""
+        inputs = tuple(self.node_of[name] for name in operation.inputs)
         if operation.kind == "input":
             return runtime.Input()
         if operation.kind == "same":
@@ -94,7 +99,7 @@ class _Conversion:
         if operation.kind == "affine":
             return runtime.Affine(inputs, *_affine(operation, self.graph.by_name[operation.inputs[0]].shape[0]))
         if operation.kind == "norm":
-            return runtime.Affine(inputs, *(_floats(one) for one in _norm(operation.module)))
+            return runtime.Affine(inputs, *(_floats(constants) for constants in _norm(operation.module)))
         if operation.kind == "pool":
             return self._pool(operation, inputs)
         return self._layer(operation, inputs)
@@ -109,7 +114,7 @@ class _Conversion:
         if len(after) == 1 and after[0].kind == "norm":
             scale, shift = _norm(after[0].module)
             weight, bias = weight * scale.view(-1, *[1] * (weight.ndim - 1)), bias * scale + shift
-            self.places[after[0].name] = len(self.nodes)
+            self.node_of[after[0].name] = len(self.nodes)
         if isinstance(layer, nn.Linear):
             return runtime.Linear(inputs, runtime.Weight.from_dense(_floats(weight)), _floats(bias))
         if isinstance(layer.padding, str):
@@ -118,22 +123,22 @@ class _Conversion:
             inputs,
             runtime.Weight.from_dense(_floats(weight)),
             _floats(bias),
-            pair(layer.stride),
-            pair(layer.padding),
-            pair(layer.dilation),
+            as_pair(layer.stride),
+            as_pair(layer.padding),
+            as_pair(layer.dilation),
         )
 
     def _pool(self, operation: Operation, inputs: tuple[int, ...]) -> Node | None:
         """Return a pool; a mean over the plane also drops its two axes, unless it keeps them."""
-        found = windows(operation, self.graph.by_name[operation.inputs[0]].shape)
+        window = pool_window(operation, self.graph.by_name[operation.inputs[0]].shape)
         if len(operation.shape) == 3:
-            return None if found.keeps else found.node(inputs)
-        self.nodes.append(found.node(inputs))
+            return None if window.is_identity else window.node(inputs)
+        self.nodes.append(window.node(inputs))
         return runtime.Flatten((len(self.nodes) - 1,))
 
 
 def _affine(operation: Operation, channels: int) -> tuple[Floats, Floats]:
-    """Return scale and shift of a constant that is added, subtracted, multiplied or divided by."""
+    """Return scale and shift of an operation with a constant: added, subtracted, multiplied or divided by."""
     constant = operation.constant
     value = torch.as_tensor(constant if constant is not None else 0.0).detach().double().flatten().cpu()
     value = value.expand(channels) if value.numel() == 1 else value
@@ -160,5 +165,5 @@ def _norm(module: nn.Module | None) -> tuple[Tensor, Tensor]:
 
 
 def _floats(tensor: Tensor) -> Floats:
-    found: Floats = np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
-    return found
+    array: Floats = np.ascontiguousarray(tensor.detach().cpu().numpy().astype(np.float32))
+    return array

@@ -1,4 +1,4 @@
-"""A folder in the shape that model hubs expect: weights, settings, and a card that says what they are worth."""
+"""A folder in the layout of model hubs: weights, settings, and a model card with the measured robustness."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -24,25 +24,25 @@ def save_folder(ensemble: PackedEnsemble, folder: Path, summary: RunSummary | No
     """Write weights, settings and card.
 
     Args:
-        ensemble: its weights already rounded to `values`.
-        folder: made if it is not there.
-        summary: of the run, for the card; none: the card has no numbers.
-        values: of the weights; those rounded to int8 are written as float32, as the format has no scales. Constants are
+        ensemble: with weights rounded to `values`.
+        folder: created if it does not exist.
+        summary: results of the run, for the card; None: the card has no numbers.
+        values: number format of the weights; int8 is written as float32, as the file has no scales. Constants are
             float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, np.ndarray] = {}
     members = []
-    kept = np.float16 if values == "float16" else np.float32
+    dtype = np.float16 if values == "float16" else np.float32
     for number, member in enumerate(ensemble.members, start=1):
         nodes = []
-        for place, node in enumerate(member.nodes):
+        for index, node in enumerate(member.nodes):
             nodes.append(node_to_dict(node))
-            name = f"member{number}.{place}"
+            name = f"member{number}.{index}"
             if isinstance(node, Convolution | Linear):
-                tensors[f"{name}.weight"] = node.weight.dense().astype(kept)
-            for i, floats in enumerate(node_constants(node)):
-                tensors[f"{name}.constant{i}"] = floats
+                tensors[f"{name}.weight"] = node.weight.dense().astype(dtype)
+            for i, constants in enumerate(node_constants(node)):
+                tensors[f"{name}.constant{i}"] = constants
         members.append(nodes)
     save_file(tensors, folder / WEIGHTS)
     settings = {
@@ -62,18 +62,18 @@ def save_folder(ensemble: PackedEnsemble, folder: Path, summary: RunSummary | No
 
 
 def load_folder(folder: Path) -> PackedEnsemble:
-    """Read what `save_folder` wrote.
+    """Read a folder that `save_folder` wrote.
 
     Raises:
-        InputError: files are missing, or do not fit each other.
+        InputError: a file is missing or damaged, or the files do not fit each other.
     """
     try:
         settings = parse_header((folder / SETTINGS).read_bytes())
         tensors = load_file(folder / WEIGHTS)
         encode_header(settings)
         members = [
-            Network(tuple(settings["image"]), tuple(_nodes(told, tensors, number)))
-            for number, told in enumerate(settings["members"], start=1)
+            Network(tuple(settings["image"]), tuple(_nodes(entries, tensors, number)))
+            for number, entries in enumerate(settings["members"], start=1)
         ]
         return PackedEnsemble(
             members=tuple(members),
@@ -88,22 +88,23 @@ def load_folder(folder: Path) -> PackedEnsemble:
         raise InputError(f"{folder} cannot be read as an exported ensemble: {error}") from None
 
 
-def _nodes(told: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number: int) -> Iterator[Node]:
-    for place, one in enumerate(told):
-        name = f"member{number}.{place}"
-        constants = iter(range(2))
+def _nodes(entries: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number: int) -> Iterator[Node]:
+    """Yield a member's nodes from their entries in the settings and the tensors named after them."""
+    for index, entry in enumerate(entries):
+        name = f"member{number}.{index}"
+        indices = iter(range(2))
 
         def weight(name: str = name) -> Weight:
             return Weight.from_dense(tensors[f"{name}.weight"])
 
-        def floats(_count: int, name: str = name, constants: Iterator[int] = constants) -> Floats:
-            return tensors[f"{name}.constant{next(constants)}"]
+        def constants(_count: int, name: str = name, indices: Iterator[int] = indices) -> Floats:
+            return tensors[f"{name}.constant{next(indices)}"]
 
-        yield node_from_dict(one, name, weight, floats)
+        yield node_from_dict(entry, name, weight, constants)
 
 
 def card(ensemble: PackedEnsemble, summary: RunSummary | None) -> str:
-    """Return the model card: what it is, how robust, and which checks of that number failed."""
+    """Return the model card: the ensemble, its measured robustness, and the checks of that number that failed."""
     channels, height, width = ensemble.image
     lines = [
         "---",
@@ -114,11 +115,11 @@ def card(ensemble: PackedEnsemble, summary: RunSummary | None) -> str:
         "",
         "# A robust, compact ensemble of sparse sub-models",
         "",
-        f"{len(ensemble.members)} members, {ensemble.nonzeros:,} weights that are not 0 (sparsity {ensemble.sparsity:.3f} of one "
-        f"dense parent), {len(ensemble.classes)} classes, images of {width} x {height} with {channels} channel(s) in "
-        "[0, 1].",
-        f"Answers are combined by `{ensemble.combiner['name']}`; members run until the rule `{ensemble.rule['name']}` stops "
-        "them.",
+        f"{len(ensemble.members)} members, {ensemble.nonzeros:,} weights that are not 0 (sparsity "
+        f"{ensemble.sparsity:.3f} of one dense parent), {len(ensemble.classes)} classes, images of {width} x {height} "
+        f"with {channels} channel(s) in [0, 1].",
+        f"Members run in turn until the stopping rule `{ensemble.rule['name']}` stops them; their logits are combined "
+        f"by `{ensemble.combiner['name']}`.",
         "",
     ]
     if summary is None:

@@ -1,17 +1,20 @@
 """ONNX graphs of networks and ensembles; needs the extra `export`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparsemble.core.artifacts import write_json
 from sparsemble.core.errors import InputError
 from sparsemble.runtime import network as runtime
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Network, Node, Pair
 
 OPSET = 18
 IR_VERSION = 10
-"""Of the file; newer ones are not read by every ONNX Runtime that knows the opset."""
+"""Version of the file format; newer ones are not read by every ONNX Runtime that supports the opset."""
 
 
 def onnx_package() -> Any:
@@ -27,18 +30,54 @@ def onnx_package() -> Any:
     return onnx
 
 
+def write_graphs(ensemble: PackedEnsemble, folder: Path) -> tuple[list[Path], Path]:
+    """Write a graph for each member, one for the ensemble with all members, and `manifest.json`.
+
+    Args:
+        ensemble: with rounded weights.
+        folder: must not exist.
+
+    Returns:
+        The files of the members, and that of the ensemble.
+    """
+    onnx = onnx_package()
+    folder.mkdir()
+    files = [folder / f"member{number}.onnx" for number in range(1, len(ensemble.members) + 1)]
+    for member, file in zip(ensemble.members, files, strict=True):
+        onnx.save_model(member_graph(member, file.stem), file)
+    static_ensemble = folder / "ensemble.onnx"
+    onnx.save_model(ensemble_graph(ensemble.members, ensemble.combiner), static_ensemble)
+    manifest = {
+        "opset": OPSET,
+        "members": [file.name for file in files],
+        "static_ensemble": static_ensemble.name,
+        "input": {"name": "images", "shape": ["batch", *ensemble.image], "range": [0, 1]},
+        "output": "logits",
+        "combine": dict(ensemble.combiner),
+        "stop": dict(ensemble.rule),
+        "classes": list(ensemble.classes),
+    }
+    write_json(folder / "manifest.json", manifest)
+    return files, static_ensemble
+
+
 def member_graph(network: Network, name: str = "member") -> Any:
-    """Return the model of one network: `images` (B, C, H, W) to `logits` (B, K), B free."""
+    """Return the ONNX model of one network: `images` (B, C, H, W) to `logits` (B, K), for any B."""
     graph = _Graph()
     graph.network(network, "images", "logits", prefix="")
     return graph.model(name, network, "logits")
 
 
 def ensemble_graph(networks: tuple[Network, ...], combiner: Mapping[str, Any], name: str = "ensemble") -> Any:
-    """Return the model of an ensemble that never stops early: `images` to log-probabilities, `logits`.
+    """Return the ONNX model of an ensemble that runs all members: `images` to log-probabilities, `logits`.
+
+    Args:
+        networks: the members.
+        combiner: its name and settings.
+        name: of the graph.
 
     Raises:
-        InputError: a combiner that is not known here.
+        InputError: a combiner that has no ONNX graph.
     """
     graph, logits = _Graph(), []
     for i, network in enumerate(networks, start=1):
@@ -49,7 +88,7 @@ def ensemble_graph(networks: tuple[Network, ...], combiner: Mapping[str, Any], n
 
 
 class _Graph:
-    """Nodes and constants of a graph that is being written."""
+    """Builds the nodes and constants of a graph."""
 
     def __init__(self) -> None:
         self.onnx = onnx_package()
@@ -57,22 +96,22 @@ class _Graph:
         self.constants: list[Any] = []
 
     def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add an operation; returns the name of its result."""
+        """Add an operation; return the name of its result."""
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, value: Any) -> str:
-        """Add a constant; returns its name."""
+        """Add a constant; return its name."""
         self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
     def network(self, network: Network, images: str, output: str, prefix: str) -> None:
         """Add the operations of a network."""
         names = {0: images}
-        for place, node in enumerate(network.nodes[1:], start=1):
-            last = place == len(network.nodes) - 1
-            names[place] = output if last else f"{prefix}{type(node).__name__.lower()}{place}"
-            self._node(node, [names[given] for given in node.inputs], names[place])
+        for i, node in enumerate(network.nodes[1:], start=1):
+            last = i == len(network.nodes) - 1
+            names[i] = output if last else f"{prefix}{type(node).__name__.lower()}{i}"
+            self._node(node, [names[source] for source in node.inputs], names[i])
 
     def _node(self, node: Node, inputs: list[str], output: str) -> None:
         if isinstance(node, runtime.Affine):
@@ -89,7 +128,7 @@ class _Graph:
                 [*inputs, *constants],
                 output,
                 strides=node.stride,
-                pads=_both(node.padding),
+                pads=_pads(node.padding),
                 dilations=node.dilation,
             )
         elif isinstance(node, runtime.Linear):
@@ -99,15 +138,15 @@ class _Graph:
             ]
             self.add("Gemm", [*inputs, *constants], output, transB=1)
         elif isinstance(node, runtime.MaxPool | runtime.AveragePool):
-            largest = isinstance(node, runtime.MaxPool)
-            settings = {} if largest else {"count_include_pad": 1}
+            is_max = isinstance(node, runtime.MaxPool)
+            settings = {} if is_max else {"count_include_pad": 1}
             self.add(
-                "MaxPool" if largest else "AveragePool",
+                "MaxPool" if is_max else "AveragePool",
                 inputs,
                 output,
                 kernel_shape=node.kernel,
                 strides=node.stride,
-                pads=_both(node.padding),
+                pads=_pads(node.padding),
                 **settings,
             )
         else:
@@ -115,27 +154,27 @@ class _Graph:
             self.add(kinds[type(node)], inputs, output)
 
     def combiner(self, logits: list[str], settings: Mapping[str, Any]) -> None:
-        """Put the members' logits together, as the combiners in `runtime/combiners.py` do."""
-        name = settings["name"]
+        """Add the combiner of the members' logits, as in `runtime/combiners.py`."""
+        combiner = settings["name"]
         axis = self.constant("axis0", np.array([0], np.int64))
-        rows = [self.add("Unsqueeze", [one, axis], f"{one}.row") for one in logits]
+        rows = [self.add("Unsqueeze", [name, axis], f"{name}.row") for name in logits]
         stacked = self.add("Concat", rows, "stacked", axis=0)
-        if name == "soft_vote":
-            warmth = self.constant("temperature", np.float32(settings["temperature"]))
-            stacked = self.add("Div", [stacked, warmth], "sharp")
-        if name == "mean_logit":
+        if combiner == "soft_vote":
+            temperature = self.constant("temperature", np.float32(settings["temperature"]))
+            stacked = self.add("Div", [stacked, temperature], "sharp")
+        if combiner == "mean_logit":
             mean = self.add("ReduceMean", [stacked, axis], "mean", keepdims=0)
             self.add("LogSoftmax", [mean], "logits", axis=-1)
             return
         probabilities = self.add("LogSoftmax", [stacked], "log_probabilities", axis=-1)
-        if name == "maximum":
+        if combiner == "maximum":
             highest = self.add("ReduceMax", [probabilities, axis], "highest", keepdims=0)
             self.add("LogSoftmax", [highest], "logits", axis=-1)
-        elif name in ("mean_probability", "soft_vote"):
+        elif combiner in ("mean_probability", "soft_vote"):
             total = self.add("ReduceLogSumExp", [probabilities, axis], "total", keepdims=0)
             self.add("Sub", [total, self.constant("log_members", np.float32(np.log(len(logits))))], "logits")
         else:
-            raise InputError(f'combiner "{name}" cannot be written as ONNX')
+            raise InputError(f'combiner "{combiner}" cannot be written as ONNX')
 
     def model(self, name: str, network: Network, output: str) -> Any:
         """Return the checked model."""
@@ -149,5 +188,5 @@ class _Graph:
         return model
 
 
-def _both(padding: Pair) -> tuple[int, int, int, int]:
+def _pads(padding: Pair) -> tuple[int, int, int, int]:
     return (*padding, *padding)

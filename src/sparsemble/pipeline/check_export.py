@@ -6,8 +6,8 @@ from torch import nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.evaluation.folded import FoldedNetwork
-from sparsemble.export.agreement import TOLERANCE, difference
-from sparsemble.export.convert import convert
+from sparsemble.export.agreement import TOLERANCE, relative_difference
+from sparsemble.export.convert import convert_model
 from sparsemble.runtime.errors import RuntimeInputError
 
 IMAGES = 8
@@ -27,12 +27,12 @@ def check_deployable(model: nn.Module, shape: tuple[int, int, int]) -> None:
         InputError: an operation that the runtime does not know, named with its place, or one that becomes another.
     """
     try:
-        folded = FoldedNetwork(convert(model, shape))
+        folded = FoldedNetwork(convert_model(model, shape))
     except (InputError, RuntimeInputError) as error:
         raise InputError(f"{error}; {INSTEAD}") from None
     x = torch.rand(IMAGES, *shape, generator=seeded(0))
     wanted = model(x.to(next(model.parameters()).device)).cpu()
-    apart = difference(wanted, folded(x))
+    apart = relative_difference(wanted, folded(x))
     if not apart <= TOLERANCE:
         raise InputError(
             f"the runtime would answer other than {type(model).__name__}: logits differ by {apart:.2g} (allowed "

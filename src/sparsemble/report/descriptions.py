@@ -110,7 +110,7 @@ def attack_note(attack: AttackResult) -> str:
     if attack.kind == "ensemble attack":
         notes.append(f"against {attacked_part(attack.label)}")
     parts = [f"{part} {images}" for part, images in (attack.parts or {}).items() if images]
-    return "; ".join([*notes, *([f"misclassified by {', '.join(parts)}"] if parts else [])])
+    return "; ".join([*notes, *([f"adversarial images by part: {', '.join(parts)}"] if parts else [])])
 
 
 def passes(result: EvaluationResult) -> str:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
-from sparsemble.data import Augmentation, Dataset, data_sources
+from sparsemble.data import Augmentation, Dataset, data_sources, load
 from sparsemble.data.assemble import assemble, channel_statistics, cut, tensor_split
+from sparsemble.data.digits import Digits
 
 
 def build(**spec: object) -> Dataset:
@@ -217,7 +218,7 @@ class TestArrays:
             ({"train_labels": np.arange(60) % 3 - 1}, r"the training labels must lie in 0\.\.2, got -1\.\.1"),
             ({"classes": np.array(["a", "b"])}, r"the training labels must lie in 0\.\.1, got 0\.\.2"),
             ({"test_labels": np.full(9, 10**12)}, r"the test labels must lie in 0\.\.59, got 1000000000000"),
-            ({"classes": np.arange(3)}, r"classes must be a list of texts, got int64 \(3,\)"),
+            ({"classes": np.arange(3)}, r"classes must be a list of strings, got int64 \(3,\)"),
             ({"test_labels": np.array([{}] * 9)}, "cannot be read as an .npz file of plain arrays: Object arrays"),
             ({"train_track": np.arange(60), "train_groups": np.arange(60)}, "has both train_groups and train_track"),
             ({"train_track": np.arange(9)}, r"train_track must have one entry for each training image, got \(9,\)"),
@@ -238,3 +239,25 @@ class TestArrays:
         np.save(tmp_path / "one.npy", np.zeros(3))
         with pytest.raises(InputError, match=r"one.npy cannot be read as an .npz file"):
             build(name="arrays", path=str(tmp_path / "one.npy"))
+
+
+class TestLoad:
+    def test_accepts_a_name_a_path_a_source_a_data_set_and_arrays(self, tmp_path: Path) -> None:
+        digits = load("digits", crop=1)
+        assert digits.augmentation.crop == 1
+        assert load(digits) is digits
+        x, y = load(Digits()).train.tensors()
+        assert torch.equal(x, digits.train.tensors()[0])
+        data = load((x.numpy(), y.numpy()))
+        assert [len(part) for part in (data.train, data.selection, data.calibration, data.test)] == [900, 50, 50, 0]
+        assert (data.shape, len(data.classes)) == ((1, 8, 8), 10)
+        path = tmp_path / "mine.npz"
+        pixels, labels = (x[:, 0] * 255).byte().numpy(), y.numpy()
+        np.savez(path, train_images=pixels, train_labels=labels, test_images=pixels[:9], test_labels=labels[:9])
+        assert [len(load(path, held_out=100).train), len(load(str(path)).test)] == [900, 9]
+
+    def test_refuses_what_is_no_data_and_settings_without_a_source(self) -> None:
+        with pytest.raises(InputError, match="data must be a data set, a split, or a pair of tensors"):
+            load([1, 2, 3])
+        with pytest.raises(InputError, match="held_out is a setting of a data source; give it together with a name"):
+            load(Digits(), held_out=5)

@@ -19,7 +19,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.data import DataSource, cifar10, cifar100, data_sources, svhn
 from sparsemble.data.cifar_binary import parse
 from sparsemble.data.download import Remote
-from sparsemble.data.file_split import FileSplit, View, file_split
+from sparsemble.data.file_split import CentreCrop, FileSplit, file_split
 
 NOWHERE = "http://127.0.0.1:9/nothing-listens-here"
 
@@ -179,13 +179,13 @@ def folder_source(root: Path, **settings: object) -> DataSource:
     return data_sources.build({"name": "image_folder", "root": str(root), **settings})
 
 
-def test_view_keeps_the_centre_square(tmp_path: Path) -> None:
+def test_the_centre_square_is_kept(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.array_equal(View(resize=12, size=8).read(tmp_path / "a.png"), pixels[2:10, 4:12].transpose(2, 0, 1))
-    assert View(resize=30, size=20, grey=True).read(tmp_path / "a.png").shape == (1, 20, 20)
+    assert np.array_equal(CentreCrop(resize=12, size=8).read(tmp_path / "a.png"), pixels[2:10, 4:12].transpose(2, 0, 1))
+    assert CentreCrop(resize=30, size=20, grey=True).read(tmp_path / "a.png").shape == (1, 20, 20)
     with pytest.raises(InputError, match=r"size = 9 must lie in 1\.\.8"):
-        View(resize=8, size=9)
+        CentreCrop(resize=8, size=9)
 
 
 def test_imagenet_streams_its_folders(tmp_path: Path) -> None:
@@ -245,4 +245,4 @@ def test_image_folder_faults_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"test has the class folder n03 and .*train has not"):
         source.load()
     with pytest.raises(InputError, match=r"test/n03 has no images \(\.bmp, \.jpeg"):
-        file_split(tmp_path / "test", ("n01", "n03"), View(resize=8, size=8))
+        file_split(tmp_path / "test", ("n01", "n03"), CentreCrop(resize=8, size=8))

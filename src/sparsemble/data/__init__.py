@@ -1,9 +1,11 @@
-"""Named datasets as tensors of images in [0, 1] with train / held-out / test splits."""
+"""Named datasets as splits of images in [0, 1]: train / held-out / test; one preprocessing record for all rooms."""
 
 from pathlib import Path
 from typing import Any
 
+from sparsemble.core.errors import InputError
 from sparsemble.core.registry import component_names, find_component
+from sparsemble.data.assemble import as_split, without_test_images
 from sparsemble.data.dataset import Augmentation, Dataset, DataSource, Split, TensorSplit, data_sources
 
 __all__ = ["Augmentation", "DataSource", "Dataset", "Split", "TensorSplit", "data_sources", "load", "source"]
@@ -29,17 +31,28 @@ def source(name: str | Path, **settings: Any) -> DataSource:
     return data_sources.build({"name": str(name), **settings}, "data")
 
 
-def load(name: str | Path, **settings: Any) -> Dataset:
+def load(data: str | Path | Dataset | DataSource | Split | tuple[Any, Any] | list[Any], **settings: Any) -> Dataset:
     """Load a data set with its train, held-out and test splits.
 
     Args:
-        name: of a data set (`digits`), the path of an .npz file, or of a folder with train/CLASS and test/CLASS.
-        settings: of the data source, such as `held_out`, `crop` and `flip`.
+        data: name of a data set (`digits`); path of an .npz file, or of a folder with train/CLASS and test/CLASS; a
+            data source; or training images (N, C, H, W), uint8 or float in [0, 1], with labels (N), as tensors or
+            arrays: a tenth of each class is then held out, and there are no test images.
+        settings: of the data source, such as `held_out`, `crop` and `flip`; only with a name or a path.
+
+    Returns:
+        The data set; a `Dataset` is returned unchanged.
 
     Raises:
-        InputError: unknown data set or setting, or a file that is missing or damaged.
+        InputError: unknown data set or setting, a file that is missing or damaged, or too few images.
     """
-    return source(name, **settings).load()
+    if isinstance(data, str | Path):
+        return source(data, **settings).load()
+    if settings:
+        raise InputError(f"{min(settings)} is a setting of a data source; give it together with a name or a path")
+    if isinstance(data, Dataset):
+        return data
+    return data.load() if isinstance(data, DataSource) else without_test_images(as_split(data))
 
 
 def __getattr__(name: str) -> Any:

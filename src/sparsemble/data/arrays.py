@@ -1,4 +1,4 @@
-"""Images of your own in one .npz file of plain arrays."""
+"""The user's own images in one .npz file of plain arrays."""
 
 import zipfile
 import zlib
@@ -22,23 +22,23 @@ READ_ERRORS = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zli
 @data_sources.register("arrays")
 @dataclass(frozen=True, kw_only=True)
 class Arrays(DataSource):
-    """train_images, train_labels, test_images, test_labels: uint8 (N, H, W, C) or (N, H, W), and whole numbers (N).
+    """Arrays train_images, test_images (N, H, W, C) or (N, H, W), uint8, and train_labels, test_labels (N), integers.
 
-    `classes` (K texts) may name the classes. `train_groups` or `train_track` (N) may name the group of near-duplicates
-    that an image belongs to; then whole groups are held out. A group counts within its class only: group 3 of class 0
-    and group 3 of class 1 are two groups.
+    Optional arrays: `classes` (K strings) names the classes; `train_groups` or `train_track` (N) gives the group of
+    near-duplicates of each image, and then whole groups are held out. A group counts within its class only: group 3 of
+    class 0 and group 3 of class 1 are two groups.
     """
 
     path: str
     """The .npz file."""
     held_out: float = 0.1
-    """Images to hold out, each class in proportion; a share if below 1 (of the groups, where there are any)."""
+    """Training images to hold out, each class in proportion; a share if below 1 (of the groups, if there are any)."""
     crop: int = 0
     """Largest random shift in training, in pixels."""
     cutout: int = 0
-    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
+    """Side in pixels of a random square that is set to zero in training; 0: none."""
     flip: bool = False
-    """Mirror half of the images in training; only where left and right do not matter."""
+    """Flip half of the images horizontally in training; only where the classes are invariant to it."""
 
     def load(self) -> Dataset:
         """Read the file."""
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a dataset from an .npz file; never unpickles.
 
     Raises:
-        InputError: the file is no .npz file of plain arrays, or lacks one.
+        InputError: the file is not an .npz file of plain arrays, or lacks a required one.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -107,17 +107,17 @@ def _classes(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
         return tuple(map(str, range(min(highest + 1, len(arrays["train_labels"])))))  # each class needs an image
     classes = arrays["classes"]
     if classes.ndim != 1 or classes.dtype.kind != "U":
-        raise InputError(f"{path}: classes must be a list of texts, got {classes.dtype} {classes.shape}")
+        raise InputError(f"{path}: classes must be a list of strings, got {classes.dtype} {classes.shape}")
     return tuple(classes.tolist())
 
 
 def _groups(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
-    given = [name for name in GROUPS if name in arrays]
-    if not given:
+    present = [name for name in GROUPS if name in arrays]
+    if not present:
         return None
-    if len(given) > 1:
-        raise InputError(f"{path} has both {' and '.join(given)}; keep one")
-    groups = arrays[given[0]]
+    if len(present) > 1:
+        raise InputError(f"{path} has both {' and '.join(present)}; keep one")
+    groups = arrays[present[0]]
     if groups.shape != arrays["train_labels"].shape:
-        raise InputError(f"{path}: {given[0]} must have one entry for each training image, got {groups.shape}")
+        raise InputError(f"{path}: {present[0]} must have one entry for each training image, got {groups.shape}")
     return groups

@@ -1,6 +1,7 @@
-"""From a training and a test split to a dataset: cut the held-out part, halve it, measure the channels."""
+"""Make a dataset of a training and a test split: hold out images, halve them, compute channel statistics."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ from sparsemble.core.errors import InputError
 from sparsemble.data.dataset import Augmentation, Dataset, Split, TensorSplit, stratified
 
 SPLIT_SEED = 2009
+HELD_OUT = 0.1
+"""Share of the training images that is held out where there is no setting."""
 CHUNK = 1024
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -25,22 +28,22 @@ def assemble(
     groups: np.ndarray | None = None,
     statistics: Statistics | None = None,
 ) -> Dataset:
-    """Cut the held-out part from the training images and make the dataset; the cut never changes.
+    """Hold out training images and make the dataset; the same images are held out every time.
 
     Args:
         train: all training images.
         test: the test images.
         classes: class names, in label order.
         held_out: training images to hold out, or their share if below 1.
-        augmentation: how training varies images.
+        augmentation: augmentation of training images.
         groups: (N,) group of each training image; images of one class and group are never separated.
-        statistics: mean and standard deviation of each channel, where measuring all training images takes too long.
+        statistics: mean and standard deviation of each channel; none: those of all training images.
 
     Raises:
         InputError: a split is empty, a label is out of range, or a class, the held-out part or `crop` does not fit.
     """
     _check_labels(train, test, classes)
-    parts = [train.subset(torch.from_numpy(part)) for part in cut(train.labels.numpy(), held_out, groups)]
+    parts = [train.subset(torch.from_numpy(indices)) for indices in cut(_labels(train), held_out, groups)]
     mean, std = statistics or channel_statistics(parts[0])
     return Dataset(
         train=parts[0],
@@ -55,16 +58,68 @@ def assemble(
     )
 
 
+def without_test_images(split: Split) -> Dataset:
+    """Return labelled images as a data set whose test split is empty.
+
+    Args:
+        split: all training images; a tenth of each class is held out.
+
+    Raises:
+        InputError: too few images, or a channel that has one value everywhere.
+    """
+    train, selection, calibration = (split.subset(torch.from_numpy(part)) for part in cut(_labels(split), HELD_OUT))
+    mean, std = channel_statistics(train)
+    channels, height, width = split.images(torch.tensor([0])).shape[1:]
+    return Dataset(
+        train=train,
+        selection=selection,
+        calibration=calibration,
+        test=split.subset(torch.tensor([], dtype=torch.long)),
+        classes=tuple(map(str, range(int(split.labels.max()) + 1))),
+        shape=(channels, height, width),
+        mean=mean,
+        std=std,
+    )
+
+
+def as_split(images: Any) -> Split:
+    """Return images and labels as a split.
+
+    Args:
+        images: a split, or a pair of images (N, C, H, W), uint8 or float in [0, 1], and labels (N).
+
+    Raises:
+        InputError: anything else.
+    """
+    if isinstance(images, Split):
+        return images
+    if isinstance(images, tuple | list) and len(images) == 2:
+        return TensorSplit(torch.as_tensor(images[0]), torch.as_tensor(images[1]))
+    raise InputError(
+        f"data must be a data set, a split, or a pair of tensors (images, labels), got {type(images).__name__}; "
+        'use sparsemble.data.load("digits"), say'
+    )
+
+
+def _labels(split: Split) -> np.ndarray:
+    return split.labels.cpu().numpy()
+
+
 def cut(
     labels: np.ndarray, held_out: int | float, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the indices to train, to choose and to calibrate with, each class in proportion.
+    """Return the indices of the train, selection and calibration splits, each class in proportion.
 
-    Whole groups are dealt where there are groups, so there the shares hold for groups, not for images. The only
-    image or group of a class stays in training.
+    With groups, whole groups are assigned, and `held_out` counts groups. The only image or group of a class stays in
+    training.
+
+    Args:
+        labels: (N,) class of each training image.
+        held_out: images or groups to hold out, or their share if below 1.
+        groups: (N,) group of each training image.
 
     Raises:
-        InputError: `held_out` leaves nothing to train, choose or calibrate with.
+        InputError: `held_out` leaves one of the splits empty.
     """
     units, unit_of = _units(labels, groups)
     share = held_out if held_out < 1 else held_out / len(labels)
@@ -76,12 +131,12 @@ def cut(
             f"held_out = {held_out:g} does not fit {len(units):,} {kind}: 2 to {len(several) - 1:,} can be held out, "
             "and a value below 1 is a share"
         )
-    held = several[stratified(units[several], count, SPLIT_SEED)[1]]
-    # Dealt in turn, class after class: the halves of a class differ by one at most, and odd ones even out over classes.
-    mixed = np.random.default_rng(SPLIT_SEED).permutation(held)
-    dealt = mixed[np.argsort(units[mixed], kind="stable")]
+    held_units = several[stratified(units[several], count, SPLIT_SEED)[1]]
+    # Alternately, class after class: the halves of a class differ by one at most, and overall by one at most.
+    mixed = np.random.default_rng(SPLIT_SEED).permutation(held_units)
+    by_class = mixed[np.argsort(units[mixed], kind="stable")]
     role = np.zeros(len(units), dtype=int)
-    role[dealt[0::2]], role[dealt[1::2]] = 1, 2
+    role[by_class[0::2]], role[by_class[1::2]] = 1, 2
     train, first, second = (np.flatnonzero(role[unit_of] == number) for number in range(3))
     if missing := set(labels.tolist()) - set(labels[train].tolist()):
         raise InputError(f"held_out = {held_out:g} leaves class {min(missing)} without training images; lower it")
@@ -89,7 +144,7 @@ def cut(
 
 
 def _units(labels: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the class of each unit that must stay whole, and the unit of each image."""
+    """Return the class of each unit (image or group), and the unit of each image."""
     if groups is None:
         return labels, np.arange(len(labels))
     names, group = np.unique(groups, return_inverse=True)

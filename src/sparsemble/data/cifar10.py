@@ -1,7 +1,7 @@
 """CIFAR-10: 60,000 colour images of 32 x 32 pixels in 10 classes, from the original binary version.
 
 Source: A. Krizhevsky, Learning multiple layers of features from tiny images, 2009. The download from the real address
-could not be tried where this was written.
+was not tried.
 """
 
 from dataclasses import dataclass
@@ -37,18 +37,18 @@ class CIFAR10(DataSource):
     root: str = "~/.cache/sparsemble/cifar10"
     """Folder of cifar-10-binary.tar.gz or of its unpacked folder cifar-10-batches-bin."""
     download: bool = True
-    """Fetch the archive (170 MB) if it is absent."""
+    """Download the archive (170 MB) if it is absent."""
     held_out: int = 5000
-    """Images cut from the training images, each class in proportion."""
+    """Training images to hold out, each class in proportion."""
     crop: int = 4
     """Largest random shift in training, in pixels."""
     cutout: int = 0
-    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
+    """Side in pixels of a random square that is set to zero in training; 0: none."""
     flip: bool = True
-    """Mirror half of the images in training."""
+    """Flip half of the images horizontally in training."""
 
     def load(self) -> Dataset:
-        """Read the six files, fetching them first where they are absent."""
+        """Read the six files, downloading them first if they are absent."""
         return cifar_binary.load(
             RELEASE,
             self.root,

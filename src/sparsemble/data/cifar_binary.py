@@ -37,7 +37,18 @@ class Release:
 
 
 def load(release: Release, root: str, *, download: bool, held_out: int, augmentation: Augmentation) -> Dataset:
-    """Read a release, fetching and unpacking its archive where its files are absent."""
+    """Return the dataset of a release.
+
+    Args:
+        release: the published archive.
+        root: folder of the archive or of its unpacked files.
+        download: whether the archive may be downloaded.
+        held_out: training images to hold out, each class in proportion.
+        augmentation: of training images.
+
+    Raises:
+        InputError: the archive cannot be downloaded or is damaged, or a file is truncated.
+    """
     folder = find(release, root, download=download)
     train, test = (
         tensor_split(*map(np.concatenate, zip(*(_read(folder / name, release) for name in names), strict=True)))
@@ -47,18 +58,23 @@ def load(release: Release, root: str, *, download: bool, held_out: int, augmenta
 
 
 def fingerprint(release: Release, root: str, *, download: bool) -> str:
-    """Return one sha256 over the unpacked files, which are made sure of first."""
+    """Return one sha256 over the unpacked files, downloading and unpacking them first if they are absent."""
     folder = find(release, root, download=download)
     return hash_files([folder / name for name in (*release.train, *release.test)])
 
 
 def find(release: Release, root: str, *, download: bool) -> Path:
-    """Return the folder in which the unpacked files lie, after fetching and unpacking what is absent.
+    """Return the folder of the unpacked files, downloading and unpacking the archive if they are absent.
 
-    The archive is held to its checksum; unpacked files are held to their exact length.
+    The checksum of the archive and the length of each unpacked file are verified.
+
+    Args:
+        release: the published archive.
+        root: folder of the archive or of its unpacked files.
+        download: whether the archive may be downloaded.
 
     Raises:
-        InputError: the archive cannot be had or is damaged, or an unpacked file is truncated.
+        InputError: the archive cannot be downloaded or is damaged, or an unpacked file is truncated.
     """
     folder = Path(root).expanduser()
     files = {**release.train, **release.test}
@@ -83,8 +99,14 @@ def _read(path: Path, release: Release) -> tuple[np.ndarray, np.ndarray]:
 def parse(content: bytes, label_bytes: int, classes: int, source: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the images (N, 3, 32, 32) and the labels (N), both uint8, of a file's content.
 
+    Args:
+        content: of the file.
+        label_bytes: label bytes of a record; the last is the class.
+        classes: number of classes.
+        source: name of the file, for messages.
+
     Raises:
-        InputError: the last record is cut short, or a label is out of range.
+        InputError: the last record is truncated, or a label is out of range.
     """
     record = label_bytes + PIXELS
     if not content or len(content) % record:

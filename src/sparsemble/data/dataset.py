@@ -1,4 +1,4 @@
-"""What a dataset is: three splits of images in [0, 1], their classes, and how training may vary them."""
+"""Datasets: splits of images in [0, 1], class names, channel statistics and augmentation."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -18,11 +18,11 @@ from sparsemble.core.types import Images, Labels
 
 
 class Split(ABC):
-    """Labelled images that can be asked for by index."""
+    """Labelled images, accessed by index."""
 
     labels: Labels
-    ahead: ClassVar[int] = 0
-    """Batches that `stream` reads in the background while one is in use."""
+    prefetch: ClassVar[int] = 0
+    """Batches that `stream` reads in the background."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,28 +37,28 @@ class Split(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> "Split":
-        """Return the split with its images, or those it will read, on a device."""
+        """Return the split on a device; images that are read later are moved there too."""
 
     @final
     def stream(self, batches: Iterable[Tensor]) -> Iterator[Images]:
-        """Yield the images of each batch of indices, in order, the next ones being read meanwhile."""
-        if not self.ahead:
+        """Yield the images of each batch of indices, in order; the next batches are read in the background."""
+        if not self.prefetch:
             yield from map(self.images, batches)
             return
         reader = ThreadPoolExecutor(1)
         try:
-            waiting: deque[Future[Images]] = deque()
+            pending: deque[Future[Images]] = deque()
             for indices in batches:
-                waiting.append(reader.submit(self.images, indices))
-                if len(waiting) > self.ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(reader.submit(self.images, indices))
+                if len(pending) > self.prefetch:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             reader.shutdown(cancel_futures=True)
 
     def tensors(self) -> tuple[Images, Labels]:
-        """Return all images and labels; for splits that fit in memory."""
+        """Return all images (N, C, H, W) and labels (N); for splits that fit in memory."""
         return self.images(torch.arange(len(self), device=self.labels.device)), self.labels
 
 
@@ -76,8 +76,8 @@ class TensorSplit(Split):
 
     def images(self, indices: Tensor) -> Images:
         """Return the images at these indices as float32 in [0, 1]."""
-        chosen = self.pixels[indices]
-        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
+        pixels = self.pixels[indices]
+        return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
     def subset(self, indices: Tensor) -> "TensorSplit":
         """Return a split of these images only."""
@@ -91,36 +91,36 @@ class TensorSplit(Split):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random shifts, mirror images and covered squares (DeVries & Taylor 2017), drawn for each image."""
+    """Random shifts, horizontal flips and cutout (DeVries & Taylor 2017), drawn for each image."""
 
     crop: int = 0
-    """Largest shift in pixels; the border is filled with zeros."""
+    """Largest shift in pixels, with zero padding, >= 0."""
     flip: bool = False
-    """Mirror half of the images left to right; only where the data allows it."""
+    """Flip half of the images horizontally; only where the classes are invariant to it."""
     cutout: int = 0
-    """Side in pixels of a square set to zero, its centre anywhere in the image; 0: none."""
+    """Side in pixels of a square set to zero, with a uniform centre; 0: none."""
 
     def __post_init__(self) -> None:
         if self.cutout < 0:
             raise InputError(f"cutout = {self.cutout} must be 0 or more pixels")
 
     def __call__(self, x: Images, rng: Generator) -> Images:
-        """Return varied images of the same shape."""
+        """Return augmented images of the same shape."""
         if self.flip:
             mirror = torch.rand(len(x), generator=rng, device=x.device) < 0.5
             x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
         if self.crop:
             x = self._shift(x, rng)
-        return self._cover(x, rng) if self.cutout else x
+        return self._cut_out(x, rng) if self.cutout else x
 
-    def _cover(self, x: Images, rng: Generator) -> Images:
-        covered = []
+    def _cut_out(self, x: Images, rng: Generator) -> Images:
+        inside = []
         for side in x.shape[2:]:
             centre = torch.randint(0, side, (len(x), 1), generator=rng, device=x.device)
             first = centre - self.cutout // 2
-            place = torch.arange(side, device=x.device)
-            covered.append((place >= first) & (place < first + self.cutout))
-        rows, columns = covered
+            position = torch.arange(side, device=x.device)
+            inside.append((position >= first) & (position < first + self.cutout))
+        rows, columns = inside
         return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
     def _shift(self, x: Images, rng: Generator) -> Images:
@@ -139,8 +139,8 @@ class Augmentation:
 class Dataset:
     """Images with train, held-out and test splits.
 
-    The held-out part is cut from the training images. Its first half chooses (checkpoints, ensembles), its second
-    calibrates (stopping rules); the test split is for the one final evaluation.
+    The held-out part is taken from the training images. Its first half selects checkpoints and ensembles, its second
+    half calibrates stopping rules; the test split is for the final evaluation only.
     """
 
     train: Split
@@ -166,19 +166,19 @@ class Dataset:
 
 
 class DataSource(Component):
-    """Where a dataset comes from; its fields are where its files are and how it is split."""
+    """Settings of a dataset: where its files are and how it is split."""
 
     @abstractmethod
     def load(self) -> Dataset:
         """Read the dataset.
 
         Raises:
-            InputError: a file is missing, truncated or has another checksum; the sentence says where to put it.
+            InputError: a file is missing, truncated or has another checksum; the message says where to put it.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash of the files, so that results of other data are never mistaken for these."""
+        """Return a hash of the files, which is part of the hash of every result."""
 
 
 def stratified(labels: np.ndarray, fraction_or_count: int | float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +187,7 @@ def stratified(labels: np.ndarray, fraction_or_count: int | float, seed: int) ->
     Args:
         labels: (N,) class indices.
         fraction_or_count: share of the images in the part if below 1, else their number.
-        seed: fixed for a dataset, so that the split never changes.
+        seed: of the shuffle; a constant for each dataset, so that the split never changes.
 
     Returns:
         Two sorted index arrays that together hold every index once.

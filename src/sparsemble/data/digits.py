@@ -24,13 +24,13 @@ SPLIT_SEED = 1998
 @data_sources.register("digits")
 @dataclass(frozen=True, kw_only=True)
 class Digits(DataSource):
-    """1,000 training, 297 held-out (149 choose, 148 calibrate) and 500 test images; the split never changes."""
+    """1,000 training, 297 held-out (149 selection, 148 calibration) and 500 test images; the split never changes."""
 
     crop: int = 0
     """Largest random shift in training, in pixels."""
 
     def load(self) -> Dataset:
-        """Read the file that lies in the package."""
+        """Read the file in the package."""
         if self.fingerprint() != SHA256:
             raise InputError(f"{FILE} is damaged (its sha256 is not {SHA256}); install sparsemble again")
         with np.load(FILE, allow_pickle=False) as file:
@@ -43,7 +43,9 @@ class Digits(DataSource):
         parts = {"selection": rest[held_out[selection]], "calibration": rest[held_out[calibration]], "test": test}
         return Dataset(
             train=train,
-            **{name: TensorSplit(pixels[where], torch.from_numpy(labels[where])) for name, where in parts.items()},
+            **{
+                name: TensorSplit(pixels[indices], torch.from_numpy(labels[indices])) for name, indices in parts.items()
+            },
             classes=tuple("0123456789"),
             shape=(1, 8, 8),
             mean=(float(train.pixels.mean()),),

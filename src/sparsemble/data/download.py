@@ -1,7 +1,6 @@
-"""Bring a published file onto this disk and prove that it is the published one.
+"""Download published files, resume interrupted downloads and verify checksums.
 
-No download from the datasets' real addresses could be tried where this was written (there was no network); all of it
-was tried against a server on 127.0.0.1.
+Tested against a server on 127.0.0.1; the datasets' real addresses were not tried.
 """
 
 import gzip
@@ -44,15 +43,15 @@ class Remote:
 
 
 def fetch(remote: Remote, path: Path, *, download: bool) -> None:
-    """Make sure that `path` holds the published file; a download that broke off goes on where it stopped.
+    """Download a published file unless it is present, and verify it; an interrupted download is resumed.
 
     Args:
         remote: the published file.
-        path: where it lies, or shall lie; unfinished it is called `path.part`.
-        download: whether it may be downloaded if it is absent.
+        path: where the file is stored; an unfinished download is `path.part`.
+        download: whether it may be downloaded.
 
     Raises:
-        InputError: it is absent and cannot be downloaded, or its size or checksum is not the published one.
+        InputError: it is absent and cannot be downloaded, or its size or checksum differs.
     """
     if path.is_file():
         if fault := _fault(remote, path):
@@ -87,10 +86,10 @@ def _download(remote: Remote, path: Path) -> None:
 
 
 def _receive(url: str, part: Path, remote: Remote) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    if have >= remote.size:
+    received = part.stat().st_size if part.exists() else 0
+    if received >= remote.size:
         return
-    headers = {"User-Agent": "sparsemble"} | ({"Range": f"bytes={have}-"} if have else {})
+    headers = {"User-Agent": "sparsemble"} | ({"Range": f"bytes={received}-"} if received else {})
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
         urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response,
@@ -98,7 +97,7 @@ def _receive(url: str, part: Path, remote: Remote) -> None:
     ):
         resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
         progress.console.print(f"{url}: {remote.size:,} bytes, sha256 {remote.sha256}", soft_wrap=True)
-        task = progress.add_task(part.stem, total=remote.size, completed=have if resumed else 0)
+        task = progress.add_task(part.stem, total=remote.size, completed=received if resumed else 0)
         with part.open("ab" if resumed else "wb") as stream:
             while chunk := response.read(CHUNK):
                 stream.write(chunk)
@@ -108,7 +107,7 @@ def _receive(url: str, part: Path, remote: Remote) -> None:
 
 
 def unpack(archive: Path, names: Sequence[str], root: Path) -> None:
-    """Unpack these members of a tar archive into `root`, each whole or not at all.
+    """Unpack these members of a tar archive into `root`; each file is renamed into place when it is complete.
 
     Raises:
         InputError: the archive is damaged or lacks one of them.
@@ -133,8 +132,8 @@ def _fault(remote: Remote, path: Path) -> str | None:
     size = path.stat().st_size
     if size != remote.size:
         return f"has {size:,} bytes, expected {remote.size:,}"
-    found = file_hash(path)
-    return None if found == remote.sha256 else f"has sha256 {found}, expected {remote.sha256}"
+    sha256 = file_hash(path)
+    return None if sha256 == remote.sha256 else f"has sha256 {sha256}, expected {remote.sha256}"
 
 
 def _by_hand(remote: Remote, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Images in class folders, decoded when they are asked for."""
+"""Images in class folders, decoded on access."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ THREADS = 8
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """What is taken from an image file: its centre square."""
+class CentreCrop:
+    """Reads the centre square of an image file."""
 
     resize: int
     """Length of the short side after resizing, in pixels (bilinear, antialiased)."""
@@ -44,34 +44,34 @@ class View:
         """
         try:
             with Image.open(path) as image:
-                picture = image.convert("L" if self.grey else "RGB")
+                decoded = image.convert("L" if self.grey else "RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
-        short = min(picture.size)
-        width, height = (self.resize * side // short for side in picture.size)
+        short = min(decoded.size)
+        width, height = (self.resize * side // short for side in decoded.size)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(picture.crop((left, top, left + self.size, top + self.size)))
+        resized = decoded.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
         return np.ascontiguousarray(pixels.reshape(self.size, self.size, -1).transpose(2, 0, 1))
 
 
 @final
 class FileSplit(Split):
-    """A split whose images stay on disk; a small pool of threads decodes each batch, two of them ahead."""
+    """A split whose images stay on disk; threads decode each batch, and two batches are prefetched."""
 
-    ahead: ClassVar[int] = 2
+    prefetch: ClassVar[int] = 2
 
-    def __init__(self, folder: Path, names: Sequence[str], labels: Labels, view: View) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], labels: Labels, reader: CentreCrop) -> None:
         self.folder = folder
         self.names = names
         self.labels = labels
-        self.view = view
+        self.reader = reader
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Return the images at these indices as uint8 (B, C, H, W) on the CPU."""
         paths = [self.folder / self.names[index] for index in indices.tolist()]
         with ThreadPoolExecutor(THREADS) as pool:
-            return torch.from_numpy(np.stack(list(pool.map(self.view.read, paths))))
+            return torch.from_numpy(np.stack(list(pool.map(self.reader.read, paths))))
 
     def images(self, indices: Tensor) -> Images:
         """Return the images at these indices as float32 in [0, 1], on the device of `labels`."""
@@ -80,11 +80,11 @@ class FileSplit(Split):
     def subset(self, indices: Tensor) -> "FileSplit":
         """Return a split of these images only."""
         names = [self.names[index] for index in indices.tolist()]
-        return FileSplit(self.folder, names, self.labels[indices], self.view)
+        return FileSplit(self.folder, names, self.labels[indices], self.reader)
 
     def to(self, device: torch.device | str) -> "FileSplit":
         """Return a split that reads its images to a device."""
-        return FileSplit(self.folder, self.names, self.labels.to(device), self.view)
+        return FileSplit(self.folder, self.names, self.labels.to(device), self.reader)
 
 
 def class_names(train: Path, test: Path) -> tuple[str, ...]:
@@ -93,21 +93,23 @@ def class_names(train: Path, test: Path) -> tuple[str, ...]:
     Raises:
         InputError: a folder is missing or has no class folders, or a class is in one of them only.
     """
-    found = []
+    names = []
     for folder in (train, test):
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; it must hold one folder of images for each class")
-        found.append({path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")})
-    if not found[0]:
+        names.append({path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")})
+    if not names[0]:
         raise InputError(f"{train} has no class folders; it must hold one folder of images for each class")
-    if odd := found[0] ^ found[1]:
-        name = min(odd)
-        there, missing = (train, test) if name in found[0] else (test, train)
-        raise InputError(f"{there} has the class folder {name} and {missing} has not; both must have the same classes")
-    return tuple(sorted(found[0]))
+    if unmatched := names[0] ^ names[1]:
+        name = min(unmatched)
+        present, missing = (train, test) if name in names[0] else (test, train)
+        raise InputError(
+            f"{present} has the class folder {name} and {missing} has not; both must have the same classes"
+        )
+    return tuple(sorted(names[0]))
 
 
-def file_split(folder: Path, classes: Sequence[str], view: View) -> FileSplit:
+def file_split(folder: Path, classes: Sequence[str], reader: CentreCrop) -> FileSplit:
     """Return the images of `folder/CLASS`, sorted by name within each class.
 
     Raises:
@@ -116,12 +118,12 @@ def file_split(folder: Path, classes: Sequence[str], view: View) -> FileSplit:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        inside = sorted(path.name for path in (folder / name).iterdir() if _is_image(path))
-        if not inside:
+        files = sorted(path.name for path in (folder / name).iterdir() if _is_image(path))
+        if not files:
             raise InputError(f"{folder / name} has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
-        names += [f"{name}/{file}" for file in inside]
-        labels += [label] * len(inside)
-    return FileSplit(folder, names, torch.tensor(labels), view)
+        names += [f"{name}/{file}" for file in files]
+        labels += [label] * len(files)
+    return FileSplit(folder, names, torch.tensor(labels), reader)
 
 
 def folder_hash(root: Path, folders: Sequence[str]) -> str:

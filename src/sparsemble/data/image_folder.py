@@ -1,7 +1,7 @@
-"""Images of your own in class folders.
+"""The user's own images in class folders.
 
-Small folders are held in memory: each file is decoded once instead of once an epoch, and an unreadable file is found
-before any work. Folders above 2 GiB of pixels are streamed; the images are the same either way.
+Up to 2 GiB of pixels are kept in memory: each file is decoded once instead of once an epoch, and an unreadable file is
+found before any work. Larger folders are streamed; the images are the same.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 
 from sparsemble.data.assemble import assemble, channel_statistics
 from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources
-from sparsemble.data.file_split import FileSplit, View, class_names, file_split, folder_hash
+from sparsemble.data.file_split import CentreCrop, FileSplit, class_names, file_split, folder_hash
 
 IN_MEMORY = 2 << 30
 MEASURED = 2048
@@ -25,7 +25,7 @@ class ImageFolder(DataSource):
     """Folders root/train/CLASS and root/test/CLASS of png, jpg, jpeg, webp or bmp files."""
 
     root: str
-    """Folder of train and test, each with one folder for each class."""
+    """Folder of `train` and `test`, each with one folder for each class."""
     size: int = 32
     """Side of the images in pixels: the short side is resized to it, the centre square is kept."""
     grey: bool = False
@@ -35,9 +35,9 @@ class ImageFolder(DataSource):
     crop: int = 0
     """Largest random shift in training, in pixels."""
     cutout: int = 0
-    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
+    """Side in pixels of a random square that is set to zero in training; 0: none."""
     flip: bool = False
-    """Mirror half of the images in training; only where left and right do not matter."""
+    """Flip half of the images horizontally in training; only where the classes are invariant to it."""
 
     def load(self) -> Dataset:
         """Read the images into memory, or list them if they are too many.
@@ -45,15 +45,15 @@ class ImageFolder(DataSource):
         Mean and standard deviation of streamed images are those of 2,048 evenly spaced ones.
         """
         root = Path(self.root).expanduser()
-        view = View(resize=self.size, size=self.size, grey=self.grey)
+        reader = CentreCrop(resize=self.size, size=self.size, grey=self.grey)
         classes = class_names(root / "train", root / "test")
-        train, test = (file_split(root / part, classes, view) for part in ("train", "test"))
+        train, test = (file_split(root / part, classes, reader) for part in ("train", "test"))
         augmentation = Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip)
         if (len(train) + len(test)) * self.size**2 * (1 if self.grey else 3) <= IN_MEMORY:
             return assemble(_read(train), _read(test), classes, held_out=self.held_out, augmentation=augmentation)
         sample = train.subset(torch.linspace(0, len(train) - 1, MEASURED).long())
-        measured = channel_statistics(sample)
-        return assemble(train, test, classes, held_out=self.held_out, augmentation=augmentation, statistics=measured)
+        statistics = channel_statistics(sample)
+        return assemble(train, test, classes, held_out=self.held_out, augmentation=augmentation, statistics=statistics)
 
     def fingerprint(self) -> str:
         """Return a sha256 of the names and sizes of all files; their content is not read."""

@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC 2012): 1,281,167 training and 50,000 validation photographs in 1,000 classes, read from folders.
 
-Source: O. Russakovsky et al., ImageNet large scale visual recognition challenge, 2015. Tried here with made-up folders
-of JPEG files only: the photographs need a registration and were not at hand.
+Source: O. Russakovsky et al., ImageNet large scale visual recognition challenge, 2015. Tested with generated folders of
+JPEG files only: the photographs need a registration.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import final
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import Statistics, assemble
 from sparsemble.data.dataset import Augmentation, Dataset, DataSource, data_sources
-from sparsemble.data.file_split import View, class_names, file_split, folder_hash
+from sparsemble.data.file_split import CentreCrop, class_names, file_split, folder_hash
 
 # The constants that the field uses for ImageNet (torchvision's reference training among others); not measured here.
 STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -30,7 +30,7 @@ class ImageNet(DataSource):
     root: str = "~/.cache/sparsemble/imagenet"
     """Folder of train and val, each with one folder for each class."""
     held_out: int = 10_000
-    """Images cut from the training images, each class in proportion."""
+    """Training images to hold out, each class in proportion."""
     resize: int = 256
     """Length of the short side after resizing, in pixels."""
     size: int = 224
@@ -38,15 +38,15 @@ class ImageNet(DataSource):
     crop: int = 16
     """Largest random shift in training, in pixels."""
     flip: bool = True
-    """Mirror half of the images in training."""
+    """Flip half of the images horizontally in training."""
 
     def load(self) -> Dataset:
-        """List the files; images are read when they are asked for."""
-        root, view = self._find(), View(resize=self.resize, size=self.size)
+        """List the files; images are read on access."""
+        root, reader = self._find(), CentreCrop(resize=self.resize, size=self.size)
         classes = class_names(root / "train", root / "val")
         return assemble(
-            file_split(root / "train", classes, view),
-            file_split(root / "val", classes, view),
+            file_split(root / "train", classes, reader),
+            file_split(root / "val", classes, reader),
             classes,
             held_out=self.held_out,
             augmentation=Augmentation(crop=self.crop, flip=self.flip),

@@ -1,7 +1,7 @@
 """SVHN, cropped: 99,289 colour images of house numbers, 32 x 32 pixels, one digit in the middle of each.
 
 Source: Y. Netzer et al., Reading digits in natural images with unsupervised feature learning, 2011. The download from
-the real address could not be tried where this was written.
+the real address was not tried.
 """
 
 from dataclasses import dataclass
@@ -40,16 +40,16 @@ class SVHN(DataSource):
     root: str = "~/.cache/sparsemble/svhn"
     """Folder of train_32x32.mat and test_32x32.mat."""
     download: bool = True
-    """Fetch the files (182 and 64 MB) if they are absent."""
+    """Download the files (182 and 64 MB) if they are absent."""
     held_out: int = 5000
-    """Images cut from the training images, each class in proportion."""
+    """Training images to hold out, each class in proportion."""
     crop: int = 4
-    """Largest random shift in training, in pixels; digits are never mirrored."""
+    """Largest random shift in training, in pixels; digits are never flipped."""
     cutout: int = 0
-    """Side in pixels of a square that is blackened in training, at a random place; 0: none."""
+    """Side in pixels of a random square that is set to zero in training; 0: none."""
 
     def load(self) -> Dataset:
-        """Read the two files, fetching them first where they are absent."""
+        """Read the two files, downloading them first if they are absent."""
         train, test = (tensor_split(*read(path)) for path in self._find())
         augmentation = Augmentation(cutout=self.cutout, crop=self.crop)
         return assemble(train, test, tuple("0123456789"), held_out=self.held_out, augmentation=augmentation)

@@ -1,4 +1,4 @@
-"""Made-up images for tests: a bright spot whose place tells the class, in noise."""
+"""Generated images for tests: a bright spot in noise, whose position depends on the class."""
 
 import hashlib
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Synthetic(DataSource):
     channels: int = 1
     """Channels of an image."""
     seed: int = 0
-    """Makes other images of the same kind."""
+    """Seed of the images."""
 
     def __post_init__(self) -> None:
         lowest = {"classes": 2, "images": 2 * self.classes, "size": 4, "channels": 1, "seed": 0}
@@ -37,7 +37,7 @@ class Synthetic(DataSource):
                 raise InputError(f"{name} = {getattr(self, name)} must be {least} or more")
 
     def load(self) -> Dataset:
-        """Make the images."""
+        """Generate the images."""
         held_out, tested = self.images // 2, self.images // 2
         pixels, labels = self._make(self.images + held_out + tested)
         train, test = tensor_split(pixels[tested:], labels[tested:]), tensor_split(pixels[:tested], labels[:tested])
@@ -45,7 +45,7 @@ class Synthetic(DataSource):
         return assemble(train, test, names, held_out=held_out, augmentation=Augmentation())
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the images, which stand in for files."""
+        """Return the sha256 of the images."""
         return hashlib.sha256(b"".join(array.tobytes() for array in self._make(2 * self.images))).hexdigest()
 
     def _make(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +55,7 @@ class Synthetic(DataSource):
         middle = (self.size - 1) / 2
         centre = middle + self.size / 4 * np.stack([np.sin(angle), np.cos(angle)]) + rng.normal(0, 0.3, (2, count))
         grid = np.arange(self.size)
-        down, across = (np.exp(-((grid - where[:, None]) ** 2) / (self.size / 4) ** 2) for where in centre)
+        down, across = (np.exp(-((grid - position[:, None]) ** 2) / (self.size / 4) ** 2) for position in centre)
         spot = 0.2 + 0.6 * down[:, None, :, None] * across[:, None, None, :]
         noisy = spot + rng.normal(0, NOISE, (count, self.channels, self.size, self.size))
         return (noisy.clip(0, 1) * 255).round().astype(np.uint8), labels

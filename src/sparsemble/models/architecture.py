@@ -1,4 +1,4 @@
-"""What an architecture is, and the normalisation that stands in front of every network."""
+"""The interface of architectures, and the normalisation in front of every network."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sparsemble.core.types import Images, Logits
 
 
 class Architecture(Component):
-    """A network layout made of Conv2d, BatchNorm2d, ReLU, pooling, adds and Linear, each a module of its own.
+    """A network of Conv2d, BatchNorm2d, ReLU, pooling, addition and Linear, each a module of its own.
 
     Every ReLU is an `nn.ReLU()` module (not in place) and is called once a forward pass, so that hooks see all
     activations; weights are float32. Pooling ends in an `nn.AdaptiveAvgPool2d(1)`, so that images may have any size
@@ -24,11 +24,11 @@ class Architecture(Component):
     smallest: ClassVar[int] = 1
     """Height and width, in pixels, of the smallest image it takes."""
     normalises: ClassVar[bool] = False
-    """Whether the network normalises its images itself, so that nothing needs to stand in front."""
+    """Whether the network normalises its images itself, so that no normalisation is put in front."""
 
     @abstractmethod
     def build(self, in_channels: int, classes: int) -> nn.Module:
-        """Make the network, from normalised images to logits; its weights are set by `build_model`."""
+        """Return the network, from normalised images to logits; `build_model` draws its weights."""
 
 
 @final
@@ -66,10 +66,10 @@ def build_model(
     *,
     rng: Generator,
 ) -> nn.Module:
-    """Make a classifier with fresh weights: He-normal (fan out) convolutions, BatchNorm at 1 and 0.
+    """Return a classifier with fresh weights: He-normal (fan out) convolutions, BatchNorm at 1 and 0.
 
     Args:
-        architecture: its layout.
+        architecture: of the network.
         shape: channels, height and width of an image.
         classes: number of logits.
         mean: of each channel, over the training images.
@@ -83,7 +83,7 @@ def build_model(
         InputError: the images are too small for the architecture, or the statistics do not fit the channels.
     """
     _check_fit(architecture, shape, mean, std)
-    # Torch fills fresh layers from its global generator, which is left as found; all are redrawn here.
+    # Torch draws the weights of new layers from its global generator, whose state is restored; all are redrawn below.
     with torch.random.fork_rng(devices=[]):
         model = Normalised(architecture.build(shape[0], classes), *normalisation(architecture, mean, std), shape)
     for module in model.modules():
@@ -94,7 +94,7 @@ def build_model(
 def normalisation(
     architecture: Architecture, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and deviation that stand in front of a network."""
+    """Return the mean and standard deviation of the normalisation in front of a network."""
     return ((0.0,) * len(mean), (1.0,) * len(std)) if architecture.normalises else (mean, std)
 
 
@@ -113,11 +113,7 @@ def _draw_(module: nn.Module, rng: Generator) -> None:
 
 
 def check_positive(name: str, value: int) -> None:
-    """Refuse a setting below 1.
-
-    Raises:
-        InputError: it names the setting.
-    """
+    """Raise an `InputError` if a setting is below 1."""
     if value < 1:
         raise InputError(f"{name} must be at least 1, got {value}")
 

@@ -1,4 +1,4 @@
-"""A network of your own."""
+"""The user's own network, made by a function in a Python file."""
 
 import hashlib
 import importlib
@@ -20,26 +20,27 @@ from sparsemble.models.architecture import Architecture, architectures
 @architectures.register("code")
 @dataclass(frozen=True, kw_only=True)
 class Code(Architecture):
-    """What a function in a Python file makes, called without arguments; made of the layers that `Architecture` names.
+    """The network that a function in a Python file returns, called without arguments.
 
-    The function decides the number of classes and of input channels; both must be those of the images.
+    It must consist of the layers that `Architecture` names. The function fixes the numbers of classes and input
+    channels; both must be those of the images.
     """
 
     factory: str
     """`file.py:function`; the path is relative to where the command runs."""
     normalises: bool = False  # type: ignore[misc] # a setting here, fixed elsewhere
-    """Whether the network normalises its images itself; else those of the training images stand in front."""
+    """Whether the network normalises its images itself; otherwise it is normalised by the training images."""
     source_hash: str = ""
     """sha256 of the file, filled in; stored results are computed anew when the file changes."""
 
     def __post_init__(self) -> None:
         file = Path(self.factory.rpartition(":")[0])
         if not file.is_file():
-            return  # `build` says so
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if self.source_hash not in ("", found):
+            return  # `build` raises the error
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        if self.source_hash not in ("", sha256):
             raise InputError(f"{file} was changed since this was made with it; bring the old file back or start anew")
-        object.__setattr__(self, "source_hash", found)
+        object.__setattr__(self, "source_hash", sha256)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Import the file and call its function."""
@@ -50,7 +51,7 @@ class Code(Architecture):
 
 
 def call_factory(file: Path, function: str) -> nn.Module:
-    """Import a file and return the network that a function in it makes; what the file imports must be installed.
+    """Import a file and return the network that a function in it returns; what the file imports must be installed.
 
     Raises:
         InputError: no such file or function, the function failed, or it did not return a module.
@@ -72,7 +73,7 @@ def call_factory(file: Path, function: str) -> nn.Module:
 
 
 def import_package(package: str) -> Any:
-    """Import a package that makes networks.
+    """Import a package of networks.
 
     Raises:
         InputError: it is not installed, or does not import here.
@@ -80,7 +81,7 @@ def import_package(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except Exception as error:
-        # A package that imports halfway and fails leaves pieces behind that fail differently the next time.
+        # A partially imported package would raise another error the next time.
         sys.modules.pop(package, None)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(

@@ -1,4 +1,4 @@
-"""A network as a list of operations, whatever its modules are called."""
+"""The graph of operations of any network, traced with torch.fx."""
 
 import operator
 from collections.abc import Callable
@@ -61,27 +61,27 @@ KNOWN = "Conv2d (ungrouped), BatchNorm2d, Linear, ReLU, pooling, flattening and 
 @final
 @dataclass(frozen=True)
 class Operation:
-    """One step of a network."""
+    """One operation of a network."""
 
     name: str
     """Unique; for a module its name in the model, with `#2` and so on where it runs again."""
     kind: Kind
     inputs: tuple[str, ...]
-    """Names of the operations whose results go in."""
+    """Names of the operations whose results are its inputs."""
     shape: tuple[int, ...]
-    """Of the result for one image: channels, height and width, or features."""
+    """Shape of the result for one image: channels, height and width, or features."""
     module: nn.Module | None
-    """The module that it runs, if it is one."""
+    """The module, if the operation is one."""
     constant: Tensor | float | None = None
     """`affine`: what is subtracted, multiplied or divided by."""
     function: str = ""
-    """Name of the function or method, where it is no module."""
+    """Name of the function or method, if it is not a module."""
     arguments: tuple[Any, ...] = ()
-    """What else the function or method is called with, positions before names; sizes are those of one image."""
+    """Other arguments of the function or method, positional before keyword; sizes are those of one image."""
 
     @property
     def positions(self) -> int:
-        """How often each weight is used for one image."""
+        """Number of spatial positions at which each weight is used for one image."""
         positions = 1
         for size in self.shape[1:]:
             positions *= size
@@ -90,14 +90,14 @@ class Operation:
 
 @final
 class Graph:
-    """The operations of a network, in the order in which they run; the last one gives the logits.
+    """The operations of a network, in the order in which they run; the last one returns the logits.
 
     Args:
-        model: on any device, left as found.
+        model: on any device; it is not changed.
         shape: channels, height and width of an image.
 
     Raises:
-        InputError: the first operation that is not one of ours, named with its place.
+        InputError: the first operation that is not supported, with its name.
     """
 
     def __init__(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -119,8 +119,8 @@ class Graph:
             raise InputError("the model must return the result of its last operation, its logits, and nothing else")
         self.consumers: dict[str, list[Operation]] = {operation.name: [] for operation in self.operations}
         for operation in self.operations:
-            for given in dict.fromkeys(operation.inputs):
-                self.consumers[given].append(operation)
+            for source in dict.fromkeys(operation.inputs):
+                self.consumers[source].append(operation)
 
     def layers(self) -> dict[str, Operation]:
         """Return the operations with prunable weights, by the name of their module."""
@@ -128,20 +128,20 @@ class Graph:
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:
-    """Follow the model symbolically; modules of torch itself are steps, those of others are looked into."""
-    checks = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)  # what flows through here has no shape to check
+    """Trace the model symbolically; torch's own modules are single operations, others are traced into."""
+    disabled = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)  # symbolic values have no shape to check
     try:
         return fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{type(model).__name__} decides by its input what it computes ({reason})") from None
     finally:
-        jaxtyping.config.update("jaxtyping_disable", checks)
+        jaxtyping.config.update("jaxtyping_disable", disabled)
 
 
 def _results(traced: fx.GraphModule, model: nn.Module, shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
-    """Run one empty image through and return what every node gives."""
+    """Run one image of zeros and return the result of every node."""
     example = next(model.parameters())
     results: dict[fx.Node, Any] = {}
 
@@ -150,14 +150,14 @@ def _results(traced: fx.GraphModule, model: nn.Module, shape: tuple[int, int, in
             results[n] = super().run_node(n)
             return results[n]
 
-    # On the model's own modules: the traced copy shares parameters, but is in a mode of its own.
+    # The traced copy shares parameters with the model, but has a train/eval mode of its own.
     traced.eval()
     Recorder(traced).run(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
     return results
 
 
 def _unique(node: fx.Node, runs: dict[str, int]) -> str:
-    """Return the module's name where one runs, else the trace's own."""
+    """Return a unique name: that of the module, or of the traced node in parentheses."""
     name = str(node.target) if node.op == "call_module" else f"({node.name})"
     runs[name] = runs.get(name, 0) + 1
     return name if runs[name] == 1 else f"{name}#{runs[name]}"
@@ -169,21 +169,21 @@ def _operation(
     kind, module = _kind(node, name, model)
     if kind in ("conv", "linear") and "#" in name:
         raise InputError(f"layer {node.target} runs twice in a pass; each layer may run once")
-    inputs = tuple(names[given] for given in node.all_input_nodes if given in names)
+    inputs = tuple(names[source] for source in node.all_input_nodes if source in names)
     shape = tuple(results[node].shape[1:])
     constant = None
     if kind in ("add", "affine"):
-        others = [given for given in node.args if not (isinstance(given, fx.Node) and given in names)]
+        others = [arg for arg in node.args if not (isinstance(arg, fx.Node) and arg in names)]
         if kind == "add" and (len(others) or len(inputs) != 2):
             raise InputError(f"operation {name} adds something that is not a feature map; known: {KNOWN}")
         if kind == "affine" and (len(others) != 1 or len(inputs) != 1 or node.args[0] in others):
-            raise InputError(f"operation {name} combines feature maps by {_said(node)}; known: {KNOWN}")
+            raise InputError(f"operation {name} combines feature maps by {_target(node)}; known: {KNOWN}")
         if others:
             constant = results[others[0]] if isinstance(others[0], fx.Node) else float(others[0])  # type: ignore[arg-type]
     if kind == "flatten" and len(shape) != 1:
         raise InputError(f"operation {name} reshapes to {(1, *shape)}; only flattening to (B, features) is known")
     arguments = () if node.op == "call_module" else _arguments(node, results)
-    return Operation(name, kind, inputs, shape, module, constant, _said(node) if module is None else "", arguments)
+    return Operation(name, kind, inputs, shape, module, constant, _target(node) if module is None else "", arguments)
 
 
 def _kind(node: fx.Node, name: str, model: nn.Module) -> tuple[Kind, nn.Module | None]:
@@ -196,29 +196,29 @@ def _kind(node: fx.Node, name: str, model: nn.Module) -> tuple[Kind, nn.Module |
         kind = MODULES.get(type(module))
         if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
             kind = None
-        said = repr(module)
+        text = repr(module)
     elif node.op == "call_function":
-        kind, said = FUNCTIONS.get(node.target), _said(node)  # type: ignore[arg-type]
+        kind, text = FUNCTIONS.get(node.target), _target(node)  # type: ignore[arg-type]
     else:
-        kind, said = METHODS.get(str(node.target)), _said(node)
+        kind, text = METHODS.get(str(node.target)), _target(node)
     if kind is None:
-        raise InputError(f"layer {name} is {said}, which is not one of those we can prune; known: {KNOWN}")
+        raise InputError(f"layer {name} is {text}, which cannot be pruned; known: {KNOWN}")
     return kind, module
 
 
-def _said(node: fx.Node) -> str:
+def _target(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
 def _arguments(node: fx.Node, results: dict[fx.Node, Any]) -> tuple[Any, ...]:
-    """Return what a call is given beside tensors; sizes that the model asks for (`x.shape[2]`) as what they are."""
+    """Return the arguments of a call other than tensors; sizes such as `x.shape[2]` as integers."""
 
     def value(argument: Any) -> Any:
-        return fx.node.map_arg(argument, lambda given: results[given])
+        return fx.node.map_arg(argument, lambda source: results[source])
 
-    rest = [value(given) for given in node.args if not _is_tensor(given, results)]
-    named = [(key, value(given)) for key, given in node.kwargs.items() if not _is_tensor(given, results)]
-    return (*rest, *named)
+    positional = [value(arg) for arg in node.args if not _is_tensor(arg, results)]
+    keyword = [(key, value(arg)) for key, arg in node.kwargs.items() if not _is_tensor(arg, results)]
+    return (*positional, *keyword)
 
 
 def _is_tensor(argument: Any, results: dict[fx.Node, Any]) -> bool:

@@ -16,7 +16,7 @@ class RobustBench(Architecture):
     """`robustbench.load_model`, for those of its networks that are made of the layers that `Architecture` names."""
 
     model: str
-    """Its name there, such as Standard."""
+    """Its name in the package, such as Standard."""
     dataset: str = "cifar10"
     """cifar10, cifar100 or imagenet."""
     threat_model: str = "Linf"
@@ -25,7 +25,7 @@ class RobustBench(Architecture):
     """Whether the network normalises its images itself, as theirs do."""
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
-        """Load the network, which the package downloads."""
+        """Return the network, which the package downloads."""
         load = import_package("robustbench").load_model
         network: nn.Module = load(model_name=self.model, dataset=self.dataset, threat_model=self.threat_model)
         return network

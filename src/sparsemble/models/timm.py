@@ -16,12 +16,12 @@ class Timm(Architecture):
     """`timm.create_model`, for those of its networks that are made of the layers that `Architecture` names."""
 
     model: str
-    """Its name there, such as resnet18."""
+    """Its name in the package, such as resnet18."""
     pretrained: bool = False
     """With the package's own weights, which it downloads."""
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
-        """Make the network."""
+        """Return the network."""
         network: nn.Module = import_package("timm").create_model(
             self.model, pretrained=self.pretrained, in_chans=in_channels, num_classes=classes
         )

@@ -17,12 +17,12 @@ class Torchvision(Architecture):
     """`torchvision.models.get_model`, for those of its networks that are made of the layers `Architecture` names."""
 
     model: str
-    """Its name there, such as resnet18."""
+    """Its name in the package, such as resnet18."""
     weights: str = ""
     """Name of the package's own weights, which it downloads, such as DEFAULT; they decide the number of classes."""
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
-        """Make the network."""
+        """Return the network."""
         if in_channels != 3:
             raise InputError(f"networks of torchvision take 3 channels, the images have {in_channels}")
         models = import_package("torchvision").models

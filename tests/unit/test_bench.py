@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from sparsemble.bench import engines, verify_outputs
 from sparsemble.bench import timing as module
 from sparsemble.bench.cold_start import first_use
-from sparsemble.bench.engines import Timed
-from sparsemble.bench.models import Asked, drawn
+from sparsemble.bench.engines import TimedEngine
+from sparsemble.bench.models import BenchSettings, random_model
 from sparsemble.bench.timing import bench
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError, RunError
@@ -56,8 +56,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
 
 
-def asked(**settings: object) -> Asked:
-    return Asked(**{"model": TINY, "image": (1, 8, 8), "batches": (3,), "rounds": 2, **settings})  # type: ignore[arg-type]
+def bench_settings(**settings: object) -> BenchSettings:
+    return BenchSettings(**{"model": TINY, "image": (1, 8, 8), "batches": (3,), "rounds": 2, **settings})  # type: ignore[arg-type]
 
 
 def call(*words: str, quiet: bool = True) -> str:
@@ -96,22 +96,22 @@ class TestDeepSparse:
     def test_the_empty_package_is_left_out_with_a_sentence(self, deepsparse: Callable[[str, str], None]) -> None:
         deepsparse("1.9.0", "")
         said: list[str] = []
-        found = bench(asked(batches=(1, 2)), "", said.append)
+        found = bench(bench_settings(batches=(1, 2)), "", said.append)
         assert "deepsparse" not in {row.engine for row in found.rows} | set(found.versions)
         sentence = "deepsparse 1.9.0 is left out; 1.8 is timed, the last version with an engine: "
         assert [text for text in said if "deepsparse" in text] == [f"{sentence}pip install 'deepsparse==1.8.*'"]
 
     def test_the_last_one_with_an_engine_is_timed(self, deepsparse: Callable[[str, str], None]) -> None:
         deepsparse("1.8.0", ENGINE)
-        found = bench(asked(), "", lambda text: None)
+        found = bench(bench_settings(), "", lambda text: None)
         assert [row.dense for row in found.rows if row.engine == "deepsparse"] == [False]
         assert found.versions["deepsparse"] == "1.8.0"
-        assert engines.left_out() == []
+        assert engines.excluded_engines() == []
 
 
 class TestBench:
     def test_times_every_engine_in_every_configuration(self) -> None:
-        found = bench(asked(batches=(1, 3), threads=(1, 2)), "sparsemble bench", lambda text: None)
+        found = bench(bench_settings(batches=(1, 3), threads=(1, 2)), "sparsemble bench", lambda text: None)
         places = [(row.threads, row.batch) for row in found.rows if row.engine == "sparsemble"]
         assert places == [(1, 1), (1, 3), (2, 1), (2, 3)]
         for threads, batch in places:
@@ -129,15 +129,15 @@ class TestBench:
         assert bench_table(found).terminal().row_count == len(found.rows)
 
     def test_an_engine_that_answers_something_else_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def wrong(network: object, batch: int, threads: int) -> list[Timed]:
+        def wrong(network: object, batch: int, threads: int) -> list[TimedEngine]:
             return [
-                Timed("torch", lambda x: np.ones((batch, 10)), True),
-                Timed("other", lambda x: np.zeros((batch, 10)), True),
+                TimedEngine("torch", lambda x: np.ones((batch, 10)), True),
+                TimedEngine("other", lambda x: np.zeros((batch, 10)), True),
             ]
 
-        monkeypatch.setattr(module, "engines", wrong)
+        monkeypatch.setattr(module, "installed_engines", wrong)
         with pytest.raises(RunError, match="other differs from torch by 1 of the largest logit; it was not timed"):
-            bench(asked(), "", lambda text: None)
+            bench(bench_settings(), "", lambda text: None)
 
     def test_the_command_leaves_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "bench.json"
@@ -183,7 +183,7 @@ class TestBench:
 
     def test_first_answers_leave_the_users_cache_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "untouched"))
-        found = first_use(drawn(asked()).network)
+        found = first_use(random_model(bench_settings()).network)
         assert [one.batch for one in found] == [lanes(), 1, lanes() + 1]
         assert all(min(one.empty_cache_s, one.filled_cache_s) > 0 for one in found)
         assert not (tmp_path / "untouched").exists()
@@ -195,7 +195,7 @@ class TestBench:
         )
         known: dict[str, Any] = {"command": "", "settings": {}, "network": {}, "machine": {}, "versions": {}}
         found = BenchResult(ratio=1.0, rows=(), first_use=first, **known)
-        monkeypatch.setattr(module, "bench", lambda asked, *_: found if asked.first_use else unwanted())
+        monkeypatch.setattr(module, "bench", lambda settings, *_: found if settings.first_use else unwanted())
         expected = (
             "first prediction, seconds with an empty cache (a filled one), by images: 4.2 (0.34) for 16, "
             "3.0 (0.25) for 1"
@@ -205,8 +205,8 @@ class TestBench:
     def test_first_answers_are_timed_if_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         timed = FirstUse(batch=3, empty_cache_s=1.0, filled_cache_s=0.5)
         monkeypatch.setattr(module, "first_use", lambda network: [timed])
-        assert bench(asked(first_use=True), "", lambda text: None).first_use == (timed,)
-        assert bench(asked(), "", lambda text: None).first_use == ()
+        assert bench(bench_settings(first_use=True), "", lambda text: None).first_use == (timed,)
+        assert bench(bench_settings(), "", lambda text: None).first_use == ()
 
 
 def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
@@ -227,7 +227,7 @@ def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
 
 class TestEnsembles:
     def test_a_drawn_ensemble_is_timed_whole_and_stopping_early(self, tmp_path: Path) -> None:
-        found = bench(asked(batches=(200,), members=4, members_run=1.6), "", lambda text: None)
+        found = bench(bench_settings(batches=(200,), members=4, members_run=1.6), "", lambda text: None)
         rows = {row.engine: row for row in found.rows}
         assert rows["sparsemble, all members"].members_run == 4
         early = rows["sparsemble, stopping early, drawn decisions"]
@@ -240,7 +240,9 @@ class TestEnsembles:
 
     def test_a_packed_ensemble_is_timed_on_clean_and_slowed_down_images(self, tmp_path: Path) -> None:
         ensemble = pack(tmp_path / "ensemble.sparsemble")
-        found = bench(asked(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None)
+        found = bench(
+            bench_settings(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None
+        )
         rows = {row.engine: row for row in found.rows}
         assert {"onnxruntime", "sparsemble", "sparsemble, all members"} <= set(rows)
         clean, slow = (rows[f"sparsemble, stopping early, {what}"] for what in ("clean images", "slowdown attack"))
@@ -259,7 +261,7 @@ class TestEnsembles:
     ) -> None:
         monkeypatch.setattr(predictor, "build_combiner", lambda settings: lambda logits: log_softmax(logits[0]))
         with pytest.raises(RunError, match=r"all members: differs from torch by 0\..* in a probability.* not timed"):
-            bench(asked(members=3, sparsity=0.5), "", lambda text: None)
+            bench(bench_settings(members=3, sparsity=0.5), "", lambda text: None)
 
     def test_an_ensemble_with_a_member_that_differs_from_torch_is_not_timed(
         self, monkeypatch: pytest.MonkeyPatch
@@ -267,7 +269,7 @@ class TestEnsembles:
         known = Predictor.member_logits
         monkeypatch.setattr(Predictor, "member_logits", lambda self, images: known(self, images) * 1.01)
         with pytest.raises(RunError, match=r"all members: member 1 differs from torch by 0\.01 of the largest logit"):
-            bench(asked(members=3), "", lambda text: None)
+            bench(bench_settings(members=3), "", lambda text: None)
 
     def test_an_ensemble_that_stops_elsewhere_than_in_torch_is_not_timed(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -278,43 +280,45 @@ class TestEnsembles:
             predictor, "build_rule", lambda one: AtOnce() if one["name"] == "confidence" else known(one)
         )
         with pytest.raises(RunError, match=r"clean images: stops elsewhere than its rule for \d+ of 40 images; it was"):
-            bench(asked(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None)
+            bench(bench_settings(target=str(tmp_path / "ensemble.sparsemble"), batches=(40,)), "", lambda text: None)
 
     def test_drawn_decisions_are_decided_once_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        known = verify_outputs._decided
+        known = verify_outputs.decide_with_rule
         other = (np.zeros(3, np.int64),) * 2
         monkeypatch.setattr(
-            verify_outputs, "_decided", lambda x, rule: known(x, rule) if isinstance(rule, Never) else other
+            verify_outputs, "decide_with_rule", lambda x, rule: known(x, rule) if isinstance(rule, Never) else other
         )
         with pytest.raises(RunError, match="drawn decisions: stops elsewhere than its rule for 3 of 3 images"):
-            bench(asked(members=3), "", lambda text: None)
+            bench(bench_settings(members=3), "", lambda text: None)
 
     def test_members_that_were_shrunk_cannot_stand_for_their_parent(self, tmp_path: Path) -> None:
         pack(tmp_path / "ensemble.sparsemble", parent_weights=99999)
         with pytest.raises(InputError, match=r"its first member has \d+ weights.* the dense parent had 99999; dense"):
-            bench(asked(target=str(tmp_path / "ensemble.sparsemble")), "", lambda text: None)
+            bench(bench_settings(target=str(tmp_path / "ensemble.sparsemble")), "", lambda text: None)
 
     def test_what_holds_no_ensemble_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"holds no packed ensemble; make one with `sparsemble export "):
-            bench(asked(target=str(tmp_path)), "", lambda text: None)
+            bench(bench_settings(target=str(tmp_path)), "", lambda text: None)
         (tmp_path / "ensemble.sparsemble").write_bytes(b"nothing")
         with pytest.raises(InputError, match=r"ensemble\.sparsemble: "):
-            bench(asked(target=str(tmp_path / "ensemble.sparsemble")), "", lambda text: None)
+            bench(bench_settings(target=str(tmp_path / "ensemble.sparsemble")), "", lambda text: None)
 
 
 class TestMasks:
     @pytest.mark.parametrize("granularity", ["weight", "block", "channel"])
     def test_have_the_sparsity_asked_for(self, granularity: str) -> None:
-        subject = drawn(asked(model='{name = "tiny", width = 16}', granularity=granularity, sparsity=0.8))
-        first = next(node for node in subject.network.nodes if isinstance(node, Convolution))
+        load_bench_model = random_model(
+            bench_settings(model='{name = "tiny", width = 16}', granularity=granularity, sparsity=0.8)
+        )
+        first = next(node for node in load_bench_model.network.nodes if isinstance(node, Convolution))
         if granularity != "channel":
             assert first.weight.nonzeros == first.weight.size
-        assert subject.facts["sparsity"] == pytest.approx(0.8, abs=0.03)
+        assert load_bench_model.facts["sparsity"] == pytest.approx(0.8, abs=0.03)
 
     def test_come_from_a_file_too(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"must be uniform, erk or a mask.safetensors that exists"):
-            drawn(asked(mask=str(tmp_path / "none.safetensors")))
-        uniform, erk = drawn(asked(mask="uniform")), drawn(asked(mask="erk"))
+            random_model(bench_settings(mask=str(tmp_path / "none.safetensors")))
+        uniform, erk = random_model(bench_settings(mask="uniform")), random_model(bench_settings(mask="erk"))
         assert erk.facts["sparsity"] == pytest.approx(0.9, abs=0.01)
         counts = [
             [node.weight.nonzeros for node in one.network.nodes if isinstance(node, Convolution)]
@@ -338,4 +342,4 @@ class TestMasks:
 )
 def test_what_cannot_be_gets_a_sentence(settings: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        asked(**settings)
+        bench_settings(**settings)

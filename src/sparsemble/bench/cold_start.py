@@ -1,4 +1,4 @@
-"""How long a network's first answer takes: ways are measured and compiled before it, unless a folder holds them."""
+"""The time of a network's first prediction, which includes tuning and compiling unless both are cached."""
 
 import tempfile
 from pathlib import Path
@@ -13,21 +13,21 @@ from sparsemble.runtime.network import Network
 
 
 def first_use(network: Network) -> list[FirstUse]:
-    """Time first answers on one thread: of images side by side, of one alone, and of a batch that needs both ways.
+    """Time first predictions on one thread: of a full vector of images, of one image, and of one more than a vector.
 
     Args:
-        network: what to run; each time in a new engine, and the user's cache is neither read nor written.
+        network: what is run, each time in a new engine; the user's cache is neither read nor written.
 
     Returns:
-        By number of images: seconds with an empty cache folder, and with the folder that this left.
+        For each number of images: seconds with an empty cache folder, and with the folder that this run filled.
     """
-    rng, found = np.random.default_rng(0), []
+    rng, times = np.random.default_rng(0), []
     for batch in dict.fromkeys((lanes(), 1, lanes() + 1)):
         x = rng.random((batch, *network.image), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
             empty, filled = (_seconds(network, x, Path(folder)) for _ in range(2))
-        found.append(FirstUse(batch=batch, empty_cache_s=empty, filled_cache_s=filled))
-    return found
+        times.append(FirstUse(batch=batch, empty_cache_s=empty, filled_cache_s=filled))
+    return times
 
 
 def _seconds(network: Network, x: np.ndarray, folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""Engines that a network can be timed in: PyTorch, ONNX Runtime, OpenVINO, DeepSparse, and ours."""
+"""The engines that are timed: PyTorch, ONNX Runtime, OpenVINO, DeepSparse, and ours."""
 
 import copy
 import importlib
@@ -21,56 +21,58 @@ from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.network import Network
 
 DEEPSPARSE = "1.8"
-"""Its last version with an engine; 1.9 is empty."""
+"""The last version that contains an engine; 1.9 is empty."""
 Floats = NDArray[np.float32]
 Call = Callable[[Floats], Floats]
 
 
-class Timed(NamedTuple):
-    """An engine with a network in it."""
+class TimedEngine(NamedTuple):
+    """An engine with a network loaded."""
 
     name: str
     call: Call
     dense: bool
-    """Whether zeros cost as much as other weights."""
+    """Whether the engine computes zeros, too."""
 
 
-def engines(network: Network, batch: int, threads: int) -> list[Timed]:
+def installed_engines(network: Network, batch: int, threads: int) -> list[TimedEngine]:
     """Return every engine that is installed, ready for batches of one size.
 
     Args:
-        network: what to run; the dense engines run it zeros and all.
+        network: what is run; dense engines compute its zeros, too.
         batch: images.
         threads: of each engine.
     """
     folded = FoldedNetwork(network).eval()
-    found = [
-        Timed("torch", _torch(folded, threads, channels_last=False), True),
-        Timed("torch, channels last", _torch(folded, threads, channels_last=True), True),
+    engines = [
+        TimedEngine("torch", _torch(folded, threads, channels_last=False), True),
+        TimedEngine("torch, channels last", _torch(folded, threads, channels_last=True), True),
     ]
     if importlib.util.find_spec("onnx"):
-        with _written(network, batch) as path:
+        with _onnx_file(network, batch) as path:
             if importlib.util.find_spec("onnxruntime"):
-                found.append(Timed("onnxruntime", _onnxruntime(path, threads, spinning=False), True))
+                engines.append(TimedEngine("onnxruntime", _onnxruntime(path, threads, spinning=False), True))
                 if threads > 1:
-                    found.append(Timed("onnxruntime, spinning", _onnxruntime(path, threads, spinning=True), True))
+                    engines.append(
+                        TimedEngine("onnxruntime, spinning", _onnxruntime(path, threads, spinning=True), True)
+                    )
             if importlib.util.find_spec("openvino"):
-                found.append(Timed("openvino", _openvino(path, threads), True))
+                engines.append(TimedEngine("openvino", _openvino(path, threads), True))
             if _has_deepsparse():
-                found.append(Timed("deepsparse", _deepsparse(path, batch, threads), False))
+                engines.append(TimedEngine("deepsparse", _deepsparse(path, batch, threads), False))
     engine = Engine(network)
-    found.append(Timed("sparsemble", lambda x: engine.run(x, threads), False))
-    return found
+    engines.append(TimedEngine("sparsemble", lambda x: engine.run(x, threads), False))
+    return engines
 
 
 def engine_versions() -> dict[str, str]:
-    """Return the versions of the engines that are not ours, or "not installed"; DeepSparse only if it is timed."""
+    """Return the versions of the other engines, or "not installed"; DeepSparse only if it is timed."""
     names = ["onnxruntime", "openvino", *(["deepsparse"] if _has_deepsparse() else [])]
     return {name: _version(name) for name in names}
 
 
-def left_out() -> list[str]:
-    """Return a sentence for each engine that is installed and cannot be timed."""
+def excluded_engines() -> list[str]:
+    """Return a sentence for each installed engine that cannot be timed."""
     if not importlib.util.find_spec("deepsparse") or _has_deepsparse():
         return []
     return [
@@ -93,8 +95,8 @@ def _version(package: str) -> str:
 
 
 @contextmanager
-def _written(network: Network, batch: int) -> Any:
-    """Write the graph with a fixed batch, which is what the other engines like best."""
+def _onnx_file(network: Network, batch: int) -> Any:
+    """Write the graph with a fixed batch size, with which the other engines are fastest."""
     import onnx
 
     from sparsemble.export.onnx import member_graph
@@ -115,17 +117,17 @@ def _torch(model: nn.Module, threads: int, *, channels_last: bool) -> Call:
     @torch.inference_mode()
     def call(x: Floats) -> Floats:
         torch.set_num_threads(threads)
-        found: Floats = model(torch.from_numpy(x).contiguous(memory_format=order)).numpy()
-        return found
+        logits: Floats = model(torch.from_numpy(x).contiguous(memory_format=order)).numpy()
+        return logits
 
     return call
 
 
 def _onnxruntime(path: Path, threads: int, *, spinning: bool) -> Call:
-    """Return ONNX Runtime with threads that sleep, or, as is its default, spin between the layers of a run.
+    """Return ONNX Runtime with threads that sleep, or spin (the default), between the layers of a run.
 
-    Spinning is quicker on idle cores and slower on busy ones, so both are timed. Threads that spun after a run as well,
-    also a default, would take the cores from whoever is timed next (over 30 ms, which is longer than a round).
+    Spinning is faster on idle cores and slower on busy ones, so both are timed. Spinning after a run, also a default,
+    is off: it would slow down the engine that is timed next (for over 30 ms, longer than a round).
     """
     import onnxruntime
 
@@ -136,8 +138,8 @@ def _onnxruntime(path: Path, threads: int, *, spinning: bool) -> Call:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def call(x: Floats) -> Floats:
-        found: Floats = session.run(["logits"], {"images": x})[0]
-        return found
+        logits: Floats = session.run(["logits"], {"images": x})[0]
+        return logits
 
     return call
 
@@ -146,7 +148,7 @@ def _openvino(path: Path, threads: int) -> Call:
     os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
     import openvino
 
-    # The hint means one stream with all the threads; unless told so, it would compute in bfloat16 where that is quick.
+    # The hint means one stream with all threads; by default it would compute in bfloat16 where that is faster.
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
 
@@ -163,7 +165,7 @@ def _deepsparse(path: Path, batch: int, threads: int) -> Call:
     engine = deepsparse.Engine(model=str(path), batch_size=batch, num_cores=threads)
 
     def call(x: Floats) -> Floats:
-        found: Floats = engine.run([x])[0]
-        return found
+        logits: Floats = engine.run([x])[0]
+        return logits
 
     return call

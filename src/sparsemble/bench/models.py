@@ -1,4 +1,4 @@
-"""What `sparsemble bench` times: a network with drawn weights, an ensemble of such, or an ensemble that was trained."""
+"""The networks that `sparsemble bench` times: with random weights, an ensemble of such, or a trained ensemble."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,6 @@ from sparsemble.evaluation.loaded_model import load_target, resolve_data
 from sparsemble.export.convert import convert_model
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.stage import dataset
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
@@ -35,13 +34,13 @@ Floats = NDArray[np.float32]
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is timed; checked when it is made."""
+class BenchSettings:
+    """What is timed, and how; checked on construction."""
 
     target: str = ""
-    """A packed ensemble, or the folder of an exported run; empty: a network with drawn weights."""
+    """A packed ensemble, or the folder of an exported run; empty: a network with random weights."""
     data: str = ""
-    """Images for an ensemble; the ones of its recipe unless given."""
+    """Images for an ensemble; those of its recipe unless given."""
     model: str = "resnet18"
     """An architecture, or a table in TOML."""
     sparsity: float = 0.9
@@ -52,7 +51,7 @@ class Asked:
     """uniform (the first layer stays dense), erk, or a mask.safetensors."""
     members: int = 1
     members_run: float = 1.6
-    """With several drawn members: how many run on average; who stops is drawn."""
+    """Of several random members: how many run on average; the images that stop are random."""
     image: tuple[int, int, int] = (3, 32, 32)
     classes: int = 10
     batches: tuple[int, ...] = (64,)
@@ -60,7 +59,7 @@ class Asked:
     rounds: int = 7
     seed: int = 0
     first_use: bool = False
-    """Whether a single network's first answers are timed, too."""
+    """Whether the first predictions of a single network are timed, too."""
 
     def __post_init__(self) -> None:
         for name in ("batches", "threads"):
@@ -81,126 +80,133 @@ class Asked:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """What is timed."""
+class BenchModel:
+    """A network or ensemble to time."""
 
     network: Network
-    """What every engine runs, of an ensemble its first member, which has the dense parent's shape; the dense engines take as
-    long for it as for the parent."""
+    """What every engine runs. Of an ensemble it is the first member: it has the dense parent's shape, and a dense
+    engine takes as long for it as for the parent."""
     facts: dict[str, Any]
+    """Weights, non-zero weights, sparsity, multiply-accumulates."""
     ensemble: PackedEnsemble | None = None
-    views: dict[str, Floats] = field(default_factory=dict)
-    """Images that an ensemble is timed on while it stops early, by what they are."""
+    image_sets: dict[str, Floats] = field(default_factory=dict)
+    """Images on which an ensemble is timed while it stops early, by a description of them."""
     rule: StoppingRule | None = None
-    """In place of the ensemble's own rule."""
+    """A stopping rule in place of the ensemble's own."""
 
 
-def subject(asked: Asked, tell: Callable[[str], None]) -> Subject:
-    """Draw or load what is asked for.
+def load_bench_model(settings: BenchSettings, report: Callable[[str], None]) -> BenchModel:
+    """Return the network or ensemble that the settings describe.
+
+    Args:
+        settings: of the benchmark.
+        report: receives a sentence before a long step.
 
     Raises:
-        InputError: nothing there, or a network or mask that cannot be.
+        InputError: a file that does not exist, or an impossible network or mask.
     """
-    return _loaded(asked, tell) if asked.target else drawn(asked)
+    return _packed_model(settings, report) if settings.target else random_model(settings)
 
 
-def drawn(asked: Asked) -> Subject:
-    """Return a network with drawn weights and mask, or an ensemble of them."""
-    each = 1 - (1 - asked.sparsity) / asked.members
-    made = [_network(replace(asked, sparsity=each, seed=asked.seed + i)) for i in range(asked.members)]
-    network, facts = made[0]
-    if asked.members == 1:
-        return Subject(network, facts)
+def random_model(settings: BenchSettings) -> BenchModel:
+    """Return a network with random weights and a random mask, or an ensemble of them."""
+    member_sparsity = 1 - (1 - settings.sparsity) / settings.members
+    networks = [
+        _network(replace(settings, sparsity=member_sparsity, seed=settings.seed + i)) for i in range(settings.members)
+    ]
+    network, facts = networks[0]
+    if settings.members == 1:
+        return BenchModel(network, facts)
     ensemble = PackedEnsemble(
-        members=tuple(one for one, _ in made),
+        members=tuple(member for member, _ in networks),
         combiner={"name": "mean_probability"},
         rule={"name": "never"},
-        classes=tuple(map(str, range(asked.classes))),
+        classes=tuple(map(str, range(settings.classes))),
         parent_weights=facts["weights"],
     )
-    images = np.random.default_rng(asked.seed).random((max(asked.batches), *asked.image), dtype=np.float32)
-    rule = _Drawn(asked.members_run, asked.members)
-    return Subject(
+    images = np.random.default_rng(settings.seed).random((max(settings.batches), *settings.image), dtype=np.float32)
+    rule = RandomStopping(settings.members_run, settings.members)
+    return BenchModel(
         network, {**facts, "ensemble_sparsity": ensemble.sparsity}, ensemble, {"drawn decisions": images}, rule
     )
 
 
 @final
-class _Drawn(StoppingRule):
-    """A rule that lets drawn images go on, the same part after each member, to run a number of members on average."""
+class RandomStopping(StoppingRule):
+    """Stops random images, the same fraction after each member, so that a given number of members run on average."""
 
     def __init__(self, members_run: float, members: int) -> None:
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if sum(middle**m for m in range(members)) < members_run else (low, middle)
-        self.on = low
+        self.fraction = low
 
     def __call__(self, member_logits: Floats, *, last: bool) -> tuple[Flags, Counts]:
-        """Stop where the lot falls."""
+        """Stop a random subset of the images."""
         members, images = member_logits.shape[:2]
-        rule: Flags = np.full(images, last)
-        rule |= np.random.default_rng(members).permutation(images) >= round(self.on * images)
-        return rule, np.full(images, members, np.int64)
+        stop: Flags = np.full(images, last)
+        stop |= np.random.default_rng(members).permutation(images) >= round(self.fraction * images)
+        return stop, np.full(images, members, np.int64)
 
 
-def _network(asked: Asked) -> tuple[Network, dict[str, Any]]:
-    """Return a network with drawn weights and mask, and what it has of each."""
-    model = _model(asked)
-    mask = _mask(model, asked)
+def _network(settings: BenchSettings) -> tuple[Network, dict[str, Any]]:
+    """Return a network with random weights and a random mask, and its facts."""
+    model = _model(settings)
+    mask = _mask(model, settings)
     mask.apply_(model)
-    network = convert_model(model, asked.image)
-    graph = Graph(model, asked.image)
+    network = convert_model(model, settings.image)
+    graph = Graph(model, settings.image)
     weights = [layer.weight for layer in prunable_layers(model).values()]
     total, kept = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
     macs = [(o.positions, prunable_layers(model)[name].weight) for name, o in graph.layers().items()]
-    dense = sum(places * w.numel() for places, w in macs)
-    nonzero = sum(places * int(w.count_nonzero()) for places, w in macs)
+    dense = sum(pixels * w.numel() for pixels, w in macs)
+    nonzero = sum(pixels * int(w.count_nonzero()) for pixels, w in macs)
     facts = {"weights": total, "nonzeros": kept, "sparsity": 1 - kept / total, "macs_dense": dense}
     return network, facts | {"macs_nonzero": nonzero, "macs_sparsity": 1 - nonzero / dense}
 
 
-def _model(asked: Asked) -> nn.Module:
-    layout = architectures.build(_spec(asked.model, "--model"), "--model")
-    mean, std = (0.5,) * asked.image[0], (0.25,) * asked.image[0]
-    rng = seeded(draw_seed(asked.seed, "bench"))
-    return build_model(layout, asked.image, asked.classes, mean, std, rng=rng).eval()
+def _model(settings: BenchSettings) -> nn.Module:
+    layout = architectures.build(_spec(settings.model, "--model"), "--model")
+    mean, std = (0.5,) * settings.image[0], (0.25,) * settings.image[0]
+    rng = seeded(draw_seed(settings.seed, "bench"))
+    return build_model(layout, settings.image, settings.classes, mean, std, rng=rng).eval()
 
 
-def _mask(model: nn.Module, asked: Asked) -> Mask:
+def _mask(model: nn.Module, settings: BenchSettings) -> Mask:
     layers = prunable_layers(model)
-    if asked.mask not in ("uniform", "erk"):
-        path = Path(asked.mask)
+    if settings.mask not in ("uniform", "erk"):
+        path = Path(settings.mask)
         if not path.is_file():
-            raise InputError(f'--mask = "{asked.mask}" must be uniform, erk or a mask.safetensors that exists')
+            raise InputError(f'--mask = "{settings.mask}" must be uniform, erk or a mask.safetensors that exists')
         return Mask.load(path)
-    rng = seeded(draw_seed(asked.seed, "mask"))
+    rng = seeded(draw_seed(settings.seed, "mask"))
     scores = {name: torch.rand(layer.weight.shape, generator=rng) for name, layer in layers.items()}
-    granularity = granularities.build(_spec(asked.granularity, "--granularity"), "--granularity")
-    graph, rates = Graph(model, asked.image), layer_rates.build(asked.mask)
-    mask = SparsityTarget(graph=graph, sparsity=asked.sparsity, granularity=granularity, rates=rates).mask(scores)
-    if asked.mask == "erk" or granularity.whole_channels:
+    granularity = granularities.build(_spec(settings.granularity, "--granularity"), "--granularity")
+    graph, rates = Graph(model, settings.image), layer_rates.build(settings.mask)
+    mask = SparsityTarget(graph=graph, sparsity=settings.sparsity, granularity=granularity, rates=rates).mask(scores)
+    if settings.mask == "erk" or granularity.whole_channels:
         return mask
     first = next(iter(layers))
     return Mask({name: torch.ones_like(keep) if name == first else keep for name, keep in mask.items()})
 
 
-def _spec(text: str, where: str) -> Any:
-    """Return a name, or the table that a text in TOML holds."""
-    return parse_toml(f"value = {text}", where)["value"] if text.lstrip().startswith("{") else text
+def _spec(text: str, option: str) -> Any:
+    """Return a name, or a table in TOML."""
+    return parse_toml(f"value = {text}", option)["value"] if text.lstrip().startswith("{") else text
 
 
-def _loaded(asked: Asked, tell: Callable[[str], None]) -> Subject:
+def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> BenchModel:
     """Read a packed ensemble, and craft images that make it run many members.
 
-    The dense engines run its first member, which stands for the dense parent, as the file does not hold that one.
+    The dense engines run its first member in place of the dense parent, which the file does not hold.
     """
-    path = Path(asked.target)
+    path = Path(settings.target)
     if path.is_dir():
         path = path / "export" / "ensemble.sparsemble"
         if not path.is_file():
             raise InputError(
-                f"{asked.target} holds no packed ensemble; make one with `sparsemble export {asked.target}`"
+                f"{settings.target} holds no packed ensemble; make one with `sparsemble export {settings.target}`"
             )
     try:
         ensemble = packed.load(path)
@@ -208,38 +214,38 @@ def _loaded(asked: Asked, tell: Callable[[str], None]) -> Subject:
         raise InputError(f"{path}: {error}") from error
     _check_shape(ensemble, path)
     target = load_target(str(path))
-    source = resolve_data(asked.data) if asked.data else target.data
+    source = resolve_data(settings.data) if settings.data else target.data
     if source is None:
         raise InputError(f"{path} does not say what it was trained on; give images with --data")
-    data = dataset(source)
+    data = source.load()
     if data.shape != ensemble.image:
-        raise InputError(f"{path} sees images of {ensemble.image}; those of the data are {data.shape}")
+        raise InputError(f"{path} takes images of {ensemble.image}; those of the data are {data.shape}")
     x, y = data.test.tensors()
-    places = torch.randperm(len(x), generator=seeded(draw_seed(asked.seed, "bench")))
-    places = places.repeat(-(-max(asked.batches) // len(x)))[: max(asked.batches)]
-    x, y = x[places], y[places]
-    views = {"clean images": x.numpy()}
+    indices = torch.randperm(len(x), generator=seeded(draw_seed(settings.seed, "bench")))
+    indices = indices.repeat(-(-max(settings.batches) // len(x)))[: max(settings.batches)]
+    x, y = x[indices], y[indices]
+    image_sets = {"clean images": x.numpy()}
     if target.threat is not None and target.rule is not None:
-        attack, rng = Slowdown(steps=20, restarts=1), seeded(draw_seed(asked.seed, "slowdown"))
-        tell(f"crafting {len(x)} images that slow the ensemble down")
+        attack, rng = Slowdown(steps=20, restarts=1), seeded(draw_seed(settings.seed, "slowdown"))
+        report(f"crafting {len(x)} images that slow the ensemble down")
         assert isinstance(target.model, Ensemble)
         parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
         crafted = [attack(target.model, target.rule, a, b, target.threat, rng=rng) for a, b in parts]
-        views["slowdown attack"] = torch.cat(crafted).numpy()
+        image_sets["slowdown attack"] = torch.cat(crafted).numpy()
     facts = {"weights": ensemble.parent_weights, "nonzeros": ensemble.nonzeros, "ensemble_sparsity": ensemble.sparsity}
-    return Subject(ensemble.members[0], facts, ensemble, views)
+    return BenchModel(ensemble.members[0], facts, ensemble, image_sets)
 
 
 def _check_shape(ensemble: PackedEnsemble, path: Path) -> None:
-    """Refuse an ensemble whose first member cannot stand for the dense parent.
+    """Refuse an ensemble whose first member has not the dense parent's shape.
 
     Raises:
-        InputError: it has another number of weights, as a member has whose channels were removed.
+        InputError: it has another number of weights, as after the removal of channels.
     """
     weights = sum(weight.size for weight in ensemble.members[0].weights())
     if weights != ensemble.parent_weights:
         raise InputError(
             f"{path}: its first member has {weights} weights, zeros included, and the dense parent had "
-            f"{ensemble.parent_weights}; dense engines run the first member in the parent's place, so an ensemble can be timed "
-            "only while its members keep the parent's shape"
+            f"{ensemble.parent_weights}; dense engines run the first member in the parent's place, so an ensemble can "
+            "be timed only while its members keep the parent's shape"
         )

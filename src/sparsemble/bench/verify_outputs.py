@@ -1,4 +1,4 @@
-"""What `sparsemble bench` times answers as torch does; who answers something else is refused before the clock runs."""
+"""Verify, before anything is timed, that every engine predicts as torch does."""
 
 from collections.abc import Sequence
 from typing import final
@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsemble.bench.engines import Timed
+from sparsemble.bench.engines import TimedEngine
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import RunError
-from sparsemble.core.interfaces import Ensemble, combiners, stopping_rules
+from sparsemble.core.interfaces import stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
-from sparsemble.evaluation.folded import FoldedNetwork
+from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.export.agreement import check_agreement
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Prediction, Predictor
@@ -22,80 +22,82 @@ Floats = NDArray[np.float32]
 
 TOLERANCE = 1e-3
 """Largest difference of an engine's logits from torch's, relative to the largest logit; of an ensemble's probabilities,
-relative to how far the largest and the smallest lie apart."""
+relative to their range."""
 ROUNDING = 1e-6
-"""Of a probability, which drawn networks give to all classes nearly alike."""
+"""Of a probability; those of random networks are nearly equal for all classes."""
 
 
-def agree(timed: Sequence[Timed], x: Floats) -> None:
-    """Refuse engines that answer something else than the first one, torch.
+def verify_engines(engines: Sequence[TimedEngine], x: Floats) -> None:
+    """Refuse engines whose logits differ from those of the first one, torch.
 
     Raises:
         RunError: naming the engine.
     """
-    expected = timed[0].call(x)
-    for one in timed[1:]:
-        _same_logits(one.name, expected, one.call(x))
+    expected = engines[0].call(x)
+    for engine in engines[1:]:
+        _check_logits(engine.name, expected, engine.call(x))
 
 
-def _same_logits(name: str, expected: np.ndarray, found: np.ndarray) -> None:
-    difference = float(np.abs(found - expected).max()) / max(float(np.abs(expected).max()), 1e-12)
+def _check_logits(name: str, expected: np.ndarray, logits: np.ndarray) -> None:
+    """Refuse logits that differ by more than the tolerance."""
+    difference = float(np.abs(logits - expected).max()) / max(float(np.abs(expected).max()), 1e-12)
     if not difference <= TOLERANCE:
         raise RunError(f"{name} differs from torch by {difference:.2g} of the largest logit; it was not timed")
 
 
 @final
 class TorchEnsemble:
-    """The same ensemble in torch, to which the engine's answers are held.
+    """The same ensemble in torch, the reference of our engine.
 
     Args:
         ensemble: what is timed.
     """
 
     def __init__(self, ensemble: PackedEnsemble) -> None:
-        members = [FoldedNetwork(member) for member in ensemble.members]
-        self._ensemble = Ensemble(members, combiners.build(dict(ensemble.combiner))).eval()
+        self._ensemble = to_torch_ensemble(ensemble)
 
     @torch.inference_mode()
-    def agrees(self, name: str, predictor: Predictor, x: Floats, rule: StoppingRule | None = None) -> Prediction:
-        """Return the engine's answers if they are torch's: labels, probabilities, members run and prefixes.
+    def verify(self, name: str, predictor: Predictor, x: Floats, rule: StoppingRule | None = None) -> Prediction:
+        """Return the engine's prediction if it equals torch's: labels, probabilities, members run and prefixes.
 
         Args:
             name: of the row.
             predictor: the ensemble in our engine.
             x: images.
-            rule: the predictor's rule in place of the ensemble's own, which torch need not know: asked once more, about
-                the logits of all members; none: the ensemble's own rule in torch decides.
+            rule: the predictor's rule in place of the ensemble's own, applied once more to the logits of all members;
+                None: the ensemble's own rule in torch decides.
 
         Raises:
-            RunError: an answer, or a decision, that differs by more than rounding explains.
+            RunError: a prediction or decision that differs by more than rounding.
         """
-        found = predictor.predict(x)
-        theirs, ours = self._ensemble.member_logits(torch.from_numpy(x)), predictor.member_logits(x)
-        for number, (one, other) in enumerate(zip(theirs.numpy(), ours, strict=True), start=1):
-            _same_logits(f"{name}: member {number}", one, other)
-        self._same_answers(name, found, theirs)
+        prediction = predictor.predict(x)
+        torch_logits, logits = self._ensemble.member_logits(torch.from_numpy(x)), predictor.member_logits(x)
+        for number, (expected, of_member) in enumerate(zip(torch_logits.numpy(), logits, strict=True), start=1):
+            _check_logits(f"{name}: member {number}", expected, of_member)
+        self._check_probabilities(name, prediction, torch_logits)
         if rule is None:
             combiner, own_rule = self._ensemble.combiner, stopping_rules.build(dict(predictor.ensemble.rule))
-            near = check_agreement(theirs, torch.from_numpy(ours), combiner, own_rule, rng=seeded(0)).near
-            decided = decide_from_logits(torch.from_numpy(ours), combiner, own_rule)
-            run, answered = decided.members_run.numpy(), decided.answered_with.numpy()
+            near = check_agreement(torch_logits, torch.from_numpy(logits), combiner, own_rule, rng=seeded(0)).near
+            decided = decide_from_logits(torch.from_numpy(logits), combiner, own_rule)
+            members_run, prefix = decided.members_run.numpy(), decided.answered_with.numpy()
         else:
             near = 0
-            run, answered = _decided(ours, rule)
-        others = int(((found.members_run != run) | (found.answered_with != answered)).sum())
-        if others > near:
-            raise RunError(f"{name}: stops elsewhere than its rule for {others} of {len(x)} images; it was not timed")
-        return found
+            members_run, prefix = decide_with_rule(logits, rule)
+        different = int(((prediction.members_run != members_run) | (prediction.answered_with != prefix)).sum())
+        if different > near:
+            raise RunError(
+                f"{name}: stops elsewhere than its rule for {different} of {len(x)} images; it was not timed"
+            )
+        return prediction
 
-    def _same_answers(self, name: str, found: Prediction, theirs: MemberLogits) -> None:
-        """Compare with torch's combination of the members that are said to answer."""
-        for prefix in np.unique(found.answered_with):
-            rows = found.answered_with == prefix
-            expected = self._ensemble.combiner(theirs[: int(prefix), torch.from_numpy(rows)]).softmax(-1).numpy()
+    def _check_probabilities(self, name: str, prediction: Prediction, torch_logits: MemberLogits) -> None:
+        """Compare the prediction with torch's combination of the same prefix of members."""
+        for prefix in np.unique(prediction.answered_with):
+            rows = prediction.answered_with == prefix
+            expected = self._ensemble.combiner(torch_logits[: int(prefix), torch.from_numpy(rows)]).softmax(-1).numpy()
             allowed = TOLERANCE * float(expected.max() - expected.min()) + ROUNDING
-            difference = float(np.abs(found.probabilities[rows] - expected).max())
-            labelled = np.take_along_axis(expected, found.labels[rows][:, None], 1)[:, 0]
+            difference = float(np.abs(prediction.probabilities[rows] - expected).max())
+            labelled = np.take_along_axis(expected, prediction.labels[rows][:, None], 1)[:, 0]
             behind = float((expected.max(-1) - labelled).max())
             if not (difference <= allowed and behind <= 2 * allowed):
                 raise RunError(
@@ -104,13 +106,13 @@ class TorchEnsemble:
                 )
 
 
-def _decided(member_logits: Floats, rule: StoppingRule) -> tuple[Counts, Counts]:
-    """Return how many members run and how many answer, from the logits of all (M, B, K)."""
+def decide_with_rule(member_logits: Floats, rule: StoppingRule) -> tuple[Counts, Counts]:
+    """Return the members run and the length of the prefix, from the logits of all members (M, B, K)."""
     total, images, _ = member_logits.shape
-    run, answered = np.zeros(images, np.int64), np.zeros(images, np.int64)
+    members_run, answered_with = np.zeros(images, np.int64), np.zeros(images, np.int64)
     undecided = np.arange(images)
     for m in range(1, total + 1):
         done, prefix = rule(member_logits[:m, undecided], last=m == total)
-        run[undecided[done]], answered[undecided[done]] = m, prefix[done]
+        members_run[undecided[done]], answered_with[undecided[done]] = m, prefix[done]
         undecided = undecided[~done]
-    return run, answered
+    return members_run, answered_with

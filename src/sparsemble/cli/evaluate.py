@@ -181,7 +181,7 @@ def bench(
     [bold]sparsemble bench runs/digits --batch 1,64[/]
     """
     need_train("bench")
-    from sparsemble.bench.models import Asked
+    from sparsemble.bench.models import BenchSettings
     from sparsemble.bench.timing import bench as measure
 
     numbers = {}
@@ -190,7 +190,7 @@ def bench(
             raise InputError(f"--{name} = {text!r} must be whole numbers with commas between them, as in 1,64")
         numbers[name] = tuple(int(word) for word in text.split(","))
     console = Console(stderr=True, quiet=quiet)
-    asked = Asked(
+    asked = BenchSettings(
         target=target,
         data=data,
         model=model,

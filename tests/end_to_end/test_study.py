@@ -73,9 +73,10 @@ def test_shared_stages_ran_once_and_finished_ones_are_not_run_again(done: Path) 
 
 def test_a_failed_cell_is_told_and_the_others_go_on(done: Path, tmp_path: Path) -> None:
     """A rate at which the weights blow up, found only while it runs."""
+    schedule = "schedule={learning_rate=1e30, lr_schedule='cosine'}"
     text = STUDY.replace("seeds = [3, 4]", "seeds = [3]").replace(
         "twinrep = [\"prune.method={name='twinrep', epochs=2, prune_at=1}\"]",
-        "twinrep = [\"prune.method={name='twinrep', epochs=2, prune_at=1, schedule={learning_rate=1e30, decay='cosine'}}\"]",
+        f"twinrep = [\"prune.method={{name='twinrep', epochs=2, prune_at=1, {schedule}}}\"]",
     )
     assert "1e30" in text
     (tmp_path / "study.toml").write_text(text, "utf-8")

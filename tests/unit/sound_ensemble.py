@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.pgd import PGD
-from sparsemble.attacks.black_box.square import Square
 from sparsemble.core.interfaces import DynamicOutput, Ensemble, combiners
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import (

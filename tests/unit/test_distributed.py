@@ -70,8 +70,8 @@ model = nn.Sequential(
 loss = NaNOnFirstSlice() if settings.get("nan") else training_losses.build(settings["loss"])
 ema = EMA(decay=0.8, batches=2) if settings.get("ema") else None
 schedule = Schedule(
-    learning_rate=0.1, batch_size=12, lr_schedule=Cosine(), ema=ema, max_grad_norm=settings.get("max_grad_norm", 0.0), guard=Guard(max_drop=1.0),
-    optimiser=SGD(nesterov=True),
+    learning_rate=0.1, batch_size=12, lr_schedule=Cosine(), ema=ema, guard=Guard(max_drop=1.0),
+    max_grad_norm=settings.get("max_grad_norm", 0.0), optimiser=SGD(nesterov=True),
 )
 def probe(model):
     x, y = split.tensors()

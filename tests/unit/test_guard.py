@@ -461,7 +461,10 @@ class TestTries:
             def __len__(self) -> int:
                 return 1
 
-        words = "^the loss became nan in epoch 1; training was rolled back 1 times and stops here; lower learning_rate = 0.2 or use"
+        words = (
+            "^the loss became nan in epoch 1; training was rolled back 1 times and stops here; "
+            "lower learning_rate = 0.2 or use"
+        )
         guarded = replace(SCHEDULE, guard=Guard(max_rollbacks=1))
         for _ in range(2):  # and says the same when it is run again
             with pytest.raises(RunError, match=words):

@@ -79,7 +79,8 @@ class TestRead:
     def test_what_is_no_table_is_refused(self) -> None:
         """In a process of its own: the type checker of the tests would refuse it first."""
         script = (
-            "from sparsemble.core.config import from_dict\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
+            "from dataclasses import dataclass\nfrom typing import Literal\n"
+            "from sparsemble.core.config import from_dict\n"
             f"{inspect.getsource(Oven)}{inspect.getsource(Cake)}"
             "for table in ([1], 'layers = 3', None, {'layers': 1, 'oven': 180}, {'layers': 1, 'ovens': [3]}):\n"
             "    try: print(from_dict(Cake, table, 'cake'))\n"

@@ -32,7 +32,7 @@ from sparsemble.data.digits import Digits
 from sparsemble.models.model_io import load_model
 from sparsemble.evaluation.run_models import load_ensemble
 from sparsemble.pipeline.engines.local import LocalEngine
-from sparsemble.pipeline.method import lay_out
+from sparsemble.pipeline.method import model_tasks
 from sparsemble.pipeline.progress import PlainProgress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import dataset
@@ -70,7 +70,7 @@ def fold_file(fold: int, folder: Path) -> Path:
 def train_row(recipe: Recipe, row: str, folder: Path) -> nn.Module:
     """Return the model of a row; stages that are not in the folder are run."""
     cpu = torch.device("cpu")
-    stages, pool = lay_out(recipe)
+    stages, pool = model_tasks(recipe)
     task = stages[{"dense": "dense", "single": "harp", "ensemble": "ensemble"}[row]]
     needed = [stages["dense"], task] if row != "ensemble" else [stages["dense"], *pool.values(), stages["select"], task]
     missing = [stage for stage in dict.fromkeys(needed) if not (folder / stage.folder).is_dir()]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.models.code import call_factory
 from sparsemble.pipeline.recipe import load_recipe
-from sparsemble.pipeline.validate_recipe import check_against_data
+from sparsemble.pipeline.validate_recipe import validate_recipe
 from tests.end_to_end.conftest import SMOKE, sparsemble
 
 NETWORK = """
@@ -94,7 +94,7 @@ def test_what_the_runtime_does_not_run_is_named_before_any_work_that_ends_there(
         assert len(errors.strip().splitlines()) == 1
         assert not list((tmp_path / "run").glob("*-*"))
     _, recipe = load_recipe(str(SMOKE), (model,))
-    check_against_data(recipe, deploys=False)  # what only trains, prunes and attacks it may
+    validate_recipe(recipe, deploys=False)  # what only trains, prunes and attacks it may
 
 
 @pytest.mark.parametrize(

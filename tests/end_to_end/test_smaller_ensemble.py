@@ -13,7 +13,7 @@ from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.ensemble.surrogate import Surrogate
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.artifacts import Artifact
-from sparsemble.pipeline.method import method
+from sparsemble.pipeline.method import build_graph
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
@@ -27,7 +27,7 @@ def test_attacks_on_members_that_it_lacks_are_left_out(
     finished: Path, tmp_path: Path, row: str, view: Surrogate
 ) -> None:
     _, recipe = load_recipe(str(SMOKE))
-    evaluate = method(recipe, "", "").until["evaluate"][0]
+    evaluate = build_graph(recipe, "", "").until["evaluate"][0]
     known = evaluate.inputs[f"attack.{row}.pgd4x2-whole" if row == "ensemble_static" else f"attack.{row}.hijack40"]
     assert isinstance(known.stage, AttackStage)
     stage = replace(known.stage, attack=SurrogateAttack(attack=recipe.evaluate.adaptive, surrogate=view))

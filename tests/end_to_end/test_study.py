@@ -114,11 +114,11 @@ def test_killed_it_goes_on(done: Path, tmp_path: Path) -> None:
     [
         ('"sparsity=0.8"', '"sparsity=8"', "in the cell method = one_shot, sparsity = 0.8: sparsity = 8"),
         ("seeds = [3, 4]", "seeds = []", "seeds = []"),
-        ("seeds = [3, 4]", "sedes = [3]", '"sedes" is not a setting of a study; did you mean "seeds"'),
-        ("[axes.method]", "[axis.method]", '"axis" is not a setting'),
-        ("seeds = [3, 4]", 'kind = "all"', 'kind = "all" is not known'),
+        ("seeds = [3, 4]", "sedes = [3]", 'sedes is not a known setting; did you mean "seeds"'),
+        ("[axes.method]", "[axis.method]", 'axis is not a known setting; did you mean "axes"'),
+        ("seeds = [3, 4]", 'kind = "all"', "kind = 'all' must be one of 'pruned', 'run'"),
         ("seeds = [3, 4]", 'rows = ["harp"]', 'rows names "harp"'),
-        ('one_shot = ["', 'one_shot = [1, "', "axes.method.one_shot must be a list of settings"),
+        ('one_shot = ["', 'one_shot = [1, "', "axes.method.one_shot[0] = 1 must be a string in quotes"),
     ],
 )
 def test_bad_input_gives_a_sentence_before_any_work(old: str, new: str, words: str, tmp_path: Path, in_process) -> None:
@@ -136,7 +136,7 @@ def test_whole_runs_are_cells_too(tmp_path: Path) -> None:
     )
     text += "[axes.combiner]\nmean = []\nmaximum = [\"ensemble.combiner='maximum'\"]\n"
     (tmp_path / "study.toml").write_text(text, "utf-8")
-    expanded = cells(load_study(tmp_path / "study.toml"))
+    expanded = cells(load_study(str(tmp_path / "study.toml")))
     assert [cell.label for cell in expanded] == ["combine = mean, seed 3", "combine = maximum, seed 3"]
     shared = {task.hash for task in expanded[0].tasks} & {task.hash for task in expanded[1].tasks}
     assert len(shared) >= 6  # the parent, its four sub-models and the single HARP model

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sparsemble.report.bench import draw_bench
 from typer.testing import CliRunner
 
 from sparsemble.bench import engines, verify_outputs

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import sparsemble
 import sparsemble.pipeline.run as pipeline
 from sparsemble.cli import main
-from sparsemble.cli.app import interrupt
+from sparsemble.cli.app import stoppable
 from sparsemble.cli.recipes import COMMANDS as STAGES
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.pipeline.catalogue import catalogue
@@ -77,7 +78,7 @@ class TestHelp:
     @pytest.mark.parametrize("command", STAGES)
     def test_every_option_of_a_run_is_explained(self, call: Call, command: str) -> None:
         _, out, _ = call(command, "--help")
-        for option in ("--out", "--set", "--seed", "--device", "--workers", "--engine", "--quiet"):
+        for option in ("--out", "--set", "--json", "--seed", "--device", "--workers", "--engine", "--quiet"):
             (line,) = [line for line in out.splitlines() if line.strip(" │").startswith(option + " ")]
             assert len(line.strip(" │").split()) > 4, line
 
@@ -101,7 +102,7 @@ class TestList:
         assert found == {entry.name for entry in catalogue() if entry.kind == kind}
 
     def test_an_unknown_kind_gets_the_nearest(self, call: Call) -> None:
-        assert call("list", "attak") == (2, "", 'error: "attak" is not a kind of part; did you mean "attack"?\n')
+        assert call("list", "attak") == (2, "", 'error: "attak" is not a kind of component; did you mean "attack"?\n')
 
     def test_stages_are_no_parts(self, call: Call) -> None:
         assert call("list", "stage")[0] == 2
@@ -139,7 +140,7 @@ class TestShow:
     def test_an_unknown_name_gets_the_nearest(self, call: Call) -> None:
         assert call("show", "apgdd")[::2] == (
             2,
-            'error: "apgdd" is neither a part nor a recipe; did you mean "apgd"?\n',
+            'error: "apgdd" is no component, recipe or study; did you mean "apgd"?\n',
         )
 
 
@@ -147,9 +148,9 @@ class TestWhatReachesThePipeline:
     def test_settings_seed_and_options(self, call: Call, asked: list[tuple[Any, ...]], tmp_path: Path) -> None:
         words = ["digits", "--seed", 7, "--set", "train.epochs=3", "--set", "model.width=8", "--out", tmp_path / "x"]
         assert call("train", *words, "--device", "cpu", "--workers", 2, "--quiet")[0] == 0
-        ((recipe, title, command, settings, _),) = asked
+        ((recipe, title, command, options),) = asked
         assert (recipe.seed, recipe.train.epochs, recipe.model.width, title) == (7, 3, 8, "digits")
-        assert settings == pipeline.Settings(
+        assert options == pipeline.RunOptions(
             folder=tmp_path / "x", device="cpu", workers=2, engine="local", until="train", quiet=True
         )
         assert shlex.split(command)[:3] == ["sparsemble", "run", "digits"]
@@ -237,5 +238,9 @@ class TestErrors:
         assert err.endswith("pip install 'sparsemble[train]'\n")
 
     def test_a_stop_from_outside_is_like_one_from_the_keyboard(self) -> None:
-        with pytest.raises(KeyboardInterrupt):
-            interrupt(signal.SIGTERM, None)
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(typer.Exit), stoppable("go on"):
+                signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGTERM, before)

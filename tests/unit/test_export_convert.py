@@ -11,7 +11,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.evaluation.folded import FoldedNetwork
 from sparsemble.export.convert import convert_model
-from sparsemble.pipeline.check_export import check_deployable
+from sparsemble.pipeline.validate_recipe import check_deployable
 from sparsemble.runtime.network import AveragePool, MaxPool, Network
 
 SHAPE = (3, 8, 12)
@@ -110,5 +110,5 @@ class TestBeforeWork:
 
     def test_an_operation_that_becomes_another_is_found_by_its_answers(self) -> None:
         torch.manual_seed(0)
-        with pytest.raises(InputError, match="the runtime would answer other than Doubled: logits differ by"):
+        with pytest.raises(InputError, match="the runtime would not predict what Doubled predicts: logits differ by"):
             check_deployable(Doubled().eval(), SHAPE)

@@ -26,16 +26,16 @@ HEAD = f'recipe = "{SMOKE}"\n'
 
 def study(folder: Path, text: str) -> Study:
     (folder / "study.toml").write_text(HEAD + text, "utf-8")
-    return load_study(folder / "study.toml")
+    return load_study(str(folder / "study.toml"))
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("axes = 3", "axes = 3 must be tables"),
+        ("axes = 3", "axes = 3 must be a table"),
         ("axes = {}", "at least one"),
         ("seeds = [0, 0]\n[axes.a]\nb = []", "names one twice"),
-        ('rows = "dense"\nkind = "run"\n[axes.a]\nb = []', "rows = 'dense' must be a list of names"),
+        ('rows = "dense"\nkind = "run"\n[axes.a]\nb = []', "rows = 'dense' must be a list"),
         ("title = 3\n[axes.a]\nb = []", "title = 3 must be a string"),
     ],
 )

@@ -3,11 +3,12 @@
 import contextlib
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -40,13 +41,13 @@ TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write training
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
-FOLLOWS = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
-"""Whether torchrun started this process beside a first one, which does the talking."""
+IS_FIRST_PROCESS = int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
+"""Whether this process prints: of several that torchrun started, the first one does."""
 
 
 def main() -> None:
     """Run the command line; exit status 0 done, 1 the run failed or was stopped, 2 bad input."""
-    console = Console(stderr=True, quiet=FOLLOWS)
+    console = Console(stderr=True, quiet=not IS_FIRST_PROCESS)
     try:
         app()
     except InputError as error:
@@ -100,11 +101,37 @@ def sentences() -> Iterator[None]:
         raise InputError(str(error)) from None
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Stop at SIGTERM as at Ctrl-C."""
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def stoppable(message: str) -> Iterator[None]:
+    """End the command with exit status 1 and a message at Ctrl-C or SIGTERM."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(Console(stderr=True), f"stopped; {message}")
+        raise typer.Exit(1) from None
+
+
+def show_result(*, to_json: Callable[[], str], table: Callable[[], Any], json: bool, quiet: bool) -> None:
+    """Print a result as JSON or as a table.
+
+    Args:
+        to_json: returns the result as JSON.
+        table: returns what the terminal shows.
+        json: whether JSON is asked for.
+        quiet: whether nothing is to be shown.
+    """
+    if json:
+        typer.echo(to_json().rstrip("\n"))
+    elif not quiet:
+        shown = table()
+        say(Console(), shown) if isinstance(shown, str) else Console().print(shown)
 
 
 def say(console: Console, text: str) -> None:
-    """Print a text as it is, in lines as long as it likes."""
+    """Print a text as it is, without wrapping its lines."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 import typer
 from rich.console import Console
 
-from sparsemble.cli.app import Device, Json, Out, Quiet, app, interrupt, need_train, say
+from sparsemble.cli.app import Device, Json, Out, Quiet, app, need_train, say, stoppable
 from sparsemble.cli.recipes import run_recipe
 from sparsemble.core.errors import InputError
 
@@ -76,9 +75,8 @@ def evaluate(
             "checks": checks != "default",
         }
         _refuse_for_recipes({**given, **changed, "no-adaptive": not adaptive})
-        run_recipe(
-            target, out, [f"seed={seed}"] if seed is not None else [], "evaluate", {"device": device, "quiet": quiet}
-        )
+        changes = [f"seed={seed}"] if seed is not None else []
+        run_recipe(target, "evaluate", changes, out=out, device=device, quiet=quiet)
         return
     options = command.EvaluationOptions(
         target=target,
@@ -98,14 +96,10 @@ def evaluate(
         out=out,
         device=device,
     )
-    signal.signal(signal.SIGTERM, interrupt)
     console = Console(stderr=True, quiet=quiet)
     plan = command.prepare(options)
-    try:
+    with stoppable(f"finished shards are in {plan.folder}, run the same command to go on"):
         result = command.run(plan, shlex.join(["sparsemble", *sys.argv[1:]]), console)
-    except KeyboardInterrupt:
-        say(console, f"stopped; finished shards are in {plan.folder}, run the same command to go on")
-        raise typer.Exit(1) from None
     _show_result(result, plan.folder, json, quiet)
 
 

@@ -1,5 +1,6 @@
-"""Commands that say what there is: parts and recipes."""
+"""Commands that describe what there is: components, recipes and studies."""
 
+import json as json_format
 from pathlib import Path
 from typing import Annotated
 
@@ -7,15 +8,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sparsemble.cli.app import app, need_train, say, sentences
+from sparsemble.cli.app import Json, app, need_train, say, sentences, show_result
 from sparsemble.core.errors import InputError
 
 
 @app.command("list")
-def list_plugs(
-    kind: Annotated[str | None, typer.Argument(help="Such as attack, objective or recipe; all unless given.")] = None,
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help="Such as attack, loss or recipe; all unless given.")] = None,
+    json: Json = False,
 ) -> None:
-    """List the parts that a recipe can name, and the shipped recipes.
+    """List the components that a recipe can name, and the shipped recipes and studies.
 
     Example: [bold]sparsemble list attack[/]
     """
@@ -26,17 +28,24 @@ def list_plugs(
     entries = catalogue()
     kinds = {entry.kind for entry in entries}
     if kind is not None and kind not in kinds:
-        raise InputError(f'"{kind}" is not a kind of part{nearest(kind, kinds)}')
-    table = Table("kind", "name", "what it is", box=None, header_style="bold")
-    for entry in entries:
-        if kind in (None, entry.kind):
-            table.add_row(entry.kind, entry.name, entry.sentence)
-    Console().print(table)
+        raise InputError(f'"{kind}" is not a kind of component{nearest(kind, kinds)}')
+    rows = [(entry.kind, entry.name, entry.sentence) for entry in entries if kind in (None, entry.kind)]
+
+    def table() -> Table:
+        shown = Table("kind", "name", "what it is", box=None, header_style="bold")
+        for row in rows:
+            shown.add_row(*row)
+        return shown
+
+    facts = [dict(zip(("kind", "name", "sentence"), row, strict=True)) for row in rows]
+    show_result(to_json=lambda: json_format.dumps(facts, indent=1), table=table, json=json, quiet=False)
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe, or a packed ensemble.")]) -> None:
-    """Show a part with its settings, a recipe, or what is in a packed ensemble.
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a component, recipe or study, or a packed ensemble.")],
+) -> None:
+    """Show a component with its settings, a recipe or study, or what is in a packed ensemble.
 
     Examples: [bold]sparsemble show pgd[/], [bold]sparsemble show ensemble.sparsemble[/]
     """
@@ -51,8 +60,9 @@ def show(name: Annotated[str, typer.Argument(help="Name of a part or of a recipe
     from sparsemble.pipeline.catalogue import catalogue
 
     entries = catalogue()
-    found = [entry for entry in entries if entry.name == name]
-    if not found:
-        raise InputError(f'"{name}" is neither a part nor a recipe{nearest(name, {entry.name for entry in entries})}')
-    for entry in found:
+    matches = [entry for entry in entries if entry.name == name]
+    if not matches:
+        known = {entry.name for entry in entries}
+        raise InputError(f'"{name}" is no component, recipe or study{nearest(name, known)}')
+    for entry in matches:
         say(Console(), f"{entry.kind} {entry.name}\n\n{entry.text}")

@@ -1,17 +1,17 @@
 """Commands that run a recipe, up to the end or to a stage, and studies of many."""
 
 import shlex
-import signal
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
 
 from sparsemble.cli.app import (
-    FOLLOWS,
+    IS_FIRST_PROCESS,
     Device,
     Engine,
+    Json,
     Out,
     Quiet,
     RecipeName,
@@ -20,9 +20,9 @@ from sparsemble.cli.app import (
     TensorBoard,
     Workers,
     app,
-    interrupt,
     need_train,
-    say,
+    show_result,
+    stoppable,
 )
 from sparsemble.core.errors import RunError
 
@@ -49,11 +49,21 @@ def _add(name: str, until: str, text: str) -> None:
         workers: Workers = 0,
         engine: Engine = "local",
         tensorboard: TensorBoard = False,
+        json: Json = False,
         quiet: Quiet = False,
     ) -> None:
-        changes = [*(settings or []), *([f"seed={seed}"] if seed is not None else [])]
-        how = {"device": device, "workers": workers, "engine": engine, "tensorboard": tensorboard}
-        run_recipe(recipe, out, changes, until, how | {"quiet": quiet or FOLLOWS})
+        run_recipe(
+            recipe,
+            until,
+            [*(settings or []), *([f"seed={seed}"] if seed is not None else [])],
+            out=out,
+            json=json,
+            device=device,
+            workers=workers,
+            engine=engine,
+            tensorboard=tensorboard,
+            quiet=quiet or not IS_FIRST_PROCESS,
+        )
 
     app.command(name, help=f"{text}\n\nExample: [bold]sparsemble {name} digits[/]")(command)
 
@@ -62,65 +72,97 @@ for _name, (_until, _text) in COMMANDS.items():
     _add(_name, _until, _text)
 
 
-def run_recipe(name: str, out: Path | None, changes: list[str], until: str, given: dict[str, Any]) -> None:
-    """Run a recipe and say what came out."""
+def run_recipe(
+    name: str,
+    until: str,
+    changes: list[str],
+    *,
+    out: Path | None = None,
+    json: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    engine: str = "local",
+    tensorboard: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run a recipe up to a stage, and print the result.
+
+    Args:
+        name: of a shipped recipe, or a .toml file.
+        until: the command that the run stops after.
+        changes: settings as after --set.
+        out: folder of the run; runs/NAME unless given.
+        json: print the summary as JSON.
+        device: auto, cpu, cuda or cuda:N.
+        workers: worker processes; 0: one a core, at most 4, and one on a GPU.
+        engine: who runs the stages.
+        tensorboard: write training curves, too.
+        quiet: print errors only.
+    """
     need_train("run")
     from sparsemble.pipeline.recipe import load_recipe
-    from sparsemble.pipeline.run import Settings, read_summary, run
+    from sparsemble.pipeline.run import RunOptions, read_summary, run
 
-    console = Console(stderr=True)
     title, recipe = load_recipe(name, tuple(changes))
     folder = out or Path("runs") / title
-    words = ["sparsemble", "run", name, *(word for change in changes for word in ("--set", change))]
-    settings = Settings(folder=folder, until=until, **given)
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        artifacts = run(recipe, title, shlex.join(words), settings, console)
-    except KeyboardInterrupt:
-        say(console, f"stopped; what is finished is kept in {folder}, run the same command to go on")
-        raise typer.Exit(1) from None
-    if settings.quiet:
+    command = ["sparsemble", "run", name, *(part for change in changes for part in ("--set", change))]
+    options = RunOptions(
+        folder=folder,
+        device=device,
+        workers=workers,
+        engine=engine,
+        until=until,
+        quiet=quiet,
+        tensorboard=tensorboard,
+    )
+    with stoppable(f"what is finished is kept in {folder}, run the same command to go on"):
+        artifacts = run(recipe, title, shlex.join(command), options)
+    if quiet and not json:
         return
-    if until in ("report", "export"):
-        from sparsemble.report import run_table
+    if until not in ("report", "export"):
+        paths = [str(artifact.path) for artifact in artifacts]
+        show_result(to_json=lambda: dumps(paths), table=lambda: "\n".join(paths), json=json, quiet=quiet)
+        return
+    from sparsemble.report import run_table
 
-        Console().print(run_table(read_summary(folder)))
+    summary = read_summary(folder)
+    show_result(to_json=summary.to_json, table=lambda: run_table(summary), json=json, quiet=quiet)
+    if not (json or quiet):
         typer.echo(f"report: {folder / 'report' / 'index.html'}")
         if until == "export":
             typer.echo(f"packed ensemble: {folder / 'export' / 'ensemble.sparsemble'}")
-    else:
-        for artifact in artifacts:
-            typer.echo(str(artifact.path))
 
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A study: a recipe, axes with values, seeds.")],
+    name: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A shipped study (see `sparsemble list study`) or a .toml file.")
+    ],
     out: Annotated[Optional[Path], typer.Option("--out", help="Folder; runs/NAME unless given.")] = None,  # noqa: UP045
     device: Device = "auto",
     workers: Workers = 0,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run every combination of settings and seeds, and put them in one table; finished cells are kept.
 
-    Example: [bold]sparsemble study studies/pruning-digits.toml[/]
+    Example: [bold]sparsemble study pruning-digits[/]
     """
     need_train("study")
     from sparsemble.pipeline.study import load_study
     from sparsemble.pipeline.study_command import run_study
 
-    console = Console(stderr=True)
-    folder = out or Path("runs") / file.stem
-    signal.signal(signal.SIGTERM, interrupt)
-    command = shlex.join(["sparsemble", "study", str(file)])
-    try:
-        asked = load_study(file)
-        result = run_study(asked, folder, command, device=device, workers=workers, console=console, quiet=quiet)
-    except KeyboardInterrupt:
-        say(console, f"stopped; finished cells are kept in {folder}, run the same command to go on")
-        raise typer.Exit(1) from None
-    if not quiet:
-        say(Console(), (folder / "study.md").read_text("utf-8"))
+    folder = out or Path("runs") / Path(name).stem
+    with stoppable(f"finished cells are kept in {folder}, run the same command to go on"):
+        result = run_study(
+            load_study(name),
+            folder,
+            shlex.join(["sparsemble", "study", name]),
+            device=device,
+            workers=workers,
+            quiet=quiet,
+        )
+    show_result(to_json=result.to_json, table=lambda: (folder / "study.md").read_text("utf-8"), json=json, quiet=quiet)
     failed = sum(cell.failed is not None for cell in result.cells)
     if failed:
         raise RunError(f"{failed} of {len(result.cells)} models; {folder / 'study.md'} says why")

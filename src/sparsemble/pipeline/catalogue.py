@@ -1,4 +1,4 @@
-"""What there is to choose from: every component and every shipped recipe."""
+"""What there is to choose from: every component, and every shipped recipe and study."""
 
 import dataclasses
 import inspect
@@ -14,7 +14,7 @@ from sparsemble.pipeline.recipe import shipped
 
 
 class Entry(NamedTuple):
-    """A part or a recipe."""
+    """A component, a recipe or a study."""
 
     kind: str
     name: str
@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 def catalogue() -> list[Entry]:
-    """Return every component but stages, every alias, and every shipped recipe, by kind and name."""
+    """Return every component but stages, every alias, and every shipped recipe and study, by kind and name."""
     entries = []
     for registry in REGISTRIES.values():
         if registry.kind == "stage":
@@ -33,8 +33,8 @@ def catalogue() -> list[Entry]:
         for alias, table in registry.aliases.items():
             settings = ", ".join(f"{key} = {value!r}" for key, value in table.items())
             entries.append(Entry(registry.kind, alias, f"short for {settings}", settings))
-    for name, text in shipped().items():
-        entries.append(Entry("recipe", name, text.splitlines()[0].lstrip("# "), text))
+    for kind, texts in (("recipe", shipped("recipes")), ("study", shipped("studies"))):
+        entries += [Entry(kind, name, text.splitlines()[0].lstrip("# "), text) for name, text in texts.items()]
     return sorted(entries)
 
 

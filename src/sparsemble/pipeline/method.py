@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
@@ -17,7 +17,7 @@ from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.stages.curve import CurveStage
-from sparsemble.pipeline.stages.evaluate import EvaluateStage
+from sparsemble.pipeline.stages.evaluate import EvaluateStage, claimed_sparsity
 from sparsemble.pipeline.stages.export import ExportStage
 from sparsemble.pipeline.stages.latency import LatencyStage
 from sparsemble.pipeline.stages.models import (
@@ -35,157 +35,132 @@ from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.score import PruningScore
 from sparsemble.pruning.scores.erm import ERM
 
-COMMANDS = ("train", "prune", "select", "ensemble", "calibrate", "evaluate", "report", "export")
-"""The stages that the command line can stop after."""
+CURVE_ROWS = ("dense", "harp", "ensemble_static")
+"""Rows that have a security curve."""
+Tasks = Mapping[str, Task]
+"""Tasks by role."""
 
 
-MADE = ("dense", "select", "ensemble", "stop", "harp", "small_dense")
-"""Roles of the tasks between the pool and the attacks, in the order in which they start."""
-
-
-class Method(NamedTuple):
+class RunGraph(NamedTuple):
     """The tasks of a run, in reading order, and where each command stops."""
 
     tasks: list[Task]
     until: Mapping[str, list[Task]]
 
 
-def method(recipe: Recipe, title: str, command: str) -> Method:
-    """Lay out the stages of a run; nothing is computed.
+def build_graph(recipe: Recipe, title: str, command: str) -> RunGraph:
+    """Return the graph of a run; nothing is computed.
 
     Args:
         recipe: the settings.
         title: name of the run, for the report.
         command: what reproduces the run, for the report.
     """
-    made, pool = lay_out(recipe)
-    attacked = attack(recipe, made, pool)
-    latency = Task(
-        "measure latency",
-        LatencyStage(seed=recipe.seed, data=recipe.data, combiner=recipe.ensemble.combiner),
-        made | pool,
-        cost=2,
-        alone=True,
-    )
-    evaluated = evaluate(recipe, made, pool, {**attacked, "latency": latency})
-    report = Task(
-        "write the report",
-        ReportStage(seed=recipe.seed, title=title, command=command, recipe=recipe),
-        {**made, "evaluate": evaluated, "latency": latency},
-        cost=4,
-    )
-    export = Task(
-        "export the ensemble",
-        ExportStage(seed=recipe.seed, title=title, recipe=recipe),
-        {"dense": made["dense"], "ensemble": made["ensemble"], "stop": made["stop"], "report": report},
-        cost=3,
-    )
-    tasks = [made["dense"], *pool.values(), *(made[name] for name in MADE[1:])]
-    tasks += [*attacked.values(), latency, evaluated, report, export]
+    models, pool = model_tasks(recipe)
+    attacks = attack_tasks(recipe, models, pool)
+    latency_stage = LatencyStage(seed=recipe.seed, data=recipe.data, combiner=recipe.ensemble.combiner)
+    latency = Task("measure latency", latency_stage, {**models, **pool}, cost=2, alone=True)
+    evaluate = evaluate_task(recipe, {**models, **pool, **attacks, "latency": latency})
+    report_stage = ReportStage(seed=recipe.seed, title=title, command=command, recipe=recipe)
+    report = Task("write the report", report_stage, {**models, "evaluate": evaluate, "latency": latency}, cost=4)
+    deployed = {role: models[role] for role in ("dense", "ensemble", "stop")}
+    export_stage = ExportStage(seed=recipe.seed, title=title, recipe=recipe)
+    export = Task("export the ensemble", export_stage, {**deployed, "report": report}, cost=3)
+    dense, *others = models.values()
+    tasks = [dense, *pool.values(), *others, *attacks.values(), latency, evaluate, report, export]
     until = {
-        "train": [made["dense"]],
+        "train": [dense],
         "prune": list(pool.values()),
-        "select": [made["select"]],
-        "ensemble": [made["ensemble"]],
-        "calibrate": [made["stop"]],
-        "evaluate": [evaluated],
+        "select": [models["select"]],
+        "ensemble": [models["ensemble"]],
+        "calibrate": [models["stop"]],
+        "evaluate": [evaluate],
         "report": [report],
         "export": [report, export],
     }
-    return Method(tasks, until)
+    return RunGraph(tasks, until)
 
 
-def lay_out(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
-    """Return the tasks that make models and what chooses among them, by role, and the pool of sub-models."""
-    dense = train(recipe)
-    pool = prune(recipe, dense)
-    select = choose(recipe, pool)
-    ensemble = learn_together(recipe, dense, pool, select)
-    rule = calibrate(recipe, ensemble)
-    harp, small_dense = rivals(recipe, dense, select)
-    return dict(zip(MADE, (dense, select, ensemble, rule, harp, small_dense), strict=True)), pool
+def model_tasks(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
+    """Return the tasks that make models and what selects among them, and the pool of sub-models, by role."""
+    dense = parent_task(recipe)
+    pool = pool_tasks(recipe, dense)
+    select = select_task(recipe, pool)
+    ensemble = ensemble_task(recipe, dense, pool, select)
+    stop = calibrate_task(recipe, ensemble)
+    harp, small_dense = baseline_tasks(recipe, dense, select)
+    models = {"dense": dense, "select": select, "ensemble": ensemble, "stop": stop}
+    return {**models, "harp": harp, "small_dense": small_dense}, pool
 
 
-def train(recipe: Recipe) -> Task:
-    """Section 2.1: adversarial training of one dense parent, unless a trained one is brought along."""
+def parent_task(recipe: Recipe) -> Task:
+    """Section 2.1: adversarial training of one dense parent, unless the recipe names a trained one."""
     if recipe.parent:
-        adopt = LoadParentStage(
-            seed=recipe.seed,
-            data=recipe.data,
-            model=recipe.model,
-            threat=recipe.threat,
-            parent=recipe.parent,
-            held_out_attack=recipe.held_out_attack,
-        )
-        return Task("take over the dense parent", adopt, {}, cost=1)
-    return Task("train the dense parent", training(recipe), {}, cost=recipe.train.epochs)
+        stage = LoadParentStage(model=recipe.model, parent=recipe.parent, **_common(recipe))
+        return Task("load the dense parent", stage, {}, cost=1)
+    return Task("train the dense parent", _train_stage(recipe), {}, cost=recipe.train.epochs)
 
 
-def training(recipe: Recipe) -> TrainStage:
-    """Return the stage that trains a network from fresh weights."""
-    return TrainStage(
-        seed=recipe.seed,
-        data=recipe.data,
-        model=recipe.model,
-        threat=recipe.threat,
-        train=recipe.train,
-        held_out_attack=recipe.held_out_attack,
-        precision=recipe.precision,
-    )
-
-
-def prune(recipe: Recipe, dense: Task) -> dict[str, Task]:
-    """Sections 2.2 to 2.4: one sparse sub-model for each score and data share."""
+def pool_tasks(recipe: Recipe, dense: Task) -> dict[str, Task]:
+    """Sections 2.2 to 2.4: one sparse sub-model for each score and data fold."""
     return {
-        f"pool.{score.name}-{fold}": pruned(
+        f"pool.{score.name}-{fold}": prune_task(
             recipe, recipe.prune, dense, f"prune {score.name}-{fold}", score, fold, recipe.member_sparsity
         )
         for score, fold in recipe.prune.pool
     }
 
 
-def choose(recipe: Recipe, pool: Mapping[str, Task]) -> Task:
-    """Section 2.5: the ensemble, by robust diversity."""
-    stage = SelectStage(
-        seed=recipe.seed,
-        data=recipe.data,
-        threat=recipe.threat,
-        select=recipe.select,
-        members=recipe.members,
-        combiner=recipe.ensemble.combiner,
-        held_out_attack=recipe.held_out_attack,
+def prune_task(
+    recipe: Recipe, prune: Prune, dense: Task, title: str, score: PruningScore, fold: int, sparsity: float
+) -> Task:
+    """Prune the dense parent with one score on one fold of the images.
+
+    Args:
+        recipe: the settings of the run.
+        prune: the settings of the pruning.
+        dense: the task of the parent.
+        title: for people.
+        score: rates the weights.
+        fold: number of the data fold, counted from 1.
+        sparsity: of this sub-model, in [0, 1).
+    """
+    stage = PruneStage(
+        prune=replace(prune, scores=(score,)),
+        score=score,
+        fold=fold,
+        sparsity=sparsity,
+        eval_every=recipe.train.eval_every,
+        precision=recipe.precision,
+        **_common(recipe),
     )
+    fraction = 2 / max(prune.folds, 2)
+    return Task(title, stage, {"dense": dense}, cost=1.3 * prune.finetune_epochs * fraction)
+
+
+def select_task(recipe: Recipe, pool: Tasks) -> Task:
+    """Section 2.5: the ensemble, by robust diversity."""
+    combiner = recipe.ensemble.combiner
+    stage = SelectStage(select=recipe.select, members=recipe.members, combiner=combiner, **_common(recipe))
     return Task("select the ensemble", stage, pool, cost=2)
 
 
-def learn_together(recipe: Recipe, dense: Task, pool: Mapping[str, Task], select: Task) -> Task:
+def ensemble_task(recipe: Recipe, dense: Task, pool: Tasks, select: Task) -> Task:
     """Section 2.6: ensemble learning; the dense parent may teach."""
     stage = EnsembleStage(
-        seed=recipe.seed,
-        data=recipe.data,
-        threat=recipe.threat,
-        ensemble=recipe.ensemble,
-        held_out_attack=recipe.held_out_attack,
-        eval_every=recipe.train.eval_every,
-        precision=recipe.precision,
+        ensemble=recipe.ensemble, eval_every=recipe.train.eval_every, precision=recipe.precision, **_common(recipe)
     )
-    inputs = {"dense": dense, "select": select, **pool}
-    return Task("train the ensemble", stage, inputs, cost=recipe.ensemble.epochs * 2.5 * recipe.members)
+    cost = recipe.ensemble.epochs * 2.5 * recipe.members
+    return Task("train the ensemble", stage, {"dense": dense, "select": select, **pool}, cost=cost)
 
 
-def calibrate(recipe: Recipe, ensemble: Task) -> Task:
+def calibrate_task(recipe: Recipe, ensemble: Task) -> Task:
     """Section 2.7: the stopping rule."""
-    stage = CalibrateStage(
-        seed=recipe.seed,
-        data=recipe.data,
-        threat=recipe.threat,
-        stopping=recipe.stopping,
-        held_out_attack=recipe.held_out_attack,
-    )
+    stage = CalibrateStage(stopping=recipe.stopping, **_common(recipe))
     return Task("calibrate the stopping rule", stage, {"ensemble": ensemble}, cost=8)
 
 
-def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
+def baseline_tasks(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
     """What the ensemble is compared with: one HARP model of the same total sparsity, one small dense network.
 
     The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the ensemble together. It
@@ -194,131 +169,113 @@ def rivals(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
     longer = replace(recipe.prune, folds=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
     if isinstance(longer.granularity, NM):
         longer = replace(longer, granularity=Weight())
-    harp = pruned(recipe, longer, dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
-    stage = SmallDenseStage(seed=recipe.seed, parent=training(recipe))
+    harp = prune_task(recipe, longer, dense, "prune the single HARP model", ERM(), 1, recipe.sparsity)
+    stage = SmallDenseStage(seed=recipe.seed, parent=_train_stage(recipe))
     small = Task("train the small dense network", stage, {"select": select}, cost=0.4 * recipe.train.epochs)
     return harp, small
 
 
-def attack(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task]) -> dict[str, Task]:
+def attack_tasks(recipe: Recipe, models: Tasks, pool: Tasks) -> dict[str, Task]:
     """Every attack on every row, and the security curves; one task each, so that they run side by side."""
     tasks = {}
     for row in ROWS:
-        for one in ensemble_attacks_on(row, recipe):
-            stage = AttackStage(
-                seed=recipe.seed,
-                data=recipe.data,
-                threat=recipe.threat,
-                combiner=recipe.ensemble.combiner,
-                row=row,
-                attack=one,
-                images=recipe.evaluate.images,
-            )
-            # Long ones begin first, so that none is left alone at the end.
-            long = 10.0 if one.label.startswith("autoattack") else 3.0 if isinstance(one, Hijack | Slowdown) else 1.0
+        for attack in attacks_on_row(row, recipe):
+            stage = AttackStage(row=row, attack=attack, **_row_settings(recipe))
+            # Long ones start first, so that none is left alone at the end.
+            long = 10 if attack.label.startswith("autoattack") else 3 if isinstance(attack, Hijack | Slowdown) else 1
             cost = long * (4.0 if row.startswith("ensemble") else 1.0)
-            tasks[f"attack.{row}.{one.label}"] = Task(
-                f"attack {row}: {one.label}", stage, row_inputs(row, made, pool), cost=cost
-            )
-    for row in ("dense", "harp", "ensemble_static") if recipe.evaluate.curve_eps else ():
+            title = f"attack {row}: {attack.label}"
+            tasks[f"attack.{row}.{attack.label}"] = Task(title, stage, row_inputs(row, models, pool), cost=cost)
+    evaluation = recipe.evaluate
+    for row in CURVE_ROWS if evaluation.curve_eps else ():
         curve = CurveStage(
-            seed=recipe.seed,
-            data=recipe.data,
-            threat=recipe.threat,
-            combiner=recipe.ensemble.combiner,
             row=row,
-            attack=recipe.evaluate.curve_attack,
-            eps=recipe.evaluate.curve_eps,
-            images=recipe.evaluate.images,
-            curve_images=recipe.evaluate.curve_images,
+            attack=evaluation.curve_attack,
+            eps=evaluation.curve_eps,
+            curve_images=evaluation.curve_images,
+            **_row_settings(recipe),
         )
-        inputs = row_inputs(row, made, pool)
         cost = 5.0 if row.startswith("ensemble") else 1.5
-        tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, inputs, cost=cost)
+        tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, row_inputs(row, models, pool), cost=cost)
     return tasks
 
 
-def evaluate(recipe: Recipe, made: Mapping[str, Task], pool: Mapping[str, Task], attacked: Mapping[str, Task]) -> Task:
-    """Put the attacks together."""
-    stage = EvaluateStage(
-        seed=recipe.seed,
-        data=recipe.data,
-        threat=recipe.threat,
-        combiner=recipe.ensemble.combiner,
-        images=recipe.evaluate.images,
-        claimed_sparsity=claimed_sparsity(recipe),
-        parent_trained_here=recipe.parent is None,
+def attacks_on_row(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
+    """Return the attacks on a row, each once.
+
+    What is crafted for the static ensemble is evaluated on the dynamic one, too; beside it the dynamic row is attacked
+    where it stops early: on shorter prefixes, on the expected prediction, by queries, and on the stopping rule itself.
+    """
+    listed = tuple(
+        SurrogateAttack(attack=attack, surrogate=FullEnsemble(), label=attack.label)
+        for attack in recipe.evaluate.attacks
     )
-    return Task("evaluate", stage, {**made, **pool, **attacked}, cost=6)
+    if not row.startswith("ensemble"):
+        return listed
+    others = [combiners.build(name) for name in combiners.names() if name != recipe.ensemble.combiner.name]
+    adaptive, black_box = recipe.evaluate.adaptive, recipe.evaluate.black_box
+    static = full_suite(recipe.members, [adaptive], others, stops_early=False)
+    if row == "ensemble_static":
+        return listed + static
+    everything = full_suite(recipe.members, [adaptive], others, black_box=black_box)
+    first = SurrogateAttack(attack=adaptive, surrogate=Prefix(length=1)).label  # the first member alone is in `static`
+    known = {attack.label for attack in static} | {first}
+    return tuple(attack for attack in everything if attack.label not in known)
 
 
-def claimed_sparsity(recipe: Recipe) -> dict[str, float]:
-    """Return the sparsity that the recipe asks for, by row; of ensembles counted against one dense parent."""
-    claimed = {"dense": 0.0, "small_dense": 0.0, "best_member": recipe.member_sparsity}
-    return {row: claimed.get(row, recipe.sparsity) for row in ROWS}
+def evaluate_task(recipe: Recipe, inputs: Tasks) -> Task:
+    """Put the attacks together, one result a row."""
+    stage = EvaluateStage(
+        sparsity=recipe.sparsity,
+        member_sparsity=recipe.member_sparsity,
+        parent_trained_here=recipe.parent is None,
+        **_row_settings(recipe),
+    )
+    return Task("evaluate", stage, inputs, cost=6)
 
 
 def run_index(recipe: Recipe) -> RunIndex:
     """Return what is needed to load the models of a run from its folder."""
-    made, pool = lay_out(recipe)
+    models, pool = model_tasks(recipe)
     return RunIndex(
         data=recipe.data,
         threat=recipe.threat,
         combiner=recipe.ensemble.combiner,
-        rows={row: {role: task.folder for role, task in row_inputs(row, made, pool).items()} for row in ROWS},
-        claimed_sparsity=claimed_sparsity(recipe),
+        rows={row: {role: task.folder for role, task in row_inputs(row, models, pool).items()} for row in ROWS},
+        claimed_sparsity=claimed_sparsity(recipe.sparsity, recipe.member_sparsity),
         extra_data="none" if recipe.parent is None else None,
     )
 
 
-def ensemble_attacks_on(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
-    """Return the attacks on a row, none twice.
+def row_inputs(row: str, models: Tasks, pool: Tasks) -> Tasks:
+    """Return the tasks that a row of the result table is loaded from.
 
-    What is crafted for the static ensemble is shown to the dynamic one, too; beside it the dynamic row is attacked where
-    it stops early: on shorter prefixes, on the expected answer, by queries, and on the stopping rule itself.
+    Args:
+        row: of `ROWS`.
+        models: tasks that make models, by role.
+        pool: tasks of the sub-models, by role.
     """
-    asked = tuple(
-        SurrogateAttack(attack=one, surrogate=FullEnsemble(), label=one.label) for one in recipe.evaluate.attacks
-    )
-    if not row.startswith("ensemble"):
-        return asked
-    others = [combiners.build(name) for name in combiners.names() if name != recipe.ensemble.combiner.name]
-    climb, queries = recipe.evaluate.adaptive, recipe.evaluate.black_box
-    static = full_suite(recipe.members, [climb], others, stops_early=False)
-    if row == "ensemble_static":
-        return asked + static
-    known = {one.label for one in static}
-    everything = full_suite(recipe.members, [climb], others, black_box=queries)
-    first = SurrogateAttack(attack=climb, surrogate=Prefix(length=1)).label  # the first member alone is in `static`
-    return tuple(one for one in everything if one.label not in known | {first})
-
-
-def row_inputs(row: str, made: Mapping[str, Task], pool: Mapping[str, Task]) -> dict[str, Task]:
-    """Return the tasks that a row is loaded from."""
     if row == "best_member":
-        return {"select": made["select"], **pool}
+        return {"select": models["select"], **pool}
     if row == "ensemble_dynamic":
-        return {"ensemble": made["ensemble"], "stop": made["stop"]}
+        return {"ensemble": models["ensemble"], "stop": models["stop"]}
     if row == "ensemble_static":
-        return {"ensemble": made["ensemble"]}
-    return {row: made[row]}
+        return {"ensemble": models["ensemble"]}
+    return {row: models[row]}
 
 
-def pruned(
-    recipe: Recipe, prune: Prune, dense: Task, title: str, score: PruningScore, fold: int, sparsity: float
-) -> Task:
-    """Prune the dense parent with one score on one share of the images, to a sparsity of its own."""
-    stage = PruneStage(
-        seed=recipe.seed,
-        data=recipe.data,
-        threat=recipe.threat,
-        prune=replace(prune, scores=(score,)),
-        score=score,
-        fold=fold,
-        sparsity=sparsity,
-        held_out_attack=recipe.held_out_attack,
-        eval_every=recipe.train.eval_every,
-        precision=recipe.precision,
-    )
-    part = 2 / max(prune.folds, 2)
-    return Task(title, stage, {"dense": dense}, cost=1.3 * prune.finetune_epochs * part)
+def _train_stage(recipe: Recipe) -> TrainStage:
+    """Return the stage that trains a network from fresh weights."""
+    return TrainStage(model=recipe.model, train=recipe.train, precision=recipe.precision, **_common(recipe))
+
+
+def _common(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that all stages share that make models."""
+    names = ("seed", "data", "threat", "held_out_attack")
+    return {name: getattr(recipe, name) for name in names}
+
+
+def _row_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that all stages share that evaluate rows."""
+    shared = {name: getattr(recipe, name) for name in ("seed", "data", "threat")}
+    return {**shared, "combiner": recipe.ensemble.combiner, "images": recipe.evaluate.images}

@@ -276,9 +276,9 @@ class Recipe:
         return 1 - (1 - self.sparsity) / self.members
 
 
-def shipped() -> dict[str, str]:
-    """Return the recipes that come with the package, by name, as TOML text."""
-    folder = resources.files("sparsemble") / "recipes"
+def shipped(kind: Literal["recipes", "studies"] = "recipes") -> dict[str, str]:
+    """Return the recipes or studies that come with the package, by name, as TOML text."""
+    folder = resources.files("sparsemble") / kind
     return {entry.name[:-5]: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(".toml")}
 
 

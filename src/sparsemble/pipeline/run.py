@@ -19,12 +19,12 @@ from sparsemble.core.results import ExportResult, RunSummary
 from sparsemble.pipeline.engines.driver import Driver
 from sparsemble.pipeline.engines.local import LocalExecutor
 from sparsemble.pipeline.engines.torchrun import TorchrunExecutor
-from sparsemble.pipeline.method import Method, method, run_index
+from sparsemble.pipeline.method import RunGraph, build_graph, run_index
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
-from sparsemble.pipeline.validate_recipe import check_against_data
+from sparsemble.pipeline.validate_recipe import validate_recipe
 from sparsemble.training import distributed
 
 DEPLOYING = ("report", "export")
@@ -33,7 +33,7 @@ DEPLOYING = ("report", "export")
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunOptions:
     """How to run; changes no result."""
 
     folder: Path
@@ -49,14 +49,16 @@ class Settings:
     """Write training curves for TensorBoard under the folder, too."""
 
 
-def run(recipe: Recipe, title: str, command: str, settings: Settings, console: Console | None = None) -> list[Artifact]:
+def run(
+    recipe: Recipe, title: str, command: str, options: RunOptions, console: Console | None = None
+) -> list[Artifact]:
     """Run a recipe and return the artifacts of the last stage asked for.
 
     Args:
         recipe: what to do.
         title: name of the run, for the report.
         command: what reproduces it, for the report.
-        settings: where and with what.
+        options: where and with what.
         console: where progress goes; standard error unless given.
 
     Raises:
@@ -64,34 +66,34 @@ def run(recipe: Recipe, title: str, command: str, settings: Settings, console: C
         RunError: a stage failed; what is finished is kept.
     """
     console = console or Console(stderr=True)
-    device = distributed.start(choose_device(settings.device))
+    device = distributed.start(choose_device(options.device))
     recipe.precision.check(device)
-    workers = check_workers(settings.workers, device)
-    if settings.engine != "local":
-        raise InputError(f'engine = "{settings.engine}" is not known; known: local')
-    board = Board(settings.folder / "tensorboard") if settings.tensorboard and distributed.rank() == 0 else None
-    plan = method(recipe, title, command)
+    workers = check_workers(options.workers, device)
+    if options.engine != "local":
+        raise InputError(f'engine = "{options.engine}" is not known; known: local')
+    board = Board(options.folder / "tensorboard") if options.tensorboard and distributed.rank() == 0 else None
+    plan = build_graph(recipe, title, command)
     leads = distributed.rank() == 0
-    with only_run_in(settings.folder) if leads else contextlib.nullcontext():
-        check_against_data(recipe, deploys=settings.until in DEPLOYING)
-        wanted = plan.until[settings.until]
-        missing = check_folder(plan, wanted, settings.folder) if leads else []
+    with only_run_in(options.folder) if leads else contextlib.nullcontext():
+        validate_recipe(recipe, deploys=options.until in DEPLOYING)
+        wanted = plan.until[options.until]
+        missing = check_folder(plan, wanted, options.folder) if leads else []
         still = distributed.broadcast_value([task.hash for task in missing])
         missing = [task for task in plan.tasks if task.hash in still]
         if leads:
-            _write_recipe(recipe, settings.folder)
-            run_index(recipe).save(settings.folder)
+            _write_recipe(recipe, options.folder)
+            run_index(recipe).save(options.folder)
         if missing:
-            with make_progress(console, missing, board, quiet=settings.quiet or not leads) as progress:
-                run_tasks(missing, settings.folder, device, workers, progress)
-        if leads and settings.until in DEPLOYING:
+            with make_progress(console, missing, board, quiet=options.quiet or not leads) as progress:
+                run_tasks(missing, options.folder, device, workers, progress)
+        if leads and options.until in DEPLOYING:
             for task, name in zip(wanted, DEPLOYING, strict=False):
-                _publish(settings.folder / task.folder, settings.folder / name)
+                _publish(options.folder / task.folder, options.folder / name)
     distributed.stop()
-    return [Artifact(settings.folder / task.folder) for task in wanted]
+    return [Artifact(options.folder / task.folder) for task in wanted]
 
 
-def check_folder(plan: Method, wanted: Iterable[Task], folder: Path) -> list[Task]:
+def check_folder(plan: RunGraph, wanted: Iterable[Task], folder: Path) -> list[Task]:
     """Return the tasks still to run for the wanted ones, after comparing every finished file with its hash.
 
     Raises:
@@ -199,13 +201,13 @@ def _publish(made: Path, place: Path) -> None:
     beside.rename(place)
 
 
-def export(folder: Path, values: str, settings: Mapping[str, Any], console: Console | None = None) -> ExportResult:
+def export(folder: Path, values: str, options: Mapping[str, Any], console: Console | None = None) -> ExportResult:
     """Export the ensemble of a run again, with weights in another format perhaps.
 
     Args:
         folder: of a run that has its report.
         values: float16, float32 or int8; empty: as its recipe says.
-        settings: device and so on.
+        options: device and so on.
         console: where progress goes; standard error unless given.
 
     Raises:
@@ -217,7 +219,7 @@ def export(folder: Path, values: str, settings: Mapping[str, Any], console: Cons
     made = read_json(meta)["spec"]
     changes = (f"export.values={values}",) if values else ()
     _, recipe = load_recipe(str(folder / "recipe.toml"), changes)
-    run(recipe, made["title"], made["command"], Settings(folder=folder, until="export", **settings), console)
+    run(recipe, made["title"], made["command"], RunOptions(folder=folder, until="export", **options), console)
     return ExportResult.load(folder / "export" / "export.json")
 
 

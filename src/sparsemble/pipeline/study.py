@@ -8,18 +8,17 @@ from typing import Any, Literal, NamedTuple, final
 
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.core.config import nearest, read_toml
+from sparsemble.core.config import from_dict, nearest, parse_toml, read_toml
 from sparsemble.core.errors import InputError
 from sparsemble.evaluation.run_models import ROWS
-from sparsemble.pipeline.method import method, pruned, train
-from sparsemble.pipeline.recipe import Recipe, load_recipe
+from sparsemble.pipeline.method import build_graph, parent_task, prune_task
+from sparsemble.pipeline.recipe import Recipe, load_recipe, shipped
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
-from sparsemble.pipeline.validate_recipe import check_against_data
+from sparsemble.pipeline.validate_recipe import validate_recipe
 
-KEYS = ("title", "recipe", "kind", "set", "seeds", "rows", "axes")
-ALONE = ("members=2", "prune.folds=3")
-"""Of kind pruned, before the study's own settings: recipes must be able to make an ensemble, even where none is made."""
+SINGLE_MODEL = ("members=2", "prune.folds=3")
+"""Of kind pruned, before the study's own settings: a recipe must be able to make an ensemble even where none is made."""
 
 
 @final
@@ -27,22 +26,36 @@ ALONE = ("members=2", "prune.folds=3")
 class Study:
     """Every value of every axis, with every seed."""
 
-    title: str
+    title: str = ""
+    """The file's name unless given."""
     recipe: str
     """Name or path of the recipe that all cells begin with."""
     kind: Literal["pruned", "run"] = "pruned"
     """pruned: a cell is one dense parent and one pruned model; run: the whole method."""
-    settings: tuple[str, ...] = ()
+    set: tuple[str, ...] = ()
     """Changes for all cells, as after --set."""
     seeds: tuple[int, ...] = (0,)
-    rows: tuple[str, ...] = ("pruned",)
-    """What of a cell is shown: of kind run, rows of its report."""
-    axes: Mapping[str, Mapping[str, tuple[str, ...]]]
+    rows: tuple[str, ...] = ()
+    """What of a cell is shown; of kind run, rows of its report: the ensemble with its stopping rule unless given."""
+    axes: dict[str, dict[str, tuple[str, ...]]]
     """Axis -> value -> its changes."""
+
+    def __post_init__(self) -> None:
+        if not self.axes or not all(self.axes.values()):
+            raise InputError(f"axes = {self.axes!r} must be tables, at least one, as in [axes.sparsity]")
+        if not self.seeds or min(self.seeds) < 0:
+            raise InputError(f"seeds = {list(self.seeds)} must be a list of whole numbers, 0 or more")
+        if len({*self.seeds}) < len(self.seeds):
+            raise InputError(f"seeds = {list(self.seeds)} names one twice; the same result twice says nothing new")
+        known = ("pruned",) if self.kind == "pruned" else ROWS
+        for row in self.rows:
+            if row not in known:
+                raise InputError(f'rows names "{row}"{nearest(row, known)}')
+        object.__setattr__(self, "rows", tuple(dict.fromkeys(self.rows or known[-1:])))
 
     def changes(self, values: Mapping[str, str]) -> tuple[str, ...]:
         """Return what a cell of these values changes in the recipe, its seed aside."""
-        return (*self.settings, *(change for axis, value in values.items() for change in self.axes[axis][value]))
+        return (*self.set, *(change for axis, value in values.items() for change in self.axes[axis][value]))
 
 
 class Cell(NamedTuple):
@@ -62,15 +75,15 @@ class Cell(NamedTuple):
     @property
     def tasks(self) -> list[Task]:
         """All tasks of the cell, those it shares with others included."""
-        found: dict[str, Task] = {}
-        waiting = [*self.made.values(), *(t for ones in self.attacks.values() for t in ones.values())]
+        tasks: dict[str, Task] = {}
+        waiting = [*self.made.values(), *(t for tasks in self.attacks.values() for t in tasks.values())]
         waiting += [self.report] if self.report else []
         while waiting:
             task = waiting.pop()
-            if task.hash not in found:
-                found[task.hash] = task
+            if task.hash not in tasks:
+                tasks[task.hash] = task
                 waiting += task.inputs.values()
-        return list(found.values())
+        return list(tasks.values())
 
     @property
     def label(self) -> str:
@@ -82,99 +95,68 @@ class Cell(NamedTuple):
     @property
     def identity(self) -> tuple[str, ...]:
         """Hashes of what is measured: cells with equal ones hold the same model under the same attacks."""
-        return tuple(task.hash for ones in self.attacks.values() for task in ones.values())
+        return tuple(task.hash for tasks in self.attacks.values() for task in tasks.values())
 
 
-def load_study(path: Path) -> Study:
-    """Read a study file.
+def load_study(name: str) -> Study:
+    """Read a shipped study by its name, or a study file.
 
     Raises:
-        InputError: no such file, or anything wrong in it.
+        InputError: no such study, or anything wrong in it.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; a study is a .toml file (docs/studies.md)")
-    table = read_toml(path)
-    for key in table:
-        if key not in KEYS:
-            raise InputError(f'"{key}" is not a setting of a study{nearest(key, KEYS)}')
-    for key in ("recipe", "axes"):
-        if key not in table:
-            raise InputError(f"{path} lacks {key}")
-    title, recipe, axes = table.get("title", path.stem), table["recipe"], table["axes"]
-    for key, text in (("title", title), ("recipe", recipe)):
-        if not isinstance(text, str):
-            raise InputError(f"{key} = {text!r} must be a string in quotes")
-    if not isinstance(axes, dict) or not axes:
-        raise InputError(f"axes = {axes!r} must be tables, at least one, as in [axes.sparsity]")
-    kind = table.get("kind", "pruned")
-    if kind not in ("pruned", "run"):
-        raise InputError(f'kind = "{kind}" is not known; use pruned or run')
-    beside = path.parent / recipe
-    return Study(
-        title=title,
-        recipe=str(beside) if beside.is_file() else recipe,
-        kind=kind,
-        settings=_changes(table.get("set", []), "set"),
-        seeds=_seeds(table.get("seeds", [0])),
-        rows=_rows(table.get("rows", ["pruned" if kind == "pruned" else "ensemble_dynamic"]), kind),
-        axes={axis: _values(axis, values) for axis, values in axes.items()},
-    )
-
-
-def _seeds(seeds: Any) -> tuple[int, ...]:
-    if not (isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)):
-        raise InputError(f"seeds = {seeds!r} must be a list of whole numbers, 0 or more")
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds = {seeds!r} names one twice; the same result twice says nothing new")
-    return tuple(seeds)
-
-
-def _rows(rows: Any, kind: str) -> tuple[str, ...]:
-    known = ("pruned",) if kind == "pruned" else ROWS
-    if not (isinstance(rows, list) and rows and all(isinstance(row, str) for row in rows)):
-        raise InputError(f'rows = {rows!r} must be a list of names, as in ["{known[-1]}"]')
-    for row in rows:
-        if row not in known:
-            raise InputError(f'rows names "{row}"{nearest(row, known)}')
-    return tuple(dict.fromkeys(rows))
-
-
-def _values(axis: str, values: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(values, dict) or not values:
-        raise InputError(f"axes.{axis} must be a table of values, each a list of settings")
-    return {name: _changes(changes, f"axes.{axis}.{name}") for name, changes in values.items()}
-
-
-def _changes(changes: Any, where: str) -> tuple[str, ...]:
-    if not (isinstance(changes, list) and all(isinstance(change, str) for change in changes)):
-        raise InputError(f'{where} must be a list of settings, as in ["sparsity=0.9"], got {changes!r}')
-    return tuple(changes)
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; a study is a .toml file (docs/studies.md)")
+        study = from_dict(Study, read_toml(path))
+    elif name in (studies := shipped("studies")):
+        study = from_dict(Study, parse_toml(studies[name], name))
+    else:
+        raise InputError(f'"{name}" is neither a study nor a .toml file{nearest(name, studies)}')
+    beside = path.parent / study.recipe
+    return replace(study, title=study.title or path.stem, recipe=str(beside) if beside.is_file() else study.recipe)
 
 
 def cells(study: Study) -> list[Cell]:
     """Expand a study; of kind pruned, the dense parents come first.
 
     Raises:
-        InputError: a cell's recipe is wrong; it names the cell.
+        InputError: a cell's recipe is wrong; the message names the cell.
     """
-    found: list[Cell] = []
+    expanded: list[Cell] = []
     parents: list[Cell] = []
     for seed in study.seeds:
         for chosen in itertools.product(*(values.items() for values in study.axes.values())):
             values = dict(zip(study.axes, (name for name, _ in chosen), strict=True))
             recipe = _recipe(study, values, seed)
             if study.kind == "run":
-                report = method(recipe, study.title, f"a cell of {study.title}").until["report"][0]
-                found.append(Cell(values, seed, recipe, {}, {}, report))
+                report = build_graph(recipe, study.title, f"a cell of {study.title}").until["report"][0]
+                expanded.append(Cell(values, seed, recipe, {}, {}, report))
                 continue
-            dense, whole = train(recipe), replace(recipe.prune, folds=1)
-            title = "prune " + ", ".join([*values.values(), f"seed {seed}"])
-            made = {"pruned": pruned(recipe, whole, dense, title, whole.scores[0], 1, recipe.sparsity)}
-            found.append(Cell(values, seed, recipe, made, _attacked(recipe, made), None))
+            dense, one_fold = parent_task(recipe), replace(recipe.prune, folds=1)
+            title = ", ".join([*values.values(), f"seed {seed}"])
+            pruned = prune_task(recipe, one_fold, dense, f"prune {title}", one_fold.scores[0], 1, recipe.sparsity)
+            expanded.append(_single(values, seed, recipe, "pruned", pruned, title))
             dense = replace(dense, title=f"{dense.title}, seed {seed}")
-            parent = {"dense": dense}
-            parents.append(Cell(values, seed, recipe, parent, _attacked(recipe, parent), None))
-    return [*_distinct(parents, list(study.axes)), *found]
+            parents.append(_single(values, seed, recipe, "dense", dense, f"dense parent, seed {seed}"))
+    return [*_distinct(parents, list(study.axes)), *expanded]
+
+
+def _single(values: dict[str, str], seed: int, recipe: Recipe, row: str, task: Task, title: str) -> Cell:
+    """Return the cell of a single model, attacked as `evaluate.attacks` says."""
+    attacks = {}
+    for attack in recipe.evaluate.attacks:
+        stage = AttackStage(
+            seed=recipe.seed,
+            data=recipe.data,
+            threat=recipe.threat,
+            combiner=recipe.ensemble.combiner,
+            row=row,
+            attack=SurrogateAttack(attack=attack, surrogate=FullEnsemble(), label=attack.label),
+            images=recipe.evaluate.images,
+        )
+        attacks[attack.label] = Task(f"attack {title}: {attack.label}", stage, {row: task}, cost=10)
+    return Cell(values, seed, recipe, {row: task}, {row: attacks}, None)
 
 
 def _distinct(parents: list[Cell], axes: list[str]) -> list[Cell]:
@@ -182,48 +164,29 @@ def _distinct(parents: list[Cell], axes: list[str]) -> list[Cell]:
 
     Parents that differ by more than their seed must not stand in one line, as if they were draws of the same.
     """
-    matter = []
+    relevant = []
     for axis in axes:
-        alike: dict[tuple[Any, ...], set[tuple[str, ...]]] = {}
+        groups: dict[tuple[Any, ...], set[tuple[str, ...]]] = {}
         for cell in parents:
             others = tuple(value for name, value in cell.values.items() if name != axis)
-            alike.setdefault((cell.seed, others), set()).add(cell.identity)
-        if any(len(identities) > 1 for identities in alike.values()):
-            matter.append(axis)
-    found: dict[tuple[Any, ...], Cell] = {}
+            groups.setdefault((cell.seed, others), set()).add(cell.identity)
+        if any(len(identities) > 1 for identities in groups.values()):
+            relevant.append(axis)
+    distinct: dict[tuple[Any, ...], Cell] = {}
     for cell in parents:
-        values = {axis: cell.values[axis] for axis in matter}
-        found.setdefault((cell.seed, *values.values()), cell._replace(values=values))
-    return list(found.values())
+        values = {axis: cell.values[axis] for axis in relevant}
+        distinct.setdefault((cell.seed, *values.values()), cell._replace(values=values))
+    return list(distinct.values())
 
 
 def _recipe(study: Study, values: Mapping[str, str], seed: int) -> Recipe:
-    before = ALONE if study.kind == "pruned" else ()
+    """Return the recipe of a cell, checked against its data."""
+    single = study.kind == "pruned"
     try:
-        _, recipe = load_recipe(study.recipe, (*before, *study.changes(values), f"seed={seed}"))
-        alone = study.kind == "pruned"
-        check_against_data(recipe, (recipe.sparsity,) if alone else (), deploys=not alone)
+        changes = (*(SINGLE_MODEL if single else ()), *study.changes(values), f"seed={seed}")
+        _, recipe = load_recipe(study.recipe, changes)
+        validate_recipe(recipe, (recipe.sparsity,) if single else (), deploys=not single)
     except InputError as error:
-        said = ", ".join(f"{axis} = {value}" for axis, value in values.items())
-        raise InputError(f"in the cell {said}: {error}") from None
+        cell = ", ".join(f"{axis} = {value}" for axis, value in values.items())
+        raise InputError(f"in the cell {cell}: {error}") from None
     return recipe
-
-
-def _attacked(recipe: Recipe, made: Mapping[str, Task]) -> dict[str, dict[str, Task]]:
-    """Attack single models as `evaluate.attacks` says."""
-    found: dict[str, dict[str, Task]] = {}
-    for row, task in made.items():
-        for one in recipe.evaluate.attacks:
-            stage = AttackStage(
-                seed=recipe.seed,
-                data=recipe.data,
-                threat=recipe.threat,
-                combiner=recipe.ensemble.combiner,
-                row=row,
-                attack=SurrogateAttack(attack=one, surrogate=FullEnsemble(), label=one.label),
-                images=recipe.evaluate.images,
-            )
-            what = task.title.removeprefix("prune ") if row == "pruned" else f"dense parent, seed {recipe.seed}"
-            attack = Task(f"attack {what}: {one.label}", stage, {row: task}, cost=10)
-            found.setdefault(row, {})[one.label] = attack
-    return found

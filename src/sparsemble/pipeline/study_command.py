@@ -81,7 +81,7 @@ def run_study(
         title=study.title,
         kind=study.kind,
         recipe=study.recipe,
-        settings=tuple(study.settings),
+        settings=tuple(study.set),
         axes={axis: tuple(values) for axis, values in study.axes.items()},
         seeds=tuple(study.seeds),
         command=command,

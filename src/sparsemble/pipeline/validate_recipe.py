@@ -1,21 +1,32 @@
-"""Whether a recipe fits its data set: asked before any work."""
+"""Whether a recipe fits its data set, and the runtime its networks: checked before any work."""
 
 from collections.abc import Sequence
 
+import torch
+from torch import nn
+
 from sparsemble.core.errors import InputError
+from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.losses.dverge import DVERGE, feature_layers
+from sparsemble.evaluation.folded import FoldedNetwork
+from sparsemble.export.agreement import TOLERANCE, relative_difference
+from sparsemble.export.convert import convert_model
 from sparsemble.models.graph import Graph
-from sparsemble.pipeline.check_export import check_deployable
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import dataset
 from sparsemble.pipeline.stages.models import load_parent
+from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.training import distributed
 from sparsemble.training.loss import nested_losses
 
+NOISE_IMAGES = 8
+"""Images of noise that a network and its conversion for the runtime are compared on."""
+ADVICE = "change it, or run `sparsemble evaluate`, which ends before the ensemble is timed in the runtime and exported"
 
-def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys: bool = True) -> None:
-    """Refuse, before any work, what the recipe asks of its data set and cannot have.
+
+def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys: bool = True) -> None:
+    """Refuse a recipe that asks for what its data set or its network cannot give.
 
     Args:
         recipe: the settings.
@@ -23,54 +34,77 @@ def check_against_data(recipe: Recipe, sparsities: Sequence[float] = (), *, depl
         deploys: whether the runtime will run the networks.
 
     Raises:
-        InputError: naming the setting.
+        InputError: the message names the setting.
     """
     data = dataset(recipe.data)
     model = load_parent(recipe.model, recipe.parent, data)
-    graph = Graph(model, data.shape)
-    check_held_out(data)
+    _check_held_out(data)
     if deploys:
         check_deployable(model, data.shape)
         if any(isinstance(part, DVERGE) and part.beta for part in nested_losses(recipe.ensemble.loss)):
             feature_layers(model)
+    graph = Graph(model, data.shape)
     for sparsity in sparsities or (recipe.member_sparsity,):
         recipe.prune.target(graph, sparsity)
-    shares = recipe.prune.folds
+    _check_sizes(recipe, data)
+
+
+def _check_sizes(recipe: Recipe, data: Dataset) -> None:
+    """Refuse folds, batches and test images that the data set is too small for."""
+    folds = recipe.prune.folds
     rarest = int(data.train.labels.bincount(minlength=len(data.classes)).min())
-    if shares > rarest:
+    if folds > rarest:
         raise InputError(
-            f"prune.folds = {shares} is more than the {rarest} training images of the rarest class; lower it"
+            f"prune.folds = {folds} is more than the {rarest} training images of the rarest class; lower it"
         )
-    smallest = len(data.train) if shares == 1 else 2 * (len(data.train) // shares)
-    for name, size, images in (
-        ("train", recipe.train.schedule.batch_size, len(data.train)),
-        ("prune", recipe.prune.schedule.batch_size, smallest),
-        ("ensemble", recipe.ensemble.schedule.batch_size, len(data.train)),
+    images = len(data.train)
+    processes = distributed.world_size()
+    for name, size, available in (
+        ("train", recipe.train.schedule.batch_size, images),
+        ("prune", recipe.prune.schedule.batch_size, images if folds == 1 else 2 * (images // folds)),
+        ("ensemble", recipe.ensemble.schedule.batch_size, images),
     ):
-        if size > images:
-            raise InputError(f"{name}.schedule.batch_size = {size} is more than the {images} images it trains on")
-        if size % distributed.world_size():
-            raise InputError(
-                f"{name}.schedule.batch_size = {size} cannot be divided among {distributed.world_size()} processes; set a "
-                "multiple of that number"
-            )
+        setting = f"{name}.schedule.batch_size = {size}"
+        if size > available:
+            raise InputError(f"{setting} is more than the {available} images it trains on")
+        if size % processes:
+            raise InputError(f"{setting} cannot be divided among {processes} processes; set a multiple of that number")
     if recipe.evaluate.images > len(data.test):
         raise InputError(f"evaluate.images = {recipe.evaluate.images} is more than the {len(data.test)} test images")
 
 
-def check_held_out(data: Dataset) -> None:
-    """Refuse held-out images that cannot tell anything apart.
-
-    Raises:
-        InputError: one half of them has fewer than two classes.
-    """
-    for part, use in (
-        (data.selection, "chooses epochs and ensembles"),
-        (data.calibration, "calibrates the stopping rule"),
-    ):
-        classes = len(part.labels.unique())
+def _check_held_out(data: Dataset) -> None:
+    """Refuse held-out halves with fewer than two classes, on which nothing can be compared."""
+    halves = (("chooses epochs and ensembles", data.selection), ("calibrates the stopping rule", data.calibration))
+    for use, half in halves:
+        classes = len(half.labels.unique())
         if classes < 2:
             raise InputError(
-                f"the half of the held-out images that {use} has {len(part)} images of {classes} classes and needs at "
+                f"the half of the held-out images that {use} has {len(half)} images of {classes} classes and needs at "
                 "least two classes; raise data.held_out"
             )
+
+
+@torch.no_grad()
+def check_deployable(model: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Convert a network, trained or not, for the runtime, and compare the logits.
+
+    Args:
+        model: in eval mode; left as found.
+        shape: channels, height and width of an image.
+
+    Raises:
+        InputError: an operation that the runtime does not know, or one that computes something else there.
+    """
+    try:
+        folded = FoldedNetwork(convert_model(model, shape))
+    except (InputError, RuntimeInputError) as error:
+        raise InputError(f"{error}; {ADVICE}") from None
+    x = torch.rand(NOISE_IMAGES, *shape, generator=seeded(0))
+    logits = model(x.to(next(model.parameters()).device)).cpu()
+    distance = relative_difference(logits, folded(x))
+    if not distance <= TOLERANCE:
+        raise InputError(
+            f"the runtime would not predict what {type(model).__name__} predicts: logits differ by {distance:.2g} "
+            f"(allowed {TOLERANCE:g}), so one of its operations computes something else there; {ADVICE}"
+        )

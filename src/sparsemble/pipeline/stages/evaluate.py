@@ -48,8 +48,9 @@ class EvaluateStage(RowStage):
 
     version: ClassVar[int] = 4
 
-    claimed_sparsity: dict[str, float]
-    """By row."""
+    sparsity: float
+    """That the recipe asks for, of the whole ensemble counted against one dense parent."""
+    member_sparsity: float
     parent_trained_here: bool = True
     """Whether the dense parent was trained on the data set alone; else its training data are not known."""
 
@@ -122,11 +123,17 @@ class EvaluateStage(RowStage):
             threat=self.threat,
             selected_on="held-out",
             extra_data="none" if self.parent_trained_here or name == "small_dense" else None,
-            claimed_sparsity=self.claimed_sparsity.get(name),
+            claimed_sparsity=claimed_sparsity(self.sparsity, self.member_sparsity)[name],
             dense_weights=count_weights(dense).total,
             masks=row_masks(name, inputs, wrapped=True),
             parent=None if name == "dense" else dense,
         )
+
+
+def claimed_sparsity(sparsity: float, member_sparsity: float) -> dict[str, float]:
+    """Return the sparsity that a recipe asks for, by row; of ensembles counted against one dense parent."""
+    claimed = {"dense": 0.0, "small_dense": 0.0, "best_member": member_sparsity}
+    return {row: claimed.get(row, sparsity) for row in ROWS}
 
 
 def _curve(name: str, inputs: Inputs) -> SecurityCurve | None:

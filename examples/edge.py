@@ -5,22 +5,19 @@ python examples/edge.py ensemble.sparsemble photo.png ...
 
 import os
 import sys
-from pathlib import Path
-
-import numpy as np
 
 from sparsemble import runtime
-from sparsemble.runtime.images import read_image
 
 if len(sys.argv) < 3:
     sys.exit("usage: python edge.py ensemble.sparsemble photo.png ...")
+file, *images = sys.argv[1:]
 try:
-    predictor = runtime.load(sys.argv[1], threads=os.cpu_count() or 1)
-    images = [read_image(Path(path), predictor.ensemble.image, resize=True) for path in sys.argv[2:]]
-    found = predictor.predict(np.stack(images))
+    predictor = runtime.load(file, threads=os.cpu_count() or 1)
+    prediction = predictor.predict(images, resize=True)
 except runtime.RuntimeInputError as error:
     sys.exit(f"error: {error}")
-for path, label, probability, members in zip(
-    sys.argv[2:], found.labels, found.probabilities.max(1), found.members_run, strict=True
+probabilities = prediction.probabilities.max(1)
+for image, label, probability, members in zip(
+    images, prediction.labels, probabilities, prediction.members_run, strict=True
 ):
-    print(f"{path}: {predictor.ensemble.classes[label]} ({probability:.0%}, {members} members)")
+    print(f"{image}: {predictor.ensemble.classes[label]} ({probability:.0%}, {members} members)")

@@ -78,11 +78,14 @@ def call(*words: object) -> str:
     return result.stdout
 
 
-def test_predict_tells_of_every_image_what_the_predictor_says(file: Path, images: list[Path]) -> None:
+def test_predict_prints_the_prediction_of_every_image(file: Path, images: list[Path]) -> None:
     rows = json.loads(call("predict", file, images[0].parent, images[2], "--json"))
     assert [row["image"] for row in rows] == [str(path) for path in images]
     batch = np.stack([np.asarray(Image.open(path)) for path in images])
     found = runtime.load(file).predict(batch)
+    of_paths = runtime.load(file).predict(images)
+    for name in ("labels", "probabilities", "members_run", "answered_with"):
+        assert np.array_equal(getattr(of_paths, name), getattr(found, name))
     assert [row["label"] for row in rows] == [("red", "green", "blue")[label] for label in found.labels]
     assert [row["members_run"] for row in rows] == found.members_run.tolist()
     assert [row["probability"] for row in rows] == pytest.approx(found.probabilities.max(1).tolist())
@@ -90,7 +93,7 @@ def test_predict_tells_of_every_image_what_the_predictor_says(file: Path, images
     assert rows[2]["label"] in table
 
 
-def test_show_tells_what_is_in_a_file(file: Path) -> None:
+def test_show_prints_what_is_in_a_file(file: Path) -> None:
     told = call("show", file)
     for words in (
         "a packed ensemble of version 1",
@@ -130,9 +133,12 @@ def test_bad_input_gives_a_sentence(file: Path, tmp_path: Path, words: list[str]
         call("predict", file, *(word.format(**known) for word in words))
 
 
-def test_images_of_another_size_may_be_squeezed(file: Path, tmp_path: Path) -> None:
+def test_images_of_another_size_may_be_resized(file: Path, tmp_path: Path) -> None:
     Image.new("L", (9, 9), 100).save(tmp_path / "large.png")
     assert len(json.loads(call("predict", file, tmp_path / "large.png", "--resize", "--json"))) == 1
+    assert runtime.load(file).predict([str(tmp_path / "large.png")], resize=True).labels.shape == (1,)
+    with pytest.raises(RuntimeInputError, match=r"resize=True in Python"):
+        runtime.load(file).predict([tmp_path / "large.png"])
 
 
 def test_the_example_runs(file: Path, images: list[Path]) -> None:

@@ -325,7 +325,7 @@ class TestDead:
         count = [sum(o.weight.nonzeros for o in one.operations if isinstance(o, ConvOp)) for one in (before, after)]
         assert count[1] < count[0]
 
-    def test_takes_what_is_behind_a_channel_that_is_always_0_and_before_one_that_nobody_reads(self) -> None:
+    def test_removes_what_reads_a_channel_that_is_always_0_and_what_makes_one_that_is_never_read(self) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(2, 3, 1),
@@ -444,7 +444,7 @@ class TestThreads:
         assert [plan.worth_sharing(2) for _ in range(6)] == [False] * 5 + [True]
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-    def test_what_ends_a_shared_run_early_leaves_nobody_waiting(
+    def test_an_error_in_a_shared_run_leaves_no_thread_waiting(
         self, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         thread_pool = pool_of(2, monkeypatch)
@@ -502,7 +502,7 @@ def test_images_run_one_by_one_as_long_as_that_took_less_time() -> None:
             assert [chunk.stop - chunk.start for chunk in engine.chunks(few + 1)] == [few + 1]
 
 
-def test_a_processor_without_wide_vectors_is_told_so_and_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_wide_vectors_gets_a_warning_and_correct_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: 1)
     torch.manual_seed(0)
     model = Plain(nn.Conv2d(2, 3, 3)).eval()

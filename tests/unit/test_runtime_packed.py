@@ -1,4 +1,4 @@
-"""The packed file: what is saved is loaded, in few bytes, and everything else gets a sentence."""
+"""The packed file: what is saved is loaded, in few bytes, and every other file is refused with a sentence."""
 
 import contextlib
 import copy
@@ -79,7 +79,7 @@ def make_ensemble(members: int = 2) -> PackedEnsemble:
 
 
 def one_layer(weights: Any) -> PackedEnsemble:
-    """An ensemble of one linear layer on images of one pixel after the other."""
+    """An ensemble of one linear layer on images of one row."""
     outputs, inputs = np.shape(weights)
     layer = Linear((1,), Weight.from_dense(np.asarray(weights)), np.zeros(outputs, np.float32))
     return PackedEnsemble(
@@ -109,10 +109,10 @@ def same(a: PackedEnsemble, b: PackedEnsemble) -> bool:
     return flat(a) == flat(b)
 
 
-class TestPositions:
+class TestIndexCoding:
     @given(st.integers(1, 3000), st.floats(0, 1), st.integers(0, 999))
     @few
-    def test_every_coding_gives_them_back(self, size: int, density: float, seed: int) -> None:
+    def test_every_coding_returns_the_positions(self, size: int, density: float, seed: int) -> None:
         found = np.flatnonzero(np.random.default_rng(seed).random(size) < density).astype(np.uint32)
         for coding, parameter in [("bitmap", 0), *(("rice", k) for k in (0, 1, 3, 7, 13))]:
             stored = index_coding.encode(found, size, coding, parameter) + b"more"
@@ -155,13 +155,13 @@ class TestRoundTrip:
         assert (tmp_path / "b.sparsemble").read_bytes() == path.read_bytes()
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.sparsemble", "b.sparsemble"]
 
-    def test_says_what_is_in_it(self, tmp_path: Path) -> None:
+    def test_describe_returns_the_header(self, tmp_path: Path) -> None:
         packed.save(make_ensemble(), tmp_path / "a.sparsemble")
-        told = packed.describe(tmp_path / "a.sparsemble")
-        assert told["bytes"] == (tmp_path / "a.sparsemble").stat().st_size
-        assert told["classes"] == list(make_ensemble().classes)
-        assert told["nonzeros"] == packed.round_weights(make_ensemble(), "float16").nonzeros
-        assert told["sparsity"] == pytest.approx(1 - told["nonzeros"] / 5000)
+        header = packed.describe(tmp_path / "a.sparsemble")
+        assert header["bytes"] == (tmp_path / "a.sparsemble").stat().st_size
+        assert header["classes"] == list(make_ensemble().classes)
+        assert header["nonzeros"] == packed.round_weights(make_ensemble(), "float16").nonzeros
+        assert header["sparsity"] == pytest.approx(1 - header["nonzeros"] / 5000)
 
     def test_weights_that_round_to_0_are_dropped_and_not_counted(self, tmp_path: Path) -> None:
         packed.save(one_layer([[1e-9], [1.0]]), tmp_path / "a.sparsemble")
@@ -205,7 +205,7 @@ class TestRoundTrip:
             (3.4028235e38, "int8", r"size 3.40282e\+38, too much for int8"),
         ],
     )
-    def test_weights_that_cannot_be_kept_give_a_sentence(
+    def test_weights_that_cannot_be_stored_are_refused(
         self, tmp_path: Path, value: float, values: Values, words: str
     ) -> None:
         with pytest.raises(RuntimeInputError, match=words):
@@ -238,7 +238,7 @@ class TestInt8:
     def test_an_output_without_weights_has_scale_0(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sparsemble"
         packed.save(one_layer([[0, 0], [2, 0], [0, 0]]), path, values="int8")
-        _, body = taken_apart(path.read_bytes())
+        _, body = split_file(path.read_bytes())
         scale, *rest = np.frombuffer(body[-24:], "<f4")[[1, 0, 2, 3, 4, 5]]
         assert 127 * scale == pytest.approx(2, rel=2**-15)
         assert rest == [0] * 5
@@ -270,30 +270,30 @@ class TestInt8:
         assert self.forged(tmp_path, 6, np.array([scale], "<f4").tobytes()) == words
 
     def test_minus_128_is_refused(self, tmp_path: Path) -> None:
-        said = self.forged(tmp_path, 0, b"\x80")
-        assert said == "member 1, operation 2 has a weight of -128 scales; -127 to 127 are read"
+        message = self.forged(tmp_path, 0, b"\x80")
+        assert message == "member 1, operation 2 has a weight of -128 scales; -127 to 127 are read"
 
     def forged(self, tmp_path: Path, place: int, content: bytes) -> str:
         """Put something else among six values, scales and biases of a layer, with the right checksums."""
         packed.save(one_layer([[1, 2, 3], [4, 5, 6]]), tmp_path / "a.sparsemble", values="int8")
-        header, body = taken_apart((tmp_path / "a.sparsemble").read_bytes())
+        header, body = split_file((tmp_path / "a.sparsemble").read_bytes())
         assert [part["size"] for part in header["parts"]] == [0, 6, 16]
         body = body[:place] + content + body[place + len(content) :]
-        (tmp_path / "a.sparsemble").write_bytes(put_together(header, body))
+        (tmp_path / "a.sparsemble").write_bytes(join_file(header, body))
         with pytest.raises(RuntimeInputError) as refused:
             packed.load(tmp_path / "a.sparsemble")
         return str(refused.value)
 
 
-def taken_apart(content: bytes) -> tuple[dict[str, Any], bytes]:
+def split_file(content: bytes) -> tuple[dict[str, Any], bytes]:
     _, _, length, _ = packed.PREFIX.unpack_from(content)
     begin = packed.PREFIX.size
     return json.loads(content[begin : begin + length]), content[begin + length :]
 
 
-def put_together(header: Any, body: bytes, *, version: int = packed.VERSION, mend: bool = True) -> bytes:
+def join_file(header: Any, body: bytes, *, version: int = packed.VERSION, fix: bool = True) -> bytes:
     """Return a file whose checksums are right, so that what is behind them is reached."""
-    if mend and isinstance(header, dict) and isinstance(header.get("parts"), list):
+    if fix and isinstance(header, dict) and isinstance(header.get("parts"), list):
         for part in header["parts"]:
             if isinstance(part, dict) and isinstance(part.get("offset"), int) and isinstance(part.get("size"), int):
                 begin, size = part["offset"], part["size"]
@@ -304,11 +304,11 @@ def put_together(header: Any, body: bytes, *, version: int = packed.VERSION, men
     return prefix + encoded + body
 
 
-def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path] if path else []
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in pairs:
-        found += places_in(inner, (*path, key))
+        found += paths_in(inner, (*path, key))
     return found
 
 
@@ -318,8 +318,8 @@ STRANGE: list[Any] = [*NUMBERS, *WORDS, True, None, [], {}, [1, 2], [[]], {"name
 
 
 def forge_(header: dict[str, Any], how: int, rng: np.random.Generator) -> None:
-    """Put something strange in a place of the header, take it away, or put what is elsewhere there."""
-    every = places_in(header)
+    """Replace a value of the header by a strange one, remove it, or copy another one over it."""
+    every = paths_in(header)
     path, other = (every[rng.integers(0, len(every))] for _ in range(2))
     inner, value = header, header
     for key in path[:-1]:
@@ -335,7 +335,7 @@ def forge_(header: dict[str, Any], how: int, rng: np.random.Generator) -> None:
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """Return a file that somebody damaged, or forged."""
+    """Return a damaged or forged file."""
     how = rng.integers(0, 7)
     if how == 0:
         return content[: rng.integers(0, len(content))]
@@ -346,17 +346,17 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
         return bytes(damaged)
     if how == 2:
         return content + bytes(rng.integers(0, 256, rng.integers(1, 50), dtype=np.uint8))
-    header, body = taken_apart(content)
+    header, body = split_file(content)
     if how == 3:
         damaged = bytearray(body)
         for _ in range(rng.integers(1, 20)):
             damaged[rng.integers(0, len(damaged))] = int(rng.integers(0, 256))
-        return put_together(header, bytes(damaged))
+        return join_file(header, bytes(damaged))
     for _ in range(rng.integers(1, 4)):
         with contextlib.suppress(KeyError, IndexError, TypeError):
             forge_(header, how, rng)
     cut = int(rng.integers(0, len(body) + 1)) if rng.random() < 0.2 else len(body)
-    return put_together(header, body[:cut], mend=bool(rng.random() < 0.9))
+    return join_file(header, body[:cut], fix=bool(rng.random() < 0.9))
 
 
 def whole_files(folder: Path) -> list[bytes]:
@@ -368,7 +368,7 @@ def whole_files(folder: Path) -> list[bytes]:
     return found
 
 
-def attack(count: int, seed: int, folder: Path) -> tuple[int, int]:
+def load_mutated(count: int, seed: int, folder: Path) -> tuple[int, int]:
     """Load mutated files; return how many were refused, and how many were files like any other."""
     contents, rng = whole_files(folder), np.random.default_rng(seed)
     path, refused, fine = folder / "mutated.sparsemble", 0, 0
@@ -388,13 +388,13 @@ def attack(count: int, seed: int, folder: Path) -> tuple[int, int]:
 
 class TestHostile:
     def test_2000_mutated_files_are_refused_with_a_sentence_or_are_files_like_any_other(self, tmp_path: Path) -> None:
-        refused, fine = attack(2000, 0, tmp_path)
+        refused, fine = load_mutated(2000, 0, tmp_path)
         assert refused > 1500
         assert refused + fine == 2000
 
     @pytest.mark.slow
     def test_100000_mutated_files(self, tmp_path: Path) -> None:
-        assert sum(attack(100_000, 1, tmp_path)) == 100_000
+        assert sum(load_mutated(100_000, 1, tmp_path)) == 100_000
 
     @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
     def test_mutated_files_that_load_run_too(self, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,12 +409,12 @@ class TestHostile:
                 # What leaves its buffers would end this process, or make a second run differ.
                 found = [predictor.member_logits(part) for part in (images, images, images[:1])]
                 assert np.array_equal(found[0], found[1], equal_nan=True)
-                # Beyond the largest float32 the way through a network matters: infinity times 0 is none.
+                # Beyond the largest float32 the order of operations matters: infinity times 0 is NaN.
                 finite = np.isfinite(found[0][:, :1]) & np.isfinite(found[2])
                 assert np.array_equal(found[0][:, :1][finite], found[2][finite])
                 ran += 1
 
-    def test_takes_no_more_memory_than_it_says(self, tmp_path: Path) -> None:
+    def test_takes_no_more_memory_than_documented(self, tmp_path: Path) -> None:
         contents, rng = whole_files(tmp_path), np.random.default_rng(2)
         path = tmp_path / "mutated.sparsemble"
         tracemalloc.start()
@@ -451,23 +451,23 @@ class TestHostile:
     def test_more_positions_than_announced_take_no_memory(self, coding: str, parameter: int, tmp_path: Path) -> None:
         path = tmp_path / "a.sparsemble"
         packed.save(one_layer([[0, 1, 0]]), path, values="int8")
-        header, body = taken_apart(path.read_bytes())
+        header, body = split_file(path.read_bytes())
         size = 2**21
         table = header["members"][0][2]["weight"]
         table.update(shape=[1, 8 * size], coding=coding, parameter=parameter)
         header["parts"][0]["size"] = size
         for i, end in ((1, size), (2, size + 1)):
             header["parts"][i]["offset"] = end
-        path.write_bytes(put_together(header, b"\xff" * size + body[-9:]))
+        path.write_bytes(join_file(header, b"\xff" * size + body[-9:]))
         assert self.peak(path) < 8 * 2**20 + 16 * path.stat().st_size
         with pytest.raises(RuntimeInputError):
             packed.load(path)
 
     def change(self, tmp_path: Path, change: Callable[[dict[str, Any]], None], **settings: Any) -> str:
         packed.save(make_ensemble(), tmp_path / "a.sparsemble")
-        header, body = taken_apart((tmp_path / "a.sparsemble").read_bytes())
+        header, body = split_file((tmp_path / "a.sparsemble").read_bytes())
         change(header)
-        (tmp_path / "a.sparsemble").write_bytes(put_together(header, body, **settings))
+        (tmp_path / "a.sparsemble").write_bytes(join_file(header, body, **settings))
         with pytest.raises(RuntimeInputError) as refused:
             packed.load(tmp_path / "a.sparsemble")
         return str(refused.value)
@@ -476,28 +476,28 @@ class TestHostile:
         assert "written by a newer sparsemble; this one reads 1" in self.change(tmp_path, lambda _: None, version=2)
 
     def test_another_sparsity_than_it_says(self, tmp_path: Path) -> None:
-        said = self.change(tmp_path, lambda header: header.update(nonzeros=header["nonzeros"] - 1))
-        assert "weights are there" in said
+        message = self.change(tmp_path, lambda header: header.update(nonzeros=header["nonzeros"] - 1))
+        assert "weights are there" in message
 
     def test_an_operation_from_elsewhere_is_named_with_its_place(self, tmp_path: Path) -> None:
-        said = self.change(tmp_path, lambda header: header["members"][1][4].update(kind="attention"))
-        assert said == "member 2, operation 4 is of the kind 'attention', which this sparsemble does not know"
+        message = self.change(tmp_path, lambda header: header["members"][1][4].update(kind="attention"))
+        assert message == "member 2, operation 4 is of the kind 'attention', which this sparsemble does not know"
 
     def test_less_than_two_classes(self, tmp_path: Path) -> None:
-        said = self.change(tmp_path, lambda header: header.update(classes=["one"]))
-        assert said == "classes must be a list of 2 to 100000 names; there are 1"
+        message = self.change(tmp_path, lambda header: header.update(classes=["one"]))
+        assert message == "classes must be a list of 2 to 100000 names; there are 1"
 
     @pytest.mark.parametrize("character", ["\x1b", "\n", "\x00", "\x7f", "\u2028", "\u202e", "\ud800"])
     def test_classes_that_would_steer_a_terminal(self, tmp_path: Path, character: str) -> None:
         name = f"[/]{character}x"
-        said = self.change(tmp_path, lambda header: header.update(classes=[*"abcd", name]))
-        assert said == f"the class {name!a} has a control character in its name; printable ones are taken"
+        message = self.change(tmp_path, lambda header: header.update(classes=[*"abcd", name]))
+        assert message == f"the class {name!a} has a control character in its name; printable ones are taken"
         with pytest.raises(RuntimeInputError, match="has a control character in its name"):
             replace(make_ensemble(), classes=(*"abcd", name))
 
     def test_names_of_settings_reach_no_terminal_as_they_are(self, tmp_path: Path) -> None:
-        said = self.change(tmp_path, lambda header: header.update(stop={"name": "\x1b[2J\n\ud800"}))
-        assert said.startswith('stopping rule "\\x1b[2J\\n\\ud800" is not known')
+        message = self.change(tmp_path, lambda header: header.update(stop={"name": "\x1b[2J\n\ud800"}))
+        assert message.startswith('stopping rule "\\x1b[2J\\n\\ud800" is not known')
 
     def test_weights_that_would_fill_the_memory(self, tmp_path: Path) -> None:
         def large(header: dict[str, Any]) -> None:
@@ -518,11 +518,11 @@ class TestHostile:
             (b"", "this is no packed ensemble"),
             (b"PK\x03\x04" + bytes(100), "this is no packed ensemble"),
             (packed.PREFIX.pack(packed.MAGIC, 1, 2**31, bytes(32)), "the header is said to take 2147483648 bytes"),
-            (put_together([1], b""), "the header is no table"),
-            (put_together({"values": "float64"}, b""), "values = 'float64' must be one of float16, float32, int8"),
+            (join_file([1], b""), "the header is no table"),
+            (join_file({"values": "float64"}, b""), "values = 'float64' must be one of float16, float32, int8"),
         ],
     )
-    def test_what_is_something_else(self, tmp_path: Path, content: bytes, words: str) -> None:
+    def test_other_files_are_refused(self, tmp_path: Path, content: bytes, words: str) -> None:
         (tmp_path / "a").write_bytes(content)
         with pytest.raises(RuntimeInputError, match=words):
             packed.load(tmp_path / "a")
@@ -537,13 +537,13 @@ class TestHostile:
             (b'{"a": "\xff"}', "the header is no JSON"),
         ],
     )
-    def test_headers_that_are_none(self, tmp_path: Path, encoded: bytes, words: str) -> None:
+    def test_invalid_headers_are_refused(self, tmp_path: Path, encoded: bytes, words: str) -> None:
         prefix = packed.PREFIX.pack(packed.MAGIC, 1, len(encoded), hashlib.sha256(encoded).digest())
         (tmp_path / "a").write_bytes(prefix + encoded)
         with pytest.raises(RuntimeInputError, match=words):
             packed.load(tmp_path / "a")
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeInputError, match="cannot be read: No such file"):
             packed.load(tmp_path / "none.sparsemble")
         assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A runtime network in torch: the reference that every exported format is held to."""
+"""Networks of the runtime in torch: the reference of every exported format."""
 
 from typing import final
 
@@ -21,47 +21,47 @@ def to_torch_ensemble(ensemble: PackedEnsemble) -> Ensemble:
 
 @final
 class FoldedNetwork(nn.Module):
-    """Runs the operations of a runtime network; nothing in it is trained.
+    """Computes the operations of a runtime network; has no trainable parameter.
 
     Args:
-        network: what to run.
+        network: with BatchNorm folded.
     """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.nodes = network.nodes
         self.layers = nn.ModuleDict()
-        for place, node in enumerate(network.nodes):
+        for i, node in enumerate(network.nodes):
             layer = _layer(node)
             if layer is not None:
-                self.layers[f"node{place}"] = layer
+                self.layers[f"node{i}"] = layer
             elif isinstance(node, runtime.Affine):
-                self.register_buffer(f"scale{place}", torch.from_numpy(node.scale.copy()))
-                self.register_buffer(f"shift{place}", torch.from_numpy(node.shift.copy()))
+                self.register_buffer(f"scale{i}", torch.from_numpy(node.scale.copy()))
+                self.register_buffer(f"shift{i}", torch.from_numpy(node.shift.copy()))
         self.requires_grad_(False)
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
         results: list[Tensor] = []
-        for place, node in enumerate(self.nodes):
-            given = [results[i] for i in node.inputs]
-            results.append(x if isinstance(node, runtime.Input) else self._run(place, node, given))
+        for i, node in enumerate(self.nodes):
+            inputs = [results[source] for source in node.inputs]
+            results.append(x if isinstance(node, runtime.Input) else self._run(i, node, inputs))
         return results[-1]
 
-    def _run(self, place: int, node: Node, given: list[Tensor]) -> Tensor:
+    def _run(self, index: int, node: Node, inputs: list[Tensor]) -> Tensor:
         if isinstance(node, runtime.Affine):
-            scale, shift = self.get_buffer(f"scale{place}"), self.get_buffer(f"shift{place}")
-            return given[0] * scale[:, None, None] + shift[:, None, None]
+            scale, shift = self.get_buffer(f"scale{index}"), self.get_buffer(f"shift{index}")
+            return inputs[0] * scale[:, None, None] + shift[:, None, None]
         if isinstance(node, runtime.Convolution | runtime.Linear):
-            found: Tensor = self.layers[f"node{place}"](given[0])
-            return found
+            result: Tensor = self.layers[f"node{index}"](inputs[0])
+            return result
         if isinstance(node, runtime.MaxPool):
-            return F.max_pool2d(given[0], node.kernel, node.stride, node.padding)
+            return F.max_pool2d(inputs[0], node.kernel, node.stride, node.padding)
         if isinstance(node, runtime.AveragePool):
-            return F.avg_pool2d(given[0], node.kernel, node.stride, node.padding)
+            return F.avg_pool2d(inputs[0], node.kernel, node.stride, node.padding)
         if isinstance(node, runtime.Relu):
-            return F.relu(given[0])
-        return given[0] + given[1] if isinstance(node, runtime.Add) else given[0].flatten(1)
+            return F.relu(inputs[0])
+        return inputs[0] + inputs[1] if isinstance(node, runtime.Add) else inputs[0].flatten(1)
 
 
 def _layer(node: Node) -> nn.Module | None:

@@ -517,7 +517,7 @@ class TestHostile:
         [
             (b"", "this is no packed ensemble"),
             (b"PK\x03\x04" + bytes(100), "this is no packed ensemble"),
-            (packed.PREFIX.pack(packed.MAGIC, 1, 2**31, bytes(32)), "the header is said to take 2147483648 bytes"),
+            (packed.PREFIX.pack(packed.MAGIC, 1, 2**31, bytes(32)), "the header has a length of 2147483648 bytes"),
             (join_file([1], b""), "the header is no table"),
             (join_file({"values": "float64"}, b""), "values = 'float64' must be one of float16, float32, int8"),
         ],

@@ -77,10 +77,10 @@ class SingleImagePlanner(Planner):
 
     def add_copies(self, plan: ExecutionPlan, index: int) -> None:
         """Add the step that makes the copies that this operation is the first to read."""
-        found = self._copies(index)
-        if found is None or self.lifetimes[found[0]][0] != index:
+        copied = self._copies(index)
+        if copied is None or self.lifetimes[copied[0]][0] != index:
             return
-        operation, (buffer, copies) = self.fused.operations[index], found
+        operation, (buffer, copies) = self.fused.operations[index], copied
         assert isinstance(operation, ConvOp | PoolOp)
         read, width = plan.plane(operation.source), copies.size[1]
         lanes = vector_width(1, width, self.lanes)
@@ -105,7 +105,7 @@ class SingleImagePlanner(Planner):
 
     def candidate_configs(self, index: int, operation: ConvOp) -> list[KernelConfig]:
         """Return configurations that may be the fastest; the first one is rarely slow."""
-        found = self._copies(index)
+        copied = self._copies(index)
         lanes, vectors = self._vectors(self.empty_plan(), operation.out)
         configs = []
         for outputs in output_block_sizes(operation):
@@ -115,7 +115,7 @@ class SingleImagePlanner(Planner):
                 range(1, min(vectors, max_vectors) + 1), key=lambda w: (math.ceil(vectors / w) * (w + 2), w)
             )
             tile = 4 * lanes * widths[0]
-            block = channels_in_cache(found[1].bytes_read(tile) if found else tile)
+            block = channels_in_cache(copied[1].bytes_read(tile) if copied else tile)
             for width in widths[:TILES_TRIED]:
                 chains = max(1, min(MAX_CHAINS // outputs, SUMS_IN_FLIGHT // (width * outputs)))
                 configs += [
@@ -126,10 +126,10 @@ class SingleImagePlanner(Planner):
 
     def add_conv(self, plan: ExecutionPlan, index: int, config: KernelConfig) -> None:
         """Add a convolution or linear layer."""
-        operation, found = self.fused.operations[index], self._copies(index)
+        operation, copied = self.fused.operations[index], self._copies(index)
         assert isinstance(operation, ConvOp)
-        if found:
-            buffer, copies = found
+        if copied:
+            buffer, copies = copied
             source = copies.window_layout(*window_displacements(operation))
         else:
             buffer, source = operation.source, window_layout(operation, plan.plane(operation.source))
@@ -143,11 +143,11 @@ class SingleImagePlanner(Planner):
 
     def add_pool(self, plan: ExecutionPlan, index: int, operation: PoolOp) -> None:
         """Add a pool."""
-        found = self._copies(index)
-        if not found:
+        copied = self._copies(index)
+        if not copied:
             add_pool(plan, operation)
             return
-        buffer, copies = found
+        buffer, copies = copied
         lanes, vectors = self._vectors(plan, operation.out)
         source = copies.window_layout(*window_displacements(operation))
         taps = np.add.outer(source.down, source.across).reshape(-1).astype(np.uint32)

@@ -185,7 +185,7 @@ def _split_header(content: bytes) -> tuple[dict[str, Any], int]:
         raise RuntimeInputError(f"this file has version {version}; this sparsemble reads {VERSION}")
     end = PREFIX.size + length
     if length > MAX_HEADER_BYTES or end > len(content):
-        raise RuntimeInputError(f"the header is said to take {length} bytes of a file of {len(content)}")
+        raise RuntimeInputError(f"the header has a length of {length} bytes, in a file of {len(content)}")
     encoded = content[PREFIX.size : end]
     if hashlib.sha256(encoded).digest() != digest:
         raise RuntimeInputError("the header is damaged: its sha256 is another one")

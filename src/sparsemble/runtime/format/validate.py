@@ -127,7 +127,7 @@ class _Validator:
         )
         if ensemble.nonzeros != header["nonzeros"] or abs(ensemble.sparsity - header["sparsity"]) > 1e-9:
             raise RuntimeInputError(
-                f"{ensemble.nonzeros} weights are there, a sparsity of {ensemble.sparsity:.6f}; the header says "
+                f"{ensemble.nonzeros} weights are there, a sparsity of {ensemble.sparsity:.6f}; the header has "
                 f"{header['nonzeros']} and {header['sparsity']:.6f}"
             )
         return ensemble
@@ -145,7 +145,8 @@ class _Validator:
             offset, size = (check_int(get_field(table, key, where), f"{where}.{key}") for key in ("offset", "size"))
             if offset != end or end + size > len(self.content):
                 raise RuntimeInputError(
-                    f"{where} is said to take {size} bytes from {offset} on, of {len(self.content)} there are"
+                    f"{where} has offset {offset} and size {size}; parts must be contiguous and within the "
+                    f"{len(self.content)} bytes there are"
                 )
             parts.append(self.content[offset : offset + size])
             end += size

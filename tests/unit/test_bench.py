@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sparsemble.report.bench import draw_bench
 from typer.testing import CliRunner
 
 from sparsemble.bench import engines, verify_outputs

@@ -18,7 +18,14 @@ PARTIAL = ".partial"
 
 
 def spec_hash(stage: str, version: int, spec: Mapping[str, Any], inputs: Sequence[str]) -> str:
-    """Hash what decides a result: the stage, its version, its resolved spec and the hashes of its inputs."""
+    """Hash what decides a result: the stage, its version, its resolved spec and the hashes of its inputs.
+
+    Args:
+        stage: name of the stage.
+        version: of the stage, raised when its results change.
+        spec: resolved settings as plain JSON values.
+        inputs: `role=hash` of every input.
+    """
     text = json.dumps([stage, version, spec, list(inputs)], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -74,7 +81,13 @@ class Artifact:
 
 
 def finish(partial: Path, final: Path, meta: Mapping[str, Any]) -> Artifact:
-    """Write `meta.json` with the hash of every file and rename the directory into place."""
+    """Write `meta.json` with the hash of every file and rename the directory into place.
+
+    Args:
+        partial: folder with the files of the stage.
+        final: path of the finished artifact; an earlier one is replaced.
+        meta: what `meta.json` holds besides the hashes of the files.
+    """
     files = {
         str(path.relative_to(partial)): file_hash(path)
         for path in sorted(partial.rglob("*"))

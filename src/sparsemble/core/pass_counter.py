@@ -29,7 +29,13 @@ class Passes:
         return self.forward + self.backward
 
     def share_out(self, rows: Counts | None, passes: int, way: int) -> None:
-        """Put passes down to images: one each, or as many each as points went through the model for it."""
+        """Put passes down to images: one each, or as many each as points went through the model for it.
+
+        Args:
+            rows: (N) position in the batch of the image that each pass belongs to; none: all images share alike.
+            passes: number of passes.
+            way: FORWARD or BACKWARD.
+        """
         if not passes or not len(self.by_image):
             return
         if rows is None:

@@ -58,7 +58,13 @@ def load(release: Release, root: str, *, download: bool, held_out: int, augmenta
 
 
 def fingerprint(release: Release, root: str, *, download: bool) -> str:
-    """Return one sha256 over the unpacked files, downloading and unpacking them first if they are absent."""
+    """Return one sha256 over the unpacked files, downloading and unpacking them first if they are absent.
+
+    Args:
+        release: the published archive.
+        root: folder of the archive or of its unpacked files.
+        download: whether the archive may be downloaded.
+    """
     folder = find(release, root, download=download)
     return hash_files([folder / name for name in (*release.train, *release.test)])
 

@@ -109,6 +109,11 @@ def _receive(url: str, part: Path, remote: Remote) -> None:
 def unpack(archive: Path, names: Sequence[str], root: Path) -> None:
     """Unpack these members of a tar archive into `root`; each file is renamed into place when it is complete.
 
+    Args:
+        archive: a tar file.
+        names: members to unpack.
+        root: folder they are unpacked into.
+
     Raises:
         InputError: the archive is damaged or lacks one of them.
     """

@@ -112,6 +112,11 @@ def class_names(train: Path, test: Path) -> tuple[str, ...]:
 def file_split(folder: Path, classes: Sequence[str], reader: CentreCrop) -> FileSplit:
     """Return the images of `folder/CLASS`, sorted by name within each class.
 
+    Args:
+        folder: holds one folder a class.
+        classes: names of the folders, in the order of the labels.
+        reader: reads one file as an image.
+
     Raises:
         InputError: a class folder has no images.
     """

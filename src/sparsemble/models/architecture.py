@@ -94,7 +94,13 @@ def build_model(
 def normalisation(
     architecture: Architecture, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and standard deviation of the normalisation in front of a network."""
+    """Return the mean and standard deviation of the normalisation in front of a network.
+
+    Args:
+        architecture: the network behind the normalisation.
+        mean: of each channel of the training images, in [0, 1].
+        std: standard deviation of each channel, > 0.
+    """
     return ((0.0,) * len(mean), (1.0,) * len(std)) if architecture.normalises else (mean, std)
 
 

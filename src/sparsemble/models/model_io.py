@@ -70,7 +70,14 @@ class ModelSpec:
 
 
 def save_model(model: nn.Module, folder: Path, spec: ModelSpec, name: str = "model") -> None:
-    """Write `NAME.safetensors` and `architecture.json`."""
+    """Write `NAME.safetensors` and `architecture.json`.
+
+    Args:
+        model: the network; its state is written as it is.
+        folder: an existing folder.
+        spec: what is needed to build the network again.
+        name: of the file, without its ending.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / f"{name}.safetensors")
     write_json(folder / SPEC, to_dict(spec))
@@ -82,7 +89,13 @@ def load_spec(folder: Path) -> ModelSpec:
 
 
 def load_model(folder: Path, device: torch.device, name: str = "model") -> nn.Module:
-    """Read what `save_model` wrote; the model is in eval mode."""
+    """Read what `save_model` wrote; the model is in eval mode.
+
+    Args:
+        folder: where `save_model` wrote.
+        device: where the model goes.
+        name: of the file, without its ending.
+    """
     model = load_spec(folder).build()
     model.load_state_dict(load_file(folder / f"{name}.safetensors"))
     return model.to(device).eval()

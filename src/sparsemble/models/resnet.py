@@ -123,7 +123,13 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """Return the identity, or a 1x1 convolution with BatchNorm where the shape changes."""
+    """Return the identity, or a 1x1 convolution with BatchNorm where the shape changes.
+
+    Args:
+        channels_in: channels of the input, >= 1.
+        channels_out: channels of the output, >= 1.
+        stride: of the block, >= 1.
+    """
     if stride == 1 and channels_in == channels_out:
         return nn.Identity()
     conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
@@ -131,6 +137,14 @@ def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
 
 
 def make_stage(block: Block, channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
-    """Return blocks in a row; the first one changes the shape."""
+    """Return blocks in a row; the first one changes the shape.
+
+    Args:
+        block: makes one block from channels in, channels out and stride.
+        channels_in: channels of the input, >= 1.
+        channels_out: channels of the output, >= 1.
+        blocks: number of blocks, >= 1.
+        stride: of the first block, >= 1.
+    """
     rest = [block(channels_out, channels_out, 1) for _ in range(blocks - 1)]
     return nn.Sequential(block(channels_in, channels_out, stride), *rest)

@@ -33,7 +33,13 @@ ACCENT = LOOKS["ensemble_dynamic"].colour
 
 
 def interval_bars(low: float, value: float, high: float) -> list[list[float]]:
-    """Return the error bars of an accuracy in percent; at 0 and 1 an end may lie on the wrong side by rounding."""
+    """Return the error bars of an accuracy in percent; at 0 and 1 an end may lie on the wrong side by rounding.
+
+    Args:
+        low: lower bound, in [0, 1].
+        value: the accuracy, in [0, 1].
+        high: upper bound, in [0, 1].
+    """
     return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
 
 

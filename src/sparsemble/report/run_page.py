@@ -69,7 +69,13 @@ def run_table(summary: RunSummary) -> TerminalTable:
 
 
 def run_page(summary: RunSummary, details: RunDetails, examples: Examples | None) -> Page:
-    """Return the page of a run (arguments as in `write_run_report`)."""
+    """Return the page of a run (arguments as in `write_run_report`).
+
+    Args:
+        summary: the result table and how it was made.
+        details: sub-models, trainings and layers.
+        examples: images with adversarial ones; none: not shown.
+    """
     result = summary.row(HEADLINE_ROW)
     sections: list[Section] = [Section("Results", [results_table(summary)])]
     if details.pool:
@@ -287,7 +293,13 @@ def _reproduce(summary: RunSummary) -> list[Block]:
 
 
 def plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -> list[Plot]:
-    """Return the plots in the order of the page (arguments as in `write_run_report`)."""
+    """Return the plots in the order of the page (arguments as in `write_run_report`).
+
+    Args:
+        summary: the result table and how it was made.
+        details: sub-models, trainings and layers.
+        examples: images with adversarial ones; none: not drawn.
+    """
     result = summary.row(HEADLINE_ROW)
     curves = {row.name: row.security_curve for row in summary.rows if row.security_curve}
     images = next((curve.images for curve in curves.values()), 0)

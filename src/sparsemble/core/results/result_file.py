@@ -61,7 +61,14 @@ def check_not_negative(**values: float | None) -> None:
 
 
 def check_interval(interval: Sequence[float], name: str, *, low: float = 0, high: float = 1) -> None:
-    """Check that an interval is two growing numbers within the bounds."""
+    """Check that an interval is two growing numbers within the bounds.
+
+    Args:
+        interval: low and high.
+        name: of the field, for the message.
+        low: smallest allowed bound.
+        high: largest allowed bound.
+    """
     if len(interval) != 2 or not low <= interval[0] <= interval[1] <= high:
         raise InputError(f"{name} = {list(interval)} must be two numbers, low <= high, in [{low}, {high}]")
 

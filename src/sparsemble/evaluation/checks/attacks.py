@@ -29,7 +29,13 @@ TARGETS = 9
 
 
 def inside_threat(adversarial: Sequence[Images], x: Images, threat: ThreatModel) -> CheckResult:
-    """Check 2: every stored adversarial image lies in [0, 1] and in the ball; no passes."""
+    """Check 2: every stored adversarial image lies in [0, 1] and in the ball; no passes.
+
+    Args:
+        adversarial: stored adversarial images of each attack, each (B, C, H, W).
+        x: the clean images, (B, C, H, W).
+        threat: the norm and the radius.
+    """
     if not adversarial:
         return skipped(2, "no adversarial images were stored")
     # Extremes are taken by torch, which lets NaN through; Python's max and min may drop it.
@@ -51,7 +57,13 @@ def strength_in_order(accuracy: Mapping[str, float]) -> CheckResult:
 
 
 def falls_with_eps(curves: dict[str, list[float]], clean: dict[str, float], chance: float) -> CheckResult:
-    """Check 14: accuracy never rises with eps, equals clean accuracy at 0 and ends at chance or below; no passes."""
+    """Check 14: accuracy never rises with eps, equals clean accuracy at 0 and ends at chance or below; no passes.
+
+    Args:
+        curves: accuracy at growing eps, by row.
+        clean: clean accuracy, by row.
+        chance: accuracy at or below which a curve has reached chance, in [0, 1].
+    """
     rises = [row for row, curve in curves.items() if any(b > a + NOISE for a, b in itertools.pairwise(curve))]
     starts = [row for row, curve in curves.items() if abs(curve[0] - clean[row]) > 1e-9]
     ends = [row for row, curve in curves.items() if curve[-1] > chance]

@@ -72,7 +72,13 @@ NAMES = {
 
 
 def verdict(number: int, good: bool, detail: str) -> CheckResult:
-    """Return a check that passed or failed."""
+    """Return a check that passed or failed.
+
+    Args:
+        number: of the check, 1 to 50.
+        good: whether it passed.
+        detail: what was measured.
+    """
     return CheckResult(number=number, name=NAMES[number], status="passed" if good else "failed", detail=detail)
 
 

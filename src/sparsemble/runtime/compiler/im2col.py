@@ -199,7 +199,13 @@ def single_image_layout(fused: FusedGraph, lanes: int) -> SingleImageLayout:
 
 
 def vector_width(height: int, width: int, lanes: int) -> int:
-    """Return the number of outputs in a vector: a power of two, at most `lanes` and at most height x width."""
+    """Return the number of outputs in a vector: a power of two, at most `lanes` and at most height x width.
+
+    Args:
+        height: of the output plane, >= 1.
+        width: of the output plane, >= 1.
+        lanes: float32 values in a register of the processor.
+    """
     return min(lanes, 1 << int(math.log2(height * width)))
 
 

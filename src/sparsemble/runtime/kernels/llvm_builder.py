@@ -65,7 +65,13 @@ class LLVMBuilder:
         return vector
 
     def store(self, value: Value, pointer: Value, offset: Value | int = 0) -> None:
-        """Write a vector."""
+        """Write a vector.
+
+        Args:
+            value: a vector.
+            pointer: base address.
+            offset: in bytes.
+        """
         self.builder.store(value, self.address(pointer, offset)).align = self.align
 
     def prefetch(self, pointer: Value, offset: int) -> None:
@@ -114,7 +120,13 @@ class LLVMBuilder:
         return self.builder.call(known or ir.Function(self.module, kind, full), list(values))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """Return a b + c, rounded once."""
+        """Return a b + c, rounded once.
+
+        Args:
+            a: a vector.
+            b: a vector of the same type.
+            c: a vector of the same type.
+        """
         return self.intrinsic("fma", a, b, c)
 
     def maximum(self, a: Value, b: Value) -> Value:

@@ -54,6 +54,11 @@ class Deployed:
     def judge(self, x_adv: Images, x: Images, y: Labels) -> Outcome:
         """Return the outcome of adversarial images whose cost is not known.
 
+        Args:
+            x_adv: (B, C, H, W) adversarial images in [0, 1].
+            x: (B, C, H, W) the clean images.
+            y: (B) true classes.
+
         Raises:
             RunError: the model returned NaN or infinite logits.
         """
@@ -77,7 +82,13 @@ def deployed_decision(model: nn.Module, x: Images, rule: StoppingRule | None) ->
 
 
 def predict_clean(deployed: Deployed, x: Images, y: Labels) -> tuple[Outcome, Tensor]:
-    """Return the outcome of clean images; no images are stored with it."""
+    """Return the outcome of clean images; no images are stored with it.
+
+    Args:
+        deployed: the deployed classifier.
+        x: (B, C, H, W) images in [0, 1].
+        y: (B) true classes.
+    """
     check_range(x)
     return deployed.judge(x, x, y), x[:0].cpu()
 

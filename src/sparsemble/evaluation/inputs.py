@@ -75,6 +75,11 @@ def check_range(x: Tensor) -> None:
 def check_labels(labels: Tensor, outputs: int, classes: int | None) -> int:
     """Compare the model's number of outputs with the labels and the data set's classes; return it.
 
+    Args:
+        labels: (N) class of each image.
+        outputs: number of the model's outputs.
+        classes: number of classes of the data set; none: not known.
+
     Raises:
         InputError: they do not fit.
     """

@@ -72,7 +72,13 @@ class OutcomeStore:
         return OutcomeStore(self.folder and self.folder / name, [folder / name for folder in self.finished])
 
     def has(self, label: str, shard: int, key: str) -> bool:
-        """Return whether a shard is finished."""
+        """Return whether a shard is finished.
+
+        Args:
+            label: of the attack.
+            shard: its number, from 0.
+            key: hash of what decides the outcome.
+        """
         if (label, shard) in self.memory:
             return self.memory[label, shard][0] == key
         return self._file(label, shard, key) is not None
@@ -101,7 +107,15 @@ class OutcomeStore:
         return Outcome(**tensors), images
 
     def write(self, label: str, shard: int, key: str, outcome: Outcome, images: Images) -> None:
-        """Keep a finished shard."""
+        """Keep a finished shard.
+
+        Args:
+            label: of the attack.
+            shard: its number, from 0.
+            key: hash of what decides the outcome.
+            outcome: of every image of the shard.
+            images: (B, C, H, W) the adversarial images.
+        """
         if self.folder is None:
             self.memory[label, shard] = key, outcome, images
             return

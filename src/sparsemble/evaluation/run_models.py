@@ -97,7 +97,13 @@ def running_order(ensemble: Artifact, rule: Artifact | None = None) -> list[str]
 
 
 def load_ensemble(artifact: Artifact, combiner: Combiner, device: torch.device) -> Ensemble:
-    """Return the trained ensemble in the order of its training, in eval mode."""
+    """Return the trained ensemble in the order of its training, in eval mode.
+
+    Args:
+        artifact: what the stage `ensemble` left.
+        combiner: of the members' logits.
+        device: where the members go.
+    """
     count = len(artifact.json("ensemble.json")["members"])
     members = [load_model(artifact.path, device, f"member{i}") for i in range(1, count + 1)]
     return Ensemble(members, combiner).eval()

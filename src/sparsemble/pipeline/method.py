@@ -146,7 +146,14 @@ def select_task(recipe: Recipe, pool: Tasks) -> Task:
 
 
 def ensemble_task(recipe: Recipe, dense: Task, pool: Tasks, select: Task) -> Task:
-    """Section 2.6: ensemble learning; the dense parent may teach."""
+    """Section 2.6: ensemble learning; the dense parent may teach.
+
+    Args:
+        recipe: the settings.
+        dense: trains the dense parent.
+        pool: prunes the sub-models, by role.
+        select: selects among them.
+    """
     stage = EnsembleStage(
         ensemble=recipe.ensemble, eval_every=recipe.train.eval_every, precision=recipe.precision, **_common(recipe)
     )
@@ -165,6 +172,11 @@ def baseline_tasks(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Tas
 
     The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the ensemble together. It
     keeps single weights where the members are N:M, which has one sparsity only.
+
+    Args:
+        recipe: the settings.
+        dense: trains the dense parent.
+        select: its multiply-accumulates decide the width of the small network.
     """
     longer = replace(recipe.prune, folds=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
     if isinstance(longer.granularity, NM):
@@ -176,7 +188,13 @@ def baseline_tasks(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Tas
 
 
 def attack_tasks(recipe: Recipe, models: Tasks, pool: Tasks) -> dict[str, Task]:
-    """Every attack on every row, and the security curves; one task each, so that they run side by side."""
+    """Every attack on every row, and the security curves; one task each, so that they run side by side.
+
+    Args:
+        recipe: the settings.
+        models: make the models of the result table, by role.
+        pool: prune the sub-models, by role.
+    """
     tasks = {}
     for row in ROWS:
         for attack in attacks_on_row(row, recipe):

@@ -67,7 +67,13 @@ class Progress(ABC):
             self.print(f"{task.title}: {message['text']}")
 
     def moved(self, task: Task, share: float, text: str) -> None:
-        """A task says how far it is."""
+        """A task says how far it is.
+
+        Args:
+            task: a running task.
+            share: of its work that is done, in [0, 1].
+            text: what it is doing.
+        """
         self.shares[task.hash] = (task.cost, share)
         if share < self.before.get(task.hash, (0.0, 0.0))[1]:  # nothing of the earlier try was of use
             del self.before[task.hash]

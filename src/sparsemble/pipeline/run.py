@@ -96,6 +96,11 @@ def run(
 def check_folder(plan: RunGraph, wanted: Iterable[Task], folder: Path) -> list[Task]:
     """Return the tasks still to run for the wanted ones, after comparing every finished file with its hash.
 
+    Args:
+        plan: the graph of the run.
+        wanted: tasks whose artifacts are required.
+        folder: of the run.
+
     Raises:
         InputError: an artifact was edited by hand.
     """

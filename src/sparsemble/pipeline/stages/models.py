@@ -286,7 +286,13 @@ def widest(architecture: Architecture, shape: tuple[int, int, int]) -> Architect
 
 
 def narrowed(architecture: Any, data: Dataset, macs: int) -> Architecture:
-    """Return the architecture at the width, up to its own, whose dense multiply-accumulates are nearest to `macs`."""
+    """Return the architecture at the width, up to its own, whose dense multiply-accumulates are nearest to `macs`.
+
+    Args:
+        architecture: a component with a width.
+        data: decides the shape of the images and the number of classes.
+        macs: multiply-accumulates of one image to come near to.
+    """
 
     def at(width: int) -> Architecture:
         narrow: Architecture = replace(architecture, width=width)

@@ -19,7 +19,7 @@ CASES = {
     "sparsity=-0.1": ["sparsity = -0.1", "[0, 1)"],
     "members=5": ["members = 5", "4 sub-models"],
     "members=1": ["members = 1", "2 or more"],
-    "prune.folds=0": ["shares = 0", "1 or more"],
+    "prune.folds=0": ["folds = 0", "1 or more"],
     "prune.folds=5000": ["folds = 5000", "training images"],
     "train.schedule.batch_size=5000": ["batch_size = 5000", "1000"],
     "evaluate.images=501": ["evaluate.images = 501", "500"],

@@ -62,7 +62,7 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     words = [word for setting in settings for word in ("--set", setting)]
     result = sparsemble("run", SMOKE, "--out", tmp_path / "run", *words, "--workers", 2)
     assert result.returncode == 0, result.stderr
-    assert "take over the dense parent" in result.stderr
+    assert "load the dense parent" in result.stderr
     assert not list((tmp_path / "run").glob("train-*"))
     (adopted,) = (tmp_path / "run").glob("adopt-*")
     stored = load_file(adopted / "model.safetensors")

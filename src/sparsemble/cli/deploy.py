@@ -30,7 +30,7 @@ def export(
     need_train("export")
     from sparsemble.pipeline.run import export as export_run
 
-    result = export_run(run, values, {"device": device, "quiet": quiet}, Console(stderr=True))
+    result = export_run(run, values, device, quiet=quiet)
     if json:
         typer.echo(result.to_json(), nl=False)
     elif not quiet:

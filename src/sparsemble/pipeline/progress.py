@@ -1,4 +1,4 @@
-"""What a person sees while a run is at work."""
+"""What a terminal or a log shows while a run computes."""
 
 import time
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ COLUMNS = ("epoch", "loss", "clean %", "robust %", "learning rate", "s / epoch")
 
 
 class Progress(ABC):
-    """Hears what happens, and knows the time left."""
+    """Follows the tasks of a run, and estimates the time left."""
 
     def __init__(self, console: Console, tasks: Sequence[Task], board: Board | None = None) -> None:
         """Set up.
@@ -42,13 +42,14 @@ class Progress(ABC):
         self.count = len(tasks)
         self.done = 0
         self.shares: dict[str, tuple[float, float]] = {}
+        """Of each task that has started: its cost, and the share that is done."""
         self.began = time.perf_counter()
         self.begun: dict[str, float] = {}
         self.before: dict[str, tuple[float, float]] = {}
-        """Of tasks that go on where an earlier try was interrupted: its seconds and the share it had reached."""
+        """Of tasks that resume an interrupted try: its seconds and the share that it had reached."""
 
     def started(self, task: Task) -> None:
-        """A task has begun."""
+        """Add a task that has started."""
         self.shares[task.hash] = (task.cost, 0.0)
         self.begun[task.hash] = time.perf_counter()
 
@@ -67,7 +68,7 @@ class Progress(ABC):
             self.print(f"{task.title}: {message['text']}")
 
     def moved(self, task: Task, share: float, text: str) -> None:
-        """A task says how far it is.
+        """Record the share of a task that is done.
 
         Args:
             task: a running task.
@@ -75,31 +76,31 @@ class Progress(ABC):
             text: what it is doing.
         """
         self.shares[task.hash] = (task.cost, share)
-        if share < self.before.get(task.hash, (0.0, 0.0))[1]:  # nothing of the earlier try was of use
+        if share < self.before.get(task.hash, (0.0, 0.0))[1]:  # the earlier try was of no use
             del self.before[task.hash]
 
     def epoch(self, task: Task, record: dict[str, Any]) -> None:
-        """A training has kept an epoch."""
+        """Record an epoch of a training."""
         known = self.trainings.setdefault(task.title, [])
         known[:] = [before for before in known if before["epoch"] < record["epoch"]] + [record]
         if self.board:
             self.board.write(task.title, record)
 
     def finished(self, task: Task, seconds: float) -> None:
-        """A task is over."""
+        """Record that a task has finished."""
         self.trainings.pop(task.title, None)
         self.done += 1
         self.shares[task.hash] = (task.cost, 1.0)
 
     def failed(self, task: Task) -> None:
-        """A task failed, or will never begin because one that it needs did; it is no work any more."""
+        """Record that a task failed, or will never start because one that it needs failed."""
         self.trainings.pop(task.title, None)
         self.done += 1
         self.shares.pop(task.hash, None)
         self.total -= task.cost
 
     def tick(self) -> None:  # noqa: B027 (only bars move between events)
-        """Nothing happened for a moment."""
+        """Redraw; called several times a second."""
 
     @property
     def share(self) -> float:
@@ -108,8 +109,8 @@ class Progress(ABC):
 
     @property
     def left(self) -> str:
-        """Time left of the run, in words; empty while it cannot be told."""
-        # Tries that were interrupted together had run side by side.
+        """Time left of the run, as text; empty while it is not known."""
+        # Tasks that were interrupted together had run at the same time.
         earlier = max((seconds for seconds, _ in self.before.values()), default=0.0)
         return time_left(self.began - earlier, self.share)
 
@@ -227,8 +228,24 @@ class PlainProgress(Progress):
         return self
 
 
+def make_progress(
+    console: Console, tasks: Sequence[Task], board: Board | None = None, *, quiet: bool = False
+) -> Progress:
+    """Return what shows the progress: bars on a terminal, lines elsewhere.
+
+    Args:
+        console: where it shows.
+        tasks: what will run.
+        board: where epochs are drawn, too.
+        quiet: show nothing.
+    """
+    if quiet:
+        return PlainProgress(Console(quiet=True), tasks, board)
+    return BarProgress(console, tasks, board) if console.is_terminal else PlainProgress(console, tasks, board)
+
+
 def time_left(began: float, share: float) -> str:
-    """Return the time left of something that began then and is done to this share; empty while it cannot be told."""
+    """Return the time left of work that began then and is done to this share; empty while it is not known."""
     if share < 0.02:
         return ""
     seconds = (time.perf_counter() - began) * (1 - share) / share

@@ -59,7 +59,7 @@ class Train:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A classifier that was trained elsewhere and takes the dense parent's place; `train` then only trains rivals."""
+    """A classifier that was trained elsewhere and takes the place of the dense parent; `train` is for baselines."""
 
     weights: str = ""
     """A .safetensors file of weights for `model`; empty: those with which `model` makes its network."""
@@ -71,16 +71,16 @@ class Parent:
             return
         if not Path(self.weights).is_file():
             raise InputError(f"parent.weights = {self.weights} does not exist")
-        found = file_hash(Path(self.weights))
-        if self.weights_hash not in ("", found):
+        weights_hash = file_hash(Path(self.weights))
+        if self.weights_hash not in ("", weights_hash):
             raise InputError(f"parent.weights = {self.weights} was changed since this run began with it")
-        object.__setattr__(self, "weights_hash", found)
+        object.__setattr__(self, "weights_hash", weights_hash)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """From the dense parent to a pool of sparse sub-models, one for each score and data share."""
+    """From the dense parent to a pool of sparse sub-models, one for each score and data fold."""
 
     method: PruningMethod
     scores: tuple[PruningScore, ...]
@@ -89,11 +89,11 @@ class Prune:
     """d: folds of the training images; d - 1 sub-models a score, each seeing 2/d of them (1: no split)."""
     granularity: Granularity = Weight()
     budget: Budget = Weights()
-    """What sparsity is a share of."""
+    """What sparsity is a fraction of: weights, or multiply-accumulates."""
     rates: LayerRates = Uniform()
     """How the budget is divided among layers, where the method does not learn it."""
     floor: float = 0.1
-    """Least keep rate of a layer, as a share of the whole network's, in [0, 1)."""
+    """Least keep rate of a layer, as a fraction of the whole network's, in [0, 1)."""
     finetune_epochs: int
     """Passes over its images that each sub-model trains after its mask is fixed, >= 0."""
     loss: TrainingLoss
@@ -126,7 +126,7 @@ class Prune:
 
     @property
     def pool(self) -> tuple[tuple[PruningScore, int], ...]:
-        """The sub-models: score and number of the share, counted from 1."""
+        """The sub-models: score and number of the fold, counted from 1."""
         return tuple((score, j) for score in self.scores for j in range(1, max(self.folds, 2)))
 
 
@@ -183,7 +183,7 @@ class Evaluate:
     attacks: tuple[Attack, ...] = (PGD(steps=20), PGD(steps=50, step_size=0.1, restarts=2), AutoAttack())
     """Run on every row."""
     adaptive: Attack = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
-    """Run through every differentiable view of the ensemble: members, combiners, prefixes, its expected answer."""
+    """Run through every differentiable view of the ensemble: members, combiners, prefixes, its expected prediction."""
     black_box: tuple[Attack, ...] = (Square(queries=1000),)
     """Run on the deployed decision of the dynamic ensemble."""
     images: int = 0
@@ -217,8 +217,8 @@ class Export:
     """The files that a run leaves for others."""
 
     values: Literal["float16", "float32", "int8"] = "float16"
-    """Format of the weights; the exported ensemble is rounded to it, and judged as rounded. int8: a byte each, and a scale
-    for each output of a layer."""
+    """Format of the weights; the exported ensemble is rounded to it, and evaluated as rounded. int8: a byte each, and a
+    scale for each output of a layer."""
 
 
 @final
@@ -239,13 +239,13 @@ class Recipe:
     """On held-out images: to choose epochs and the ensemble, and to calibrate."""
     train: Train
     parent: Parent | None = None
-    """A trained classifier to begin with; none: the parent is trained as `train` says."""
+    """A trained classifier to start from; none: the parent is trained with the settings of `train`."""
     prune: Prune
     select: SelectionRule = RobustDiversity()
     ensemble: Ensemble
     stopping: Stopping = Stopping()
     precision: Precision = Precision()
-    """Of every training in the run; held-out and test images are judged in float32."""
+    """Of every training in the run; held-out and test images are evaluated in float32."""
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
 
@@ -267,7 +267,7 @@ class Recipe:
         if self.members > pool:
             raise InputError(
                 f"members = {self.members} is more than the {pool} sub-models that {len(self.prune.scores)} scores "
-                f"and shares = {self.prune.folds} give; lower members or raise shares"
+                f"and folds = {self.prune.folds} give; lower members or raise folds"
             )
 
     @property
@@ -313,8 +313,8 @@ def _for_a_single_network(where: str, training_loss: TrainingLoss) -> None:
     for part in nested_losses(training_loss):
         if part.needs_ensemble:
             raise InputError(
-                f'{where} = "{part.name}" is the loss of an ensemble, and a single network is trained there; use one such '
-                f"as madry or trades, and {part.name} as ensemble.loss"
+                f'{where} = "{part.name}" is the loss of an ensemble, and a single network is trained there; use one '
+                f"such as pgd_at or trades, and {part.name} as ensemble.loss"
             )
 
 

@@ -1,4 +1,4 @@
-"""Many recipes at once: what a study file asks for, and the cells that it expands to."""
+"""Many recipes at once: the settings of a study, and the cells that it expands to."""
 
 import itertools
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.validate_recipe import validate_recipe
 
 SINGLE_MODEL = ("members=2", "prune.folds=3")
-"""Of kind pruned, before the study's own settings: a recipe must be able to make an ensemble even where none is made."""
+"""Changes before those of a study of kind pruned: a recipe must allow an ensemble even where none is made."""
 
 
 @final

@@ -19,7 +19,9 @@ from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.run_attacks import accuracy, run_attacks
 from sparsemble.evaluation.run_models import load_row
 from sparsemble.models.model_io import load_spec
-from sparsemble.pipeline.run import check_workers, make_progress, run_tasks
+from sparsemble.pipeline.engines.driver import run_tasks
+from sparsemble.pipeline.progress import make_progress
+from sparsemble.pipeline.run import check_workers
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import STORE, AttackStage
 from sparsemble.pipeline.stages.evaluate import ancestry

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import final
 
 from sparsemble.core.artifacts import write_json
+from sparsemble.pipeline.engines.local import LocalExecutor
+from sparsemble.pipeline.engines.torchrun import TorchrunExecutor
 from sparsemble.pipeline.engines.worker import TASKS, message_file, run_stage, task_file
 from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.stage import Task
@@ -21,6 +23,41 @@ from sparsemble.training import distributed
 
 SECONDS_BETWEEN_LOOKS = 0.1
 """Between looks at the messages of running stages."""
+
+
+def run_tasks(
+    tasks: Sequence[Task], folder: Path, device: str, workers: int, progress: Progress, *, keep_going: bool = False
+) -> dict[str, str]:
+    """Run tasks whose inputs are finished or among them, in worker processes or in those that torchrun started.
+
+    Args:
+        tasks: in any order.
+        folder: of the run.
+        device: where stages compute.
+        workers: processes.
+        progress: shows what happens.
+        keep_going: whether a failed task fails only those that need it.
+
+    Returns:
+        Error messages of the tasks that failed, by hash.
+
+    Raises:
+        RunError: a task failed, unless `keep_going`.
+    """
+    together = distributed.world_size() > 1
+    by_hash = {task.hash: task for task in tasks}
+    slots = 1 if together else min(workers, len(tasks))
+    executor: Executor = (
+        TorchrunExecutor(lambda stage_hash, message: progress.receive(by_hash[stage_hash], message))
+        if together
+        else LocalExecutor(slots)
+    )
+    with executor:
+        driver = Driver(
+            folder=folder, executor=executor, slots=slots, device=device, progress=progress, keep_going=keep_going
+        )
+        driver.run(tasks)
+    return driver.failures
 
 
 @final

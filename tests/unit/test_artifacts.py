@@ -189,7 +189,7 @@ class TestLock:
         folder = tmp_path / "new" / "run"
         with only_run_in(folder):
             with (
-                pytest.raises(InputError, match=r"another run is at work in .*run; wait .* or choose .* --out"),
+                pytest.raises(InputError, match=r"another run is working in .*run; wait .* or choose .* --out"),
                 only_run_in(folder),
             ):
                 pass
@@ -208,7 +208,7 @@ class TestLock:
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(InputError, match="another run is at work"), only_run_in(tmp_path):
+            with pytest.raises(InputError, match="another run is working"), only_run_in(tmp_path):
                 pass
             holder.kill()
         with only_run_in(tmp_path):

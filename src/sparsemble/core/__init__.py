@@ -1,4 +1,4 @@
-"""The words everybody uses: tensor types, threat model, interfaces, registry, recipe, artifacts."""
+"""What every room shares: tensor types, threat models, interfaces, component registry, config reading, artifacts."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["ThreatModel", "seeded"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for: the command line must start without it."""
+    """Import what needs torch on first use: the command line must start without it."""
     if name == "ThreatModel":
         from sparsemble.core.threat import ThreatModel
 

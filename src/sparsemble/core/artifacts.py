@@ -1,4 +1,4 @@
-"""Results on disk: hashed directories, written beside and renamed, so present means finished."""
+"""Artifacts: directories named by a hash, written under another name and renamed when they are complete."""
 
 import contextlib
 import errno
@@ -18,13 +18,13 @@ PARTIAL = ".partial"
 
 
 def spec_hash(stage: str, version: int, spec: Mapping[str, Any], inputs: Sequence[str]) -> str:
-    """Hash what decides a result: the stage, its version, its resolved spec and the hashes of its inputs.
+    """Return the hash of everything that determines a result.
 
     Args:
         stage: name of the stage.
-        version: of the stage, raised when its results change.
-        spec: resolved settings as plain JSON values.
-        inputs: `role=hash` of every input.
+        version: of the stage; raised when its results change.
+        spec: its resolved settings.
+        inputs: hashes of its input artifacts.
     """
     text = json.dumps([stage, version, spec, list(inputs)], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -44,20 +44,20 @@ class Artifact:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Stage, spec, inputs, seconds, versions and the sha256 of every file."""
+        """Return stage, spec, inputs, seconds, versions and the sha256 of every file."""
         meta: dict[str, Any] = read_json(self.path / META)
         return meta
 
     def file(self, name: str) -> Path:
-        """Return the path of one of its files."""
+        """Return the path of a file."""
         return self.path / name
 
     def json(self, name: str) -> Any:
-        """Read one of its JSON files."""
+        """Read a JSON file."""
         return read_json(self.path / name)
 
     def json_lines(self, name: str) -> list[Any]:
-        """Read one of its files of one JSON value a line."""
+        """Read a file with one JSON value per line."""
         return read_json_lines(self.path / name)
 
     def verify(self) -> None:
@@ -84,9 +84,9 @@ def finish(partial: Path, final: Path, meta: Mapping[str, Any]) -> Artifact:
     """Write `meta.json` with the hash of every file and rename the directory into place.
 
     Args:
-        partial: folder with the files of the stage.
-        final: path of the finished artifact; an earlier one is replaced.
-        meta: what `meta.json` holds besides the hashes of the files.
+        partial: the directory with the files of the artifact.
+        final: its path when it is complete; an artifact that is there is replaced.
+        meta: what `meta.json` holds beside the hashes.
     """
     files = {
         str(path.relative_to(partial)): file_hash(path)
@@ -101,7 +101,11 @@ def finish(partial: Path, final: Path, meta: Mapping[str, Any]) -> Artifact:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a fault is an `InputError` that names it."""
+    """Read a JSON file.
+
+    Raises:
+        InputError: it cannot be read; the message names the file.
+    """
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -109,7 +113,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read a file of one JSON value a line; a fault is an `InputError` that names it."""
+    """Read a file with one JSON value per line.
+
+    Raises:
+        InputError: it cannot be read; the message names the file.
+    """
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -117,7 +125,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def json_line(value: Any) -> str:
-    """Write a value as one line of JSON."""
+    """Return a value as one line of JSON."""
     return json.dumps(value, allow_nan=False) + "\n"
 
 
@@ -127,18 +135,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it, so that it is whole or absent."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as stream:
+    """Write a file atomically: under another name, then renamed."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    beside.replace(path)
+    temporary.replace(path)
 
 
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that two runs never share a folder.
+    """Lock a folder while the context is open, so that two runs never write to one folder.
 
     Raises:
         InputError: the folder cannot be written, or another run holds it.
@@ -154,12 +162,12 @@ def only_run_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"another run is at work in {folder}; wait for it or choose another with --out") from None
+            raise InputError(f"another run is working in {folder}; wait for it or choose another with --out") from None
         yield
 
 
 def explain_disk(error: OSError, folder: Path) -> RunError | None:
-    """Turn a full disk into a sentence; None for any other error."""
+    """Return an error that names the full disk, or None for any other error."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(f"the disk that holds {folder} is full; make room and run the same command to go on")
     return None

@@ -1,4 +1,4 @@
-"""Which slice of a batch this process works on, for draws that must not depend on the number of processes."""
+"""Random draws for a batch that do not depend on the number of processes that share it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _SHARD: ContextVar[tuple[int, int]] = ContextVar("shard", default=(0, 1))
 
 @contextlib.contextmanager
 def sharded(rank: int, world: int) -> Iterator[None]:
-    """Say that the batches of this context are slice `rank` of `world` equal ones."""
+    """Declare that batches are slice `rank` of `world` equal slices while the context is open."""
     token = _SHARD.set((rank, world))
     try:
         yield
@@ -21,10 +21,10 @@ def sharded(rank: int, world: int) -> Iterator[None]:
 
 
 def uniform_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw numbers from [0, 1) in the shape of a batch, whose first axis counts images.
+    """Draw uniform numbers in [0, 1) in the shape of a batch, whose first axis counts images.
 
-    In a sharded context the whole batch is drawn and the own slice kept, so that the processes together draw what one
-    would, and their generators stay alike.
+    In a `sharded` context the draw is made for the whole batch and this process's slice returned, so that several
+    processes together draw what one process would, and their generators stay in the same state.
     """
     rank, world = _SHARD.get()
     drawn = torch.rand((world * len(x), *x.shape[1:]), generator=rng, device=x.device, dtype=x.dtype)
@@ -32,7 +32,7 @@ def uniform_like(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def normal_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw standard normal numbers in the same way."""
+    """Draw standard normal numbers in the shape of a batch, as `uniform_like` does."""
     rank, world = _SHARD.get()
     drawn = torch.randn((world * len(x), *x.shape[1:]), generator=rng, device=x.device, dtype=x.dtype)
     return drawn[rank * len(x) :][: len(x)]

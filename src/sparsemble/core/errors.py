@@ -1,9 +1,9 @@
-"""The two ways a run ends badly; both carry one sentence for the user."""
+"""The two kinds of errors shown to the user, each with a message of one sentence."""
 
 
 class InputError(ValueError):
-    """What the user asked for cannot be done; raised before any work (exit status 2)."""
+    """An invalid request; raised before any work (exit status 2)."""
 
 
 class RunError(RuntimeError):
-    """Work that had begun could not go on; what was computed is kept (exit status 1)."""
+    """A failure during work; finished results are kept (exit status 1)."""

@@ -1,4 +1,4 @@
-"""Modes of a model, lent and given back: train or eval, whose statistics BatchNorm uses, which weights learn."""
+"""Context managers that temporarily set train/eval and BatchNorm modes, or freeze weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode, then every part of it back into its own mode."""
+    """Set eval mode, and restore the mode of every module at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -22,7 +22,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_batchnorm(model: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics where they are; in train mode it still normalises by the batch's own."""
+    """Stop updates of BatchNorm's running statistics; in train mode it still normalises by the batch."""
     norms = [module for module in model.modules() if isinstance(module, NORMS) and module.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -35,22 +35,22 @@ def frozen_batchnorm(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def batchnorm_batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode, but for BatchNorm in train mode: that normalises by the batch, and moves nothing."""
-    learning = [module for module in model.modules() if isinstance(module, NORMS) and module.training]
+    """Set eval mode, except for BatchNorm that is in train mode: it normalises by the batch, without any update."""
+    training = [module for module in model.modules() if isinstance(module, NORMS) and module.training]
     with eval_mode(model), frozen_batchnorm(model):
-        for norm in learning:
+        for norm in training:
             norm.training = True
         yield
 
 
 @contextlib.contextmanager
 def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Let no weight want a gradient, so that passes towards the images keep and compute none."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
-    for parameter in learning:
+    """Set `requires_grad` of every weight to False, so that gradients for images are cheaper."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(True)

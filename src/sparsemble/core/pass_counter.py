@@ -1,4 +1,4 @@
-"""Counts forward and backward passes, in images, by watching the model."""
+"""Counts forward and backward passes, in images, with hooks on the model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ FORWARD, BACKWARD = 0, 1
 
 @dataclass
 class Passes:
-    """Images that went through a model, forward and backward."""
+    """Numbers of images passed through models, forward and backward."""
 
     forward: int = 0
     backward: int = 0
     by_image: Float[Tensor, "B 2"] = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.float64))
-    """The same for each image of the batch that `count_passes` was told of."""
+    """Forward and backward passes of each image of the batch, where `count_passes` knows its size."""
 
     @property
     def total(self) -> int:
         """Forward plus backward passes."""
         return self.forward + self.backward
 
-    def share_out(self, rows: Counts | None, passes: int, way: int) -> None:
-        """Put passes down to images: one each, or as many each as points went through the model for it.
+    def attribute(self, rows: Counts | None, passes: int, direction: int) -> None:
+        """Attribute passes to images in equal parts.
 
         Args:
-            rows: (N) position in the batch of the image that each pass belongs to; none: all images share alike.
-            passes: number of passes.
-            way: FORWARD or BACKWARD.
+            rows: (N) indices of the images in the batch; none: all images.
+            passes: images that went through the model.
+            direction: `FORWARD` or `BACKWARD`.
         """
         if not passes or not len(self.by_image):
             return
@@ -42,7 +42,7 @@ class Passes:
             rows = torch.arange(len(self.by_image))
         self.by_image = self.by_image.to(rows.device)
         each = torch.full((len(rows),), passes / max(len(rows), 1), dtype=torch.float64, device=rows.device)
-        self.by_image[:, way].index_add_(0, rows, each)
+        self.by_image[:, direction].index_add_(0, rows, each)
 
 
 _rows: ContextVar[Counts | None] = ContextVar("rows", default=None)
@@ -50,12 +50,12 @@ _rows: ContextVar[Counts | None] = ContextVar("rows", default=None)
 
 @contextlib.contextmanager
 def for_images(rows: Counts) -> Iterator[None]:
-    """Say which images of the batch go through models while the context is open; contexts nest.
+    """Declare which images of the batch are passed through models while the context is open; contexts nest.
 
-    An attack that lets go of images opens one around what it asks; where none is open, all images share alike.
+    An attack that drops images opens such a context around its passes; otherwise passes are attributed to all images.
 
     Args:
-        rows: (N) places in the batch that the next outer context speaks of; one may stand there more than once.
+        rows: (N) indices into the batch of the enclosing context; an index may occur more than once.
     """
     outer = _rows.get()
     token = _rows.set(rows if outer is None else outer[rows])
@@ -67,30 +67,30 @@ def for_images(rows: Counts) -> Iterator[None]:
 
 @contextlib.contextmanager
 def count_passes(*models: nn.Module, images: int = 0) -> Iterator[Passes]:
-    """Count the passes of these models while the context is open; each member of an ensemble counts for itself.
+    """Count the passes of these models while the context is open; give the members of an ensemble one by one.
 
-    A pass that stops at a hidden layer counts as a whole one.
+    A pass that ends at a hidden layer counts as a whole one.
 
     Args:
-        models: what is watched.
-        images: size of the batch whose images shall have their passes counted one by one; 0 counts only the sum.
+        models: the models whose passes are counted.
+        images: size of the batch whose passes are also counted per image; 0: only the sums.
     """
     passes = Passes(by_image=torch.zeros(images, 2, dtype=torch.float64))
 
     def add_backward(gradient: Tensor, rows: Counts | None) -> None:
         passes.backward += len(gradient)
-        passes.share_out(rows, len(gradient), BACKWARD)
+        passes.attribute(rows, len(gradient), BACKWARD)
 
     def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         passes.forward += len(inputs[0])
         rows = _rows.get()
-        passes.share_out(rows, len(inputs[0]), FORWARD)
+        passes.attribute(rows, len(inputs[0]), FORWARD)
         if not (inputs[0].requires_grad and torch.is_grad_enabled()):
             return inputs
-        # A view of its own: the image may go through other models, or through this one again.
-        entered = inputs[0].view_as(inputs[0])
-        entered.register_hook(lambda gradient: add_backward(gradient, rows))
-        return entered, *inputs[1:]
+        # A view, because the tensor may be passed through other models, or through this one again.
+        view = inputs[0].view_as(inputs[0])
+        view.register_hook(lambda gradient: add_backward(gradient, rows))
+        return view, *inputs[1:]
 
     def after(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad and not inputs[0].requires_grad:

@@ -1,4 +1,4 @@
-"""What the adversary may do: how far an image may move, in which norm."""
+"""The threat model: the norm and the radius of perturbations."""
 
 import math
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ LARGEST_EPS = {"linf": 1.0, "l2": 5.0}
 @final
 @dataclass(frozen=True, kw_only=True)
 class ThreatModel:
-    """All images of [0, 1] within distance `eps` of the clean one.
+    """All images in [0, 1] within distance `eps` of the clean one.
 
     Raises:
-        InputError: `eps` is negative or larger than an image can move (8 for 8/255).
+        InputError: `eps` is negative or too large for the norm (such as 8 for 8/255).
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -45,7 +45,10 @@ class ThreatModel:
         return f"{self.norm} {as_fraction(self.eps)}"
 
     def project(self, x_adv: Images, x: Images) -> Images:
-        """Return the allowed image nearest to `x_adv`, coordinate by coordinate for linf, radially for l2."""
+        """Return `x_adv` projected onto the ball around `x` and clipped to [0, 1].
+
+        For linf this is the nearest point of the intersection; for l2 the perturbation is scaled, then clipped.
+        """
         delta = x_adv - x
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
@@ -55,12 +58,12 @@ class ThreatModel:
         return (x + delta).clamp(0.0, 1.0)
 
     def distance(self, x_adv: Images, x: Images) -> PerImage:
-        """Return the distance of each pair in this norm."""
+        """Return the distance of each pair of images in this norm (B)."""
         delta = (x_adv - x).flatten(1)
         return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
 
     def random_start(self, x: Images, rng: Generator) -> Images:
-        """Draw an allowed image, uniform in the ball before the box is applied."""
+        """Return random images in the threat model: uniform in the ball, then clipped to [0, 1]."""
         if self.norm == "linf":
             delta = uniform_like(x, rng) * 2 - 1
         else:
@@ -70,10 +73,10 @@ class ThreatModel:
         return self.project(x + self.eps * delta, x)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """Return the unit-norm step along which a linear function with this gradient grows fastest."""
+        """Return the step of unit norm that increases a linear function with this gradient most."""
         if self.norm == "linf":
             return gradient.sign()
-        # Scaled first: the square of a confident model's gradient is below what a float holds.
+        # Scaled first, because the squares of a confident model's gradient underflow.
         tiny = torch.finfo(gradient.dtype).tiny
         largest = gradient.flatten(1).abs().amax(1).clamp_min(tiny).view(-1, 1, 1, 1)
         scaled = gradient / largest
@@ -82,8 +85,8 @@ class ThreatModel:
 
 
 def as_fraction(eps: float) -> str:
-    """Write eps as n/255 where it is one, else as a decimal."""
-    near = Fraction(eps).limit_denominator(255)
-    if abs(float(near) - eps) < 1e-9 and 255 % near.denominator == 0 and 0 < eps < 1:
-        return f"{near.numerator * 255 // near.denominator}/255"
+    """Return eps as the string n/255 if it is such a fraction, else as a decimal."""
+    fraction = Fraction(eps).limit_denominator(255)
+    if abs(float(fraction) - eps) < 1e-9 and 255 % fraction.denominator == 0 and 0 < eps < 1:
+        return f"{fraction.numerator * 255 // fraction.denominator}/255"
     return f"{eps:g}"

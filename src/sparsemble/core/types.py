@@ -17,21 +17,21 @@ Logits = Float[Tensor, "B K"]
 MemberLogits = Float[Tensor, "M B K"]
 """Logits of every member of an ensemble, in the order in which the members run."""
 PerImage = Float[Tensor, "B"]
-"""One number an image."""
+"""One number for each image."""
 Flags = Bool[Tensor, "B"]
-"""One yes or no an image."""
+"""One boolean for each image."""
 Counts = Int[Tensor, "B"]
-"""One whole number an image."""
+"""One integer for each image."""
 
 Classifier = Callable[[Tensor], Tensor]
 """From `Images` to `Logits`."""
 
 
-def draw_seed(seed: int, *words: str) -> int:
-    """Turn a seed and words into a new seed; different words give independent ones."""
-    return int(np.random.default_rng([seed, zlib.crc32(" ".join(words).encode())]).integers(2**62))
+def draw_seed(seed: int, *labels: str) -> int:
+    """Derive a seed from a seed and labels; different labels give independent seeds."""
+    return int(np.random.default_rng([seed, zlib.crc32(" ".join(labels).encode())]).integers(2**62))
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a generator from a seed; only `pipeline`, `cli`, tests and `evaluation` (one a shard) may call this."""
+    """Return a generator with this seed; only `pipeline`, `cli`, tests and `evaluation` (one a shard) may call this."""
     return torch.Generator(device=device).manual_seed(seed)

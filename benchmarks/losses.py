@@ -27,7 +27,7 @@ from sparsemble.core.types import seeded
 from sparsemble.data import data_sources
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.environment import machine, source_revision
-from sparsemble.evaluation.robustness import evaluate
+from sparsemble.evaluation.run_attacks import EvaluationJob, run_attacks
 from sparsemble.evaluation.statistics import wilson
 from sparsemble.models.architecture import architectures, build_model
 from sparsemble.training import EMA, Batches, Guard, KeepBest, Precision, Schedule, fit
@@ -43,28 +43,28 @@ PLAIN: dict[str, dict[str, Any]] = {
     "mart": {"name": "mart", "attack": MULTI},
     "n_fgsm": {"name": "n_fgsm"},
 }
-PROBES = 15
-"""How often a training is measured."""
+EVALUATIONS = 15
+"""Evaluations on held-out images in a training."""
 
 
 def rows() -> dict[str, tuple[TrainingLoss, bool]]:
-    """Return objective and averaging of each row, by name."""
-    made: dict[str, tuple[TrainingLoss, bool]] = {}
+    """Return the loss of each row and whether weights are averaged, by name."""
+    losses: dict[str, tuple[TrainingLoss, bool]] = {}
     for name, spec in PLAIN.items():
-        made[name] = training_losses.build(spec), False
+        losses[name] = training_losses.build(spec), False
     for name in ("pgd_at", "n_fgsm"):
-        made[f"{name} + averaging"] = training_losses.build(PLAIN[name]), True
+        losses[f"{name} + EMA"] = training_losses.build(PLAIN[name]), True
     for name in ("pgd_at", "n_fgsm"):
         perturbed = {"name": "awp", "inner": PLAIN[name]}
-        made[f"{name} + averaging + weight perturbation"] = training_losses.build(perturbed), True
-    return made
+        losses[f"{name} + EMA + AWP"] = training_losses.build(perturbed), True
+    return losses
 
 
 def accuracy(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> dict[str, Any]:
     """Return clean accuracy and accuracy under AutoAttack (fast), with 95 % intervals."""
-    attack = AutoAttack(mode="fast")
-    found = evaluate(model, split, [attack], threat, seed=seed)
-    clean, robust = int(found.clean.right.sum()), int(found.worst_case.sum())
+    attacks = (AutoAttack(mode="fast"),)
+    outcomes = run_attacks(EvaluationJob(model=model, split=split, threat=threat, attacks=attacks, seed=seed))
+    clean, robust = int(outcomes.clean.correct.sum()), int(outcomes.worst_case.sum())
     return {
         "images": len(split),
         "clean": clean / len(split),
@@ -77,7 +77,7 @@ def accuracy(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> 
 def train(
     training_loss: TrainingLoss, averaging: bool, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel
 ) -> dict[str, Any]:
-    """Train one row for its time and measure it."""
+    """Train one row for its processor time and evaluate it."""
 
     def fresh() -> nn.Module:
         spec = architectures.build(json.loads(chosen.model))
@@ -94,13 +94,13 @@ def train(
         model = fresh()
         steps = epochs * len(batches)
         # The average spans about a twentieth of the training, whatever its length.
-        average = EMA(decay=max(0.9, 1 - 20 / steps)) if averaging else None
+        ema = EMA(decay=max(0.9, 1 - 20 / steps)) if averaging else None
         schedule = Schedule(
-            learning_rate=chosen.rate,
+            learning_rate=chosen.learning_rate,
             batch_size=chosen.batch,
             optimiser=SGD(nesterov=True),
             lr_schedule=OneCycle(),
-            ema=average,
+            ema=ema,
             guard=Guard(),
         )
         history = fit(
@@ -123,24 +123,24 @@ def train(
     else:
         whole = batches
     run(1)  # warm-up: the first steps choose kernels
-    began = time.process_time()
+    started = time.process_time()
     run(1)
-    a_batch = (time.process_time() - began) / len(batches)
+    seconds = (time.process_time() - started) / len(batches)
     batches = whole
-    epochs = max(1, round(60 * chosen.minutes / (a_batch * len(batches))))
-    began, clock = time.process_time(), time.perf_counter()
-    best = KeepBest(probe, max(1, math.ceil(epochs / PROBES)), first=0.5)
+    epochs = max(1, round(60 * chosen.minutes / (seconds * len(batches))))
+    started, clock = time.process_time(), time.perf_counter()
+    best = KeepBest(probe, max(1, math.ceil(epochs / EVALUATIONS)), first=0.5)
     model, history = run(epochs, best)
-    used, passed = time.process_time() - began, time.perf_counter() - clock
+    used, elapsed = time.process_time() - started, time.perf_counter() - clock
     images = len(batches) * chosen.batch * epochs
     test = data.test.subset(torch.arange(min(chosen.images, len(data.test))))
     return {
         "epochs": epochs,
         "processor_seconds": used,
-        "wall_seconds": passed,
+        "wall_seconds": elapsed,
         "images_per_second": images / used,
         "chosen_by": best.best,
-        "rolled_back": [sentence for record in history for sentence in record.get("rolled_back", [])],
+        "rolled_back": [message for record in history for message in record.get("rolled_back", [])],
         "held_out": accuracy(model, data.calibration, threat, chosen.seed),
         "test": accuracy(model, test, threat, chosen.seed),
         "history": history,
@@ -149,14 +149,14 @@ def train(
 
 def show(table: dict[str, Any]) -> None:
     """Print the rows as Markdown."""
-    print("\n| objective | epochs | images / s | held-out clean | held-out AutoAttack | test clean | test AutoAttack |")
+    print("\n| loss | epochs | images / s | held-out clean | held-out AutoAttack | test clean | test AutoAttack |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, row in table.items():
-        held, test = row["held_out"], row["test"]
+        held_out, test = row["held_out"], row["test"]
         low, high = (100 * bound for bound in test["autoattack_interval"])
         print(
-            f"| {name} | {row['epochs']} | {row['images_per_second']:.0f} | {held['clean']:.1%} | "
-            f"{held['autoattack']:.1%} | {test['clean']:.1%} | {test['autoattack']:.1%} ({low:.1f} to {high:.1f}) |"
+            f"| {name} | {row['epochs']} | {row['images_per_second']:.0f} | {held_out['clean']:.1%} | "
+            f"{held_out['autoattack']:.1%} | {test['clean']:.1%} | {test['autoattack']:.1%} ({low:.1f} to {high:.1f}) |"
         )
 
 
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="processor time of each training")
     parser.add_argument("--model", default='{"name": "resnet18", "width": 8}')
     parser.add_argument("--eps", type=float, default=8 / 255)
-    parser.add_argument("--rate", type=float, default=0.2)
+    parser.add_argument("--learning-rate", type=float, default=0.2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=500, help="first test images that are attacked")
     parser.add_argument("--timing-batches", type=int, default=20)
@@ -184,19 +184,19 @@ def main() -> None:
     else:
         source = {"path": chosen.data, "crop": chosen.crop, "flip": chosen.flip, "held_out": chosen.held_out}
         data = data_sources.build({"name": "arrays", **source}).load()
-    found: dict[str, Any] = json.loads(chosen.out.read_text("utf-8")) if chosen.out.is_file() else {"rows": {}}
+    results: dict[str, Any] = json.loads(chosen.out.read_text("utf-8")) if chosen.out.is_file() else {"rows": {}}
     settings = {key: str(value) for key, value in vars(chosen).items() if key not in ("out", "only", "data")}
-    if found.setdefault("settings", settings) != settings:
-        parser.error(f"{chosen.out} holds rows of other settings: {found['settings']}; name another file")
-    found |= {"machine": machine(torch.device("cpu")), "source": source_revision(), "data": Path(chosen.data).name}
+    if results.setdefault("settings", settings) != settings:
+        parser.error(f"{chosen.out} holds rows of other settings: {results['settings']}; name another file")
+    results |= {"machine": machine(torch.device("cpu")), "source": source_revision(), "data": Path(chosen.data).name}
     for name, (training_loss, averaging) in rows().items():
-        if name in found["rows"] or (chosen.only and name not in chosen.only):
+        if name in results["rows"] or (chosen.only and name not in chosen.only):
             continue
-        found["rows"][name] = train(training_loss, averaging, data, chosen, ThreatModel(eps=chosen.eps))
+        results["rows"][name] = train(training_loss, averaging, data, chosen, ThreatModel(eps=chosen.eps))
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(chosen.out, found)
-        show({name: found["rows"][name]})
-    show(found["rows"])
+        write_json(chosen.out, results)
+        show({name: results["rows"][name]})
+    show(results["rows"])
 
 
 if __name__ == "__main__":

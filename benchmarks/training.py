@@ -1,12 +1,12 @@
-"""Our training loop beside a plain one: images a second of PGD training, interleaved in one run.
+"""Our training loop against a plain one: images per second of PGD training, interleaved in one run.
 
     pip install --no-deps torchattacks requests
     python benchmarks/training.py [--width 16] [--rounds 7] [--compile] [--device cuda] [--json speed.json]
 
-The plain loop is what one writes first: eager, float32, NCHW, a DataLoader that crops and flips, torchattacks' PGD
+The plain loop is a straightforward one: eager, float32, NCHW, a DataLoader that crops and flips, torchattacks' PGD
 with as many steps, SGD. Ours does the same work through `fit`: PGD with as many steps from random starts, the data
 set as one tensor, crop and flip on it, BatchNorm in eval mode while crafting, SGD. Each round times the same number
-of steps of every contender in turn; a row is the median over the rounds, its ratio the median of the rounds' ratios.
+of steps of every loop in turn; a row is the median over the rounds, its ratio the median of the rounds' ratios.
 """
 
 import argparse
@@ -46,7 +46,7 @@ BF16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Images one by one, cropped and flipped, as a first version would."""
+    """Images cropped and flipped one by one."""
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         self.pixels = pixels
@@ -63,7 +63,7 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 def plain_loop(model: nn.Module, split: TensorSplit, batch: int, steps: int, device: str) -> Callable[[], None]:
-    """Return a function that trains one epoch, plainly."""
+    """Return a function that trains one epoch without this package."""
     loader = DataLoader(
         Augmented(split.pixels, split.labels), batch_size=batch, shuffle=True, drop_last=True, num_workers=0
     )
@@ -105,8 +105,8 @@ def our_loop(
     return epoch
 
 
-def contenders(model: nn.Module, split: TensorSplit, chosen: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """Return what is timed, by name; each trains a copy of its own."""
+def loops(model: nn.Module, split: TensorSplit, chosen: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """Return the loops to be timed, by name; each trains a copy of its own."""
     settings = {
         "ours, float32 NCHW": Precision(channels_last=False),
         "ours, float32": Precision(),
@@ -121,31 +121,31 @@ def contenders(model: nn.Module, split: TensorSplit, chosen: argparse.Namespace)
 
 
 def measure(rows: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Return the seconds of an epoch of each contender in each round, after one that warms up."""
+    """Return the seconds of an epoch of each loop in each round, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(rounds + 1):
         for name, epoch in rows.items():
-            began = time.perf_counter()
+            started = time.perf_counter()
             epoch()
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
             if number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
 def operations(model: nn.Module, steps: int) -> float:
-    """Return floating-point operations of one image's training step: each attack step 2 passes, training itself 3."""
+    """Return the floating-point operations of a training step on one image: 2 passes an attack step, 3 an update."""
     return 2.0 * count_macs(model, (3, 32, 32)).dense * (2 * steps + 3)
 
 
 def table(seconds: dict[str, list[float]], images: int, work: float, device: str) -> dict[str, dict[str, float]]:
-    """Return the numbers of each contender."""
+    """Return speed, ratio to the plain loop and throughput of each loop."""
     reference = seconds["plain loop"]
     rows = {}
-    for name, mine in seconds.items():
-        speed = images / statistics.median(mine)
-        ratio = statistics.median(a / b for a, b in zip(reference, mine, strict=True))
+    for name, times in seconds.items():
+        speed = images / statistics.median(times)
+        ratio = statistics.median(a / b for a, b in zip(reference, times, strict=True))
         rows[name] = {"images_per_second": speed, "ratio": ratio, "teraflops": speed * work / 1e12}
         peak = next((p for key, p in BF16_PEAK.items() if device in key or key in device), None)
         if peak:
@@ -174,22 +174,22 @@ def main() -> None:
     model = build_model(spec, (3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3, rng=seeded(0)).to(chosen.device)
     device = torch.cuda.get_device_name(chosen.device) if chosen.device.startswith("cuda") else processor()
     rows = table(
-        measure(contenders(model, split, chosen), chosen.rounds, chosen.device),
+        measure(loops(model, split, chosen), chosen.rounds, chosen.device),
         images,
         operations(model, chosen.steps),
         device,
     )
-    place = (
+    hardware = (
         f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
     )
-    print(f"PGD-{chosen.steps}, resnet18 of width {chosen.width}, 32x32, batch {chosen.batch}; {place}\n")
+    print(f"PGD-{chosen.steps}, resnet18 of width {chosen.width}, 32x32, batch {chosen.batch}; {hardware}\n")
     print("| loop | images / s | times the plain loop | TFLOP / s |\n|---|---:|---:|---:|")
     for name, row in rows.items():
         peak = f" ({row['share_of_bf16_peak']:.0%} of bf16 peak)" if "share_of_bf16_peak" in row else ""
         print(f"| {name} | {row['images_per_second']:.0f} | {row['ratio']:.2f} | {row['teraflops']:.3f}{peak} |")
     if chosen.json:
-        facts: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(chosen).items()}, "machine": place}
-        chosen.json.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", "utf-8")
+        metadata: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(chosen).items()}, "machine": hardware}
+        chosen.json.write_text(json.dumps(metadata | {"rows": rows}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sparsemble.ensemble.features import features
 from torch import Tensor, nn
 
 from sparsemble.attacks.pgd import PGD
@@ -11,10 +10,11 @@ from sparsemble.core.pass_counter import Passes, count_passes, for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.losses.dverge import features
 from sparsemble.models import architectures, build_model
 from sparsemble.models.architecture import Normalised
 
-ONCE_TOO_OFTEN = "the hook stands on the image and hears of every backward pass through it"
+ONCE_TOO_OFTEN = "the hook is on the image and is called for every backward pass through it"
 
 
 def linear() -> nn.Module:

@@ -53,10 +53,10 @@ def rows() -> dict[str, tuple[TrainingLoss, bool]]:
     for name, spec in PLAIN.items():
         losses[name] = training_losses.build(spec), False
     for name in ("pgd_at", "n_fgsm"):
-        losses[f"{name} + EMA"] = training_losses.build(PLAIN[name]), True
+        losses[f"{name} + ema"] = training_losses.build(PLAIN[name]), True
     for name in ("pgd_at", "n_fgsm"):
         perturbed = {"name": "awp", "inner": PLAIN[name]}
-        losses[f"{name} + EMA + AWP"] = training_losses.build(perturbed), True
+        losses[f"{name} + ema + weight perturbation"] = training_losses.build(perturbed), True
     return losses
 
 

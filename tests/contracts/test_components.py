@@ -32,13 +32,13 @@ stages.walk("sparsemble.pipeline.stages")
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
 PACKAGE = Path(sparsemble.__file__).parent
-PLUGS = [
+COMPONENTS = [
     pytest.param(registry, component, id=f"{registry.kind}-{name}")
     for registry in REGISTRIES.values()
     if registry.interface.__module__.startswith("sparsemble.")
     for name, component in sorted(registry.components.items())
 ]
-PARTS = [parameter for parameter in PLUGS if parameter.values[0] is not stages]
+PARTS = [parameter for parameter in COMPONENTS if parameter.values[0] is not stages]
 ALIASES = [
     pytest.param(registry, alias, id=alias) for registry in REGISTRIES.values() for alias in sorted(registry.aliases)
 ]
@@ -96,8 +96,8 @@ def others(hint: Any, value: Any) -> list[Any]:
     return [number for number in numbers if number != value]
 
 
-@pytest.mark.parametrize(("registry", "component"), PLUGS)
-class TestEveryPlug:
+@pytest.mark.parametrize(("registry", "component"), COMPONENTS)
+class TestEveryComponent:
     def test_is_one_frozen_final_dataclass_in_a_file_of_its_name(self, registry: Registry[Any], component: Any) -> None:
         assert component.__dict__["__dataclass_params__"].frozen
         assert component.__dict__.get("__final__"), "put @final above register"
@@ -197,13 +197,13 @@ class TestEveryPart:
 
 
 @pytest.mark.parametrize(("registry", "alias"), ALIASES)
-def test_every_alias_stands_for_a_plug(registry: Registry[Any], alias: str) -> None:
+def test_every_alias_stands_for_a_component(registry: Registry[Any], alias: str) -> None:
     built = registry.build(alias)
     assert type(built) is registry.components[registry.aliases[alias]["name"]]
     assert registry.build(to_dict(built)) == built
 
 
-def test_nothing_that_could_be_a_plug_is_forgotten() -> None:
+def test_nothing_that_could_be_a_component_is_forgotten() -> None:
     """A class below an interface that has no name was dropped into a folder that nobody walks.
 
     Those that a recipe cannot name, because they hold a model, have a name of their own or are private.

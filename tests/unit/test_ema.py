@@ -131,7 +131,7 @@ class TestAverage:
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
     @pytest.mark.parametrize(
-        ("settings", "words"),
+        ("settings", "message"),
         [
             ({"decay": 1.0}, r"ema.decay = 1 must lie in \[0, 1\)"),
             ({"decay": -0.1}, r"ema.decay = -0.1 must lie in \[0, 1\)"),
@@ -139,8 +139,8 @@ class TestAverage:
             ({"batches": 0}, "ema.batches = 0 must be 1 or more"),
         ],
     )
-    def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
-        with pytest.raises(InputError, match=words):
+    def test_bad_settings_are_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
             EMA(**settings)
 
 

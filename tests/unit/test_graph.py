@@ -34,7 +34,7 @@ class Odd(nn.Module):
         return logits
 
 
-class Says(nn.Module):
+class Named(nn.Module):
     """A convolution, and then something else."""
 
     def __init__(self, then: Any, layer: nn.Module | None = None) -> None:
@@ -90,22 +90,22 @@ def test_leaves_the_model_as_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "message"),
     [
-        (Says(None, nn.Sigmoid()), "layer layer is Sigmoid()"),
-        (Says(None, nn.Conv2d(4, 4, 3, groups=2)), "layer layer is Conv2d(4, 4"),
-        (Says(lambda own, x: F.gelu(x)), "layer (gelu) is gelu"),
-        (Says(lambda own, x: torch.cat([x, x], 1)), "layer (cat) is cat"),
-        (Says(lambda own, x: own.conv(x[:, :3])), "layer (getitem) is getitem"),
-        (Says(lambda own, x: x + 1), "adds something that is not a feature map"),
-        (Says(lambda own, x: x * x), "combines feature maps by mul"),
-        (Says(lambda own, x: own.head(x.mean((2, 3))) if x.sum() > 0 else x), "decides by its input what it computes"),
-        (Says(lambda own, x: (x, x)), "must return the result of its last operation"),
-        (Says(lambda own, x: own.head(x.mean((2, 3))) + own.head(x.mean((2, 3)))), "runs twice in a pass"),
+        (Named(None, nn.Sigmoid()), "layer layer is Sigmoid()"),
+        (Named(None, nn.Conv2d(4, 4, 3, groups=2)), "layer layer is Conv2d(4, 4"),
+        (Named(lambda own, x: F.gelu(x)), "layer (gelu) is gelu"),
+        (Named(lambda own, x: torch.cat([x, x], 1)), "layer (cat) is cat"),
+        (Named(lambda own, x: own.conv(x[:, :3])), "layer (getitem) is getitem"),
+        (Named(lambda own, x: x + 1), "adds something that is not a feature map"),
+        (Named(lambda own, x: x * x), "combines feature maps by mul"),
+        (Named(lambda own, x: own.head(x.mean((2, 3))) if x.sum() > 0 else x), "decides by its input what it computes"),
+        (Named(lambda own, x: (x, x)), "must return the result of its last operation"),
+        (Named(lambda own, x: own.head(x.mean((2, 3))) + own.head(x.mean((2, 3)))), "runs twice in a pass"),
     ],
 )
-def test_the_first_thing_that_is_not_ours_is_named(model: Says, words: str) -> None:
+def test_the_first_unsupported_operation_is_named(model: Named, message: str) -> None:
     if model.then is None:
         model.then = lambda own, x: own.head(x.mean((2, 3)))
-    with pytest.raises(InputError, match=re.escape(words)):
+    with pytest.raises(InputError, match=re.escape(message)):
         Graph(model, SHAPE)

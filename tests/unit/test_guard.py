@@ -422,7 +422,7 @@ class TestRule:
         assert sum(self.fault(*run) for run in runs) >= 390
 
     @pytest.mark.parametrize(
-        ("settings", "words"),
+        ("settings", "message"),
         [
             ({"max_drop": 0.0}, r"guard.max_drop = 0 must lie in \(0, 1\]"),
             ({"max_drop": 1.1}, r"guard.max_drop = 1.1 must lie in \(0, 1\]"),
@@ -431,8 +431,8 @@ class TestRule:
             ({"backoff": 0.0}, r"guard.backoff = 0 must lie in \(0, 1\)"),
         ],
     )
-    def test_bad_settings_are_refused(self, settings: dict[str, Any], words: str) -> None:
-        with pytest.raises(InputError, match=words):
+    def test_bad_settings_are_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
             Guard(**settings)
 
 
@@ -461,13 +461,13 @@ class TestTries:
             def __len__(self) -> int:
                 return 1
 
-        words = (
+        message = (
             "^the loss became nan in epoch 1; training was rolled back 1 times and stops here; "
             "lower learning_rate = 0.2 or use"
         )
         guarded = replace(SCHEDULE, guard=Guard(max_rollbacks=1))
         for _ in range(2):  # and says the same when it is run again
-            with pytest.raises(RunError, match=words):
+            with pytest.raises(RunError, match=message):
                 train(net(), NaNOnce(when=1, calls=Always()), schedule=guarded, checkpoint=Checkpoint(tmp_path))
         state = Checkpoint(tmp_path).read_good()
         assert state is not None
@@ -560,7 +560,7 @@ class TestResume:
                 return
 
     @pytest.mark.parametrize(
-        ("change", "words"),
+        ("change", "message"),
         [
             (
                 {"schedule": replace(SCHEDULE, learning_rate=0.3)},
@@ -576,11 +576,11 @@ class TestResume:
             ({"training_loss": PGDAT()}, "a training with loss.name = standard, this one has pgd_at"),
         ],
     )
-    def test_of_other_settings_is_refused_by_name(self, change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    def test_of_other_settings_is_refused_by_name(self, change: dict[str, Any], message: str, tmp_path: Path) -> None:
         with pytest.raises(Killed):
             train(net(), Standard(), Kill(epochs=2), checkpoint=Checkpoint(tmp_path))
         settings = {"training_loss": Standard(), **change}
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             train(net(), **settings, checkpoint=Checkpoint(tmp_path))
 
     def test_rollbacks_are_in_the_checkpoint(self, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_trainable_are_those_with_a_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda: SGD(momentum=1.0), "momentum = 1 must lie in"),
         (lambda: SGD(weight_decay=-1.0), "weight_decay = -1 be 0 or more"),
@@ -107,8 +107,8 @@ def test_trainable_are_those_with_a_gradient() -> None:
         (lambda: AdamW(weight_decay=-0.1), "weight_decay = -0.1 must be 0 or more"),
     ],
 )
-def test_bad_settings_are_refused(make: Callable[[], Optimiser], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+def test_bad_settings_are_refused(make: Callable[[], Optimiser], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         make()
 
 

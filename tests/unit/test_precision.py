@@ -190,8 +190,8 @@ class TestBfloat16:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
         needs = {"cpu": "AVX-512", "cuda": "a GPU from 2020 or later"}[device]
-        words = f'dtype = "bfloat16" is not supported on this {device} .it needs {needs}.; use dtype = "float32"'
-        with pytest.raises(InputError, match=words):
+        message = f'dtype = "bfloat16" is not supported on this {device} .it needs {needs}.; use dtype = "float32"'
+        with pytest.raises(InputError, match=message):
             HALF.check(device)
         Precision().check(device)
         if device == "cpu":

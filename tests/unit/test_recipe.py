@@ -1,4 +1,4 @@
-"""The strict reader and the recipe of a run: what is refused and with which words, overrides, and the way back."""
+"""The strict reader and the recipe of a run: what is refused with which message, overrides, and the way back."""
 
 import inspect
 import subprocess
@@ -46,14 +46,14 @@ class Cake:
     icing: float | None = None
 
 
-class TestRead:
+class TestFromDict:
     def test_makes_dataclasses_all_the_way_down(self) -> None:
         table = {"layers": 3, "oven": {"heat": "fan"}, "ovens": [{"trays": 1}, {}], "shares": [1, "1/3"], "icing": 2}
         expected = Cake(layers=3, oven=Oven(heat="fan"), ovens=(Oven(trays=1), Oven()), shares=(1.0, 1 / 3), icing=2.0)
         assert from_dict(Cake, table) == expected
 
     @pytest.mark.parametrize(
-        ("table", "words"),
+        ("table", "message"),
         [
             ({"layer": 1}, 'layer is not a known setting; did you mean "layers"?'),
             ({"layers": 1, "oven": {"degree": 1}}, 'oven.degree is not a known setting; did you mean "degrees"?'),
@@ -71,10 +71,10 @@ class TestRead:
             ({"layers": 1, "icing": "much"}, 'icing = "much" is not a number or a fraction such as "8/255"'),
         ],
     )
-    def test_refuses_with_the_path_the_value_and_what_would_be_right(self, table, words) -> None:
+    def test_refuses_with_the_path_the_value_and_what_would_be_right(self, table, message) -> None:
         with pytest.raises(InputError) as refused:
             from_dict(Cake, table)
-        assert str(refused.value) == words
+        assert str(refused.value) == message
 
     def test_what_is_no_table_is_refused(self) -> None:
         """In a process of its own: the type checker of the tests would refuse it first."""
@@ -159,7 +159,7 @@ class TestOverride:
             ("seed={name = 'pgd', steps = 5}", {"name": "pgd", "steps": 5}),
         ],
     )
-    def test_values_are_toml_and_bare_words_texts(self, setting, expected) -> None:
+    def test_values_are_toml_and_bare_words_strings(self, setting, expected) -> None:
         found = override({"seed": 0, "other": 1}, [setting])
         assert found == {"seed": expected, "other": 1}
         assert type(found["seed"]) is type(expected)
@@ -169,7 +169,7 @@ class TestOverride:
         found = override(table, ["train.schedule.learning_rate=0.2", "evaluate.images=9", "train.epochs=4"])
         assert found == {"train": {"epochs": 4, "schedule": {"learning_rate": 0.2}}, "evaluate": {"images": 9}}
 
-    def test_a_plug_given_by_its_name_becomes_a_table(self) -> None:
+    def test_a_component_given_by_its_name_becomes_a_table(self) -> None:
         assert override({"model": "resnet18"}, ["model.width=8"]) == {"model": {"name": "resnet18", "width": 8}}
 
     def test_the_last_of_two_wins(self) -> None:
@@ -232,7 +232,7 @@ class TestRecipe:
         assert smoke("model=resnet34").model == ResNet(depth=34)
 
     @pytest.mark.parametrize(
-        ("setting", "words"),
+        ("setting", "message"),
         [
             (
                 "train.schedule.learning_rte=1",
@@ -288,10 +288,10 @@ class TestRecipe:
             ),
         ],
     )
-    def test_a_bad_setting_is_refused_with_its_path(self, setting, words) -> None:
+    def test_a_bad_setting_is_refused_with_its_path(self, setting, message) -> None:
         with pytest.raises(InputError) as refused:
             smoke(setting)
-        assert str(refused.value).startswith(words)
+        assert str(refused.value).startswith(message)
 
     @pytest.mark.parametrize(
         ("setting", "message"),

@@ -90,7 +90,7 @@ class TestBuild:
         assert fruits.build("boskoop") == Apple(grams=220.0, kind="sour")
         assert fruits.build({"name": "boskoop", "kind": "sweet"}) == Apple(grams=220.0, kind="sweet")
 
-    def test_plugs_within_plugs(self, fruits) -> None:
+    def test_components_within_components(self, fruits) -> None:
         table = {"name": "apple", "graft": "boskoop", "basket": ["apple", {"name": "pear", "grams": 1}]}
         expected = Apple(graft=Apple(grams=220.0, kind="sour"), basket=(Apple(), Pear(grams=1.0)))
         assert fruits.build(table) == expected
@@ -118,12 +118,12 @@ class TestBuild:
             with pytest.raises(InputError, match=r"^lunch needs a name; known: apple, boskoop, pear$"):
                 fruits.build(table, "lunch")
 
-    def test_a_value_that_the_plug_refuses_comes_with_its_path(self, fruits) -> None:
+    def test_a_value_that_the_component_refuses_comes_with_its_path(self, fruits) -> None:
         with pytest.raises(InputError, match=r"^lunch\.graft: grams = -1 must be 0 or more$"):
             fruits.build({"name": "apple", "graft": {"name": "apple", "grams": -1}}, "lunch")
 
     @pytest.mark.parametrize(
-        ("settings", "words"),
+        ("settings", "message"),
         [
             ({"grams": "heavy"}, 'fruit.grams = "heavy" is not a number or a fraction such as "8/255"'),
             ({"grams": True}, "fruit.grams = True must be a number"),
@@ -139,10 +139,10 @@ class TestBuild:
             ({"basket": ["apple", "pera"]}, 'fruit.basket[1] = "pera" is not a known fruit; did you mean "pear"?'),
         ],
     )
-    def test_a_value_of_the_wrong_type_is_refused(self, fruits, settings, words) -> None:
+    def test_a_value_of_the_wrong_type_is_refused(self, fruits, settings, message) -> None:
         with pytest.raises(InputError) as refused:
             fruits.build({"name": "apple", **settings})
-        assert str(refused.value) == words
+        assert str(refused.value) == message
 
 
 class TestRegister:
@@ -181,7 +181,7 @@ class TestRegister:
             fruits.register("quince")(quince)
 
 
-PLUG = '''
+COMPONENT = '''
 from dataclasses import dataclass
 from tests.unit.test_registry import REGISTRIES, Fruit
 @REGISTRIES[Fruit].register("{name}")
@@ -207,19 +207,19 @@ class TestWalk:
             del sys.modules[name]
 
     def test_a_file_dropped_in_is_found(self, fruits, orchard) -> None:
-        (orchard / "cherry.py").write_text(PLUG.format(name="cherry"), "utf-8")
+        (orchard / "cherry.py").write_text(COMPONENT.format(name="cherry"), "utf-8")
         fruits.walk("orchard")
         assert fruits.build("cherry").name == "cherry"
         fruits.walk("orchard")  # what is imported already does not register twice
         assert "cherry" in fruits.names()
 
     def test_a_name_that_differs_from_its_file_fails_at_import(self, fruits, orchard) -> None:
-        (orchard / "cherries.py").write_text(PLUG.format(name="cherry"), "utf-8")
+        (orchard / "cherries.py").write_text(COMPONENT.format(name="cherry"), "utf-8")
         with pytest.raises(TypeError, match=r"must stand in a file named cherry\.py, not in orchard\.cherries"):
             fruits.walk("orchard")
 
     def test_a_taken_name_fails_at_import(self, fruits, orchard) -> None:
-        (orchard / "apple.py").write_text(PLUG.format(name="apple"), "utf-8")
+        (orchard / "apple.py").write_text(COMPONENT.format(name="apple"), "utf-8")
         with pytest.raises(TypeError, match='fruit "apple" is registered twice'):
             fruits.walk("orchard")
 
@@ -233,7 +233,7 @@ class Bowl:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class TestDescribe:
+class TestToDict:
     SPECS = (
         "apple",
         "boskoop",
@@ -243,7 +243,7 @@ class TestDescribe:
     )
 
     @pytest.mark.parametrize("spec", SPECS)
-    def test_what_is_described_is_built_again_even_from_json(self, fruits, spec) -> None:
+    def test_what_is_written_is_built_again_even_from_json(self, fruits, spec) -> None:
         component = fruits.build(spec)
         assert fruits.build(to_dict(component)) == component
         assert fruits.build(json.loads(json.dumps(to_dict(component)))) == component
@@ -256,12 +256,12 @@ class TestDescribe:
     def test_aliases_are_written_as_what_they_stand_for(self, fruits) -> None:
         assert to_dict(fruits.build("boskoop"))["name"] == "apple"
 
-    def test_writes_dataclasses_and_containers_that_are_no_plugs(self, fruits) -> None:
+    def test_writes_dataclasses_and_containers_that_are_no_components(self, fruits) -> None:
         bowl = Bowl(Pear(grams=1.0), (Pear(grams=2.0),), {"made": (1, [Pear(grams=3.0)])})
         first, second, third = ({"name": "pear", "grams": float(n)} for n in (1, 2, 3))
         assert to_dict(bowl) == {"first": first, "others": [second], "notes": {"made": [1, [third]]}}
 
-    def test_versions_stand_beside_every_plug_where_asked_for(self, fruits) -> None:
+    def test_versions_stand_beside_every_component_where_asked_for(self, fruits) -> None:
         table = to_dict(Apple(graft=Pear(grams=1.0)), versions=True)
         assert (table["version"], table["graft"]["version"]) == (1, 4)
         assert "version" not in to_dict(Apple(graft=Pear(grams=1.0)))["graft"]

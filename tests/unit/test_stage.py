@@ -69,7 +69,7 @@ class TestTaskHash:
         found = hashes(smoke())
         assert len(set(found.values())) == len(found)
 
-    def test_a_raised_version_of_a_plug_inside_changes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_raised_version_of_a_component_inside_changes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         before, recipe = hashes(smoke()), smoke()
         monkeypatch.setattr(type(recipe.train.schedule.lr_schedule), "version", 99, raising=False)
         after = hashes(recipe)

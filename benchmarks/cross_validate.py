@@ -29,8 +29,8 @@ from sparsemble.core.artifacts import Artifact
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import RunSummary
 from sparsemble.data.digits import Digits
-from sparsemble.models.model_io import load_model
 from sparsemble.evaluation.run_models import load_ensemble
+from sparsemble.models.model_io import load_model
 from sparsemble.pipeline.engines.local import LocalEngine
 from sparsemble.pipeline.method import model_tasks
 from sparsemble.pipeline.progress import PlainProgress

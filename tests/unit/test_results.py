@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,38 @@ def test_an_attack_is_found_by_its_label() -> None:
     with pytest.raises(InputError, match=r'"fgsm" is no attack of this evaluation; it has autoattack-fast, '):
         result.attack("fgsm")
     assert sum(result.strongest.correct) == min(sum(attack.correct) for attack in result.attacks)
+
+
+class TestRobustBench:
+    """The fields that RobustBench keeps of a model, under its names."""
+
+    def test_accuracies_are_text_in_percent_and_what_is_not_known_is_null(self) -> None:
+        result = example_evaluation()
+        table = result.to_robustbench()
+        assert {"clean_acc", "autoattack_acc", "eps", "dataset", "additional_data", "architecture"} <= table.keys()
+        assert table["clean_acc"] == f"{100 * result.clean_accuracy:.2f}"
+        assert table["eps"] == result.threat.eps_text
+        assert table["reported"] is None
+
+    def test_only_the_exact_standard_autoattack_counts(self) -> None:
+        result = example_evaluation()
+        first, *rest = result.attacks
+        plain = replace(result, attacks=(replace(first, mode="fast", settings={"variant": "standard"}), *rest))
+        exact = replace(result, attacks=(replace(first, mode="exact", settings={"variant": "standard"}), *rest))
+        assert plain.to_robustbench()["autoattack_acc"] is None
+        assert exact.to_robustbench()["autoattack_acc"] == f"{100 * first.robust_accuracy:.2f}"
+
+    def test_a_failed_check_marks_the_evaluation_unreliable(self) -> None:
+        result = example_evaluation()
+        passed = tuple(replace(check, status="passed") for check in result.checks)
+        assert not replace(result, checks=passed).to_robustbench()["unreliable"]
+        failed = (replace(passed[0], status="failed"), *passed[1:])
+        assert replace(result, checks=failed).to_robustbench()["unreliable"]
+
+
+def test_a_result_prints_itself_as_a_table() -> None:
+    result = example_evaluation()
+    lines = str(result).splitlines()
+    assert len(lines) == len(result.attacks) + 5
+    assert f"{100 * result.robust_accuracy:.1f}" in lines[-2]
+    assert all(attack.label in line for attack, line in zip(result.attacks, lines[3:], strict=False))

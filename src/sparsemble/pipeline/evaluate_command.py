@@ -17,7 +17,7 @@ from sparsemble.api.evaluation import RESULT
 from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
-from sparsemble.core.artifacts import only_run_in, read_json
+from sparsemble.core.artifacts import only_run_in, read_json, write_json
 from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
@@ -140,6 +140,7 @@ def run(plan: EvaluationPlan, command: str, console: Console) -> EvaluationResul
         result = evaluate(plan.job, plan.target, plan.data, settings, store=store, report=report)
         result = replace(result, checks=_with_display(result))
         write_evaluation(result, examples(run_attacks(plan.job, store), plan.job.split), plan.folder)
+        write_json(plan.folder / "robustbench.json", result.to_robustbench())
     return result
 
 

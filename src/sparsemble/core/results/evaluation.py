@@ -358,6 +358,51 @@ class EvaluationResult(ResultFile):
         """Return the checks of one status."""
         return tuple(check for check in self.checks if check.status == status)
 
+    def to_robustbench(self) -> dict[str, Any]:
+        """Return the result as RobustBench keeps a model: its field names, accuracies in percent as text.
+
+        `autoattack_acc` is filled where the standard AutoAttack ran in exact mode; `unreliable` is true where a check
+        of this evaluation failed. What only the authors of a model know is null.
+        """
+        standard = [
+            attack.robust_accuracy
+            for attack in self.attacks
+            if attack.mode == "exact" and attack.settings.get("variant") == "standard"
+        ]
+        extra = self.model.extra_data
+        return {
+            "link": None,
+            "authors": None,
+            "venue": None,
+            "additional_data": None if extra is None else extra != "none",
+            "number_forward_passes": f"{self.members_run.clean:g}",
+            "dataset": self.data.name,
+            "architecture": self.model.architecture,
+            "eps": self.threat.eps_text,
+            "clean_acc": f"{100 * self.clean_accuracy:.2f}",
+            "reported": None,
+            "autoattack_acc": f"{100 * standard[0]:.2f}" if standard else None,
+            "unreliable": bool(self.checks_with("failed")),
+            "external": None,
+        }
+
+    def __str__(self) -> str:
+        """Return the result as a table in plain text."""
+        rows = [("clean", self.clean_accuracy, self.clean_interval)]
+        rows += [(attack.label, attack.robust_accuracy, attack.interval) for attack in self.attacks]
+        rows += [("worst case", self.robust_accuracy, self.interval)]
+        width = max(len(label) for label, _, _ in rows)
+        lines = [
+            f"{self.name}: {self.data.images} images of {self.data.name}, {self.threat.norm} {self.threat.eps_text}"
+        ]
+        lines += [f"  {'attack':{width}}  accuracy %  95 % interval"]
+        lines += [
+            f"  {label:{width}}  {100 * value:10.1f}  {100 * low:.1f} to {100 * high:.1f}"
+            for label, value, (low, high) in rows
+        ]
+        counts = [f"{len(self.checks_with(status))} {status}" for status in STATUSES]
+        return "\n".join([*lines, f"  checks: {', '.join(counts)}" if self.checks else "  checks: none"])
+
     def __post_init__(self) -> None:
         images = self.data.images
         check_length(self.clean_correct, images, "clean_correct", "data.images")

@@ -28,7 +28,7 @@ from sparsemble.pipeline.method import build_graph
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.stage import Stage, stages
 
-stages.walk("sparsemble.pipeline.stages")
+stages.register_package("sparsemble.pipeline.stages")
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
 PACKAGE = Path(sparsemble.__file__).parent

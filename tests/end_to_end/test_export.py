@@ -128,7 +128,7 @@ class TestWhatIsWrongIsNotExported:
 
     @pytest.fixture
     def export(self, finished: Path, tmp_path: Path) -> Callable[[str], None]:
-        stages.walk("sparsemble.pipeline.stages")
+        stages.register_package("sparsemble.pipeline.stages")
         (made,) = finished.glob("export-*")
         meta = json.loads((made / "meta.json").read_text("utf-8"))
         stage = stages.build(meta["spec"])

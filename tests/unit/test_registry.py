@@ -208,20 +208,20 @@ class TestWalk:
 
     def test_a_file_dropped_in_is_found(self, fruits, orchard) -> None:
         (orchard / "cherry.py").write_text(COMPONENT.format(name="cherry"), "utf-8")
-        fruits.walk("orchard")
+        fruits.register_package("orchard")
         assert fruits.build("cherry").name == "cherry"
-        fruits.walk("orchard")  # what is imported already does not register twice
+        fruits.register_package("orchard")  # what is imported already does not register twice
         assert "cherry" in fruits.names()
 
     def test_a_name_that_differs_from_its_file_fails_at_import(self, fruits, orchard) -> None:
         (orchard / "cherries.py").write_text(COMPONENT.format(name="cherry"), "utf-8")
         with pytest.raises(TypeError, match=r"must stand in a file named cherry\.py, not in orchard\.cherries"):
-            fruits.walk("orchard")
+            fruits.register_package("orchard")
 
     def test_a_taken_name_fails_at_import(self, fruits, orchard) -> None:
         (orchard / "apple.py").write_text(COMPONENT.format(name="apple"), "utf-8")
         with pytest.raises(TypeError, match='fruit "apple" is registered twice'):
-            fruits.walk("orchard")
+            fruits.register_package("orchard")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sparsemble.core.source_file import files_beside
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
+from sparsemble.pipeline.validate_recipe import validate_recipe
 from tests.unit.test_docs import ROOT, blocks
 
 SMOKE = ROOT / "tests/end_to_end/smoke.toml"
@@ -131,6 +132,21 @@ class TestRefused:
     def test_a_setting_that_it_does_not_have(self, file: Path) -> None:
         with pytest.raises(InputError, match=r'^here\.step_sise is not a known setting; did you mean "step_size"\?$'):
             attacks.build({"name": f"{file}:SingleStep", "step_sise": 1}, "here")
+
+
+def test_a_combiner_that_the_runtime_does_not_have_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from sparsemble.core.interfaces import Combiner\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class First(Combiner):\n"
+        "    def __call__(self, member_logits): return member_logits[0]\n",
+        "utf-8",
+    )
+    _, recipe = load_recipe(str(SMOKE), (f"ensemble.combiner={tmp_path / 'mine.py'}:First",))
+    validate_recipe(recipe, deploys=False)
+    with pytest.raises(InputError, match=r"^ensemble.combiner: the runtime does not have .*mine.py:First; change it"):
+        validate_recipe(recipe)
 
 
 def test_the_pruning_method_of_the_page_keeps_the_contract(tmp_path: Path) -> None:

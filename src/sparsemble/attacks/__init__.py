@@ -89,5 +89,5 @@ __all__ = [
     "surrogates",
 ]
 
-attacks.walk("sparsemble.attacks")
-attacks.walk("sparsemble.attacks.black_box")
+attacks.register_package("sparsemble.attacks")
+attacks.register_package("sparsemble.attacks.black_box")

@@ -160,7 +160,7 @@ def from_dict(cls: type[D], table: Any, where: str = "") -> D:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """Return a value of a table as its type hint asks for."""
+    """Return a value of a table, converted to its type hint."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:

@@ -107,7 +107,7 @@ class Registry(Generic[P]):
         self._check_free(short, "an alias")
         self._aliases[short] = {"name": name, **settings}
 
-    def walk(self, package: ModuleType | str) -> None:
+    def register_package(self, package: ModuleType | str) -> None:
         """Import every module of a package, so that its components register."""
         module = importlib.import_module(package) if isinstance(package, str) else package
         for entry in pkgutil.iter_modules(module.__path__, module.__name__ + "."):
@@ -255,9 +255,9 @@ def _from_alias(registry: Registry[Any], alias: str, **settings: Any) -> Any:
 
 
 def _is_automatic(component: Component) -> bool:
-    """Say whether the component's label is the one it gives itself; that one follows its settings."""
-    fresh: Any = dataclasses.replace(component, label="")  # type: ignore[type-var]
-    return bool(fresh.label == component.label)  # type: ignore[attr-defined]
+    """Return whether the label is the automatic one, which follows from the settings."""
+    automatic: Any = dataclasses.replace(component, label="")  # type: ignore[type-var]
+    return bool(automatic.label == component.label)  # type: ignore[attr-defined]
 
 
 def _identity(component: Component, versions: bool) -> dict[str, Any]:

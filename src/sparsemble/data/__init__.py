@@ -10,7 +10,7 @@ from sparsemble.data.dataset import Augmentation, Dataset, DataSource, Split, Te
 
 __all__ = ["Augmentation", "DataSource", "Dataset", "Split", "TensorSplit", "data_sources", "load", "source"]
 
-data_sources.walk("sparsemble.data")
+data_sources.register_package("sparsemble.data")
 
 
 def source(name: str | Path, **settings: Any) -> DataSource:

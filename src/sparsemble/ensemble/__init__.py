@@ -37,7 +37,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "selection": selection_rules,
 }
 for folder, registry in REGISTRIES.items():
-    registry.walk(f"sparsemble.ensemble.{folder}")
+    registry.register_package(f"sparsemble.ensemble.{folder}")
 
 
 def __getattr__(name: str) -> Any:

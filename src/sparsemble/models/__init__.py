@@ -7,7 +7,7 @@ from sparsemble.models.architecture import Architecture, Normalised, architectur
 
 __all__ = ["Architecture", "Normalised", "architectures", "build_model"]
 
-architectures.walk("sparsemble.models")
+architectures.register_package("sparsemble.models")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.losses.dverge import DVERGE, feature_layers
@@ -16,7 +17,9 @@ from sparsemble.models.graph import Graph
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import dataset
 from sparsemble.pipeline.stages.models import load_parent
+from sparsemble.runtime.combiners import build_combiner
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.stopping import build_rule
 from sparsemble.training import distributed
 from sparsemble.training.loss import nested_losses
 
@@ -41,12 +44,27 @@ def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys
     _check_held_out(data)
     if deploys:
         check_deployable(model, data.shape)
+        _check_runtime_components(recipe)
         if any(isinstance(part, DVERGE) and part.beta for part in nested_losses(recipe.ensemble.loss)):
             feature_layers(model)
     graph = Graph(model, data.shape)
     for sparsity in sparsities or (recipe.member_sparsity,):
         recipe.prune.target(graph, sparsity)
     _check_sizes(recipe, data)
+
+
+def _check_runtime_components(recipe: Recipe) -> None:
+    """Refuse a combiner or a stopping rule that the runtime does not have, such as one in a file of the user."""
+    for setting, component, build in (
+        ("ensemble.combiner", recipe.ensemble.combiner, build_combiner),
+        ("stopping.rule", recipe.stopping.rule, build_rule),
+    ):
+        if component.source_file:
+            raise InputError(f"{setting}: the runtime does not have {component.source_file}; {ADVICE}")
+        try:
+            build(to_dict(component))
+        except RuntimeInputError as error:
+            raise InputError(f"{setting}: the runtime cannot run it, {error}; {ADVICE}") from None
 
 
 def _check_sizes(recipe: Recipe, data: Dataset) -> None:

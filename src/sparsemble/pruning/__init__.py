@@ -33,7 +33,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "rates": layer_rates.layer_rates,
 }
 for folder, registry in REGISTRIES.items():
-    registry.walk(f"sparsemble.pruning.{folder}")
+    registry.register_package(f"sparsemble.pruning.{folder}")
 
 
 def __getattr__(name: str) -> Any:

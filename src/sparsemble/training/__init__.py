@@ -32,6 +32,6 @@ __all__ = [
     "fit",
 ]
 
-loss.training_losses.walk("sparsemble.training.losses")
-schedule.lr_schedules.walk("sparsemble.training.lr_schedules")
-optimiser.optimisers.walk("sparsemble.training.optimisers")
+loss.training_losses.register_package("sparsemble.training.losses")
+schedule.lr_schedules.register_package("sparsemble.training.lr_schedules")
+optimiser.optimisers.register_package("sparsemble.training.optimisers")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
+from torch import nn
+
 from sparsemble.core.errors import InputError
 
 LEAST_DROP = 0.15
@@ -21,6 +23,9 @@ class Fault:
 
     message: str
     kind: Literal["diverged", "collapsed"]
+
+
+NOT_FINITE = Fault("weights or logits became NaN or infinite", "diverged")
 
 
 @final
@@ -59,3 +64,9 @@ class Guard:
 def divergence(loss: float) -> Fault | None:
     """Return the fault if a loss is not finite."""
     return None if math.isfinite(loss) else Fault(f"the loss became {loss}", "diverged")
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Return whether every weight and statistic is finite."""
+    floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    return all(bool(tensor.isfinite().all()) for tensor in floating)

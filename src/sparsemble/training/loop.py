@@ -28,12 +28,11 @@ from sparsemble.training.checkpoint import (
     with_prefix,
 )
 from sparsemble.training.ema import EMAModel
-from sparsemble.training.guard import Fault, divergence
+from sparsemble.training.guard import NOT_FINITE, Fault, divergence, is_finite
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
 
-NOT_FINITE = Fault("weights or logits became NaN or infinite", "diverged")
 CHECK_EVERY = 20
 """Steps between checks of the loss on a GPU, where each check synchronises with it."""
 
@@ -137,7 +136,7 @@ class Loop:
         if fault := divergence(record["loss"]):
             return fault
         evaluated = self.ema_model.refresh() if self.ema_model else self.model
-        if not (_is_finite(self.model) and _is_finite(evaluated)):
+        if not (is_finite(self.model) and is_finite(evaluated)):
             return NOT_FINITE
         record["seconds"] = time.perf_counter() - started
         try:
@@ -152,15 +151,15 @@ class Loop:
 
     def _is_finite_on(self, x: Tensor) -> bool:
         """Return whether the weights, and the logits of these images, are finite."""
-        if not _is_finite(self.model):
+        if not is_finite(self.model):
             return False
         with torch.no_grad(), eval_mode(self.model):
             return bool(self.model(x).isfinite().all())
 
     def add_epoch(self, record: dict[str, Any], passes: Passes) -> None:
         """Append an epoch, and the rollbacks that preceded it, to the history and write the checkpoint."""
-        counts = distributed.sum_over_processes([passes.forward, passes.backward])
-        record["forward_passes"], record["backward_passes"] = counts
+        totals = distributed.sum_over_processes([passes.forward, passes.backward])
+        record["forward_passes"], record["backward_passes"] = totals
         self._add_rollbacks(record, [entry for entry in self.rollbacks if entry["epoch"] == record["epoch"]])
         self.history.append(record)
         self._save()
@@ -257,8 +256,10 @@ class Loop:
         kept = len(metadata["history"])
         undone = self.history[kept:]
         entered = [rollback for rollback in self.rollbacks if kept < rollback["epoch"] <= len(self.history)]
-        forward = sum(r["forward_passes"] for r in undone) - sum(r["forward_passes"] for r in entered)
-        backward = sum(r["backward_passes"] for r in undone) - sum(r["backward_passes"] for r in entered)
+        forward, backward = (
+            sum(record[name] for record in undone) - sum(rollback[name] for rollback in entered)
+            for name in ("forward_passes", "backward_passes")
+        )
         return forward, backward
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -276,10 +277,9 @@ class Loop:
 
     def _settings(self) -> dict[str, Any]:
         """Return what two trainings must share for one to continue from the other's checkpoint."""
-        # A loss that was made in Python may have fields that JSON cannot hold.
-        registered = hasattr(self.loss, "name")
         settings = {
-            "loss": to_dict(self.loss) if registered else type(self.loss).__name__,
+            # A loss without a name was made in Python and may have fields that JSON cannot hold.
+            "loss": to_dict(self.loss) if hasattr(self.loss, "name") else type(self.loss).__name__,
             "schedule": to_dict(self.schedule),
             "epochs": self.epochs,
             "threat": to_dict(self.threat),
@@ -303,9 +303,3 @@ class Loop:
             self.ema_model.restore(with_prefix(tensors, "ema."))
         self.rng.set_state(tensors["rng"])
         self.history, self.rollbacks, self.stopped = (metadata[name] for name in ("history", "rollbacks", "stopped"))
-
-
-def _is_finite(model: nn.Module) -> bool:
-    """Return whether every weight and statistic is finite."""
-    floating = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
-    return all(bool(tensor.isfinite().all()) for tensor in floating)

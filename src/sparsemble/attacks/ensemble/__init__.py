@@ -35,4 +35,4 @@ __all__ = [
     "surrogates",
 ]
 
-surrogates.walk("sparsemble.attacks.ensemble")
+surrogates.register_package("sparsemble.attacks.ensemble")

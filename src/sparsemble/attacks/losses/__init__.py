@@ -8,4 +8,4 @@ from sparsemble.attacks.losses.margin import Margin
 
 __all__ = ["DLR", "KL", "AttackLoss", "CrossEntropy", "Margin", "attack_losses"]
 
-attack_losses.walk("sparsemble.attacks.losses")
+attack_losses.register_package("sparsemble.attacks.losses")

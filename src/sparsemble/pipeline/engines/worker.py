@@ -128,7 +128,7 @@ def main() -> None:
     """Run stages until the parent closes the pipe."""
     replies, sys.stdout = sys.stdout, sys.stderr
     torch.set_num_threads(1)
-    stages.walk("sparsemble.pipeline.stages")
+    stages.register_package("sparsemble.pipeline.stages")
     jobs: SimpleQueue[list[str]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     reply: dict[str, Any] = {"ready": True}

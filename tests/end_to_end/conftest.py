@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 SMOKE = Path(__file__).with_name("smoke.toml")
-VARIABLE = {"latency_ms", "engine_ms", "seconds"}
+VARIABLE = {"latency", "seconds", "training_seconds"}
 
 
 def sparsemble(*words: object, **options: object) -> "subprocess.CompletedProcess[str]":

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sparsemble.core.results import EvaluationResult
 from tests.end_to_end.conftest import sparsemble
 
 FEW = ("--attacks", '[{name = "pgd", steps = 4}, {name = "fgsm"}]', "--images", 30, "--seed", 2)
@@ -39,24 +40,24 @@ def test_result_is_complete_and_consistent(dense: tuple[Path, dict]) -> None:
     folder, result = dense
     assert result == json.loads((folder / "evaluation.json").read_text("utf-8"))
     assert [check["number"] for check in result["checks"]] == list(range(1, 51))
-    outcomes = [attack["outcomes"] for attack in result["attacks"].values()]
-    union = [int(all(column)) for column in zip(result["clean_outcomes"], *outcomes, strict=True)]
-    assert result["worst_case"]["outcomes"] == union
+    outcomes = [attack["correct"] for attack in result["attacks"]]
+    union = [int(all(column)) for column in zip(result["clean_correct"], *outcomes, strict=True)]
+    assert result["worst_case"]["correct"] == union
     assert result["worst_case"]["accuracy"] == sum(union) / 30
     assert result["threat"]["eps"] == 0.1  # the recipe's, not the usual 8/255
     assert len(result["data"]["indices"]) == 30
-    assert {"clean_acc", "autoattack_acc", "eps", "dataset", "additional_data"} <= result.keys()
-    assert result["autoattack_acc"] is None  # it was not run
+    assert not any("mode" in attack for attack in result["attacks"])  # AutoAttack was not run
+    assert json.loads(EvaluationResult.load(folder / "evaluation.json").to_json()) == result
     for name in ("index.html", "evaluation.md"):
         assert (folder / name).stat().st_size > 1000
 
 
 def test_an_ensemble_is_attacked_through_everything(make_ensemble: tuple[Path, dict]) -> None:
     _, result = make_ensemble
-    labels = " ".join(result["attacks"])
+    labels = " ".join(attack["label"] for attack in result["attacks"])
     for word in ("whole", "prefix", "member", "expectation", "hijack", "slowdown", "sequential", "reweighted"):
         assert word in labels
-    assert result["target"]["members"] == 2
+    assert result["model"]["members"] == 2
     assert result["members"]["transfer"][0][1] >= 0
     assert result["members_run"]["slowdown"] >= result["members_run"]["clean"]
 
@@ -64,13 +65,15 @@ def test_an_ensemble_is_attacked_through_everything(make_ensemble: tuple[Path, d
 def test_images_of_another_model_are_tried_too(finished: Path, tmp_path: Path) -> None:
     words = ("--row", "dense", "--transfer", artifact(finished, "prune"), "--out", tmp_path / "out")
     result = evaluate(finished, *words, "--attacks", "fgsm", "--images", 20)
-    assert result["attacks"]["transfer"]["settings"]["source"] != result["target"]["sha256"]
-    assert len(result["attacks"]["transfer"]["settings"]["source"]) == 64
+    source = result["attacks"][-1]["settings"]["source"]
+    assert result["attacks"][-1]["label"] == "transfer"
+    assert source != result["model"]["sha256"]
+    assert len(source) == 64
 
 
 def test_asked_again_it_does_no_attack(finished: Path, make_ensemble: tuple[Path, dict]) -> None:
     folder, result = make_ensemble
-    shards = {path: path.stat().st_mtime_ns for path in folder.rglob("ledger/*/*.safetensors")}
+    shards = {path: path.stat().st_mtime_ns for path in folder.rglob("outcomes/*/*.safetensors")}
     assert shards
     again = evaluate(finished, "--out", folder, *FEW)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
@@ -92,9 +95,9 @@ def test_artifact_weights_and_code_are_the_same_model(finished: Path, dense: tup
     )
     by_code = evaluate(f"{code}:make", *data, "--out", tmp_path / "c", *FEW)
     for result in (by_artifact, by_weights, by_code):
-        assert result["target"]["sha256"] == dense[1]["target"]["sha256"]
+        assert result["model"]["sha256"] == dense[1]["model"]["sha256"]
         assert result["worst_case"] == dense[1]["worst_case"]
-    assert [r["target"]["kind"] for r in (by_artifact, by_weights, by_code)] == ["artifact", "weights", "code"]
+    assert [r["model"]["kind"] for r in (by_artifact, by_weights, by_code)] == ["artifact", "weights", "code"]
 
 
 def test_compare_prints_and_draws(dense: tuple[Path, dict], make_ensemble: tuple[Path, dict], tmp_path: Path) -> None:
@@ -152,7 +155,7 @@ def test_bad_targets_are_sentences(finished: Path, tmp_path: Path, in_process) -
         ([finished, "--norm", "l1"], "norm = 'l1' must be one of 'linf', 'l2'"),
         ([finished, "--images", 501, "--attacks", "fgsm"], "501 is more than the 500"),
         ([finished, "--images", -1], "images = -1"),
-        ([finished, "--search", "int8"], "use float32 or bfloat16"),
+        ([finished, "--search", "int8"], "must be one of 'float32', 'bfloat16'"),
         ([finished, "--data", "digit"], 'did you mean "digits"'),
     ]
     for words, expected in cases:

@@ -166,7 +166,7 @@ class TestWhatIsWrongIsNotExported:
     def test_a_hub_folder_that_holds_another_ensemble(self, export, monkeypatch) -> None:
         save = export_ensemble.save_folder
 
-        def other(ensemble: PackedEnsemble, folder: Path, summary: dict, *, values: str) -> None:
+        def other(ensemble: PackedEnsemble, folder: Path, summary: RunSummary, *, values: str) -> None:
             save(replace(ensemble, members=ensemble.members[::-1]), folder, summary, values=values)
 
         monkeypatch.setattr(export_ensemble, "save_folder", other)

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
@@ -61,6 +61,7 @@ def evaluate(
     Examples: [bold]sparsemble evaluate runs/digits[/], [bold]sparsemble evaluate mine.py:model --data cifar10[/]
     """
     need_train("evaluate")
+    from sparsemble.core.config import from_dict
     from sparsemble.pipeline import evaluate_command as command
     from sparsemble.pipeline.recipe import shipped
 
@@ -78,23 +79,26 @@ def evaluate(
         changes = [f"seed={seed}"] if seed is not None else []
         run_recipe(target, "evaluate", changes, out=out, device=device, quiet=quiet)
         return
-    options = command.EvaluationOptions(
-        target=target,
-        row=row,
-        model=model,
-        data=data,
-        attacks=attacks,
-        transfer=transfer,
-        eps=eps,
-        norm=norm,
-        images=images,
-        seed=seed or 0,
-        adaptive=adaptive,
-        search=cast(Any, search),
-        shard=shard,
-        checks=cast(Any, checks),
-        out=out,
-        device=device,
+    options = from_dict(
+        command.EvaluationOptions,
+        {
+            "target": target,
+            "row": row,
+            "model": model,
+            "data": data,
+            "attacks": attacks,
+            "transfer": transfer,
+            "eps": eps,
+            "norm": norm,
+            "images": images,
+            "seed": seed or 0,
+            "adaptive": adaptive,
+            "search": search,
+            "shard": shard,
+            "checks": checks,
+            "out": out,
+            "device": device,
+        },
     )
     console = Console(stderr=True, quiet=quiet)
     plan = command.prepare(options)

@@ -40,8 +40,10 @@ class RunIndex:
     """Training data beyond the data set's own; "none" where there was none; none: unknown."""
 
     def save(self, folder: Path) -> None:
-        """Write the index into the folder of a run."""
-        write_json(folder / INDEX, to_dict(self))
+        """Write the index into the folder of a run, unless it is there already."""
+        path, table = folder / INDEX, to_dict(self)
+        if not path.is_file() or read_json(path) != table:
+            write_json(path, table)
 
     @classmethod
     def load(cls, folder: Path) -> "RunIndex":

@@ -21,7 +21,7 @@ EDGE = 0.02
 
 
 def stopping_attacked(result: EvaluationResult) -> CheckResult:
-    """Check 33: the relaxed rule, every prefix, the whole ensemble and blindly the true rule were attacked; 0 passes."""
+    """Check 33: the relaxed rule, every prefix, the whole ensemble and the deployed rule were attacked; no passes."""
     if not stops_early(result):
         return skipped(33, ALWAYS_ALL)
     settings = list(settings_of(result).values())

@@ -126,9 +126,14 @@ class _ScoredMask(nn.Module):
         return weight * (hard.to(weight.dtype) + (straight - straight.detach()))
 
 
+def with_cached_masks(inner: TrainingLoss, layers: Layers) -> TrainingLoss:
+    """Return a loss of a masked network that computes the masked weights once a batch."""
+    return _CachedMasks(inner=inner, layers=layers)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class CachedMasks(TrainingLoss):
+class _CachedMasks(TrainingLoss):
     """A loss of a masked network that computes the masked weights once a batch, for crafting and training alike."""
 
     inner: TrainingLoss

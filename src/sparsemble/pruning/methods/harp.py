@@ -13,7 +13,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.layer_rates import KeepRates
-from sparsemble.pruning.learned_mask import CachedMasks, ScoredNetwork
+from sparsemble.pruning.learned_mask import ScoredNetwork, with_cached_masks
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, rescale
 from sparsemble.pruning.target import SparsityTarget
@@ -69,7 +69,7 @@ class HARP(PruningMethod):
         rates = self.initial_rates(scores, target)
         learner = ScoredNetwork(copy.deepcopy(model), rescale(scores), target, free_norms=True, keep_rates=rates)
         budget = BudgetTerm(rates, target, self.penalty)
-        loss = _BudgetLoss(inner=CachedMasks(inner=context.loss, layers=learner.layers), budget=budget)
+        loss = _BudgetLoss(inner=with_cached_masks(context.loss, learner.layers), budget=budget)
         history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs, callbacks=[budget])
         mask = learner.final_mask(projected_keep_rates(rates))
         return PruningResult(learner.pruned_(mask), mask, history)

@@ -7,7 +7,7 @@ from typing import final
 from torch import nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.pruning.learned_mask import CachedMasks, ScoredNetwork
+from sparsemble.pruning.learned_mask import ScoredNetwork, with_cached_masks
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, rescale
 from sparsemble.pruning.target import SparsityTarget
@@ -41,7 +41,7 @@ class HYDRA(PruningMethod):
         batches = context.images(self.name)
         target.mask(scores)  # refuses impossible scores before any work
         learner = ScoredNetwork(copy.deepcopy(model), rescale(scores), target, free_norms=True)
-        loss = CachedMasks(inner=context.loss, layers=learner.layers)
+        loss = with_cached_masks(context.loss, learner.layers)
         history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs)
         mask = learner.final_mask()
         return PruningResult(learner.pruned_(mask), mask, history)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.pruning.learned_mask import CachedMasks, ScoredNetwork
+from sparsemble.pruning.learned_mask import ScoredNetwork, with_cached_masks
 from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, fan_in
@@ -53,7 +53,7 @@ class RST(PruningMethod):
         network = copy.deepcopy(model)
         drawn = _randomise_(network, context.rng)
         learner = ScoredNetwork(network, drawn, target, free_norms=False)
-        loss = CachedMasks(inner=context.loss, layers=learner.layers)
+        loss = with_cached_masks(context.loss, learner.layers)
         history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs)
         mask = learner.final_mask()
         return PruningResult(learner.pruned_(mask), mask, history)

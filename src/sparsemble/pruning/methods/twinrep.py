@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Logits
-from sparsemble.pruning.learned_mask import CachedMasks, remove_masks_
+from sparsemble.pruning.learned_mask import remove_masks_, with_cached_masks
 from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
@@ -55,7 +55,7 @@ class TwinRep(PruningMethod):
         batches = context.images(self.name)
         target.mask(scores)  # refuses impossible scores before any work
         learner = TwinNetwork(copy.deepcopy(model), target)
-        loss = CachedMasks(inner=context.loss, layers=learner.layers)
+        loss = with_cached_masks(context.loss, learner.layers)
         callbacks = [_MaskAt(learner, self.prune_at)]
         history = context.fit(learner, loss, batches, self.schedule, epochs=self.epochs, callbacks=callbacks)
         mask = learner.mask()

@@ -11,6 +11,8 @@ import torch
 import sparsemble as sp
 from sparsemble.api import PoolRecord, TrainedEnsemble, TrainedModel
 from sparsemble.core.errors import InputError
+from sparsemble.pruning import PruningScore, prunable_layers
+from sparsemble.training import LossOutput, TrainingLoss
 
 FAST = sp.attacks.PGD(steps=2)
 
@@ -74,7 +76,7 @@ def test_a_parent_learns_and_is_a_classifier(parent, data) -> None:
     x, y = data.test.tensors()
     logits = parent(x)
     assert logits.shape == (len(y), 10)
-    assert not logits.requires_grad
+    assert logits.requires_grad, "attacks need its gradient"
     assert float((logits.argmax(1) == y).float().mean()) > 0.6
     assert len(parent.history) == 4
     assert "held-out" in repr(parent)
@@ -103,7 +105,7 @@ def test_a_calibrated_ensemble_predicts_with_as_few_members_as_its_rule_asks_for
     assert set(output.members_run.tolist()) <= {1, 2}
     assert set(ensemble.names) == {"nis", "erm"}
     assert "stopping rule" in repr(ensemble)
-    x_adv = sp.attacks.PGD(steps=5)(ensemble.model, x[:20], y[:20], linf)
+    x_adv = sp.attacks.PGD(steps=5)(ensemble, x[:20], y[:20], linf)
     assert float(linf.distance(x_adv, x[:20]).max()) <= linf.eps + 1e-6
 
 
@@ -111,7 +113,7 @@ def test_an_exported_ensemble_predicts_the_same_in_the_runtime(ensemble, data, t
     path = sp.export(ensemble, tmp_path / "ensemble.sparsemble", values="float32")
     x, _ = data.test.tensors()
     prediction = sp.runtime.load(path).predict(x.numpy())
-    assert np.array_equal(prediction.labels, ensemble(x).argmax(1).numpy())
+    assert np.array_equal(prediction.labels, ensemble.predict(x).logits.argmax(1).numpy())
     assert np.array_equal(prediction.members_run, ensemble.predict(x).members_run.numpy())
 
 
@@ -184,6 +186,29 @@ def test_tensors_and_networks_are_accepted(parent, linf) -> None:
     assert torch.equal(network[1].weight, before)
     with pytest.raises(InputError, match="cannot be kept in a folder"):
         trained.save(Path("/nowhere"))
+
+
+class Largest(PruningScore):
+    """A score from outside: not registered, not a dataclass."""
+
+    def __call__(self, model, adversarial):
+        return {name: layer.weight.detach().abs() for name, layer in prunable_layers(model).items()}
+
+
+class Plain(TrainingLoss):
+    """A loss from outside."""
+
+    def __call__(self, model, x, y, threat, *, rng):
+        return LossOutput(torch.nn.functional.cross_entropy(model(x), y))
+
+
+def test_objects_of_an_interface_are_accepted_wherever_they_come_from(parent, data, linf, tmp_path: Path) -> None:
+    settings = {"method": sp.pruning.OneShot(), "loss": Plain(), "finetune_epochs": 1, "held_out_attack": FAST}
+    folder = tmp_path / "pruned"
+    pruned = sp.prune(parent, data, linf, sparsity=0.5, score=Largest(), folder=folder, **settings)
+    assert pruned.name == "Largest"
+    assert pruned.sparsity == pytest.approx(0.5, abs=0.06)
+    assert sp.load(folder).record == pruned.record
 
 
 def test_importing_the_package_imports_no_torch() -> None:

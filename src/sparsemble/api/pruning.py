@@ -101,6 +101,7 @@ def prune(
         InputError: a sparsity that the network cannot reach, or a folder that holds another result.
     """
     settings = dict(locals())
+    score_name = getattr(score, "name", type(score).__name__)  # a score from outside has no registered name
 
     def compute(running: Context) -> TrainedModel:
         images = as_dataset(data).to(running.device)
@@ -148,7 +149,7 @@ def prune(
         after = probe(pruned.model.eval())
         macs = count_macs(pruned.model, images.shape)
         record = SubModelRecord(
-            name=name or score.name,
+            name=name or score_name,
             weights=pruned.mask.total,
             nonzeros=pruned.mask.nonzeros,
             dead_channels=dead.channels,
@@ -163,7 +164,7 @@ def prune(
         spec = parent.spec if isinstance(parent, TrainedModel) else None
         return TrainedModel(model=pruned.model, spec=spec, mask=dead.mask, history=tuple(history), record=record)
 
-    stream = f"prune {score.name} 1 {sparsity:.6f}"
+    stream = f"prune {score_name} 1 {sparsity:.6f}"
     return resumable("prune", settings, compute, TrainedModel.load, stream)
 
 
@@ -187,7 +188,7 @@ def _after_search(running: Context) -> Context:
 
 def _scores(dense: nn.Module, score: PruningScore, context: PruningContext, attack: Attack, running: Context) -> Scores:
     """Return the scores of every prunable weight, on adversarial training images where the score wants any."""
-    batches = context.images(score.name)
+    batches = context.images(type(score).__name__)
 
     def adversarial() -> Iterator[tuple[Images, Labels]]:
         for x, y in batches.epoch(running.rng("score")):

@@ -12,6 +12,7 @@ from torch import nn
 
 from sparsemble.core.artifacts import json_line, read_json, read_json_lines, write_bytes, write_json
 from sparsemble.core.config import from_dict
+from sparsemble.core.dynamic import decide
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule, combiners, stopping_rules
 from sparsemble.core.registry import to_dict
@@ -42,9 +43,8 @@ class TrainedModel:
     record: SubModelRecord | None = None
     """How a pruned model was pruned: dead channels, multiply-accumulates, held-out accuracy before and after."""
 
-    @torch.no_grad()
     def __call__(self, x: Images) -> Logits:
-        """Return logits (B, K) for images (B, C, H, W) in [0, 1]."""
+        """Return logits (B, K) for images (B, C, H, W) in [0, 1], differentiable."""
         logits: Logits = self.model(x)
         return logits
 
@@ -116,10 +116,9 @@ class TrainedEnsemble:
     calibration_set: CalibrationLogits | None = field(default=None, compare=False)
     """Member logits that the rule was set on."""
 
-    @torch.no_grad()
     def __call__(self, x: Images) -> Logits:
-        """Return the deployed logits (B, K) for images (B, C, H, W) in [0, 1]."""
-        return self.predict(x).logits
+        """Return the deployed logits (B, K) for images (B, C, H, W) in [0, 1], differentiable."""
+        return decide(self.model, x, self.rule).logits
 
     def predict(self, x: Images) -> DynamicOutput:
         """Return logits, the prefix that answers and the number of members run, for images (B, C, H, W) in [0, 1]."""

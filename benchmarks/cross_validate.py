@@ -32,7 +32,7 @@ from sparsemble.data.digits import Digits
 from sparsemble.evaluation.run_models import load_ensemble
 from sparsemble.models.model_io import load_model
 from sparsemble.pipeline.engines.local import LocalEngine
-from sparsemble.pipeline.method import model_tasks
+from sparsemble.pipeline.graph import model_tasks
 from sparsemble.pipeline.progress import PlainProgress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import dataset

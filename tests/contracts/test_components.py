@@ -24,7 +24,7 @@ from sparsemble.core.config import parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import REGISTRIES, Component, Registry, to_dict
 from sparsemble.pipeline.catalogue import catalogue, sentence
-from sparsemble.pipeline.method import build_graph
+from sparsemble.pipeline.graph import build_graph
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.stage import Stage, stages
 

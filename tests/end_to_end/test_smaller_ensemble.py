@@ -13,7 +13,7 @@ from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.ensemble.surrogate import Surrogate
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.artifacts import Artifact
-from sparsemble.pipeline.method import build_graph
+from sparsemble.pipeline.graph import build_graph
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage

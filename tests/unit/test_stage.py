@@ -13,7 +13,7 @@ from sparsemble.core.artifacts import META, PARTIAL, Artifact
 from sparsemble.core.errors import RunError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.pipeline.engines.worker import run_task
-from sparsemble.pipeline.method import build_graph
+from sparsemble.pipeline.graph import build_graph
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import Inputs, Stage, Task, stages
 

@@ -16,7 +16,7 @@ from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import ExportResult, RunSummary
 from sparsemble.pipeline.engines.driver import run_tasks
-from sparsemble.pipeline.method import RunGraph, build_graph, run_index
+from sparsemble.pipeline.graph import RunGraph, build_graph, run_index
 from sparsemble.pipeline.progress import make_progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
 from sparsemble.pipeline.stage import Task
@@ -94,7 +94,7 @@ def _missing(graph: RunGraph, wanted: Sequence[Task], folder: Path) -> list[Task
     """Return the tasks still to run for the wanted ones, after comparing every finished file with its hash.
 
     Args:
-        plan: the graph of the run.
+        graph: of the run.
         wanted: tasks whose artifacts are required.
         folder: of the run.
 

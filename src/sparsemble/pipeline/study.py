@@ -11,7 +11,7 @@ from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.config import from_dict, nearest, parse_toml, read_toml
 from sparsemble.core.errors import InputError
 from sparsemble.evaluation.run_models import ROWS
-from sparsemble.pipeline.method import build_graph, parent_task, prune_task
+from sparsemble.pipeline.graph import build_graph, parent_task, prune_task
 from sparsemble.pipeline.recipe import Recipe, load_recipe, shipped
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage

@@ -94,7 +94,7 @@ def model_tasks(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
 
 
 def parent_task(recipe: Recipe) -> Task:
-    """Section 2.1: adversarial training of one dense parent, unless the recipe names a trained one."""
+    """Train one dense parent adversarially (EED main paper, eqs. 1-2), unless the recipe names a trained one."""
     if recipe.parent:
         stage = LoadParentStage(model=recipe.model, parent=recipe.parent, **_common(recipe))
         return Task("load the dense parent", stage, {}, cost=1)
@@ -102,7 +102,7 @@ def parent_task(recipe: Recipe) -> Task:
 
 
 def pool_tasks(recipe: Recipe, dense: Task) -> dict[str, Task]:
-    """Sections 2.2 to 2.4: one sparse sub-model for each score and data fold."""
+    """Prune one sparse sub-model for each score and data fold (EED main paper, section 4.1)."""
     return {
         f"pool.{score.name}-{fold}": prune_task(
             recipe, recipe.prune, dense, f"prune {score.name}-{fold}", score, fold, recipe.member_sparsity
@@ -139,14 +139,14 @@ def prune_task(
 
 
 def select_task(recipe: Recipe, pool: Tasks) -> Task:
-    """Section 2.5: the ensemble, by robust diversity."""
+    """Select the ensemble (EED main paper, section 4.1)."""
     combiner = recipe.ensemble.combiner
     stage = SelectStage(select=recipe.select, members=recipe.members, combiner=combiner, **_common(recipe))
     return Task("select the ensemble", stage, pool, cost=2)
 
 
 def ensemble_task(recipe: Recipe, dense: Task, pool: Tasks, select: Task) -> Task:
-    """Section 2.6: ensemble learning; the dense parent may teach.
+    """Train the ensemble (EED main paper, sections 4.2 and 4.3); the dense parent may teach.
 
     Args:
         recipe: the settings.
@@ -162,7 +162,7 @@ def ensemble_task(recipe: Recipe, dense: Task, pool: Tasks, select: Task) -> Tas
 
 
 def calibrate_task(recipe: Recipe, ensemble: Task) -> Task:
-    """Section 2.7: the stopping rule."""
+    """Calibrate the stopping rule (EED main paper, section 4.4)."""
     stage = CalibrateStage(stopping=recipe.stopping, **_common(recipe))
     return Task("calibrate the stopping rule", stage, {"ensemble": ensemble}, cost=8)
 

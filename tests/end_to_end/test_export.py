@@ -147,12 +147,12 @@ class TestWhatIsWrongIsNotExported:
     def test_a_conversion_that_differs_from_the_trained_ensemble(self, export, monkeypatch) -> None:
         norm = convert._norm
         monkeypatch.setattr(convert, "_norm", lambda module: (norm(module)[0], norm(module)[1] + 0.05))
-        export("member 1 converted for the runtime does not answer as the trained one: logits differ by")
+        export("member 1 converted for the runtime differs from the trained member: logits by")
 
     def test_a_graph_that_leaves_a_member_out(self, export, monkeypatch) -> None:
         graph = onnx.ensemble_graph
         monkeypatch.setattr(onnx, "ensemble_graph", lambda members, combiner: graph(members[:1], combiner))
-        export("the ONNX graph of the ensemble does not answer as the ensemble: logits differ by")
+        export("the ONNX graph of the ensemble differs from the ensemble: logits by")
 
     def test_a_graph_that_answers_one_image_in_another_way(self, export, monkeypatch) -> None:
         run_graph = export_ensemble.run_graph
@@ -161,7 +161,7 @@ class TestWhatIsWrongIsNotExported:
             return run_graph(file, images) + 0.01 * (len(images) == 1)
 
         monkeypatch.setattr(export_ensemble, "run_graph", other)
-        export("answers one image by itself in another way: logits differ by")
+        export("run on one image, differs from the same graph on a batch: logits by")
 
     def test_a_hub_folder_that_holds_another_ensemble(self, export, monkeypatch) -> None:
         save = export_ensemble.save_folder

@@ -506,7 +506,9 @@ def test_a_processor_without_wide_vectors_gets_a_warning_and_correct_logits(monk
     monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: 1)
     torch.manual_seed(0)
     model = Plain(nn.Conv2d(2, 3, 3)).eval()
-    with pytest.warns(UserWarning, match="this processor has no AVX2, AVX-512 or NEON; networks run right, but"):
+    with pytest.warns(
+        UserWarning, match="this processor has no AVX2, AVX-512 or NEON; networks compute the same logits, but"
+    ):
         engine = Engine(convert_model(model, (2, 5, 5)))
     agrees(model, engine.network, torch.rand(3, 2, 5, 5, generator=seeded(1)), engine)
 

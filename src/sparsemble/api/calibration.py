@@ -1,4 +1,4 @@
-"""`sparsemble.calibrate`: the stopping rule, set on held-out images (method.md 2.7)."""
+"""`sparsemble.calibrate`: the stopping rule, calibrated on held-out images (EED main paper, eqs. 20-22)."""
 
 import copy
 from collections.abc import Sequence
@@ -74,11 +74,11 @@ def calibrate(
         InputError: too few images, or a folder that holds another result.
     """
     settings = dict(locals())
-    given = ensemble if isinstance(ensemble, TrainedEnsemble) else _unnamed(ensemble)
+    original = ensemble if isinstance(ensemble, TrainedEnsemble) else _unnamed(ensemble)
 
     def compute(running: Context) -> TrainedEnsemble:
         split = as_split(data, "calibration").to(running.device)
-        members = [copy.deepcopy(member).to(running.device).eval() for member in given.members]
+        members = [copy.deepcopy(member).to(running.device).eval() for member in original.members]
         calibration = _Calibration(
             split=split,
             threat=threat,
@@ -89,15 +89,15 @@ def calibrate(
         )
         with running.counting(*members):
             order = (
-                calibration.order(Ensemble(members, given.model.combiner).eval()) if reorder else range(len(members))
+                calibration.order(Ensemble(members, original.model.combiner).eval()) if reorder else range(len(members))
             )
-            ordered = Ensemble([members[i] for i in order], given.model.combiner).eval()
+            ordered = Ensemble([members[i] for i in order], original.model.combiner).eval()
             chosen, held_out = calibration.choose_rule(ordered, against, rounds)
         return replace(
-            given,
+            original,
             model=ordered,
-            names=tuple(given.names[i] for i in order),
-            held_out_robust=tuple(given.held_out_robust[i] for i in order) if given.held_out_robust else (),
+            names=tuple(original.names[i] for i in order),
+            held_out_robust=tuple(original.held_out_robust[i] for i in order) if original.held_out_robust else (),
             rule=chosen.rule,
             calibration=replace(chosen, order=tuple(order)),
             calibration_set=held_out,

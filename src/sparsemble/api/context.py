@@ -38,7 +38,7 @@ class Context:
     """Separates the random numbers of this call from those of others with the same seed."""
     folder: Path | None = None
     """Where checkpoints and the history are kept; holds what an interrupted try left."""
-    report_progress: Callable[[float, str], None] = lambda share, text: None
+    report_progress: Callable[[float, str], None] = lambda fraction, text: None
     """Receives the share of the work that is done, in [0, 1], and a short text."""
     report_message: Callable[[str], None] = logger.info
     """Receives sentences for the user."""
@@ -77,7 +77,7 @@ def make_artifact(
     produce: Callable[[Context], None],
     context: Context,
     meta: Mapping[str, Any],
-    resumed: Callable[[float, float], None] = lambda seconds, share: None,
+    resumed: Callable[[float, float], None] = lambda seconds, fraction: None,
 ) -> float:
     """Compute an artifact in a folder beside its final one, and rename it when it is whole.
 
@@ -93,14 +93,14 @@ def make_artifact(
     """
     partial = final_folder.with_name(final_folder.name + PARTIAL)
     partial.mkdir(parents=True, exist_ok=True)
-    earlier, share_reached = _earlier_tries(partial)
+    earlier, fraction_reached = _earlier_tries(partial)
     if earlier:
-        resumed(earlier, share_reached)
+        resumed(earlier, fraction_reached)
     started = time.perf_counter()
 
-    def report_progress(share: float, text: str) -> None:
-        (partial / TRIES).write_text(f"{earlier + time.perf_counter() - started} {share}", "utf-8")
-        context.report_progress(share, text)
+    def report_progress(fraction: float, text: str) -> None:
+        (partial / TRIES).write_text(f"{earlier + time.perf_counter() - started} {fraction}", "utf-8")
+        context.report_progress(fraction, text)
 
     running = Context(**{**vars(context), "folder": partial, "report_progress": report_progress})
     produce(running)
@@ -116,8 +116,8 @@ def make_artifact(
 def _earlier_tries(partial: Path) -> tuple[float, float]:
     """Return the seconds of interrupted tries, and the share that the last one reached."""
     try:
-        seconds, share = (partial / TRIES).read_text("utf-8").split()
-        return float(seconds), float(share)
+        seconds, fraction = (partial / TRIES).read_text("utf-8").split()
+        return float(seconds), float(fraction)
     except (OSError, ValueError):
         return 0.0, 0.0
 

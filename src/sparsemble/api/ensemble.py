@@ -53,7 +53,7 @@ def train_ensemble(
         combiner: makes one prediction of the members'.
         loss: of the ensemble.
         epochs: passes over the training images, >= 1.
-        schedule: learning rate, batch size, optimiser, averaging.
+        schedule: learning rate, batch size, optimiser, EMA of the weights.
         eval_every: epochs between measurements on held-out images, >= 1.
         held_out_attack: crafts the adversarial held-out images.
         precision: number format and memory layout of the training; ensembles are never compiled.
@@ -90,7 +90,7 @@ def train_ensemble(
             callbacks=[KeepZero({f"members.{i}": Mask.of(network) for i, network in enumerate(networks)})],
         )
         robust = _member_robustness(networks, images.selection, held_out_attack, threat, running)
-        # The most robust member runs first (method.md 2.7); ties keep the order of the selection.
+        # The most robust member runs first; ties keep the order of the selection.
         order = sorted(range(len(networks)), key=lambda i: -robust[i])
         names = list(models)
         return TrainedEnsemble(

@@ -56,8 +56,8 @@ def load(path: str | Path, *, device: str = "auto") -> TrainedModel | TrainedEns
             return TrainedModel.load(folder, torch.device(name))
         if stage in ENSEMBLES:
             return TrainedEnsemble.load(folder, torch.device(name))
-        known = ", ".join((*MODELS, *ENSEMBLES))
-        raise InputError(f"{folder} holds no model (the stage {stage} made it); known: {known}")
+        stages = ", ".join((*MODELS, *ENSEMBLES))
+        raise InputError(f"{folder} holds no model (the stage {stage} made it); known: {stages}")
     target = load_target(str(path), device=name)
     if not isinstance(target.model, Ensemble):
         return TrainedModel(model=target.model)
@@ -85,18 +85,18 @@ def export(
     file = Path(path)
     if file.suffix != packed.SUFFIX:
         raise InputError(f"{file} must end in {packed.SUFFIX}")
-    given = ensemble if isinstance(ensemble, TrainedEnsemble) else _alone(ensemble)
-    if given.spec is None:
+    original = ensemble if isinstance(ensemble, TrainedEnsemble) else _alone(ensemble)
+    if original.spec is None:
         raise InputError("the size of the images is not known; export what was trained from an architecture")
-    members = [copy.deepcopy(member).cpu() for member in given.members]
+    members = [copy.deepcopy(member).cpu() for member in original.members]
     file.parent.mkdir(parents=True, exist_ok=True)
     export_packed(
-        Ensemble(members, given.model.combiner).eval(),
-        given.rule,
+        Ensemble(members, original.model.combiner).eval(),
+        original.rule,
         file,
-        images=torch.rand(CHECKED_IMAGES, *given.spec.shape, generator=seeded(0)),
-        classes=given.spec.classes,
-        parent_weights=count_weights(given.spec.build()).total,
+        images=torch.rand(CHECKED_IMAGES, *original.spec.shape, generator=seeded(0)),
+        classes=original.spec.classes,
+        parent_weights=count_weights(original.spec.build()).total,
         to_torch=to_torch_ensemble,
         values=values,
         provenance=versions(),

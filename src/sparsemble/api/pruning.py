@@ -172,7 +172,8 @@ def _search_callbacks(running: Context) -> list[Callback]:
     """Report the mask search as the first part of the work, and keep its history."""
     callbacks: list[Callback] = [
         ReportProgress(
-            lambda share, text: running.report_progress(MASK_SHARE * share, f"masks: {text}"), running.report_message
+            lambda fraction, text: running.report_progress(MASK_SHARE * fraction, f"masks: {text}"),
+            running.report_message,
         )
     ]
     return [*callbacks, WriteHistory(running.folder / "learning.jsonl")] if running.folder else callbacks
@@ -182,7 +183,7 @@ def _after_search(running: Context) -> Context:
     """Return the context whose progress begins where the mask search ended."""
     return replace(
         running,
-        report_progress=lambda share, text: running.report_progress(MASK_SHARE + (1 - MASK_SHARE) * share, text),
+        report_progress=lambda fraction, text: running.report_progress(MASK_SHARE + (1 - MASK_SHARE) * fraction, text),
     )
 
 

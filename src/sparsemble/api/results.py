@@ -121,7 +121,7 @@ class TrainedEnsemble:
         return decide(self.model, x, self.rule).logits
 
     def predict(self, x: Images) -> DynamicOutput:
-        """Return logits, the prefix that answers and the number of members run, for images (B, C, H, W) in [0, 1]."""
+        """Return logits, the prefix that is used and the number of members run, for images (B, C, H, W) in [0, 1]."""
         return predict_dynamic(self.model, x, self.rule)
 
     @property
@@ -142,8 +142,8 @@ class TrainedEnsemble:
         """
         for number, member in enumerate(self.members, start=1):
             save_model(member, folder, _required(self.spec), f"member{number}")
-        facts = {"members": list(self.names), "held_out_robust": list(self.held_out_robust)}
-        write_json(folder / "ensemble.json", facts | {"combiner": to_dict(self.model.combiner)})
+        record = {"members": list(self.names), "held_out_robust": list(self.held_out_robust)}
+        write_json(folder / "ensemble.json", record | {"combiner": to_dict(self.model.combiner)})
         _save_history(self.history, folder)
         if self.calibration:
             in_order = replace(self.calibration, order=tuple(range(len(self.names))))
@@ -168,24 +168,24 @@ class TrainedEnsemble:
         """Read what `save` wrote, or what the stages `ensemble` and `calibrate` of a run left."""
         stopping = read_json(folder / "stopping.json") if (folder / "stopping.json").is_file() else None
         members = folder if stopping is None or not stopping["ensemble"] else folder.parent / stopping["ensemble"]
-        facts = read_json(members / "ensemble.json")
-        order = stopping["order"] if stopping else range(len(facts["members"]))
-        combiner: Combiner = combiners.build(facts["combiner"])
+        record = read_json(members / "ensemble.json")
+        order = stopping["order"] if stopping else range(len(record["members"]))
+        combiner: Combiner = combiners.build(record["combiner"])
         networks = [load_model(members, device, f"member{i + 1}") for i in order]
         return cls(
             model=Ensemble(networks, combiner).eval(),
-            names=tuple(facts["members"][i] for i in order),
+            names=tuple(record["members"][i] for i in order),
             spec=load_spec(members) if (members / SPEC).is_file() else None,
             history=_load_history(members),
-            held_out_robust=tuple(facts["held_out_robust"][i] for i in order) if facts["held_out_robust"] else (),
+            held_out_robust=tuple(record["held_out_robust"][i] for i in order) if record["held_out_robust"] else (),
             rule=stopping_rules.build(stopping["rule"]) if stopping else Never(),
         )
 
     def to_json(self) -> str:
         """Return what is known of the ensemble as JSON."""
-        facts = {"members": self.names, "held_out_robust": self.held_out_robust, "rule": to_dict(self.rule)}
+        record = {"members": self.names, "held_out_robust": self.held_out_robust, "rule": to_dict(self.rule)}
         calibration = to_dict(self.calibration) if self.calibration else None
-        return json.dumps(facts | {"calibration": calibration, "history": self.history})
+        return json.dumps(record | {"calibration": calibration, "history": self.history})
 
     def __repr__(self) -> str:
         lines = {"members": ", ".join(self.names)}

@@ -60,7 +60,7 @@ def train(
         threat: what the adversary may do.
         loss: what training minimises.
         epochs: passes over the training images, >= 1.
-        schedule: learning rate, batch size, optimiser, averaging.
+        schedule: learning rate, batch size, optimiser, EMA of the weights.
         eval_every: epochs between measurements on held-out images, >= 1; only measured epochs of the second half are
             chosen, by robust accuracy plus half of the clean one.
         held_out_attack: crafts the adversarial held-out images.
@@ -124,7 +124,7 @@ def fit_best_epoch_(
         model: the network or ensemble, on the context's device.
         data: training images and augmentation; its held-out images choose the epoch.
         loss: what training minimises.
-        schedule: learning rate, batch size, optimiser, averaging and guard.
+        schedule: learning rate, batch size, optimiser, EMA of the weights and guard.
         epochs: passes over the images, >= 1.
         threat: passed to the loss and the held-out attack.
         held_out_attack: crafts the adversarial held-out images.

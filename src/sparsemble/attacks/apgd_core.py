@@ -79,9 +79,9 @@ class ImageStates:
             halved=torch.ones_like(loss, dtype=torch.bool),
         )
 
-    def only(self, kept: Flags) -> "ImageStates":
+    def only(self, selected: Flags) -> "ImageStates":
         """Return some of them."""
-        return ImageStates(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+        return ImageStates(**{field.name: getattr(self, field.name)[selected] for field in fields(self)})
 
     def move_(self, threat: ThreatModel, momentum: float) -> None:
         """Take a step: along the gradient, and in the direction of the last step (their eq. 4)."""
@@ -197,12 +197,12 @@ def checkpoints(steps: int) -> dict[int, int]:
 
     Source: Croce & Hein 2020, section 3.3: 22 % of the steps, then 3 % fewer each time, but at least 6 %.
     """
-    window, fewer, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    window, decrement, shortest = (max(int(fraction * steps), 1) for fraction in (0.22, 0.03, 0.06))
     step, windows = 0, {}
     while step + window <= steps:
         step += window
         windows[step] = window
-        window = max(window - fewer, least)
+        window = max(window - decrement, shortest)
     return windows
 
 

@@ -102,7 +102,7 @@ class TargetStates:
     """Scored by margin, since ratios towards two targets cannot be compared."""
 
     @classmethod
-    def of_clean(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, most: int) -> "TargetStates":
+    def of_clean(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, count: int) -> "TargetStates":
         """Return the states before any run, by one forward pass.
 
         Args:
@@ -110,10 +110,10 @@ class TargetStates:
             x: (B, C, H, W) clean images in [0, 1].
             y: (B) true classes.
             threat: norm and radius of the ball.
-            most: number of targets, >= 1; at most K - 1 are used.
+            count: number of targets, >= 1; at most K - 1 are used.
         """
         logits = mean_logits(model, x, 1)
-        targets = likeliest_wrong(logits, y, most)
+        targets = likeliest_wrong(logits, y, count)
         gap = logits.gather(1, y[:, None]) - logits.gather(1, targets)
         best = BestPoints.of_clean(x, logits.argmax(1) != y)
         return cls(model, x, y, threat, targets, gap, torch.full_like(gap, float("inf")), best)

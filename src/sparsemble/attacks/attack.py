@@ -142,19 +142,19 @@ def input_gradient(loss: Tensor, x: Images) -> Images:
     return gradient
 
 
-def likeliest_wrong(logits: Logits, y: Labels, most: int) -> Int[Tensor, "B J"]:
+def likeliest_wrong(logits: Logits, y: Labels, count: int) -> Int[Tensor, "B J"]:
     """Return the wrong classes of largest logit, likeliest first.
 
     Args:
         logits: (B, K).
         y: (B) true classes.
-        most: number of classes wanted, >= 1.
+        count: number of classes to return, >= 1.
 
     Returns:
-        (B, J) classes, J = min(most, K - 1).
+        (B, J) classes, J = min(count, K - 1).
     """
     wrong = logits.scatter(1, y[:, None], -float("inf"))
-    return wrong.topk(min(most, logits.shape[1] - 1), dim=1).indices
+    return wrong.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
 def random_direction(x: Images, norm: Norm, rng: Generator) -> Images:

@@ -93,7 +93,7 @@ class CarliniWagner(MinimumNorm):
         active = torch.arange(len(rows), device=rows.device)
         w = torch.atanh((2 * start - 1) * INSIDE)
         adam = Adam(torch.zeros_like(w), torch.zeros_like(w), self.step_size)
-        least = checked = torch.full_like(c, float("inf"))
+        lowest = lowest_before = torch.full_like(c, float("inf"))
         window = max(self.steps // CHECKS, LEAST_STEPS)
         for step in range(self.steps + 1):
             moves = step < self.steps
@@ -107,13 +107,13 @@ class CarliniWagner(MinimumNorm):
                 break
             w = adam.step_(w, input_gradient(loss, leaf), step + 1, 1 - step / self.steps)
             going = nearest.is_open()[rows[active]]
-            least = torch.minimum(least, loss.detach())
+            lowest = torch.minimum(lowest, loss.detach())
             if step % window == 0:
-                going &= least <= FALLING * checked
-                checked = least
+                going &= lowest <= FALLING * lowest_before
+                lowest_before = lowest
             if not bool(going.all()):
                 active, w, adam = active[going], w[going], adam.only(going)
-                least, checked = least[going], checked[going]
+                lowest, lowest_before = lowest[going], lowest_before[going]
                 if not len(active):
                     break
         return misclassified
@@ -156,21 +156,21 @@ class Adam:
     step_size: float
     betas: tuple[float, float] = (0.9, 0.999)
 
-    def step_(self, w: Tensor, gradient: Tensor, count: int, share: float = 1.0) -> Tensor:
+    def step_(self, w: Tensor, gradient: Tensor, count: int, fraction: float = 1.0) -> Tensor:
         """Update the moments and return the new variables.
 
         Args:
             w: (B, C, H, W) variables.
             gradient: (B, C, H, W) of the loss.
             count: number of the step, from 1.
-            share: fraction of the step size to use.
+            fraction: of the step size to use.
         """
         a, b = self.betas
         self.first = a * self.first + (1 - a) * gradient
         self.second = b * self.second + (1 - b) * gradient.square()
         scale = (self.second / (1 - b**count)).sqrt() + 1e-8
-        return w - share * self.step_size * self.first / (1 - a**count) / scale
+        return w - fraction * self.step_size * self.first / (1 - a**count) / scale
 
-    def only(self, kept: Flags) -> "Adam":
+    def only(self, selected: Flags) -> "Adam":
         """Return the moments of some images."""
-        return Adam(self.first[kept], self.second[kept], self.step_size, self.betas)
+        return Adam(self.first[selected], self.second[selected], self.step_size, self.betas)

@@ -102,9 +102,9 @@ class NearestPoints:
         low, low_margin = torch.zeros_like(self.distance[rows]), margin_of(self.clean_logits[rows], y)
         high, high_margin = torch.ones_like(low), self.margin[rows]
         for _ in range(steps):
-            share = -low_margin / (high_margin - low_margin)
-            share = torch.where(share.isfinite(), share, 0.5).clamp(0.01, 0.99)
-            t = low + share * (high - low)
+            fraction = -low_margin / (high_margin - low_margin)
+            fraction = torch.where(fraction.isfinite(), fraction, 0.5).clamp(0.01, 0.99)
+            t = low + fraction * (high - low)
             points = (x + t.view(-1, 1, 1, 1) * direction).clamp(0, 1)
             with torch.no_grad(), for_images(rows):
                 logits = model(points)

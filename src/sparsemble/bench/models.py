@@ -86,7 +86,7 @@ class BenchModel:
     network: Network
     """What every engine runs. Of an ensemble it is the first member: it has the dense parent's shape, and a dense
     engine takes as long for it as for the parent."""
-    facts: dict[str, Any]
+    properties: dict[str, Any]
     """Weights, non-zero weights, sparsity, multiply-accumulates."""
     ensemble: PackedEnsemble | None = None
     image_sets: dict[str, Floats] = field(default_factory=dict)
@@ -114,20 +114,20 @@ def random_model(settings: BenchSettings) -> BenchModel:
     networks = [
         _network(replace(settings, sparsity=member_sparsity, seed=settings.seed + i)) for i in range(settings.members)
     ]
-    network, facts = networks[0]
+    network, properties = networks[0]
     if settings.members == 1:
-        return BenchModel(network, facts)
+        return BenchModel(network, properties)
     ensemble = PackedEnsemble(
         members=tuple(member for member, _ in networks),
         combiner={"name": "mean_probability"},
         rule={"name": "never"},
         classes=tuple(map(str, range(settings.classes))),
-        parent_weights=facts["weights"],
+        parent_weights=properties["weights"],
     )
     images = np.random.default_rng(settings.seed).random((max(settings.batches), *settings.image), dtype=np.float32)
     rule = RandomStopping(settings.members_run, settings.members)
     return BenchModel(
-        network, {**facts, "ensemble_sparsity": ensemble.sparsity}, ensemble, {"drawn decisions": images}, rule
+        network, {**properties, "ensemble_sparsity": ensemble.sparsity}, ensemble, {"drawn decisions": images}, rule
     )
 
 
@@ -158,12 +158,12 @@ def _network(settings: BenchSettings) -> tuple[Network, dict[str, Any]]:
     network = convert_model(model, settings.image)
     graph = Graph(model, settings.image)
     weights = [layer.weight for layer in prunable_layers(model).values()]
-    total, kept = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
+    total, nonzeros = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
     macs = [(o.positions, prunable_layers(model)[name].weight) for name, o in graph.layers().items()]
-    dense = sum(pixels * w.numel() for pixels, w in macs)
-    nonzero = sum(pixels * int(w.count_nonzero()) for pixels, w in macs)
-    facts = {"weights": total, "nonzeros": kept, "sparsity": 1 - kept / total, "macs_dense": dense}
-    return network, facts | {"macs_nonzero": nonzero, "macs_sparsity": 1 - nonzero / dense}
+    macs_dense = sum(pixels * w.numel() for pixels, w in macs)
+    macs_nonzero = sum(pixels * int(w.count_nonzero()) for pixels, w in macs)
+    properties = {"weights": total, "nonzeros": nonzeros, "sparsity": 1 - nonzeros / total, "macs_dense": macs_dense}
+    return network, properties | {"macs_nonzero": macs_nonzero, "macs_sparsity": 1 - macs_nonzero / macs_dense}
 
 
 def _model(settings: BenchSettings) -> nn.Module:
@@ -232,8 +232,12 @@ def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> Ben
         parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
         crafted = [attack(target.model, target.rule, a, b, target.threat, rng=rng) for a, b in parts]
         image_sets["slowdown attack"] = torch.cat(crafted).numpy()
-    facts = {"weights": ensemble.parent_weights, "nonzeros": ensemble.nonzeros, "ensemble_sparsity": ensemble.sparsity}
-    return BenchModel(ensemble.members[0], facts, ensemble, image_sets)
+    properties = {
+        "weights": ensemble.parent_weights,
+        "nonzeros": ensemble.nonzeros,
+        "ensemble_sparsity": ensemble.sparsity,
+    }
+    return BenchModel(ensemble.members[0], properties, ensemble, image_sets)
 
 
 def _check_shape(ensemble: PackedEnsemble, path: Path) -> None:

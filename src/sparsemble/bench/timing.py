@@ -46,7 +46,7 @@ def bench(settings: BenchSettings, command: str, report: Callable[[str], None]) 
         ratio=next(row.ratio for row in rows if row.engine == _headline(model)),
         command=command,
         settings=asdict(settings),
-        network=model.facts,
+        network=model.properties,
         machine=machine(torch.device("cpu")),
         versions=versions() | engine_versions(),
         rows=tuple(rows),

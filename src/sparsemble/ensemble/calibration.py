@@ -181,7 +181,7 @@ class _PrefixPredictions:
         self.labels = torch.stack([logits.combiner(self.all_sets[:m]).argmax(1) for m in prefixes])
 
     def decide(self, rule: StoppingRule) -> tuple[Counts, Counts]:
-        """Return the length of the prefix that answers and the members run, for the images of all sets side by side."""
+        """Return the length of the prefix that is used and the members run, for the images of all sets side by side."""
         members, count = len(self.all_sets), self.all_sets.shape[1]
         answer_with = torch.zeros(count, dtype=torch.long, device=self.y.device)
         members_run = torch.zeros_like(answer_with)

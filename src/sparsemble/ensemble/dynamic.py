@@ -19,7 +19,7 @@ def predict_dynamic(ensemble: Ensemble, x: Images, rule: StoppingRule) -> Dynami
         rule: the stopping rule; it decides for each image on its own.
 
     Returns:
-        Logits (B, K) of the prefix that answers, its length, and the number of members run, both (B) in 1..M.
+        Logits (B, K) of the prefix that is used, its length, and the number of members run, both (B) in 1..M.
 
     Raises:
         InputError: members return different numbers of classes.

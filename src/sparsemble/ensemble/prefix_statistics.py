@@ -85,13 +85,13 @@ def add_remainder(stop_probability: PerPrefix, survival: Float[Tensor, " B"]) ->
 
 
 def relax_decision(answer_with: Counts, hazard: PerPrefix) -> PerPrefix:
-    """Return a differentiable stop probability whose maximum is at the prefix that answers.
+    """Return a differentiable stop probability whose maximum is at the prefix that is used.
 
     Half of it is 1 at that prefix, the other half follows the soft hazards. A rule that compares with a threshold has
     no gradient; attacks on the rule follow this one.
 
     Args:
-        answer_with: length of the prefix that answers (B), in 1..M.
+        answer_with: length of the prefix that is used (B), in 1..M.
         hazard: soft hazards (M, B) in [0, 1].
     """
     hard = torch.zeros_like(hazard).scatter(0, (answer_with - 1)[None], 1.0)
@@ -105,9 +105,9 @@ def first_crossing(passed: Tensor) -> Counts:
     return crossing
 
 
-def quantiles(values: Tensor, shares: Tensor) -> list[float]:
+def quantiles(values: Tensor, levels: Tensor) -> list[float]:
     """Return the distinct quantiles of all values, ascending; an empty list without values."""
-    return sorted(set(values.flatten().quantile(shares.to(values.dtype)).tolist())) if values.numel() else []
+    return sorted(set(values.flatten().quantile(levels.to(values.dtype)).tolist())) if values.numel() else []
 
 
 def hazard_grid(member_logits: MemberLogits, tau_u: float) -> Iterator[tuple[float, float, float, float]]:
@@ -118,12 +118,12 @@ def hazard_grid(member_logits: MemberLogits, tau_u: float) -> Iterator[tuple[flo
         tau_u: threshold of the change where there is only one member.
     """
     confidence, change = confidence_and_change(member_logits)
-    shares = torch.linspace(0.02, 0.9, 12, device=change.device)
+    levels = torch.linspace(0.02, 0.9, 12, device=change.device)
     # One member decides most clean images; the cheapest rules run a second one on about 1 % of them.
-    few = torch.tensor([0.0, 0.003, 0.007, 0.012], device=change.device)
+    low_levels = torch.tensor([0.0, 0.003, 0.007, 0.012], device=change.device)
     return itertools.product(
         (4.0, 32.0),
         (8.0, 32.0, 128.0),
-        quantiles(change, shares[::4]) or [tau_u],
-        quantiles(confidence[0], torch.cat([few, shares])),
+        quantiles(change, levels[::4]) or [tau_u],
+        quantiles(confidence[0], torch.cat([low_levels, levels])),
     )

@@ -22,20 +22,24 @@ def relative_difference(reference: Tensor, other: Tensor) -> float:
     return float((reference - other).abs().max()) / max(1.0, float(reference.abs().max()))
 
 
-def check_logits(reference: Tensor, other: Tensor, what: str) -> float:
+def check_logits(reference: Tensor, other: Tensor, name: str, reference_name: str) -> float:
     """Return the relative difference of two tensors of logits.
 
     Args:
         reference: correct logits.
-        other: logits of the same shape, computed in another way.
-        what: sentence for the error.
+        other: logits of the same shape, to be checked.
+        name: of what computed `other`, for the error message.
+        reference_name: of what computed `reference`, for the error message.
 
     Raises:
         RunError: the difference is larger than the tolerance, or not a number.
     """
     difference = relative_difference(reference, other)
     if not difference <= TOLERANCE:
-        raise RunError(f"{what}: logits differ by {difference:.2g} (allowed {TOLERANCE:g}); nothing was exported")
+        raise RunError(
+            f"{name} differs from {reference_name}: logits by {difference:.2g} (allowed {TOLERANCE:g}); "
+            "nothing was exported"
+        )
     return difference
 
 

@@ -156,7 +156,7 @@ def _norm(module: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Return scale and shift of a BatchNorm in eval mode, in double precision."""
     assert isinstance(module, nn.BatchNorm2d)
     if module.running_mean is None or module.running_var is None:
-        raise InputError("a BatchNorm without running statistics answers by its batch; it cannot be deployed")
+        raise InputError("a BatchNorm without running statistics depends on the batch; it cannot be deployed")
     scale = (module.running_var.detach().double() + module.eps).rsqrt()
     if module.weight is not None:
         scale = scale * module.weight.detach().double()

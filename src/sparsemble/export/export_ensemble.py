@@ -68,8 +68,8 @@ def export_packed(
     converted = convert_ensemble(ensemble, rule, classes, (channels, height, width), parent_weights, **metadata)
     pairs = zip(member_logits(ensemble, images), member_logits(to_torch(converted), images), strict=True)
     for number, (trained_logits, converted_logits) in enumerate(pairs, start=1):
-        what = f"member {number} converted for the runtime does not answer as the trained one"
-        check_logits(trained_logits, converted_logits, what)
+        name = f"member {number} converted for the runtime"
+        check_logits(trained_logits, converted_logits, name, "the trained member")
     rounded = packed.round_weights(converted, values)
     packed.save(rounded, path, values=values)
     return rounded
@@ -89,7 +89,7 @@ def export_ensemble(
     make_rng: Callable[[str], Generator],
     values: Values = "float16",
     summary: RunSummary | None = None,
-    report_progress: Callable[[float, str], None] = lambda share, text: None,
+    report_progress: Callable[[float, str], None] = lambda fraction, text: None,
     **metadata: Mapping[str, Any],
 ) -> ExportResult:
     """Write an ensemble as a packed file, ONNX graphs and a folder for model hubs, and check each of them.
@@ -109,7 +109,7 @@ def export_ensemble(
         make_rng: returns the generator for a purpose, in the same state at every call.
         values: number format of the weights.
         summary: results of the run, for the model card.
-        report_progress: receives the share of the work that is done, and a short text.
+        report_progress: receives the fraction of the work that is done, and a short text.
         metadata: `recipe` and `provenance`, stored in the file.
 
     Returns:
@@ -193,13 +193,14 @@ def _export_onnx(
         return None
     members, static_ensemble = write_graphs(ensemble, folder)
     agreement = check(torch.from_numpy(np.stack([run_graph(file, images.numpy()) for file in members])))
-    logits, of_one = (torch.from_numpy(run_graph(static_ensemble, x.numpy())) for x in (images, images[:1]))
-    what = "the ONNX graph of the ensemble does not answer as the ensemble"
-    what_of_one = "the ONNX graph of the ensemble answers one image by itself in another way"
+    logits, single_logits = (torch.from_numpy(run_graph(static_ensemble, x.numpy())) for x in (images, images[:1]))
+    graph = "the ONNX graph of the ensemble"
     return replace(
         agreement,
-        static_ensemble=check_logits(reference, logits, what),
-        batch_of_one=check_logits(logits[:1], of_one, what_of_one),
+        static_ensemble=check_logits(reference, logits, graph, "the ensemble"),
+        batch_of_one=check_logits(
+            logits[:1], single_logits, f"{graph}, run on one image,", "the same graph on a batch"
+        ),
     )
 
 

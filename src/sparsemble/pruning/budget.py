@@ -1,4 +1,4 @@
-"""Budgets: the cost that sparsity is a share of."""
+"""Budgets: the cost that sparsity is a fraction of."""
 
 from abc import abstractmethod
 
@@ -11,11 +11,11 @@ class Budget(Component):
     """The cost of a layer that keeps some of its weights; sparsity 0.9 leaves a tenth of the dense cost."""
 
     @abstractmethod
-    def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
-        """Return the cost of each layer (L), differentiable in `kept`.
+    def cost(self, nonzeros: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
+        """Return the cost of each layer (L), differentiable in `nonzeros`.
 
         Args:
-            kept: weights that stay in each layer (L), > 0.
+            nonzeros: weights that stay in each layer (L), > 0.
             sizes: weights of each layer (L).
             positions: how often each weight is used for one image, by layer (L).
         """

@@ -40,9 +40,9 @@ class Channels:
         """Return the fewest channels of each group: one, or all where none can be removed."""
         return [1 if group.free else group.channels for group in self.groups]
 
-    def cost_of(self, kept: list[int]) -> float:
-        """Return the cost of keeping so many channels of each group."""
-        weights = [kept[self.written[name]] * kept[self.read[name]] * self._taps(name) for name in self.shapes]
+    def cost_of(self, counts: list[int]) -> float:
+        """Return the cost of keeping `counts` channels of each group."""
+        weights = [counts[self.written[name]] * counts[self.read[name]] * self._taps(name) for name in self.shapes]
         return float(self.cost(torch.tensor(weights, dtype=torch.float64)).sum())
 
     def mask(self, scores: Scores, rates: LayerRates, keep_rates: KeepRates | None, max_cost: float) -> Mask:
@@ -60,11 +60,11 @@ class Channels:
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            fits = self.cost_of(self._kept(levels(middle))) <= max_cost
+            fits = self.cost_of(self._rounded_down(levels(middle))) <= max_cost
             low, high = (middle, high) if fits else (low, middle)
-        kept = self._filled(self._kept(levels(low)), max_cost)
+        counts = self._fill_budget(self._rounded_down(levels(low)), max_cost)
         stays = [
-            keep_top(importance[i], kept[i]) if group.free else torch.ones(group.channels, dtype=torch.bool)
+            keep_top(importance[i], counts[i]) if group.free else torch.ones(group.channels, dtype=torch.bool)
             for i, group in enumerate(self.groups)
         ]
         return Mask({name: self._layer_mask(name, score, stays) for name, score in scores.items()})
@@ -87,23 +87,23 @@ class Channels:
 
         return rates
 
-    def _kept(self, rates: Mapping[str, float]) -> list[int]:
+    def _rounded_down(self, rates: Mapping[str, float]) -> list[int]:
         return [
             max(int(rates[str(i)] * group.channels), 1) if group.free else group.channels
             for i, group in enumerate(self.groups)
         ]
 
-    def _filled(self, kept: list[int], max_cost: float) -> list[int]:
-        """Add channels one at a time, first where the largest share is missing, while the budget allows it."""
+    def _fill_budget(self, counts: list[int], max_cost: float) -> list[int]:
+        """Add channels one at a time, first where the largest fraction is missing, while the budget allows it."""
         changed = True
         while changed:
             changed = False
-            missing = [1 - count / group.channels for count, group in zip(kept, self.groups, strict=True)]
-            for i in sorted(range(len(kept)), key=lambda i: -missing[i]):
-                more = [count + (i == j) for j, count in enumerate(kept)]
-                if missing[i] > 0 and self.cost_of(more) <= max_cost:
-                    kept, changed = more, True
-        return kept
+            missing = [1 - count / group.channels for count, group in zip(counts, self.groups, strict=True)]
+            for i in sorted(range(len(counts)), key=lambda i: -missing[i]):
+                larger = [count + (i == j) for j, count in enumerate(counts)]
+                if missing[i] > 0 and self.cost_of(larger) <= max_cost:
+                    counts, changed = larger, True
+        return counts
 
     def _taps(self, name: str) -> int:
         """Return the weights that lead from one input channel to one output channel."""

@@ -84,16 +84,16 @@ def _constant(operation: Operation, inputs: list[Tensor], keep: dict[str, Tensor
     return torch.where(inputs[0] == 0, 0.0, torch.nan) if operation.kind == "pool" else inputs[0]
 
 
-def _constant_of_layer(operation: Operation, given: Tensor, keep: Tensor) -> Tensor:
+def _constant_of_layer(operation: Operation, constants: Tensor, keep: Tensor) -> Tensor:
     """Return the constant outputs of a layer: where every kept weight reads a channel that is 0 everywhere."""
     layer = operation.module
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    reads = (keep.view(len(keep), len(given), -1).any(2) & (given != 0)).any(1)
+    reads = (keep.view(len(keep), len(constants), -1).any(2) & (constants != 0)).any(1)
     bias = torch.zeros(len(keep)) if layer.bias is None else layer.bias.detach().cpu().float()
     return torch.where(reads, torch.nan, bias)
 
 
-def _normalised(operation: Operation, given: Tensor) -> Tensor:
+def _normalised(operation: Operation, constants: Tensor) -> Tensor:
     """Return the constants after a BatchNorm in eval mode."""
     norm = operation.module
     assert isinstance(norm, nn.BatchNorm2d)
@@ -103,4 +103,4 @@ def _normalised(operation: Operation, given: Tensor) -> Tensor:
     shift = norm.bias.detach().cpu() if norm.affine else torch.zeros(norm.num_features)
     mean, deviation = norm.running_mean.cpu(), (norm.running_var.cpu() + norm.eps).sqrt()
     # A channel that BatchNorm multiplies by 0 is constant for every input.
-    return torch.where(scale == 0, shift, (given - mean) / deviation * scale + shift)
+    return torch.where(scale == 0, shift, (constants - mean) / deviation * scale + shift)

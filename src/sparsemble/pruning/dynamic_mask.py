@@ -82,11 +82,11 @@ class DynamicNetwork(nn.Module):
             return
         for name, size in self.magnitudes().items():
             keep = self.keep(name)
-            kept = int(keep.sum())
-            stay = self.target.keep(name, size, kept - round(drop * kept))
+            nonzeros = int(keep.sum())
+            stay = self.target.keep(name, size, nonzeros - round(drop * nonzeros))
             draw = torch.rand(keep.shape, generator=rng, device=keep.device)
             priority = torch.where(stay, 2.0, torch.where(keep, draw - 1, draw))
-            count = kept if counts is None else counts[name]
+            count = nonzeros if counts is None else counts[name]
             self._set_mask_(name, self.target.keep(name, priority, max(count, 1)), rng, 0.0)
 
     def _update_channels_(self, drop: float, rng: Generator) -> None:
@@ -141,8 +141,10 @@ class UpdateSchedule:
             return None
         capacity = learner.target.granularity.capacity
         return {
-            name: min(max(kept - round(self.not_regrown * drop * kept), 1), capacity(tuple(learner.keep(name).shape)))
-            for name, kept in ((name, int(learner.keep(name).sum())) for name in learner.layers)
+            name: min(
+                max(nonzeros - round(self.not_regrown * drop * nonzeros), 1), capacity(tuple(learner.keep(name).shape))
+            )
+            for name, nonzeros in ((name, int(learner.keep(name).sum())) for name in learner.layers)
         }
 
 

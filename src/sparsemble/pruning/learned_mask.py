@@ -79,8 +79,8 @@ class ScoredNetwork(nn.Module):
         self.masks = {}
         counts = {} if keep_rates else target.counts({name: score.abs() for name, score in scores.items()})
         for name, layer in self.layers.items():
-            kept = keep_rates[name] if keep_rates else counts[name]
-            self.masks[name] = _ScoredMask(name, scores[name], kept, target)
+            count_or_rate = keep_rates[name] if keep_rates else counts[name]
+            self.masks[name] = _ScoredMask(name, scores[name], count_or_rate, target)
             parametrize.register_parametrization(layer, "weight", self.masks[name])
 
     def forward(self, x: Images) -> Logits:
@@ -108,15 +108,15 @@ class ScoredNetwork(nn.Module):
 class _ScoredMask(nn.Module):
     """Multiplies a layer's weights by the 0/1 mask of their learned scores."""
 
-    def __init__(self, name: str, scores: Tensor, kept: "int | nn.Module", target: SparsityTarget) -> None:
+    def __init__(self, name: str, scores: Tensor, count_or_rate: "int | nn.Module", target: SparsityTarget) -> None:
         super().__init__()
         self.name, self.target = name, target
         self.scores = nn.Parameter(scores.clone())
-        self.kept = kept
+        self.count_or_rate = count_or_rate
         """Number of weights to keep, or the module that returns the learned keep rate."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        straight, count = self.scores.abs(), self.kept
+        straight, count = self.scores.abs(), self.count_or_rate
         if isinstance(count, nn.Module):
             keep_rate = count()
             straight = straight + keep_rate

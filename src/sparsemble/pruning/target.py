@@ -54,13 +54,13 @@ class SparsityTarget:
         if not 0 <= self.floor < 1:
             raise InputError(f"floor = {self.floor:g} must lie in [0, 1)")
         self.granularity.check(self.shapes, self.sparsity)
-        least = float(self._cost(self._least()).sum())
+        minimum_cost = float(self._cost(self._minimum_counts()).sum())
         if self.granularity.whole_channels:
-            least = self.channels.cost_of(self.channels.minimum_counts())
-        if least > self.max_cost:
+            minimum_cost = self.channels.cost_of(self.channels.minimum_counts())
+        if minimum_cost > self.max_cost:
             raise InputError(
                 f"sparsity = {self.sparsity:g} would empty one of the {len(self.shapes)} layers: one group of each is "
-                f"{least / self.dense_cost:.2%} of the budget; lower the sparsity"
+                f"{minimum_cost / self.dense_cost:.2%} of the budget; lower the sparsity"
             )
 
     @cached_property
@@ -132,9 +132,9 @@ class SparsityTarget:
         low, high = 0.0, 1.0
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            fits = float(self._cost(self._wanted(rates(middle))).sum()) <= self.max_cost
+            fits = float(self._cost(self._exact_counts(rates(middle))).sum()) <= self.max_cost
             low, high = (middle, high) if fits else (low, middle)
-        return self._filled(self._wanted(rates(low)).floor(), rates(high))
+        return self._fill_budget(self._exact_counts(rates(low)).floor(), rates(high))
 
     def mask(self, scores: Scores, keep_rates: KeepRates | None = None) -> Mask:
         """Return the exact mask of the highest scores.
@@ -152,37 +152,37 @@ class SparsityTarget:
         counts = self.counts(scores, keep_rates)
         return Mask({name: self.granularity.keep(score, counts[name]) for name, score in scores.items()})
 
-    def _cost(self, kept: Tensor) -> Tensor:
-        return self.budget.cost(kept, self.sizes, self.positions)
+    def _cost(self, counts: Tensor) -> Tensor:
+        return self.budget.cost(counts, self.sizes, self.positions)
 
     def _capacity(self) -> Tensor:
         return torch.tensor([self.granularity.capacity(shape) for shape in self.shapes.values()], dtype=torch.float64)
 
-    def _least(self) -> Tensor:
+    def _minimum_counts(self) -> Tensor:
         floors = (self.floor * (1 - self.sparsity) * self.sizes).floor().clamp_min(1)
         return torch.minimum(floors, self._capacity()) if self._floors_fit(floors) else torch.ones_like(floors)
 
     def _floors_fit(self, floors: Tensor) -> bool:
         return float(self._cost(floors).sum()) <= self.max_cost
 
-    def _wanted(self, rates: Mapping[str, float]) -> Tensor:
+    def _exact_counts(self, rates: Mapping[str, float]) -> Tensor:
         """Return the weights that keep rates require, between floor and capacity, not rounded."""
         exact = torch.tensor([rates[name] for name in self.shapes], dtype=torch.float64) * self.sizes
-        return torch.minimum(torch.maximum(exact, self._least()), self._capacity())
+        return torch.minimum(torch.maximum(exact, self._minimum_counts()), self._capacity())
 
-    def _filled(self, kept: Tensor, rates: Mapping[str, float]) -> dict[str, int]:
-        """Spend the rest of the budget one weight at a time, on the layers that were rounded down the most."""
-        wanted, capacity = self._wanted(rates), self._capacity()
+    def _fill_budget(self, counts: Tensor, rates: Mapping[str, float]) -> dict[str, int]:
+        """Spend the remaining budget one weight at a time, on the layers that were rounded down the most."""
+        exact_counts, capacity = self._exact_counts(rates), self._capacity()
         changed = True
         while changed:
             changed = False
-            for i in (wanted - kept).argsort(descending=True, stable=True).tolist():
-                more = kept.clone()
-                more[i] += 1
-                cost = float(self._cost(more).sum())
-                if more[i] <= capacity[i] and cost <= self.max_cost:
-                    kept, changed = more, True
-        return dict(zip(self.shapes, (int(count) for count in kept.tolist()), strict=True))
+            for i in (exact_counts - counts).argsort(descending=True, stable=True).tolist():
+                larger = counts.clone()
+                larger[i] += 1
+                cost = float(self._cost(larger).sum())
+                if larger[i] <= capacity[i] and cost <= self.max_cost:
+                    counts, changed = larger, True
+        return dict(zip(self.shapes, (int(count) for count in counts.tolist()), strict=True))
 
     def _check_scores(self, scores: Scores) -> None:
         for name in scores.keys() ^ self.shapes.keys():

@@ -61,7 +61,7 @@ def comparison_page(comparison: ComparisonResult) -> Page:
         kicker=[first.data.name, f"{first.threat.norm} {first.threat.eps_text}"],
         alarms=comparison.alarms,
         headline=headline(comparison),
-        beside=_premises(comparison),
+        comparison=_premises(comparison),
         aside=[Section("Differences between the rows", [Note(note) for note in comparison.notes])],
         sections=[
             Section("Results", [results_table(comparison)]),

@@ -9,41 +9,41 @@ from sparsemble.report.plot_style import INK, PALETTE, STYLE, new_figure
 from sparsemble.report.table import Column, Table
 
 
-class Fact(NamedTuple):
+class ExportRow(NamedTuple):
     """A row of the export table."""
 
     name: str
     value: str
 
 
-def export_table(result: ExportResult) -> Table[Fact]:
+def export_table(result: ExportResult) -> Table[ExportRow]:
     """Return what an export wrote."""
 
     def accuracy(held_out: HeldOutAccuracy) -> str:
         return f"clean {percent(held_out.clean)} %, robust {percent(held_out.robust)} %"
 
-    def agreement(name: str, agrees: FormatAgreement) -> list[Fact]:
+    def agreement(name: str, agrees: FormatAgreement) -> list[ExportRow]:
         differences = (
             f"logits within {agrees.logits:.1g}; {agrees.labels} labels and {agrees.decisions} decisions differ of "
             f"{agrees.images} ({agrees.near} depend on rounding)"
         )
-        facts = [Fact(f"{name} against the rounded ensemble", differences)]
+        rows_of_format = [ExportRow(f"{name} against the rounded ensemble", differences)]
         if agrees.static_ensemble is not None and agrees.batch_of_one is not None:
             within = f"logits within {agrees.static_ensemble:.1g}; within {agrees.batch_of_one:.1g} in a batch of one"
-            facts.append(Fact(f"{name}, all members in one graph", within))
-        return facts
+            rows_of_format.append(ExportRow(f"{name}, all members in one graph", within))
+        return rows_of_format
 
     rows = [
-        Fact("values of the weights", result.values),
-        Fact("bytes of the packed file", f"{result.bytes:,}"),
-        Fact("share of the dense parent in float32", f"{100 * result.share_of_dense_float32:.2f} %"),
-        Fact("sparsity", f"{result.sparsity:.4f}"),
-        Fact("held-out accuracy, unrounded", accuracy(result.unrounded)),
-        Fact("held-out accuracy, rounded", accuracy(result.rounded)),
+        ExportRow("values of the weights", result.values),
+        ExportRow("bytes of the packed file", f"{result.bytes:,}"),
+        ExportRow("share of the dense parent in float32", f"{100 * result.share_of_dense_float32:.2f} %"),
+        ExportRow("sparsity", f"{result.sparsity:.4f}"),
+        ExportRow("held-out accuracy, unrounded", accuracy(result.unrounded)),
+        ExportRow("held-out accuracy, rounded", accuracy(result.rounded)),
         *[fact for name, agrees in result.formats.items() for fact in agreement(name, agrees)],
-        *[Fact(name, reason) for name, reason in result.not_written.items()],
+        *[ExportRow(name, reason) for name, reason in result.not_written.items()],
     ]
-    columns: list[Column[Fact]] = [
+    columns: list[Column[ExportRow]] = [
         Column("what", lambda fact: fact.name, left=True),
         Column("value", lambda fact: fact.value, left=True),
     ]

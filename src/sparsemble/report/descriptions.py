@@ -1,4 +1,4 @@
-"""What a result says, in sentences: threat model, images, how AutoAttack ran, what forbids to rely on a number."""
+"""Sentences that describe a result: threat model, images, mode of AutoAttack, reasons not to rely on a number."""
 
 import re
 

@@ -11,8 +11,8 @@ from sparsemble.report.formatting import count, duration, percent, plural, round
 from sparsemble.report.page import Block, Code, Details, Note, Page, Plot, Section, Terms, provenance, settings_text
 from sparsemble.report.result_tables import (
     attack_table,
-    checks_beside,
     checks_section,
+    checks_summary,
     terminal_notes,
 )
 
@@ -45,9 +45,9 @@ def evaluation_page(result: EvaluationResult, examples: Examples | None) -> Page
         kicker=[result.name, result.data.name, f"{result.threat.norm} {result.threat.eps_text}"],
         alarms=alarms(result),
         headline=headline(result),
-        beside=beside(result),
-        aside=[Section("Threat model", [Note(premises)]), checks_beside(result)],
-        facts=facts(result),
+        comparison=comparison(result),
+        aside=[Section("Threat model", [Note(premises)]), checks_summary(result)],
+        key_figures=key_figures(result),
         sections=[
             Section("Attacks", [attack_table(result)]),
             checks_section(result),
@@ -71,7 +71,7 @@ def headline(result: EvaluationResult) -> tuple[str, str, str]:
     )
 
 
-def beside(result: EvaluationResult) -> str:
+def comparison(result: EvaluationResult) -> str:
     """Return what to compare the headline with."""
     strongest = result.strongest
     sentences = [
@@ -87,7 +87,7 @@ def beside(result: EvaluationResult) -> str:
     return " ".join(sentences)
 
 
-def facts(result: EvaluationResult) -> list[tuple[str, str, str]]:
+def key_figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
     """Return the few numbers at the top of the page: value, what it is, more about it."""
     strongest, cost = result.strongest, result.cost
     memory = "" if cost.peak_memory is None else f", {size(cost.peak_memory)} in use for 64"
@@ -96,27 +96,27 @@ def facts(result: EvaluationResult) -> list[tuple[str, str, str]]:
         (f"{percent(strongest.robust_accuracy)} %", "under the strongest single attack", strongest.label),
         (count(result.model.nonzeros), "non-zero weights", f"{round_percent(result.model.sparsity)} sparse"),
         (size(cost.bytes), "on disk", f"{count(cost.macs_nonzero)} non-zero MACs an image{memory}"),
-        _members_fact(result),
+        _members_figure(result),
         (passes(result), "passes of the attacks", f"{duration(result.seconds)} on {result.device} in all"),
     ]
 
 
-def _members_fact(result: EvaluationResult) -> tuple[str, str, str]:
+def _members_figure(result: EvaluationResult) -> tuple[str, str, str]:
     """Return the members that an ensemble runs, or the latency of a single model."""
     run, members = result.members_run, result.model.members
     if members > 1:
         slowed = "" if run.slowdown is None else f", {run.slowdown:.2f} under one on cost"
         return f"{run.clean:.2f} of {members}", "members run, clean image", f"{run.attacked:.2f} attacked{slowed}"
     if times := result.cost.latency.get("torch"):
-        one, many = (times[batch].median_ms for batch in ("batch_1", "batch_64"))
-        return f"{one:.3g} ms", "one image in torch", f"{many:.3g} ms for 64"
+        single, batched = (times[batch].median_ms for batch in ("batch_1", "batch_64"))
+        return f"{single:.3g} ms", "one image in torch", f"{batched:.3g} ms for 64"
     return "1", "model, no members", f"{count(result.cost.macs_dense)} MACs an image, zeros included"
 
 
 def _reproduce(result: EvaluationResult) -> list[Block]:
     model, data = result.model, result.data
     settings = {attack.label: attack.settings for attack in result.attacks}
-    made = {
+    terms = {
         "model": f"{model.path} ({model.kind}), {model.architecture}",
         "weights": f"sha256 {model.sha256[:16]}, {count(model.parameters)} parameters",
         "stopping rule": model.rule or "none",
@@ -129,7 +129,7 @@ def _reproduce(result: EvaluationResult) -> list[Block]:
     }
     quoted = {f"quoted {i}": settings_text(number) for i, number in enumerate(result.quoted, start=1)}
     return [
-        Terms(made),
+        Terms(terms),
         *provenance(result.command, result.machine, result.versions, result.source),
         *([Details("Numbers of others", [Terms(quoted)])] if quoted else []),
         Note(
@@ -158,7 +158,7 @@ def plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
         examples: images with the adversarial ones made from them; None: none are shown.
     """
     curve, members = result.security_curve, result.members
-    known = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
+    has_distances = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
     shown = [
         Plot(
             "security_curve",
@@ -176,7 +176,7 @@ def plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
             "Distance of the nearest adversarial image",
             "As found by attacks that look for the smallest change rather than one inside eps; an upper bound of the "
             "true distance. Images that are misclassified when clean are not drawn; the median counts them as 0.",
-            (lambda: figures.minimum_distances(result)) if known else None,
+            (lambda: figures.minimum_distances(result)) if has_distances else None,
         ),
     ]
     if result.model.members > 1:

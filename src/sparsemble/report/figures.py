@@ -108,8 +108,8 @@ def minimum_distances(result: EvaluationResult) -> "Figure":
 def members_run_plot(result: EvaluationResult) -> Plot:
     """Return how many images needed 1, 2, .. members, clean and attacked, as a plot of a page."""
     caption = "On clean images and under the attack that costs the most members, of those tried."
-    known = bool(result.members_run.clean_counts)
-    return Plot("members_run", "Members run an image", caption, (lambda: members_run(result)) if known else None)
+    has_counts = bool(result.members_run.clean_counts)
+    return Plot("members_run", "Members run an image", caption, (lambda: members_run(result)) if has_counts else None)
 
 
 def members_run(result: EvaluationResult) -> "Figure":
@@ -157,9 +157,9 @@ def mask_overlap(overlap: MaskOverlap, ensemble: Sequence[str]) -> "Figure":
     """
     names, values = overlap.names, overlap.jaccard
     figure, ax = new_figure(HALF, 3.6)
-    few = len(names) <= MOST_NUMBERS
+    show_numbers = len(names) <= MOST_NUMBERS
     cells = {(float(j), float(i)): values[i][j] for i in range(len(names)) for j in range(i)}
-    _matrix(ax, cells, lambda value: f"{100 * value:.0f}" if few else "")
+    _matrix(ax, cells, lambda value: f"{100 * value:.0f}" if show_numbers else "")
     ax.set_xlim(-0.5, len(names) - 1.5)
     ax.set_ylim(len(names) - 0.5, 0.5)
     ax.set_xticks(range(len(names) - 1), names[:-1], rotation=90)

@@ -21,18 +21,18 @@ def size(value: float) -> str:
     return text + ("B" if text[-1].isalpha() else " B")
 
 
-def percent(share: float) -> str:
-    """Write a share as percent with one decimal, without the sign."""
-    return f"{100 * share:.1f}"
+def percent(fraction: float) -> str:
+    """Write a fraction as percent with one decimal, without the sign."""
+    return f"{100 * fraction:.1f}"
 
 
-def round_percent(share: float) -> str:
-    """Write a share as percent for a sentence: 80 %, 99.5 %."""
-    return percent(share).removesuffix(".0") + " %"
+def round_percent(fraction: float) -> str:
+    """Write a fraction as percent for a sentence: 80 %, 99.5 %."""
+    return percent(fraction).removesuffix(".0") + " %"
 
 
 def span(interval: Sequence[float]) -> str:
-    """Write an interval of shares in percent: 41.0 to 52.2, with a dash."""
+    """Write an interval of fractions in percent: 41.0 to 52.2, with a dash."""
     low, high = interval
     return f"{percent(low)}\u2013{percent(high)}"
 
@@ -51,9 +51,9 @@ def members(run: MembersRun) -> str:
     return f"{run.clean:.2f} / {run.attacked:.2f}"
 
 
-def points(share: float) -> str:
+def points(fraction: float) -> str:
     """Write a difference of accuracies in points, with its sign."""
-    return f"{100 * share:+.1f}".replace("-", "\u2212").replace("+0.0", "0.0").replace("\u22120.0", "0.0")
+    return f"{100 * fraction:+.1f}".replace("-", "\u2212").replace("+0.0", "0.0").replace("\u22120.0", "0.0")
 
 
 def p_value(value: float) -> str:

@@ -73,22 +73,22 @@ class Plot(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All that a report shows, in order."""
+    """The contents of a report, in order of appearance."""
 
     title: str
     kind: str
     """run, evaluation, comparison or study."""
     kicker: Sequence[str]
-    """Facts above the headline."""
+    """Short labels above the headline: name, data, seed."""
     alarms: Sequence[str] = ()
-    """Sentences: what forbids to rely on the headline; the part before a colon stands out."""
+    """Sentences: reasons not to rely on the headline; the part before a colon is printed bold."""
     headline: tuple[str, str, str]
     """A sentence in three parts; the middle one is the number."""
-    beside: str = ""
+    comparison: str = ""
     """What to compare the headline with."""
     aside: Sequence[Section] = ()
     """Beside the headline: the threat model, the checks."""
-    facts: Sequence[tuple[str, str, str]] = ()
+    key_figures: Sequence[tuple[str, str, str]] = ()
     """The few numbers at the top: value, what it is, what to compare it with."""
     sections: Sequence[Section]
     """The first one stands above the plots, the others below."""
@@ -118,14 +118,14 @@ class Page:
     def markdown(self) -> str:
         """Return the page in Markdown; plots are links to `figures/`."""
         parts = [f"# {self.title}\n", f"**{''.join(self.headline)}**\n"]
-        parts += [f"{self.beside}\n"] if self.beside else []
+        parts += [f"{self.comparison}\n"] if self.comparison else []
         parts += ["".join(f"- **{alarm}**\n" for alarm in self.alarms)] if self.alarms else []
         parts += [markdown(block) for section in self.aside for block in section.blocks]
-        first, *rest = [
+        first, *later_sections = [
             f"## {section.title}\n\n" + "\n".join(map(markdown, section.blocks)) for section in self.sections
         ]
         plots = [f"## {p.title}\n\n![{p.title}](figures/{p.name}.svg)\n\n{p.caption}\n" for p in self.plots if p.draw]
-        return "\n".join([*parts, first, *plots, *rest])
+        return "\n".join([*parts, first, *plots, *later_sections])
 
 
 def html(block: Block) -> str:
@@ -139,7 +139,9 @@ def html(block: Block) -> str:
             items = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>\n" for name, value in values.items())
             return f'<dl class="terms">\n{"".join(items)}</dl>'
         case Side(blocks):
-            return '<div class="side">' + "\n".join(f"<div>{html(one)}</div>" for one in blocks) + "</div>"
+            return (
+                '<div class="side">' + "\n".join(f"<div>{html(inner_block)}</div>" for inner_block in blocks) + "</div>"
+            )
         case Details(summary, blocks):
             inner = "\n".join(map(html, blocks))
             return f"<details><summary>{escape(summary)}</summary>\n{inner}\n</details>"

@@ -34,7 +34,10 @@ def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResu
     zeros, bitmap = "prunable weights that are 0, all members", "non-zero values and a bitmap, all members"
     union, cost = "correct when clean and under every attack", "clean / under the attack that costs most"
     expected, batch = "of non-zero weights, expected on clean images", "median of a whole batch of clean images"
-    made, time = "images forward and backward, attacks included", "of one core, all that the row was made from"
+    passes_note, time_note = (
+        "images forward and backward, attacks included",
+        "of one core, all that the row was made from",
+    )
     columns: list[Column[EvaluationResult]] = [
         name,
         Column("clean", lambda r: percent(r.clean_accuracy), "on clean test images", accuracy),
@@ -55,8 +58,8 @@ def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResu
     ]
     if trained:
         columns += [
-            Column("passes", lambda r: _known(r.cost.training_passes, count), made, train, hidden),
-            Column("time", lambda r: _known(r.cost.training_seconds, duration), time, train, hidden),
+            Column("passes", lambda r: _known(r.cost.training_passes, count), passes_note, train, hidden),
+            Column("time", lambda r: _known(r.cost.training_seconds, duration), time_note, train, hidden),
         ]
     return columns
 
@@ -195,7 +198,7 @@ def checks_section(result: EvaluationResult) -> Section:
     return Section("Checks", [shown, *([Details(counts, [checks_table(others)])] if others else [])])
 
 
-def checks_beside(result: EvaluationResult) -> Section:
+def checks_summary(result: EvaluationResult) -> Section:
     """Return the failed checks and the count of all, for the top of a page."""
     failed = {f"failed {check.number}": f"{check.name}: {check.detail}" for check in result.checks_with("failed")}
     return Section(f"Checks: {checks_count(result)}", [Terms(failed)] if failed else [])

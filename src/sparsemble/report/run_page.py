@@ -34,8 +34,8 @@ from sparsemble.report.page import (
 from sparsemble.report.plot_style import LOOKS
 from sparsemble.report.result_tables import (
     attack_table,
-    checks_beside,
     checks_section,
+    checks_summary,
     result_columns,
     terminal_notes,
 )
@@ -95,9 +95,9 @@ def run_page(summary: RunSummary, details: RunDetails, examples: Examples | None
         kicker=[summary.name, f"seed {summary.seed}"],
         alarms=alarms(result),
         headline=headline(summary),
-        beside=beside(summary),
-        aside=[Section("Threat model", [Note(_premises(summary))]), checks_beside(result)],
-        facts=facts(summary),
+        comparison=comparison(summary),
+        aside=[Section("Threat model", [Note(_premises(summary))]), checks_summary(result)],
+        key_figures=key_figures(summary),
         sections=sections,
         plots=plots(summary, details, examples),
     )
@@ -117,13 +117,14 @@ def headline(summary: RunSummary) -> tuple[str, str, str]:
     )
 
 
-def beside(summary: RunSummary) -> str:
+def comparison(summary: RunSummary) -> str:
     """Return what the other rows keep, for comparison with the headline."""
-    kept = {row.name: percent(row.robust_accuracy) + " %" for row in summary.rows}
+    accuracies = {row.name: percent(row.robust_accuracy) + " %" for row in summary.rows}
     return (
-        f"In its own worst case the dense parent keeps {kept['dense']}, one HARP model of the same sparsity "
-        f"{kept['harp']}, a small dense network of the same work {kept['small_dense']} and the best single sub-model "
-        f"{kept['best_member']}. This is one seed: differences within the intervals may be chance."
+        f"In its own worst case the dense parent keeps {accuracies['dense']}, one HARP model of the same sparsity "
+        f"{accuracies['harp']}, a small dense network of the same work {accuracies['small_dense']} and the best "
+        f"single sub-model {accuracies['best_member']}. This is one seed: differences within the intervals may be "
+        "chance."
     )
 
 
@@ -132,7 +133,7 @@ def _premises(summary: RunSummary) -> str:
     return f"{threat_model(result.threat)} {attacked_images(result.data, len(summary.rows))}"
 
 
-def facts(summary: RunSummary) -> list[tuple[str, str, str]]:
+def key_figures(summary: RunSummary) -> list[tuple[str, str, str]]:
     """Return the few numbers at the top of the page: value, what it is, what to compare it with."""
     ensemble, dense = summary.row(HEADLINE_ROW), summary.row("dense")
     run, number = ensemble.members_run, len(summary.selection.ensemble)
@@ -140,11 +141,11 @@ def facts(summary: RunSummary) -> list[tuple[str, str, str]]:
     def seconds(row: EvaluationResult) -> str:
         return "unknown" if row.cost.training_seconds is None else duration(row.cost.training_seconds)
 
-    clean, kept, cost = dense.clean_accuracy, dense.model.nonzeros, dense.cost
+    clean, nonzeros, cost = dense.clean_accuracy, dense.model.nonzeros, dense.cost
     costliest = f"{run.attacked:.2f} under the costliest attack tried"
     return [
         (f"{percent(ensemble.clean_accuracy)} %", "clean accuracy", f"dense parent {percent(clean)} %"),
-        (count(ensemble.model.nonzeros), "weights kept", f"dense parent {count(kept)}"),
+        (count(ensemble.model.nonzeros), "weights kept", f"dense parent {count(nonzeros)}"),
         (size(ensemble.cost.bytes), "on disk", f"dense parent {size(cost.bytes)}"),
         (f"{run.clean:.2f} of {number}", "members run, clean image", costliest),
         (count(ensemble.cost.macs_nonzero), "non-zero MACs, clean image", f"dense parent {count(cost.macs_nonzero)}"),
@@ -303,7 +304,8 @@ def plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -
     result = summary.row(HEADLINE_ROW)
     curves = {row.name: row.security_curve for row in summary.rows if row.security_curve}
     images = next((curve.images for curve in curves.values()), 0)
-    kept = 1 - summary.row("best_member").model.sparsity
+    nonzero_fraction = 1 - summary.row("best_member").model.sparsity
+    random_overlap = round_percent(nonzero_fraction / (2 - nonzero_fraction))
     layers, overlap, trainings = details.layers, details.overlap, details.trainings
     members = summary.selection.ensemble
     return [
@@ -327,7 +329,7 @@ def plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -
             "overlap",
             "Overlap of the masks",
             "Jaccard overlap, in percent, of the weights that two sub-models keep; the members of the ensemble in "
-            f"colour. Random masks of the best sub-model's size would overlap by {round_percent(kept / (2 - kept))}.",
+            f"colour. Random masks of the best sub-model's size would overlap by {random_overlap}.",
             (lambda: figures.mask_overlap(overlap, members)) if overlap else None,
         ),
         Plot(

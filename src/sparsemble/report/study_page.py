@@ -40,7 +40,7 @@ def study_page(study: StudyResult) -> Page:
         kind="study",
         kicker=[f"recipe {study.recipe}", f"{plural(len(study.seeds), 'seed')} ({', '.join(map(str, study.seeds))})"],
         headline=headline(study),
-        beside=f"Stages took {duration(study.stage_seconds)} in all, one after the other; the last call ran "
+        comparison=f"Stages took {duration(study.stage_seconds)} in all, one after the other; the last call ran "
         f"{study.stages_run} of them in {duration(study.wall_seconds)}.",
         sections=[
             Section("Results", [study_table(study)]),

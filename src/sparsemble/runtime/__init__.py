@@ -1,4 +1,4 @@
-"""Run a sparse ensemble fast on a CPU, with the same answers."""
+"""Run a sparse ensemble fast on a CPU, with the same predictions."""
 
 from pathlib import Path
 

@@ -41,12 +41,12 @@ def build_combiner(settings: Mapping[str, Any]) -> Combiner:
             raise RuntimeInputError(f"temperature = {temperature!s:.60} must be above 0 and at most 1")
     if options:
         raise RuntimeInputError(f'combiner "{name!s:.60}" has no setting "{next(iter(options)):.60}"')
-    known: dict[Any, Combiner] = {
+    by_name: dict[Any, Combiner] = {
         "mean_probability": lambda logits: log_mean_exp(log_softmax(logits)),
         "mean_logit": lambda logits: log_softmax(logits.mean(0)),
         "maximum": lambda logits: log_softmax(log_softmax(logits).max(0)),
         "soft_vote": lambda logits: log_mean_exp(log_softmax(logits / temperature)),
     }
-    if not isinstance(name, str) or name not in known:
-        raise RuntimeInputError(f'combiner "{name!s:.60}" is not known; known are {", ".join(known)}')
-    return known[name]
+    if not isinstance(name, str) or name not in by_name:
+        raise RuntimeInputError(f'combiner "{name!s:.60}" is not known; known are {", ".join(by_name)}')
+    return by_name[name]

@@ -27,8 +27,10 @@ from sparsemble.runtime.thread_pool import THREAD_POOL
 
 Floats = NDArray[np.float32]
 
-SCALAR_WARNING = "this processor has no AVX2, AVX-512 or NEON; networks run right, but one number at a time"
-GUESSED_FEW = 0.6
+SCALAR_WARNING = (
+    "this processor has no AVX2, AVX-512 or NEON; networks compute the same logits, but one number at a time"
+)
+GUESSED_UNBATCHED = 0.6
 """Fraction of a vector's images that take as long one by one as together, before both were timed."""
 MIN_SHARED_SECONDS = 1e-4
 """A run is shared among threads only if it takes longer than this on one thread."""
@@ -217,20 +219,20 @@ class Engine:
             logits[:] = plan(images, count if claimed else 1)
 
     @property
-    def few(self) -> int:
+    def max_unbatched(self) -> int:
         """The most images that are run one by one, because that takes less time than running them together."""
         if not self._batch_fits:
             return self.lanes
         single, batch = self.single_plan.seconds, self.batch_plan.seconds
-        count = GUESSED_FEW * self.lanes if single is None or batch is None else batch / single
+        count = GUESSED_UNBATCHED * self.lanes if single is None or batch is None else batch / single
         return max(1, min(int(count), self.lanes - 1))
 
     def chunks(self, count: int) -> list[slice]:
         """Return how a batch of `count` images is divided into runs."""
         chunks: list[slice] = []
-        few = self.few
+        max_unbatched = self.max_unbatched
         for start in range(0, count, self.lanes):
             chunk = slice(start, min(start + self.lanes, count))
-            one_by_one = chunk.stop - chunk.start <= few
+            one_by_one = chunk.stop - chunk.start <= max_unbatched
             chunks += [slice(i, i + 1) for i in range(chunk.start, chunk.stop)] if one_by_one else [chunk]
         return chunks

@@ -75,9 +75,9 @@ class QueryOracle:
 
     def query_many(self, rows: Counts, points: Float[Tensor, "B N C H W"]) -> Bool[Tensor, "B N"]:
         """Return which of the N points of each image are misclassified; the nearest of these is not kept."""
-        most = max(POINTS_AT_ONCE // points.shape[1], 1)
+        images_per_call = max(POINTS_AT_ONCE // points.shape[1], 1)
         predictions = []
-        for part, part_rows in zip(points.split(most), rows.split(most), strict=True):
+        for part, part_rows in zip(points.split(images_per_call), rows.split(images_per_call), strict=True):
             with torch.no_grad(), for_images(part_rows.repeat_interleave(part.shape[1])):
                 predictions.append(self.model(part.flatten(0, 1)).argmax(1).view(len(part), -1))
         self.used[rows] += points.shape[1]

@@ -71,8 +71,8 @@ class Square(Attack):
             width: of the image, in pixels.
         """
         position = (query - 1) * LONGEST // self.queries if self.rescale else query - 1
-        share = self.p_init * 0.5 ** sum(position > halving for halving in HALVINGS)
-        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+        fraction = self.p_init * 0.5 ** sum(position > halving for halving in HALVINGS)
+        return min(max(round(math.sqrt(fraction * height * width)), 1), height, width)
 
 
 def search_from(

@@ -15,9 +15,11 @@ from sparsemble.core.types import Classifier, Images, Logits
 @surrogates.register("expectation")
 @dataclass(frozen=True, kw_only=True)
 class Expectation(Surrogate):
-    """Log of the prefixes' class probabilities, averaged with the rule's stop probability (method.md 2.7, last point).
+    """Log of the prefixes' class probabilities, averaged with the rule's stop probability.
 
     The stop probability is differentiable, so the gradient of an attack includes the decision to stop.
+
+    Source: ours, with the stop probability of EED main paper, eqs. 20-22.
     """
 
     @property

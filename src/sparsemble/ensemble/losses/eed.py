@@ -105,8 +105,8 @@ def mean_absolute_weight(model: Ensemble) -> Tensor:
     means = []
     for member in model.members:
         weights = [m.weight for m in member.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        kept = sum(int((w != 0).sum()) for w in weights)
-        means.append(torch.stack([w.abs().sum() for w in weights]).sum() / kept)
+        nonzeros = sum(int((w != 0).sum()) for w in weights)
+        means.append(torch.stack([w.abs().sum() for w in weights]).sum() / nonzeros)
     return torch.stack(means).mean()
 
 

@@ -54,9 +54,9 @@ class SoE(TrainingLoss):
         labels = y.repeat(len(images))
         member_logits = model.member_logits(torch.cat(images))
         shared = shared_loss(member_logits, labels, self.sigma).mean()
-        honest = confidence_loss(member_logits, labels).sum(0).mean()
-        terms = {"shared": shared.detach(), "confidence": honest.detach()}
-        return LossOutput(shared + self.honesty * honest, terms)
+        confidence = confidence_loss(member_logits, labels).sum(0).mean()
+        terms = {"shared": shared.detach(), "confidence": confidence.detach()}
+        return LossOutput(shared + self.honesty * confidence, terms)
 
 
 def shared_loss(member_logits: MemberLogits, y: Labels, sigma: float) -> Tensor:

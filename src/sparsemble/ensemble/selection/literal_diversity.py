@@ -61,5 +61,5 @@ def literal_diversity(rates: np.ndarray) -> np.ndarray:
     """
     size = rates.shape[1]
     i = np.arange(1, size + 1)
-    one, two = rates @ (i / size), rates @ (i * (i - 1) / (size * (size - 1)))
-    return np.where(one > 0, 1 - two / np.maximum(one, 1e-300), 1.0)
+    p_one, p_two = rates @ (i / size), rates @ (i * (i - 1) / (size * (size - 1)))
+    return np.where(p_one > 0, 1 - p_two / np.maximum(p_one, 1e-300), 1.0)

@@ -120,9 +120,9 @@ def all_diversities(failures: Bool[Tensor, "N n"], size: int, ensembles: list[tu
     members fail; as printed, the value depends on how members are numbered (`literal_diversity`).
     """
     counts = failures.double() @ failures.double().T
-    together, index = counts.cpu().numpy(), np.asarray(ensembles)
-    single = together[index, index].sum(1) / size
-    pairs = sum(together[index[:, i], index[:, j]] for i, j in itertools.combinations(range(size), 2))
+    joint_failures, index = counts.cpu().numpy(), np.asarray(ensembles)
+    single = joint_failures[index, index].sum(1) / size
+    pairs = sum(joint_failures[index[:, i], index[:, j]] for i, j in itertools.combinations(range(size), 2))
     double = pairs / (size * (size - 1) / 2)
     return np.where(single > 0, 1 - double / np.maximum(single, 1e-300), 1.0)
 

@@ -21,10 +21,10 @@ class TopRobust(SelectionRule):
         correct = [int(pool.correct((i,)).sum()) for i in range(len(failures))]
         best = sorted(range(len(correct)), key=lambda i: -correct[i])[:largest]
         members = tuple(sorted(best))
-        share = correct[best[-1]] / len(pool.y)
+        fraction = correct[best[-1]] / len(pool.y)
         return Selection(
             members=members,
             robust_diversity=robust_diversity(failures, members),
-            reason=f"the {largest} that are most robust alone, each correct on {share:.3f} of the images or more",
+            reason=f"the {largest} that are most robust alone, each correct on {fraction:.3f} of the images or more",
             ensembles_scored=len(correct),
         )

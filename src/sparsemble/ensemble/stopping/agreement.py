@@ -57,7 +57,7 @@ class Agreement(StoppingRule):
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return 1/2 at the prefix that answers plus 1/2 of a soft decision by distance to the thresholds, (M, B)."""
+        """Return 1/2 at the prefix that is used plus 1/2 of a soft decision by distance to the thresholds, (M, B)."""
         distance = self._distance(member_logits)
         return relax_decision(first_crossing(distance >= 0), torch.sigmoid(SLOPE * distance))
 

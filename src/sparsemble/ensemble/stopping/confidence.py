@@ -44,7 +44,7 @@ class Confidence(StoppingRule):
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return 1/2 at the prefix that answers plus 1/2 of a soft decision by log-odds, (M, B)."""
+        """Return 1/2 at the prefix that is used plus 1/2 of a soft decision by log-odds, (M, B)."""
         highest = prefix_probabilities(member_logits).amax(-1)
         odds = torch.logit(highest, eps=EDGE)
         threshold = torch.logit(torch.tensor(min(self.threshold, 1.0), dtype=odds.dtype), eps=EDGE).to(odds.device)
@@ -53,6 +53,6 @@ class Confidence(StoppingRule):
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule, one that never stops early, and thresholds at quantiles over held-out images."""
         highest = prefix_probabilities(member_logits).amax(-1)
-        shares = torch.linspace(0.0, 1.0, 60, device=highest.device)
-        thresholds = quantiles(highest[[0, -1]], shares)
+        levels = torch.linspace(0.0, 1.0, 60, device=highest.device)
+        thresholds = quantiles(highest[[0, -1]], levels)
         return [self, Confidence(threshold=2.0), *(Confidence(threshold=max(value, EDGE)) for value in thresholds)]

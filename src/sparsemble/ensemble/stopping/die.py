@@ -20,7 +20,7 @@ NEVER = 2.0
 @stopping_rules.register("die")
 @dataclass(frozen=True, kw_only=True)
 class DIE(StoppingRule):
-    """Stops when no later step can have a larger stop probability; the step with the largest one answers.
+    """Stops when no later step can have a larger stop probability; the prefix of the step with the largest one is used.
 
     Hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1, where U_t is the KL
     divergence (nats) between the means over t and t - 1 members and C_t the square of the highest mean probability.

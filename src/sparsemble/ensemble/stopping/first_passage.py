@@ -20,7 +20,7 @@ NEVER = 2.0
 @stopping_rules.register("first_passage")
 @dataclass(frozen=True, kw_only=True)
 class FirstPassage(StoppingRule):
-    """Stops at the first step whose hazard is at least 1/2; all members that ran answer.
+    """Stops at the first step whose hazard is at least 1/2; all members that ran are used.
 
     The hazard is that of DIE: sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)).
 
@@ -52,7 +52,7 @@ class FirstPassage(StoppingRule):
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return 1/2 at the prefix that answers plus 1/2 of the stop probability of the hazards, (M, B)."""
+        """Return 1/2 at the prefix that is used plus 1/2 of the stop probability of the hazards, (M, B)."""
         hazard = self._hazards(member_logits)
         return relax_decision(first_crossing(hazard >= 0.5), hazard)
 

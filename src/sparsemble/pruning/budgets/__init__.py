@@ -1,1 +1,1 @@
-"""Budgets: the cost that sparsity is a share of, one file each."""
+"""Budgets: the cost that sparsity is a fraction of, one file each."""

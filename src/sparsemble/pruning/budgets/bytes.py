@@ -14,7 +14,7 @@ from sparsemble.pruning.budget import Budget, budgets
 @budgets.register("bytes")
 @dataclass(frozen=True, kw_only=True)
 class Bytes(Budget):
-    """Values of `value_bits` and the entropy of their positions, n H(kept / n) bits: a lower bound for any code."""
+    """Values of `value_bits` and the entropy of their positions, n H(nonzeros / n) bits: a lower bound for any code."""
 
     value_bits: int = 16
     """Bits of one weight, 1 to 32."""
@@ -23,8 +23,10 @@ class Bytes(Budget):
         if not 1 <= self.value_bits <= 32:
             raise InputError(f"value_bits = {self.value_bits} must be between 1 and 32")
 
-    def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
+    def cost(self, nonzeros: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
         """Return the bytes of values and positions."""
-        share = kept / sizes
-        entropy = -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / torch.log(torch.tensor(2.0))
-        return (kept * self.value_bits + sizes * entropy) / 8
+        fraction = nonzeros / sizes
+        entropy = -(torch.xlogy(fraction, fraction) + torch.xlogy(1 - fraction, 1 - fraction)) / torch.log(
+            torch.tensor(2.0)
+        )
+        return (nonzeros * self.value_bits + sizes * entropy) / 8

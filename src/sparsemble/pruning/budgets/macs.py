@@ -17,6 +17,6 @@ class Macs(Budget):
     In a ResNet-18 at 32x32 the first stage holds 27 % of these and 1.3 % of the weights.
     """
 
-    def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
+    def cost(self, nonzeros: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
         """Return the multiply-accumulates."""
-        return kept * positions
+        return nonzeros * positions

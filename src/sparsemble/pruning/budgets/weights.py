@@ -14,6 +14,6 @@ from sparsemble.pruning.budget import Budget, budgets
 class Weights(Budget):
     """Each weight costs the same: sparsity as in the literature."""
 
-    def cost(self, kept: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
+    def cost(self, nonzeros: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
         """Return the number of weights."""
-        return kept
+        return nonzeros

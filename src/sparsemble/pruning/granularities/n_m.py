@@ -42,8 +42,8 @@ class NM(Granularity):
 
     def capacity(self, shape: tuple[int, ...]) -> int:
         """Return the number of weights that may stay, over all groups."""
-        full, rest = divmod(shape[1], self.m)
-        return (full * self.n + min(rest, self.n)) * prod(shape) // shape[1]
+        full, remainder = divmod(shape[1], self.m)
+        return (full * self.n + min(remainder, self.n)) * prod(shape) // shape[1]
 
     def keep(self, scores: Tensor, count: int) -> Tensor:
         """Keep the highest scores among those that are in the best n of their group."""

@@ -77,27 +77,27 @@ class HARP(PruningMethod):
     def initial_rates(self, scores: Scores, target: SparsityTarget) -> "dict[str, KeepRate]":
         """Return the keep rate of each layer before learning: `initial_keep` times the target, at most halfway to 1."""
         keep = 1 - target.sparsity
-        least = self.floor * keep
+        minimum = self.floor * keep
         start = min(self.initial_keep * keep, 0.5 * (1 + keep))
-        quota = math.log((start - least) / (1 - start))
-        return {name: KeepRate(quota, least).to(score.device) for name, score in scores.items()}
+        quota = math.log((start - minimum) / (1 - start))
+        return {name: KeepRate(quota, minimum).to(score.device) for name, score in scores.items()}
 
 
 @final
 class KeepRate(nn.Module):
-    """The learned keep rate g(r) of a layer: least + (1 - least) sigmoid(quota).
+    """The learned keep rate g(r) of a layer: minimum + (1 - minimum) sigmoid(quota).
 
     Source: EED supplement, eqs. 23-24. Departs: the floor is on the kept share; as printed, on the pruned share.
     """
 
-    def __init__(self, quota: float, least: float) -> None:
+    def __init__(self, quota: float, minimum: float) -> None:
         super().__init__()
         self.quota = nn.Parameter(torch.tensor(quota))
-        self.least = least
+        self.minimum = minimum
 
     def forward(self) -> Tensor:
-        """Return the keep rate, a scalar in [least, 1]."""
-        return self.least + (1 - self.least) * self.quota.sigmoid()
+        """Return the keep rate, a scalar in [minimum, 1]."""
+        return self.minimum + (1 - self.minimum) * self.quota.sigmoid()
 
 
 @torch.no_grad()
@@ -108,11 +108,11 @@ def projected_keep_rates(rates: Mapping[str, KeepRate]) -> KeepRates:
     """
     # A quota can diverge; beyond half of the largest shift it is practically infinite, and could not be shifted.
     quotas = {name: float(rate.quota.clamp(-MAX_SHIFT / 2, MAX_SHIFT / 2)) for name, rate in rates.items()}
-    least = next(iter(rates.values())).least
+    minimum = next(iter(rates.values())).minimum
 
     def at_level(level: float) -> dict[str, float]:
         shift = MAX_SHIFT * (2 * level - 1)
-        return {name: least + (1 - least) / (1 + math.exp(-(quota + shift))) for name, quota in quotas.items()}
+        return {name: minimum + (1 - minimum) / (1 + math.exp(-(quota + shift))) for name, quota in quotas.items()}
 
     return at_level
 

@@ -157,8 +157,8 @@ def inputs_and_output_gradients(
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name], outputs[name] = given[0].detach(), output
+        def hook(_module: nn.Module, layer_inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name], outputs[name] = layer_inputs[0].detach(), output
 
         return hook
 

@@ -23,5 +23,5 @@ class ERK(LayerRates):
             if score.ndim < 2:
                 raise InputError(f"rates = erk needs layers with inputs and outputs, {name} has neither; use uniform")
         density = {name: sum(score.shape) / score.numel() for name, score in scores.items()}
-        least = min(density.values())
-        return lambda level: {name: min(1.0, level * own / least) for name, own in density.items()}
+        lowest = min(density.values())
+        return lambda level: {name: min(1.0, level * layer_density / lowest) for name, layer_density in density.items()}

@@ -21,10 +21,10 @@ class GlobalThreshold(LayerRates):
         everything = torch.cat(list(ordered.values())).sort().values
 
         def rates(level: float) -> dict[str, float]:
-            kept = round(level * len(everything))
-            if kept == 0:
+            count = round(level * len(everything))
+            if count == 0:
                 return dict.fromkeys(scores, 0.0)
-            threshold = everything[len(everything) - kept]
+            threshold = everything[len(everything) - count]
             return {
                 name: 1 - int(torch.searchsorted(values, threshold)) / len(values) for name, values in ordered.items()
             }

@@ -19,9 +19,10 @@ def remove_dead_channels(fused: FusedGraph) -> FusedGraph:
     is_zero = [np.zeros(shape[0], bool) for shape in fused.shapes]
     operations: list[FusedOp] = []
     for operation in fused.operations:
-        kept = _drop_zero_inputs(operation, is_zero[operation.source]) if isinstance(operation, ConvOp) else operation
-        is_zero[operation.out] = _zero_channels(kept, is_zero)
-        operations.append(kept)
+        if isinstance(operation, ConvOp):
+            operation = _drop_zero_inputs(operation, is_zero[operation.source])
+        is_zero[operation.out] = _zero_channels(operation, is_zero)
+        operations.append(operation)
     needed = [np.zeros(shape[0], bool) for shape in fused.shapes]
     needed[fused.logits_buffer][:] = True
     for i in reversed(range(len(operations))):
@@ -45,12 +46,12 @@ def _channels(weight: Weight) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return positions // (inputs * height * width), positions // (height * width) % inputs
 
 
-def _with_weights(operation: ConvOp, kept: Flags) -> ConvOp:
+def _with_weights(operation: ConvOp, keep: Flags) -> ConvOp:
     """Return the operation with some of its non-zero weights."""
     weight = operation.weight
-    if kept.all():
+    if keep.all():
         return operation
-    return replace(operation, weight=Weight(weight.shape, weight.positions[kept], weight.values[kept]))
+    return replace(operation, weight=Weight(weight.shape, weight.positions[keep], weight.values[keep]))
 
 
 def _drop_zero_inputs(operation: ConvOp, is_zero: Flags) -> ConvOp:
@@ -60,8 +61,8 @@ def _drop_zero_inputs(operation: ConvOp, is_zero: Flags) -> ConvOp:
 
 def _drop_unread_outputs(operation: ConvOp, needed: Flags) -> ConvOp:
     """Remove weights of outputs that are never read."""
-    kept = _with_weights(operation, needed[_channels(operation.weight)[0]])
-    return replace(kept, needed_outputs=None if needed.all() else needed)
+    reduced = _with_weights(operation, needed[_channels(operation.weight)[0]])
+    return replace(reduced, needed_outputs=None if needed.all() else needed)
 
 
 def _read_channels(operation: ConvOp) -> Flags:

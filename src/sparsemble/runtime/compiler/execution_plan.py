@@ -120,7 +120,7 @@ class ExecutionPlan:
             calls: one a thread.
             shared: whether the threads wait for each other after it.
         """
-        names = {known: name for name, known in self.kernels.items()}
+        names = {compiled: name for name, compiled in self.kernels.items()}
         name = names.get(kernel) or f"kernel{len(self.kernels)}"
         self.kernels[name] = kernel
         self.steps.append(PlanStep(name, calls, shared))

@@ -53,8 +53,8 @@ def weight_stream(
     tap = (weight.positions - output.astype(np.int64) * taps).astype(np.uint32)
     values, in_part = weight.values, divide_groups(output // outputs, groups, part)
     if part[1] > 1:
-        kept = in_part[output // outputs]
-        output, tap, values = output[kept], tap[kept], values[kept]
+        selected = in_part[output // outputs]
+        output, tap, values = output[selected], tap[selected], values[selected]
     if chains > 1:
         # Every group has a head in every turn: so few turns that there are no more heads than weights, or than groups.
         block = max(block, -(-channels * groups // max(weight.nonzeros, groups)))

@@ -44,7 +44,7 @@ class _Part:
     def __init__(self, content: memoryview, name: str) -> None:
         self.content, self.name, self.position = content, name, 0
 
-    def rest(self) -> memoryview:
+    def remaining(self) -> memoryview:
         """Return the bytes that were not read yet."""
         return self.content[self.position :]
 
@@ -206,7 +206,7 @@ class _Validator:
         )
         # The values must be there before memory is taken for the positions.
         stored_bytes = values.read((size if coding == "dense" else count) * self.values.itemsize, f"{where}, weights,")
-        indices, used = index_coding.decode(positions.rest(), size, count, coding, parameter)
+        indices, used = index_coding.decode(positions.remaining(), size, count, coding, parameter)
         positions.read(used, f"{where}, positions,")
         stored = np.frombuffer(stored_bytes, self.values)
         if coding == "dense":

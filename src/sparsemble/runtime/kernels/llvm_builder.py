@@ -76,9 +76,9 @@ class LLVMBuilder:
 
     def prefetch(self, pointer: Value, offset: int) -> None:
         """Prefetch a cache line; an address outside the memory does no harm."""
-        known = self.module.globals.get("llvm.prefetch.p0")
+        declared = self.module.globals.get("llvm.prefetch.p0")
         kind = ir.FunctionType(ir.VoidType(), [POINTER, INT, INT, INT])
-        function = known or ir.Function(self.module, kind, "llvm.prefetch.p0")
+        function = declared or ir.Function(self.module, kind, "llvm.prefetch.p0")
         self.builder.call(function, [self.address(pointer, offset), *(ir.Constant(INT, v) for v in (0, 3, 1))])
 
     def load_uint32(self, pointer: Value, offset: Value | int = 0) -> Value:
@@ -115,9 +115,9 @@ class LLVMBuilder:
         """Call llvm.NAME on vectors."""
         suffix = f"v{self.lanes}f32" if self.lanes > 1 else "f32"
         full = f"llvm.{name}.{suffix}"
-        known = self.module.globals.get(full)
+        declared = self.module.globals.get(full)
         kind = ir.FunctionType(self.vector, [self.vector] * len(values))
-        return self.builder.call(known or ir.Function(self.module, kind, full), list(values))
+        return self.builder.call(declared or ir.Function(self.module, kind, full), list(values))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """Return a b + c, rounded once.
@@ -193,10 +193,10 @@ class LLVMBuilder:
                 second = otherwise()
                 second_block = self.builder.block
         values = []
-        for one, other in zip(first, second, strict=True):
-            values.append(self.builder.phi(one.type))
-            values[-1].add_incoming(one, first_block)
-            values[-1].add_incoming(other, second_block)
+        for first_value, second_value in zip(first, second, strict=True):
+            values.append(self.builder.phi(first_value.type))
+            values[-1].add_incoming(first_value, first_block)
+            values[-1].add_incoming(second_value, second_block)
         return values
 
     def bit(self, value: Value, mask: int) -> Value:
@@ -217,8 +217,8 @@ class LLVMBuilder:
         self.builder.position_at_end(again)
         if os.name == "posix":
             with self.builder.if_then(self.builder.icmp_signed(">", spins, self.int64(SPINS))):
-                known = self.module.globals.get("sched_yield")
-                self.builder.call(known or ir.Function(self.module, ir.FunctionType(INT, []), "sched_yield"), [])
+                declared = self.module.globals.get("sched_yield")
+                self.builder.call(declared or ir.Function(self.module, ir.FunctionType(INT, []), "sched_yield"), [])
         spins.add_incoming(self.builder.add(spins, self.int64(1)), self.builder.block)
         self.builder.branch(waiting)
         self.builder.position_at_end(on)

@@ -124,11 +124,11 @@ class SparseConv(Kernel):
         if self.record_bytes >= CACHE_LINE // 2:
             code.prefetch(record, PREFETCH_BYTES)
         results: list[Value] = []
-        each = len(self.reads) * self.outputs
+        sums_per_chain = len(self.reads) * self.outputs
         for chain in range(self.chains):
             pointer = code.address(source, code.load_uint32(record, 4 * chain))
             first = 4 * (self.chains + chain * self.outputs)
-            chain_sums = sums[chain * each : (chain + 1) * each]
+            chain_sums = sums[chain * sums_per_chain : (chain + 1) * sums_per_chain]
             if self.outputs == 1:
                 value = code.load_broadcast(record, first)
                 results += [

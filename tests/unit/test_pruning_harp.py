@@ -235,7 +235,7 @@ class TestLearning:
             assert wanted.abs().max() > 0
             torch.testing.assert_close(mask.scores.grad * mask.scores.sign(), wanted)
             rate = learned.rates[name]
-            slope = (1 - rate.least) * rate.quota.sigmoid() * (1 - rate.quota.sigmoid())
+            slope = (1 - rate.minimum) * rate.quota.sigmoid() * (1 - rate.quota.sigmoid())
             torch.testing.assert_close(rate.quota.grad, wanted.sum() * slope.detach())
 
     def test_weights_and_biases_are_frozen_and_batchnorm_is_not(self) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 from sparsemble.core.types import Counts, MemberLogits
 
 SMALLEST = 1e-12
+UNREACHABLE = 2.0
+"""A squared confidence that no image reaches: as `tau_c`, a rule by hazards never stops early."""
 
 PerPrefix = Float[Tensor, "M B"]
 """One number for each prefix of the ensemble and each image."""

@@ -8,9 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import Images, Logits
-from sparsemble.pruning.mask import Mask, prunable_layers
-from sparsemble.pruning.method import PruningContext, PruningResult
+from sparsemble.pruning.mask import Mask
+from sparsemble.pruning.method import LearnerNetwork, PruningContext, PruningResult
 from sparsemble.pruning.score import Scores, fan_in
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches
@@ -22,7 +21,7 @@ REGROWN_SCALE = 0.1
 
 
 @final
-class DynamicNetwork(nn.Module):
+class DynamicNetwork(LearnerNetwork):
     """A network with its present mask and the number of steps it was trained.
 
     Args:
@@ -34,19 +33,12 @@ class DynamicNetwork(nn.Module):
     steps: Tensor
 
     def __init__(self, network: nn.Module, mask: Mask, target: SparsityTarget) -> None:
-        super().__init__()
-        self.network, self.target = network, target
-        self.layers = prunable_layers(network)
+        super().__init__(network, target)
         self.register_buffer("steps", torch.tensor(0))
         for name, keep in mask.items():
             self.register_buffer(_buffer(name), keep.clone().to(self.layers[name].weight.device))
         self.first_counts = {name: int(keep.sum()) for name, keep in mask.items()}
         self.apply_mask_()
-
-    def forward(self, x: Images) -> Logits:
-        """Return the logits of the sparse network."""
-        logits: Logits = self.network(x)
-        return logits
 
     def keep(self, name: str) -> Tensor:
         """Return the present mask of a layer."""

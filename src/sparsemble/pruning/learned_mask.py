@@ -11,9 +11,10 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels, Logits
+from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.layer_rates import KeepRates
-from sparsemble.pruning.mask import Mask, prunable_layers
+from sparsemble.pruning.mask import Mask
+from sparsemble.pruning.method import LearnerNetwork
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.loss import LossOutput, TrainingLoss
@@ -48,7 +49,7 @@ def remove_masks_(network: nn.Module, layers: Layers, *, keep_masked: bool = Fal
 
 
 @final
-class ScoredNetwork(nn.Module):
+class ScoredNetwork(LearnerNetwork):
     """A network whose weights are frozen and masked by the top-k of learned scores, layer by layer.
 
     Gradients pass straight through the mask to the absolute scores and, where it is learned, to the keep rate.
@@ -70,23 +71,16 @@ class ScoredNetwork(nn.Module):
         free_norms: bool,
         keep_rates: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network, target)
         norms = {id(p) for m in network.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
         for parameter in network.parameters():
             parameter.requires_grad_(free_norms and id(parameter) in norms)
-        self.network, self.target = network, target
-        self.layers = prunable_layers(network)
         self.masks = {}
         counts = {} if keep_rates else target.counts({name: score.abs() for name, score in scores.items()})
         for name, layer in self.layers.items():
             count_or_rate = keep_rates[name] if keep_rates else counts[name]
             self.masks[name] = _ScoredMask(name, scores[name], count_or_rate, target)
             parametrize.register_parametrization(layer, "weight", self.masks[name])
-
-    def forward(self, x: Images) -> Logits:
-        """Return the logits of the masked network."""
-        logits: Logits = self.network(x)
-        return logits
 
     @torch.no_grad()
     def final_mask(self, keep_rates: KeepRates | None = None) -> Mask:
@@ -112,11 +106,11 @@ class _ScoredMask(nn.Module):
         super().__init__()
         self.name, self.target = name, target
         self.scores = nn.Parameter(scores.clone())
-        self.count_or_rate = count_or_rate
+        self.kept = count_or_rate
         """Number of weights to keep, or the module that returns the learned keep rate."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        straight, count = self.scores.abs(), self.count_or_rate
+        straight, count = self.scores.abs(), self.kept
         if isinstance(count, nn.Module):
             keep_rate = count()
             straight = straight + keep_rate

@@ -10,7 +10,8 @@ from torch import Generator, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.threat import ThreatModel
-from sparsemble.pruning.mask import Mask
+from sparsemble.core.types import Images, Logits
+from sparsemble.pruning.mask import Mask, prunable_layers
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches
@@ -88,6 +89,25 @@ class PruningContext:
             checkpoint=self.checkpoint,
             precision=self.precision,
         )
+
+
+class LearnerNetwork(nn.Module):
+    """Abstract: a network that is trained with masks or auxiliary variables, which a subclass adds to its layers.
+
+    Args:
+        network: changed in place.
+        target: sparsity and granularity.
+    """
+
+    def __init__(self, network: nn.Module, target: SparsityTarget) -> None:
+        super().__init__()
+        self.network, self.target = network, target
+        self.layers = prunable_layers(network)
+
+    def forward(self, x: Images) -> Logits:
+        """Return the logits of the network."""
+        logits: Logits = self.network(x)
+        return logits
 
 
 class PruningResult(NamedTuple):

@@ -10,10 +10,14 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
 from sparsemble.ensemble.argument_checks import check_finite, check_not_negative
-from sparsemble.ensemble.prefix_statistics import PerPrefix, add_remainder, hazard_grid, hazards, stop_probabilities
-
-NEVER = 2.0
-"""A squared confidence that no image reaches."""
+from sparsemble.ensemble.prefix_statistics import (
+    UNREACHABLE,
+    PerPrefix,
+    add_remainder,
+    hazard_grid,
+    hazards,
+    stop_probabilities,
+)
 
 
 @final
@@ -55,7 +59,7 @@ class DIE(StoppingRule):
 
         Source: EED main paper, eqs. 21-22.
         """
-        stop_probability, survival = stop_probabilities(self.hazards(member_logits))
+        stop_probability, survival = stop_probabilities(hazards(member_logits, **vars(self)))
         if last:
             stop_probability, survival = add_remainder(stop_probability, survival), torch.zeros_like(survival)
         best, step = stop_probability.max(0)
@@ -66,7 +70,7 @@ class DIE(StoppingRule):
 
         Source: EED supplement, eqs. 26-28.
         """
-        return add_remainder(*stop_probabilities(self.hazards(member_logits)))
+        return add_remainder(*stop_probabilities(hazards(member_logits, **vars(self))))
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule, one that never stops early, and a grid of weights and thresholds.
@@ -74,13 +78,6 @@ class DIE(StoppingRule):
         Thresholds are quantiles over held-out images. Because the second candidate never stops early, calibration can
         always fall back to the full ensemble.
         """
-        static = DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=NEVER)
+        static = DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=UNREACHABLE)
         settings = hazard_grid(member_logits, self.tau_u)
         return [self, static, *(DIE(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
-
-    def hazards(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return the hazards q_1..q_M (M, B).
-
-        Source: EED supplement, eqs. 29-31.
-        """
-        return hazards(member_logits, a=self.a, b=self.b, tau_u=self.tau_u, tau_c=self.tau_c)

@@ -4,16 +4,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
 from sparsemble.ensemble.argument_checks import check_finite, check_not_negative
-from sparsemble.ensemble.prefix_statistics import PerPrefix, first_crossing, hazard_grid, hazards, relax_decision
-
-NEVER = 2.0
-"""A squared confidence that no image reaches."""
+from sparsemble.ensemble.prefix_statistics import (
+    UNREACHABLE,
+    PerPrefix,
+    first_crossing,
+    hazard_grid,
+    hazards,
+    relax_decision,
+)
 
 
 @final
@@ -48,19 +50,16 @@ class FirstPassage(StoppingRule):
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members, from their logits (m, B, K)."""
-        passed = self._hazards(member_logits) >= 0.5
+        passed = hazards(member_logits, **vars(self)) >= 0.5
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
     def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
         """Return 1/2 at the prefix that is used plus 1/2 of the stop probability of the hazards, (M, B)."""
-        hazard = self._hazards(member_logits)
+        hazard = hazards(member_logits, **vars(self))
         return relax_decision(first_crossing(hazard >= 0.5), hazard)
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule, one that never stops early, and the grid of weights and thresholds of DIE."""
-        static = FirstPassage(a=0.0, b=8.0, tau_u=0.0, tau_c=NEVER)
+        static = FirstPassage(a=0.0, b=8.0, tau_u=0.0, tau_c=UNREACHABLE)
         settings = hazard_grid(member_logits, self.tau_u)
         return [self, static, *(FirstPassage(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
-
-    def _hazards(self, member_logits: MemberLogits) -> torch.Tensor:
-        return hazards(member_logits, a=self.a, b=self.b, tau_u=self.tau_u, tau_c=self.tau_c)

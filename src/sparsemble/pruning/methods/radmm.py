@@ -9,9 +9,8 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels, Logits
-from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
+from sparsemble.core.types import Images, Labels
+from sparsemble.pruning.method import LearnerNetwork, PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
@@ -68,7 +67,7 @@ class RADMM(PruningMethod):
 
 
 @final
-class ADMMNetwork(nn.Module):
+class ADMMNetwork(LearnerNetwork):
     """A network with a sparse copy Z of its weights and the scaled dual variable U, the sum of their differences.
 
     Args:
@@ -80,20 +79,13 @@ class ADMMNetwork(nn.Module):
     rho: Tensor
 
     def __init__(self, network: nn.Module, target: SparsityTarget, rho: float) -> None:
-        super().__init__()
-        self.network, self.target = network, target
-        self.layers = prunable_layers(network)
+        super().__init__(network, target)
         self.register_buffer("rho", torch.tensor(rho))
         for name, layer in self.layers.items():
             key = name.replace(".", "/")  # names of modules contain dots, those of buffers must not
             self.register_buffer(f"Z {key}", torch.zeros_like(layer.weight))
             self.register_buffer(f"U {key}", torch.zeros_like(layer.weight))
         self._project_()
-
-    def forward(self, x: Images) -> Logits:
-        """Return the logits of the dense network."""
-        logits: Logits = self.network(x)
-        return logits
 
     def auxiliary(self, name: str) -> tuple[Tensor, Tensor]:
         """Return Z and U of a layer."""

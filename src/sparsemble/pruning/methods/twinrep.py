@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import Images, Logits
 from sparsemble.pruning.learned_mask import remove_masks_, with_cached_masks
-from sparsemble.pruning.mask import Mask, prunable_layers
-from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
+from sparsemble.pruning.mask import Mask
+from sparsemble.pruning.method import LearnerNetwork, PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.callbacks import Callback
@@ -63,7 +62,7 @@ class TwinRep(PruningMethod):
 
 
 @final
-class TwinNetwork(nn.Module):
+class TwinNetwork(LearnerNetwork):
     """A network whose weights are products of two factors and a mask.
 
     Args:
@@ -72,20 +71,13 @@ class TwinNetwork(nn.Module):
     """
 
     def __init__(self, network: nn.Module, target: SparsityTarget) -> None:
-        super().__init__()
-        self.network, self.target = network, target
-        self.layers = prunable_layers(network)
+        super().__init__(network, target)
         self.twins: dict[str, _Twin] = {}
         for name, layer in self.layers.items():
             size = layer.weight.detach().abs().sqrt()
             self.twins[name] = _Twin(size)
             layer.weight = nn.Parameter(layer.weight.detach().sign() * size)
             parametrize.register_parametrization(layer, "weight", self.twins[name], unsafe=True)
-
-    def forward(self, x: Images) -> Logits:
-        """Return the logits of the network of products."""
-        logits: Logits = self.network(x)
-        return logits
 
     def mask(self) -> Mask:
         """Return a copy of the present mask."""

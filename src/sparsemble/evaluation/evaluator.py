@@ -49,6 +49,7 @@ from sparsemble.evaluation.run_attacks import (
     EvaluationJob,
     Outcomes,
     accuracy,
+    plan_attacks,
     run_attacks,
     source_hash,
     weights_hash,
@@ -141,7 +142,11 @@ def evaluate(
     """
     kept = store or OutcomeStore()
     progress = Progress(job.model, report)
-    progress.plan({CHECKS: (_expected_checks(job, settings), 1)})
+    plan_attacks(job, kept, progress)
+    if settings.checks == "full":
+        progress.plan({CHECKS: (_full_checks(job), 1)})
+    else:
+        progress.plan_like(CHECKS, _longest(job), settings.budget)
     outcomes = run_attacks(job, kept, crafted=settings.crafted, progress=progress)
     progress.drop(CHECKS)
     sizes = _sample_sizes(job, target, settings, outcomes)
@@ -278,15 +283,17 @@ def _extras(
     )
 
 
-def _expected_checks(job: EvaluationJob, settings: EvaluationSettings) -> Work:
-    """Return the work that the checks are expected to be, before the attacks have run."""
-    images, classes = len(job.split), job.classes or CLASSES
-    if settings.checks == "default":
-        attacks = (expected_shard(attack, job.members, classes, images) for attack in job.attacks)
-        return max(attacks, key=lambda work: work.units).times(settings.budget)
+def _longest(job: EvaluationJob) -> str:
+    """Return the label of the attack that is expected to take most work."""
+    classes = job.classes or CLASSES
+    return max(job.attacks, key=lambda attack: expected_shard(attack, job.members, classes, 1).units).label
+
+
+def _full_checks(job: EvaluationJob) -> Work:
+    """Return the work that all checks are expected to be, before the attacks have run."""
     total = Work(0)
     for name, work in work_by_image(job, _views(job)).items():
-        total = total.plus(work.times(min(getattr(FULL, name), images)))
+        total = total.plus(work.times(min(getattr(FULL, name), len(job.split))))
     return total
 
 

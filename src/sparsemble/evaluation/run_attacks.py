@@ -21,7 +21,7 @@ from sparsemble.evaluation.attack_shard import AnyAttack, Deployed, attack_shard
 from sparsemble.evaluation.inputs import check_classifier
 from sparsemble.evaluation.outcome_store import Outcome, OutcomeStore
 from sparsemble.evaluation.progress import Progress
-from sparsemble.evaluation.work import Work, expected_shard
+from sparsemble.evaluation.work import expected_shard
 
 CLEAN = "clean"
 """Label of the shards that hold the outcomes of clean images."""
@@ -166,10 +166,9 @@ def run_attacks(
     """
     check_classifier(job.model, job.split, job.classes)
     kept = store or OutcomeStore()
-    base = _fingerprint(job)
-    keys = {attack.label: _hash([base, to_dict(attack, versions=True)]) for attack in job.attacks}
-    if progress:
-        progress.plan({attack.label: _planned(job, attack, kept, keys[attack.label]) for attack in job.attacks})
+    base, keys = _keys(job)
+    if progress and job.attacks[0].label not in progress.steps:
+        plan_attacks(job, kept, progress)
     deployed = job.deployed
     clean = Outcome.join([_clean(job, deployed, kept, base, i) for i in range(len(job.shards))])
     attacks = {one.attack.label: _judged(job, deployed, one) for one in crafted}
@@ -189,11 +188,25 @@ def run_attacks(
     return Outcomes(job.split.labels.cpu(), clean, attacks, adversarial)
 
 
-def _planned(job: EvaluationJob, attack: AnyAttack, store: OutcomeStore, key: str) -> tuple[Work, int]:
-    """Return the expected work of a shard, and how many shards are not finished."""
-    missing = sum(not store.has(attack.label, i, key) for i in range(len(job.shards)))
-    images = min(job.shard, len(job.split))
-    return expected_shard(attack, job.members, job.classes or CLASSES, images), missing
+def plan_attacks(job: EvaluationJob, store: OutcomeStore, progress: Progress) -> None:
+    """Tell the progress which attacks and shards are not finished yet.
+
+    Args:
+        job: the attacks.
+        store: what is finished.
+        progress: receives the expected work.
+    """
+    _, keys = _keys(job)
+    images, classes = min(job.shard, len(job.split)), job.classes or CLASSES
+    for attack in job.attacks:
+        missing = sum(not store.has(attack.label, i, keys[attack.label]) for i in range(len(job.shards)))
+        progress.plan({attack.label: (expected_shard(attack, job.members, classes, images), missing)})
+
+
+def _keys(job: EvaluationJob) -> tuple[str, dict[str, str]]:
+    """Return the key of the clean images' outcomes, and that of each attack's, by label."""
+    base = _fingerprint(job)
+    return base, {attack.label: _hash([base, to_dict(attack, versions=True)]) for attack in job.attacks}
 
 
 def _clean(job: EvaluationJob, deployed: Deployed, store: OutcomeStore, key: str, i: int) -> Outcome:

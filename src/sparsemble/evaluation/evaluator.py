@@ -65,6 +65,7 @@ from sparsemble.evaluation.sanity_attacks import (
     SampleSizes,
     differentiable_views,
     double_steps,
+    doubled_work,
     run_on_first,
     sizes_within,
     transferred,
@@ -98,8 +99,8 @@ class EvaluationSettings:
     checks: Literal["default", "full"] = "default"
     """default: curve, sanity attacks and checks take at most the passes of the headline attack; full: as many images as
     `SampleSizes` names."""
-    budget: float = 1.0
-    """Of the default checks, in passes of the headline attack."""
+    budget: float = 0.8
+    """Of the default checks, in passes of the headline attack; what is left is for timing and memory."""
     available: int | None = None
     """Test images of the data set, where that is known."""
     curve: SecurityCurve | Literal["draw"] | None = "draw"
@@ -152,6 +153,7 @@ def evaluate(
     sizes = _sample_sizes(job, target, settings, outcomes)
     work = {name: work.times(getattr(sizes, name)) for name, work in work_by_image(job, _views(job)).items()}
     work["model"] = work["model"].plus(work.pop("paths"))
+    work["doubled"] = doubled_work(outcomes, sizes.doubled)
     progress.plan({name: (each, 1) for name, each in work.items()})
     extras = _extras(job, target, settings, outcomes, sizes, kept, progress)
     result = EvaluationResult(
@@ -272,14 +274,17 @@ def _extras(
     correct = outcomes.attacks[headline].correct
     doubled = run("doubled", lambda images: double_steps(job, attack, correct, images, store))
     drawn = run("curve", lambda images: security_curve(job, images, store))
+    gradients = sanity("gradients", SINGLE, USUAL)
+    members = run("members", lambda images: members_table(job, images, store))
+    moved = sanity("transfer", transferred(target.parent)) if target.parent else None
     blind = (sanity("labels", LABELS_ONLY[job.threat.norm]), sanity("noise", NOISE))
     return _Extras(
         doubled=doubled,
         curve=drawn if settings.curve == "draw" else settings.curve,
-        gradients=sanity("gradients", SINGLE, USUAL),
-        members=run("members", lambda images: members_table(job, images, store)),
-        transferred=sanity("transfer", transferred(target.parent)) if target.parent else None,
-        blind=tuple(one for one in blind if one is not None),
+        gradients=gradients,
+        members=members,
+        transferred=moved,
+        blind=tuple(outcomes for outcomes in blind if outcomes is not None),
     )
 
 

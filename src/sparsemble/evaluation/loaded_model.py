@@ -185,12 +185,19 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
         path=str(artifact.path),
         model=model,
         rule=rule,
-        data=data_sources.build(spec["data"]) if "data" in spec else None,
+        data=_data_source(spec.get("data")),
         threat=from_dict(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
         selected_on="held-out",
         claimed_sparsity=spec.get("sparsity"),
         masks=masks,
     )
+
+
+def _data_source(spec: Any) -> DataSource | None:
+    """Return the data source in the specification of an artifact; None where it was made from tensors."""
+    if not isinstance(spec, dict) or "name" not in spec:
+        return None
+    return data_sources.build({name: value for name, value in spec.items() if name != "version"})
 
 
 def _from_packed(path: Path, device: torch.device) -> LoadedModel:

@@ -38,6 +38,8 @@ LEAST_IMAGES = 5
 """A part that the budget does not allow on so many images is left out."""
 ALONE = 16
 """Time of a pass of one image alone, in passes of an image in a batch."""
+FEW = 3
+"""The same for an attack on a dozen images, which sees labels only and so evaluates few points at once."""
 DOUBLED = ("steps", "queries", "draws")
 """Settings of attacks that stand for their length."""
 
@@ -89,7 +91,7 @@ def work_by_image(job: EvaluationJob, views: int) -> dict[str, Work]:
     return {
         "model": Work(22.0 * members + 2 * views * members, 2 * views * members).plus(alone.times(2)),
         "doubled": of(job.attacks[0]).times(2),
-        "curve": of(CURVE_ATTACK).times(0.5 * len(curve_radii(job))),
+        "curve": of(CURVE_ATTACK).times(0.35 * len(curve_radii(job))),
         "gradients": of(SINGLE).plus(of(USUAL)),
         "members": of(MEMBER_ATTACK).plus(Work(members * members)),
         "transfer": of(TRANSFERRED),
@@ -118,6 +120,7 @@ def sizes_within(
     by_image = {name: work.units for name, work in work_by_image(job, views).items()}
     headline = outcomes.attacks[outcomes.strongest]
     longer = 2 * (headline.passes[:, 0] + BACKWARD * headline.passes[:, 1]) * headline.correct
+    by_image["labels"] *= FEW
     sizes = dict.fromkeys(PARTS, 0)
     for name in PARTS:
         if name not in present:
@@ -132,6 +135,13 @@ def sizes_within(
             sizes[name] = 0
         left -= float(longer[: sizes[name]].sum()) if name == "doubled" else sizes[name] * by_image[name]
     return SampleSizes(**sizes)
+
+
+def doubled_work(outcomes: Outcomes, images: int) -> Work:
+    """Return the work of the headline attack with twice its steps, on those of the first images that withstand it."""
+    headline = outcomes.attacks[outcomes.strongest]
+    forward, backward = (headline.passes * headline.correct[:, None])[:images].sum(0).tolist()
+    return Work(2 * forward, 2 * backward)
 
 
 @final

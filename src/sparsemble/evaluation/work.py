@@ -17,7 +17,7 @@ FACTORS = ("steps", "queries", "draws", "restarts", "eot", "rounds", "searches")
 """Settings of attacks whose product is the number of points they evaluate for an image."""
 AUTOATTACK = {"fast": (600.0, 230.0), "exact": (7800.0, 1900.0)}
 """Passes for an image that withstands every part, measured on `digits`."""
-STANDING = 0.5
+STANDING = 0.6
 """Fraction of images that is expected to withstand an attack."""
 
 
@@ -77,7 +77,7 @@ def expected_work(attack: AnyAttack, members: int, classes: int) -> Work:
 
 
 def expected_shard(attack: AnyAttack, members: int, classes: int, images: int) -> Work:
-    """Return the work of an attack on a shard, where half of the images are expected to withstand it.
+    """Return the work of an attack on a shard, some of whose images are expected to withstand it.
 
     Args:
         attack: any attack.

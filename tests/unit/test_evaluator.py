@@ -81,7 +81,7 @@ def test_the_result_is_the_union_with_its_interval_and_all_fifty_checks() -> Non
 
 
 def test_a_sound_linear_model_fails_no_check() -> None:
-    result = evaluated(Network(), images(), AutoAttack(mode="fast"))
+    result = evaluated(Network(), images(), AutoAttack(mode="fast"), checks="full")
     assert [f"{check.number} {check.detail}" for check in result.checks_with("failed")] == []
     passed = statuses(result)
     assert passed[15] == passed[14] == passed[22] == "passed"

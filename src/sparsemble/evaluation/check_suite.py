@@ -18,7 +18,7 @@ from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.run_attacks import EvaluationJob, Outcomes, accuracy
 from sparsemble.evaluation.sanity_attacks import USUAL, Doubled, SampleSizes, differentiable_views
 
-BUDGET = "the budget of passes did not allow for it; --checks full does"
+BUDGET = "the budget of passes did not allow for it; `sparsemble evaluate --checks full` does"
 REASONS = {
     25: "needs a standard model and one with a published AutoAttack value; neither was attacked here",
     26: "agreement with the reference is measured by benchmarks/attacks.py, not in every evaluation",

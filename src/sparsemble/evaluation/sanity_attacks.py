@@ -38,6 +38,8 @@ LEAST_IMAGES = 5
 """A part that the budget does not allow on so many images is left out."""
 ALONE = 16
 """Time of a pass of one image alone, in passes of an image in a batch."""
+OVERHEAD = 4
+"""Time of a batch beyond that of its images, in images: attacks on few images are slower than their passes tell."""
 FEW = 3
 """The same for an attack on a dozen images, which sees labels only and so evaluates few points at once."""
 DOUBLED = ("steps", "queries", "draws")
@@ -71,7 +73,7 @@ class SampleSizes:
 
 FULL = SampleSizes()
 PARTS = tuple(field.name for field in fields(SampleSizes))
-WEIGHTS = {"doubled": 3.0, "curve": 3.0, "model": 1.5}
+WEIGHTS = {"doubled": 4.0, "curve": 3.0, "model": 1.5}
 """Of the parts, where the budget is divided; 1 for the others."""
 
 
@@ -91,7 +93,7 @@ def work_by_image(job: EvaluationJob, views: int) -> dict[str, Work]:
     return {
         "model": Work(22.0 * members + 2 * views * members, 2 * views * members).plus(alone.times(2)),
         "doubled": of(job.attacks[0]).times(2),
-        "curve": of(CURVE_ATTACK).times(0.35 * len(curve_radii(job))),
+        "curve": of(CURVE_ATTACK).times(0.5 * len(curve_radii(job))),
         "gradients": of(SINGLE).plus(of(USUAL)),
         "members": of(MEMBER_ATTACK).plus(Work(members * members)),
         "transfer": of(TRANSFERRED),
@@ -128,12 +130,17 @@ def sizes_within(
         rest = sum(WEIGHTS.get(other, 1.0) for other in PARTS[PARTS.index(name) :] if other in present)
         share = left * WEIGHTS.get(name, 1.0) / rest
         most = min(getattr(FULL, name), len(job.split))
-        affordable = int((longer.cumsum(0) <= share).sum()) if name == "doubled" else int(share / by_image[name])
+        if name == "doubled":
+            affordable = int((longer.cumsum(0) + OVERHEAD * longer.max() <= share).sum())
+        else:
+            affordable = int(share / by_image[name]) - OVERHEAD
         least = min(LEAST_IMAGES, most)
         sizes[name] = max(min(most, affordable), least if name == "model" else 0)
         if sizes[name] < least:
             sizes[name] = 0
-        left -= float(longer[: sizes[name]].sum()) if name == "doubled" else sizes[name] * by_image[name]
+        if sizes[name]:
+            spent = float(longer[: sizes[name]].sum() + OVERHEAD * longer.max())
+            left -= spent if name == "doubled" else (sizes[name] + OVERHEAD) * by_image[name]
     return SampleSizes(**sizes)
 
 

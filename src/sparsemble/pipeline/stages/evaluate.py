@@ -28,7 +28,7 @@ COMMAND = "sparsemble run recipe.toml"
 """What reproduces a result, in the folder of its run."""
 RESULTS, EXAMPLES = "results.json", "examples.safetensors"
 BUDGET = 0.1
-"""Of the checks of each row, in passes of its headline attack: the rows of a run are checked one after the other."""
+"""Of the checks of a row, in passes of its headline attack: the rows of a run are checked one after the other."""
 MADE_BY = {
     "dense": "dense",
     "small_dense": "small_dense",

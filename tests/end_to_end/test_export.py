@@ -178,8 +178,8 @@ class TestAgreement:
         logits = self.logits()
         with pytest.raises(RunError, match="logits by nan"):
             check_agreement(logits, logits / 0 * 0, MeanProbability(), Confidence(threshold=0.8), rng=seeded(2))
-        with pytest.raises(RunError, match="a copy: logits differ by nan"):
-            check_logits(logits, logits / 0 * 0, "a copy")
+        with pytest.raises(RunError, match="a copy differs from the original: logits by nan"):
+            check_logits(logits, logits / 0 * 0, "a copy", "the original")
 
     def logits(self) -> torch.Tensor:
         return 3 * torch.randn(3, 200, 4, generator=seeded(0))

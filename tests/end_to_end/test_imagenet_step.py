@@ -41,7 +41,7 @@ def test_takes_a_step(folders: Path) -> None:
     model = build_model(recipe.model, data.shape, 2, data.mean, data.std, rng=seeded(draw_seed(0, "weights")))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     precision = recipe.precision
-    assert precision.precision == "bfloat16"
+    assert precision.dtype == "bfloat16"
     try:
         precision.check("cpu")
     except InputError:  # a processor without it

@@ -64,7 +64,7 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "load the dense parent" in result.stderr
     assert not list((tmp_path / "run").glob("train-*"))
-    (adopted,) = (tmp_path / "run").glob("adopt-*")
+    (adopted,) = (tmp_path / "run").glob("load_parent-*")
     stored = load_file(adopted / "model.safetensors")
     assert all(torch.equal(stored[f"body.{name}"], tensor) for name, tensor in trained.state_dict().items())
     told = [json.loads(file.read_text("utf-8")) for file in (tmp_path / "run").glob("prune-*/pruned.json")]

@@ -134,7 +134,7 @@ def test_second_run_in_a_folder_stops(finished: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         result = sparsemble("run", SMOKE, "--out", finished)
     assert result.returncode == 2
-    assert "another run is at work" in result.stderr
+    assert "another run is working" in result.stderr
 
 
 def test_artifact_edited_by_hand_is_refused(finished: Path, tmp_path: Path) -> None:

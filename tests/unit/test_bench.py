@@ -313,13 +313,13 @@ class TestMasks:
         first = next(node for node in load_bench_model.network.nodes if isinstance(node, Convolution))
         if granularity != "channel":
             assert first.weight.nonzeros == first.weight.size
-        assert load_bench_model.facts["sparsity"] == pytest.approx(0.8, abs=0.03)
+        assert load_bench_model.properties["sparsity"] == pytest.approx(0.8, abs=0.03)
 
     def test_come_from_a_file_too(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"must be uniform, erk or a mask.safetensors that exists"):
             random_model(bench_settings(mask=str(tmp_path / "none.safetensors")))
         uniform, erk = random_model(bench_settings(mask="uniform")), random_model(bench_settings(mask="erk"))
-        assert erk.facts["sparsity"] == pytest.approx(0.9, abs=0.01)
+        assert erk.properties["sparsity"] == pytest.approx(0.9, abs=0.01)
         counts = [
             [node.weight.nonzeros for node in one.network.nodes if isinstance(node, Convolution)]
             for one in (uniform, erk)

@@ -16,7 +16,7 @@ from sparsemble.training.batches import Batches
 class Slow(Split):
     """Remembers what was asked for, and by which thread."""
 
-    ahead: ClassVar[int] = 2
+    prefetch: ClassVar[int] = 2
 
     def __init__(self, count: int) -> None:
         self.labels = torch.arange(count)

@@ -116,10 +116,10 @@ def attack_shard(
     members = list(model.members) if isinstance(model, Ensemble) else [model]
     started = time.perf_counter()
     with count_passes(*members, images=len(rows)) as passes:
-        found = _search(deployed, attack, x[rows], y[rows], rng)
+        attacked = _search(deployed, attack, x[rows], y[rows], rng)
     seconds = time.perf_counter() - started
     search = _Search.unchanged(x)
-    search.fill_(rows, found)
+    search.fill_(rows, attacked)
     counts = torch.zeros(len(x), 2, dtype=torch.float64)
     counts[rows.cpu()] = passes.by_image.cpu()
     outcome = _outcome(deployed, x, y, search, counts, seconds)
@@ -143,13 +143,13 @@ class _Search:
         none = torch.full((len(x),), math.nan, device=x.device)
         return _Search(x.clone(), none, torch.full((len(x),), -1, device=x.device))
 
-    def fill_(self, rows: Tensor, found: "_Search") -> None:
+    def fill_(self, rows: Tensor, attacked: "_Search") -> None:
         """Take over the results of some images; the others are misclassified at distance 0."""
-        if not found.minimum.isnan().any():
+        if not attacked.minimum.isnan().any():
             self.minimum.zero_()
-        self.images[rows] = found.images.float()
-        self.minimum[rows] = found.minimum.float()
-        self.part[rows] = found.part
+        self.images[rows] = attacked.images.float()
+        self.minimum[rows] = attacked.minimum.float()
+        self.part[rows] = attacked.part
 
 
 def _search(deployed: Deployed, attack: AnyAttack, x: Images, y: Labels, rng: torch.Generator) -> _Search:

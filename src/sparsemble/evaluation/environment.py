@@ -44,7 +44,7 @@ def processor() -> str:
 
 
 def described(cpuinfo: str) -> str:
-    """Return what a text as in /proc/cpuinfo says of the first processor."""
+    """Return the description of the first processor in a text as in /proc/cpuinfo."""
     facts: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")

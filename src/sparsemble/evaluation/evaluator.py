@@ -1,58 +1,39 @@
 """The evaluator: attacks a classifier, measures its cost, checks the evaluation, and returns one typed result."""
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, final
+from typing import Literal, TypeVar, final
 
-from torch import Tensor
-
-from sparsemble.attacks.attack import Attack
-from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.black_box.square import Square
-from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
-from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.suite import full_suite
-from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble, combiners
-from sparsemble.core.registry import to_dict
 from sparsemble.core.results import (
-    AttackResult,
     DataRecord,
     EvaluationResult,
-    MembersRun,
     MembersTable,
-    ModelRecord,
-    Passes,
     SecurityCurve,
     ThreatRecord,
     Timing,
-    WorstCase,
 )
 from sparsemble.core.threat import as_fraction
-from sparsemble.core.types import Counts
 from sparsemble.data.dataset import Dataset, DataSource
 from sparsemble.evaluation.attack_shard import AnyAttack
 from sparsemble.evaluation.check_suite import Evidence, all_checks
-from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.inputs import SUBSET_SEED, select_indices
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.metrics import measure_cost, members_table, security_curve
-from sparsemble.evaluation.outcome_store import Outcome, OutcomeStore
+from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Progress, Report
+from sparsemble.evaluation.result_records import model_record, outcome_fields
 from sparsemble.evaluation.run_attacks import (
     CLASSES,
     CraftedImages,
     EvaluationJob,
     Outcomes,
-    accuracy,
     plan_attacks,
     run_attacks,
-    source_hash,
-    weights_hash,
 )
 from sparsemble.evaluation.sanity_attacks import (
     FULL,
@@ -71,7 +52,6 @@ from sparsemble.evaluation.sanity_attacks import (
     transferred,
     work_by_image,
 )
-from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.work import Work, expected_shard
 
 T = TypeVar("T")
@@ -159,13 +139,13 @@ def evaluate(
     result = EvaluationResult(
         name=target.name,
         command=settings.command,
-        model=_model_record(job, target),
+        model=model_record(job, target),
         data=data,
         threat=ThreatRecord(norm=job.threat.norm, eps=job.threat.eps, eps_text=as_fraction(job.threat.eps)),
         seed=job.seed,
         device=job.split.labels.device.type,
         search_dtype=job.search_dtype,
-        **_numbers(job, settings, outcomes),
+        **outcome_fields(job, _all_attacks(job, settings), outcomes),
         cost=replace(
             measure_cost(job, outcomes, settings.latency),
             training_passes=settings.training_passes,
@@ -323,105 +303,3 @@ def _views(job: EvaluationJob) -> int:
 def _all_attacks(job: EvaluationJob, settings: EvaluationSettings) -> tuple[AnyAttack, ...]:
     """Return the attacks of the result, in its order."""
     return (*(crafted.attack for crafted in settings.crafted), *job.attacks)
-
-
-def _model_record(job: EvaluationJob, target: LoadedModel) -> ModelRecord:
-    """Return what is known of the model."""
-    model = job.model
-    single = model.members[0] if isinstance(model, Ensemble) and job.members == 1 else model
-    weights = count_weights(model)
-    total = weights.total if job.members == 1 or target.dense_weights is None else target.dense_weights
-    return ModelRecord(
-        kind=target.kind,
-        path=target.path,
-        sha256=weights_hash(single),
-        architecture=type(getattr(single, "body", single)).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        nonzeros=weights.nonzeros,
-        sparsity=1 - weights.nonzeros / total,
-        claimed_sparsity=target.claimed_sparsity,
-        members=job.members,
-        combiner=model.combiner.name if isinstance(model, Ensemble) and job.members > 1 else None,
-        rule=job.rule.name if job.rule and job.members > 1 and job.rule.name != "never" else None,
-        selected_on=target.selected_on,
-        extra_data=target.extra_data,
-    )
-
-
-def _numbers(job: EvaluationJob, settings: EvaluationSettings, outcomes: Outcomes) -> dict[str, Any]:
-    """Return the fields of the result that the outcomes decide."""
-    clean, worst = outcomes.clean.correct, outcomes.worst_case
-    attacks = _all_attacks(job, settings)
-    classes = job.classes or CLASSES
-    results = tuple(_attack_result(attack, outcomes.attacks[attack.label], classes) for attack in attacks)
-    return {
-        "clean_accuracy": accuracy(clean),
-        "clean_interval": wilson(int(clean.sum()), len(clean)),
-        "clean_correct": tuple(clean.int().tolist()),
-        "attacks": results,
-        "worst_case": WorstCase(
-            accuracy=accuracy(worst), interval=wilson(int(worst.sum()), len(worst)), correct=tuple(worst.int().tolist())
-        ),
-        "members_run": _members_run(job, attacks, outcomes),
-        "seconds": sum(result.seconds for result in results),
-        "passes": Passes(
-            forward=sum(result.passes.forward for result in results),
-            backward=sum(result.passes.backward for result in results),
-        ),
-    }
-
-
-def _attack_result(attack: AnyAttack, outcome: Outcome, classes: int) -> AttackResult:
-    """Return what one attack did."""
-    whole = isinstance(attack, SurrogateAttack) and isinstance(attack.surrogate, FullEnsemble)
-    inner = attack.attack if whole and isinstance(attack, SurrogateAttack) else attack
-    # A run attacks single models as ensembles of one; an attack that keeps its own label is one on any classifier.
-    plain = isinstance(attack, Attack) or (whole and attack.label == inner.label)
-    auto = inner if isinstance(inner, AutoAttack) else None
-    forward, backward = outcome.total_passes()
-    correct = outcome.correct
-    minimum = None if outcome.minimum.isnan().any() else outcome.minimum
-    median = float(minimum.median()) if minimum is not None else math.inf
-    return AttackResult(
-        label=attack.label,
-        kind="attack" if plain else "ensemble attack",
-        settings=json.loads(json.dumps(to_dict(attack), default=source_hash)),
-        mode=auto.mode if auto else None,
-        robust_accuracy=accuracy(correct),
-        interval=wilson(int(correct.sum()), len(correct)),
-        correct=tuple(correct.int().tolist()),
-        distances=tuple(round(value, 7) for value in outcome.distance.tolist()),
-        members_run=tuple(outcome.members_run.tolist()),
-        passes=Passes(forward=forward, backward=backward),
-        passes_by_image={"forward": _short(outcome.passes[:, 0]), "backward": _short(outcome.passes[:, 1])},
-        seconds=float(outcome.seconds.sum()),
-        parts={part.label: int((outcome.part == i).sum()) for i, part in enumerate(auto.schedule(classes))}
-        if auto
-        else None,
-        minimum_distances=None
-        if minimum is None
-        else tuple(value if math.isfinite(value) else None for value in minimum.tolist()),
-        median_distance=median if math.isfinite(median) else None,
-    )
-
-
-def _short(values: Tensor) -> list[float]:
-    return [int(value) if value == int(value) else round(value, 3) for value in values.tolist()]
-
-
-def _members_run(job: EvaluationJob, attacks: Sequence[AnyAttack], outcomes: Outcomes) -> MembersRun:
-    """Return how many members run on average, clean and under the attacks that cost most."""
-    means = {label: float(outcome.members_run.float().mean()) for label, outcome in outcomes.attacks.items()}
-    most = max(means, key=lambda label: means[label])
-    slow = [means[attack.label] for attack in attacks if isinstance(attack, EnsembleAttack) and attack.aims_at_cost]
-
-    def counts(members_run: Counts) -> tuple[int, ...]:
-        return tuple(members_run.bincount(minlength=job.members + 1)[1:].tolist())
-
-    return MembersRun(
-        clean=float(outcomes.clean.members_run.float().mean()),
-        attacked=means[most],
-        slowdown=max(slow) if slow else None,
-        clean_counts=counts(outcomes.clean.members_run),
-        attacked_counts=counts(outcomes.attacks[most].members_run),
-    )

@@ -158,7 +158,7 @@ def run_attacks(
         job: the model, images and attacks.
         store: where shards are kept, so that a killed evaluation is resumed; None keeps them in memory.
         crafted: images that were crafted elsewhere and are judged, too; they come first in the result.
-        progress: is told how far the work is.
+        progress: follows the work.
 
     Raises:
         InputError: anything wrong with the classifier or the images, before work begins.

@@ -63,8 +63,8 @@ def cost_under_attack(result: EvaluationResult) -> CheckResult:
     runs, most = result.members_run, result.model.members
     slow = [one for each in settings_of(result).values() for one in named(each, "slowdown")]
     faults = [
-        f"no attack on cost that {words}"
-        for words, keep in (("keeps the label", True), ("is free", False))
+        f"no attack on cost that {kind}"
+        for kind, keep in (("keeps the label", True), ("is free", False))
         if not any(one.get("keep_label") is keep for one in slow)
     ]
     if runs.slowdown is None:

@@ -176,8 +176,8 @@ def _is_off(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Return whether a call of dropout does nothing."""
     if "dropout" not in name and name != "rrelu":
         return False
-    place = 2 if "dropout" in name else 3
-    return not kwargs.get("training", args[place] if len(args) > place else name != "rrelu")
+    index = 2 if "dropout" in name else 3
+    return not kwargs.get("training", args[index] if len(args) > index else name != "rrelu")
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:

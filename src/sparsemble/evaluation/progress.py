@@ -65,7 +65,13 @@ class Progress:
         self.steps |= {name: _Step(work, pieces) for name, (work, pieces) in steps.items()}
 
     def plan_like(self, name: str, other: str, scale: float) -> None:
-        """Add work of one piece that will take as long as another step, times a factor."""
+        """Add work of one piece that will take as long as another step, times a factor.
+
+        Args:
+            name: of the step that is added.
+            other: a step that was planned before.
+            scale: how many times as long as the other one it takes, > 0.
+        """
         self.steps[name] = _Step(Work(0), 1, like=self.steps[other], scale=scale)
 
     def drop(self, name: str) -> None:

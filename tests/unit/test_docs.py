@@ -131,7 +131,7 @@ def test_readme_has_the_two_commands_and_a_map() -> None:
 @pytest.mark.parametrize("path", [path for path in BY_NAME if blocks(path.values[0], "python")])  # type: ignore[arg-type]
 def test_python_examples_run(path: Path, tmp_path: Path) -> None:
     if path.name == "adding.md":
-        pytest.skip("its files are tested in test_adding.py")
+        pytest.skip("its files are tested in test_source_file.py")
     code = "\n".join(blocks(path, "python"))
     ast.parse(code)
     result = subprocess.run(

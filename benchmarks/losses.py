@@ -27,7 +27,8 @@ from sparsemble.core.types import seeded
 from sparsemble.data import data_sources
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.environment import machine, source_revision
-from sparsemble.evaluation.run_attacks import EvaluationJob, run_attacks
+from sparsemble.evaluation.job import EvaluationJob
+from sparsemble.evaluation.run_attacks import run_attacks
 from sparsemble.evaluation.statistics import wilson
 from sparsemble.models.architecture import architectures, build_model
 from sparsemble.training import EMA, Batches, Guard, KeepBest, Precision, Schedule, fit

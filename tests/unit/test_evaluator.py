@@ -19,10 +19,11 @@ from sparsemble.data.dataset import TensorSplit
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.evaluation.evaluator import EvaluationSettings, evaluate
+from sparsemble.evaluation.job import EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Progress
-from sparsemble.evaluation.run_attacks import CraftedImages, EvaluationJob, run_attacks
+from sparsemble.evaluation.run_attacks import CraftedImages, run_attacks
 from sparsemble.evaluation.sanity_attacks import LEAST_BUDGET, lengthened
 from sparsemble.evaluation.statistics import wilson
 from sparsemble.evaluation.work import Work, expected_work
@@ -132,7 +133,7 @@ def test_images_crafted_elsewhere_are_judged_and_come_first() -> None:
     dynamic = EvaluationJob(model=ensemble, rule=DIE(), split=split, threat=THREAT, attacks=(FGSM(),), classes=4)
     both = run_attacks(dynamic, crafted=[crafted])
     assert list(both.attacks) == ["pgd5", "fgsm"]
-    again = dynamic.deployed.decide(outcomes.adversarial("pgd5"))
+    again = dynamic.decide(outcomes.adversarial("pgd5"))
     assert torch.equal(both.attacks["pgd5"].prediction, again.logits.argmax(1))
     assert torch.equal(both.attacks["pgd5"].passes, outcomes.attacks["pgd5"].passes)
 

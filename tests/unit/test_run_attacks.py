@@ -20,8 +20,9 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
+from sparsemble.evaluation.job import EvaluationJob
 from sparsemble.evaluation.outcome_store import OutcomeStore
-from sparsemble.evaluation.run_attacks import EvaluationJob, Outcomes, run_attacks
+from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 ATTACKS = (PGD(steps=3), PGD(steps=10, label="longer"))

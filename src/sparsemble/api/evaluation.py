@@ -17,12 +17,11 @@ from sparsemble.core.results import DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.evaluation.attack_shard import AnyAttack
 from sparsemble.evaluation.evaluator import EvaluationSettings, with_adaptive
 from sparsemble.evaluation.evaluator import evaluate as run_evaluator
+from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.outcome_store import OutcomeStore
-from sparsemble.evaluation.run_attacks import EvaluationJob
 
 RESULT = "evaluation.json"
 """File of the result, in the folder of an evaluation."""

@@ -12,14 +12,13 @@ from torch import nn
 
 from sparsemble.core.artifacts import json_line, read_json, read_json_lines, write_bytes, write_json
 from sparsemble.core.config import from_dict
-from sparsemble.core.dynamic import decide
+from sparsemble.core.dynamic import decide, predict_dynamic
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule, combiners, stopping_rules
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import SubModelRecord
 from sparsemble.core.types import Images, Logits
 from sparsemble.ensemble.calibration import CalibrationLogits, CalibrationResult
-from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.models.model_io import SPEC, ModelSpec, load_model, load_spec, save_model
 from sparsemble.pruning.mask import Mask

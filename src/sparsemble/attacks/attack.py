@@ -123,7 +123,9 @@ def check_range(x: Images) -> None:
     """
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):
-        raise InputError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+        raise InputError(
+            f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; normalisation belongs inside the model"
+        )
 
 
 def refuse_nan(values: Tensor) -> None:

@@ -27,6 +27,23 @@ def decide(ensemble: Ensemble, x: Images, rule: StoppingRule) -> DynamicOutput:
     return _decide(run_member, len(ensemble.members), torch.arange(len(x), device=x.device), ensemble.combiner, rule)
 
 
+@torch.no_grad()
+def predict_dynamic(ensemble: Ensemble, x: Images, rule: StoppingRule) -> DynamicOutput:
+    """Predict each image with as few members as the stopping rule allows, without gradients.
+
+    Args:
+        ensemble: members in running order, in eval mode.
+        x: images (B, C, H, W) in [0, 1].
+        rule: decides for each image on its own.
+
+    Raises:
+        InputError: members return different numbers of classes.
+
+    Source: EED main paper, eqs. 20-22.
+    """
+    return decide(ensemble, x, rule)
+
+
 def decide_from_logits(member_logits: MemberLogits, combiner: Combiner, rule: StoppingRule) -> DynamicOutput:
     """Return what an ensemble with a stopping rule predicts, from stored logits of all members.
 

@@ -104,6 +104,11 @@ class Ensemble(nn.Module):
         return self.combiner(self.member_logits(x))
 
 
+def members_of(model: nn.Module) -> list[nn.Module]:
+    """Return the members of an ensemble; a single model is its only member."""
+    return list(model.members) if isinstance(model, Ensemble) else [model]
+
+
 def stack_logits(logits: Sequence[Logits]) -> MemberLogits:
     """Stack the logits of members, each (B, K), to (M, B, K).
 

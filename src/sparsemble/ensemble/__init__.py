@@ -3,9 +3,9 @@
 from typing import Any
 
 from sparsemble.core import interfaces
+from sparsemble.core.dynamic import predict_dynamic
 from sparsemble.core.registry import Registry, component_names, find_component
 from sparsemble.ensemble.calibration import CalibrationLogits, CalibrationResult, calibrate, evaluate_rule
-from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.ensemble.selection.rule import (
     PoolLogits,
     Selection,

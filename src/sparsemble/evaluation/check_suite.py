@@ -1,7 +1,7 @@
 """All fifty checks of one evaluation: what evidence each needs, and in which order they are put."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -12,10 +12,10 @@ from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
 from sparsemble.core.results import CheckResult, EvaluationResult
 from sparsemble.core.types import Images, Labels, Logits, draw_seed, seeded
 from sparsemble.evaluation import checks
-from sparsemble.evaluation.attack_shard import Decide, deployed_decision
 from sparsemble.evaluation.cost import count_macs
+from sparsemble.evaluation.job import Decide, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
-from sparsemble.evaluation.run_attacks import EvaluationJob, Outcomes, accuracy
+from sparsemble.evaluation.run_attacks import Outcomes, accuracy
 from sparsemble.evaluation.sanity_attacks import USUAL, Doubled, SampleSizes, differentiable_views
 
 BUDGET = "the budget of passes did not allow for it; `sparsemble evaluate --checks full` does"
@@ -80,8 +80,7 @@ def _of_model(evidence: Evidence) -> Iterator[CheckResult]:
     """Checks 2, 3, 7 to 12 and 38: the model alone."""
     job, (x, y) = evidence.job, evidence.few
     model, rng = job.model, seeded(draw_seed(job.seed, "checks"), x.device)
-    rule = job.deployed.rule
-    early = rule is not None and rule.name != "never"
+    rule, early = job.rule, job.stops_early
 
     def decide_with_gradient(images: Images) -> Logits:
         if isinstance(model, Ensemble) and rule is not None and early:
@@ -93,12 +92,12 @@ def _of_model(evidence: Evidence) -> Iterator[CheckResult]:
     yield checks.normalised_once(model, x, y)
     yield checks.independent_of_neighbours(model, x)
     yield checks.returns_logits(model, x)
-    yield checks.repeatable(job.deployed.decide, x)
+    yield checks.repeatable(job.decide, x)
     yield checks.gradients_flow(differentiable_views(job), x, y)
     yield checks.agrees_with_differences(model, x[:20], y[:20], rng=rng)
     yield checks.plain_forward(decide_with_gradient, x, layers=model, declared=declared)
     yield checks.smooth_loss(model, x, y, job.threat, rng=rng)
-    yield checks.independent_of_batch(job.deployed.decide, x)
+    yield checks.independent_of_batch(job.decide, x)
 
 
 def _of_sanity(evidence: Evidence) -> Iterator[CheckResult]:
@@ -160,7 +159,7 @@ def _of_attacks(evidence: Evidence) -> Iterator[CheckResult]:
     yield checks.only_by_square(result.attacks, correct, parts)
     yield checks.targeted_and_untargeted(result)
     yield checks.headline_is_union(result)
-    decide_deployed = job.deployed.decide
+    decide_deployed = job.decide
     yield checks.reproduces(decide_deployed, stored.to(device), outcome.prediction.tolist(), batch=64)
     first = slice(0, min(len(stored), evidence.sizes.model))
     recorded = (outcome.prediction == outcomes.labels)[first].tolist()
@@ -181,10 +180,10 @@ def _of_ensemble(evidence: Evidence) -> Iterator[CheckResult]:
     yield checks.hijack_counted(result)
     yield checks.cost_under_attack(result)
     yield checks.speed_beside_cost(result)
-    if job.members > 1 and rule is not None and rule.name != "never":
+    if job.members > 1 and rule is not None and job.stops_early:
 
         def decide_with(other: StoppingRule) -> Decide:
-            return lambda images: deployed_decision(model, images, other)
+            return replace(job, rule=other).decide
 
         x, y = evidence.few
         yield checks.no_knifes_edge(decide_with, rule, x, y, evidence.target.selected_on)

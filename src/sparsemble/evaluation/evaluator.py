@@ -18,23 +18,16 @@ from sparsemble.core.results import (
 )
 from sparsemble.core.threat import as_fraction
 from sparsemble.data.dataset import Dataset, DataSource
-from sparsemble.evaluation.attack_shard import AnyAttack
 from sparsemble.evaluation.check_suite import Evidence, all_checks
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.inputs import SUBSET_SEED, select_indices
+from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.metrics import measure_cost, members_table, security_curve
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Progress, Report
 from sparsemble.evaluation.result_records import model_record, outcome_fields
-from sparsemble.evaluation.run_attacks import (
-    CLASSES,
-    CraftedImages,
-    EvaluationJob,
-    Outcomes,
-    plan_attacks,
-    run_attacks,
-)
+from sparsemble.evaluation.run_attacks import CLASSES, CraftedImages, Outcomes, plan_attacks, run_attacks
 from sparsemble.evaluation.sanity_attacks import (
     FULL,
     LABELS_ONLY,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sparsemble.attacks.attack import check_range
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Classifier
 from sparsemble.data.dataset import Dataset, Split, stratified
@@ -57,19 +58,6 @@ def check_classifier(model: nn.Module, data: Split, classes: int | None = None) 
     if logits.shape[1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
         raise InputError("the model returns probabilities; attacks need logits: take the softmax off its end")
     return check_labels(data.labels, int(logits.shape[1]), classes)
-
-
-def check_range(x: Tensor) -> None:
-    """Refuse images outside [0, 1].
-
-    Raises:
-        InputError: with the range seen.
-    """
-    low, high = (float(end) for end in x.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise InputError(
-            f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; normalisation belongs inside the model"
-        )
 
 
 def check_labels(labels: Tensor, outputs: int, classes: int | None) -> int:

@@ -13,10 +13,11 @@ from sparsemble.core.results import Cost, Examples, MembersTable, SecurityCurve,
 from sparsemble.core.types import Images, Labels
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.cost import count_macs, packed_bytes
+from sparsemble.evaluation.job import EvaluationJob
 from sparsemble.evaluation.latency import measure_latency
 from sparsemble.evaluation.memory import peak_memory
 from sparsemble.evaluation.outcome_store import OutcomeStore
-from sparsemble.evaluation.run_attacks import EvaluationJob, Outcomes, run_attacks
+from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
 
 CURVE_ATTACK = PGD(steps=40, step_size=0.1, label="pgd40")
 MEMBER_ATTACK = PGD(steps=20, stop_at_success=False, label="pgd20")
@@ -136,10 +137,10 @@ def measure_cost(job: EvaluationJob, outcomes: Outcomes, latency: dict[str, dict
     runs = outcomes.clean.members_run
     return Cost(
         bytes=packed_bytes(job.model),
-        peak_memory=peak_memory(job.model, lambda: job.deployed.decide(_batch(job.split))),
+        peak_memory=peak_memory(job.model, lambda: job.decide(_batch(job.split))),
         macs_dense=sum(cost.dense for cost in macs),
         macs_nonzero=sum(float((runs >= m).float().mean()) * cost.nonzero for m, cost in enumerate(macs, 1)),
-        latency={"torch": _latency(job.deployed.decide, x)} if latency is None else latency,
+        latency={"torch": _latency(job.decide, x)} if latency is None else latency,
     )
 
 

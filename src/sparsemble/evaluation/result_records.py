@@ -16,18 +16,11 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import AttackResult, MembersRun, ModelRecord, Passes, WorstCase
 from sparsemble.core.types import Counts
-from sparsemble.evaluation.attack_shard import AnyAttack
 from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.outcome_store import Outcome
-from sparsemble.evaluation.run_attacks import (
-    CLASSES,
-    EvaluationJob,
-    Outcomes,
-    accuracy,
-    source_hash,
-    weights_hash,
-)
+from sparsemble.evaluation.run_attacks import CLASSES, Outcomes, accuracy, source_hash, weights_hash
 from sparsemble.evaluation.statistics import wilson
 
 

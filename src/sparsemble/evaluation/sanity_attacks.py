@@ -18,10 +18,10 @@ from sparsemble.attacks.fgsm import FGSM
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.types import Classifier
-from sparsemble.evaluation.attack_shard import AnyAttack
+from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.metrics import CURVE_ATTACK, MEMBER_ATTACK, curve_radii, first_images
 from sparsemble.evaluation.outcome_store import OutcomeStore
-from sparsemble.evaluation.run_attacks import EvaluationJob, Outcomes, run_attacks
+from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
 from sparsemble.evaluation.work import BACKWARD, Work, expected_work
 
 SINGLE, USUAL = FGSM(), PGD(steps=20, label="pgd20")
@@ -241,6 +241,6 @@ def differentiable_views(job: EvaluationJob) -> list[Classifier]:
     model = job.model
     if not isinstance(model, Ensemble):
         return [model]
-    rule = job.deployed.rule
+    rule = job.rule
     assert rule is not None
-    return [view(model, rule) for view in every_surrogate(job.members, stops_early=rule.name != "never")]
+    return [view(model, rule) for view in every_surrogate(job.members, stops_early=job.stops_early)]

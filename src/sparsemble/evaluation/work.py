@@ -8,7 +8,7 @@ from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.evaluation.attack_shard import AnyAttack
+from sparsemble.evaluation.job import AnyAttack
 from sparsemble.evaluation.outcome_store import Outcome
 
 BACKWARD = 1.5

@@ -24,16 +24,16 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import build_from, to_dict
 from sparsemble.core.results import CheckResult, ComparisonResult, DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel
-from sparsemble.evaluation.attack_shard import AnyAttack
 from sparsemble.evaluation.checks import open_checks_shown, verdict
 from sparsemble.evaluation.compare import compare
 from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, with_adaptive
 from sparsemble.evaluation.inputs import select_images
+from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel, load_target, resolve_data
 from sparsemble.evaluation.metrics import examples
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Report
-from sparsemble.evaluation.run_attacks import EvaluationJob, run_attacks, source_hash, weights_hash
+from sparsemble.evaluation.run_attacks import run_attacks, source_hash, weights_hash
 from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import time_left
 from sparsemble.pipeline.stage import dataset, fingerprint

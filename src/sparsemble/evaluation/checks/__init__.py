@@ -1,6 +1,5 @@
 """Whether to believe a robustness number: fifty checks, numbered as in docs/checks.md."""
 
-from sparsemble.evaluation.attack_shard import Decide
 from sparsemble.evaluation.checks.attacks import (
     agrees_with_reference,
     blind_is_weaker,
@@ -66,6 +65,7 @@ from sparsemble.evaluation.checks.sparsity import (
     speed_up_is_fair,
     weights_recounted,
 )
+from sparsemble.evaluation.job import Decide
 
 __all__ = [
     "NAMES",

@@ -11,9 +11,9 @@ from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.core.results import AttackResult, CheckResult, EvaluationResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Counts, Flags, Images, Labels
-from sparsemble.evaluation.attack_shard import Decide
 from sparsemble.evaluation.checks.check import NOISE, skipped, verdict
 from sparsemble.evaluation.checks.settings import named, settings_of
+from sparsemble.evaluation.job import Decide
 
 POINTS = 0.003
 """Accuracy by which twice the steps, the reference or a published value may differ: 0.3 points."""

@@ -8,9 +8,9 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import DynamicOutput, StoppingRule
 from sparsemble.core.results import CheckResult, EvaluationResult
 from sparsemble.core.types import Images, Labels
-from sparsemble.evaluation.attack_shard import Decide
 from sparsemble.evaluation.checks.check import skipped, verdict
 from sparsemble.evaluation.checks.settings import is_whole, named, settings_of, stops_early
+from sparsemble.evaluation.job import Decide
 
 ALWAYS_ALL = "all members always run"
 BLACK_BOX = ("square", "noise", "rays", "hop_skip_jump", "transfer")

@@ -13,8 +13,8 @@ from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.results import CheckResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Flags, Images, Labels, Logits
-from sparsemble.evaluation.attack_shard import Decide
 from sparsemble.evaluation.checks.check import verdict
+from sparsemble.evaluation.job import Decide
 
 DARKEST = 2 / 255
 """Images whose brightest pixel is below this were divided by 255 twice."""

@@ -14,11 +14,11 @@ from sparsemble.core.artifacts import Artifact, write_json
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
-from sparsemble.evaluation.attack_shard import AnyAttack
 from sparsemble.evaluation.inputs import select_images
+from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Progress
-from sparsemble.evaluation.run_attacks import EvaluationJob, run_attacks
+from sparsemble.evaluation.run_attacks import run_attacks
 from sparsemble.evaluation.run_models import Row, load_row
 from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages, with_prefix
 

@@ -15,11 +15,12 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.results import EvaluationResult, SecurityCurve, Timing
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate
+from sparsemble.evaluation.job import EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.metrics import examples
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Report
-from sparsemble.evaluation.run_attacks import CraftedImages, EvaluationJob, run_attacks
+from sparsemble.evaluation.run_attacks import CraftedImages, run_attacks
 from sparsemble.evaluation.run_models import ROWS, Row, load_row, row_masks
 from sparsemble.pipeline.stage import Inputs, dataset, fingerprint, stages
 from sparsemble.pipeline.stages.attack import ATTACK, STORE, RowStage, attacks_on

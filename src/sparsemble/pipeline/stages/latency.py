@@ -8,10 +8,10 @@ import torch
 
 from sparsemble.api.context import Context
 from sparsemble.core.artifacts import write_json
+from sparsemble.core.dynamic import predict_dynamic
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import Timing
-from sparsemble.ensemble.dynamic import predict_dynamic
 from sparsemble.evaluation.latency import Latency, measure_latency
 from sparsemble.evaluation.run_models import ROWS, Row, load_row
 from sparsemble.export.convert import convert_ensemble

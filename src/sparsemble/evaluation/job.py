@@ -1,0 +1,90 @@
+"""What is evaluated: the model and its rule, the images, the threat model, the attacks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.core.dynamic import predict_dynamic
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule, members_of, stopping_rules
+from sparsemble.core.threat import ThreatModel
+from sparsemble.core.types import Images
+from sparsemble.data.dataset import Split
+
+AnyAttack = Attack | EnsembleAttack
+Decide = Callable[[Images], DynamicOutput]
+"""The deployed decision."""
+CLEAN = "clean"
+"""Label of the shards that hold the outcomes of clean images."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """What is attacked, on which images and by what: everything that decides the outcomes."""
+
+    model: nn.Module
+    """What attacks differentiate: any network, or an `Ensemble`; in eval mode, on the device of the images."""
+    rule: StoppingRule | None = None
+    """The stopping rule of an ensemble; `never` unless given."""
+    split: Split
+    """Labelled images in [0, 1]."""
+    threat: ThreatModel
+    attacks: tuple[AnyAttack, ...]
+    """With different labels; attacks on ensembles need an `Ensemble`."""
+    classes: int | None = None
+    """Number of classes of the data set, where it is known; the model must have as many outputs."""
+    seed: int = 0
+    shard: int = 100
+    """Images attacked at once and stored together, >= 1."""
+    search_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the attacks' passes; float32 always decides."""
+
+    def __post_init__(self) -> None:
+        if self.rule is None and isinstance(self.model, Ensemble):
+            object.__setattr__(self, "rule", stopping_rules.build("never"))
+        labels = [attack.label for attack in self.attacks]
+        if not labels:
+            raise InputError("there are no attacks; name at least one")
+        twice = sorted({label for label in labels if labels.count(label) > 1} | ({CLEAN} & set(labels)))
+        if twice:
+            raise InputError(f'the label "{twice[0]}" is taken; give each attack a label of its own')
+        if self.shard < 1:
+            raise InputError(f"shard = {self.shard} must be 1 or more")
+        if self.search_dtype not in DTYPES:
+            raise InputError(f'search_dtype = "{self.search_dtype}" is not known; use float32 or bfloat16')
+        for attack in self.attacks:
+            if not isinstance(attack, EnsembleAttack):
+                attack.check_norm(self.threat.norm)
+            elif not isinstance(self.model, Ensemble):
+                raise InputError(f"{attack.label} attacks an ensemble; this model is none")
+
+    @property
+    def members(self) -> int:
+        """Number of members; 1 for a single model."""
+        return len(members_of(self.model))
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether fewer than all members may run."""
+        return self.rule is not None and self.rule.name != "never"
+
+    @property
+    def shards(self) -> tuple[Tensor, ...]:
+        """Indices of the images of each shard."""
+        return tuple(torch.arange(len(self.split), device=self.split.labels.device).split(self.shard))
+
+    @torch.no_grad()
+    def decide(self, x: Images) -> DynamicOutput:
+        """Return the deployed predictions, in float32; an ensemble runs its members one after the other."""
+        if isinstance(self.model, Ensemble):
+            assert self.rule is not None
+            return predict_dynamic(self.model, x, self.rule)
+        one = torch.ones(len(x), dtype=torch.long, device=x.device)
+        return DynamicOutput(self.model(x), one, one)

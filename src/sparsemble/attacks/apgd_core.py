@@ -26,7 +26,7 @@ RowLoss = Callable[[Logits, Counts], PerImage]
 
 @final
 @dataclass
-class ImageStates:
+class _ImageStates:
     """Images that are still attacked, and the state of the search for each."""
 
     rows: Counts
@@ -51,17 +51,8 @@ class ImageStates:
     @classmethod
     def at_start(
         cls, x: Images, y: Labels, start: Images, loss: PerImage, gradient: Images, eps: float
-    ) -> "ImageStates":
-        """Return the states before the first step.
-
-        Args:
-            x: (B, C, H, W) clean images.
-            y: (B) true classes.
-            start: (B, C, H, W) first points.
-            loss: (B) at the first points.
-            gradient: (B, C, H, W) at the first points.
-            eps: radius of the ball.
-        """
+    ) -> "_ImageStates":
+        """Return the states before the first step."""
         return cls(
             rows=torch.arange(len(x), device=x.device),
             x=x,
@@ -79,9 +70,9 @@ class ImageStates:
             halved=torch.ones_like(loss, dtype=torch.bool),
         )
 
-    def only(self, selected: Flags) -> "ImageStates":
+    def only(self, selected: Flags) -> "_ImageStates":
         """Return some of them."""
-        return ImageStates(**{field.name: getattr(self, field.name)[selected] for field in fields(self)})
+        return _ImageStates(**{field.name: getattr(self, field.name)[selected] for field in fields(self)})
 
     def move_(self, threat: ThreatModel, momentum: float) -> None:
         """Take a step: along the gradient, and in the direction of the last step (their eq. 4)."""
@@ -136,14 +127,6 @@ class APGDSearch:
 
         Passes, each image: steps + 1 forward and steps backward, `eot` times; none after a success.
 
-        Args:
-            model: maps images to logits.
-            x: (B, C, H, W) clean images in [0, 1].
-            y: (B) true classes.
-            threat: norm and radius of the ball.
-            start: (B, C, H, W) allowed images.
-            loss: is maximised.
-
         Returns:
             The best points, scored by the loss, and (B) their margins: best wrong logit minus the true one.
         """
@@ -158,7 +141,7 @@ class APGDSearch:
 
         rows = torch.arange(len(x), device=x.device)
         success, value, gradient = evaluate(start, y, rows, with_gradient=True)
-        states = ImageStates.at_start(x, y, start, value, gradient, threat.eps)
+        states = _ImageStates.at_start(x, y, start, value, gradient, threat.eps)
         windows = checkpoints(self.steps)
         for step in range(1, self.steps + 1):
             if self.stop_at_success and bool(success.any()):

@@ -64,7 +64,7 @@ class APGDFocused(Attack):
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Probe, restart, search with squares."""
-        state = TargetStates.of_clean(model, x, y, threat, self.targets)
+        state = _TargetStates.of_clean(model, x, y, threat, self.targets)
         for index in range(state.targets.shape[1]):
             rows, start = state.best.open_rows(), random_start_at_eps(x, threat, rng)
             state.attack_(rows, torch.full_like(rows, index), self.probe_steps, start[rows])
@@ -85,7 +85,7 @@ class APGDFocused(Attack):
 
 @final
 @dataclass
-class TargetStates:
+class _TargetStates:
     """How near each image's targets have been reached."""
 
     model: Classifier
@@ -102,16 +102,8 @@ class TargetStates:
     """Scored by margin, since ratios towards two targets cannot be compared."""
 
     @classmethod
-    def of_clean(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, count: int) -> "TargetStates":
-        """Return the states before any run, by one forward pass.
-
-        Args:
-            model: maps images to logits.
-            x: (B, C, H, W) clean images in [0, 1].
-            y: (B) true classes.
-            threat: norm and radius of the ball.
-            count: number of targets, >= 1; at most K - 1 are used.
-        """
+    def of_clean(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, count: int) -> "_TargetStates":
+        """Return the states before any run, by one forward pass."""
         logits = mean_logits(model, x, 1)
         targets = likeliest_wrong(logits, y, count)
         gap = logits.gather(1, y[:, None]) - logits.gather(1, targets)
@@ -119,14 +111,7 @@ class TargetStates:
         return cls(model, x, y, threat, targets, gap, torch.full_like(gap, float("inf")), best)
 
     def attack_(self, rows: Counts, target: Counts, steps: int, start: Images) -> None:
-        """Run targeted APGD on some images.
-
-        Args:
-            rows: (R) indices of the images.
-            target: (R) index in `targets` of each image's target.
-            steps: gradient steps, >= 1.
-            start: (R, C, H, W) first points.
-        """
+        """Run targeted APGD on some images."""
         if not len(rows):
             return
         x, y = self.x[rows], self.y[rows]
@@ -139,14 +124,6 @@ class TargetStates:
 
 
 def remaining(clean_gap: PerImage, margin: PerImage) -> PerImage:
-    """Return what remains of the margin at a point, divided by what was gained since the clean image.
-
-    Args:
-        clean_gap: (B) true logit minus the target's on the clean image, >= 0.
-        margin: (B) best wrong logit minus the true one at the point.
-
-    Returns:
-        (B) distances, inf where nothing was gained.
-    """
+    """Return what remains of the margin at a point, divided by its gain since the clean image; inf without a gain."""
     gained = clean_gap + margin
     return torch.where(gained > 0, -margin / gained, float("inf"))

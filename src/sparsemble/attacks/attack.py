@@ -63,11 +63,7 @@ class Attack(Component):
 
     @final
     def check_norm(self, norm: Norm) -> None:
-        """Refuse a norm in which the attack does not work.
-
-        Raises:
-            InputError: naming the attack for that norm.
-        """
+        """Refuse a norm in which the attack does not work."""
         if norm not in self.norms:
             works = " and ".join(self.norms)
             raise InputError(f'{self.name} works in {works} only, not in {norm}; use "{self.other_norm}" for {norm}')
@@ -96,13 +92,6 @@ def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], 
         x: (B, C, H, W) clean images in [0, 1].
         search: returns the adversarial images; run with gradients enabled.
         name: of the attack, for messages.
-
-    Returns:
-        What `search` returns, detached.
-
-    Raises:
-        InputError: images outside [0, 1].
-        RunError: the result lies outside the box or the ball.
     """
     if not len(x):
         return x
@@ -116,11 +105,7 @@ def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], 
 
 
 def check_range(x: Images) -> None:
-    """Refuse images outside [0, 1].
-
-    Raises:
-        InputError: naming the range of the images.
-    """
+    """Refuse images outside [0, 1]."""
     low, high = float(x.min()), float(x.max())
     if not (low >= 0 and high <= 1):
         raise InputError(
@@ -129,11 +114,7 @@ def check_range(x: Images) -> None:
 
 
 def refuse_nan(values: Tensor) -> None:
-    """Stop at NaN: its argmax looks like a wrong prediction, its sign like no gradient, and no comparison holds.
-
-    Raises:
-        RunError: there is a NaN among the values.
-    """
+    """Stop at NaN: its argmax looks like a wrong prediction, its sign like no gradient, and no comparison holds."""
     if values.isnan().any():
         raise RunError("an attack met NaN; does the model return NaN or infinite logits?")
 
@@ -151,9 +132,6 @@ def likeliest_wrong(logits: Logits, y: Labels, count: int) -> Int[Tensor, "B J"]
         logits: (B, K).
         y: (B) true classes.
         count: number of classes to return, >= 1.
-
-    Returns:
-        (B, J) classes, J = min(count, K - 1).
     """
     wrong = logits.scatter(1, y[:, None], -float("inf"))
     return wrong.topk(min(count, logits.shape[1] - 1), dim=1).indices

@@ -22,12 +22,7 @@ class BestPoints:
 
     @classmethod
     def of_clean(cls, x: Images, success: Flags | None = None) -> "BestPoints":
-        """Return the record before the search.
-
-        Args:
-            x: (B, C, H, W) clean images.
-            success: (B) images that need no search, as they are misclassified already; None: none of them.
-        """
+        """Return the record before the search; images with `success`, misclassified already, need none."""
         lowest = torch.full_like(x[:, 0, 0, 0], -float("inf"))
         return cls(x.clone(), torch.zeros_like(lowest, dtype=torch.bool) if success is None else success, lowest)
 

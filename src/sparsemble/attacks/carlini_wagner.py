@@ -69,7 +69,7 @@ class CarliniWagner(MinimumNorm):
         """Search over c."""
         boundary = nearest.copy()
         DeepFool(followed=1).search(model, boundary, rng=rng)
-        c = self.first_c * balance(model, boundary)
+        c = self.first_c * _balance(model, boundary)
         low, high = torch.zeros_like(c), torch.full_like(c, float("inf"))
         for _ in range(self.searches):
             rows = nearest.open_rows()
@@ -79,7 +79,7 @@ class CarliniWagner(MinimumNorm):
             misclassified = self._descend(model, nearest, rows, c[rows], best[rows])
             high[rows] = torch.where(misclassified, c[rows], high[rows])
             low[rows] = torch.where(misclassified, low[rows], c[rows])
-            c = next_c(low, high)
+            c = _next_c(low, high)
         if not self.kappa:  # a line search to the decision boundary would lose the margin that is wanted
             nearest.line_search_(model, LINE_SEARCH_STEPS)
 
@@ -92,7 +92,7 @@ class CarliniWagner(MinimumNorm):
         misclassified = torch.zeros_like(c, dtype=torch.bool)
         active = torch.arange(len(rows), device=rows.device)
         w = torch.atanh((2 * start - 1) * INSIDE)
-        adam = Adam(torch.zeros_like(w), torch.zeros_like(w), self.step_size)
+        adam = _Adam(torch.zeros_like(w), torch.zeros_like(w), self.step_size)
         lowest = lowest_before = torch.full_like(c, float("inf"))
         window = max(self.steps // CHECKS, LEAST_STEPS)
         for step in range(self.steps + 1):
@@ -123,7 +123,7 @@ class CarliniWagner(MinimumNorm):
         return (point - nearest.x[rows]).flatten(1).square().sum(1) + c * (self.kappa - margin).clamp_min(0)
 
 
-def balance(model: Classifier, nearest: NearestPoints) -> PerImage:
+def _balance(model: Classifier, nearest: NearestPoints) -> PerImage:
     """Return the c at which the gradients of distance and margin cancel at the best points; 1 where there is none.
 
     There 2 |x' - x| = c |gradient of the margin|. Passes, each image: 1 forward and 1 backward.
@@ -135,20 +135,15 @@ def balance(model: Classifier, nearest: NearestPoints) -> PerImage:
     return torch.where((c > 0) & c.isfinite(), c, 1.0)
 
 
-def next_c(low: PerImage, high: PerImage) -> PerImage:
-    """Return the next c to try: 10 times the largest that failed, a tenth of the least that succeeded, or their middle.
-
-    Args:
-        low: (B) largest c that failed, 0 where there is none.
-        high: (B) least c that succeeded, infinite where there is none.
-    """
+def _next_c(low: PerImage, high: PerImage) -> PerImage:
+    """Return the next c: 10 times the largest that failed, a tenth of the least that succeeded, or their middle."""
     middle = (low * high).sqrt()
     return torch.where(high.isinf(), 10 * low, torch.where(low == 0, high / 10, middle))
 
 
 @final
 @dataclass
-class Adam:
+class _Adam:
     """Adam (Kingma & Ba 2015) with moments of each image, so that images can leave."""
 
     first: Tensor
@@ -157,20 +152,13 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def step_(self, w: Tensor, gradient: Tensor, count: int, fraction: float = 1.0) -> Tensor:
-        """Update the moments and return the new variables.
-
-        Args:
-            w: (B, C, H, W) variables.
-            gradient: (B, C, H, W) of the loss.
-            count: number of the step, from 1.
-            fraction: of the step size to use.
-        """
+        """Update the moments and return the new variables."""
         a, b = self.betas
         self.first = a * self.first + (1 - a) * gradient
         self.second = b * self.second + (1 - b) * gradient.square()
         scale = (self.second / (1 - b**count)).sqrt() + 1e-8
         return w - fraction * self.step_size * self.first / (1 - a**count) / scale
 
-    def only(self, selected: Flags) -> "Adam":
+    def only(self, selected: Flags) -> "_Adam":
         """Return the moments of some images."""
-        return Adam(self.first[selected], self.second[selected], self.step_size, self.betas)
+        return _Adam(self.first[selected], self.second[selected], self.step_size, self.betas)

@@ -74,9 +74,9 @@ class FMN(MinimumNorm):
             boundary = ThreatModel(norm=nearest.norm).distance(point, x)
             boundary = boundary + margin.abs() / dual_norm(slope, nearest.norm).clamp_min(SMALLEST)
             radius = self._adapt(radius, misclassified, boundary, nearest.distance[rows], progress)
-            length = cosine_anneal(self.alpha, self.alpha_final, progress)
+            length = _cosine_anneal(self.alpha, self.alpha_final, progress)
             move = length * ThreatModel(norm="l2").steepest(slope)
-            point = project_to_radius(point + move, x, radius, nearest.norm)
+            point = _project_to_radius(point + move, x, radius, nearest.norm)
             still_open = nearest.is_open()[rows]
             rows, point, radius = rows[still_open], point[still_open], radius[still_open]
         if len(rows):
@@ -87,32 +87,19 @@ class FMN(MinimumNorm):
         self, radius: PerImage, misclassified: Flags, boundary: PerImage, best: PerImage, progress: float
     ) -> PerImage:
         """Return the new radii; before the first misclassified point, just beyond the linearised boundary."""
-        rate = cosine_anneal(self.gamma, self.gamma_final, progress)
+        rate = _cosine_anneal(self.gamma, self.gamma_final, progress)
         smaller = torch.minimum(radius * (1 - rate), best)
         larger = (1 + rate) * torch.where(best.isfinite(), radius, boundary)
         return torch.where(misclassified, smaller, larger)
 
 
-def cosine_anneal(first: float, last: float, progress: float) -> float:
-    """Return a value that goes from one to another along half a cosine.
-
-    Args:
-        first: value at progress 0.
-        last: value at progress 1.
-        progress: in [0, 1].
-    """
+def _cosine_anneal(first: float, last: float, progress: float) -> float:
+    """Return a value that goes from one to another along half a cosine."""
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def project_to_radius(point: Images, x: Images, radius: PerImage, norm: Norm) -> Images:
-    """Project each point into the ball of its own radius, and into the box.
-
-    Args:
-        point: (R, C, H, W).
-        x: (R, C, H, W) clean images.
-        radius: (R).
-        norm: of the ball.
-    """
+def _project_to_radius(point: Images, x: Images, radius: PerImage, norm: Norm) -> Images:
+    """Project each point into the ball of its own radius, and into the box."""
     delta, size = point - x, radius.view(-1, 1, 1, 1)
     if norm == "linf":
         delta = torch.minimum(torch.maximum(delta, -size), size)

@@ -202,19 +202,12 @@ def bring_inside(
     shorter = (threat.eps / distance[rows].clamp_min(SMALLEST)).clamp_max(1.0).view(-1, 1, 1, 1)
     candidates = (point[rows], clean + shorter * direction, start[rows])
     with for_images(rows):
-        chosen = largest_margin(model, clean, y[rows], [threat.project(p, clean) for p in candidates])
+        chosen = _largest_margin(model, clean, y[rows], [threat.project(p, clean) for p in candidates])
     return point.index_copy(0, rows, chosen)
 
 
-def largest_margin(model: Classifier, x: Images, y: Labels, candidates: list[Images]) -> Images:
-    """Return, for each image, the candidate of largest margin that is not the clean image.
-
-    Args:
-        model: maps images to logits.
-        x: (B, C, H, W) clean images.
-        y: (B) true classes.
-        candidates: (B, C, H, W) each.
-    """
+def _largest_margin(model: Classifier, x: Images, y: Labels, candidates: list[Images]) -> Images:
+    """Return, for each image, the candidate of largest margin that is not the clean image."""
     margins = []
     for candidate in candidates:
         with torch.no_grad():

@@ -12,11 +12,7 @@ from sparsemble.training.loss import TrainingLoss, at_least_float32, craft
 
 
 def as_ensemble(model: nn.Module, loss: TrainingLoss) -> Ensemble:
-    """Return the model itself, typed as an ensemble.
-
-    Raises:
-        InputError: the model is a single network.
-    """
+    """Return the model itself, typed as an ensemble."""
     if not isinstance(model, Ensemble):
         raise InputError(
             f"{loss.name} is the loss of an ensemble, and this {type(model).__name__} is a single network; put it "
@@ -38,9 +34,6 @@ def craft_for_members(
         threat: norm and radius of the perturbation.
         rng: draws random starts.
         shared: craft one set on the whole ensemble, for all members, instead of one on each member.
-
-    Returns:
-        One batch of images for each member; with `shared` M times the same one.
     """
     if shared:
         return [craft(ensemble, attack, x, y, threat, rng=rng)] * len(ensemble.members)

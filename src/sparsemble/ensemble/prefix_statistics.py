@@ -28,14 +28,10 @@ def prefix_probabilities(member_logits: MemberLogits) -> Float[Tensor, "M B K"]:
 
 
 def confidence_and_change(member_logits: MemberLogits) -> tuple[PerPrefix, Float[Tensor, "rest B"]]:
-    """Return the confidence of every prefix and the change from each prefix to the next.
+    """Return the confidence of every prefix and the change from each prefix to the next, from logits (M, B, K).
 
-    Args:
-        member_logits: (M, B, K).
-
-    Returns:
-        C_1..C_M (M, B), the square of the highest mean probability, in [0, 1]; U_2..U_M (M - 1, B), the KL divergence
-        from the mean over t - 1 members to that over t members, in nats.
+    C_1..C_M is the square of the highest mean probability; U_2..U_M the KL divergence, in nats, from the mean over t-1
+    members to that over t.
 
     Source: EED supplement, eqs. 29-30.
     """
@@ -54,9 +50,6 @@ def hazards(member_logits: MemberLogits, *, a: float, b: float, tau_u: float, ta
         b: weight of the confidence, > 0.
         tau_u: change at which its term is 0, in nats.
         tau_c: squared confidence at which its term is 0.
-
-    Returns:
-        q_1..q_M (M, B) in [0, 1].
 
     Source: EED supplement, eqs. 29-31. Departs: a threshold on each quantity, and change lowers the hazard; as printed
     the rule always stops after one member.
@@ -91,10 +84,6 @@ def relax_decision(answer_with: Counts, hazard: PerPrefix) -> PerPrefix:
 
     Half of it is 1 at that prefix, the other half follows the soft hazards. A rule that compares with a threshold has
     no gradient; attacks on the rule follow this one.
-
-    Args:
-        answer_with: length of the prefix that is used (B), in 1..M.
-        hazard: soft hazards (M, B) in [0, 1].
     """
     hard = torch.zeros_like(hazard).scatter(0, (answer_with - 1)[None], 1.0)
     return (hard + add_remainder(*stop_probabilities(hazard))) / 2
@@ -113,12 +102,7 @@ def quantiles(values: Tensor, levels: Tensor) -> list[float]:
 
 
 def hazard_grid(member_logits: MemberLogits, tau_u: float) -> Iterator[tuple[float, float, float, float]]:
-    """Return hazard settings (a, b, tau_u, tau_c) to compare, thresholds at quantiles over held-out images.
-
-    Args:
-        member_logits: of held-out images (M, B, K).
-        tau_u: threshold of the change where there is only one member.
-    """
+    """Return hazard settings (a, b, tau_u, tau_c) to compare, thresholds at quantiles over held-out images."""
     confidence, change = confidence_and_change(member_logits)
     levels = torch.linspace(0.02, 0.9, 12, device=change.device)
     # One member decides most clean images; the cheapest rules run a second one on about 1 % of them.

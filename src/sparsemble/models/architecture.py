@@ -76,9 +76,6 @@ def build_model(
         std: of each channel, over the training images.
         rng: draws the weights, on the CPU.
 
-    Returns:
-        A model on the CPU, in training mode.
-
     Raises:
         InputError: the images are too small for the architecture, or the statistics do not fit the channels.
     """

@@ -29,11 +29,7 @@ class ChannelGroup:
 
 
 def channel_groups(graph: Graph) -> list[ChannelGroup]:
-    """Group the channels of all operations by the additions that connect them.
-
-    Raises:
-        InputError: feature maps of different channel counts are added.
-    """
+    """Group the channels of all operations by the additions that connect them."""
     root: dict[str, str] = {}
 
     def find(name: str) -> str:

@@ -51,11 +51,7 @@ class Code(Architecture):
 
 
 def call_factory(file: Path, function: str) -> nn.Module:
-    """Import a file and return the network that a function in it returns; what the file imports must be installed.
-
-    Raises:
-        InputError: no such file or function, the function failed, or it did not return a module.
-    """
+    """Import a file and return the network that a function in it returns; what the file imports must be installed."""
     module = import_file(file)
     try:
         make: Callable[[], Any] | None = getattr(module, function, None)
@@ -73,11 +69,7 @@ def call_factory(file: Path, function: str) -> nn.Module:
 
 
 def import_package(package: str) -> Any:
-    """Import a package of networks.
-
-    Raises:
-        InputError: it is not installed, or does not import here.
-    """
+    """Import a package of networks."""
     try:
         return importlib.import_module(package)
     except Exception as error:

@@ -90,15 +90,7 @@ class Operation:
 
 @final
 class Graph:
-    """The operations of a network, in the order in which they run; the last one returns the logits.
-
-    Args:
-        model: on any device; it is not changed.
-        shape: channels, height and width of an image.
-
-    Raises:
-        InputError: the first operation that is not supported, with its name.
-    """
+    """The operations of a network, in the order in which they run; the last one returns the logits."""
 
     def __init__(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
         traced = _traced(model)

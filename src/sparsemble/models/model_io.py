@@ -61,11 +61,7 @@ class ModelSpec:
         return cls(architecture=architecture, **facts)
 
     def build(self, *, rng: Generator | None = None) -> nn.Module:
-        """Return a network with fresh weights, on the CPU, in training mode.
-
-        Args:
-            rng: draws the weights, on the CPU; none: a fixed seed, for weights that are replaced anyway.
-        """
+        """Return a network with fresh weights, on the CPU, in training mode; without `rng` they are of a fixed seed."""
         return build_model(self.architecture, self.shape, len(self.classes), self.mean, self.std, rng=rng or seeded(0))
 
 
@@ -102,11 +98,7 @@ def load_model(folder: Path, device: torch.device, name: str = "model") -> nn.Mo
 
 
 def load_weights_(network: nn.Module, path: Path) -> None:
-    """Load a safetensors state dict of the whole classifier, or of the network behind its normalisation.
-
-    Raises:
-        InputError: no such file, or one of another architecture.
-    """
+    """Load a safetensors state dict of the whole classifier, or of the network behind its normalisation."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

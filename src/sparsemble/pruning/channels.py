@@ -15,13 +15,7 @@ BISECTIONS = 60
 
 
 class Channels:
-    """The channel groups of a network, and masks that remove channels of those that are free.
-
-    Args:
-        graph: of the network.
-        shapes: of its weights, by layer.
-        cost: of the weights that layers keep, (L) to (L).
-    """
+    """The channel groups of a network, and masks that remove channels of those that are free; `cost` is (L) to (L)."""
 
     def __init__(self, graph: Graph, shapes: Mapping[str, tuple[int, ...]], cost: Callable[[Tensor], Tensor]) -> None:
         self.shapes, self.cost = shapes, cost

@@ -32,13 +32,6 @@ def find_dead_channels(mask: Mask, graph: Graph) -> DeadChannels:
 
     A channel is dead if no weight reads it, or if it is 0 on every image: then nothing needs to read it. A channel
     that is constant but not 0 stays, because padding makes its use differ at the border.
-
-    Args:
-        mask: of the network's weights.
-        graph: of the network; its biases and BatchNorms are used, its weights are not.
-
-    Returns:
-        A smaller mask with the same logits, and counts.
     """
     keep = {name: layer.cpu().clone() for name, layer in mask.items()}
     groups = [group for group in channel_groups(graph) if group.free]

@@ -22,13 +22,7 @@ REGROWN_SCALE = 0.1
 
 @final
 class DynamicNetwork(LearnerNetwork):
-    """A network with its present mask and the number of steps it was trained.
-
-    Args:
-        network: set to 0 outside the mask, in place.
-        mask: the first mask.
-        target: the granularity of all masks.
-    """
+    """A network, set to 0 outside its present mask, and the number of steps it was trained."""
 
     steps: Tensor
 
@@ -103,15 +97,7 @@ class DynamicNetwork(LearnerNetwork):
 
 @final
 class UpdateSchedule:
-    """When the mask is updated, and by how much.
-
-    Args:
-        steps: of the whole training.
-        every: steps between two updates.
-        first: share of the kept weights that the first update drops; falls along a cosine.
-        last: share that it falls to.
-        rest: share of the training, at its end, in which the mask is fixed.
-    """
+    """When the mask is updated, and by how much: by a share that falls from `first` to `last` along a cosine."""
 
     def __init__(self, *, steps: int, every: int, first: float, last: float, rest: float) -> None:
         self.end = max(int(steps * (1 - rest)), 1)

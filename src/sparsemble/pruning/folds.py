@@ -20,9 +20,6 @@ def data_folds(labels: Tensor, folds: int, rng: np.random.Generator) -> list[Ten
     Returns:
         max(d - 1, 1) tensors of image indices, ascending.
 
-    Raises:
-        InputError: the rarest class has fewer images than folds.
-
     Source: EED main paper, section 4.1.
     """
     classes, counts = np.unique(labels.cpu().numpy(), return_counts=True)

@@ -16,15 +16,7 @@ class Granularity(Component):
 
     @abstractmethod
     def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
-        """Check that a sparsity is possible, before any work.
-
-        Args:
-            shapes: of the layers' weights, by name.
-            sparsity: share of the weights to remove.
-
-        Raises:
-            InputError: the sparsity cannot be reached, or a layer does not fit.
-        """
+        """Refuse a sparsity that layers of these shapes, by name, cannot reach, before any work."""
 
     @abstractmethod
     def capacity(self, shape: tuple[int, ...]) -> int:
@@ -32,12 +24,7 @@ class Granularity(Component):
 
     @abstractmethod
     def keep(self, scores: Tensor, count: int) -> Tensor:
-        """Return a boolean tensor of the shape of `scores` with exactly `count` true entries, the best ones.
-
-        Args:
-            scores: of a layer's weights; higher = keep.
-            count: 0 to `capacity`.
-        """
+        """Return a boolean tensor like `scores`, true at exactly the `count` best, at most `capacity`."""
 
 
 granularities: Registry[Granularity] = Registry("granularity", Granularity)

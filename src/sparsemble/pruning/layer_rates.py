@@ -15,11 +15,7 @@ class LayerRates(Component):
 
     @abstractmethod
     def keep_rates(self, scores: Scores) -> KeepRates:
-        """Return the keep rates of all layers as a function of the level.
-
-        Args:
-            scores: of the weights, by layer; for whole channels, of the channels, by group.
-        """
+        """Return the keep rates by level; `scores` are by layer or, for whole channels, of the channels by group."""
 
 
 layer_rates: Registry[LayerRates] = Registry("layer rates", LayerRates)

@@ -38,9 +38,6 @@ def remove_masks_(network: nn.Module, layers: Layers, *, keep_masked: bool = Fal
         network: the network to change.
         layers: its parametrized layers, by name.
         keep_masked: keep the masked weights instead of the weights behind the masks.
-
-    Returns:
-        The network itself.
     """
     for layer in layers.values():
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=keep_masked)
@@ -52,14 +49,9 @@ def remove_masks_(network: nn.Module, layers: Layers, *, keep_masked: bool = Fal
 class ScoredNetwork(LearnerNetwork):
     """A network whose weights are frozen and masked by the top-k of learned scores, layer by layer.
 
-    Gradients pass straight through the mask to the absolute scores and, where it is learned, to the keep rate.
-
-    Args:
-        network: masked in place by parametrizations.
-        scores: initial scores, by layer; only their absolute values count.
-        target: sparsity and granularity; without `keep_rates` it also divides the budget among the layers.
-        free_norms: also train scale and shift of BatchNorm; all other parameters of the network are frozen.
-        keep_rates: modules that return the learned keep rate of each layer, a scalar in (0, 1].
+    Only absolute values of scores count. Gradients pass straight through the mask to them and, where it is learned
+    (`keep_rates`, a module for each layer), to the keep rate; else the target divides the budget among the layers. With
+    `free_norms`, scale and shift of BatchNorm are trained, too.
     """
 
     def __init__(
@@ -84,11 +76,7 @@ class ScoredNetwork(LearnerNetwork):
 
     @torch.no_grad()
     def final_mask(self, keep_rates: KeepRates | None = None) -> Mask:
-        """Return the exact mask of the present scores.
-
-        Args:
-            keep_rates: keep rates of the layers at each level, if not those of the target.
-        """
+        """Return the exact mask of the present scores; `keep_rates`, by level, replace those of the target."""
         return self.target.mask({name: mask.scores.abs() for name, mask in self.masks.items()}, keep_rates)
 
     def pruned_(self, mask: Mask) -> nn.Module:

@@ -19,11 +19,7 @@ def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 
 
 def keep_top(scores: Tensor, count: int) -> Tensor:
-    """Return a boolean tensor of the shape of `scores`, true at the `count` highest; ties go to earlier weights.
-
-    Raises:
-        InputError: NaN scores, or a count outside 0..n.
-    """
+    """Return a boolean tensor of the shape of `scores`, true at the `count` highest; ties go to earlier weights."""
     if not 0 <= count <= scores.numel():
         raise InputError(f"cannot keep {count} of {scores.numel()} weights")
     if scores.isnan().any():
@@ -70,11 +66,7 @@ class Mask(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
-        """Set the removed weights of a model to 0.
-
-        Raises:
-            InputError: the mask belongs to another architecture.
-        """
+        """Set the removed weights of a model to 0."""
         layers = prunable_layers(model)
         for name in layers.keys() ^ self.keys():
             raise InputError(f"the mask and the model differ in layer {name}; it belongs to another architecture")
@@ -93,11 +85,7 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: Path) -> "Mask":
-        """Read a mask that `save` wrote, and verify its counts.
-
-        Raises:
-            InputError: the file is no mask, or its counts differ from its metadata.
-        """
+        """Read a mask that `save` wrote, and verify its counts."""
         try:
             with safe_open(path, "pt") as stored:
                 metadata = stored.metadata() or {}

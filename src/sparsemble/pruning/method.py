@@ -45,11 +45,7 @@ class PruningContext:
     """Number format and layout of what the method trains."""
 
     def images(self, method: str) -> Batches:
-        """Return the training images.
-
-        Raises:
-            InputError: there are none.
-        """
+        """Return the training images."""
         if self.batches is None:
             raise InputError(f'method "{method}" learns while it prunes and needs training images; give it some')
         return self.batches
@@ -92,12 +88,7 @@ class PruningContext:
 
 
 class LearnerNetwork(nn.Module):
-    """Abstract: a network that is trained with masks or auxiliary variables, which a subclass adds to its layers.
-
-    Args:
-        network: changed in place.
-        target: sparsity and granularity.
-    """
+    """Abstract: a network that is trained with masks or auxiliary variables, which a subclass adds to its layers."""
 
     def __init__(self, network: nn.Module, target: SparsityTarget) -> None:
         super().__init__()

@@ -21,14 +21,9 @@ class PruningScore(Component):
 
     @abstractmethod
     def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
-        """Score every prunable weight.
+        """Score every prunable weight of a trained model in eval mode.
 
-        Args:
-            model: trained, in eval mode.
-            adversarial: returns batches of adversarial training images and their labels, for scores that need data.
-
-        Returns:
-            Scores of the shapes of the weights, by layer.
+        `adversarial` returns batches of adversarial training images and their labels, for scores that need data.
         """
 
 
@@ -46,14 +41,7 @@ def rescale(scores: Scores) -> Scores:
 
 
 def following_batch_norms(model: nn.Module, x: Images) -> dict[str, nn.BatchNorm2d]:
-    """Return the BatchNorm2d that directly follows each Conv2d, by layer.
-
-    They are found in one forward pass, so module names do not matter.
-
-    Args:
-        model: in eval mode; left as found.
-        x: images (B, C, H, W) in [0, 1]; one is enough.
-    """
+    """Return the BatchNorm2d directly behind each Conv2d, by layer, found in one pass of a model in eval mode."""
     producer: dict[int, str] = {}
     outputs: list[Tensor] = []  # keeps every id valid until the pass is over
     norms: dict[str, nn.BatchNorm2d] = {}
@@ -81,12 +69,7 @@ def following_batch_norms(model: nn.Module, x: Images) -> dict[str, nn.BatchNorm
 
 
 def weight_gradients(model: nn.Module, batches: Iterator[tuple[Images, Labels]]) -> Iterator[dict[str, Tensor]]:
-    """Yield the gradients of the mean cross-entropy of each batch with respect to the prunable weights, by layer.
-
-    Args:
-        model: in eval mode; left as found.
-        batches: images and true classes.
-    """
+    """Yield the gradients of the mean cross-entropy of each batch with respect to the prunable weights, by layer."""
     layers = prunable_layers(model)
     weights = [layer.weight for layer in layers.values()]
     required = [weight.requires_grad for weight in weights]

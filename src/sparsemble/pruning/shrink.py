@@ -13,20 +13,10 @@ from sparsemble.pruning.mask import Mask
 
 @torch.no_grad()
 def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
-    """Return a copy without the channels that cannot influence the logits.
+    """Return a copy of a pruned model without the channels that cannot influence the logits, in plain layers.
 
     Channels that are added to each other stay or go together. At least one channel of each group stays, so that every
     layer can run.
-
-    Args:
-        model: pruned; left as found.
-        shape: channels, height and width of an image.
-
-    Returns:
-        A network of plain layers, in the mode of the given one.
-
-    Raises:
-        InputError: the network has an operation that `models.graph.Graph` does not know.
     """
     small = copy.deepcopy(model)
     graph = Graph(small, shape)

@@ -120,12 +120,7 @@ class SparsityTarget:
         return self.granularity.keep(scores, min(count, self.granularity.capacity(tuple(scores.shape))))
 
     def counts(self, scores: Scores, keep_rates: KeepRates | None = None) -> dict[str, int]:
-        """Return how many weights each layer keeps.
-
-        Args:
-            scores: of the weights, by layer.
-            keep_rates: keep rates by level, in place of `rates`.
-        """
+        """Return how many weights each layer keeps; `keep_rates`, by level, replace `rates`."""
         if self.granularity.whole_channels:
             return {name: int(keep.sum()) for name, keep in self.mask(scores, keep_rates).items()}
         rates = keep_rates or self.rates.keep_rates(scores)
@@ -137,15 +132,7 @@ class SparsityTarget:
         return self._fill_budget(self._exact_counts(rates(low)).floor(), rates(high))
 
     def mask(self, scores: Scores, keep_rates: KeepRates | None = None) -> Mask:
-        """Return the exact mask of the highest scores.
-
-        Args:
-            scores: of the weights, by layer; higher = keep.
-            keep_rates: keep rates by level, in place of `rates`.
-
-        Raises:
-            InputError: NaN scores, or scores of another network.
-        """
+        """Return the exact mask of the highest scores; `keep_rates`, by level, replace `rates`."""
         self._check_scores(scores)
         if self.granularity.whole_channels:
             return self.channels.mask(scores, self.rates, keep_rates, self.max_cost)

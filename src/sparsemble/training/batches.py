@@ -15,11 +15,7 @@ from sparsemble.data.dataset import Augmentation, Split
 @final
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """Batches of a split: every image once an epoch, in a new order; an incomplete last batch is dropped.
-
-    Raises:
-        InputError: the batch is larger than the split.
-    """
+    """Batches of a split: every image once an epoch, in a new order; an incomplete last batch is dropped."""
 
     split: Split
     batch_size: int

@@ -101,12 +101,7 @@ class ReportProgress(Callback):
     def __init__(
         self, progress: Callable[[float, str], None], message: Callable[[str], None] = lambda sentence: None
     ) -> None:
-        """Set up.
-
-        Args:
-            progress: receives the share of the epochs that is done, in [0, 1], and a status line.
-            message: receives the messages of rollbacks.
-        """
+        """Take functions that receive the share of the epochs done with a status line, and messages of rollbacks."""
         self.progress = progress
         self.message = message
         self.share = 0.0

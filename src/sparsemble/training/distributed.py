@@ -31,11 +31,7 @@ def launched_by_torchrun() -> bool:
 
 
 def start(device: str) -> str:
-    """Join the process group and return this process's device.
-
-    Args:
-        device: cpu, or cuda: each process then uses the GPU of its local rank.
-    """
+    """Join the process group and return the device of this process: of `cuda`, the GPU of its local rank."""
     if not launched_by_torchrun():
         return device
     if device.startswith("cuda"):

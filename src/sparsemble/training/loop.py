@@ -174,15 +174,7 @@ class Loop:
             record[direction] += sum(entry[direction] for entry in rollbacks)
 
     def roll_back(self, fault: Fault, passes: Passes) -> None:
-        """Restore the last good state and reduce the learning rate or the attack; after the last rollback, stop there.
-
-        Args:
-            fault: what went wrong.
-            passes: of the epoch that is undone.
-
-        Raises:
-            RunError: weights or loss diverged after the last permitted rollback.
-        """
+        """Restore the last good state, then reduce learning rate or attack; after the last permitted rollback, stop."""
         number, guard = len(self.history) + 1, self.schedule.guard
         weaken = fault.kind == "collapsed" and self._current_loss().with_weaker_attack(guard.backoff) is not None
         last = len(self.rollbacks) >= guard.max_rollbacks
@@ -289,11 +281,7 @@ class Loop:
         return plain
 
     def _load(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
-        """Restore a state that was written.
-
-        Raises:
-            InputError: it belongs to a training with other settings.
-        """
+        """Restore a state that was written."""
         check_settings(self._settings(), metadata["settings"], self.checkpoint.path)
         self.model.load_state_dict(with_prefix(tensors, "model."))
         restore_optimiser(self.optimiser, with_prefix(tensors, "optimiser."))

@@ -26,11 +26,7 @@ class Precision:
     """Compile plain networks (the dense parent, fine-tuning); worthwhile in long trainings only."""
 
     def check(self, device: torch.device | str) -> None:
-        """Check that the device supports the number format.
-
-        Raises:
-            InputError: bfloat16 on a processor without AVX-512 or a GPU older than Ampere.
-        """
+        """Check that the device supports the number format."""
         if self.dtype == "float32":
             return
         if torch.device(device).type == "cuda":
@@ -45,12 +41,7 @@ class Precision:
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module, networks: Sequence[nn.Module]) -> Iterator[None]:
-        """Apply the settings while the context is open.
-
-        Args:
-            model: the trained module.
-            networks: its members, or the model itself.
-        """
+        """Apply the settings to a model, whose members or only one `networks` are, while the context is open."""
         with contextlib.ExitStack() as stack:
             if self.channels_last:
                 stack.enter_context(_in_channels_last(model))
@@ -63,7 +54,7 @@ class Precision:
     def _fast_forward(self, network: nn.Module) -> Iterator[None]:
         previous = network.__dict__.get("forward")
         fast = torch.compile(network.forward) if self.compile else network.forward
-        network.forward = _Forward(network.forward, in_bfloat16(fast) if self.dtype == "bfloat16" else fast)
+        network.forward = _Forward(network.forward, _in_bfloat16(fast) if self.dtype == "bfloat16" else fast)
         try:
             yield
         finally:
@@ -135,7 +126,7 @@ def _filters(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors if tensor.ndim == 4}
 
 
-def in_bfloat16(forward: Callable[..., Any]) -> Callable[[Images], Tensor]:
+def _in_bfloat16(forward: Callable[..., Any]) -> Callable[[Images], Tensor]:
     """Wrap a forward pass so that it computes in bfloat16 and returns float32.
 
     Each call is an autocast region of its own, so that weights changed between two calls are not taken from the cache.

@@ -46,26 +46,19 @@ class Noise(Attack):
         """Draw, and keep the best."""
         best = BestPoints.of_clean(x, model(x).argmax(1) != y)
         for done in range(0, self.draws, DRAWS_AT_ONCE):
-            delta = threat.eps * unit_noise(x, threat, min(DRAWS_AT_ONCE, self.draws - done), rng)
+            delta = threat.eps * _unit_noise(x, threat, min(DRAWS_AT_ONCE, self.draws - done), rng)
             rows = best.open_rows()
             if not len(rows):
                 break
             for part in rows.split(max(POINTS_AT_ONCE // len(delta), 1)):
                 with for_images(part.repeat_interleave(len(delta))):
-                    points = best_of(model, x[part], y[part], threat, delta)
+                    points = _best_of(model, x[part], y[part], threat, delta)
                 best.improve_(part, points.images, points.success, points.score)
         return best.images
 
 
-def unit_noise(x: Images, threat: ThreatModel, draws: int, rng: Generator) -> Float[Tensor, "N C H W"]:
-    """Draw noise of norm 1 at most: even rows uniform in the ball, odd ones at corners (linf) or on its boundary (l2).
-
-    Args:
-        x: (B, C, H, W) images, of which shape, device and dtype are used.
-        threat: gives the norm.
-        draws: number N of rows.
-        rng: source of the draws.
-    """
+def _unit_noise(x: Images, threat: ThreatModel, draws: int, rng: Generator) -> Float[Tensor, "N C H W"]:
+    """Draw noise of norm 1 at most: even rows uniform in the ball, odd ones at corners (linf) or on its surface."""
     shape = (draws, *x.shape[1:])
     odd = (torch.arange(draws, device=x.device) % 2 == 1).view(-1, 1, 1, 1)
     if threat.norm == "linf":
@@ -76,18 +69,10 @@ def unit_noise(x: Images, threat: ThreatModel, draws: int, rng: Generator) -> Fl
     return torch.where(odd, boundary, boundary * radius.view(-1, 1, 1, 1))
 
 
-def best_of(
+def _best_of(
     model: Classifier, x: Images, y: Labels, threat: ThreatModel, delta: Float[Tensor, "N C H W"]
 ) -> BestPoints:
-    """Add each row of noise to each image, and return the point of largest margin of each image.
-
-    Args:
-        model: maps images to logits.
-        x: (B, C, H, W) clean images in [0, 1].
-        y: (B) true classes.
-        threat: norm and radius of the ball.
-        delta: (N, C, H, W) noise.
-    """
+    """Add each row of noise to each image, and return the point of largest margin of each image."""
     draws, labels = len(delta), y.repeat_interleave(len(delta))
     clean = x.repeat_interleave(draws, dim=0)
     points = threat.project(clean + delta.repeat(len(x), 1, 1, 1), clean)

@@ -58,9 +58,9 @@ class Square(Attack):
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search from a start of stripes (linf) or tiles (l2)."""
         best = BestPoints.of_clean(x, model(x).argmax(1) != y)
-        start = moves_for(threat).start(x, threat, rng)
+        start = _moves_for(threat).start(x, threat, rng)
         sides = (self.side(query, x.shape[2], x.shape[3]) for query in range(self.queries))
-        return random_search(model, best, x, y, threat, sides, rng=rng, start=start).images
+        return _random_search(model, best, x, y, threat, sides, rng=rng, start=start).images
 
     def side(self, query: int, height: int, width: int) -> int:
         """Return the side of the squares tried at a point, in pixels, from 1 to the shorter side of the image.
@@ -96,11 +96,11 @@ def search_from(
     positions = (RESUMED_AT + query * (LONGEST - RESUMED_AT) // queries for query in range(queries))
     sides = (longest.side(position, x.shape[2], x.shape[3]) for position in positions)
     best = points.only(torch.arange(len(x), device=x.device))
-    return random_search(model, best, x, y, threat, sides, rng=rng)
+    return _random_search(model, best, x, y, threat, sides, rng=rng)
 
 
 @torch.no_grad()
-def random_search(
+def _random_search(
     model: Classifier,
     best: BestPoints,
     x: Images,
@@ -111,24 +111,12 @@ def random_search(
     rng: Generator,
     start: Images | None = None,
 ) -> BestPoints:
-    """Try one square after the other and keep those that raise the margin (algorithm 1).
+    """Try one square after the other and keep in `best` those that raise the margin (algorithm 1).
 
-    Passes, each image: one forward for each side; none after a success.
-
-    Args:
-        model: maps images to logits.
-        best: the record that is updated, scored by margin.
-        x: (B, C, H, W) clean images in [0, 1].
-        y: (B) true classes.
-        threat: norm and radius of the ball.
-        sides: side of the square of each query, in pixels.
-        rng: source of random draws.
-        start: (B, C, H, W) allowed images that the first query tries; None: the first query tries a square as well.
-
-    Returns:
-        `best`.
+    `sides` are those of the squares; the first query tries `start`, if given. Passes, each image: one forward for each
+    side; none after a success.
     """
-    moves = moves_for(threat)
+    moves = _moves_for(threat)
     for query, side in enumerate(sides):
         rows = best.open_rows()
         if not len(rows):
@@ -220,7 +208,7 @@ class Moves(ABC):
         """
 
 
-def moves_for(threat: ThreatModel) -> Moves:
+def _moves_for(threat: ThreatModel) -> Moves:
     """Return the moves in the norm of a threat model."""
     return LinfMoves() if threat.norm == "linf" else L2Moves()
 
@@ -260,7 +248,7 @@ class L2Moves(Moves):
         return threat.project(x + threat.eps * threat.steepest(delta), x)
 
     def step(self, best: Images, x: Images, threat: ThreatModel, draw: SquareDraw) -> Images:
-        """Put a peak into one window, with the norm of that window, of a second one and of what eps leaves unused."""
+        """Put a _peak into one window, with the norm of that window, of a second one and of what eps leaves unused."""
         side = min(max(draw.side, 3) | 1, *x.shape[2:])
         window, emptied = draw.window(x, side, 0), draw.window(x, side, 1)
         delta = best - x
@@ -268,35 +256,29 @@ class L2Moves(Moves):
         either[window] = 1.0
         either[emptied] = 1.0
         unused = (threat.eps**2 - delta.flatten(1).square().sum(1)).clamp_min(0).view(-1, 1, 1, 1)
-        available = (length(delta * either).square() + unused / x.shape[1]).sqrt()
+        available = (_length(delta * either).square() + unused / x.shape[1]).sqrt()
         peak = peaks(side, x)
         fresh = draw.sign * torch.where(draw.transposed, peak.T, peak)
-        mixed = fresh + delta[window] / length(delta[window]).clamp_min(SMALLEST)
+        mixed = fresh + delta[window] / _length(delta[window]).clamp_min(SMALLEST)
         delta[emptied] = 0.0
-        delta[window] = mixed / length(mixed).clamp_min(SMALLEST) * available
+        delta[window] = mixed / _length(mixed).clamp_min(SMALLEST) * available
         return threat.project(x + threat.eps * threat.steepest(delta), x)
 
 
-def length(delta: Tensor) -> Tensor:
+def _length(delta: Tensor) -> Tensor:
     """Return the l2 norm of every channel, (B, C, 1, 1)."""
     norm: Tensor = delta.square().sum((2, 3), keepdim=True).sqrt()
     return norm
 
 
 def peaks(side: int, like: Tensor) -> Tensor:
-    """Return a peak above a trough, (side, side), of unit norm (section 3.4, eq. 3)."""
+    """Return a _peak above a trough, (side, side), of _unit norm (section 3.4, eq. 3)."""
     upper, lower = side // 2, side - side // 2
-    return unit(torch.cat([peak(upper, side, like), -peak(lower, side, like)]))
+    return _unit(torch.cat([_peak(upper, side, like), -_peak(lower, side, like)]))
 
 
-def peak(height: int, width: int, like: Tensor) -> Tensor:
-    """Return a peak of unit norm, falling from its middle in rings of 1/1 + 1/4 + ...
-
-    Args:
-        height: in pixels, >= 0.
-        width: in pixels, >= 1.
-        like: gives device and dtype.
-    """
+def _peak(height: int, width: int, like: Tensor) -> Tensor:
+    """Return a _peak of _unit norm, falling from its middle in rings of 1/1 + 1/4 + ..."""
     if not height:
         return like.new_zeros(0, width)
     rows = (torch.arange(height, device=like.device) - height // 2).abs()
@@ -304,10 +286,10 @@ def peak(height: int, width: int, like: Tensor) -> Tensor:
     ring = torch.maximum(rows[:, None], columns)
     steps = 1 / torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).square()
     heights = steps.flip(0).cumsum(0).flip(0)[ring]
-    return unit(heights)
+    return _unit(heights)
 
 
-def unit(pattern: Tensor) -> Tensor:
+def _unit(pattern: Tensor) -> Tensor:
     """Return a pattern scaled to norm 1."""
     scaled: Tensor = pattern / pattern.norm().clamp_min(SMALLEST)
     return scaled

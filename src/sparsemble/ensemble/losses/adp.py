@@ -66,10 +66,6 @@ def entropy(member_logits: MemberLogits) -> Tensor:
 def log_volume(member_logits: MemberLogits, y: Labels) -> Tensor:
     """Return the log-determinant of ADP for every image (B); at most about 0.
 
-    Args:
-        member_logits: (M, B, K).
-        y: true classes (B).
-
     Source: Pang et al. 2019, eq. 6.
     """
     members, images, classes = member_logits.shape

@@ -66,9 +66,9 @@ class CLDL(TrainingLoss):
             shared_images = images[0] if self.attack_ensemble else None
         leaf = x.detach().requires_grad_()
         member_logits = model.member_logits(leaf)
-        labels = soft_labels(member_logits, y, self.smoothing)
-        divergences = kl(labels.detach(), at_least_float32(member_logits).log_softmax(-1))
-        distance, alignment = log_distance(labels).mean(), x.new_zeros(())
+        labels = _soft_labels(member_logits, y, self.smoothing)
+        divergences = _kl(labels.detach(), at_least_float32(member_logits).log_softmax(-1))
+        distance, alignment = _log_distance(labels).mean(), x.new_zeros(())
         if self.beta and len(member_logits) > 1:
             alignment = cosines(loss_gradients(divergences, leaf)).mean()
         clean = divergences.mean()
@@ -77,30 +77,24 @@ class CLDL(TrainingLoss):
         return LossOutput(loss, {name: value.detach() for name, value in terms.items()}, shared_images)
 
 
-def soft_labels(member_logits: MemberLogits, y: Labels, smoothing: float) -> Tensor:
-    """Return the softened labels s_i (M, B, K).
-
-    Args:
-        member_logits: (M, B, K).
-        y: true classes (B).
-        smoothing: share of a label that is the member's own prediction, in (0, 1).
-    """
+def _soft_labels(member_logits: MemberLogits, y: Labels, smoothing: float) -> Tensor:
+    """Return the softened labels s_i (M, B, K)."""
     probabilities = at_least_float32(member_logits).softmax(-1)
     hard = F.one_hot(y, probabilities.shape[-1]).to(probabilities.dtype)
     return (1 - smoothing) * hard + smoothing * probabilities
 
 
-def kl(p: Tensor, log_q: Tensor) -> Tensor:
+def _kl(p: Tensor, log_q: Tensor) -> Tensor:
     """Return KL(p || q) in nats over the last axis."""
     return (p * (p.clamp_min(SMALLEST).log() - log_q)).sum(-1)
 
 
-def log_distance(labels: Tensor) -> Tensor:
+def _log_distance(labels: Tensor) -> Tensor:
     """Return the log of the mean exp JSD (nats) over pairs of members, for every image (B); 0 without pairs."""
     divergences = []
     for i, j in itertools.combinations(range(len(labels)), 2):
         log_middle = ((labels[i] + labels[j]) / 2).clamp_min(SMALLEST).log()
-        divergences.append((kl(labels[i], log_middle) + kl(labels[j], log_middle)) / 2)
+        divergences.append((_kl(labels[i], log_middle) + _kl(labels[j], log_middle)) / 2)
     if not divergences:
         return labels.new_zeros(labels.shape[1])
     return torch.logsumexp(torch.stack(divergences), 0) - math.log(len(divergences))

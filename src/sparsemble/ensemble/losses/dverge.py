@@ -108,11 +108,7 @@ def distil_features(
 
 
 def feature_layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers whose outputs are features before a ReLU: the BatchNorms.
-
-    Raises:
-        InputError: there are none.
-    """
+    """Return the names of the layers whose outputs are features before a ReLU: the BatchNorms."""
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     if not layers:
         raise InputError(

@@ -86,9 +86,6 @@ def misclassification(member_logits: Tensor, ensemble_logits: Tensor, y: Labels)
         ensemble_logits: combined logits (B, K).
         y: true classes (B).
 
-    Returns:
-        A scalar >= 0, in nats.
-
     Source: EED main paper, eq. 15. Departs: wrong classes only, one psi an image, clipped.
     """
     wrong = member_logits.softmax(-1).scatter(2, y.expand(len(member_logits), -1).unsqueeze(-1), 0.0)

@@ -54,7 +54,7 @@ class GAL(TrainingLoss):
             shared_images = images[0] if self.attack_ensemble else None
         leaf = x.detach().requires_grad_()
         losses = member_losses(model.member_logits(leaf), y)
-        alignment = log_alignment(loss_gradients(losses, leaf)).mean() if self.lambda_ else x.new_zeros(())
+        alignment = _log_alignment(loss_gradients(losses, leaf)).mean() if self.lambda_ else x.new_zeros(())
         clean = losses.mean()
         terms = {"clean": clean.detach(), "robust": robust.detach(), "alignment": alignment.detach()}
         return LossOutput(clean + self.lambda_ * alignment + self.adversarial * robust, terms, shared_images)
@@ -74,7 +74,7 @@ def cosines(gradients: Tensor) -> Tensor:
     return torch.stack([F.cosine_similarity(gradients[i], gradients[j], dim=1, eps=1e-12) for i, j in pairs])
 
 
-def log_alignment(gradients: Tensor) -> Tensor:
+def _log_alignment(gradients: Tensor) -> Tensor:
     """Return log sum exp of the pairs' cosines for every image (B); 0 without pairs."""
     pairs = cosines(gradients)
     return torch.logsumexp(pairs, 0) if len(pairs) else gradients.new_zeros(gradients.shape[1])

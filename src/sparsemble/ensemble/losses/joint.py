@@ -61,14 +61,7 @@ class Joint(AdversarialLoss):
         return self.base.adversarial_images(Ensemble(model.members[:length], model.combiner), x, y, threat, rng=rng)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
-        """Return the loss of a batch with its adversarial images; every member runs once on each image.
-
-        Args:
-            model: the ensemble, in training mode.
-            x: clean images (B, C, H, W) in [0, 1].
-            x_adv: their adversarial images.
-            y: true classes (B).
-        """
+        """Return the loss of a batch with its adversarial images; every member runs once on each image."""
         model = as_ensemble(model, self)
         assert isinstance(self.base, AdversarialLoss)
         logits, total = _CachedLogits(model), len(model.members)

@@ -53,26 +53,21 @@ class SoE(TrainingLoss):
         images = [craft(model, self.attack, x, y, threat, rng=rng, target=member) for member in model.members]
         labels = y.repeat(len(images))
         member_logits = model.member_logits(torch.cat(images))
-        shared = shared_loss(member_logits, labels, self.sigma).mean()
-        confidence = confidence_loss(member_logits, labels).sum(0).mean()
+        shared = _shared_loss(member_logits, labels, self.sigma).mean()
+        confidence = _confidence_loss(member_logits, labels).sum(0).mean()
         terms = {"shared": shared.detach(), "confidence": confidence.detach()}
         return LossOutput(shared + self.honesty * confidence, terms)
 
 
-def shared_loss(member_logits: MemberLogits, y: Labels, sigma: float) -> Tensor:
+def _shared_loss(member_logits: MemberLogits, y: Labels, sigma: float) -> Tensor:
     """Return -sigma log sum_j exp(-CE_j / sigma) for every image (B).
-
-    Args:
-        member_logits: (M, B, K).
-        y: true classes (B).
-        sigma: temperature, > 0.
 
     Source: EED supplement, eq. 35, first term.
     """
     return -sigma * torch.logsumexp(-member_losses(member_logits, y) / sigma, 0)
 
 
-def confidence_loss(member_logits: MemberLogits, y: Labels) -> Tensor:
+def _confidence_loss(member_logits: MemberLogits, y: Labels) -> Tensor:
     """Return the binary cross-entropy (M, B) between confidence and the probability of the true class."""
     probabilities = at_least_float32(member_logits).softmax(-1).clamp(EDGE, 1 - EDGE)
     true = probabilities.gather(2, y.expand(len(member_logits), -1)[..., None])[..., 0]

@@ -61,12 +61,7 @@ class SelectionRule(Component):
 
     @abstractmethod
     def __call__(self, pool: PoolLogits, largest: int) -> Selection:
-        """Choose 2 to `largest` of the N sub-models.
-
-        Args:
-            pool: logits on held-out images, clean and adversarial.
-            largest: the most members that the sparsity budget allows, 2..N.
-        """
+        """Choose 2 to `largest` of the N sub-models, by their logits on held-out images, clean and adversarial."""
 
 
 def select(pool: PoolLogits, size: int, rule: SelectionRule) -> Selection:
@@ -77,12 +72,6 @@ def select(pool: PoolLogits, size: int, rule: SelectionRule) -> Selection:
         size: the most members, 2..N.
         rule: how to choose.
 
-    Returns:
-        Positions of the members in the pool, their robust diversity, and the reason.
-
-    Raises:
-        InputError: the pool has fewer than `size` sub-models, or `size` is below 2.
-
     Source: EED main paper, section 4.1.
     """
     if not 2 <= size <= len(pool.failures):
@@ -91,14 +80,7 @@ def select(pool: PoolLogits, size: int, rule: SelectionRule) -> Selection:
 
 
 def robust_diversity(failures: Bool[Tensor, "N n"], members: tuple[int, ...]) -> float:
-    """Return the robust diversity 1 - p_two / p_one of an ensemble.
-
-    Args:
-        failures: whether sub-model i misclassifies adversarial image j.
-        members: positions of the ensemble's members among the N sub-models, at least two.
-
-    Returns:
-        0 where members always fail together, 1 where they never do.
+    """Return the robust diversity of an ensemble, members of a pool: 0 where they always fail together, 1 where never.
 
     Source: EED main paper, eqs. 12-13; `all_diversities` has the formula.
     """

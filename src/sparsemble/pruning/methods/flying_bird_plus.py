@@ -91,16 +91,7 @@ class FlyingBirdPlus(PruningMethod):
 
 @final
 class OverfittingMonitor(Callback):
-    """Measures held-out accuracy after every epoch and adjusts the density of the next mask updates.
-
-    Args:
-        learner: the network that is trained.
-        updates: the schedule whose `not_regrown` is set.
-        held_out: returns `held_out_clean` and `held_out_robust` of a model, in [0, 1].
-        epochs: of the whole training.
-        faster: share of the dropped weights that is not regrown while the network overfits.
-        slower: share that grows in addition while it underfits.
-    """
+    """Measures held-out accuracy after every epoch and sets `not_regrown` of the next mask updates."""
 
     def __init__(
         self,

@@ -119,15 +119,7 @@ def projected_keep_rates(rates: Mapping[str, KeepRate]) -> KeepRates:
 
 @final
 class BudgetTerm(Callback):
-    """The budget term L_p and its weight.
-
-    The weight starts at phi and grows by phi every epoch until the violation rounds to 0 at 4 decimals.
-
-    Args:
-        rates: learned keep rate of each layer.
-        target: the budget.
-        penalty: phi, >= 0.
-    """
+    """The budget term L_p and its weight, which grows by phi every epoch until the violation is 0 at 4 decimals."""
 
     def __init__(self, rates: Mapping[str, KeepRate], target: SparsityTarget, penalty: float) -> None:
         self.rates, self.target, self.penalty = rates, target, penalty

@@ -149,9 +149,6 @@ def inputs_and_output_gradients(
         network: left as found.
         x: images (B, C, H, W) in [0, 1].
         y: true classes (B).
-
-    Returns:
-        Inputs and output gradients, by layer, of the shapes that the layers take and return.
     """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}

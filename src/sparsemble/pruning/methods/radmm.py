@@ -68,13 +68,7 @@ class RADMM(PruningMethod):
 
 @final
 class ADMMNetwork(LearnerNetwork):
-    """A network with a sparse copy Z of its weights and the scaled dual variable U, the sum of their differences.
-
-    Args:
-        network: dense.
-        target: the sparsity of Z.
-        rho: weight of the distance between weights and Z, > 0.
-    """
+    """A network with a sparse copy Z of its weights and the scaled dual variable U, the sum of their differences."""
 
     rho: Tensor
 

@@ -63,12 +63,7 @@ class TwinRep(PruningMethod):
 
 @final
 class TwinNetwork(LearnerNetwork):
-    """A network whose weights are products of two factors and a mask.
-
-    Args:
-        network: dense; parametrized in place.
-        target: the sparsity of the mask.
-    """
+    """A network, parametrized in place, whose weights are products of two factors and a mask."""
 
     def __init__(self, network: nn.Module, target: SparsityTarget) -> None:
         super().__init__(network, target)

@@ -41,17 +41,7 @@ class NIS(PruningScore):
 
 @torch.no_grad()
 def neuron_importance(model: nn.Module, shape: tuple[int, int, int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the importance of the output and input channels of every prunable layer.
-
-    Args:
-        model: in eval mode; left as found.
-        shape: channels, height and width of an image.
-
-    Returns:
-        Importance of the output channels and of the input channels, float64, by layer.
-
-    Raises:
-        InputError: the importance overflows, or is 0 in a whole layer.
+    """Return the importance of the output and of the input channels of every prunable layer, float64.
 
     Source: EED main paper, eqs. 7-8. Departs: every logit starts with importance 1.
     """

@@ -57,7 +57,7 @@ class AWP(TrainingLoss):
             gradients = torch.autograd.grad(loss().loss, weights, allow_unused=True, materialize_grads=True)
         distributed.average_(gradients)
         perturbed = [weight + self._step(weight.detach(), g) for weight, g in zip(weights, gradients, strict=True)]
-        with replaced_weights(model, weights, perturbed):
+        with _replaced_weights(model, weights, perturbed):
             return loss()
 
     def _step(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -82,14 +82,8 @@ def _outside_parametrizations(model: nn.Module, weights: Sequence[nn.Parameter])
 
 
 @contextlib.contextmanager
-def replaced_weights(model: nn.Module, weights: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Use other tensors in place of some weights of a model while the context is open.
-
-    Args:
-        model: the module whose forward pass uses them.
-        weights: parameters of the model.
-        tensors: as many, of the same shapes.
-    """
+def _replaced_weights(model: nn.Module, weights: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Use other tensors in place of some weights of a model while the context is open."""
     replacement = {id(weight): tensor for weight, tensor in zip(weights, tensors, strict=True)}
     owners = [
         (module, name, parameter)

@@ -66,11 +66,7 @@ class Distillation(AdversarialLoss):
     def adversarial_images(
         self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Images:
-        """Attack the student.
-
-        Raises:
-            InputError: there is no teacher.
-        """
+        """Attack the student."""
         self._required_teacher()
         return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
 

@@ -36,11 +36,7 @@ class Adam(Optimiser):
 
 
 def check_moments(betas: tuple[float, ...], weight_decay: float) -> None:
-    """Check the settings of Adam and AdamW.
-
-    Raises:
-        InputError: a decay outside [0, 1), or a negative weight decay.
-    """
+    """Check the settings of Adam and AdamW."""
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise InputError(f"betas = {list(betas)} must be two numbers in [0, 1), such as [0.9, 0.999]")
     if not 0 <= weight_decay < math.inf:

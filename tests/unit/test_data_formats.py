@@ -5,7 +5,6 @@ A test swaps the table of published facts (names, lengths, checksums) for that o
 
 import dataclasses
 import hashlib
-import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from sparsemble.core.errors import InputError
 from sparsemble.data import DataSource, cifar10, cifar100, data_sources, svhn
@@ -119,12 +119,11 @@ def test_records_are_checked() -> None:
 
 @pytest.fixture
 def made_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    io = pytest.importorskip("scipy.io")
     pixels = {}
     for seed, name in enumerate(svhn.FILES):
         images = np.random.default_rng(seed).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
         labels = (np.arange(60, dtype=np.uint8) % 10 + 1)[:, None]
-        io.savemat(tmp_path / name, {"X": images.transpose(2, 3, 1, 0), "y": labels})
+        savemat(tmp_path / name, {"X": images.transpose(2, 3, 1, 0), "y": labels})
         pixels[name] = images
     monkeypatch.setattr(svhn, "FILES", {name: facts(tmp_path / name) for name in svhn.FILES})
     return pixels
@@ -149,20 +148,13 @@ def test_svhn_calls_label_ten_zero(tmp_path: Path, made_svhn: dict[str, np.ndarr
     ],
 )
 def test_svhn_files_are_checked(tmp_path: Path, changes: dict[str, np.ndarray], sentence: str) -> None:
-    io = pytest.importorskip("scipy.io")
     arrays = {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.array([[1], [2], [3], [10]])}
-    io.savemat(tmp_path / "a.mat", {**arrays, **changes})
+    savemat(tmp_path / "a.mat", {**arrays, **changes})
     with pytest.raises(InputError, match=sentence):
         svhn.read(tmp_path / "a.mat")
     (tmp_path / "a.mat").write_bytes(b"no MATLAB file" * 20)
     with pytest.raises(InputError, match="cannot be read as a MATLAB file"):
         svhn.read(tmp_path / "a.mat")
-
-
-def test_svhn_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(InputError, match=r"pip install 'sparsemble\[svhn\]'"):
-        svhn.SVHN(root=str(tmp_path)).fingerprint()
 
 
 def made_folders(root: Path, parts: tuple[str, str], count: int = 10, suffix: str = "png") -> None:

@@ -41,6 +41,8 @@ TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write training
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
+TRAIN_PACKAGES = ("torch", "jaxtyping", "jinja2", "matplotlib", "scipy", "tomli_w")
+"""What the extra `train` installs."""
 IS_FIRST_PROCESS = int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
 """Whether this process prints: of several that torchrun started, the first one does."""
 
@@ -80,9 +82,7 @@ def need_train(command: str) -> None:
     Raises:
         InputError: naming the extra.
     """
-    missing = [
-        name for name in ("torch", "jaxtyping", "jinja2", "matplotlib", "tomli_w") if not importlib.util.find_spec(name)
-    ]
+    missing = [name for name in TRAIN_PACKAGES if not importlib.util.find_spec(name)]
     if missing:
         raise InputError(
             f"`sparsemble {command}` needs {', '.join(missing)}; install the extra `train`: "

@@ -43,7 +43,7 @@ class Arrays(DataSource):
     def load(self) -> Dataset:
         """Read the file."""
         path = self._find()
-        arrays = read(path)
+        arrays = _read(path)
         train, test = (_split(arrays, part, path) for part in ("train", "test"))
         if train.pixels.shape[1:] != test.pixels.shape[1:]:
             shapes = f"{tuple(train.pixels.shape[1:])} and {tuple(test.pixels.shape[1:])}"
@@ -68,12 +68,8 @@ class Arrays(DataSource):
         return path
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a dataset from an .npz file; never unpickles.
-
-    Raises:
-        InputError: the file is not an .npz file of plain arrays, or lacks a required one.
-    """
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of the file; never unpickles."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             known = [name for name in (*REQUIRED, "classes", *GROUPS) if name in file]

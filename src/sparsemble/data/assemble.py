@@ -43,6 +43,28 @@ def assemble(
         InputError: a split is empty, a label is out of range, or a class, the held-out part or `crop` does not fit.
     """
     _check_labels(train, test, classes)
+    return _hold_out(train, test, classes, held_out, augmentation, groups, statistics)
+
+
+def without_test_images(split: Split) -> Dataset:
+    """Return labelled images as a data set whose test split is empty; a tenth of each class is held out.
+
+    Raises:
+        InputError: too few images, or a channel that has one value everywhere.
+    """
+    classes = tuple(map(str, range(_labels(split).max(initial=-1) + 1)))
+    return _hold_out(split, split.subset(torch.tensor([], dtype=torch.long)), classes, HELD_OUT, Augmentation())
+
+
+def _hold_out(
+    train: Split,
+    test: Split,
+    classes: Sequence[str],
+    held_out: int | float,
+    augmentation: Augmentation,
+    groups: np.ndarray | None = None,
+    statistics: Statistics | None = None,
+) -> Dataset:
     parts = [train.subset(torch.from_numpy(indices)) for indices in cut(_labels(train), held_out, groups)]
     mean, std = statistics or channel_statistics(parts[0])
     return Dataset(
@@ -51,42 +73,15 @@ def assemble(
         calibration=parts[2],
         test=test,
         classes=tuple(classes),
-        shape=_shape(test, augmentation.crop),
+        shape=_shape(train, augmentation.crop),
         mean=mean,
         std=std,
         augmentation=augmentation,
     )
 
 
-def without_test_images(split: Split) -> Dataset:
-    """Return labelled images as a data set whose test split is empty.
-
-    Args:
-        split: all training images; a tenth of each class is held out.
-
-    Raises:
-        InputError: too few images, or a channel that has one value everywhere.
-    """
-    train, selection, calibration = (split.subset(torch.from_numpy(part)) for part in cut(_labels(split), HELD_OUT))
-    mean, std = channel_statistics(train)
-    channels, height, width = split.images(torch.tensor([0])).shape[1:]
-    return Dataset(
-        train=train,
-        selection=selection,
-        calibration=calibration,
-        test=split.subset(torch.tensor([], dtype=torch.long)),
-        classes=tuple(map(str, range(int(split.labels.max()) + 1))),
-        shape=(channels, height, width),
-        mean=mean,
-        std=std,
-    )
-
-
 def as_split(images: Any) -> Split:
-    """Return images and labels as a split.
-
-    Args:
-        images: a split, or a pair of images (N, C, H, W), uint8 or float in [0, 1], and labels (N).
+    """Return a split, or a pair of images (N, C, H, W), uint8 or float in [0, 1], and labels (N), as a split.
 
     Raises:
         InputError: anything else.

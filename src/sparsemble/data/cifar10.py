@@ -7,12 +7,12 @@ was not tried.
 from dataclasses import dataclass
 from typing import final
 
-from sparsemble.data import cifar_binary
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, data_sources
+from sparsemble.data.cifar_binary import CIFAR, Release
+from sparsemble.data.dataset import data_sources
 from sparsemble.data.download import Remote
 
 FOLDER = "cifar-10-batches-bin"
-RELEASE = cifar_binary.Release(
+RELEASE = Release(
     archive="cifar-10-binary.tar.gz",
     # Size and sha256: TensorFlow Datasets, url_checksums/cifar10.txt. The dataset's page names the md5 sum
     # c32a1d4ab5d03f1284b67883e8d87530.
@@ -31,32 +31,11 @@ RELEASE = cifar_binary.Release(
 @final
 @data_sources.register("cifar10")
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10(DataSource):
+class CIFAR10(CIFAR):
     """50,000 images to train with, of which `held_out` are held out, and 10,000 test images."""
 
     root: str = "~/.cache/sparsemble/cifar10"
     """Folder of cifar-10-binary.tar.gz or of its unpacked folder cifar-10-batches-bin."""
-    download: bool = True
-    """Download the archive (170 MB) if it is absent."""
-    held_out: int = 5000
-    """Training images to hold out, each class in proportion."""
-    crop: int = 4
-    """Largest random shift in training, in pixels."""
-    cutout: int = 0
-    """Side in pixels of a random square that is set to zero in training; 0: none."""
-    flip: bool = True
-    """Flip half of the images horizontally in training."""
 
-    def load(self) -> Dataset:
-        """Read the six files, downloading them first if they are absent."""
-        return cifar_binary.load(
-            RELEASE,
-            self.root,
-            download=self.download,
-            held_out=self.held_out,
-            augmentation=Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip),
-        )
-
-    def fingerprint(self) -> str:
-        """Return one sha256 over the six files."""
-        return cifar_binary.fingerprint(RELEASE, self.root, download=self.download)
+    def _release(self) -> Release:
+        return RELEASE

@@ -3,6 +3,7 @@
 Source: the dataset's page, https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble, tensor_split
-from sparsemble.data.dataset import Augmentation, Dataset
+from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit
 from sparsemble.data.download import Remote, fetch, hash_files, unpack
 
 SHAPE = (3, 32, 32)
@@ -36,70 +37,63 @@ class Release:
     classes: tuple[str, ...]
 
 
-def load(release: Release, root: str, *, download: bool, held_out: int, augmentation: Augmentation) -> Dataset:
-    """Return the dataset of a release.
+@dataclass(frozen=True, kw_only=True)
+class CIFAR(DataSource):
+    """Settings that both datasets share, and how they are read."""
 
-    Args:
-        release: the published archive.
-        root: folder of the archive or of its unpacked files.
-        download: whether the archive may be downloaded.
-        held_out: training images to hold out, each class in proportion.
-        augmentation: of training images.
+    root: str
+    """Folder of the archive or of its unpacked folder."""
+    download: bool = True
+    """Download the archive (170 MB) if it is absent."""
+    held_out: int = 5000
+    """Training images to hold out, each class in proportion."""
+    crop: int = 4
+    """Largest random shift in training, in pixels."""
+    cutout: int = 0
+    """Side in pixels of a random square that is set to zero in training; 0: none."""
+    flip: bool = True
+    """Flip half of the images horizontally in training."""
 
-    Raises:
-        InputError: the archive cannot be downloaded or is damaged, or a file is truncated.
-    """
-    folder = find(release, root, download=download)
-    train, test = (
-        tensor_split(*map(np.concatenate, zip(*(_read(folder / name, release) for name in names), strict=True)))
-        for names in (release.train, release.test)
-    )
-    return assemble(train, test, release.classes, held_out=held_out, augmentation=augmentation)
+    @abstractmethod
+    def _release(self) -> Release:
+        """Return the published archive."""
 
+    @final
+    def load(self) -> Dataset:
+        """Read the unpacked files, downloading the archive first if they are absent."""
+        release, folder = self._release(), self._find()
+        train, test = (_read(folder, names, release) for names in (release.train, release.test))
+        augmentation = Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip)
+        return assemble(train, test, release.classes, held_out=self.held_out, augmentation=augmentation)
 
-def fingerprint(release: Release, root: str, *, download: bool) -> str:
-    """Return one sha256 over the unpacked files, downloading and unpacking them first if they are absent.
+    @final
+    def fingerprint(self) -> str:
+        """Return one sha256 over the unpacked files."""
+        release, folder = self._release(), self._find()
+        return hash_files([folder / name for name in (*release.train, *release.test)])
 
-    Args:
-        release: the published archive.
-        root: folder of the archive or of its unpacked files.
-        download: whether the archive may be downloaded.
-    """
-    folder = find(release, root, download=download)
-    return hash_files([folder / name for name in (*release.train, *release.test)])
-
-
-def find(release: Release, root: str, *, download: bool) -> Path:
-    """Return the folder of the unpacked files, downloading and unpacking the archive if they are absent.
-
-    The checksum of the archive and the length of each unpacked file are verified.
-
-    Args:
-        release: the published archive.
-        root: folder of the archive or of its unpacked files.
-        download: whether the archive may be downloaded.
-
-    Raises:
-        InputError: the archive cannot be downloaded or is damaged, or an unpacked file is truncated.
-    """
-    folder = Path(root).expanduser()
-    files = {**release.train, **release.test}
-    if not all((folder / name).is_file() for name in files):
-        archive = folder / release.archive
-        fetch(release.remote, archive, download=download)
-        unpack(archive, list(files), folder)
-    for name, images in files.items():
-        expected, size = images * (release.label_bytes + PIXELS), (folder / name).stat().st_size
-        if size != expected:
-            raise InputError(
-                f"{folder / name} has {size:,} bytes, expected {expected:,} ({images:,} images); "
-                f"delete it and run again to unpack it from {release.archive}"
-            )
-    return folder
+    def _find(self) -> Path:
+        """Return the folder of the unpacked files; archive and files are verified."""
+        release, folder = self._release(), Path(self.root).expanduser()
+        files = {**release.train, **release.test}
+        if not all((folder / name).is_file() for name in files):
+            archive = folder / release.archive
+            fetch(release.remote, archive, download=self.download)
+            unpack(archive, list(files), folder)
+        for name, images in files.items():
+            expected, size = images * (release.label_bytes + PIXELS), (folder / name).stat().st_size
+            if size != expected:
+                raise InputError(
+                    f"{folder / name} has {size:,} bytes, expected {expected:,} ({images:,} images); "
+                    f"delete it and run again to unpack it from {release.archive}"
+                )
+        return folder
 
 
-def _read(path: Path, release: Release) -> tuple[np.ndarray, np.ndarray]:
-    return parse(path.read_bytes(), release.label_bytes, len(release.classes), str(path))
+def _read(folder: Path, names: Mapping[str, int], release: Release) -> TensorSplit:
+    paths = [folder / name for name in names]
+    files = [parse(path.read_bytes(), release.label_bytes, len(release.classes), str(path)) for path in paths]
+    return tensor_split(*map(np.concatenate, zip(*files, strict=True)))
 
 
 def parse(content: bytes, label_bytes: int, classes: int, source: str) -> tuple[np.ndarray, np.ndarray]:

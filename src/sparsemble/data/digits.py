@@ -38,18 +38,17 @@ class Digits(DataSource):
             labels = file["labels"].astype(np.int64)
         rest, test = stratified(labels, 500, SPLIT_SEED)
         kept, held_out = stratified(labels[rest], 297, SPLIT_SEED)
-        selection, calibration = stratified(labels[rest][held_out], 148, SPLIT_SEED)
-        train = TensorSplit(pixels[rest[kept]], torch.from_numpy(labels[rest[kept]]))
-        parts = {"selection": rest[held_out[selection]], "calibration": rest[held_out[calibration]], "test": test}
+        first, second = stratified(labels[rest][held_out], 148, SPLIT_SEED)
+        held_out = rest[held_out]
+        indices = {"train": rest[kept], "selection": held_out[first], "calibration": held_out[second], "test": test}
+        parts = {name: TensorSplit(pixels[part], torch.from_numpy(labels[part])) for name, part in indices.items()}
+        train = parts["train"].pixels
         return Dataset(
-            train=train,
-            **{
-                name: TensorSplit(pixels[indices], torch.from_numpy(labels[indices])) for name, indices in parts.items()
-            },
+            **parts,
             classes=tuple("0123456789"),
             shape=(1, 8, 8),
-            mean=(float(train.pixels.mean()),),
-            std=(float(train.pixels.std()),),
+            mean=(float(train.mean()),),
+            std=(float(train.std()),),
             augmentation=Augmentation(crop=self.crop),
         )
 

@@ -51,8 +51,7 @@ class ImageFolder(DataSource):
         augmentation = Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip)
         if (len(train) + len(test)) * self.size**2 * (1 if self.grey else 3) <= IN_MEMORY:
             return assemble(_read(train), _read(test), classes, held_out=self.held_out, augmentation=augmentation)
-        sample = train.subset(torch.linspace(0, len(train) - 1, MEASURED).long())
-        statistics = channel_statistics(sample)
+        statistics = channel_statistics(train.subset(torch.linspace(0, len(train) - 1, MEASURED).long()))
         return assemble(train, test, classes, held_out=self.held_out, augmentation=augmentation, statistics=statistics)
 
     def fingerprint(self) -> str:

@@ -35,7 +35,7 @@ FILES = {
 @data_sources.register("svhn")
 @dataclass(frozen=True, kw_only=True)
 class SVHN(DataSource):
-    """73,257 images to train with, of which `held_out` are held out, and 26,032 test images; needs the extra `svhn`."""
+    """73,257 images to train with, of which `held_out` are held out, and 26,032 test images."""
 
     root: str = "~/.cache/sparsemble/svhn"
     """Folder of train_32x32.mat and test_32x32.mat."""
@@ -59,10 +59,6 @@ class SVHN(DataSource):
         return hash_files(self._find())
 
     def _find(self) -> list[Path]:
-        try:
-            import scipy.io  # noqa: F401
-        except ImportError:
-            raise InputError("svhn is read with SciPy; pip install 'sparsemble[svhn]'") from None
         paths = [Path(self.root).expanduser() / name for name in FILES]
         for path in paths:
             fetch(FILES[path.name], path, download=self.download)

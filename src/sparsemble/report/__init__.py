@@ -7,7 +7,7 @@ from sparsemble.report.comparison_page import comparison_table, write_comparison
 from sparsemble.report.deployment import bench_table, draw_bench, export_table
 from sparsemble.report.evaluation_page import evaluation_table, write_evaluation
 from sparsemble.report.run_page import run_table, write_run_report
-from sparsemble.report.study_page import study_table, write_study
+from sparsemble.report.study_page import write_study
 
 __all__ = [
     "bench_table",
@@ -16,7 +16,6 @@ __all__ = [
     "evaluation_table",
     "export_table",
     "run_table",
-    "study_table",
     "write_comparison",
     "write_evaluation",
     "write_run_report",

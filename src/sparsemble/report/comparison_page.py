@@ -6,9 +6,9 @@ from rich.console import Group
 from rich.text import Text
 
 from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest
-from sparsemble.report.descriptions import attacked_images, autoattack_runs, passes, threat_model
+from sparsemble.report.descriptions import autoattack_runs, passes, premises
 from sparsemble.report.formatting import duration, p_value, percent, points
-from sparsemble.report.page import Note, Page, Plot, Section
+from sparsemble.report.page import Page, Plot, Section
 from sparsemble.report.plot_style import PALETTE, THEME, Look
 from sparsemble.report.result_tables import DASH, result_columns
 from sparsemble.report.table import Column, Table
@@ -20,13 +20,27 @@ ONE_SEED = "\u2020"
 
 
 def write_comparison(comparison: ComparisonResult, folder: Path) -> None:
-    """Write `index.html`, `comparison.md`, `comparison.json` and `figures/tradeoff.svg`.
-
-    Args:
-        comparison: what `evaluation.compare` returned.
-        folder: made if it is missing.
-    """
-    comparison_page(comparison).write(folder, "comparison.md")
+    """Write `index.html`, `comparison.md`, `comparison.json` and `figures/tradeoff.svg`."""
+    rows, first = comparison.rows, comparison.rows[0]
+    title = " and ".join(row.name for row in rows) if len(rows) == 2 else f"{len(rows)} evaluations"
+    beside = "Beside this page: comparison.json with every number, comparison.md, and the plot in figures/."
+    page = Page(
+        title=f"{title}, compared",
+        kind="comparison",
+        kicker=[first.data.name, f"{first.threat.norm} {first.threat.eps_text}"],
+        alarms=comparison.alarms,
+        headline=_headline(comparison),
+        comparison=premises(first, len(rows)),
+        aside=[Section("Differences between the rows", comparison.notes)],
+        sections=[
+            Section("Results", [_results_table(comparison)]),
+            Section("Pairs", [_pairs_table(comparison)]),
+            Section("Accuracy under each attack, %", [_attacks_table(comparison)]),
+            Section("How each row was measured", [_measurement_table(comparison), beside]),
+        ],
+        plots=[Plot("tradeoff", *TRADEOFF, lambda: robustness_against_size(rows, _looks(comparison)), wide=True)],
+    )
+    page.write(folder, "comparison.md")
     comparison.save(folder / "comparison.json")
 
 
@@ -37,58 +51,16 @@ def comparison_table(comparison: ComparisonResult) -> Group:
         notes.append(f"\n{alarm}", style="bold red")
     for note in comparison.notes:
         notes.append(f"\n{note}", style="yellow")
-    notes.append(f"\n{_premises(comparison)}", style="dim")
-    rows = results_table(comparison).terminal("".join(headline(comparison)))
-    return Group(rows, pairs_table(comparison).terminal("Worst case of a minus that of b"), notes)
+    notes.append(f"\n{premises(comparison.rows[0], len(comparison.rows))}", style="dim")
+    rows = _results_table(comparison).terminal("".join(_headline(comparison)))
+    return Group(rows, _pairs_table(comparison).terminal("Worst case of a minus that of b"), notes)
 
 
 def _marked(row: EvaluationResult) -> str:
     return f"{row.name} {ONE_SEED}"
 
 
-def _premises(comparison: ComparisonResult) -> str:
-    first = comparison.rows[0]
-    return f"{threat_model(first.threat)} {attacked_images(first.data, len(comparison.rows))}"
-
-
-def comparison_page(comparison: ComparisonResult) -> Page:
-    """Return the page of a comparison."""
-    first, names = comparison.rows[0], [row.name for row in comparison.rows]
-    title = " and ".join(names) if len(names) == 2 else f"{len(names)} evaluations"
-    return Page(
-        title=f"{title}, compared",
-        kind="comparison",
-        kicker=[first.data.name, f"{first.threat.norm} {first.threat.eps_text}"],
-        alarms=comparison.alarms,
-        headline=headline(comparison),
-        comparison=_premises(comparison),
-        aside=[Section("Differences between the rows", [Note(note) for note in comparison.notes])],
-        sections=[
-            Section("Results", [results_table(comparison)]),
-            Section("Pairs", [pairs_table(comparison)]),
-            Section("Accuracy under each attack, %", [attacks_table(comparison)]),
-            Section(
-                "How each row was measured",
-                [
-                    measurement_table(comparison),
-                    Note(
-                        "Beside this page: comparison.json with every number, comparison.md, and the plot in figures/."
-                    ),
-                ],
-            ),
-        ],
-        plots=[
-            Plot(
-                "tradeoff",
-                *TRADEOFF,
-                lambda: robustness_against_size(comparison.rows, looks(comparison)),
-                wide=True,
-            )
-        ],
-    )
-
-
-def headline(comparison: ComparisonResult) -> tuple[str, str, str]:
+def _headline(comparison: ComparisonResult) -> tuple[str, str, str]:
     """Return which row keeps most, and whether that is more than chance; the middle part is the number."""
     first, second = sorted(comparison.rows, key=lambda row: -row.robust_accuracy)[:2]
     pair = next(pair for pair in comparison.pairs if {pair.a, pair.b} == {first.name, second.name})
@@ -103,7 +75,7 @@ def headline(comparison: ComparisonResult) -> tuple[str, str, str]:
     )
 
 
-def looks(comparison: ComparisonResult) -> dict[str, Look]:
+def _looks(comparison: ComparisonResult) -> dict[str, Look]:
     """Return how each row is drawn; colours come again after as many rows as there are."""
     return {
         row.name: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], row.name)
@@ -111,9 +83,8 @@ def looks(comparison: ComparisonResult) -> dict[str, Look]:
     }
 
 
-def results_table(comparison: ComparisonResult) -> Table[EvaluationResult]:
-    """Return all rows with all numbers that they share."""
-    colours = {name: THEME[look.colour] for name, look in looks(comparison).items()}
+def _results_table(comparison: ComparisonResult) -> Table[EvaluationResult]:
+    colours = {name: THEME[look.colour] for name, look in _looks(comparison).items()}
     return Table(
         result_columns(comparison.rows, Column("row", _marked, left=True)),
         comparison.rows,
@@ -123,9 +94,7 @@ def results_table(comparison: ComparisonResult) -> Table[EvaluationResult]:
     )
 
 
-def measurement_table(comparison: ComparisonResult) -> Table[EvaluationResult]:
-    """Return how each row was measured."""
-
+def _measurement_table(comparison: ComparisonResult) -> Table[EvaluationResult]:
     def failed(row: EvaluationResult) -> str:
         return ", ".join(str(check.number) for check in row.checks_with("failed")) or "none"
 
@@ -135,7 +104,7 @@ def measurement_table(comparison: ComparisonResult) -> Table[EvaluationResult]:
         Column("attacks", lambda row: str(len(row.attacks))),
         Column("search", lambda row: row.search_dtype, left=True),
         Column("seed of the attacks", lambda row: str(row.seed)),
-        Column("passes", lambda row: passes(row)),
+        Column("passes", passes),
         Column("time", lambda row: duration(row.seconds)),
         Column("selected on", lambda row: row.model.selected_on or "not known", left=True),
         Column("checks failed", failed, left=True),
@@ -145,9 +114,7 @@ def measurement_table(comparison: ComparisonResult) -> Table[EvaluationResult]:
     return Table(columns, comparison.rows)
 
 
-def pairs_table(comparison: ComparisonResult) -> Table[PairedTest]:
-    """Return the paired tests."""
-
+def _pairs_table(comparison: ComparisonResult) -> Table[PairedTest]:
     def verdict(pair: PairedTest) -> str:
         chance = "may be chance" if pair.contains_zero else "they differ"
         return chance if pair.same_attacks else f"{chance}; attacks not the same"
@@ -170,7 +137,7 @@ def pairs_table(comparison: ComparisonResult) -> Table[PairedTest]:
     )
 
 
-def attacks_table(comparison: ComparisonResult) -> Table[str]:
+def _attacks_table(comparison: ComparisonResult) -> Table[str]:
     """Return each attack with the accuracy that it leaves each row, attacks that all rows share first."""
     differing, partial = comparison.differing_attacks, comparison.partial_attacks
 

@@ -1,53 +1,40 @@
 """What exporting and timing an ensemble left: tables for the terminal, and the plot of `sparsemble bench`."""
 
 from pathlib import Path
-from typing import NamedTuple
 
-from sparsemble.core.results import BenchResult, BenchRow, ExportResult, FormatAgreement, HeldOutAccuracy
+from sparsemble.core.results import BenchResult, BenchRow, ExportResult, HeldOutAccuracy
 from sparsemble.report.formatting import percent, plural
 from sparsemble.report.plot_style import INK, PALETTE, STYLE, new_figure
 from sparsemble.report.table import Column, Table
 
 
-class ExportRow(NamedTuple):
-    """A row of the export table."""
-
-    name: str
-    value: str
-
-
-def export_table(result: ExportResult) -> Table[ExportRow]:
-    """Return what an export wrote."""
+def export_table(result: ExportResult) -> Table[tuple[str, str]]:
+    """Return what an export wrote: names and values."""
 
     def accuracy(held_out: HeldOutAccuracy) -> str:
         return f"clean {percent(held_out.clean)} %, robust {percent(held_out.robust)} %"
 
-    def agreement(name: str, agrees: FormatAgreement) -> list[ExportRow]:
-        differences = (
+    rows = {
+        "values of the weights": result.values,
+        "bytes of the packed file": f"{result.bytes:,}",
+        "share of the dense parent in float32": f"{100 * result.share_of_dense_float32:.2f} %",
+        "sparsity": f"{result.sparsity:.4f}",
+        "held-out accuracy, unrounded": accuracy(result.unrounded),
+        "held-out accuracy, rounded": accuracy(result.rounded),
+    }
+    for name, agrees in result.formats.items():
+        rows[f"{name} against the rounded ensemble"] = (
             f"logits within {agrees.logits:.1g}; {agrees.labels} labels and {agrees.decisions} decisions differ of "
             f"{agrees.images} ({agrees.near} depend on rounding)"
         )
-        rows_of_format = [ExportRow(f"{name} against the rounded ensemble", differences)]
         if agrees.static_ensemble is not None and agrees.batch_of_one is not None:
             within = f"logits within {agrees.static_ensemble:.1g}; within {agrees.batch_of_one:.1g} in a batch of one"
-            rows_of_format.append(ExportRow(f"{name}, all members in one graph", within))
-        return rows_of_format
-
-    rows = [
-        ExportRow("values of the weights", result.values),
-        ExportRow("bytes of the packed file", f"{result.bytes:,}"),
-        ExportRow("share of the dense parent in float32", f"{100 * result.share_of_dense_float32:.2f} %"),
-        ExportRow("sparsity", f"{result.sparsity:.4f}"),
-        ExportRow("held-out accuracy, unrounded", accuracy(result.unrounded)),
-        ExportRow("held-out accuracy, rounded", accuracy(result.rounded)),
-        *[fact for name, agrees in result.formats.items() for fact in agreement(name, agrees)],
-        *[ExportRow(name, reason) for name, reason in result.not_written.items()],
+            rows[f"{name}, all members in one graph"] = within
+    columns: list[Column[tuple[str, str]]] = [
+        Column("what", lambda row: row[0], left=True),
+        Column("value", lambda row: row[1], left=True),
     ]
-    columns: list[Column[ExportRow]] = [
-        Column("what", lambda fact: fact.name, left=True),
-        Column("value", lambda fact: fact.value, left=True),
-    ]
-    return Table(columns, rows)
+    return Table(columns, [*rows.items(), *result.not_written.items()])
 
 
 def bench_table(result: BenchResult) -> Table[BenchRow]:
@@ -68,28 +55,22 @@ def bench_table(result: BenchResult) -> Table[BenchRow]:
 
 
 def draw_bench(result: BenchResult, path: Path) -> None:
-    """Draw bars of the ratio of medians, with what the quartiles would give.
-
-    Args:
-        result: the times.
-        path: a .png or .svg file; its folder is made if it is missing.
-    """
-    from matplotlib import style
+    """Draw bars of the ratio of medians, with what the quartiles would give, to a .png or .svg file."""
+    from matplotlib.style import context
 
     groups = list(dict.fromkeys((row.batch, row.threads) for row in result.rows))
     engines = list(dict.fromkeys(row.engine for row in result.rows))
     width = 0.8 / len(engines)
-    with style.context(STYLE):
+    with context(STYLE):
         figure, ax = new_figure(max(6, 2.2 * len(groups) + 2), 4.5)
         for i, engine in enumerate(engines):
             rows = [row for row in result.rows if row.engine == engine]
             x = [groups.index((row.batch, row.threads)) + (i - (len(engines) - 1) / 2) * width for row in rows]
             low = [row.ratio * (1 - row.median_ms / row.high_quartile_ms) for row in rows]
             high = [row.ratio * (row.median_ms / row.low_quartile_ms - 1) for row in rows]
-            colour = PALETTE[i % len(PALETTE)]
-            errors = {"elinewidth": 0.7, "ecolor": INK}
-            ratios = [row.ratio for row in rows]
-            bars = ax.bar(x, ratios, width, yerr=[low, high], error_kw=errors, label=engine, color=colour)
+            style = {"label": engine, "color": PALETTE[i % len(PALETTE)]}
+            errors = {"yerr": [low, high], "error_kw": {"elinewidth": 0.7, "ecolor": INK}}
+            bars = ax.bar(x, [row.ratio for row in rows], width, **errors, **style)
             ax.bar_label(bars, fmt="%.1f", fontsize=7)
         ax.axhline(1, color=INK, linewidth=0.8)
         ax.set_xticks(range(len(groups)), [f"batch {batch}, {plural(threads, 'thread')}" for batch, threads in groups])

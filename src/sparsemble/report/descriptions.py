@@ -2,7 +2,7 @@
 
 import re
 
-from sparsemble.core.results import AttackResult, DataRecord, EvaluationResult, ThreatRecord
+from sparsemble.core.results import AttackResult, EvaluationResult, ThreatRecord
 from sparsemble.report.formatting import count, plural
 
 ATTACKED = (
@@ -21,16 +21,9 @@ ATTACKED = (
 """What an attack on an ensemble is made against, by what its label contains."""
 
 
-def attacked_part(label: str) -> str:
-    """Describe the part of an ensemble that an attack is made against."""
-    for pattern, text in ATTACKED:
-        if match := re.search(rf"(?:^|-)(?:{pattern})", label):
-            return text.format(*match.groups())
-    return "all members together"
-
-
-def threat_model(threat: ThreatRecord) -> str:
-    """Describe what the adversary may do and knows."""
+def premises(result: EvaluationResult, rows: int = 1) -> str:
+    """Describe what the adversary may do and knows, and the images that were attacked for so many rows."""
+    threat, data = result.threat, result.data
     if threat.norm == "linf":
         change = f"Every pixel value may move by up to {threat.eps_text}, where an image spans 0 to 1 (norm linf)."
     else:
@@ -38,20 +31,10 @@ def threat_model(threat: ThreatRecord) -> str:
             f"An image may move by a distance of up to {threat.eps_text} in the norm {threat.norm}, where a pixel "
             "spans 0 to 1."
         )
-    return f"{change} Knowledge: {threat.knowledge}."
-
-
-def attacked_images(data: DataRecord, rows: int = 1) -> str:
-    """Describe the images that were attacked.
-
-    Args:
-        data: the images.
-        rows: classifiers that were attacked on them.
-    """
-    drawn = "" if data.subset_seed is None else f", drawn with seed {data.subset_seed}"
+    all_, drawn = ("All ", "") if data.subset_seed is None else ("", f", drawn with seed {data.subset_seed}")
     same = ", the same for every row" if rows > 1 else ""
-    number = f"All {data.images}" if data.subset_seed is None else f"{data.images}"
-    return f"{number} {data.split} images of {data.name}{drawn}, {data.classes} classes{same}."
+    images = f"{all_}{data.images} {data.split} images of {data.name}{drawn}, {data.classes} classes{same}."
+    return f"{change} Knowledge: {threat.knowledge}. {images}"
 
 
 def autoattack_runs(result: EvaluationResult) -> list[str]:
@@ -80,9 +63,8 @@ def _variant(attack: AttackResult) -> str:
 
 def alarms(result: EvaluationResult) -> list[str]:
     """Return what forbids to rely on the headline."""
-    failed = len(result.checks_with("failed"))
     sentences = []
-    if failed:
+    if failed := len(result.checks_with("failed")):
         sentences.append(
             f"{plural(failed, 'check')} of this evaluation failed: do not rely on the number below before "
             f"{'it is' if failed == 1 else 'they are'} understood."
@@ -108,9 +90,17 @@ def attack_note(attack: AttackResult) -> str:
     """Describe an attack in a few words."""
     notes = [f"{attack.mode} mode"] if attack.mode else []
     if attack.kind == "ensemble attack":
-        notes.append(f"against {attacked_part(attack.label)}")
-    parts = [f"{part} {images}" for part, images in (attack.parts or {}).items() if images]
-    return "; ".join([*notes, *([f"adversarial images by part: {', '.join(parts)}"] if parts else [])])
+        notes.append(f"against {_attacked_part(attack.label)}")
+    if parts := [f"{part} {images}" for part, images in (attack.parts or {}).items() if images]:
+        notes.append(f"adversarial images by part: {', '.join(parts)}")
+    return "; ".join(notes)
+
+
+def _attacked_part(label: str) -> str:
+    for pattern, text in ATTACKED:
+        if match := re.search(rf"(?:^|-)(?:{pattern})", label):
+            return text.format(*match.groups())
+    return "all members together"
 
 
 def passes(result: EvaluationResult) -> str:

@@ -6,15 +6,10 @@ from rich.table import Table as TerminalTable
 
 from sparsemble.core.results import EvaluationResult, Examples
 from sparsemble.report import figures
-from sparsemble.report.descriptions import alarms, attacked_images, autoattack, passes, threat_model
+from sparsemble.report.descriptions import alarms, autoattack, passes, premises
 from sparsemble.report.formatting import count, duration, percent, plural, round_percent, size, span
-from sparsemble.report.page import Block, Code, Details, Note, Page, Plot, Section, Terms, provenance, settings_text
-from sparsemble.report.result_tables import (
-    attack_table,
-    checks_section,
-    checks_summary,
-    terminal_notes,
-)
+from sparsemble.report.page import Block, Code, Details, Page, Plot, Section, provenance, settings_text
+from sparsemble.report.result_tables import attack_table, beside_headline, checks_section, terminal_notes
 
 
 def write_evaluation(result: EvaluationResult, examples: Examples | None, folder: Path) -> None:
@@ -25,39 +20,33 @@ def write_evaluation(result: EvaluationResult, examples: Examples | None, folder
         examples: images with the adversarial ones made from them; None: none are shown.
         folder: made if it is missing.
     """
-    evaluation_page(result, examples).write(folder, "evaluation.md")
-    result.save(folder / "evaluation.json")
-
-
-def evaluation_table(result: EvaluationResult) -> TerminalTable:
-    """Return the table that an evaluation ends with, for a terminal of 80 columns or more."""
-    footer = f"{autoattack(result)} {threat_model(result.threat)} {attacked_images(result.data)}"
-    notes = terminal_notes(result, alarms(result), footer)
-    return attack_table(result).terminal("".join(headline(result)), notes)
-
-
-def evaluation_page(result: EvaluationResult, examples: Examples | None) -> Page:
-    """Return the page of an evaluation (arguments as in `write_evaluation`)."""
-    premises = f"{threat_model(result.threat)} {attacked_images(result.data)}"
-    return Page(
+    page = Page(
         title=f"Evaluation of {result.name}",
         kind="evaluation",
         kicker=[result.name, result.data.name, f"{result.threat.norm} {result.threat.eps_text}"],
         alarms=alarms(result),
-        headline=headline(result),
-        comparison=comparison(result),
-        aside=[Section("Threat model", [Note(premises)]), checks_summary(result)],
-        key_figures=key_figures(result),
+        headline=_headline(result),
+        comparison=_comparison(result),
+        aside=beside_headline(result),
+        key_figures=_key_figures(result),
         sections=[
             Section("Attacks", [attack_table(result)]),
             checks_section(result),
             Section("How to reproduce this evaluation", _reproduce(result)),
         ],
-        plots=plots(result, examples),
+        plots=_plots(result, examples),
     )
+    page.write(folder, "evaluation.md")
+    result.save(folder / "evaluation.json")
 
 
-def headline(result: EvaluationResult) -> tuple[str, str, str]:
+def evaluation_table(result: EvaluationResult) -> TerminalTable:
+    """Return the table that an evaluation ends with, for a terminal of 80 columns or more."""
+    notes = terminal_notes(result, f"{autoattack(result)} {premises(result)}")
+    return attack_table(result).terminal("".join(_headline(result)), notes)
+
+
+def _headline(result: EvaluationResult) -> tuple[str, str, str]:
     """Return the result in one sentence; the middle part is the number."""
     low, high = result.interval
     attacks = len(result.attacks)
@@ -71,24 +60,17 @@ def headline(result: EvaluationResult) -> tuple[str, str, str]:
     )
 
 
-def comparison(result: EvaluationResult) -> str:
-    """Return what to compare the headline with."""
+def _comparison(result: EvaluationResult) -> str:
     strongest = result.strongest
-    sentences = [
+    agreed = f" Attacks searched in {result.search_dtype}; what they found counts only if float32 agrees."
+    return (
         f"On clean images it is correct on {percent(result.clean_accuracy)} %; the strongest single attack, "
-        f"{strongest.label}, leaves {percent(strongest.robust_accuracy)} %.",
-        autoattack(result),
-        "This is one model and one seed of the attacks.",
-    ]
-    if result.search_dtype != "float32":
-        sentences.insert(
-            2, f"Attacks searched in {result.search_dtype}; what they found counts only if float32 agrees."
-        )
-    return " ".join(sentences)
+        f"{strongest.label}, leaves {percent(strongest.robust_accuracy)} %. {autoattack(result)}"
+        f"{agreed if result.search_dtype != 'float32' else ''} This is one model and one seed of the attacks."
+    )
 
 
-def key_figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
-    """Return the few numbers at the top of the page: value, what it is, more about it."""
+def _key_figures(result: EvaluationResult) -> list[tuple[str, str, str]]:
     strongest, cost = result.strongest, result.cost
     memory = "" if cost.peak_memory is None else f", {size(cost.peak_memory)} in use for 64"
     return [
@@ -125,22 +107,20 @@ def _reproduce(result: EvaluationResult) -> list[Block]:
         "data": f"{data.name}, {data.split}, sha256 {data.sha256[:16]}",
         "precision": f"float32, attacks search in {result.search_dtype}",
         "seed of the attacks": result.seed,
-        "latency": latency(result),
+        "latency": _latency(result),
     }
     quoted = {f"quoted {i}": settings_text(number) for i, number in enumerate(result.quoted, start=1)}
     return [
-        Terms(terms),
-        *provenance(result.command, result.machine, result.versions, result.source),
-        *([Details("Numbers of others", [Terms(quoted)])] if quoted else []),
-        Note(
-            "Beside this page: evaluation.json with every number and every image's outcome, evaluation.md, and the "
-            "plots in figures/."
-        ),
+        terms,
+        *provenance(result, result.versions),
+        *([Details("Numbers of others", [quoted])] if quoted else []),
+        "Beside this page: evaluation.json with every number and every image's outcome, evaluation.md, and the plots "
+        "in figures/.",
         Details("Settings of the attacks, every default written out", [Code(settings_text(settings))]),
     ]
 
 
-def latency(result: EvaluationResult) -> str:
+def _latency(result: EvaluationResult) -> str:
     """Write the latencies with the distance of their quartiles."""
     texts = [
         f"{engine}: {time.median_ms:.3g} ms \u00b1 {time.spread_ms:.2g} at batch {batch.removeprefix('batch_')}"
@@ -150,26 +130,18 @@ def latency(result: EvaluationResult) -> str:
     return ", ".join(texts) or "not measured"
 
 
-def plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
-    """Return the plots in the order of the page, without those that such a model cannot have.
-
-    Args:
-        result: what the evaluator returned.
-        examples: images with the adversarial ones made from them; None: none are shown.
-    """
+def _plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
+    """Return the plots in the order of the page, without those that such a model cannot have."""
     curve, members = result.security_curve, result.members
+    curves, attack = ({"ensemble_dynamic": curve}, curve.attack) if curve else ({}, "")
     has_distances = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
     shown = [
         Plot(
             "security_curve",
             "Accuracy against eps",
-            f"{plural(curve.images, 'image')} at every radius, under {curve.attack} alone. A sound attack reduces "
-            "accuracy to chance and below."
-            if curve
-            else "",
-            (lambda: figures.security_curves({"ensemble_dynamic": curve}, result, f"under {curve.attack}"))
-            if curve
-            else None,
+            f"{plural(curve.images if curve else 0, 'image')} at every radius, under {attack} alone. A sound attack "
+            "reduces accuracy to chance and below.",
+            (lambda: figures.security_curves(curves, result, f"under {attack}")) if curves else None,
         ),
         Plot(
             "distances",

@@ -18,6 +18,7 @@ from sparsemble.report.descriptions import distance, in_255ths
 from sparsemble.report.formatting import count, percent
 from sparsemble.report.page import Plot
 from sparsemble.report.plot_style import HALF, INK, LOOKS, RULE, SCORE_COLOURS, WIDE, new_figure
+from sparsemble.report.table import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,15 +33,10 @@ DOTTED, DASHED = (0, (1, 2)), (0, (4, 3))
 ACCENT = LOOKS["ensemble_dynamic"].colour
 
 
-def interval_bars(low: float, value: float, high: float) -> list[list[float]]:
-    """Return the error bars of an accuracy in percent; at 0 and 1 an end may lie on the wrong side by rounding.
-
-    Args:
-        low: lower bound, in [0, 1].
-        value: the accuracy, in [0, 1].
-        high: upper bound, in [0, 1].
-    """
-    return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
+def interval_bars(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Return error bars in percent: down and up; at 0 and 1 an end may lie on the wrong side by rounding."""
+    down = [max(0.0, 100 * (value - low)) for low, value, _ in intervals]
+    return [down, [max(0.0, 100 * (high - value)) for _, value, high in intervals]]
 
 
 def security_curves(
@@ -62,18 +58,20 @@ def security_curves(
         look = LOOKS[name]
         style = {"color": look.colour, "marker": look.marker, "label": label or look.label}
         ax.plot(np.sqrt(np.asarray(curve.eps, float)), 100 * np.asarray(curve.accuracy), **style)
-    ax.axvline(eps**0.5, color=INK, lw=0.9, ls=DOTTED)
-    ax.annotate("threat model", (eps**0.5, 103), (3, 0), textcoords="offset points", fontsize=8)
+    _mark_threat_model(ax, eps**0.5, 103)
     ax.axhline(100 / classes, color=INK, lw=0.9, ls=DASHED)
     ax.annotate("chance", (0, 100 / classes), (0, 3), textcoords="offset points", fontsize=8)
     ax.set_xticks(np.sqrt(radii), [f"{255 * r:.4g}" if scaled else f"{r:.3g}" for r in radii])
-    ax.set_xlabel("eps, in 255ths (square-root scale)" if scaled else "eps (square-root scale)")
-    ax.set_ylabel("accuracy, %")
-    ax.set_ylim(-3, 108)
-    ax.set_yticks(range(0, 101, 20))
+    ax.set(xlabel=f"eps{', in 255ths' if scaled else ''} (square-root scale)", ylabel="accuracy, %")
+    ax.set(ylim=(-3, 108), yticks=range(0, 101, 20))
     ax.grid(axis="y")
     ax.legend(labelcolor="linecolor", loc="upper right", bbox_to_anchor=(1, 0.95))
     return figure
+
+
+def _mark_threat_model(ax: "Axes", eps: float, height: float) -> None:
+    ax.axvline(eps, color=INK, lw=0.9, ls=DOTTED)
+    ax.annotate("threat model", (eps, height), (3, 0), textcoords="offset points", fontsize=8)
 
 
 def minimum_distances(result: EvaluationResult) -> "Figure":
@@ -95,9 +93,7 @@ def minimum_distances(result: EvaluationResult) -> "Figure":
         median = distance(result.attack(label).median_distance, result.threat)
         style: dict[str, Any] = {"histtype": "stepfilled", "lw": 1.4, "edgecolor": colour, "facecolor": (colour, 0.18)}
         ax.hist(scale * values[finite], edges, label=f"{label}: median {median}{never}", **style)
-    eps, top = scale * result.threat.eps, ax.get_ylim()[1]
-    ax.axvline(eps, color=INK, lw=0.9, ls=DOTTED)
-    ax.annotate("threat model", (eps, top), (3, 0), textcoords="offset points", fontsize=8)
+    _mark_threat_model(ax, scale * result.threat.eps, ax.get_ylim()[1])
     ax.set_xlabel(f"{result.threat.norm} distance of the nearest adversarial image{', in 255ths' if scale > 1 else ''}")
     ax.set_ylabel("images")
     ax.grid(axis="y")
@@ -108,12 +104,11 @@ def minimum_distances(result: EvaluationResult) -> "Figure":
 def members_run_plot(result: EvaluationResult) -> Plot:
     """Return how many images needed 1, 2, .. members, clean and attacked, as a plot of a page."""
     caption = "On clean images and under the attack that costs the most members, of those tried."
-    has_counts = bool(result.members_run.clean_counts)
-    return Plot("members_run", "Members run an image", caption, (lambda: members_run(result)) if has_counts else None)
+    draw = (lambda: _members_run(result)) if result.members_run.clean_counts else None
+    return Plot("members_run", "Members run an image", caption, draw)
 
 
-def members_run(result: EvaluationResult) -> "Figure":
-    """Draw how many images needed 1, 2, .. members, clean and attacked."""
+def _members_run(result: EvaluationResult) -> "Figure":
     figure, ax = new_figure(HALF, 3.3)
     counts = {"clean": result.members_run.clean_counts, "attacked": result.members_run.attacked_counts}
     members = np.arange(1, len(counts["clean"]) + 1)
@@ -123,11 +118,8 @@ def members_run(result: EvaluationResult) -> "Figure":
         label = f"{name} images: {mean:.2f} members on average"
         bars = ax.bar(members + offset, fractions, 0.37, color=ACCENT, label=label, linewidth=0, alpha=alpha)
         ax.bar_label(bars, [f"{f:.1f}" if 0 < f < 10 else f"{f:.0f}" for f in fractions], fontsize=8, padding=2)
-    ax.set_xticks(members)
-    ax.set_xlabel("members run")
-    ax.set_ylabel("fraction of the images, %")
-    ax.set_ylim(0, 118)
-    ax.set_yticks(range(0, 101, 20))
+    ax.set(xticks=members, xlabel="members run", ylabel="fraction of the images, %")
+    ax.set(ylim=(0, 118), yticks=range(0, 101, 20))
     ax.grid(axis="y")
     ax.legend(loc="upper right")
     return figure
@@ -139,29 +131,21 @@ def transfer(members: MembersTable) -> "Figure":
     values = np.asarray([members.clean, *members.transfer], float)
     figure, ax = new_figure(HALF, min(1.4 + 0.42 * len(names), 5.0))
     _matrix(ax, {(j, i + 0.25 * (i > 0)): float(v) for i, row in enumerate(values) for j, v in enumerate(row)}, percent)
-    ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_ylim(len(names) + 0.75, -0.5)
+    ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) + 0.75, -0.5), xlabel="classified by")
     ax.set_xticks(range(len(names)), names, rotation=0 if len(names) <= 5 else 90)
     against = [f"against {name}" for name in names]
     ax.set_yticks([0, *(i + 1.25 for i in range(len(names)))], ["clean images", *against])
-    ax.set_xlabel("classified by")
     return figure
 
 
 def mask_overlap(overlap: MaskOverlap, ensemble: Sequence[str]) -> "Figure":
-    """Draw the overlap of the masks of all pairs of sub-models.
-
-    Args:
-        overlap: of the pool.
-        ensemble: names of the members, which stand out.
-    """
+    """Draw the overlap of the masks of all pairs of sub-models; the members of the ensemble stand out."""
     names, values = overlap.names, overlap.jaccard
     figure, ax = new_figure(HALF, 3.6)
     show_numbers = len(names) <= MOST_NUMBERS
     cells = {(float(j), float(i)): values[i][j] for i in range(len(names)) for j in range(i)}
     _matrix(ax, cells, lambda value: f"{100 * value:.0f}" if show_numbers else "")
-    ax.set_xlim(-0.5, len(names) - 1.5)
-    ax.set_ylim(len(names) - 0.5, 0.5)
+    ax.set(xlim=(-0.5, len(names) - 1.5), ylim=(len(names) - 0.5, 0.5))
     ax.set_xticks(range(len(names) - 1), names[:-1], rotation=90)
     ax.set_yticks(range(1, len(names)), names[1:])
     for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
@@ -201,17 +185,10 @@ def layer_sparsity(layers: LayerSparsity) -> "Figure":
     for edge in x[:-1] + 0.5:
         ax.axvline(edge, color=RULE, lw=0.5, alpha=0.35)
     ticks = [f"{name} ({count(number)})" for name, number in zip(names, weights, strict=True)]
-    ax.set_xticks(
-        x,
-        ticks,
-        rotation=90 if many else 40,
-        ha="center" if many else "right",
-        rotation_mode="anchor" if not many else None,
-        fontsize=8,
-    )
+    slant: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(x, ticks, fontsize=8, **({"rotation": 90} if many else slant))
     ax.tick_params(axis="x", length=0)
-    ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_ylabel("sparsity, %")
+    ax.set(xlim=(-0.5, len(names) - 0.5), ylabel="sparsity, %")
     ax.grid(axis="y")
     figure.legend(ncols=max(len(scores), 1), loc="outside upper left", handletextpad=0.1, columnspacing=1.2)
     return figure
@@ -240,8 +217,7 @@ def training_curves(trainings: Sequence[TrainingRecord]) -> "Figure":
             ax.plot(epochs, values, color=look.colour, label=look.label, marker="o" if len(points) == 1 else "")
             for position in rollback_epochs(training):
                 ax.axvline(position, color=look.colour, linestyle=":", linewidth=1)
-        ax.set_title(title)
-        ax.set_xlabel("epoch")
+        ax.set(title=title, xlabel="epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid()
         if "log" in title:
@@ -268,22 +244,16 @@ def examples_plot(examples: Examples | None, result: EvaluationResult, classes: 
         "Each image with its label \u2192 the prediction; misclassifications in colour. Middle row: what was added "
         f"(blue) or taken away (red), at full colour {'eps' if linf else 'the largest change shown'}."
     )
-    draw = (lambda: image_grid(shown, classes, result.threat.eps if linf else 0.0)) if shown else None
+    draw = (lambda: _image_grid(shown, classes, result.threat.eps if linf else 0.0)) if shown else None
     return Plot("examples", "What the strongest attack does", caption, draw, wide=True)
 
 
-def image_grid(examples: Examples, classes: Sequence[str], eps: float) -> "Figure":
-    """Draw clean images, changes and adversarial images, with label and predictions.
-
-    Args:
-        examples: the first ten are drawn.
-        classes: names of the classes; none: they are numbered.
-        eps: a change of this size has full colour; 0: the largest change.
-    """
+def _image_grid(examples: Examples, classes: Sequence[str], eps: float) -> "Figure":
+    """Draw the first images; a change of `eps` has full colour, or the largest change if `eps` is 0."""
     clean, adversarial = examples.clean[:MOST_EXAMPLES], examples.adversarial[:MOST_EXAMPLES]
     delta = (adversarial - clean).mean(1)
     scale = eps or float(np.abs(delta).max()) or 1.0
-    figure, ax = new_figure(WIDE, 0.9 + 2.7 * WIDE / (1.06 * MOST_EXAMPLES + 1) / 0.92 * 1.0)
+    figure, ax = new_figure(WIDE, 0.9 + 2.7 * WIDE / (1.06 * MOST_EXAMPLES + 1) / 0.92)
     shown = (examples.label, examples.clean_prediction, examples.adversarial_prediction)
     for j in range(len(clean)):
         label, before, after = [classes[int(values[j])] if classes else str(int(values[j])) for values in shown]
@@ -294,9 +264,7 @@ def image_grid(examples: Examples, classes: Sequence[str], eps: float) -> "Figur
         _prediction(ax, f"{label} \u2192 {after}", j, 2, after != label)
     for row, name in enumerate(("clean", "change", "adversarial")):
         ax.text(-0.12, -row * 1.3 - 0.5, name, ha="right", va="center", fontsize=9)
-    ax.set_xlim(-0.9, 1.06 * max(len(clean), MOST_EXAMPLES))
-    ax.set_ylim(-3.65, 0.3)
-    ax.set_aspect("equal")
+    ax.set(xlim=(-0.9, 1.06 * max(len(clean), MOST_EXAMPLES)), ylim=(-3.65, 0.3), aspect="equal")
     ax.axis("off")
     return figure
 

@@ -8,28 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
 from sparsemble.core.artifacts import write_bytes
+from sparsemble.core.results import EvaluationResult, RunSummary, StudyResult
 from sparsemble.report.table import Table, escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Note(NamedTuple):
-    """A paragraph."""
-
-    text: str
-
-
 class Code(NamedTuple):
     """Commands or settings, as they are typed."""
 
     text: str
-
-
-class Terms(NamedTuple):
-    """Names with their values."""
-
-    values: Mapping[str, object]
 
 
 class Side(NamedTuple):
@@ -45,8 +34,8 @@ class Details(NamedTuple):
     blocks: "Sequence[Block]"
 
 
-Block: TypeAlias = Note | Code | Terms | Side | Details | Table[Any]
-"""A part of a section."""
+Block: TypeAlias = str | Code | Mapping[str, object] | Side | Details | Table[Any]
+"""A part of a section; a string is a paragraph, a mapping is a list of names with their values."""
 
 
 class Section(NamedTuple):
@@ -95,12 +84,7 @@ class Page:
     plots: Sequence[Plot] = ()
 
     def write(self, folder: Path, markdown_name: str) -> None:
-        """Write `index.html`, which loads nothing, the Markdown twin and `figures/*.svg`.
-
-        Args:
-            folder: made if it is missing.
-            markdown_name: file name of the Markdown twin.
-        """
+        """Write `index.html`, which loads nothing, the Markdown twin and `figures/*.svg`."""
         from sparsemble.report.plot_style import for_page, svg
 
         (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -111,15 +95,17 @@ class Page:
                 write_bytes(folder / "figures" / f"{plot.name}.svg", drawing.encode())
                 drawn.append((plot, for_page(drawing, plot.name, plot.title)))
         absent = [plot.title for plot in self.plots if not plot.draw]
-        text = fill("page.html", page=self, plots=drawn, absent=absent, html=html)
+        text = fill("page.html", page=self, plots=drawn, absent=absent, html=_html)
         write_bytes(folder / "index.html", text.encode())
         write_bytes(folder / markdown_name, self.markdown().encode())
 
     def markdown(self) -> str:
         """Return the page in Markdown; plots are links to `figures/`."""
         parts = [f"# {self.title}\n", f"**{''.join(self.headline)}**\n"]
-        parts += [f"{self.comparison}\n"] if self.comparison else []
-        parts += ["".join(f"- **{alarm}**\n" for alarm in self.alarms)] if self.alarms else []
+        if self.comparison:
+            parts.append(f"{self.comparison}\n")
+        if self.alarms:
+            parts.append("".join(f"- **{alarm}**\n" for alarm in self.alarms))
         parts += [markdown(block) for section in self.aside for block in section.blocks]
         first, *later_sections = [
             f"## {section.title}\n\n" + "\n".join(map(markdown, section.blocks)) for section in self.sections
@@ -128,40 +114,37 @@ class Page:
         return "\n".join([*parts, first, *plots, *later_sections])
 
 
-def html(block: Block) -> str:
-    """Return a block for the page."""
+def _html(block: Block) -> str:
     match block:
-        case Note(text):
-            return f'<p class="note">{escape(text)}</p>'
+        case str():
+            return f'<p class="note">{escape(block)}</p>'
         case Code(text):
             return f"<pre>{escape(text)}</pre>"
-        case Terms(values):
-            items = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>\n" for name, value in values.items())
-            return f'<dl class="terms">\n{"".join(items)}</dl>'
         case Side(blocks):
-            return (
-                '<div class="side">' + "\n".join(f"<div>{html(inner_block)}</div>" for inner_block in blocks) + "</div>"
-            )
+            return '<div class="side">' + "\n".join(f"<div>{_html(inner)}</div>" for inner in blocks) + "</div>"
         case Details(summary, blocks):
-            inner = "\n".join(map(html, blocks))
+            inner = "\n".join(map(_html, blocks))
             return f"<details><summary>{escape(summary)}</summary>\n{inner}\n</details>"
-    return block.html()
+        case Table():
+            return block.html()
+    items = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>\n" for name, value in block.items())
+    return f'<dl class="terms">\n{"".join(items)}</dl>'
 
 
 def markdown(block: Block) -> str:
     """Return a block in Markdown; it ends with a line break."""
     match block:
-        case Note(text):
-            return f"{text}\n"
+        case str():
+            return f"{block}\n"
         case Code(text):
             return "".join(f"    {line}\n" for line in text.splitlines())
-        case Terms(values):
-            return "".join(f"- {name}: {value}\n" for name, value in values.items())
         case Side(blocks):
             return "\n".join(map(markdown, blocks))
         case Details(summary, blocks):
             return f"<details><summary>{summary}</summary>\n\n" + "\n".join(map(markdown, blocks)) + "\n</details>\n"
-    return block.markdown()
+        case Table():
+            return block.markdown()
+    return "".join(f"- {name}: {value}\n" for name, value in block.items())
 
 
 def fill(template: str, **values: Any) -> str:
@@ -191,16 +174,7 @@ def settings_text(settings: Mapping[str, Any], above: str = "") -> str:
     )
 
 
-def provenance(
-    command: str, machine: Mapping[str, Any], versions: Mapping[str, str], source: str | None
-) -> list[Block]:
-    """Return how a result was made.
-
-    Args:
-        command: what reproduces it.
-        machine: facts of the computer.
-        versions: of the packages.
-        source: source revision, if known.
-    """
-    readable = {name.replace("_", " "): value for name, value in machine.items()}
-    return [Code(command), Side([Terms(readable), Terms({**versions, "source": source or "unknown"})])]
+def provenance(result: RunSummary | EvaluationResult | StudyResult, versions: Mapping[str, str]) -> list[Block]:
+    """Return the command that reproduces a result, the machine, and the versions of packages and source."""
+    machine = {name.replace("_", " "): value for name, value in result.machine.items()}
+    return [Code(result.command), Side([machine, {**versions, "source": result.source or "unknown"}])]

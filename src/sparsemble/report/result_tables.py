@@ -6,16 +6,16 @@ from typing import NamedTuple
 from rich.text import Text
 
 from sparsemble.core.results import STATUSES, AttackResult, CheckResult, EvaluationResult, Passes
-from sparsemble.report.descriptions import attack_note, distance
+from sparsemble.report.descriptions import alarms, attack_note, distance, premises
 from sparsemble.report.formatting import count, duration, members, percent, size, span
-from sparsemble.report.page import Details, Note, Section, Terms
+from sparsemble.report.page import Details, Section
 from sparsemble.report.table import Column, Interval, Table
 
 DASH = "\u2013"
+WORST_CASE = "correct when clean and under every attack"
 
 
-def worst_case_interval(result: EvaluationResult) -> Interval:
-    """Return low, value and high of the worst-case accuracy."""
+def _worst_case_interval(result: EvaluationResult) -> Interval:
     low, high = result.interval
     return low, result.robust_accuracy, high
 
@@ -32,24 +32,21 @@ def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResu
     trained = any(row.cost.training_passes is not None for row in rows)
     accuracy, size_, work, train, hidden = "accuracy, %", "size", "work an image", "training", None
     zeros, bitmap = "prunable weights that are 0, all members", "non-zero values and a bitmap, all members"
-    union, cost = "correct when clean and under every attack", "clean / under the attack that costs most"
+    cost = "mean number run: clean / under the attack that costs most"
     expected, batch = "of non-zero weights, expected on clean images", "median of a whole batch of clean images"
-    passes_note, time_note = (
-        "images forward and backward, attacks included",
-        "of one core, all that the row was made from",
-    )
+    passes, time = "images forward and backward, attacks included", "of one core, all that the row was made from"
     columns: list[Column[EvaluationResult]] = [
         name,
         Column("clean", lambda r: percent(r.clean_accuracy), "on clean test images", accuracy),
         *[Column(label, _under(label), f"under the attack {label}", accuracy, hidden) for label in shared],
-        Column("worst case", lambda r: percent(r.robust_accuracy), union, accuracy, "worst"),
-        Column("95 % interval", _span, "Wilson", accuracy, "95 %", interval=worst_case_interval),
+        Column("worst case", lambda r: percent(r.robust_accuracy), WORST_CASE, accuracy, "worst"),
+        Column("95 % interval", lambda r: span(r.interval), "Wilson", accuracy, "95 %", interval=_worst_case_interval),
         Column("sparsity, %", lambda r: percent(r.model.sparsity), zeros, size_, "sparse"),
         Column("non-zeros", lambda r: count(r.model.nonzeros), "weights that are not 0, all members", size_, "weights"),
         Column("file", lambda r: size(r.cost.bytes), bitmap, size_, hidden),
         Column("MACs, dense", lambda r: count(r.cost.macs_dense), "multiply-accumulates of all weights", work, hidden),
         Column("MACs, non-zero", lambda r: count(r.cost.macs_nonzero), expected, work, hidden),
-        Column("members", lambda r: members(r.members_run), f"mean number run: {cost}", work),
+        Column("members", lambda r: members(r.members_run), cost, work),
         *[
             Column(title, _latency(engine, title.replace(" ", "_")), batch, f"{engine}, ms", hidden)
             for engine in engines
@@ -58,14 +55,10 @@ def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResu
     ]
     if trained:
         columns += [
-            Column("passes", lambda r: _known(r.cost.training_passes, count), passes_note, train, hidden),
-            Column("time", lambda r: _known(r.cost.training_seconds, duration), time_note, train, hidden),
+            Column("passes", lambda r: _known(r.cost.training_passes, count), passes, train, hidden),
+            Column("time", lambda r: _known(r.cost.training_seconds, duration), time, train, hidden),
         ]
     return columns
-
-
-def _span(result: EvaluationResult) -> str:
-    return span(result.interval)
 
 
 def _known(value: float | None, write: Callable[[float], str]) -> str:
@@ -127,11 +120,10 @@ def attack_rows(result: EvaluationResult) -> list[AttackRow]:
     low, high = result.clean_interval
     run = result.members_run.clean if result.model.members > 1 else None
     seconds = sum(attack.seconds for attack in result.attacks)
-    note = "correct when clean and under every attack"
     return [
         AttackRow("no attack", "clean", "", (low, result.clean_accuracy, high), members=run),
         *map(row, sorted(result.attacks, key=lambda attack: -sum(attack.correct))),
-        AttackRow("worst case", "worst case", note, worst_case_interval(result), result.passes, seconds),
+        AttackRow("worst case", "worst case", WORST_CASE, _worst_case_interval(result), result.passes, seconds),
     ]
 
 
@@ -174,12 +166,11 @@ def attack_table(result: EvaluationResult) -> Table[AttackRow]:
     )
 
 
-def checks_count(result: EvaluationResult) -> str:
-    """Count the checks by their status: 1 failed, 9 skipped, 40 passed."""
+def _checks_count(result: EvaluationResult) -> str:
     return ", ".join(f"{len(result.checks_with(status))} {status}" for status in STATUSES)
 
 
-def checks_table(checks: Sequence[CheckResult]) -> Table[CheckResult]:
+def _checks_table(checks: Sequence[CheckResult]) -> Table[CheckResult]:
     """Return checks with what was measured or the reason, skipped ones before passed ones."""
     columns: list[Column[CheckResult]] = [
         Column("status", lambda check: check.status, left=True, css=lambda check: f"status {check.status}"),
@@ -193,27 +184,22 @@ def checks_table(checks: Sequence[CheckResult]) -> Table[CheckResult]:
 def checks_section(result: EvaluationResult) -> Section:
     """Return the checks: failed ones, then a count of the others, which stand behind a click."""
     failed, others = result.checks_with("failed"), [check for check in result.checks if check.status != "failed"]
-    shown = checks_table(failed) if failed else Note("No check failed." if others else "No checks were made.")
-    counts = checks_count(result).partition(", ")[2]
-    return Section("Checks", [shown, *([Details(counts, [checks_table(others)])] if others else [])])
+    shown = _checks_table(failed) if failed else "No check failed." if others else "No checks were made."
+    counts = _checks_count(result).partition(", ")[2]
+    return Section("Checks", [shown, *([Details(counts, [_checks_table(others)])] if others else [])])
 
 
-def checks_summary(result: EvaluationResult) -> Section:
-    """Return the failed checks and the count of all, for the top of a page."""
+def beside_headline(result: EvaluationResult, rows: int = 1) -> list[Section]:
+    """Return the threat model, the failed checks and the count of all."""
     failed = {f"failed {check.number}": f"{check.name}: {check.detail}" for check in result.checks_with("failed")}
-    return Section(f"Checks: {checks_count(result)}", [Terms(failed)] if failed else [])
+    checks = Section(f"Checks: {_checks_count(result)}", [failed] if failed else [])
+    return [Section("Threat model", [premises(result, rows)]), checks]
 
 
-def terminal_notes(result: EvaluationResult, alarms: Sequence[str], footer: str) -> Text:
-    """Return what stands below a table in the terminal: checks, alarms, and what the numbers were measured on.
-
-    Args:
-        result: whose checks are shown.
-        alarms: what forbids to rely on the headline.
-        footer: in small print.
-    """
-    text = Text(f"Checks: {checks_count(result)}.")
+def terminal_notes(result: EvaluationResult, footer: str) -> Text:
+    """Return what stands below a table in the terminal: checks, alarms, and a footer in small print."""
+    text = Text(f"Checks: {_checks_count(result)}.")
     failed = [f"failed: {check.number} {check.name}: {check.detail}" for check in result.checks_with("failed")]
-    for line in (*alarms, *failed):
+    for line in (*alarms(result), *failed):
         text.append(f"\n{line}", style="bold red")
     return text.append(f"\n{footer}", style="dim")

@@ -16,26 +16,14 @@ from sparsemble.core.results import (
     TrainingRecord,
 )
 from sparsemble.report import figures
-from sparsemble.report.descriptions import alarms, attacked_images, threat_model
+from sparsemble.report.descriptions import alarms, premises
 from sparsemble.report.formatting import count, duration, percent, plural, round_percent, sentence, size
-from sparsemble.report.page import (
-    Block,
-    Code,
-    Details,
-    Note,
-    Page,
-    Plot,
-    Section,
-    Side,
-    Terms,
-    provenance,
-    settings_text,
-)
+from sparsemble.report.page import Block, Code, Details, Page, Plot, Section, Side, provenance, settings_text
 from sparsemble.report.plot_style import LOOKS
 from sparsemble.report.result_tables import (
     attack_table,
+    beside_headline,
     checks_section,
-    checks_summary,
     result_columns,
     terminal_notes,
 )
@@ -55,7 +43,32 @@ def write_run_report(summary: RunSummary, details: RunDetails, examples: Example
         examples: images with adversarial ones made against the dynamic ensemble; None: none are shown.
         folder: made if it is missing.
     """
-    page = run_page(summary, details, examples)
+    result = summary.row(HEADLINE_ROW)
+    sections: list[Section] = [Section("Results", [_results_table(summary)])]
+    if details.pool:
+        sections.append(Section("Sub-models", [_pool_table(details.pool, summary.selection.ensemble)]))
+    measured = [training for training in details.trainings if any(epoch.held_out for epoch in training.epochs)]
+    if measured:
+        every = Details("Every epoch", [Side([epoch_table(training) for training in measured])])
+        sections.append(Section("Trainings", [training_table(measured), every]))
+    sections += [
+        Section("The ensemble", [_ensemble_terms(summary), _stopping_text(summary)]),
+        Section("Attacks on the dynamic ensemble", [attack_table(result)]),
+        checks_section(result),
+        Section("How to reproduce this run", _reproduce(summary)),
+    ]
+    page = Page(
+        title=f"{summary.name}, seed {summary.seed}",
+        kind="run",
+        kicker=[summary.name, f"seed {summary.seed}"],
+        alarms=alarms(result),
+        headline=_headline(summary),
+        comparison=_comparison(summary),
+        aside=beside_headline(result, len(summary.rows)),
+        key_figures=_key_figures(summary),
+        sections=sections,
+        plots=_plots(summary, details, examples),
+    )
     page.write(folder, "report.md")
     summary.save(folder / "summary.json")
     details.save(folder / "details.json")
@@ -64,46 +77,11 @@ def write_run_report(summary: RunSummary, details: RunDetails, examples: Example
 def run_table(summary: RunSummary) -> TerminalTable:
     """Return the table that a run ends with, for a terminal of 80 columns or more."""
     result = summary.row(HEADLINE_ROW)
-    notes = terminal_notes(result, alarms(result), _premises(summary))
-    return results_table(summary).terminal("".join(headline(summary)), notes)
+    notes = terminal_notes(result, premises(result, len(summary.rows)))
+    return _results_table(summary).terminal("".join(_headline(summary)), notes)
 
 
-def run_page(summary: RunSummary, details: RunDetails, examples: Examples | None) -> Page:
-    """Return the page of a run (arguments as in `write_run_report`).
-
-    Args:
-        summary: the result table and how it was made.
-        details: sub-models, trainings and layers.
-        examples: images with adversarial ones; none: not shown.
-    """
-    result = summary.row(HEADLINE_ROW)
-    sections: list[Section] = [Section("Results", [results_table(summary)])]
-    if details.pool:
-        sections.append(Section("Sub-models", [pool_table(details.pool, summary.selection.ensemble)]))
-    measured = [training for training in details.trainings if any(epoch.held_out for epoch in training.epochs)]
-    if measured:
-        sections.append(_trainings_section(measured))
-    sections += [
-        Section("The ensemble", [_ensemble_terms(summary), Note(_stopping_text(summary))]),
-        Section("Attacks on the dynamic ensemble", [attack_table(result)]),
-        checks_section(result),
-        Section("How to reproduce this run", _reproduce(summary)),
-    ]
-    return Page(
-        title=f"{summary.name}, seed {summary.seed}",
-        kind="run",
-        kicker=[summary.name, f"seed {summary.seed}"],
-        alarms=alarms(result),
-        headline=headline(summary),
-        comparison=comparison(summary),
-        aside=[Section("Threat model", [Note(_premises(summary))]), checks_summary(result)],
-        key_figures=key_figures(summary),
-        sections=sections,
-        plots=plots(summary, details, examples),
-    )
-
-
-def headline(summary: RunSummary) -> tuple[str, str, str]:
+def _headline(summary: RunSummary) -> tuple[str, str, str]:
     """Return the result in one sentence; the middle part is the number."""
     result = summary.row(HEADLINE_ROW)
     low, high = result.interval
@@ -117,8 +95,7 @@ def headline(summary: RunSummary) -> tuple[str, str, str]:
     )
 
 
-def comparison(summary: RunSummary) -> str:
-    """Return what the other rows keep, for comparison with the headline."""
+def _comparison(summary: RunSummary) -> str:
     accuracies = {row.name: percent(row.robust_accuracy) + " %" for row in summary.rows}
     return (
         f"In its own worst case the dense parent keeps {accuracies['dense']}, one HARP model of the same sparsity "
@@ -128,13 +105,7 @@ def comparison(summary: RunSummary) -> str:
     )
 
 
-def _premises(summary: RunSummary) -> str:
-    result = summary.row(HEADLINE_ROW)
-    return f"{threat_model(result.threat)} {attacked_images(result.data, len(summary.rows))}"
-
-
-def key_figures(summary: RunSummary) -> list[tuple[str, str, str]]:
-    """Return the few numbers at the top of the page: value, what it is, what to compare it with."""
+def _key_figures(summary: RunSummary) -> list[tuple[str, str, str]]:
     ensemble, dense = summary.row(HEADLINE_ROW), summary.row("dense")
     run, number = ensemble.members_run, len(summary.selection.ensemble)
 
@@ -153,8 +124,7 @@ def key_figures(summary: RunSummary) -> list[tuple[str, str, str]]:
     ]
 
 
-def results_table(summary: RunSummary) -> Table[EvaluationResult]:
-    """Return all rows with all numbers."""
+def _results_table(summary: RunSummary) -> Table[EvaluationResult]:
     name: Column[EvaluationResult] = Column(
         "",
         lambda row: ROW_NAMES[row.name].partition(" (")[0],
@@ -175,13 +145,7 @@ def results_table(summary: RunSummary) -> Table[EvaluationResult]:
     )
 
 
-def pool_table(pool: Sequence[SubModelRecord], ensemble: Sequence[str]) -> Table[SubModelRecord]:
-    """Return how the sub-models were pruned.
-
-    Args:
-        pool: all sub-models.
-        ensemble: names of those that are members.
-    """
+def _pool_table(pool: Sequence[SubModelRecord], ensemble: Sequence[str]) -> Table[SubModelRecord]:
     columns: list[Column[SubModelRecord]] = [
         Column("sub-model", lambda row: row.name, left=True),
         Column("sparsity, %", lambda row: percent(1 - row.nonzeros / row.weights), "weights that are 0"),
@@ -218,7 +182,7 @@ def training_table(trainings: Sequence[TrainingRecord]) -> Table[TrainingRecord]
         Column("most robust epoch", lambda row: str(best(row).epoch), "on held-out images; the later of equal ones"),
         Column("held-out clean, %", lambda row: _held_out(best(row))[0], "in that epoch"),
         Column("held-out robust, %", lambda row: _held_out(best(row))[1], "in that epoch"),
-        Column("rollbacks", lambda row: str(len(failures(row))), "how often training went back to an earlier epoch"),
+        Column("rollbacks", lambda row: str(len(_failures(row))), "how often training went back to an earlier epoch"),
     ]
     return Table(
         columns, trainings, colour=lambda row: f"--row-{'ensemble_dynamic' if row.name == 'ensemble' else row.name}"
@@ -241,26 +205,19 @@ def _held_out(epoch: EpochRecord) -> tuple[str, str]:
     return (percent(epoch.held_out.clean), percent(epoch.held_out.robust)) if epoch.held_out else ("", "")
 
 
-def _trainings_section(trainings: Sequence[TrainingRecord]) -> Section:
-    every = Details("Every epoch", [Side([epoch_table(training) for training in trainings])])
-    return Section("Trainings", [training_table(trainings), every])
-
-
-def _ensemble_terms(summary: RunSummary) -> Terms:
+def _ensemble_terms(summary: RunSummary) -> dict[str, object]:
     selection, stopping = summary.selection, summary.stopping
     threshold = "" if selection.threshold is None else f", threshold {selection.threshold:g}"
     settings = [
         f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
         for name, value in stopping.settings.items()
     ]
-    return Terms(
-        {
-            "members in running order": ", ".join(stopping.order),
-            "robust diversity": f"{selection.robust_diversity:.2f}{threshold}",
-            "why these members": sentence(selection.reason),
-            "stopping rule": ", ".join([stopping.rule, *settings]),
-        }
-    )
+    return {
+        "members in running order": ", ".join(stopping.order),
+        "robust diversity": f"{selection.robust_diversity:.2f}{threshold}",
+        "why these members": sentence(selection.reason),
+        "stopping rule": ", ".join([stopping.rule, *settings]),
+    }
 
 
 def _stopping_text(summary: RunSummary) -> str:
@@ -284,23 +241,14 @@ def _stopping_text(summary: RunSummary) -> str:
 
 def _reproduce(summary: RunSummary) -> list[Block]:
     return [
-        *provenance(summary.command, summary.machine, summary.versions, summary.source),
-        Note(
-            "Beside this page: summary.json with every number and every image's outcome, details.json with every "
-            "sub-model and epoch, report.md, and the plots in figures/."
-        ),
+        *provenance(summary, summary.versions),
+        "Beside this page: summary.json with every number and every image's outcome, details.json with every sub-model "
+        "and epoch, report.md, and the plots in figures/.",
         Details("Recipe, every default written out, as --set takes it", [Code(settings_text(summary.recipe))]),
     ]
 
 
-def plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -> list[Plot]:
-    """Return the plots in the order of the page (arguments as in `write_run_report`).
-
-    Args:
-        summary: the result table and how it was made.
-        details: sub-models, trainings and layers.
-        examples: images with adversarial ones; none: not drawn.
-    """
+def _plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -> list[Plot]:
     result = summary.row(HEADLINE_ROW)
     curves = {row.name: row.security_curve for row in summary.rows if row.security_curve}
     images = next((curve.images for curve in curves.values()), 0)
@@ -342,14 +290,13 @@ def plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -
     ]
 
 
-def failures(training: TrainingRecord) -> list[str]:
-    """Return what went wrong before epochs were kept, and what ended the training."""
+def _failures(training: TrainingRecord) -> list[str]:
     return [text for e in training.epochs for text in (*e.rolled_back, *([e.stopped] if e.stopped else []))]
 
 
 def rollbacks(trainings: Sequence[TrainingRecord]) -> str:
     """Describe where trainings failed and went back to an earlier epoch; empty if none did."""
     failed = [
-        sentence(f"{LOOKS[training.name].label}: {text}") for training in trainings for text in failures(training)
+        sentence(f"{LOOKS[training.name].label}: {text}") for training in trainings for text in _failures(training)
     ]
     return " ".join(["Dotted lines: training went back.", *failed]) if failed else ""

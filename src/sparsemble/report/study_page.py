@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,22 +10,16 @@ from sparsemble.core.artifacts import write_bytes
 from sparsemble.core.results import StudyLine, StudyNumbers, StudyResult
 from sparsemble.report.figures import interval_bars
 from sparsemble.report.formatting import count, duration, members, percent, plural, span
-from sparsemble.report.page import Note, Page, Plot, Section, provenance
+from sparsemble.report.page import Page, Plot, Section, provenance
 from sparsemble.report.plot_style import INK, PALETTE, WIDE, new_figure
-from sparsemble.report.table import Column, Table
+from sparsemble.report.table import Column, Interval, Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def write_study(study: StudyResult, folder: Path) -> None:
-    """Write `index.html`, `study.md`, `study.csv`, `study.json` and `figures/study.svg`.
-
-    Args:
-        study: all cells, and the table in which seeds are put together.
-        folder: made if it is missing.
-    """
+    """Write `index.html`, `study.md`, `study.csv`, `study.json` and `figures/study.svg`."""
     study_page(study).write(folder, "study.md")
     write_bytes(folder / "study.csv", as_csv(study).encode())
     study.save(folder / "study.json")
@@ -34,45 +28,40 @@ def write_study(study: StudyResult, folder: Path) -> None:
 def study_page(study: StudyResult) -> Page:
     """Return the page of a study."""
     failed = dict.fromkeys(f"{_name(study, line)}, {text}" for line in study.table for text in line.failed)
-    failures = [Section("Failed", [Note(text) for text in failed])] if failed else []
+    failures = [Section("Failed", list(failed))] if failed else []
+    sources = ", ".join(source[:12] or "unknown" for source in study.stage_sources)
+    reproduce = [*provenance(study, {}), f"Stages by source revision {sources}."]
     return Page(
         title=study.title,
         kind="study",
         kicker=[f"recipe {study.recipe}", f"{plural(len(study.seeds), 'seed')} ({', '.join(map(str, study.seeds))})"],
-        headline=headline(study),
+        headline=_headline(study),
         comparison=f"Stages took {duration(study.stage_seconds)} in all, one after the other; the last call ran "
         f"{study.stages_run} of them in {duration(study.wall_seconds)}.",
         sections=[
-            Section("Results", [study_table(study)]),
+            Section("Results", [_study_table(study)]),
             *failures,
-            Section(
-                "How to reproduce this study",
-                [
-                    *provenance(study.command, study.machine, {}, study.source),
-                    Note(f"Stages by source revision {', '.join(s[:12] or 'unknown' for s in study.stage_sources)}."),
-                ],
-            ),
+            Section("How to reproduce this study", reproduce),
         ],
         plots=[
             Plot(
                 "study",
                 "Worst-case accuracy",
                 f"Over {list(study.axes)[-1]}, with 95 % intervals.",
-                (lambda: draw(study)) if any(line.numbers for line in study.table) else None,
+                (lambda: _draw(study)) if any(line.numbers for line in study.table) else None,
                 wide=True,
             )
         ],
     )
 
 
-def headline(study: StudyResult) -> tuple[str, str, str]:
+def _headline(study: StudyResult) -> tuple[str, str, str]:
     """Return the best line of the table in one sentence; the middle part is the number."""
-    measured = [line for line in study.table if line.numbers and not _is_parent(study, line)]
+    measured = [(line.numbers.worst_case, line) for line in study.table if line.numbers and not _is_parent(study, line)]
     if not measured:
         return (f"{len(study.cells)} models, of which ", "none", " was measured.")
-    best = max(measured, key=lambda line: line.numbers.worst_case if line.numbers else 0)
+    worst, best = max(measured, key=lambda pair: pair[0])
     low, high = best.interval
-    worst = best.numbers.worst_case if best.numbers else 0.0
     return (
         f"Of {plural(len(measured), 'combination')}, {_name(study, best)} keeps the most in the worst case: ",
         f"{percent(worst)} %",
@@ -80,7 +69,7 @@ def headline(study: StudyResult) -> tuple[str, str, str]:
     )
 
 
-def study_table(study: StudyResult) -> Table[StudyLine]:
+def _study_table(study: StudyResult) -> Table[StudyLine]:
     """Return one row for each combination of values and row, its seeds together."""
 
     def numbers(write: Callable[[StudyNumbers], str]) -> Callable[[StudyLine], str]:
@@ -133,20 +122,13 @@ def _name(study: StudyResult, line: StudyLine, without: str | None = None) -> st
 def as_csv(study: StudyResult) -> str:
     """Return the numbers of the table, unrounded."""
     attacks = sorted({label for line in study.table if line.numbers for label in line.numbers.attacks})
-    names = (
-        "clean_accuracy",
-        "worst_case",
-        "sparsity",
-        "nonzeros",
-        "macs_nonzero",
-        "training_passes",
-        "training_seconds",
-    )
+    names = ["clean_accuracy", "worst_case", "sparsity", "nonzeros", "macs_nonzero"]
+    names += ["training_passes", "training_seconds"]
     shown = ["model_sparsity" if name == "sparsity" else name for name in names]  # an axis may be called sparsity
+    shown += ["low", "high", "members_run_clean", "members_run_attacked"]
     out = io.StringIO()
     writer = csv.writer(out)
-    run = ["members_run_clean", "members_run_attacked"]
-    writer.writerow([*study.axes, "row", "seeds", *shown, "low", "high", *run, *attacks, "failed"])
+    writer.writerow([*study.axes, "row", "seeds", *shown, *attacks, "failed"])
     for line in study.table:
         values = [*(line.values.get(axis, "") for axis in study.axes), line.row, line.seeds]
         if line.numbers:
@@ -154,44 +136,42 @@ def as_csv(study: StudyResult) -> str:
             values += [*line.interval, line.numbers.members_run.clean, line.numbers.members_run.attacked]
             values += [line.numbers.attacks.get(label, "") for label in attacks]
         else:
-            values += [""] * (len(names) + 4 + len(attacks))
+            values += [""] * (len(shown) + len(attacks))
         writer.writerow([*values, "; ".join(line.failed)])
     return out.getvalue()
 
 
-def draw(study: StudyResult) -> "Figure":
+def _draw(study: StudyResult) -> "Figure":
     """Draw worst-case accuracy over the last axis, one line for each value of the others."""
     axis = list(study.axes)[-1]
     positions = {value: i for i, value in enumerate(study.axes[axis])}
     figure, ax = new_figure(WIDE, 4.5)
-    groups: dict[str, list[StudyLine]] = {}
+    groups: dict[str, list[tuple[int, Interval]]] = {}
     for line in study.table:
-        if line.numbers and axis in line.values:
-            groups.setdefault(_name(study, line, without=axis) or axis, []).append(line)
-        elif line.numbers:
-            worst = 100 * line.numbers.worst_case
-            ax.axhline(worst, color=INK, linestyle="--", linewidth=1, label=_name(study, line))
-    for i, (name, lines) in enumerate(groups.items()):
-        _draw_line(ax, lines, [positions[line.values[axis]] + 0.03 * (i - len(groups) / 2) for line in lines], name, i)
+        if not line.numbers:
+            continue
+        worst = line.numbers.worst_case
+        if axis in line.values:
+            interval = (line.interval[0], worst, line.interval[1])
+            name = _name(study, line, without=axis) or axis
+            groups.setdefault(name, []).append((positions[line.values[axis]], interval))
+        else:
+            ax.axhline(100 * worst, color=INK, linestyle="--", linewidth=1, label=_name(study, line))
+    for i, (name, points) in enumerate(groups.items()):
+        intervals = [interval for _, interval in points]
+        ax.errorbar(
+            [position + 0.03 * (i - len(groups) / 2) for position, _ in points],
+            [100 * worst for _, worst, _ in intervals],
+            interval_bars(intervals),
+            color=PALETTE[i % len(PALETTE)],
+            marker="os^D"[i // len(PALETTE) % 4],
+            markersize=4,
+            linewidth=1.2,
+            elinewidth=0.6,
+            label=name,
+        )
     ax.set_xticks(list(positions.values()), list(positions))
-    ax.set_xlabel(axis)
-    ax.set_ylabel("worst-case accuracy, %")
+    ax.set(xlabel=axis, ylabel="worst-case accuracy, %")
     ax.grid(axis="y")
     figure.legend(ncols=3, loc="outside upper left")
     return figure
-
-
-def _draw_line(ax: "Axes", lines: Sequence[StudyLine], x: Sequence[float], name: str, number: int) -> None:
-    worst = [line.numbers.worst_case if line.numbers else 0.0 for line in lines]
-    bars = [interval_bars(line.interval[0], value, line.interval[1]) for line, value in zip(lines, worst, strict=True)]
-    ax.errorbar(
-        x,
-        [100 * value for value in worst],
-        [[bar[end][0] for bar in bars] for end in (0, 1)],
-        color=PALETTE[number % len(PALETTE)],
-        marker="os^D"[number // len(PALETTE) % 4],
-        markersize=4,
-        linewidth=1.2,
-        elinewidth=0.6,
-        label=name,
-    )

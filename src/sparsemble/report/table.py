@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Generic, TypeVar, final
 
 from rich import box
@@ -67,12 +68,7 @@ class Table(Generic[R]):
     """Whether a line separates a row from the one before."""
 
     def terminal(self, title: str = "", caption: Text | None = None) -> TerminalTable:
-        """Return the table for a terminal of 80 columns or more.
-
-        Args:
-            title: above the table.
-            caption: below it.
-        """
+        """Return the table for a terminal of 80 columns or more, with a title above and a caption below it."""
         table = TerminalTable(
             title=Text(title) if title else None,
             caption=caption,
@@ -118,13 +114,8 @@ class Table(Generic[R]):
 
     def _groups(self) -> list[tuple[str, int]]:
         """Return the headings over the columns with their widths, in order; none if there are no groups."""
-        groups: list[tuple[str, int]] = []
-        for column in self.columns:
-            width = 2 if column.interval else 1
-            if groups and groups[-1][0] == column.group:
-                groups[-1] = (column.group, groups[-1][1] + width)
-            else:
-                groups.append((column.group, width))
+        runs = groupby(self.columns, lambda column: column.group)
+        groups = [(name, sum(2 if column.interval else 1 for column in columns)) for name, columns in runs]
         return groups if any(name for name, _ in groups) else []
 
     def _bars(self) -> dict[str, Any]:

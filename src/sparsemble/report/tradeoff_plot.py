@@ -23,12 +23,7 @@ TRADEOFF = (
 
 
 def robustness_against_size(rows: Sequence[EvaluationResult], looks: Mapping[str, Look] = LOOKS) -> "Figure":
-    """Draw worst-case accuracy against non-zero weights and against work, each row labelled.
-
-    Args:
-        rows: the classifiers.
-        looks: by name of the row.
-    """
+    """Draw worst-case accuracy against non-zero weights and against work, each row labelled."""
     figure, axes = new_figure(WIDE, 3.7, columns=2, sharey=True)
     panels: dict[str, list[float]] = {
         "non-zero weights": [row.model.nonzeros for row in rows],
@@ -38,7 +33,7 @@ def robustness_against_size(rows: Sequence[EvaluationResult], looks: Mapping[str
         logs = [float(np.log10(max(size, 1))) for size in sizes]
         width = max(max(logs) - min(logs), 0.5)
         # Rows of the same size stand beside each other, so that their bars can be told apart.
-        for row, x in zip(rows, spread(logs, 0.032 * width), strict=True):
+        for row, x in zip(rows, _spread(logs, 0.032 * width), strict=True):
             _point(ax, x, row, looks[row.name])
         ax.set_xlim(min(logs) - 0.09 * width, max(logs) + 0.09 * width)
         _log_ticks(ax, min(logs) - 0.09 * width, max(logs) + 0.09 * width)
@@ -52,36 +47,27 @@ def robustness_against_size(rows: Sequence[EvaluationResult], looks: Mapping[str
 def _point(ax: "Axes", x: float, row: EvaluationResult, look: Look) -> None:
     """Draw a row with its interval."""
     low, high = row.interval
-    size: dict[str, Any] = {
-        "markersize": 11 if look.strong else 6.5,
-        "elinewidth": 2 if look.strong else 1.3,
-        "capsize": 2.5,
-    }
-    bars, height = interval_bars(low, row.robust_accuracy, high), 100 * row.robust_accuracy
-    layer = 4 if look.strong else 3
-    ax.errorbar([x], [height], yerr=bars, fmt=look.marker, color=look.colour, zorder=layer, **size)
+    size: dict[str, Any] = {"markersize": 6.5, "elinewidth": 1.3, "zorder": 3}
+    if look.strong:
+        size = {"markersize": 11, "elinewidth": 2, "zorder": 4}
+    bars, height = interval_bars([(low, row.robust_accuracy, high)]), 100 * row.robust_accuracy
+    ax.errorbar([x], [height], yerr=bars, fmt=look.marker, color=look.colour, capsize=2.5, **size)
 
 
 def _labels(ax: "Axes", rows: Sequence[EvaluationResult], looks: Mapping[str, Look]) -> None:
     """Write each row's name and accuracy to the right of the axes, with a hair line to its height."""
     low, high = ax.get_ylim()
-    heights = spread([100 * row.robust_accuracy for row in rows], 0.085 * (high - low))
+    heights = _spread([100 * row.robust_accuracy for row in rows], 0.085 * (high - low))
     for row, height in zip(rows, heights, strict=True):
-        look = looks[row.name]
+        look, axes = looks[row.name], ax.get_yaxis_transform()
+        line = {"arrowstyle": "-", "color": look.colour, "lw": 0.8, "shrinkA": 2, "shrinkB": 0, "relpos": (0, 0.5)}
         ax.annotate(
             f"{look.label}  {100 * row.robust_accuracy:.1f}",
             xy=(1.0, 100 * row.robust_accuracy),
             xytext=(1.07, height),
-            xycoords=ax.get_yaxis_transform(),
-            textcoords=ax.get_yaxis_transform(),
-            arrowprops={
-                "arrowstyle": "-",
-                "color": look.colour,
-                "lw": 0.8,
-                "shrinkA": 2,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
+            xycoords=axes,
+            textcoords=axes,
+            arrowprops=line,
             color=look.colour,
             va="center",
             annotation_clip=False,
@@ -98,16 +84,11 @@ def _log_ticks(ax: "Axes", low: float, high: float) -> None:
     ax.set_xticks([float(np.log10(tick)) for tick in ticks], labels)
 
 
-def spread(values: list[float], gap: float) -> list[float]:
-    """Move values apart until each two differ by `gap` or more, in order, as little as pairs allow."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    blocks: list[list[float]] = []  # of each block: sum of wished starts, members
-    for rank, i in enumerate(order):
-        blocks.append([values[i] - rank * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, members = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += members
-    starts = [total / members for total, members in blocks for _ in range(int(members))]
-    moved = dict(zip(order, (start + rank * gap for rank, start in enumerate(starts)), strict=True))
-    return [moved[i] for i in range(len(values))]
+def _spread(values: list[float], gap: float) -> np.ndarray:
+    """Move values apart until each two differ by `gap` or more, in order, by the least squares."""
+    from scipy.optimize import isotonic_regression
+
+    rank = np.argsort(np.argsort(values, kind="stable"))
+    wished = np.sort(values) - gap * np.arange(len(values))
+    moved: np.ndarray = isotonic_regression(wished).x[rank] + gap * rank
+    return moved

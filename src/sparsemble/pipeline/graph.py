@@ -15,8 +15,7 @@ from sparsemble.core.interfaces import combiners
 from sparsemble.evaluation.run_models import ROWS, RunIndex
 from sparsemble.pipeline.recipe import Prune, Recipe
 from sparsemble.pipeline.stage import Task
-from sparsemble.pipeline.stages.attack import AttackStage
-from sparsemble.pipeline.stages.curve import CurveStage
+from sparsemble.pipeline.stages.attack import AttackStage, CurveStage
 from sparsemble.pipeline.stages.evaluate import EvaluateStage, claimed_sparsity
 from sparsemble.pipeline.stages.export import ExportStage
 from sparsemble.pipeline.stages.latency import LatencyStage
@@ -57,10 +56,16 @@ def build_graph(recipe: Recipe, title: str, command: str) -> RunGraph:
         command: what reproduces the run, for the report.
     """
     models, pool = model_tasks(recipe)
-    attacks = attack_tasks(recipe, models, pool)
+    attacks = _attack_tasks(recipe, models, pool)
     latency_stage = LatencyStage(seed=recipe.seed, data=recipe.data, combiner=recipe.ensemble.combiner)
     latency = Task("measure latency", latency_stage, {**models, **pool}, cost=2, alone=True)
-    evaluate = evaluate_task(recipe, {**models, **pool, **attacks, "latency": latency})
+    evaluate_stage = EvaluateStage(
+        sparsity=recipe.sparsity,
+        member_sparsity=recipe.member_sparsity,
+        parent_trained_here=recipe.parent is None,
+        **_row_settings(recipe),
+    )
+    evaluate = Task("evaluate", evaluate_stage, {**models, **pool, **attacks, "latency": latency}, cost=6)
     report_stage = ReportStage(seed=recipe.seed, title=title, command=command, recipe=recipe)
     report = Task("write the report", report_stage, {**models, "evaluate": evaluate, "latency": latency}, cost=4)
     deployed = {role: models[role] for role in ("dense", "ensemble", "stop")}
@@ -82,33 +87,39 @@ def build_graph(recipe: Recipe, title: str, command: str) -> RunGraph:
 
 
 def model_tasks(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
-    """Return the tasks that make models and what selects among them, and the pool of sub-models, by role."""
+    """Return the tasks that make models and what selects among them, and the pool of sub-models, by role.
+
+    EED main paper: the dense parent, eqs. 1-2; a sub-model for each score and data fold, and the selection among them,
+    section 4.1; training of the ensemble, in which the parent may teach, 4.2 and 4.3; the stopping rule, 4.4.
+    """
+    settings, combiner = _model_settings(recipe), recipe.ensemble.combiner
     dense = parent_task(recipe)
-    pool = pool_tasks(recipe, dense)
-    select = select_task(recipe, pool)
-    ensemble = ensemble_task(recipe, dense, pool, select)
-    stop = calibrate_task(recipe, ensemble)
-    harp, small_dense = baseline_tasks(recipe, dense, select)
-    models = {"dense": dense, "select": select, "ensemble": ensemble, "stop": stop}
-    return {**models, "harp": harp, "small_dense": small_dense}, pool
-
-
-def parent_task(recipe: Recipe) -> Task:
-    """Train one dense parent adversarially (EED main paper, eqs. 1-2), unless the recipe names a trained one."""
-    if recipe.parent:
-        stage = LoadParentStage(model=recipe.model, parent=recipe.parent, **_common(recipe))
-        return Task("load the dense parent", stage, {}, cost=1)
-    return Task("train the dense parent", _train_stage(recipe), {}, cost=recipe.train.epochs)
-
-
-def pool_tasks(recipe: Recipe, dense: Task) -> dict[str, Task]:
-    """Prune one sparse sub-model for each score and data fold (EED main paper, section 4.1)."""
-    return {
+    pool = {
         f"pool.{score.name}-{fold}": prune_task(
             recipe, recipe.prune, dense, f"prune {score.name}-{fold}", score, fold, recipe.member_sparsity
         )
         for score, fold in recipe.prune.pool
     }
+    select_stage = SelectStage(select=recipe.select, members=recipe.members, combiner=combiner, **settings)
+    select = Task("select the ensemble", select_stage, pool, cost=2)
+    ensemble_stage = EnsembleStage(
+        ensemble=recipe.ensemble, eval_every=recipe.train.eval_every, precision=recipe.precision, **settings
+    )
+    cost = recipe.ensemble.epochs * 2.5 * recipe.members
+    ensemble = Task("train the ensemble", ensemble_stage, {"dense": dense, "select": select, **pool}, cost=cost)
+    stop_stage = CalibrateStage(stopping=recipe.stopping, **settings)
+    stop = Task("calibrate the stopping rule", stop_stage, {"ensemble": ensemble}, cost=8)
+    harp, small_dense = _baseline_tasks(recipe, dense, select)
+    models = {"dense": dense, "select": select, "ensemble": ensemble, "stop": stop}
+    return {**models, "harp": harp, "small_dense": small_dense}, pool
+
+
+def parent_task(recipe: Recipe) -> Task:
+    """Train one dense parent adversarially, unless the recipe names a trained one."""
+    if recipe.parent:
+        stage = LoadParentStage(model=recipe.model, parent=recipe.parent, **_model_settings(recipe))
+        return Task("load the dense parent", stage, {}, cost=1)
+    return Task("train the dense parent", _train_stage(recipe), {}, cost=recipe.train.epochs)
 
 
 def prune_task(
@@ -132,51 +143,18 @@ def prune_task(
         sparsity=sparsity,
         eval_every=recipe.train.eval_every,
         precision=recipe.precision,
-        **_common(recipe),
+        **_model_settings(recipe),
     )
     fraction = 2 / max(prune.folds, 2)
     return Task(title, stage, {"dense": dense}, cost=1.3 * prune.finetune_epochs * fraction)
 
 
-def select_task(recipe: Recipe, pool: Tasks) -> Task:
-    """Select the ensemble (EED main paper, section 4.1)."""
-    combiner = recipe.ensemble.combiner
-    stage = SelectStage(select=recipe.select, members=recipe.members, combiner=combiner, **_common(recipe))
-    return Task("select the ensemble", stage, pool, cost=2)
-
-
-def ensemble_task(recipe: Recipe, dense: Task, pool: Tasks, select: Task) -> Task:
-    """Train the ensemble (EED main paper, sections 4.2 and 4.3); the dense parent may teach.
-
-    Args:
-        recipe: the settings.
-        dense: trains the dense parent.
-        pool: prunes the sub-models, by role.
-        select: selects among them.
-    """
-    stage = EnsembleStage(
-        ensemble=recipe.ensemble, eval_every=recipe.train.eval_every, precision=recipe.precision, **_common(recipe)
-    )
-    cost = recipe.ensemble.epochs * 2.5 * recipe.members
-    return Task("train the ensemble", stage, {"dense": dense, "select": select, **pool}, cost=cost)
-
-
-def calibrate_task(recipe: Recipe, ensemble: Task) -> Task:
-    """Calibrate the stopping rule (EED main paper, section 4.4)."""
-    stage = CalibrateStage(stopping=recipe.stopping, **_common(recipe))
-    return Task("calibrate the stopping rule", stage, {"ensemble": ensemble}, cost=8)
-
-
-def baseline_tasks(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
+def _baseline_tasks(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Task]:
     """What the ensemble is compared with: one HARP model of the same total sparsity, one small dense network.
 
     The HARP model learns its mask on all images and is fine-tuned as long as a sub-model and the ensemble together. It
-    keeps single weights where the members are N:M, which has one sparsity only.
-
-    Args:
-        recipe: the settings.
-        dense: trains the dense parent.
-        select: its multiply-accumulates decide the width of the small network.
+    keeps single weights where the members are N:M, which has one sparsity only. The multiply-accumulates of the
+    selected members decide the width of the small network.
     """
     longer = replace(recipe.prune, folds=1, finetune_epochs=recipe.prune.finetune_epochs + recipe.ensemble.epochs)
     if isinstance(longer.granularity, NM):
@@ -187,38 +165,32 @@ def baseline_tasks(recipe: Recipe, dense: Task, select: Task) -> tuple[Task, Tas
     return harp, small
 
 
-def attack_tasks(recipe: Recipe, models: Tasks, pool: Tasks) -> dict[str, Task]:
-    """Every attack on every row, and the security curves; one task each, so that they run side by side.
-
-    Args:
-        recipe: the settings.
-        models: make the models of the result table, by role.
-        pool: prune the sub-models, by role.
-    """
+def _attack_tasks(recipe: Recipe, models: Tasks, pool: Tasks) -> dict[str, Task]:
+    """Every attack on every row, and the security curves; one task each, so that they run side by side."""
     tasks = {}
     for row in ROWS:
-        for attack in attacks_on_row(row, recipe):
+        for attack in _attacks_on_row(row, recipe):
             stage = AttackStage(row=row, attack=attack, **_row_settings(recipe))
             # Long ones start first, so that none is left alone at the end.
             long = 10 if attack.label.startswith("autoattack") else 3 if isinstance(attack, Hijack | Slowdown) else 1
             cost = long * (4.0 if row.startswith("ensemble") else 1.0)
             title = f"attack {row}: {attack.label}"
-            tasks[f"attack.{row}.{attack.label}"] = Task(title, stage, row_inputs(row, models, pool), cost=cost)
-    evaluation = recipe.evaluate
-    for row in CURVE_ROWS if evaluation.curve_eps else ():
+            tasks[f"attack.{row}.{attack.label}"] = Task(title, stage, _row_inputs(row, models, pool), cost=cost)
+    settings = recipe.evaluate
+    for row in CURVE_ROWS if settings.curve_eps else ():
         curve = CurveStage(
             row=row,
-            attack=evaluation.curve_attack,
-            eps=evaluation.curve_eps,
-            curve_images=evaluation.curve_images,
+            attack=settings.curve_attack,
+            eps=settings.curve_eps,
+            curve_images=settings.curve_images,
             **_row_settings(recipe),
         )
         cost = 5.0 if row.startswith("ensemble") else 1.5
-        tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, row_inputs(row, models, pool), cost=cost)
+        tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, _row_inputs(row, models, pool), cost=cost)
     return tasks
 
 
-def attacks_on_row(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
+def _attacks_on_row(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
     """Return the attacks on a row, each once.
 
     What is crafted for the static ensemble is evaluated on the dynamic one, too; beside it the dynamic row is attacked
@@ -241,17 +213,6 @@ def attacks_on_row(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
     return tuple(attack for attack in everything if attack.label not in known)
 
 
-def evaluate_task(recipe: Recipe, inputs: Tasks) -> Task:
-    """Put the attacks together, one result a row."""
-    stage = EvaluateStage(
-        sparsity=recipe.sparsity,
-        member_sparsity=recipe.member_sparsity,
-        parent_trained_here=recipe.parent is None,
-        **_row_settings(recipe),
-    )
-    return Task("evaluate", stage, inputs, cost=6)
-
-
 def run_index(recipe: Recipe) -> RunIndex:
     """Return what is needed to load the models of a run from its folder."""
     models, pool = model_tasks(recipe)
@@ -259,20 +220,14 @@ def run_index(recipe: Recipe) -> RunIndex:
         data=recipe.data,
         threat=recipe.threat,
         combiner=recipe.ensemble.combiner,
-        rows={row: {role: task.folder for role, task in row_inputs(row, models, pool).items()} for row in ROWS},
+        rows={row: {role: task.folder for role, task in _row_inputs(row, models, pool).items()} for row in ROWS},
         claimed_sparsity=claimed_sparsity(recipe.sparsity, recipe.member_sparsity),
         extra_data="none" if recipe.parent is None else None,
     )
 
 
-def row_inputs(row: str, models: Tasks, pool: Tasks) -> Tasks:
-    """Return the tasks that a row of the result table is loaded from.
-
-    Args:
-        row: of `ROWS`.
-        models: tasks that make models, by role.
-        pool: tasks of the sub-models, by role.
-    """
+def _row_inputs(row: str, models: Tasks, pool: Tasks) -> Tasks:
+    """Return the tasks that a row of the result table is loaded from."""
     if row == "best_member":
         return {"select": models["select"], **pool}
     if row == "ensemble_dynamic":
@@ -284,13 +239,12 @@ def row_inputs(row: str, models: Tasks, pool: Tasks) -> Tasks:
 
 def _train_stage(recipe: Recipe) -> TrainStage:
     """Return the stage that trains a network from fresh weights."""
-    return TrainStage(model=recipe.model, train=recipe.train, precision=recipe.precision, **_common(recipe))
+    return TrainStage(model=recipe.model, train=recipe.train, precision=recipe.precision, **_model_settings(recipe))
 
 
-def _common(recipe: Recipe) -> dict[str, Any]:
+def _model_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that all stages share that make models."""
-    names = ("seed", "data", "threat", "held_out_attack")
-    return {name: getattr(recipe, name) for name in names}
+    return {name: getattr(recipe, name) for name in ("seed", "data", "threat", "held_out_attack")}
 
 
 def _row_settings(recipe: Recipe) -> dict[str, Any]:

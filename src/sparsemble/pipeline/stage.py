@@ -15,6 +15,7 @@ Inputs = Mapping[str, Artifact]
 """Finished artifacts that a stage reads, by role."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Stage(Component):
     """A step of the method; its fields, inputs and version decide its result."""
 
@@ -31,9 +32,7 @@ class Stage(Component):
     def run(self, context: Context, inputs: Inputs) -> None:
         """Compute from the inputs, and leave the artifact's files in `context.output`.
 
-        Args:
-            context: device, randomness, progress; its folder is empty, or holds what an interrupted try left.
-            inputs: finished artifacts, by role.
+        The folder of the context is empty, or holds what an interrupted try left.
         """
 
 

@@ -1,4 +1,4 @@
-"""One attack on one row of the result table."""
+"""One attack on one row of the result table, and accuracy of a row against eps."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -6,6 +6,7 @@ from typing import ClassVar, final
 import torch
 
 from sparsemble.api.context import Context
+from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.member import Member
 from sparsemble.attacks.ensemble.prefix import Prefix
@@ -16,6 +17,7 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.inputs import select_images
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
+from sparsemble.evaluation.metrics import security_curve
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Progress
 from sparsemble.evaluation.run_attacks import run_attacks
@@ -34,7 +36,6 @@ SHARD = 250
 class RowStage(WithData):
     """A stage that evaluates rows of the result table."""
 
-    seed: int
     threat: ThreatModel
     combiner: Combiner
     images: int = 0
@@ -79,7 +80,7 @@ class AttackStage(RowStage):
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `attack.json` and the store of outcomes; only the reason, if the attack cannot run."""
         row = load_row(self.row, inputs, self.combiner, context.device)
-        needed, members = members_needed(self.attack), len(row.ensemble.members)
+        needed, members = _members_needed(self.attack), len(row.ensemble.members)
         if needed > members:
             reason = f"it needs {needed} members, and the ensemble that was selected has {members}"
             write_json(context.output / ATTACK, {ABSENT: reason})
@@ -92,7 +93,28 @@ class AttackStage(RowStage):
         write_json(context.output / ATTACK, {"label": self.attack.label, "attack": to_dict(self.attack)})
 
 
-def members_needed(attack: EnsembleAttack) -> int:
+@final
+@stages.register("curve")
+@dataclass(frozen=True, kw_only=True)
+class CurveStage(RowStage):
+    """Attack one row at each radius, on the first test images, until accuracy is zero."""
+
+    version: ClassVar[int] = 2
+
+    row: str
+    attack: Attack
+    eps: tuple[float, ...]
+    curve_images: int
+
+    def run(self, context: Context, inputs: Inputs) -> None:
+        """Leave `curve.json`."""
+        row = load_row(self.row, inputs, self.combiner, context.device)
+        job = self.job(row, (self.attack,), context.device)
+        curve = security_curve(job, self.curve_images, OutcomeStore(), attack=self.attack, radii=self.eps)
+        write_json(context.output / "curve.json", to_dict(curve))
+
+
+def _members_needed(attack: EnsembleAttack) -> int:
     """Return the number of members that an ensemble must have for an attack to be possible."""
     match attack:
         case SurrogateAttack(surrogate=Member(index=needed) | Prefix(length=needed)):

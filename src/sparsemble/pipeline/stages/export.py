@@ -27,7 +27,6 @@ class ExportStage(Stage):
 
     version: ClassVar[int] = 2
 
-    seed: int
     title: str
     """Name of the run."""
     recipe: Recipe

@@ -30,7 +30,6 @@ class LatencyStage(WithData):
 
     version: ClassVar[int] = 3
 
-    seed: int
     combiner: Combiner
     rounds: int = 9
 

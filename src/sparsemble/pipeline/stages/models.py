@@ -1,8 +1,7 @@
 """The stages that make models: train, prune, select, ensemble, calibrate; each calls the API and saves the result."""
 
 import bisect
-from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -36,51 +35,45 @@ PHOTOGRAPH = 64
 """Height and width, in pixels, from which on images are treated as photographs."""
 
 
-def settings(section: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return the settings of a section of the recipe as the keyword arguments of a function of the API."""
-    return {field.name: getattr(section, field.name) for field in fields(section) if field.name not in without}
+@dataclass(frozen=True, kw_only=True)
+class ModelStage(WithData):
+    """A stage that makes models, or selects among them, by what they do on held-out images."""
+
+    threat: ThreatModel
+    held_out_attack: Attack
+
+    def shared(self, context: Context) -> dict[str, Any]:
+        """Return the arguments that all functions of the API take."""
+        shared = {"data": dataset(self.data), "threat": self.threat, "held_out_attack": self.held_out_attack}
+        return {**shared, "context": context}
 
 
 @final
 @stages.register("train")
 @dataclass(frozen=True, kw_only=True)
-class TrainStage(WithData):
+class TrainStage(ModelStage):
     """Train the architecture from fresh weights (EED main paper, eqs. 1-2)."""
 
     parallel: ClassVar[bool] = True
 
-    seed: int
     model: Architecture
-    threat: ThreatModel
     train: recipe.Train
-    held_out_attack: Attack
     precision: Precision = Precision()
 
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `model.safetensors` and `history.jsonl`."""
-        trained = api.train(
-            self.model,
-            dataset(self.data),
-            self.threat,
-            **settings(self.train),
-            held_out_attack=self.held_out_attack,
-            precision=self.precision,
-            context=context,
-        )
+        trained = api.train(self.model, **vars(self.train), precision=self.precision, **self.shared(context))
         trained.save(context.output)
 
 
 @final
 @stages.register("load_parent")
 @dataclass(frozen=True, kw_only=True)
-class LoadParentStage(WithData):
+class LoadParentStage(ModelStage):
     """A classifier that was trained elsewhere takes the place of the dense parent; nothing is trained."""
 
-    seed: int
     model: Architecture
-    threat: ThreatModel
     parent: recipe.Parent
-    held_out_attack: Attack
 
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `model.safetensors` and an empty `history.jsonl`."""
@@ -120,21 +113,18 @@ def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: 
 @final
 @stages.register("prune")
 @dataclass(frozen=True, kw_only=True)
-class PruneStage(WithData):
+class PruneStage(ModelStage):
     """Prune the dense parent with one score on one fold of the images, then fine-tune what is left."""
 
     parallel: ClassVar[bool] = True
     version: ClassVar[int] = 3
 
-    seed: int
-    threat: ThreatModel
     prune: recipe.Prune
     score: PruningScore
     fold: int
     """Number of the data fold, counted from 1."""
     sparsity: float
     """Of this sub-model, in [0, 1)."""
-    held_out_attack: Attack
     eval_every: int = 1
     precision: Precision = Precision()
 
@@ -149,18 +139,16 @@ class PruneStage(WithData):
         # The partition is drawn anew for every score and is the same for its sub-models.
         partition = np.random.default_rng(draw_seed(self.seed, "shares", self.score.name))
         folds = data_folds(data.train.labels, self.prune.folds, partition)
+        fold = replace(data, train=data.train.subset(folds[self.fold - 1]))
         pruned = api.prune(
             TrainedModel.load(inputs["dense"].path, context.device),
-            replace(data, train=data.train.subset(folds[self.fold - 1])),
-            self.threat,
             sparsity=self.sparsity,
             score=self.score,
-            **settings(self.prune, without=("scores", "folds")),
+            **{name: value for name, value in vars(self.prune).items() if name not in ("scores", "folds")},
             eval_every=self.eval_every,
-            held_out_attack=self.held_out_attack,
             precision=self.precision,
             name=f"{self.score.name}-{self.fold}",
-            context=context,
+            **{**self.shared(context), "data": fold},
         )
         pruned.save(context.output)
 
@@ -168,30 +156,21 @@ class PruneStage(WithData):
 @final
 @stages.register("select")
 @dataclass(frozen=True, kw_only=True)
-class SelectStage(WithData):
+class SelectStage(ModelStage):
     """Select the members of the ensemble (EED main paper, section 4.1)."""
 
     version: ClassVar[int] = 3
 
-    seed: int
-    threat: ThreatModel
     select: SelectionRule
     members: int
     combiner: Combiner
-    held_out_attack: Attack
 
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `select.json`."""
         pool = with_prefix(inputs, "pool")
+        models = {name: TrainedModel.load(artifact.path, context.device) for name, artifact in pool.items()}
         selection = api.select(
-            {name: TrainedModel.load(artifact.path, context.device) for name, artifact in pool.items()},
-            dataset(self.data),
-            self.threat,
-            size=self.members,
-            rule=self.select,
-            combiner=self.combiner,
-            held_out_attack=self.held_out_attack,
-            context=context,
+            models, size=self.members, rule=self.select, combiner=self.combiner, **self.shared(context)
         )
         selection.save(context.output)
 
@@ -199,16 +178,13 @@ class SelectStage(WithData):
 @final
 @stages.register("ensemble")
 @dataclass(frozen=True, kw_only=True)
-class EnsembleStage(WithData):
+class EnsembleStage(ModelStage):
     """Train the members together, masks held, and put them in running order (EED main paper, sections 4.2 and 4.3)."""
 
     parallel: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
-    seed: int
-    threat: ThreatModel
     ensemble: recipe.Ensemble
-    held_out_attack: Attack
     eval_every: int = 1
     precision: Precision = Precision()
 
@@ -218,14 +194,11 @@ class EnsembleStage(WithData):
         names: list[str] = inputs["select"].json("select.json")["ensemble"]
         ensemble = api.train_ensemble(
             {name: TrainedModel.load(pool[name].path, context.device) for name in names},
-            dataset(self.data),
-            self.threat,
             parent=TrainedModel.load(inputs["dense"].path, context.device),
-            **settings(self.ensemble),
+            **vars(self.ensemble),
             eval_every=self.eval_every,
-            held_out_attack=self.held_out_attack,
             precision=self.precision,
-            context=context,
+            **self.shared(context),
         )
         ensemble.save(context.output)
 
@@ -233,26 +206,17 @@ class EnsembleStage(WithData):
 @final
 @stages.register("calibrate")
 @dataclass(frozen=True, kw_only=True)
-class CalibrateStage(WithData):
+class CalibrateStage(ModelStage):
     """Choose the settings of the stopping rule, and which member runs first, on held-out images."""
 
     version: ClassVar[int] = 7
 
-    seed: int
-    threat: ThreatModel
     stopping: recipe.Stopping
-    held_out_attack: Attack
 
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `stopping.json` and the member logits that the rule was set on."""
-        calibrated = api.calibrate(
-            TrainedEnsemble.load(inputs["ensemble"].path, context.device),
-            dataset(self.data),
-            self.threat,
-            **settings(self.stopping),
-            held_out_attack=self.held_out_attack,
-            context=context,
-        )
+        ensemble = TrainedEnsemble.load(inputs["ensemble"].path, context.device)
+        calibrated = api.calibrate(ensemble, **vars(self.stopping), **self.shared(context))
         # The order counts from the ensemble's artifact, which keeps the members.
         calibrated.save_rule(context.output, inputs["ensemble"].path.name)
 
@@ -265,7 +229,6 @@ class SmallDenseStage(Stage):
 
     parallel: ClassVar[bool] = True
 
-    seed: int
     parent: Stage
     """How the parent was trained; only the width changes."""
 
@@ -274,33 +237,22 @@ class SmallDenseStage(Stage):
         assert isinstance(self.parent, TrainStage)
         macs = inputs["select"].json("select.json")["macs_nonzero"]
         data = dataset(self.parent.data)
-        architecture = narrowed(widest(self.parent.model, data.shape), data, macs)
-        replace(self.parent, model=architecture).run(context, inputs)
+        widest: Any = self.parent.model
+        if "width" not in vars(widest):  # a layout without a width to set is replaced by a ResNet-18
+            widest = ResNet(stem="imagenet" if min(data.shape[1:]) >= PHOTOGRAPH else "cifar")
+        replace(self.parent, model=_narrowed(widest, data, macs)).run(context, inputs)
 
 
-def widest(architecture: Architecture, shape: tuple[int, int, int]) -> Architecture:
-    """Return the layout that is narrowed: the parent's own, or a ResNet-18 where that has no width to set."""
-    if "width" in vars(architecture):
-        return architecture
-    return ResNet(stem="imagenet" if min(shape[1:]) >= PHOTOGRAPH else "cifar")
-
-
-def narrowed(architecture: Any, data: Dataset, macs: int) -> Architecture:
-    """Return the architecture at the width, up to its own, whose dense multiply-accumulates are nearest to `macs`.
-
-    Args:
-        architecture: a component with a width.
-        data: decides the shape of the images and the number of classes.
-        macs: multiply-accumulates of one image to come near to.
-    """
+def _narrowed(widest: Any, data: Dataset, macs: int) -> Architecture:
+    """Return the architecture at the width whose dense multiply-accumulates are nearest to `macs`."""
 
     def at(width: int) -> Architecture:
-        narrow: Architecture = replace(architecture, width=width)
+        narrow: Architecture = replace(widest, width=width)
         return narrow
 
     def macs_at(width: int) -> int:
         return count_macs(ModelSpec.of(at(width), data).build(), data.shape).dense
 
-    largest: int = architecture.width
+    largest: int = widest.width
     above = bisect.bisect_left(range(1, largest + 1), macs, key=macs_at) + 1
     return at(min((max(above - 1, 1), min(above, largest)), key=lambda width: abs(macs_at(width) - macs)))

@@ -40,7 +40,6 @@ class ReportStage(Stage):
     """Tables, plots and one page."""
 
     version: ClassVar[int] = 3
-    seed: int
     title: str
     """Name of the run."""
     command: str

@@ -22,8 +22,9 @@ import sparsemble.training  # noqa: F401 (imports register the components)
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
 from sparsemble.core.errors import InputError
+from sparsemble.core.registry import to_dict
 from sparsemble.models.resnet import ResNet
-from sparsemble.pipeline.recipe import Evaluate, Recipe, Stopping, load_recipe, resolved, shipped
+from sparsemble.pipeline.recipe import Evaluate, Recipe, Stopping, load_recipe, shipped
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "tests" / "end_to_end" / "smoke.toml"
@@ -201,14 +202,14 @@ class TestRecipe:
     def test_written_out_it_reads_back_to_the_same(self, name: str, tmp_path: Path) -> None:
         _, recipe = load_recipe(name)
         path = tmp_path / "resolved.toml"
-        path.write_text(tomli_w.dumps(resolved(recipe)), "utf-8")
+        path.write_text(tomli_w.dumps(to_dict(recipe)), "utf-8")
         title, again = load_recipe(str(path))
         assert title == "resolved"
         assert again == recipe
-        assert resolved(again) == resolved(recipe)
+        assert to_dict(again) == to_dict(recipe)
 
     def test_written_out_it_spells_every_default_and_no_alias(self) -> None:
-        table = resolved(smoke("model=resnet18", "stopping={}"))
+        table = to_dict(smoke("model=resnet18", "stopping={}"))
         assert table["model"] == {"name": "resnet", "depth": 18, "width": 64, "stem": "cifar"}
         assert table["stopping"]["max_accuracy_drop"] == Stopping().max_accuracy_drop
         assert table["stopping"]["rule"]["name"] == "die"
@@ -218,7 +219,7 @@ class TestRecipe:
     @few
     def test_no_digit_of_a_number_is_lost(self, eps: float, sparsity: float) -> None:
         recipe = replace(BASE, sparsity=sparsity, threat=replace(BASE.threat, eps=eps))
-        assert from_dict(Recipe, parse_toml(tomli_w.dumps(resolved(recipe)), "here")) == recipe
+        assert from_dict(Recipe, parse_toml(tomli_w.dumps(to_dict(recipe)), "here")) == recipe
 
     def test_a_fraction_is_read_as_one(self) -> None:
         assert smoke("threat.eps='8/255'").threat.eps == 8 / 255

@@ -15,7 +15,7 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.source_file import files_beside
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
+from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.validate_recipe import validate_recipe
 from tests.unit.test_docs import ROOT, blocks
 
@@ -62,11 +62,11 @@ class TestBuild:
         recipe_file.write_text(SMOKE.read_text("utf-8"), "utf-8")
         setting = 'evaluate.attacks=["pgd", {name = "single_step.py:SingleStep", step_size = 0.5}]'
         _, recipe = load_recipe(str(recipe_file), (setting, "held_out_attack=single_step.py:SingleStep"))
-        stored = resolved(recipe)
+        stored = to_dict(recipe)
         assert stored["evaluate"]["attacks"][1]["name"] == f"{file}:SingleStep"
         read_back = from_dict(Recipe, json.loads(json.dumps(stored)))
         assert read_back == recipe
-        assert resolved(read_back) == stored
+        assert to_dict(read_back) == stored
 
 
 class TestHash:

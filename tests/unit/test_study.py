@@ -18,7 +18,7 @@ from sparsemble.pipeline.engines.worker import task_file
 from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
 from sparsemble.pipeline.stage import Inputs, Stage, Task
 from sparsemble.pipeline.study import Study, cells, load_study
-from sparsemble.pipeline.study_table import lines
+from sparsemble.pipeline.study_command import study_lines
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
 HEAD = f'recipe = "{SMOKE}"\n'
@@ -95,7 +95,7 @@ def made_up(asked: Study) -> tuple[StudyLine, ...]:
         for cell in cells(asked)
         for row in (cell.made or asked.rows)
     ]
-    return lines(made, list(asked.axes))
+    return study_lines(made, list(asked.axes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.evaluation.statistics import wilson
-from sparsemble.pipeline.study_table import interval
+from sparsemble.pipeline.study_command import study_interval
 
 
 def quantile(freedom: int) -> float:
@@ -21,12 +21,12 @@ def quantile(freedom: int) -> float:
 
 
 def test_one_seed_has_wilsons_interval() -> None:
-    assert interval([0.8], 50) == wilson(40, 50)
+    assert study_interval([0.8], 50) == wilson(40, 50)
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.integers(10, 500))
 def test_several_seeds_never_narrow_it_below_one_seeds_images(shares: list[float], images: int) -> None:
-    low, high = interval(shares, images)
+    low, high = study_interval(shares, images)
     mean = sum(shares) / len(shares)
     one = wilson(round(mean * images), images)
     assert 0 <= low <= one[0] + 1e-9
@@ -35,9 +35,9 @@ def test_several_seeds_never_narrow_it_below_one_seeds_images(shares: list[float
 
 def test_seeds_that_differ_widen_it() -> None:
     """Two seeds 20 points apart: t = 12.7 at one degree of freedom makes it as good as no information."""
-    same, apart = interval([0.5, 0.5], 400), interval([0.4, 0.6], 400)
+    same, apart = study_interval([0.5, 0.5], 400), study_interval([0.4, 0.6], 400)
     assert apart[1] - apart[0] > 0.9 > 0.2 > same[1] - same[0]
-    three = interval([0.48, 0.5, 0.52], 400)
+    three = study_interval([0.48, 0.5, 0.52], 400)
     spread = 4.30 * 0.02 / 3**0.5
     low, high = wilson(200, 400)
     assert three[0] == pytest.approx(0.5 - ((0.5 - low) ** 2 + spread**2) ** 0.5, abs=1e-3)
@@ -50,7 +50,7 @@ def test_many_seeds_are_held_to_students_t_too() -> None:
         shares = [0.49 if i % 2 else 0.51 for i in range(seeds)]
         mean = sum(shares) / seeds
         deviation = (sum((share - mean) ** 2 for share in shares) / (seeds - 1)) ** 0.5
-        low, _ = interval(shares, 10**9)
+        low, _ = study_interval(shares, 10**9)
         used = (mean - low) / (deviation / seeds**0.5)
         exact = quantile(seeds - 1)
         assert exact <= used <= (exact * 1.001 if seeds <= 10 else 2.27)

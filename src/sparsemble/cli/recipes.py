@@ -101,7 +101,7 @@ def run_recipe(
     """
     need_train("run")
     from sparsemble.pipeline.recipe import load_recipe
-    from sparsemble.pipeline.run import RunOptions, read_summary, run
+    from sparsemble.pipeline.run import RunOptions, run
 
     title, recipe = load_recipe(name, tuple(changes))
     folder = out or Path("runs") / title
@@ -123,9 +123,10 @@ def run_recipe(
         paths = [str(artifact.path) for artifact in artifacts]
         show_result(to_json=lambda: dumps(paths), table=lambda: "\n".join(paths), json=json, quiet=quiet)
         return
+    from sparsemble.core.results import RunSummary
     from sparsemble.report import run_table
 
-    summary = read_summary(folder)
+    summary = RunSummary.load(folder / "report" / "summary.json")
     show_result(to_json=summary.to_json, table=lambda: run_table(summary), json=json, quiet=quiet)
     if not (json or quiet):
         typer.echo(f"report: {folder / 'report' / 'index.html'}")

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sparsemble.api.evaluation import RESULT
 from sparsemble.attacks.attack import attacks
@@ -35,7 +35,7 @@ from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Report
 from sparsemble.evaluation.run_attacks import run_attacks, source_hash, weights_hash
 from sparsemble.evaluation.sanity_attacks import TRANSFERRED
-from sparsemble.pipeline.progress import time_left
+from sparsemble.pipeline.progress import make_bars, time_left
 from sparsemble.pipeline.stage import dataset, fingerprint
 
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
@@ -88,7 +88,7 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
         InputError: anything wrong with the options.
     """
     device = choose_device(options.device)
-    chosen = parse_attacks(options.attacks)
+    chosen = _parse_attacks(options.attacks)
     given = resolve_data(options.data) if options.data else None
     images = dataset(given) if given else None
     target = load_target(options.target, row=options.row, model=options.model, data=images, device=device)
@@ -172,11 +172,7 @@ def compare_files(paths: Sequence[Path], out: Path | None) -> ComparisonResult:
 
 
 def _check_folder(plan: EvaluationPlan) -> None:
-    """Refuse a folder that holds the result of another model.
-
-    Raises:
-        InputError: the weights differ.
-    """
+    """Refuse a folder that holds the result of another model."""
     there = plan.folder / RESULT
     if there.is_file():
         old, new = read_json(there).get("model", {}).get("sha256"), weights_hash(plan.target.model)
@@ -187,15 +183,10 @@ def _check_folder(plan: EvaluationPlan) -> None:
             )
 
 
-def parse_attacks(text: str) -> tuple[AnyAttack, ...]:
-    """Read `pgd,file.py:Mine` or a list in TOML such as `[{name = "pgd", steps = 100}]`.
-
-    Raises:
-        InputError: an unknown attack or setting.
-    """
-    specs = (
-        parse_toml(f"attacks = {text}", "--attacks")["attacks"] if text.lstrip().startswith("[") else text.split(",")
-    )
+def _parse_attacks(text: str) -> tuple[AnyAttack, ...]:
+    """Read `pgd,file.py:Mine` or a list in TOML such as `[{name = "pgd", steps = 100}]`."""
+    is_list = text.lstrip().startswith("[")
+    specs = parse_toml(f"attacks = {text}", "--attacks")["attacks"] if is_list else text.split(",")
     registries = (attacks, ensemble_attacks)
     return tuple(build_from(registries, s.strip() if isinstance(s, str) else s, "--attacks") for s in specs)
 
@@ -228,20 +219,8 @@ def _folder(options: EvaluationOptions, target: LoadedModel, job: EvaluationJob)
 @contextmanager
 def _bar(console: Console, title: str) -> Iterator[Report]:
     """Show one bar with the time left; lines where output is no terminal."""
-    import time
-
     began = time.perf_counter()
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[text]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bar = make_bars(console, transient=True, disable=not console.is_terminal)
     task = bar.add_task(f"evaluate {title}", total=1.0, text="")
     shown = ""
 
@@ -252,9 +231,8 @@ def _bar(console: Console, title: str) -> Iterator[Report]:
         step = text.partition(":")[0]
         if not console.is_terminal and step != shown:
             shown = step
-            console.print(
-                f"[{100 * fraction:3.0f}%] {step}{', ' + left if left else ''}", markup=False, highlight=False
-            )
+            line = f"[{100 * fraction:3.0f}%] {step}{', ' + left if left else ''}"
+            console.print(line, markup=False, highlight=False)
 
     with bar:
         yield report

@@ -3,7 +3,6 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, final
 
 from rich import box
@@ -27,13 +26,6 @@ class Progress(ABC):
     """Follows the tasks of a run, and estimates the time left."""
 
     def __init__(self, console: Console, tasks: Sequence[Task], board: Board | None = None) -> None:
-        """Set up.
-
-        Args:
-            console: where it shows.
-            tasks: what will run.
-            board: where epochs are drawn, too.
-        """
         self.console = console
         self.board = board
         self.trainings: dict[str, list[dict[str, Any]]] = {}
@@ -127,9 +119,7 @@ class Progress(ABC):
     def __enter__(self) -> "Progress":
         """Begin."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End."""
         if self.board:
             self.board.close()
@@ -141,15 +131,7 @@ class BarProgress(Progress):
 
     def __init__(self, console: Console, tasks: Sequence[Task], board: Board | None = None) -> None:
         super().__init__(console, tasks, board)
-        self.bars = Bars(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[text]}"),
-            console=console,
-        )
+        self.bars = make_bars(console)
         self.live = Live(get_renderable=self._shown, console=console, transient=True, refresh_per_second=4)
         self.whole = self.bars.add_task("[bold]whole run", total=1.0, text="")
         self.ids: dict[str, TaskID] = {}
@@ -197,11 +179,9 @@ class BarProgress(Progress):
         self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.live.stop()
-        super().__exit__(kind, error, trace)
+        super().__exit__(*error)
 
 
 @final
@@ -226,6 +206,20 @@ class PlainProgress(Progress):
 
     def __enter__(self) -> "Progress":
         return self
+
+
+def make_bars(console: Console, **options: Any) -> Bars:
+    """Return bars with the time that has passed and a text; `options` are those of rich."""
+    return Bars(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[text]}"),
+        console=console,
+        **options,
+    )
 
 
 def make_progress(
@@ -263,11 +257,11 @@ def epochs_table(trainings: Mapping[str, Sequence[dict[str, Any]]]) -> Table | N
         table.add_column(column, justify="right", no_wrap=True)
     for title, records in shown.items():
         for i, record in enumerate(records[-LAST:] if len(shown) == 1 else records[-1:]):
-            table.add_row("" if i else title, *cells(record))
+            table.add_row("" if i else title, *_cells(record))
     return table
 
 
-def cells(record: Mapping[str, Any]) -> list[str]:
+def _cells(record: Mapping[str, Any]) -> list[str]:
     """Return an epoch's numbers as text; held-out accuracies are there when it was measured."""
     shares = [record.get(name) for name in ("held_out_clean", "held_out_robust")]
     return [
@@ -281,6 +275,6 @@ def cells(record: Mapping[str, Any]) -> list[str]:
 
 def epoch_line(title: str, record: Mapping[str, Any]) -> str:
     """Write an epoch as one line of a log."""
-    epoch, loss, clean, robust, rate, seconds = cells(record)
+    epoch, loss, clean, robust, rate, seconds = _cells(record)
     measured = f", held-out clean {clean} %, robust {robust} %" if clean else ""
     return f"  {title}: epoch {epoch}, loss {loss}{measured}, learning rate {rate}, {seconds} s"

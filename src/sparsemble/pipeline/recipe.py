@@ -1,6 +1,5 @@
 """The recipe of a whole run: what `sparsemble run` reads."""
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,6 @@ from sparsemble.core.artifacts import file_hash
 from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, StoppingRule
-from sparsemble.core.registry import to_dict
 from sparsemble.core.source_file import files_beside
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import DataSource
@@ -25,7 +23,6 @@ from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
 from sparsemble.ensemble.selection.rule import SelectionRule
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.models.architecture import Architecture
-from sparsemble.models.graph import Graph
 from sparsemble.pruning.budget import Budget
 from sparsemble.pruning.budgets.weights import Weights
 from sparsemble.pruning.granularities.weight import Weight
@@ -34,7 +31,6 @@ from sparsemble.pruning.layer_rates import LayerRates
 from sparsemble.pruning.method import PruningMethod
 from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore
-from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.loss import TrainingLoss, nested_losses
 from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
@@ -108,21 +104,6 @@ class Prune:
             raise InputError("scores is empty; name at least one, such as nis, erm, ase, bnsf")
         if len({score.name for score in self.scores}) < len(self.scores):
             raise InputError(f"scores names one twice: {', '.join(score.name for score in self.scores)}")
-
-    def target(self, graph: Graph, sparsity: float) -> SparsityTarget:
-        """Return how much of a network shall stay.
-
-        Raises:
-            InputError: a sparsity that cannot be reached.
-        """
-        return SparsityTarget(
-            graph=graph,
-            sparsity=sparsity,
-            granularity=self.granularity,
-            budget=self.budget,
-            rates=self.rates,
-            floor=self.floor,
-        )
 
     @property
     def pool(self) -> tuple[tuple[PruningScore, int], ...]:
@@ -205,11 +186,6 @@ class Evaluate:
         if list(self.curve_eps) != sorted(set(self.curve_eps)) or (self.curve_eps and self.curve_eps[0] != 0):
             raise InputError(f"curve_eps must rise from 0, got {list(self.curve_eps)}")
 
-    @property
-    def every_attack(self) -> tuple[Attack, ...]:
-        """All attacks on images, whichever row they are run on."""
-        return (*self.attacks, self.adaptive, *self.black_box, self.curve_attack)
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +229,8 @@ class Recipe:
         pool = len(self.prune.pool)
         _for_a_single_network("train.loss", self.train.loss)
         _for_a_single_network("prune.loss", self.prune.loss)
-        for attack in self.evaluate.every_attack:
+        evaluate = self.evaluate
+        for attack in (*evaluate.attacks, evaluate.adaptive, *evaluate.black_box, evaluate.curve_attack):
             attack.check_norm(self.threat.norm)
         if self.seed < 0:
             raise InputError(f"seed = {self.seed} must be 0 or more")
@@ -272,7 +249,7 @@ class Recipe:
 
     @property
     def member_sparsity(self) -> float:
-        """Sparsity of each member: 1 - (1 - sparsity) / members (method.md section 1)."""
+        """Sparsity of each member: all members together have the weights of one model of the recipe's sparsity."""
         return 1 - (1 - self.sparsity) / self.members
 
 
@@ -280,6 +257,21 @@ def shipped(kind: Literal["recipes", "studies"] = "recipes") -> dict[str, str]:
     """Return the recipes or studies that come with the package, by name, as TOML text."""
     folder = resources.files("sparsemble") / kind
     return {entry.name[:-5]: entry.read_text("utf-8") for entry in folder.iterdir() if entry.name.endswith(".toml")}
+
+
+def read_named(name: str, kind: Literal["recipe", "study"]) -> tuple[Path, dict[str, Any]]:
+    """Read a recipe or study by its name or path, and return the path and the table.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        return path, read_toml(path)
+    texts = shipped("recipes" if kind == "recipe" else "studies")
+    if name in texts:
+        return path, parse_toml(texts[name], name)
+    raise InputError(f'"{name}" is neither a {kind} nor a .toml file{nearest(name, texts)}')
 
 
 def load_recipe(name: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]:
@@ -291,22 +283,11 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]
     Raises:
         InputError: no such recipe, or anything wrong in it.
     """
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        table = read_toml(path)
-        stem = path.parent.name if path.name == "recipe.toml" else path.stem
-    elif name in (recipes := shipped()):
-        table, stem = parse_toml(recipes[name], name), name
-    else:
-        raise InputError(f'"{name}" is neither a recipe nor a .toml file{nearest(name, recipes)}')
+    path, table = read_named(name, "recipe")
     with files_beside(path.parent):
-        return stem, from_dict(Recipe, override(table, settings))
-
-
-def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain values, every default written out."""
-    table: dict[str, Any] = json.loads(json.dumps(to_dict(recipe)))
-    return table
+        recipe = from_dict(Recipe, override(table, settings))
+    stem = path.stem if path.suffix == ".toml" or path.is_file() else name
+    return path.parent.name if path.name == "recipe.toml" else stem, recipe
 
 
 def _for_a_single_network(where: str, training_loss: TrainingLoss) -> None:

@@ -14,11 +14,12 @@ from rich.console import Console
 from sparsemble.core.artifacts import META, Artifact, only_run_in, read_json, write_bytes
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
-from sparsemble.core.results import ExportResult, RunSummary
+from sparsemble.core.registry import to_dict
+from sparsemble.core.results import ExportResult
 from sparsemble.pipeline.engines.driver import run_tasks
 from sparsemble.pipeline.graph import RunGraph, build_graph, run_index
 from sparsemble.pipeline.progress import make_progress
-from sparsemble.pipeline.recipe import Recipe, load_recipe, resolved
+from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
 from sparsemble.pipeline.validate_recipe import validate_recipe
@@ -91,16 +92,7 @@ def run(
 
 
 def _missing(graph: RunGraph, wanted: Sequence[Task], folder: Path) -> list[Task]:
-    """Return the tasks still to run for the wanted ones, after comparing every finished file with its hash.
-
-    Args:
-        graph: of the run.
-        wanted: tasks whose artifacts are required.
-        folder: of the run.
-
-    Raises:
-        InputError: an artifact was edited by hand.
-    """
+    """Return the tasks still to run for the wanted ones, after comparing every finished file with its hash."""
     needed: set[str] = set()
     seen: set[tuple[str, bool]] = set()
 
@@ -108,11 +100,8 @@ def _missing(graph: RunGraph, wanted: Sequence[Task], folder: Path) -> list[Task
         if (task.hash, required) in seen:
             return
         seen.add((task.hash, required))
-        artifact = Artifact(folder / task.folder)
-        finished = artifact.path.is_dir()
-        if finished:
-            artifact.verify()
-        elif required:
+        finished = is_finished(task, folder)
+        if required and not finished:
             needed.add(task.hash)
         for needed_task in task.inputs.values():
             visit(needed_task, required and not finished)
@@ -120,6 +109,15 @@ def _missing(graph: RunGraph, wanted: Sequence[Task], folder: Path) -> list[Task
     for task in wanted:
         visit(task, True)
     return [task for task in graph.tasks if task.hash in needed]
+
+
+def is_finished(task: Task, folder: Path) -> bool:
+    """Return whether the artifact of a task is there; one that was edited by hand is refused."""
+    artifact = Artifact(folder / task.folder)
+    if artifact.path.is_dir():
+        artifact.verify()
+        return True
+    return False
 
 
 def check_workers(workers: int, device: str) -> int:
@@ -134,7 +132,7 @@ def _write_recipe(recipe: Recipe, folder: Path) -> None:
     """Save the resolved recipe, every default written out, unless it is there already."""
     import tomli_w
 
-    text = tomli_w.dumps(resolved(recipe)).encode()
+    text = tomli_w.dumps(to_dict(recipe)).encode()
     path = folder / "recipe.toml"
     if not path.is_file() or path.read_bytes() != text:
         write_bytes(path, text)
@@ -175,8 +173,3 @@ def export(
     options = RunOptions(folder=folder, device=device, until="export", quiet=quiet)
     run(recipe, report["title"], report["command"], options, console)
     return ExportResult.load(folder / "export" / "export.json")
-
-
-def read_summary(folder: Path) -> RunSummary:
-    """Return the summary of a finished run."""
-    return RunSummary.load(folder / "report" / "summary.json")

@@ -3,16 +3,15 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.core.config import from_dict, nearest, parse_toml, read_toml
+from sparsemble.core.config import from_dict, nearest
 from sparsemble.core.errors import InputError
 from sparsemble.evaluation.run_models import ROWS
 from sparsemble.pipeline.graph import build_graph, parent_task, prune_task
-from sparsemble.pipeline.recipe import Recipe, load_recipe, shipped
+from sparsemble.pipeline.recipe import Recipe, load_recipe, read_named
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.validate_recipe import validate_recipe
@@ -104,15 +103,8 @@ def load_study(name: str) -> Study:
     Raises:
         InputError: no such study, or anything wrong in it.
     """
-    path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
-            raise InputError(f"{path} does not exist; a study is a .toml file (docs/studies.md)")
-        study = from_dict(Study, read_toml(path))
-    elif name in (studies := shipped("studies")):
-        study = from_dict(Study, parse_toml(studies[name], name))
-    else:
-        raise InputError(f'"{name}" is neither a study nor a .toml file{nearest(name, studies)}')
+    path, table = read_named(name, "study")
+    study = from_dict(Study, table)
     beside = path.parent / study.recipe
     return replace(study, title=study.title or path.stem, recipe=str(beside) if beside.is_file() else study.recipe)
 

@@ -1,7 +1,8 @@
 """`sparsemble study FILE`: run the cells of a study, and put what came out side by side."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +13,39 @@ from rich.console import Console
 from sparsemble.core.artifacts import Artifact, only_run_in
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
-from sparsemble.core.results import EvaluationResult, MembersRun, RunSummary, StudyCell, StudyNumbers, StudyResult
+from sparsemble.core.results import (
+    EvaluationResult,
+    MembersRun,
+    RunSummary,
+    StudyCell,
+    StudyLine,
+    StudyNumbers,
+    StudyResult,
+)
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.environment import machine, source_revision
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.run_attacks import accuracy, run_attacks
 from sparsemble.evaluation.run_models import load_row
+from sparsemble.evaluation.statistics import wilson
 from sparsemble.models.model_io import load_spec
 from sparsemble.pipeline.engines.driver import run_tasks
 from sparsemble.pipeline.progress import make_progress
-from sparsemble.pipeline.run import check_workers
+from sparsemble.pipeline.run import check_workers, is_finished
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import STORE, AttackStage
 from sparsemble.pipeline.stages.evaluate import ancestry
 from sparsemble.pipeline.study import Cell, Study, cells
-from sparsemble.pipeline.study_table import lines
 from sparsemble.report import write_study
 
 CPU = torch.device("cpu")
+T_975 = (math.inf, 12.707, 4.303, 3.183, 2.777, 2.571, 2.447, 2.365, 2.307, 2.263)
+"""97.5 % points of Student's t with 0 to 9 degrees of freedom, rounded up; the last one holds, too wide, beyond."""
+NUMBERS = (
+    *("clean_accuracy", "worst_case", "sparsity", "nonzeros"),
+    *("macs_nonzero", "training_passes", "training_seconds"),
+)
+"""Fields of `StudyNumbers` that are plain numbers."""
 
 
 def run_study(
@@ -94,7 +110,7 @@ def run_study(
         stage_seconds=sum(meta["seconds"] for meta in finished),
         stages_run=len(missing) - len(failures),
         cells=results,
-        table=lines(results, tuple(study.axes)),
+        table=study_lines(results, tuple(study.axes)),
     )
     write_study(result, folder)
     return result
@@ -108,14 +124,7 @@ def _missing(expanded: Sequence[Cell], folder: Path) -> list[Task]:
             # Stages of whole runs are called the same in every cell; one that is shared is named by its first.
             title = f"{task.title} ({cell.label})" if cell.report else task.title
             tasks.setdefault(task.hash, replace(task, title=title))
-    missing = []
-    for task in tasks.values():
-        artifact = Artifact(folder / task.folder)
-        if artifact.path.is_dir():
-            artifact.verify()
-        else:
-            missing.append(task)
-    return missing
+    return [task for task in tasks.values() if not is_finished(task, folder)]
 
 
 def _finished(expanded: Sequence[Cell], folder: Path) -> list[Artifact]:
@@ -185,3 +194,57 @@ def _of_model(name: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]
         training_seconds=sum(stage.meta["seconds"] for stage in made_from),
     )
     return {"numbers": numbers, "macs_dense": macs.dense, "correct": tuple(outcomes.worst_case.int().tolist())}
+
+
+def study_lines(cells: Sequence[StudyCell], axes: Sequence[str]) -> tuple[StudyLine, ...]:
+    """Return one line for each combination of values and row, its seeds together."""
+    groups: dict[tuple[str, ...], list[StudyCell]] = {}
+    for cell in cells:
+        groups.setdefault((*(cell.values.get(axis, "") for axis in axes), cell.row), []).append(cell)
+    return tuple(_line(group) for group in groups.values())
+
+
+def _line(cells: Sequence[StudyCell]) -> StudyLine:
+    """Return the seeds of one combination together."""
+    seeds = [(cell.numbers, len(cell.correct)) for cell in cells if cell.numbers]
+    failed = tuple(f"seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed)
+    if not seeds:
+        return StudyLine(values=cells[0].values, row=cells[0].row, seeds=0, failed=failed)
+    numbers = [each for each, _ in seeds]
+    worst = tuple(each.worst_case for each in numbers)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(numbers)
+
+    return StudyLine(
+        values=cells[0].values,
+        row=cells[0].row,
+        seeds=len(numbers),
+        failed=failed,
+        numbers=StudyNumbers(
+            **{name: mean(getattr(each, name) for each in numbers) for name in NUMBERS},
+            attacks={label: mean(each.attacks[label] for each in numbers) for label in numbers[0].attacks},
+            members_run=MembersRun(
+                clean=mean(each.members_run.clean for each in numbers),
+                attacked=mean(each.members_run.attacked for each in numbers),
+            ),
+        ),
+        interval=study_interval(worst, seeds[0][1]),
+        each=worst,
+    )
+
+
+def study_interval(shares: Sequence[float], images: int) -> tuple[float, float]:
+    """Return a 95 % interval of mean accuracy, for other images and, with several seeds, other seeds.
+
+    One seed: Wilson's, over the images. Several seeds saw the same images, so images do not average out: Wilson's of
+    the mean at one seed's number of images, widened (in squares) by Student's t over the seeds.
+    """
+    mean = sum(shares) / len(shares)
+    low, high = wilson(round(mean * images), images)
+    if len(shares) == 1:
+        return low, high
+    variance = sum((share - mean) ** 2 for share in shares) / (len(shares) - 1)
+    t = T_975[min(len(shares), len(T_975)) - 1]
+    spread = t * math.sqrt(variance / len(shares))
+    return max(mean - math.hypot(mean - low, spread), 0.0), min(mean + math.hypot(high - mean, spread), 1.0)

@@ -17,6 +17,7 @@ from sparsemble.models.graph import Graph
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import dataset
 from sparsemble.pipeline.stages.models import load_parent
+from sparsemble.pruning.target import SparsityTarget
 from sparsemble.runtime.combiners import build_combiner
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.stopping import build_rule
@@ -49,7 +50,8 @@ def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys
             feature_layers(model)
     graph = Graph(model, data.shape)
     for sparsity in sparsities or (recipe.member_sparsity,):
-        recipe.prune.target(graph, sparsity)
+        settings = {name: getattr(recipe.prune, name) for name in ("granularity", "budget", "rates", "floor")}
+        SparsityTarget(graph=graph, sparsity=sparsity, **settings)  # refuses what cannot be reached
     _check_sizes(recipe, data)
 
 
@@ -105,11 +107,7 @@ def _check_held_out(data: Dataset) -> None:
 
 @torch.no_grad()
 def check_deployable(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Convert a network, trained or not, for the runtime, and compare the logits.
-
-    Args:
-        model: in eval mode; left as found.
-        shape: channels, height and width of an image.
+    """Convert a network in eval mode, trained or not, for the runtime, and compare the logits.
 
     Raises:
         InputError: an operation that the runtime does not know, or one that computes something else there.

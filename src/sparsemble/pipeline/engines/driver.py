@@ -44,14 +44,13 @@ def run_tasks(
     Raises:
         RunError: a task failed, unless `keep_going`.
     """
-    together = distributed.world_size() > 1
-    by_hash = {task.hash: task for task in tasks}
-    slots = 1 if together else min(workers, len(tasks))
-    executor: Executor = (
-        TorchrunExecutor(lambda stage_hash, message: progress.receive(by_hash[stage_hash], message))
-        if together
-        else LocalExecutor(slots)
-    )
+    executor: Executor
+    if distributed.world_size() > 1:
+        by_hash, slots = {task.hash: task for task in tasks}, 1
+        executor = TorchrunExecutor(lambda stage_hash, message: progress.receive(by_hash[stage_hash], message))
+    else:
+        slots = min(workers, len(tasks))
+        executor = LocalExecutor(slots)
     with executor:
         driver = Driver(
             folder=folder, executor=executor, slots=slots, device=device, progress=progress, keep_going=keep_going
@@ -81,11 +80,7 @@ class Driver:
     """Bytes of each message file that were read, by hash."""
 
     def run(self, tasks: Sequence[Task]) -> None:
-        """Run tasks whose inputs are finished or among them.
-
-        Raises:
-            RunError: a task failed, unless `keep_going`; what is finished is kept.
-        """
+        """Run tasks whose inputs are finished or among them; what is finished is kept when one fails."""
         by_hash = {task.hash: task for task in tasks}
         priority = work_ahead(tasks)
         graph = {t.hash: [i.hash for i in t.inputs.values() if i.hash in by_hash] for t in tasks}
@@ -132,7 +127,7 @@ class Driver:
             self.running[self.executor.submit(run_stage, str(self.folder), task.hash)] = task
 
     def _wait(self) -> list[Task]:
-        """Wait for a moment, report what running tasks say, and return those that ended."""
+        """Wait for a moment, pass on the messages of running tasks, and return those that ended."""
         ended, _ = wait(self.running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
         for task in self.running.values():
             self._receive(task)
@@ -171,11 +166,10 @@ class Driver:
 def work_ahead(tasks: Sequence[Task]) -> Mapping[str, float]:
     """Return, for each task, its cost plus that of the longest chain of tasks that wait for it."""
     ahead = {task.hash: 0.0 for task in tasks}
-    inputs = {task.hash: [i.hash for i in task.inputs.values()] for task in tasks}
     cost = {task.hash: task.cost for task in tasks}
-    for name in reversed([name for name in TopologicalSorter(inputs).static_order() if name in cost]):
+    inputs = {task.hash: [i.hash for i in task.inputs.values() if i.hash in cost] for task in tasks}
+    for name in reversed([*TopologicalSorter(inputs).static_order()]):
         ahead[name] += cost[name]
         for needed in inputs[name]:
-            if needed in ahead:
-                ahead[needed] = max(ahead[needed], ahead[name])
+            ahead[needed] = max(ahead[needed], ahead[name])
     return ahead

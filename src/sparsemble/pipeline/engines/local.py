@@ -6,20 +6,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from sparsemble.core.artifacts import read_json
 from sparsemble.core.errors import RunError
 from sparsemble.pipeline.engines.worker import task_file
-
-
-class _Job(NamedTuple):
-    folder: str
-    stage_hash: str
-    future: Future[float]
 
 
 @final
@@ -27,40 +21,49 @@ class LocalExecutor(Executor):
     """A pool of worker processes; each runs one stage at a time."""
 
     def __init__(self, workers: int) -> None:
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._workers = [_Worker(self._jobs) for _ in range(workers)]
+        self._workers = [_Worker() for _ in range(workers)]
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Have a worker run `run_stage` with a folder and the hash of a stage.
+        """Have a worker run `run_stage`, the only function that it knows, with a folder and the hash of a stage."""
+        return self._threads.submit(self._run, *args)
 
-        Args:
-            fn: `run_stage`; the workers know no other function.
-            args: folder and hash.
-            kwargs: none.
-        """
-        future: Future[float] = Future()
-        folder, stage_hash = args
-        self._jobs.put(_Job(folder, stage_hash, future))
-        return future
+    def _run(self, folder: str, stage_hash: str) -> float:
+        worker = self._idle.get()
+        try:
+            return worker.run(folder, stage_hash)
+        finally:
+            self._idle.put(worker)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers at once: artifacts are renamed into place, so nothing half-written remains."""
-        for _ in self._workers:
-            self._jobs.put(None)
         for worker in self._workers:
             worker.kill()
+        self._threads.shutdown(cancel_futures=True)
 
 
 @final
 class _Worker:
-    """One worker process, and the thread that gives it stages."""
+    """One worker process; another takes its place when it ends."""
 
-    def __init__(self, jobs: "SimpleQueue[_Job | None]") -> None:
-        self.jobs = jobs
+    def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.closed = False
+        self.closed = self.ready = False
         self.process = self._start()
-        threading.Thread(target=self._serve, daemon=True).start()
+
+    def run(self, folder: str, stage_hash: str) -> float:
+        """Have the process run a stage, and return its seconds."""
+        self.ready = self.ready or self._reply() is not None
+        reply = self._request(folder, stage_hash) if self.ready else None
+        if reply is None:
+            raise RunError(self._replace(task_file(Path(folder), stage_hash)))
+        if "error" in reply:
+            raise RunError(reply["error"])
+        seconds: float = reply["seconds"]
+        return seconds
 
     def kill(self) -> None:
         """End the process and start no other."""
@@ -89,22 +92,11 @@ class _Worker:
             stream.close()
         return status
 
-    def _serve(self) -> None:
-        ready = self._reply() is not None
-        while (job := self.jobs.get()) is not None:
-            reply = self._ask(job) if ready else None
-            if reply is None:
-                ready = self._replace(job, began=ready)
-            elif "error" in reply:
-                job.future.set_exception(RunError(reply["error"]))
-            else:
-                job.future.set_result(reply["seconds"])
-
-    def _ask(self, job: _Job) -> dict[str, Any] | None:
+    def _request(self, folder: str, stage_hash: str) -> dict[str, Any] | None:
         """Have the process run a stage and return its reply; None where it ended instead."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps([job.folder, job.stage_hash]) + "\n")
+            self.process.stdin.write(json.dumps([folder, stage_hash]) + "\n")
             self.process.stdin.flush()
         except (OSError, ValueError):
             return None
@@ -119,19 +111,15 @@ class _Worker:
         reply: dict[str, Any] | None = json.loads(line) if line else None
         return reply
 
-    def _replace(self, job: _Job, *, began: bool) -> bool:
-        """Fail a job whose process ended, and start another process; return whether that one is ready."""
+    def _replace(self, task: Path) -> str:
+        """Start another process in place of one that ended, and return what became of its task."""
         with self.lock:
             if self.closed:
-                return False
-            status = self._stop()
-            self.process = self._start()
-        title = read_json(task_file(Path(job.folder), job.stage_hash))["title"]
-        when = f'while it ran "{title}"' if began else "before it began"
-        job.future.set_exception(
-            RunError(
-                f"a worker process ended {when} (exit status {status}; a negative number is a signal, -9 often means "
-                "out of memory); run the same command to go on"
-            )
+                return "the run was stopped"
+            began, status = self.ready, self._stop()
+            self.process, self.ready = self._start(), False
+        when = f'while it ran "{read_json(task)["title"]}"' if began else "before it began"
+        return (
+            f"a worker process ended {when} (exit status {status}; a negative number is a signal, -9 often means out "
+            "of memory); run the same command to go on"
         )
-        return self._reply() is not None

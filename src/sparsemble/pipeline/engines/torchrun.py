@@ -10,8 +10,7 @@ import torch
 
 from sparsemble.core.artifacts import read_json
 from sparsemble.core.errors import RunError
-from sparsemble.pipeline.engines.worker import context_of, inputs_of, run_stage, task_file
-from sparsemble.pipeline.stage import stages
+from sparsemble.pipeline.engines.worker import prepare, run_stage, task_file
 from sparsemble.training import distributed
 
 
@@ -20,21 +19,11 @@ class TorchrunExecutor(Executor):
     """The first process runs every stage and writes its artifact; the others take part where networks train."""
 
     def __init__(self, receive: Callable[[str, dict[str, Any]], None]) -> None:
-        """Set up.
-
-        Args:
-            receive: gets the hash of a stage, and a message about its progress.
-        """
         self.receive = receive
+        """Receives the hash of a stage, and a message about its progress."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a stage now, in this process.
-
-        Args:
-            fn: `run_stage`.
-            args: folder of the run and hash of the stage.
-            kwargs: none.
-        """
+        """Run a stage now, in this process: `run_stage`, with a folder and the hash of a stage."""
         future: Future[float] = Future()
         folder, stage_hash = args
         distributed.barrier()  # the first process has described the stage
@@ -54,9 +43,8 @@ class TorchrunExecutor(Executor):
 def _follow(folder: Path, stage_hash: str) -> float:
     """Take part in a stage; what it writes here is thrown away."""
     task = read_json(task_file(folder, stage_hash))
-    stage = stages.build(task["stage"])
-    if stage.parallel:
-        with tempfile.TemporaryDirectory(prefix="sparsemble-") as scratch:
-            context = context_of(stage, torch.device(task["device"]), folder=Path(scratch))
-            stage.run(context, inputs_of(task, folder))
+    with tempfile.TemporaryDirectory(prefix="sparsemble-") as scratch:
+        stage, inputs, context = prepare(task, folder, torch.device(task["device"]), folder=Path(scratch))
+        if stage.parallel:
+            stage.run(context, inputs)
     return 0.0

@@ -24,7 +24,7 @@ from sparsemble.api.context import Context, make_artifact
 from sparsemble.core.artifacts import Artifact, explain_disk, json_line, read_json
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import to_dict
-from sparsemble.pipeline.stage import Inputs, Stage, stages
+from sparsemble.pipeline.stage import Stage, stages
 
 TASKS = ".tasks"
 """Folder, inside that of a run, of what is to run and what running stages report; gone when the run ends."""
@@ -90,38 +90,38 @@ def run_task(task: dict[str, Any], folder: Path, device: torch.device, send: Sen
     Returns:
         Seconds, interrupted tries included.
     """
-    stage = stages.build(task["stage"])
-    inputs = inputs_of(task, folder)
-    context = context_of(
-        stage,
+    stage, inputs, context = prepare(
+        task,
+        folder,
         device,
         report_progress=lambda share, text: send(kind="progress", share=share, text=text),
         report_epoch=lambda record: send(kind="epoch", record=record),
         report_message=lambda sentence: send(kind="message", text=sentence),
     )
+    meta = {"stage": stage.name, "title": task["title"], "version": stage.version}
     return make_artifact(
         folder / task["folder"],
         lambda running: stage.run(running, inputs),
         context,
-        {
-            "stage": stage.name,
-            "title": task["title"],
-            "version": stage.version,
-            "spec": to_dict(stage),
-            "inputs": task["inputs"],
-        },
+        {**meta, "spec": to_dict(stage), "inputs": task["inputs"]},
         resumed=lambda seconds, share: send(kind="resumed", share=share, seconds=seconds),
     )
 
 
-def context_of(stage: Stage, device: torch.device, **reports: Any) -> Context:
-    """Return what a stage runs in; `reports` are further fields of the context."""
-    return Context(device=device, seed=stage.seed, stream=stage.stream, **reports)
+def prepare(
+    task: dict[str, Any], run_folder: Path, device: torch.device, **context: Any
+) -> tuple[Stage, dict[str, Artifact], Context]:
+    """Return the stage of a task, the artifacts that it reads, and the context in which it runs.
 
-
-def inputs_of(task: dict[str, Any], folder: Path) -> Inputs:
-    """Return the artifacts that a task reads."""
-    return {role: Artifact(folder / name) for role, name in task["inputs"].items()}
+    Args:
+        task: what `Task.to_json` returned.
+        run_folder: where the artifacts are.
+        device: where the stage computes.
+        context: further fields of the context.
+    """
+    stage = stages.build(task["stage"])
+    inputs = {role: Artifact(run_folder / name) for role, name in task["inputs"].items()}
+    return stage, inputs, Context(device=device, seed=stage.seed, stream=stage.stream, **context)
 
 
 def main() -> None:

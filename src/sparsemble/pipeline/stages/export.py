@@ -6,13 +6,14 @@ from typing import ClassVar, final
 import torch
 
 from sparsemble.api.context import Context
+from sparsemble.core.registry import to_dict
 from sparsemble.core.results import RunSummary
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import source_revision, versions
 from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.run_models import load_row
 from sparsemble.export.export_ensemble import export_ensemble
-from sparsemble.pipeline.recipe import Recipe, resolved
+from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ class ExportStage(Stage):
             values=recipe.export.values,
             summary=RunSummary.load(inputs["report"].file("summary.json")),
             report_progress=context.report_progress,
-            recipe=resolved(recipe),
+            recipe=to_dict(recipe),
             provenance={
                 "run": self.title,
                 "seed": self.seed,

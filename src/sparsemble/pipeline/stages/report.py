@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from sparsemble.api.context import Context
 from sparsemble.core.artifacts import Artifact
 from sparsemble.core.config import from_dict
+from sparsemble.core.registry import to_dict
 from sparsemble.core.results import (
     EpochRecord,
     EvaluationResult,
@@ -25,7 +26,7 @@ from sparsemble.core.results import (
 )
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.run_models import running_order
-from sparsemble.pipeline.recipe import Recipe, resolved
+from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
 from sparsemble.pipeline.stages.evaluate import EXAMPLES, RESULTS
 from sparsemble.report import write_run_report
@@ -67,7 +68,7 @@ class ReportStage(Stage):
             selection=SelectionRecord(
                 ensemble=tuple(select["ensemble"]),
                 robust_diversity=select["robust_diversity"],
-                threshold=resolved(self.recipe)["select"].get("threshold"),
+                threshold=to_dict(self.recipe)["select"].get("threshold"),
                 reason=select["reason"],
             ),
             stopping=from_dict(
@@ -76,7 +77,7 @@ class ReportStage(Stage):
                 "stopping",
             ),
             machine=machine(context.device) | {"latency_threads": inputs["latency"].json("latency.json")["threads"]},
-            recipe=resolved(self.recipe),
+            recipe=to_dict(self.recipe),
             versions=versions(),
             source=source_revision() or None,
         )

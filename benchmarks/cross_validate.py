@@ -77,11 +77,7 @@ def train_row(recipe: Recipe, row: str, folder: Path) -> nn.Module:
     folder.mkdir(parents=True, exist_ok=True)
     LocalEngine(folder, 1, "cpu", PlainProgress(Console(quiet=True), missing, None)).run(missing)
     artifact = Artifact(folder / task.folder)
-    return (
-        load_ensemble(artifact, recipe.ensemble.combiner, cpu)
-        if row == "ensemble"
-        else load_model(artifact.path, cpu).eval()
-    )
+    return load_ensemble(artifact, None, cpu).ensemble if row == "ensemble" else load_model(artifact.path, cpu).eval()
 
 
 def evaluate(model: nn.Module, recipe: Recipe) -> np.ndarray:

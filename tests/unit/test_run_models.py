@@ -9,13 +9,15 @@ from torch import nn
 
 from sparsemble.core.artifacts import Artifact, finish, write_json
 from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
 from sparsemble.data.synthetic import Synthetic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.evaluation.run_models import Row, load_row, running_order
+from sparsemble.evaluation.loaded_model import load_target
+from sparsemble.evaluation.run_models import Row, load_row, running_labels
 from sparsemble.models.architecture import build_model
 from sparsemble.models.model_io import ModelSpec, save_model
 from sparsemble.models.tiny import Tiny
@@ -58,15 +60,15 @@ def load_dynamic(ensemble: Artifact, rule: Artifact) -> Row:
 def test_a_rule_brings_the_order_of_its_ensemble(tmp_path: Path) -> None:
     ensemble = ensemble_of_three(tmp_path)
     inputs = {"ensemble": ensemble, "stop": rule_for(tmp_path, "ensemble-1234")}
-    assert running_order(ensemble) == LABELS
-    assert running_order(ensemble, inputs["stop"]) == ["third", "first", "second"]
+    assert running_labels(ensemble) == LABELS
+    assert running_labels(ensemble, inputs["stop"]) == ["third", "first", "second"]
     for name, rule, order in (("ensemble_static", Never(), [1, 2, 3]), ("ensemble_dynamic", RULE, [3, 1, 2])):
         row = load_row(name, inputs, MeanProbability(), CPU)
         assert row.rule == rule
         assert [int(model.get_submodule("body.linear").bias[0]) for model in row.ensemble.members] == order
 
 
-@pytest.mark.parametrize("ask", [running_order, load_dynamic], ids=["order", "row"])
+@pytest.mark.parametrize("ask", [running_labels, load_dynamic], ids=["order", "row"])
 def test_a_rule_calibrated_for_another_ensemble_gives_a_sentence(
     tmp_path: Path, ask: Callable[[Artifact, Artifact], object]
 ) -> None:
@@ -79,3 +81,20 @@ def test_a_rule_calibrated_for_another_ensemble_gives_a_sentence(
     with pytest.raises(InputError, match=words):
         ask(ensemble, rule)
     assert load_row("ensemble_static", {"ensemble": ensemble, "stop": rule}, MeanProbability(), CPU).rule == Never()
+
+
+def test_an_ensemble_that_the_api_calibrated_is_read_from_its_own_folder(tmp_path: Path) -> None:
+    """Its members lie beside the rule, in running order, and no stage of a run made them."""
+    data, layout = Synthetic(images=20).load(), Tiny(width=2)
+    members = [build_model(layout, data.shape, len(data.classes), data.mean, data.std, rng=seeded(i)) for i in (0, 1)]
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    write_json(partial / "ensemble.json", {"members": ["a", "b"], "combiner": to_dict(MeanProbability())})
+    for number, member in enumerate(members, start=1):
+        save_model(member, partial, ModelSpec.of(layout, data), f"member{number}")
+    write_json(partial / "stopping.json", {"ensemble": "", "order": [0, 1], "rule": to_dict(RULE)})
+    finish(partial, tmp_path / "calibrated", {"stage": "calibrate", "spec": {}, "inputs": {}})
+    target = load_target(str(tmp_path / "calibrated"))
+    x = torch.rand(3, *data.shape, generator=seeded(2))
+    assert torch.equal(target.model(x), Ensemble([m.eval() for m in members], MeanProbability())(x))
+    assert (target.rule, target.masks) == (RULE, {})

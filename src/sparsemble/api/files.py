@@ -19,16 +19,12 @@ from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import versions
 from sparsemble.evaluation.folded import to_torch_ensemble
-from sparsemble.evaluation.loaded_model import load_target
+from sparsemble.evaluation.loaded_model import ENSEMBLES, MODELS, load_target
 from sparsemble.export.export_ensemble import export_packed
 from sparsemble.runtime.format import packed
 
-ENSEMBLES = ("ensemble", "calibrate")
-"""Stages whose artifact is an ensemble."""
 CHECKED_IMAGES = 8
 """Images of noise on which an exported network is compared with the trained one."""
-MODELS = ("train", "load_parent", "small_dense", "prune")
-"""Stages whose artifact is one network."""
 
 
 def load(path: str | Path, *, device: str = "auto") -> TrainedModel | TrainedEnsemble | EvaluationResult:

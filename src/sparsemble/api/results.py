@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sparsemble.core.artifacts import json_line, read_json, read_json_lines, write_bytes, write_json
+from sparsemble.core.artifacts import Artifact, json_line, read_json, read_json_lines, write_bytes, write_json
 from sparsemble.core.config import from_dict
 from sparsemble.core.dynamic import decide, predict_dynamic
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Combiner, DynamicOutput, Ensemble, StoppingRule, combiners, stopping_rules
+from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import SubModelRecord
 from sparsemble.core.types import Images, Logits
 from sparsemble.ensemble.calibration import CalibrationLogits, CalibrationResult
 from sparsemble.ensemble.stopping.never import Never
+from sparsemble.evaluation.run_models import load_ensemble, running_labels, running_order, stored_ensemble
 from sparsemble.models.model_io import SPEC, ModelSpec, load_model, load_spec, save_model
 from sparsemble.pruning.mask import Mask
 
@@ -165,19 +166,17 @@ class TrainedEnsemble:
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "TrainedEnsemble":
         """Read what `save` wrote, or what the stages `ensemble` and `calibrate` of a run left."""
-        stopping = read_json(folder / "stopping.json") if (folder / "stopping.json").is_file() else None
-        members = folder if stopping is None or not stopping["ensemble"] else folder.parent / stopping["ensemble"]
-        record = read_json(members / "ensemble.json")
-        order = stopping["order"] if stopping else range(len(record["members"]))
-        combiner: Combiner = combiners.build(record["combiner"])
-        networks = [load_model(members, device, f"member{i + 1}") for i in order]
+        ensemble, stopping = stored_ensemble(Artifact(folder))
+        order = running_order(ensemble, stopping)
+        loaded = load_ensemble(ensemble, stopping, device)
+        robust = ensemble.json("ensemble.json")["held_out_robust"]
         return cls(
-            model=Ensemble(networks, combiner).eval(),
-            names=tuple(record["members"][i] for i in order),
-            spec=load_spec(members) if (members / SPEC).is_file() else None,
-            history=_load_history(members),
-            held_out_robust=tuple(record["held_out_robust"][i] for i in order) if record["held_out_robust"] else (),
-            rule=stopping_rules.build(stopping["rule"]) if stopping else Never(),
+            model=loaded.ensemble,
+            names=tuple(running_labels(ensemble, stopping)),
+            spec=load_spec(ensemble.path) if ensemble.file(SPEC).is_file() else None,
+            history=_load_history(ensemble.path),
+            held_out_robust=tuple(robust[i] for i in order) if robust else (),
+            rule=loaded.rule,
         )
 
     def to_json(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import Timing
 
 ROUND = 0.02
 """Seconds that a call is timed for in each round, at least."""
@@ -23,6 +24,10 @@ class Latency:
     def spread_ms(self) -> float:
         """Distance of the quartiles."""
         return self.high_quartile_ms - self.low_quartile_ms
+
+    def timing(self, calls: int = 1) -> Timing:
+        """Return the time of one of several calls that were timed together."""
+        return Timing(median_ms=self.median_ms / calls, spread_ms=self.spread_ms / calls)
 
 
 def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, Latency]:

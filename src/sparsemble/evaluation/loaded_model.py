@@ -12,21 +12,32 @@ from torch import Tensor, nn
 from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import StoppingRule, combiners, stopping_rules
+from sparsemble.core.interfaces import StoppingRule, stopping_rules
 from sparsemble.core.results import FormatAgreement
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.folded import to_torch_ensemble
-from sparsemble.evaluation.run_models import INDEX, RunIndex, artifact_masks, ensemble_masks, load_row, row_masks
+from sparsemble.evaluation.run_models import (
+    INDEX,
+    RunIndex,
+    artifact_masks,
+    ensemble_masks,
+    load_ensemble,
+    load_row,
+    row_masks,
+    stored_ensemble,
+)
 from sparsemble.models.architecture import architectures
 from sparsemble.models.code import call_factory
 from sparsemble.models.model_io import ModelSpec, load_model, load_weights_
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
 
-SINGLE = ("train", "prune", "small_dense")
+MODELS = ("train", "load_parent", "small_dense", "prune")
 """Stages whose artifact is one model."""
+ENSEMBLES = ("ensemble", "calibrate")
+"""Stages whose artifact is an ensemble."""
 
 
 @final
@@ -164,21 +175,16 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
     stage, spec = meta["stage"], meta["spec"]
     rule: StoppingRule | None = None
     model: nn.Module
-    if stage in SINGLE:
+    if stage in MODELS:
         model, masks = load_model(artifact.path, device), artifact_masks(artifact)
-    elif stage in ("ensemble", "calibrate"):
-        # The rule that the API calibrates lies beside its members, that of a run in an artifact of its own.
-        beside = artifact.json("stopping.json")["ensemble"] if stage == "calibrate" else ""
-        ensemble = Artifact(artifact.path.parent / beside) if beside else artifact
-        inputs = {"ensemble": ensemble} | ({"stop": artifact} if stage == "calibrate" else {})
-        combiner = combiners.build(ensemble.json("ensemble.json")["combiner"])
-        name = "ensemble_dynamic" if stage == "calibrate" else "ensemble_static"
-        model, loaded_rule = load_row(name, inputs, combiner, device)
-        rule = loaded_rule if stage == "calibrate" else None
-        masks = ensemble_masks(ensemble, inputs.get("stop"))
+    elif stage in ENSEMBLES:
+        ensemble, stopping = stored_ensemble(artifact)
+        model, stored_rule = load_ensemble(ensemble, stopping, device)
+        rule = stored_rule if stopping else None
+        masks = ensemble_masks(ensemble, stopping)
     else:
-        known = ", ".join([*SINGLE, "ensemble", "calibrate"])
-        raise InputError(f"{artifact.path} holds no model (it is made by the stage {stage}); known stages: {known}")
+        known = ", ".join((*MODELS, *ENSEMBLES))
+        raise InputError(f"{artifact.path} holds no model (the stage {stage} made it); known: {known}")
     return LoadedModel(
         name=artifact.path.name,
         kind="artifact",

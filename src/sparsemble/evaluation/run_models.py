@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsemble.core.artifacts import Artifact, read_json, write_json
 from sparsemble.core.config import from_dict, nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, stopping_rules
+from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule, combiners, stopping_rules
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import ROW_NAMES
 from sparsemble.core.threat import ThreatModel
@@ -80,35 +80,56 @@ class Row(NamedTuple):
     rule: StoppingRule
 
 
-def running_order(ensemble: Artifact, rule: Artifact | None = None) -> list[str]:
-    """Return the labels of the members in the order in which they run; calibration may have changed it.
+def stored_ensemble(artifact: Artifact) -> tuple[Artifact, Artifact | None]:
+    """Return where the members and the stopping rule are of which `train_ensemble`, `calibrate` or a run left one.
+
+    The rule that the API calibrates lies beside its members, that of a run in an artifact of its own.
+    """
+    if not artifact.file("stopping.json").is_file():
+        return artifact, None
+    members = artifact.json("stopping.json")["ensemble"]
+    return Artifact(artifact.path.parent / members) if members else artifact, artifact
+
+
+def running_order(ensemble: Artifact, rule: Artifact | None = None) -> list[int]:
+    """Return the members, from 0 as they were trained, in the order in which they run; calibration may change it.
 
     Raises:
         InputError: the stopping rule was calibrated for another ensemble.
     """
-    labels: list[str] = ensemble.json("ensemble.json")["members"]
     if rule is None:
-        return labels
+        return list(range(len(ensemble.json("ensemble.json")["members"])))
     calibrated = rule.json("stopping.json")
     if calibrated["ensemble"] not in ("", ensemble.path.name):
         raise InputError(
             f"the stopping rule in {rule.path.name} was calibrated for {calibrated['ensemble']}, not for "
             f"{ensemble.path.name}; calibrate it for this ensemble"
         )
-    return [labels[i] for i in calibrated["order"]]
+    order: list[int] = calibrated["order"]
+    return order
 
 
-def load_ensemble(artifact: Artifact, combiner: Combiner, device: torch.device) -> Ensemble:
-    """Return the trained ensemble in the order of its training, in eval mode.
+def running_labels(ensemble: Artifact, rule: Artifact | None = None) -> list[str]:
+    """Return the labels of the members in the order in which they run."""
+    labels = ensemble.json("ensemble.json")["members"]
+    return [labels[i] for i in running_order(ensemble, rule)]
+
+
+def load_ensemble(
+    ensemble: Artifact, rule: Artifact | None, device: torch.device, combiner: Combiner | None = None
+) -> Row:
+    """Return a trained ensemble, members in running order and in eval mode, and its rule.
 
     Args:
-        artifact: what the stage `ensemble` left.
-        combiner: of the members' logits.
+        ensemble: holds the members.
+        rule: holds the calibrated rule and the order; none: as trained, and all members always run.
         device: where the members go.
+        combiner: of the members' logits; the stored one unless given.
     """
-    count = len(artifact.json("ensemble.json")["members"])
-    members = [load_model(artifact.path, device, f"member{i}") for i in range(1, count + 1)]
-    return Ensemble(members, combiner).eval()
+    combiner = combiner or combiners.build(ensemble.json("ensemble.json")["combiner"])
+    members = [load_model(ensemble.path, device, f"member{i + 1}") for i in running_order(ensemble, rule)]
+    stopping = stopping_rules.build(rule.json("stopping.json")["rule"] if rule else "never")
+    return Row(Ensemble(members, combiner).eval(), stopping)
 
 
 def load_row(name: str, inputs: Mapping[str, Artifact], combiner: Combiner, device: torch.device) -> Row:
@@ -120,16 +141,10 @@ def load_row(name: str, inputs: Mapping[str, Artifact], combiner: Combiner, devi
         combiner: of the ensemble.
         device: of the model.
     """
-    never = stopping_rules.build("never")
-    if name == "ensemble_dynamic":
-        running_order(inputs["ensemble"], inputs["stop"])  # refuses a rule that belongs to another ensemble
-        calibrated = inputs["stop"].json("stopping.json")
-        members = load_ensemble(inputs["ensemble"], combiner, device).members
-        ensemble = Ensemble([members[i] for i in calibrated["order"]], combiner).eval()
-        return Row(ensemble, stopping_rules.build(calibrated["rule"]))
-    if name == "ensemble_static":
-        return Row(load_ensemble(inputs["ensemble"], combiner, device), never)
-    return Row(Ensemble([load_model(_single(name, inputs).path, device)], combiner).eval(), never)
+    if name.startswith("ensemble"):
+        return load_ensemble(inputs["ensemble"], _rule(name, inputs), device, combiner)
+    model = load_model(_single(name, inputs).path, device)
+    return Row(Ensemble([model], combiner).eval(), stopping_rules.build("never"))
 
 
 def row_masks(name: str, inputs: Mapping[str, Artifact], *, wrapped: bool = False) -> dict[str, Tensor]:
@@ -141,7 +156,7 @@ def row_masks(name: str, inputs: Mapping[str, Artifact], *, wrapped: bool = Fals
         wrapped: name the layers of a single model as those of an ensemble of one, too.
     """
     if name.startswith("ensemble"):
-        return ensemble_masks(inputs["ensemble"], inputs["stop"] if name == "ensemble_dynamic" else None)
+        return ensemble_masks(inputs["ensemble"], _rule(name, inputs))
     prefix = "members.0." if wrapped else ""
     return {prefix + layer: keep for layer, keep in artifact_masks(_single(name, inputs)).items()}
 
@@ -153,12 +168,19 @@ def artifact_masks(artifact: Artifact) -> dict[str, Tensor]:
 
 
 def ensemble_masks(ensemble: Artifact, rule: Artifact | None) -> dict[str, Tensor]:
-    """Return the masks of an ensemble's members, from the sub-models that it was made of."""
+    """Return the masks of the sub-models that an ensemble's members were made of, where these are artifacts, too."""
     masks: dict[str, Tensor] = {}
-    for i, label in enumerate(running_order(ensemble, rule)):
-        member = Artifact(ensemble.path.parent / ensemble.meta["inputs"][f"pool.{label}"])
-        masks |= {f"members.{i}.{name}": keep for name, keep in artifact_masks(member).items()}
+    made_from = ensemble.meta["inputs"]
+    for i, label in enumerate(running_labels(ensemble, rule)):
+        if folder := made_from.get(f"pool.{label}"):
+            member = artifact_masks(Artifact(ensemble.path.parent / folder))
+            masks |= {f"members.{i}.{name}": keep for name, keep in member.items()}
     return masks
+
+
+def _rule(name: str, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """Return the artifact of the rule that a row runs under; of the static ensemble none."""
+    return inputs["stop"] if name == "ensemble_dynamic" else None
 
 
 def _single(name: str, inputs: Mapping[str, Artifact]) -> Artifact:

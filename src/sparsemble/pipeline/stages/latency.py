@@ -11,8 +11,7 @@ from sparsemble.core.artifacts import write_json
 from sparsemble.core.dynamic import predict_dynamic
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.registry import to_dict
-from sparsemble.core.results import Timing
-from sparsemble.evaluation.latency import Latency, measure_latency
+from sparsemble.evaluation.latency import measure_latency
 from sparsemble.evaluation.run_models import ROWS, Row, load_row
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages
@@ -53,7 +52,8 @@ class LatencyStage(WithData):
         latency = {
             name: {
                 engine: {
-                    batch: _timing(times[f"{name} {prefix}{key}"], count) for batch, (key, count) in batches.items()
+                    batch: to_dict(times[f"{name} {prefix}{key}"].timing(count))
+                    for batch, (key, count) in batches.items()
                 }
                 for engine, prefix in (("torch", ""), ("engine", "engine_"))
             }
@@ -71,12 +71,6 @@ class LatencyStage(WithData):
         """Return a row in the engine; its weights are not rounded."""
         data = dataset(self.data)
         return Predictor(convert_ensemble(row.ensemble, row.rule, data.classes, data.shape, 1))
-
-
-def _timing(latency: Latency, calls: int) -> dict[str, float]:
-    """Return the timing of one of several calls that were timed together."""
-    timing: dict[str, float] = to_dict(Timing(median_ms=latency.median_ms / calls, spread_ms=latency.spread_ms / calls))
-    return timing
 
 
 def _answers(engine: Predictor, batches: list[torch.Tensor]) -> Callable[[], object]:

@@ -25,7 +25,7 @@ from sparsemble.core.results import (
     TrainingRecord,
 )
 from sparsemble.evaluation.environment import machine, source_revision, versions
-from sparsemble.evaluation.run_models import running_order
+from sparsemble.evaluation.run_models import running_labels
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
 from sparsemble.pipeline.stages.evaluate import EXAMPLES, RESULTS
@@ -73,7 +73,7 @@ class ReportStage(Stage):
             ),
             stopping=from_dict(
                 StoppingRecord,
-                {**record, "order": running_order(inputs["ensemble"], inputs["stop"])},
+                {**record, "order": running_labels(inputs["ensemble"], inputs["stop"])},
                 "stopping",
             ),
             machine=machine(context.device) | {"latency_threads": inputs["latency"].json("latency.json")["threads"]},

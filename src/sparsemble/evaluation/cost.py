@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import members_of
 from sparsemble.core.module_state import eval_mode
 
 
@@ -81,8 +81,7 @@ def packed_bytes(model: nn.Module) -> int:
     Every parameter and buffer is stored dense, or as its non-zero values and a bitmap, whichever takes fewer bytes; an
     ensemble is a file for each member.
     """
-    members = model.members if isinstance(model, Ensemble) else [model]
-    return sum(_file_bytes(member) for member in members)
+    return sum(_file_bytes(member) for member in members_of(model))
 
 
 def _file_bytes(model: nn.Module) -> int:

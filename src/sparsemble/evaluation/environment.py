@@ -11,15 +11,15 @@ import torch
 import sparsemble
 from sparsemble.runtime.kernels.jit import lanes
 
-NUMBERS = (
-    ("vendor_id", "{}"),
-    ("cpu family", "family {}"),
-    ("model", "model {}"),
-    ("stepping", "stepping {}"),
-    ("CPU implementer", "implementer {}"),
-    ("CPU variant", "variant {}"),
-    ("CPU part", "part {}"),
-)
+NUMBERS = {
+    "vendor_id": "",
+    "cpu family": "family ",
+    "model": "model ",
+    "stepping": "stepping ",
+    "CPU implementer": "implementer ",
+    "CPU variant": "variant ",
+    "CPU part": "part ",
+}
 """What /proc/cpuinfo calls the numbers that tell a processor's generation, on x86 and ARM, and what we do."""
 
 
@@ -49,7 +49,7 @@ def described(cpuinfo: str) -> str:
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         facts.setdefault(key.strip(), value.strip())
-    numbers = ", ".join(text.format(facts[key]) for key, text in NUMBERS if facts.get(key))
+    numbers = ", ".join(name + facts[key] for key, name in NUMBERS.items() if facts.get(key))
     return (facts.get("model name") or platform.machine()) + (f" ({numbers})" if numbers else "")
 
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Literal, TypeVar, final
 
-from sparsemble.attacks.black_box.square import Square
-from sparsemble.attacks.ensemble.suite import full_suite
-from sparsemble.attacks.pgd import PGD
+from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT, full_suite
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.results import (
     DataRecord,
@@ -50,7 +49,6 @@ from sparsemble.evaluation.work import Work, expected_shard
 T = TypeVar("T")
 CHECKS = "curve, sanity attacks and checks"
 TITLES = {
-    "model": "checks",
     "doubled": "twice the steps of the headline attack",
     "curve": "security curve",
     "gradients": "sanity attacks",
@@ -114,21 +112,22 @@ def evaluate(
         InputError: anything wrong that can be known before work begins.
         RunError: an attack left its threat model, or the model returned NaN.
     """
-    kept = store or OutcomeStore()
+    store = store or OutcomeStore()
     progress = Progress(job.model, report)
-    plan_attacks(job, kept, progress)
+    views = len(differentiable_views(job))
+    plan_attacks(job, store, progress)
     if settings.checks == "full":
-        progress.plan({CHECKS: (_full_checks(job), 1)})
+        progress.plan({CHECKS: (_full_checks(job, views), 1)})
     else:
         progress.plan_like(CHECKS, _longest(job), settings.budget)
-    outcomes = run_attacks(job, kept, crafted=settings.crafted, progress=progress)
+    outcomes = run_attacks(job, store, crafted=settings.crafted, progress=progress)
     progress.drop(CHECKS)
-    sizes = _sample_sizes(job, target, settings, outcomes)
-    work = {name: work.times(getattr(sizes, name)) for name, work in work_by_image(job, _views(job)).items()}
+    sizes = _sample_sizes(job, target, settings, outcomes, views)
+    work = {name: work.times(getattr(sizes, name)) for name, work in work_by_image(job, views).items()}
     work["model"] = work["model"].plus(work.pop("paths"))
     work["doubled"] = doubled_work(outcomes, sizes.doubled)
     progress.plan({name: (each, 1) for name, each in work.items()})
-    extras = _extras(job, target, settings, outcomes, sizes, kept, progress)
+    extras = _extras(job, target, settings, outcomes, sizes, store, progress)
     result = EvaluationResult(
         name=target.name,
         command=settings.command,
@@ -163,7 +162,7 @@ def evaluate(
         available=settings.available,
         beside=settings.beside,
     )
-    with progress.running("model", TITLES["model"]):
+    with progress.running("model", "checks"):
         checks = all_checks(evidence)
     report(1.0, "done")
     return replace(result, checks=checks)
@@ -175,14 +174,8 @@ def with_adaptive(attacks: Sequence[AnyAttack], target: LoadedModel) -> tuple[An
         return tuple(attacks)
     ensemble, rule = target.model, target.rule
     others = [combiners.build(name) for name in combiners.names() if name != ensemble.combiner.name]
-    gradient = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
-    suite = full_suite(
-        len(ensemble.members),
-        [gradient],
-        others,
-        black_box=[Square(queries=1000)],
-        stops_early=rule is not None and rule.name != "never",
-    )
+    early = rule is not None and rule.name != "never"
+    suite = full_suite(len(ensemble.members), [GRADIENT], others, black_box=BLACK_BOX, stops_early=early)
     taken = {attack.label for attack in attacks}
     return (*attacks, *(attack for attack in suite if attack.label not in taken))
 
@@ -267,30 +260,22 @@ def _longest(job: EvaluationJob) -> str:
     return max(job.attacks, key=lambda attack: expected_shard(attack, job.members, classes, 1).units).label
 
 
-def _full_checks(job: EvaluationJob) -> Work:
+def _full_checks(job: EvaluationJob, views: int) -> Work:
     """Return the work that all checks are expected to be, before the attacks have run."""
-    total = Work(0)
-    for name, work in work_by_image(job, _views(job)).items():
-        total = total.plus(work.times(min(getattr(FULL, name), len(job.split))))
-    return total
+    parts = work_by_image(job, views)
+    return reduce(Work.plus, (work.times(min(getattr(FULL, name), len(job.split))) for name, work in parts.items()))
 
 
 def _sample_sizes(
-    job: EvaluationJob, target: LoadedModel, settings: EvaluationSettings, outcomes: Outcomes
+    job: EvaluationJob, target: LoadedModel, settings: EvaluationSettings, outcomes: Outcomes, views: int
 ) -> SampleSizes:
     """Return on how many images each part of the checks runs."""
-    absent = {"members"} if job.members == 1 else set()
-    absent |= {"curve"} if settings.curve != "draw" else set()
-    absent |= {"transfer"} if target.parent is None else set()
-    present = [name for name in PARTS if name not in absent]
+    absent = {"members": job.members == 1, "curve": settings.curve != "draw", "transfer": target.parent is None}
+    present = [name for name in PARTS if not absent.get(name)]
     if settings.checks == "full":
         return SampleSizes(**{name: min(getattr(FULL, name), len(job.split)) * (name in present) for name in PARTS})
     budget = settings.budget * Work.of(outcomes.attacks[outcomes.strongest]).units
-    return sizes_within(budget, job, outcomes, _views(job), present)
-
-
-def _views(job: EvaluationJob) -> int:
-    return len(differentiable_views(job))
+    return sizes_within(budget, job, outcomes, views, present)
 
 
 def _all_attacks(job: EvaluationJob, settings: EvaluationSettings) -> tuple[AnyAttack, ...]:

@@ -57,20 +57,11 @@ def check_classifier(model: nn.Module, data: Split, classes: int | None = None) 
         raise InputError("the model returns NaN or infinite logits on clean images")
     if logits.shape[1] > 1 and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
         raise InputError("the model returns probabilities; attacks need logits: take the softmax off its end")
-    return check_labels(data.labels, int(logits.shape[1]), classes)
+    return _check_labels(data.labels, int(logits.shape[1]), classes)
 
 
-def check_labels(labels: Tensor, outputs: int, classes: int | None) -> int:
-    """Compare the model's number of outputs with the labels and the data set's classes; return it.
-
-    Args:
-        labels: (N) class of each image.
-        outputs: number of the model's outputs.
-        classes: number of classes of the data set; none: not known.
-
-    Raises:
-        InputError: they do not fit.
-    """
+def _check_labels(labels: Tensor, outputs: int, classes: int | None) -> int:
+    """Compare the model's number of outputs with the labels and the data set's classes; return it."""
     low, high = (int(end) for end in labels.aminmax())
     if classes is not None and outputs != classes:
         raise InputError(f"the model has {outputs} outputs but the data set has {classes} classes")

@@ -1,6 +1,5 @@
 """What an evaluation measures besides its attacks: security curve, members, cost, examples."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.interfaces import DynamicOutput, Ensemble
+from sparsemble.core.interfaces import members_of
 from sparsemble.core.results import Cost, Examples, MembersTable, SecurityCurve, Timing
 from sparsemble.core.types import Images, Labels
 from sparsemble.data.dataset import Split
@@ -68,30 +67,30 @@ def security_curve(
     return SecurityCurve(attack=attack.label, images=len(part.split), eps=tuple(eps), accuracy=tuple(accuracy))
 
 
-def members_table(job: EvaluationJob, images: int, store: OutcomeStore) -> MembersTable | None:
-    """Return each member's own accuracy and what images crafted against it do to the others; None for a single model.
+def members_table(job: EvaluationJob, images: int, store: OutcomeStore) -> MembersTable:
+    """Return the accuracy of each member of an ensemble, and what images crafted against it do to the others.
 
     Args:
         job: what is attacked; its own attacks do not run.
         images: number of images, the first ones of the job's.
         store: where outcomes are kept.
     """
-    if job.members == 1:
-        return None
-    assert isinstance(job.model, Ensemble)
-    split = first_images(job.split, images)
+    members, split = members_of(job.model), first_images(job.split, images)
     y = split.labels
     clean, robust, transfer = [], [], []
-    for i, member in enumerate(job.model.members, start=1):
+    for i, member in enumerate(members, start=1):
         alone = EvaluationJob(model=member, split=split, threat=job.threat, attacks=(MEMBER_ATTACK,), seed=job.seed)
         outcomes = run_attacks(alone, store.part(f"member{i}"))
         x_adv = outcomes.adversarial(MEMBER_ATTACK.label).to(y.device)
         clean.append(outcomes.clean_accuracy)
         robust.append(outcomes.robust_accuracy)
-        transfer.append(tuple(_accuracy(other, x_adv, y) for other in job.model.members))
-    names = tuple(f"member {i}" for i in range(1, job.members + 1))
+        transfer.append(tuple(_accuracy(other, x_adv, y) for other in members))
     return MembersTable(
-        names=names, images=len(split), clean=tuple(clean), robust=tuple(robust), transfer=tuple(transfer)
+        names=tuple(f"member {i}" for i in range(1, len(members) + 1)),
+        images=len(split),
+        clean=tuple(clean),
+        robust=tuple(robust),
+        transfer=tuple(transfer),
     )
 
 
@@ -130,26 +129,18 @@ def measure_cost(job: EvaluationJob, outcomes: Outcomes, latency: dict[str, dict
         outcomes: of the clean images decide how many members run.
         latency: where it was measured before; None measures it now.
     """
-    members = list(job.model.members) if isinstance(job.model, Ensemble) else [job.model]
-    x = _batch(job.split)
-    _, *shape = x.shape
-    macs = [count_macs(member, (shape[0], shape[1], shape[2])) for member in members]
+    few = torch.arange(min(BATCH, len(job.split)), device=job.split.labels.device)
+    x = job.split.images(few)
+    channels, height, width = x.shape[1:]
+    macs = [count_macs(member, (channels, height, width)) for member in members_of(job.model)]
     runs = outcomes.clean.members_run
+    if latency is None:
+        calls = {"batch_1": lambda: job.decide(x[:1]), "batch_64": lambda: job.decide(x)}
+        latency = {"torch": {n: t.timing() for n, t in measure_latency(calls, rounds=7, warmup=2).items()}}
     return Cost(
         bytes=packed_bytes(job.model),
-        peak_memory=peak_memory(job.model, lambda: job.decide(_batch(job.split))),
+        peak_memory=peak_memory(job.model, lambda: job.decide(job.split.images(few))),
         macs_dense=sum(cost.dense for cost in macs),
         macs_nonzero=sum(float((runs >= m).float().mean()) * cost.nonzero for m, cost in enumerate(macs, 1)),
-        latency={"torch": _latency(job.decide, x)} if latency is None else latency,
+        latency=latency,
     )
-
-
-def _latency(decide: Callable[[Images], DynamicOutput], x: Images) -> dict[str, Timing]:
-    """Time the deployed decision on clean images, one at a time and in a batch."""
-    times = measure_latency({"batch_1": lambda: decide(x[:1]), "batch_64": lambda: decide(x)}, rounds=7, warmup=2)
-    return {name: Timing(median_ms=time.median_ms, spread_ms=time.spread_ms) for name, time in times.items()}
-
-
-def _batch(split: Split) -> Images:
-    """Return the images that memory and latency are measured with."""
-    return split.images(torch.arange(min(BATCH, len(split)), device=split.labels.device))

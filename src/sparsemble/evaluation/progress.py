@@ -8,7 +8,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import members_of
 from sparsemble.evaluation.work import Work
 
 Report = Callable[[float, str], None]
@@ -56,7 +56,7 @@ class Progress:
     """
 
     def __init__(self, model: nn.Module, report: Report) -> None:
-        self.members = list(model.members) if isinstance(model, Ensemble) else [model]
+        self.members = members_of(model)
         self.report = report
         self.steps: dict[str, _Step] = {}
 
@@ -65,7 +65,7 @@ class Progress:
         self.steps |= {name: _Step(work, pieces) for name, (work, pieces) in steps.items()}
 
     def plan_like(self, name: str, other: str, scale: float) -> None:
-        """Add work of one piece that will take as long as another step, times a factor.
+        """Add a piece of work.
 
         Args:
             name: of the step that is added.

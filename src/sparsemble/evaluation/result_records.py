@@ -12,10 +12,10 @@ from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import Ensemble, members_of
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import AttackResult, MembersRun, ModelRecord, Passes, WorstCase
-from sparsemble.core.types import Counts
+from sparsemble.core.types import Counts, Flags
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
@@ -27,7 +27,7 @@ from sparsemble.evaluation.statistics import wilson
 def model_record(job: EvaluationJob, target: LoadedModel) -> ModelRecord:
     """Return what is known of the model."""
     model = job.model
-    single = model.members[0] if isinstance(model, Ensemble) and job.members == 1 else model
+    single = members_of(model)[0] if job.members == 1 else model
     weights = count_weights(model)
     total = weights.total if job.members == 1 or target.dense_weights is None else target.dense_weights
     return ModelRecord(
@@ -41,7 +41,7 @@ def model_record(job: EvaluationJob, target: LoadedModel) -> ModelRecord:
         claimed_sparsity=target.claimed_sparsity,
         members=job.members,
         combiner=model.combiner.name if isinstance(model, Ensemble) and job.members > 1 else None,
-        rule=job.rule.name if job.rule and job.members > 1 and job.rule.name != "never" else None,
+        rule=job.rule.name if job.rule and job.members > 1 and job.stops_early else None,
         selected_on=target.selected_on,
         extra_data=target.extra_data,
     )
@@ -56,15 +56,14 @@ def outcome_fields(job: EvaluationJob, attacks: Sequence[AnyAttack], outcomes: O
         outcomes: of each of them.
     """
     clean, worst = outcomes.clean.correct, outcomes.worst_case
-    classes = job.classes or CLASSES
-    results = tuple(_attack_result(attack, outcomes.attacks[attack.label], classes) for attack in attacks)
+    results = [_attack_result(one, outcomes.attacks[one.label], job.classes or CLASSES) for one in attacks]
     return {
         "clean_accuracy": accuracy(clean),
-        "clean_interval": wilson(int(clean.sum()), len(clean)),
+        "clean_interval": _interval(clean),
         "clean_correct": tuple(clean.int().tolist()),
-        "attacks": results,
+        "attacks": tuple(results),
         "worst_case": WorstCase(
-            accuracy=accuracy(worst), interval=wilson(int(worst.sum()), len(worst)), correct=tuple(worst.int().tolist())
+            accuracy=accuracy(worst), interval=_interval(worst), correct=tuple(worst.int().tolist())
         ),
         "members_run": _members_run(job, attacks, outcomes),
         "seconds": sum(result.seconds for result in results),
@@ -77,23 +76,21 @@ def outcome_fields(job: EvaluationJob, attacks: Sequence[AnyAttack], outcomes: O
 
 def _attack_result(attack: AnyAttack, outcome: Outcome, classes: int) -> AttackResult:
     """Return what one attack did."""
-    whole = isinstance(attack, SurrogateAttack) and isinstance(attack.surrogate, FullEnsemble)
-    inner = attack.attack if whole and isinstance(attack, SurrogateAttack) else attack
-    # A run attacks single models as ensembles of one; an attack that keeps its own label is one on any classifier.
-    plain = isinstance(attack, Attack) or (whole and attack.label == inner.label)
+    inner, plain = attack, isinstance(attack, Attack)
+    if isinstance(attack, SurrogateAttack) and isinstance(attack.surrogate, FullEnsemble):
+        # A run attacks single models as ensembles of one; an attack that keeps its own label is one on any classifier.
+        inner, plain = attack.attack, attack.label == attack.attack.label
     auto = inner if isinstance(inner, AutoAttack) else None
     forward, backward = outcome.total_passes()
-    correct = outcome.correct
     minimum = None if outcome.minimum.isnan().any() else outcome.minimum
-    median = float(minimum.median()) if minimum is not None else math.inf
     return AttackResult(
         label=attack.label,
         kind="attack" if plain else "ensemble attack",
         settings=json.loads(json.dumps(to_dict(attack), default=source_hash)),
         mode=auto.mode if auto else None,
-        robust_accuracy=accuracy(correct),
-        interval=wilson(int(correct.sum()), len(correct)),
-        correct=tuple(correct.int().tolist()),
+        robust_accuracy=accuracy(outcome.correct),
+        interval=_interval(outcome.correct),
+        correct=tuple(outcome.correct.int().tolist()),
         distances=tuple(round(value, 7) for value in outcome.distance.tolist()),
         members_run=tuple(outcome.members_run.tolist()),
         passes=Passes(forward=forward, backward=backward),
@@ -102,11 +99,17 @@ def _attack_result(attack: AnyAttack, outcome: Outcome, classes: int) -> AttackR
         parts={part.label: int((outcome.part == i).sum()) for i, part in enumerate(auto.schedule(classes))}
         if auto
         else None,
-        minimum_distances=None
-        if minimum is None
-        else tuple(value if math.isfinite(value) else None for value in minimum.tolist()),
-        median_distance=median if math.isfinite(median) else None,
+        minimum_distances=None if minimum is None else tuple(_finite(value) for value in minimum.tolist()),
+        median_distance=None if minimum is None else _finite(float(minimum.median())),
     )
+
+
+def _interval(correct: Flags) -> tuple[float, float]:
+    return wilson(int(correct.sum()), len(correct))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _short(values: Tensor) -> list[float]:

@@ -7,10 +7,10 @@ from typing import Any, Literal, final
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
-from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.hijack import Hijack
 from sparsemble.attacks.ensemble.slowdown import Slowdown
+from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.artifacts import file_hash
 from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
@@ -163,9 +163,9 @@ class Evaluate:
 
     attacks: tuple[Attack, ...] = (PGD(steps=20), PGD(steps=50, step_size=0.1, restarts=2), AutoAttack())
     """Run on every row."""
-    adaptive: Attack = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
+    adaptive: Attack = GRADIENT
     """Run through every differentiable view of the ensemble: members, combiners, prefixes, its expected prediction."""
-    black_box: tuple[Attack, ...] = (Square(queries=1000),)
+    black_box: tuple[Attack, ...] = BLACK_BOX
     """Run on the deployed decision of the dynamic ensemble."""
     images: int = 0
     """Test images, drawn stratified; 0 means all."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Generator, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import members_of
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.training.batches import Batches
@@ -58,7 +58,7 @@ def fit(
     if epochs < 1:
         raise InputError(f"epochs = {epochs} must be 1 or more")
     precision.check(rng.device)
-    networks = list(model.members) if isinstance(model, Ensemble) else [model]
+    networks = members_of(model)
     loop = Loop(
         model=model,
         loss=loss,

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from sparsemble.core.distributed_rng import sharded
 from sparsemble.core.errors import RunError
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import members_of
 from sparsemble.core.module_state import eval_mode
 from sparsemble.core.pass_counter import Passes
 from sparsemble.core.registry import to_dict
@@ -69,7 +69,7 @@ class Loop:
         if not self.ema_model:
             return []
         model = self.ema_model.model
-        return list(model.members) if isinstance(model, Ensemble) else [model]
+        return members_of(model)
 
     def run_epoch(self) -> dict[str, Any] | Fault:
         """Train for one epoch and evaluate it; return its record, or the fault."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.ensemble.combined import Combined
 from sparsemble.attacks.ensemble.deployed import Deployed
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
@@ -16,7 +17,13 @@ from sparsemble.attacks.ensemble.sequential import Sequential
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.surrogate import Surrogate
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Combiner
+
+GRADIENT = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
+"""Runs on every surrogate, unless a recipe names another attack."""
+BLACK_BOX = (Square(queries=1000),)
+"""Run on the deployed prediction, unless a recipe names others."""
 
 
 def every_surrogate(

@@ -20,6 +20,7 @@ from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import versions
 from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.loaded_model import ENSEMBLES, MODELS, load_target
+from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.export_ensemble import export_packed
 from sparsemble.runtime.format import packed
 
@@ -86,17 +87,13 @@ def export(
         raise InputError("the size of the images is not known; export what was trained from an architecture")
     members = [copy.deepcopy(member).cpu() for member in original.members]
     file.parent.mkdir(parents=True, exist_ok=True)
-    export_packed(
-        Ensemble(members, original.model.combiner).eval(),
-        original.rule,
-        file,
-        images=torch.rand(CHECKED_IMAGES, *original.spec.shape, generator=seeded(0)),
-        classes=original.spec.classes,
-        parent_weights=count_weights(original.spec.build()).total,
-        to_torch=to_torch_ensemble,
-        values=values,
-        provenance=versions(),
+    trained, spec = Ensemble(members, original.model.combiner).eval(), original.spec
+    parent_weights = count_weights(spec.build()).total
+    converted = convert_ensemble(
+        trained, original.rule, spec.classes, spec.shape, parent_weights, provenance=versions()
     )
+    images = torch.rand(CHECKED_IMAGES, *spec.shape, generator=seeded(0))
+    export_packed(trained, converted, file, images=images, to_torch=to_torch_ensemble, values=values)
     return file
 
 

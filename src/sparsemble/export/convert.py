@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.registry import to_dict
-from sparsemble.export.pooling import as_pair, pool_window
+from sparsemble.export.pooling import as_pair, pool_node
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Floats, Node
+
+SIMPLE: Mapping[str, type[Node]] = {"relu": runtime.Relu, "add": runtime.Add, "flatten": runtime.Flatten}
+"""Kinds of operations without settings, and their nodes."""
 
 
 def convert_model(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Network:
@@ -44,12 +47,12 @@ def convert_ensemble(
     """Convert a trained ensemble.
 
     Args:
-        ensemble: members in running order.
+        ensemble: members in running order, in eval mode.
         rule: the stopping rule.
         classes: names, K of them.
         shape: channels, height and width of an image.
         parent_weights: prunable weights of the dense parent.
-        metadata: `recipe` and `provenance`, for the file.
+        **metadata: `recipe` and `provenance`, for the file.
 
     Raises:
         InputError: an operation that the runtime does not know; the message names the module.
@@ -90,12 +93,8 @@ class _Conversion:
             return runtime.Input()
         if operation.kind == "same":
             return None
-        if operation.kind == "relu":
-            return runtime.Relu(inputs)
-        if operation.kind == "add":
-            return runtime.Add(inputs)
-        if operation.kind == "flatten":
-            return runtime.Flatten(inputs)
+        if operation.kind in SIMPLE:
+            return SIMPLE[operation.kind](inputs)
         if operation.kind == "affine":
             return runtime.Affine(inputs, *_affine(operation, self.graph.by_name[operation.inputs[0]].shape[0]))
         if operation.kind == "norm":
@@ -130,10 +129,10 @@ class _Conversion:
 
     def _pool(self, operation: Operation, inputs: tuple[int, ...]) -> Node | None:
         """Return a pool; a mean over the plane also drops its two axes, unless it keeps them."""
-        window = pool_window(operation, self.graph.by_name[operation.inputs[0]].shape)
+        pool = pool_node(operation, self.graph.by_name[operation.inputs[0]].shape, inputs)
         if len(operation.shape) == 3:
-            return None if window.is_identity else window.node(inputs)
-        self.nodes.append(window.node(inputs))
+            return None if (pool.kernel, pool.stride, pool.padding) == ((1, 1), (1, 1), (0, 0)) else pool
+        self.nodes.append(pool)
         return runtime.Flatten((len(self.nodes) - 1,))
 
 
@@ -144,12 +143,8 @@ def _affine(operation: Operation, channels: int) -> tuple[Floats, Floats]:
     value = value.expand(channels) if value.numel() == 1 else value
     ones, zeros = torch.ones(channels, dtype=torch.double), torch.zeros(channels, dtype=torch.double)
     if operation.function == "sub":
-        scale, shift = ones, -value
-    elif operation.function == "truediv":
-        scale, shift = 1 / value, zeros
-    else:
-        scale, shift = value, zeros
-    return _floats(scale), _floats(shift)
+        return _floats(ones), _floats(-value)
+    return _floats(1 / value if operation.function == "truediv" else value), _floats(zeros)
 
 
 def _norm(module: nn.Module | None) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,8 @@
 """Write a trained ensemble in every format, read it back, and check that each format predicts as the ensemble does."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
 from sparsemble.export.agreement import check_agreement, check_logits
-from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.export.onnx import write_graphs
 from sparsemble.runtime.format import packed
@@ -34,38 +32,29 @@ ToTorch = Callable[[PackedEnsemble], Ensemble]
 
 def export_packed(
     ensemble: Ensemble,
-    rule: StoppingRule,
+    converted: PackedEnsemble,
     path: Path,
     *,
     images: Images,
-    classes: tuple[str, ...],
-    parent_weights: int,
     to_torch: ToTorch,
     values: Values = "float16",
-    **metadata: Mapping[str, Any],
 ) -> PackedEnsemble:
-    """Convert an ensemble, check the conversion, and write it as a packed file.
+    """Check how an ensemble was converted, and write it as a packed file.
 
     Args:
-        ensemble: members in running order, in eval mode, on the CPU.
-        rule: the stopping rule.
+        ensemble: the trained one, in eval mode, on the CPU.
+        converted: what `convert_ensemble` made of it.
         path: the file.
         images: (B, C, H, W) in [0, 1], on which the conversion is checked.
-        classes: names, K of them.
-        parent_weights: prunable weights of the dense parent.
         to_torch: builds a packed ensemble in torch.
         values: number format of the weights.
-        metadata: `recipe` and `provenance`, stored in the file.
 
     Returns:
         The ensemble with its weights rounded, as the file stores them.
 
     Raises:
-        InputError: an operation that the runtime does not know.
         RunError: the converted network computes other logits than the trained one.
     """
-    channels, height, width = images.shape[1:]
-    converted = convert_ensemble(ensemble, rule, classes, (channels, height, width), parent_weights, **metadata)
     pairs = zip(member_logits(ensemble, images), member_logits(to_torch(converted), images), strict=True)
     for number, (trained_logits, converted_logits) in enumerate(pairs, start=1):
         name = f"member {number} converted for the runtime"
@@ -78,60 +67,45 @@ def export_packed(
 def export_ensemble(
     ensemble: Ensemble,
     rule: StoppingRule,
+    converted: PackedEnsemble,
     folder: Path,
     *,
     held_out: Split,
     attack: Attack,
     threat: ThreatModel,
-    classes: tuple[str, ...],
-    parent_weights: int,
     to_torch: ToTorch,
     make_rng: Callable[[str], Generator],
     values: Values = "float16",
     summary: RunSummary | None = None,
     report_progress: Callable[[float, str], None] = lambda fraction, text: None,
-    **metadata: Mapping[str, Any],
 ) -> ExportResult:
     """Write an ensemble as a packed file, ONNX graphs and a folder for model hubs, and check each of them.
 
     Every format is compared with the rounded ensemble in torch, on held-out images and adversarial ones.
 
     Args:
-        ensemble: members in running order, in eval mode, on the CPU.
+        ensemble: the trained one, in eval mode, on the CPU.
         rule: the stopping rule.
+        converted: what `convert_ensemble` made of both.
         folder: exists; gets `ensemble.sparsemble`, `onnx/` and `hub/`.
         held_out: images on which formats and accuracies are measured.
         attack: crafts the adversarial ones, on all members.
         threat: where it searches.
-        classes: names, K of them.
-        parent_weights: prunable weights of the dense parent.
         to_torch: builds a packed ensemble in torch.
         make_rng: returns the generator for a purpose, in the same state at every call.
         values: number format of the weights.
         summary: results of the run, for the model card.
         report_progress: receives the fraction of the work that is done, and a short text.
-        metadata: `recipe` and `provenance`, stored in the file.
 
     Returns:
         Sizes, held-out accuracy before and after rounding, and the agreement of each format.
 
     Raises:
-        InputError: an operation that the runtime does not know.
         RunError: a format predicts otherwise than its reference.
     """
     x, y = held_out.tensors()
     path = folder / PACKED_FILE
-    rounded = export_packed(
-        ensemble,
-        rule,
-        path,
-        images=x,
-        classes=classes,
-        parent_weights=parent_weights,
-        to_torch=to_torch,
-        values=values,
-        **metadata,
-    )
+    rounded = export_packed(ensemble, converted, path, images=x, to_torch=to_torch, values=values)
     report_progress(0.2, "packed")
     reference = to_torch(rounded)
     accuracies, crafted = [], []
@@ -151,22 +125,21 @@ def export_ensemble(
         return check_agreement(reference_logits, logits, ensemble.combiner, rule, rng=make_rng("agreement"))
 
     formats = {"packed": check(torch.from_numpy(Predictor(packed.load(path)).member_logits(images.numpy())))}
-    onnx_agreement = _export_onnx(rounded, folder / "onnx", images, ensemble.combiner(reference_logits), check)
-    if onnx_agreement:
-        formats["onnx"] = onnx_agreement
+    if onnx := _export_onnx(rounded, folder / "onnx", images, ensemble.combiner(reference_logits), check):
+        formats["onnx"] = onnx
     save_folder(rounded, folder / "hub", summary, values=values)
     formats["hub"] = check(member_logits(to_torch(load_folder(folder / "hub")), images))
     return ExportResult(
         values=values,
         bytes=path.stat().st_size,
-        share_of_dense_float32=path.stat().st_size / (4 * parent_weights),
+        share_of_dense_float32=path.stat().st_size / (4 * rounded.parent_weights),
         nonzeros=rounded.nonzeros,
         sparsity=rounded.sparsity,
         held_out_images=len(x),
         unrounded=accuracies[0],
         rounded=accuracies[1],
         formats=formats,
-        not_written={} if onnx_agreement else {"onnx": NO_ONNX},
+        not_written={} if onnx else {"onnx": NO_ONNX},
     )
 
 
@@ -177,15 +150,7 @@ def _export_onnx(
     reference: torch.Tensor,
     check: Callable[[MemberLogits], FormatAgreement],
 ) -> FormatAgreement | None:
-    """Write the ONNX graphs and run them; None where the packages for that are not installed.
-
-    Args:
-        ensemble: with rounded weights.
-        folder: made here.
-        images: (B, C, H, W)
-        reference: (B, K) logits of the ensemble with all members.
-        check: compares the logits of the members.
-    """
+    """Write the ONNX graphs and compare them, with all members with `reference`; None without the packages for that."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -195,13 +160,9 @@ def _export_onnx(
     agreement = check(torch.from_numpy(np.stack([run_graph(file, images.numpy()) for file in members])))
     logits, single_logits = (torch.from_numpy(run_graph(static_ensemble, x.numpy())) for x in (images, images[:1]))
     graph = "the ONNX graph of the ensemble"
-    return replace(
-        agreement,
-        static_ensemble=check_logits(reference, logits, graph, "the ensemble"),
-        batch_of_one=check_logits(
-            logits[:1], single_logits, f"{graph}, run on one image,", "the same graph on a batch"
-        ),
-    )
+    difference = check_logits(reference, logits, graph, "the ensemble")
+    single = check_logits(logits[:1], single_logits, f"{graph}, run on one image,", "the same graph on a batch")
+    return replace(agreement, static_ensemble=difference, batch_of_one=single)
 
 
 def run_graph(file: Path, images: np.ndarray) -> np.ndarray:

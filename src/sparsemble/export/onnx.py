@@ -10,7 +10,7 @@ from sparsemble.core.artifacts import write_json
 from sparsemble.core.errors import InputError
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.network import Network, Node, Pair
+from sparsemble.runtime.network import Network, Node
 
 OPSET = 18
 IR_VERSION = 10
@@ -64,27 +64,21 @@ def write_graphs(ensemble: PackedEnsemble, folder: Path) -> tuple[list[Path], Pa
 def member_graph(network: Network, name: str = "member") -> Any:
     """Return the ONNX model of one network: `images` (B, C, H, W) to `logits` (B, K), for any B."""
     graph = _Graph()
-    graph.network(network, "images", "logits", prefix="")
-    return graph.model(name, network, "logits")
+    graph.network(network, "logits")
+    return graph.model(name, network)
 
 
-def ensemble_graph(networks: tuple[Network, ...], combiner: Mapping[str, Any], name: str = "ensemble") -> Any:
+def ensemble_graph(networks: tuple[Network, ...], combiner: Mapping[str, Any]) -> Any:
     """Return the ONNX model of an ensemble that runs all members: `images` to log-probabilities, `logits`.
-
-    Args:
-        networks: the members.
-        combiner: its name and settings.
-        name: of the graph.
 
     Raises:
         InputError: a combiner that has no ONNX graph.
     """
-    graph, logits = _Graph(), []
-    for i, network in enumerate(networks, start=1):
-        graph.network(network, "images", f"logits{i}", prefix=f"member{i}.")
-        logits.append(f"logits{i}")
+    graph, logits = _Graph(), [f"logits{number}" for number in range(1, len(networks) + 1)]
+    for number, network in enumerate(networks, start=1):
+        graph.network(network, logits[number - 1], prefix=f"member{number}.")
     graph.combiner(logits, combiner)
-    return graph.model(name, networks[0], "logits")
+    return graph.model("ensemble", networks[0])
 
 
 class _Graph:
@@ -105,9 +99,9 @@ class _Graph:
         self.constants.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def network(self, network: Network, images: str, output: str, prefix: str) -> None:
+    def network(self, network: Network, output: str, prefix: str = "") -> None:
         """Add the operations of a network."""
-        names = {0: images}
+        names = {0: "images"}
         for i, node in enumerate(network.nodes[1:], start=1):
             last = i == len(network.nodes) - 1
             names[i] = output if last else f"{prefix}{type(node).__name__.lower()}{i}"
@@ -118,40 +112,20 @@ class _Graph:
             scale = self.constant(f"{output}.scale", node.scale.reshape(1, -1, 1, 1))
             shift = self.constant(f"{output}.shift", node.shift.reshape(1, -1, 1, 1))
             self.add("Add", [self.add("Mul", [*inputs, scale], f"{output}.scaled"), shift], output)
-        elif isinstance(node, runtime.Convolution):
-            constants = [
-                self.constant(f"{output}.weight", node.weight.dense()),
-                self.constant(f"{output}.bias", node.bias),
-            ]
-            self.add(
-                "Conv",
-                [*inputs, *constants],
-                output,
-                strides=node.stride,
-                pads=_pads(node.padding),
-                dilations=node.dilation,
-            )
-        elif isinstance(node, runtime.Linear):
-            constants = [
-                self.constant(f"{output}.weight", node.weight.dense()),
-                self.constant(f"{output}.bias", node.bias),
-            ]
-            self.add("Gemm", [*inputs, *constants], output, transB=1)
+        elif isinstance(node, runtime.Convolution | runtime.Linear):
+            weight = self.constant(f"{output}.weight", node.weight.dense())
+            inputs = [*inputs, weight, self.constant(f"{output}.bias", node.bias)]
+            if isinstance(node, runtime.Linear):
+                self.add("Gemm", inputs, output, transB=1)
+            else:
+                window = {"strides": node.stride, "pads": node.padding * 2, "dilations": node.dilation}
+                self.add("Conv", inputs, output, **window)
         elif isinstance(node, runtime.MaxPool | runtime.AveragePool):
-            is_max = isinstance(node, runtime.MaxPool)
-            settings = {} if is_max else {"count_include_pad": 1}
-            self.add(
-                "MaxPool" if is_max else "AveragePool",
-                inputs,
-                output,
-                kernel_shape=node.kernel,
-                strides=node.stride,
-                pads=_pads(node.padding),
-                **settings,
-            )
+            settings = {} if isinstance(node, runtime.MaxPool) else {"count_include_pad": 1}
+            window = {"kernel_shape": node.kernel, "strides": node.stride, "pads": node.padding * 2}
+            self.add(type(node).__name__, inputs, output, **window, **settings)
         else:
-            kinds = {runtime.Relu: "Relu", runtime.Add: "Add", runtime.Flatten: "Flatten"}
-            self.add(kinds[type(node)], inputs, output)
+            self.add(type(node).__name__, inputs, output)  # Relu, Add and Flatten have the same names in ONNX
 
     def combiner(self, logits: list[str], settings: Mapping[str, Any]) -> None:
         """Add the combiner of the members' logits, as in `runtime/combiners.py`."""
@@ -176,17 +150,13 @@ class _Graph:
         else:
             raise InputError(f'combiner "{combiner}" cannot be written as ONNX')
 
-    def model(self, name: str, network: Network, output: str) -> Any:
+    def model(self, name: str, network: Network) -> Any:
         """Return the checked model."""
         helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
         images = helper.make_tensor_value_info("images", kind, ["batch", *network.image])
-        logits = helper.make_tensor_value_info(output, kind, ["batch", network.classes])
+        logits = helper.make_tensor_value_info("logits", kind, ["batch", network.classes])
         graph = helper.make_graph(self.nodes, name, [images], [logits], self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="sparsemble")
         model.ir_version = IR_VERSION
         self.onnx.checker.check_model(model, full_check=True)
         return model
-
-
-def _pads(padding: Pair) -> tuple[int, int, int, int]:
-    return (*padding, *padding)

@@ -1,6 +1,6 @@
-"""The window of a torch pooling operation, if the runtime can compute it."""
+"""Torch pooling operations as nodes of the runtime, if it can compute them."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -17,55 +17,43 @@ POSITIONAL_SETTINGS = {
 """Settings that a function or method takes by position, after the images."""
 
 
-class PoolWindow(NamedTuple):
-    """The window of a pool."""
-
-    is_max: bool
-    """Whether the pool returns the maximum of a window, not the mean."""
-    kernel: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether every window is one pixel, so that the pool changes nothing."""
-        return (self.kernel, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
-
-    def node(self, inputs: tuple[int, ...]) -> runtime.MaxPool | runtime.AveragePool:
-        """Return the pool as a node of the runtime."""
-        pool = runtime.MaxPool if self.is_max else runtime.AveragePool
-        return pool(inputs, self.kernel, self.stride, self.padding)
+Pool = runtime.MaxPool | runtime.AveragePool
 
 
-def pool_window(operation: Operation, input_shape: Shape) -> PoolWindow:
-    """Return the window of a pooling operation.
+def pool_node(operation: Operation, input_shape: Shape, inputs: tuple[int, ...]) -> Pool:
+    """Return a pooling operation as a node.
 
     Args:
         operation: of kind `pool`.
         input_shape: channels, height and width of its input.
+        inputs: index of the node before it.
 
     Raises:
         InputError: the runtime cannot compute it; the message names the operation.
     """
     module = operation.module
     if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or "adaptive" in operation.function:
-        return _adaptive(operation, input_shape)
+        kernel = _adaptive_kernel(operation, input_shape)
+        return _kind(operation)(inputs, kernel, kernel)
     if operation.function == "mean":
-        return _mean(operation, input_shape)
+        _check_mean(operation, input_shape)
+        _, height, width = input_shape
+        return runtime.AveragePool(inputs, (height, width), (height, width))
     settings = _call_settings(operation) if module is None else dict(vars(module))
     kernel = as_pair(settings["kernel_size"])
     stride = settings.get("stride")
     padding = as_pair(settings.get("padding", 0))
-    window = PoolWindow(_is_max(operation), kernel, as_pair(stride) if stride else kernel, padding)
-    _check(operation, settings, window, input_shape)
-    return window
+    node = _kind(operation)(inputs, kernel, as_pair(stride) if stride else kernel, padding)
+    _check(operation, settings, node, input_shape)
+    return node
 
 
-def _is_max(operation: Operation) -> bool:
-    return isinstance(operation.module, nn.MaxPool2d | nn.AdaptiveMaxPool2d) or "max" in operation.function
+def _kind(operation: Operation) -> type[Pool]:
+    is_max = isinstance(operation.module, nn.MaxPool2d | nn.AdaptiveMaxPool2d) or "max" in operation.function
+    return runtime.MaxPool if is_max else runtime.AveragePool
 
 
-def _adaptive(operation: Operation, input_shape: Shape) -> PoolWindow:
+def _adaptive_kernel(operation: Operation, input_shape: Shape) -> Pair:
     """An adaptive pool whose output divides its input evenly is an ordinary one."""
     down, across = (before // after for before, after in zip(input_shape[1:], operation.shape[1:], strict=True))
     if (operation.shape[1] * down, operation.shape[2] * across) != input_shape[1:]:
@@ -73,10 +61,10 @@ def _adaptive(operation: Operation, input_shape: Shape) -> PoolWindow:
             f"operation {operation.name} pools {input_shape[1:]} to {operation.shape[1:]}; the runtime knows adaptive "
             "pools whose output divides their input evenly"
         )
-    return PoolWindow(_is_max(operation), (down, across), (down, across))
+    return down, across
 
 
-def _mean(operation: Operation, input_shape: Shape) -> PoolWindow:
+def _check_mean(operation: Operation, input_shape: Shape) -> None:
     settings = _call_settings(operation)
     axes = settings.get("dim", settings.get("axis"))
     axes = (axes,) if isinstance(axes, int) else tuple(axes or ())
@@ -85,12 +73,12 @@ def _mean(operation: Operation, input_shape: Shape) -> PoolWindow:
             f"operation {operation.name} is a mean over axes {axes} of {(1, *input_shape)}; the runtime knows the one "
             "over rows and columns, (2, 3)"
         )
-    return PoolWindow(False, (input_shape[1], input_shape[2]), (input_shape[1], input_shape[2]))
 
 
-def _check(operation: Operation, settings: dict[str, Any], window: PoolWindow, input_shape: Shape) -> None:
-    """Refuse settings that `PoolWindow` cannot represent."""
-    name, kernel, divisor = operation.name, window.kernel, settings.get("divisor_override")
+def _check(operation: Operation, settings: dict[str, Any], node: Pool, input_shape: Shape) -> None:
+    """Refuse settings that the node cannot represent."""
+    name, kernel, divisor = operation.name, node.kernel, settings.get("divisor_override")
+    is_mean = isinstance(node, runtime.AveragePool)
     if as_pair(settings.get("dilation", 1)) != (1, 1):
         raise InputError(f"operation {name} pools with dilation {settings['dilation']}; the runtime knows 1 only")
     if divisor not in (None, kernel[0] * kernel[1]):
@@ -98,10 +86,10 @@ def _check(operation: Operation, settings: dict[str, Any], window: PoolWindow, i
             f"operation {name} pools with divisor_override = {divisor}; the runtime divides by the size of the window, "
             f"{kernel[0] * kernel[1]}"
         )
-    if not window.is_max and divisor is None and any(window.padding) and not settings.get("count_include_pad", True):
+    if is_mean and divisor is None and any(node.padding) and not settings.get("count_include_pad", True):
         raise InputError(f"operation {name} leaves padding out of its means, which the runtime does not")
     # Where ceil_mode adds no window, it changes nothing.
-    if settings.get("ceil_mode") and window.node((0,)).shape(input_shape) != operation.shape:
+    if settings.get("ceil_mode") and node.shape(input_shape) != operation.shape:
         raise InputError(
             f"operation {name} pools {input_shape[1:]} to {operation.shape[1:]} by ceil_mode; the runtime has no "
             "windows that reach over the edge"

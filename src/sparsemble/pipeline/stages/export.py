@@ -12,6 +12,7 @@ from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import source_revision, versions
 from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.run_models import load_row
+from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.export_ensemble import export_ensemble
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
@@ -36,20 +37,12 @@ class ExportStage(Stage):
         """Leave `ensemble.sparsemble`, `onnx/`, `hub/` and `export.json`."""
         recipe, data, combiner = self.recipe, dataset(self.recipe.data), self.recipe.ensemble.combiner
         row = load_row("ensemble_dynamic", inputs, combiner, CPU)
-        result = export_ensemble(
+        converted = convert_ensemble(
             row.ensemble,
             row.rule,
-            context.output,
-            held_out=data.calibration,
-            attack=recipe.held_out_attack,
-            threat=recipe.threat,
-            classes=data.classes,
-            parent_weights=count_weights(load_row("dense", inputs, combiner, CPU).ensemble).total,
-            to_torch=to_torch_ensemble,
-            make_rng=lambda purpose: context.rng(purpose, CPU),
-            values=recipe.export.values,
-            summary=RunSummary.load(inputs["report"].file("summary.json")),
-            report_progress=context.report_progress,
+            data.classes,
+            data.shape,
+            count_weights(load_row("dense", inputs, combiner, CPU).ensemble).total,
             recipe=to_dict(recipe),
             provenance={
                 "run": self.title,
@@ -59,5 +52,19 @@ class ExportStage(Stage):
                 **({} if recipe.parent else {"extra_data": "none"}),
                 **versions(),
             },
+        )
+        result = export_ensemble(
+            row.ensemble,
+            row.rule,
+            converted,
+            context.output,
+            held_out=data.calibration,
+            attack=recipe.held_out_attack,
+            threat=recipe.threat,
+            to_torch=to_torch_ensemble,
+            make_rng=lambda purpose: context.rng(purpose, CPU),
+            values=recipe.export.values,
+            summary=RunSummary.load(inputs["report"].file("summary.json")),
+            report_progress=context.report_progress,
         )
         result.save(context.output / "export.json")

@@ -43,9 +43,9 @@ def compare(results: Results) -> ComparisonResult:
         level=LEVEL,
         rows=tuple(rows),
         pairs=tuple(_pair(a, b) for a, b in itertools.combinations(rows, 2)),
-        shared_attacks=tuple(shared),
-        partial_attacks={label: tuple(names) for label, names in partial.items()},
-        differing_attacks=tuple(differing),
+        shared_attacks=shared,
+        partial_attacks=partial,
+        differing_attacks=differing,
         alarms=tuple(_alarms(rows)),
         notes=(*_differences(rows, partial, differing), *_limits(rows)),
     )
@@ -63,38 +63,35 @@ def _numbered(results: Results) -> list[EvaluationResult]:
 
 def _check_same(first: EvaluationResult, second: EvaluationResult) -> None:
     """Refuse two results that were measured on other images or under another threat model."""
-    pair = f'"{first.name}" and "{second.name}" cannot be compared'
     a, b = first.data, second.data
+    threat, other = first.threat, second.threat
+    reason = ""
     if a.sha256 != b.sha256 or a.split != b.split:
         images = [f"{data.name} ({data.split}, sha256 {data.sha256[:8]})" for data in (a, b)]
-        raise InputError(
-            f"{pair}: the first was measured on {images[0]}, the second on {images[1]}; evaluate both on one"
-        )
-    if a.indices != b.indices:
+        reason = f"the first was measured on {images[0]}, the second on {images[1]}; evaluate both on one"
+    elif a.indices != b.indices:
         images = [f"{data.images} images (subset seed {data.subset_seed})" for data in (a, b)]
-        same = f"; {len(set(a.indices) & set(b.indices))} are the same"
-        raise InputError(
-            f"{pair}: the first used {images[0]}, the second {images[1]}{same}; give both the same --images"
-        )
-    threats = first.threat, second.threat
-    if threats[0].norm != threats[1].norm:
-        raise InputError(f"{pair}: the first is measured in {threats[0].norm}, the second in {threats[1].norm}")
-    if abs(threats[0].eps - threats[1].eps) > SAME_EPS:
-        radii = [f"{threat.eps_text} = {threat.eps:.6g}" for threat in threats]
-        raise InputError(f"{pair}: eps is {radii[0]} in the first and {radii[1]} in the second; these are never mixed")
-    if threats[0].knowledge != threats[1].knowledge:
-        known = [threat.knowledge for threat in threats]
-        raise InputError(f"{pair}: the adversary's knowledge is {known[0]} in the first and {known[1]} in the second")
+        same = len(set(a.indices) & set(b.indices))
+        reason = f"the first used {images[0]}, the second {images[1]}; {same} are the same; give both the same --images"
+    elif threat.norm != other.norm:
+        reason = f"the first is measured in {threat.norm}, the second in {other.norm}"
+    elif abs(threat.eps - other.eps) > SAME_EPS:
+        radii = [f"{each.eps_text} = {each.eps:.6g}" for each in (threat, other)]
+        reason = f"eps is {radii[0]} in the first and {radii[1]} in the second; these are never mixed"
+    elif threat.knowledge != other.knowledge:
+        reason = f"the adversary's knowledge is {threat.knowledge} in the first and {other.knowledge} in the second"
+    if reason:
+        raise InputError(f'"{first.name}" and "{second.name}" cannot be compared: {reason}')
 
 
-def autoattack_modes(result: EvaluationResult) -> list[str]:
-    """Return how AutoAttack ran, as in `exact` or `exact rand`; empty where it did not run."""
+def _autoattack_modes(result: EvaluationResult) -> str:
+    """Return how AutoAttack ran, as in `exact` or `exact rand`."""
     modes = []
     for attack in result.attacks:
         if attack.mode is not None:
             variant = attack.settings.get("attack", attack.settings).get("variant", "standard")
             modes.append(attack.mode + (f" {variant}" if variant != "standard" else ""))
-    return sorted(modes)
+    return " and ".join(sorted(modes)) or "not run"
 
 
 def _pair(a: EvaluationResult, b: EvaluationResult) -> PairedTest:
@@ -119,20 +116,16 @@ def _settings(result: EvaluationResult) -> dict[str, dict[str, Any]]:
     return {attack.label: attack.settings for attack in result.attacks}
 
 
-def _attacks(rows: Results) -> tuple[list[str], dict[str, list[str]], list[str]]:
+def _attacks(rows: Results) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Return the attacks that all rows share, those that only some rows faced, and those with different settings."""
     settings = {row.name: _settings(row) for row in rows}
     labels = dict.fromkeys(label for attacks in settings.values() for label in attacks)
-    shared, partial, differing = [], {}, []
-    for label in labels:
-        names = [name for name in settings if label in settings[name]]
-        if len(names) < len(rows):
-            partial[label] = names
-        elif all(settings[name][label] == settings[names[0]][label] for name in names):
-            shared.append(label)
-        else:
-            differing.append(label)
-    return shared, partial, differing
+    faced = {label: tuple(name for name in settings if label in settings[name]) for label in labels}
+    partial = {label: names for label, names in faced.items() if len(names) < len(rows)}
+    whole = [label for label in labels if label not in partial]
+    first = settings[rows[0].name]
+    shared = tuple(label for label in whole if all(attacks[label] == first[label] for attacks in settings.values()))
+    return shared, partial, tuple(label for label in whole if label not in shared)
 
 
 def _alarms(rows: Results) -> Iterator[str]:
@@ -146,12 +139,11 @@ def _alarms(rows: Results) -> Iterator[str]:
         yield f"Selected on test images: {', '.join(on_test)}. Accuracies of these rows are too high."
 
 
-def _differences(rows: Results, partial: Mapping[str, list[str]], differing: Sequence[str]) -> Iterator[str]:
+def _differences(rows: Results, partial: Mapping[str, Sequence[str]], differing: Sequence[str]) -> Iterator[str]:
     """Yield sentences on what differs between the rows besides the classifier."""
-    modes = {row.name: " and ".join(autoattack_modes(row)) or "not run" for row in rows}
+    modes = {row.name: _autoattack_modes(row) for row in rows}
     if len(set(modes.values())) > 1:
-        listed = ", ".join(f"{name}: {mode}" for name, mode in modes.items())
-        yield f"AutoAttack did not run alike ({listed}): the weaker mode flatters its row."
+        yield f"AutoAttack did not run alike ({_by_row(modes)}): the weaker mode flatters its row."
     on_ensembles = [label for label, names in partial.items() if _lacked_by_singles_only(rows, label, names)]
     if on_ensembles:
         yield (
@@ -174,14 +166,13 @@ def _differences(rows: Results, partial: Mapping[str, list[str]], differing: Seq
     for aspect, of_row in aspects.items():
         values = {row.name: of_row(row) for row in rows}
         if len(set(values.values())) > 1:
-            yield f"The rows were {aspect} ({', '.join(f'{name}: {value}' for name, value in values.items())})."
+            yield f"The rows were {aspect} ({_by_row(values)})."
 
 
 def _limits(rows: Results) -> Iterator[str]:
     """Yield sentences on what the tests do not establish."""
     if len(rows) > 2:
-        pairs = len(rows) * (len(rows) - 1) // 2
-        yield f"{pairs} pairs are tested; the p-values are not corrected for that."
+        yield f"{len(rows) * (len(rows) - 1) // 2} pairs are tested; the p-values are not corrected for that."
     yield (
         "Every row is one model, trained once: the tests are about a difference between these models, not between "
         "methods."
@@ -197,6 +188,10 @@ def _lacked_by_singles_only(rows: Results, label: str, names: Sequence[str]) -> 
 def _machine(result: EvaluationResult) -> str:
     device = result.machine.get("device", "cpu")
     return str(result.machine.get("processor", "unknown") if device == "cpu" else device)
+
+
+def _by_row(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT, full_suite
 from sparsemble.core.interfaces import Ensemble, combiners
@@ -34,7 +34,6 @@ from sparsemble.evaluation.sanity_attacks import (
     PARTS,
     SINGLE,
     USUAL,
-    Doubled,
     SampleSizes,
     differentiable_views,
     double_steps,
@@ -127,7 +126,7 @@ def evaluate(
     work["model"] = work["model"].plus(work.pop("paths"))
     work["doubled"] = doubled_work(outcomes, sizes.doubled)
     progress.plan({name: (each, 1) for name, each in work.items()})
-    extras = _extras(job, target, settings, outcomes, sizes, store, progress)
+    sanity, curve, members = _measured(job, target, settings, outcomes, sizes, store, progress)
     result = EvaluationResult(
         name=target.name,
         command=settings.command,
@@ -143,8 +142,8 @@ def evaluate(
             training_passes=settings.training_passes,
             training_seconds=settings.training_seconds,
         ),
-        security_curve=extras.curve,
-        members=extras.members,
+        security_curve=curve,
+        members=members,
         machine=machine(job.split.labels.device),
         versions=versions(),
         source=source_revision() or None,
@@ -155,12 +154,9 @@ def evaluate(
         outcomes=outcomes,
         result=result,
         sizes=sizes,
-        gradients=extras.gradients,
-        doubled=extras.doubled,
-        transferred=extras.transferred,
-        blind=extras.blind,
         available=settings.available,
         beside=settings.beside,
+        **sanity,
     )
     with progress.running("model", "checks"):
         checks = all_checks(evidence)
@@ -200,20 +196,7 @@ def data_record(source: DataSource, sha256: str, data: Dataset, images: int) -> 
     )
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Extras:
-    """What is measured besides the attacks of the job."""
-
-    doubled: Doubled | None
-    curve: SecurityCurve | None
-    gradients: Outcomes | None
-    members: MembersTable | None
-    transferred: Outcomes | None
-    blind: tuple[Outcomes, ...]
-
-
-def _extras(
+def _measured(
     job: EvaluationJob,
     target: LoadedModel,
     settings: EvaluationSettings,
@@ -221,8 +204,8 @@ def _extras(
     sizes: SampleSizes,
     store: OutcomeStore,
     progress: Progress,
-) -> _Extras:
-    """Run what the checks need, part by part."""
+) -> tuple[dict[str, Any], SecurityCurve | None, MembersTable | None]:
+    """Run what the checks need, part by part: the sanity attacks, as fields of `Evidence`; curve; members."""
 
     def run(name: str, measure: Callable[[int], T]) -> T | None:
         images: int = getattr(sizes, name)
@@ -244,14 +227,9 @@ def _extras(
     members = run("members", lambda images: members_table(job, images, store))
     moved = sanity("transfer", transferred(target.parent)) if target.parent else None
     blind = (sanity("labels", LABELS_ONLY[job.threat.norm]), sanity("noise", NOISE))
-    return _Extras(
-        doubled=doubled,
-        curve=drawn if settings.curve == "draw" else settings.curve,
-        gradients=gradients,
-        members=members,
-        transferred=moved,
-        blind=tuple(outcomes for outcomes in blind if outcomes is not None),
-    )
+    fields: dict[str, Any] = {"doubled": doubled, "gradients": gradients, "transferred": moved}
+    fields["blind"] = tuple(outcomes for outcomes in blind if outcomes is not None)
+    return fields, drawn if settings.curve == "draw" else settings.curve, members
 
 
 def _longest(job: EvaluationJob) -> str:

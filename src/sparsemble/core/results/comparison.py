@@ -5,7 +5,7 @@ from typing import final
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.results.evaluation import EvaluationResult
-from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_interval
+from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_intervals
 
 
 @final
@@ -31,7 +31,7 @@ class PairedTest:
     """Whether both rows faced the same attacks with the same settings."""
 
     def __post_init__(self) -> None:
-        check_interval(self.interval, "interval", low=-1)
+        check_intervals(-1, interval=self.interval)
 
 
 @final

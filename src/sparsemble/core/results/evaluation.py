@@ -1,6 +1,5 @@
 """What an evaluation produces: numbers, their intervals, what they cost, and how reliable they are."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, final
@@ -13,7 +12,7 @@ from sparsemble.core.results.result_file import (
     ResultFile,
     check_accuracy,
     check_fractions,
-    check_length,
+    check_lengths,
     check_not_negative,
 )
 
@@ -92,7 +91,7 @@ class DataRecord:
     def __post_init__(self) -> None:
         if self.images < 1:
             raise InputError(f"images = {self.images} must be 1 or more")
-        check_length(self.indices, self.images, "indices", "images")
+        check_lengths(self.images, "images", indices=self.indices)
         if len(set(self.indices)) < self.images:
             raise InputError("indices names an image twice")
 
@@ -161,17 +160,18 @@ class AttackResult:
     median_distance: float | None = None
 
     def __post_init__(self) -> None:
-        check_accuracy(self.robust_accuracy, self.correct, self.interval, "robust_accuracy")
+        check_accuracy("robust_accuracy", self.robust_accuracy, self.correct, self.interval)
         check_not_negative(seconds=self.seconds, distances=min(self.distances, default=0.0))
-        images = len(self.correct)
-        by_image: dict[str, Sequence[Any]] = {"distances": self.distances, "members_run": self.members_run}
-        by_image |= {f"passes_by_image.{kind}": counts for kind, counts in (self.passes_by_image or {}).items()}
-        if self.minimum_distances is not None:
-            by_image["minimum_distances"] = self.minimum_distances
-        elif self.median_distance is not None:
+        if self.minimum_distances is None and self.median_distance is not None:
             raise InputError("median_distance is of minimum_distances, which are missing")
-        for name, values in by_image.items():
-            check_length(values, images, name, "the number of images in correct")
+        check_lengths(
+            len(self.correct),
+            "the number of images in correct",
+            distances=self.distances,
+            members_run=self.members_run,
+            minimum_distances=self.correct if self.minimum_distances is None else self.minimum_distances,
+            **{f"passes_by_image.{kind}": counts for kind, counts in (self.passes_by_image or {}).items()},
+        )
 
 
 @final
@@ -184,7 +184,7 @@ class WorstCase:
     correct: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        check_accuracy(self.accuracy, self.correct, self.interval, "accuracy")
+        check_accuracy("accuracy", self.accuracy, self.correct, self.interval)
 
 
 @final
@@ -216,7 +216,7 @@ class SecurityCurve:
     accuracy: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        check_length(self.accuracy, len(self.eps), "accuracy", "the number of radii in eps")
+        check_lengths(len(self.eps), "the number of radii in eps", accuracy=self.accuracy)
         check_fractions(**{f"accuracy[{i}]": accuracy for i, accuracy in enumerate(self.accuracy)})
         if not self.eps or list(self.eps) != sorted(set(self.eps)):
             raise InputError(f"eps = {list(self.eps)} must hold growing radii")
@@ -235,10 +235,9 @@ class MembersTable:
     """Accuracy of column j on images crafted against row i."""
 
     def __post_init__(self) -> None:
-        for name in ("clean", "robust", "transfer"):
-            check_length(getattr(self, name), len(self.names), name, "the number of names")
-        for i, row in enumerate(self.transfer):
-            check_length(row, len(self.names), f"transfer[{i}]", "the number of names")
+        rows = {f"transfer[{i}]": row for i, row in enumerate(self.transfer)}
+        lists = {"clean": self.clean, "robust": self.robust, "transfer": self.transfer, **rows}
+        check_lengths(len(self.names), "the number of names", **lists)
 
 
 @final
@@ -342,12 +341,10 @@ class EvaluationResult(ResultFile):
         Raises:
             InputError: no attack has this label.
         """
-        for attack in self.attacks:
-            if attack.label == label:
-                return attack
-        raise InputError(
-            f'"{label}" is no attack of this evaluation; it has {", ".join(a.label for a in self.attacks)}'
-        )
+        by_label = {attack.label: attack for attack in self.attacks}
+        if label not in by_label:
+            raise InputError(f'"{label}" is no attack of this evaluation; it has {", ".join(by_label)}')
+        return by_label[label]
 
     @property
     def strongest(self) -> AttackResult:
@@ -404,9 +401,10 @@ class EvaluationResult(ResultFile):
         return "\n".join([*lines, f"  checks: {', '.join(counts)}" if self.checks else "  checks: none"])
 
     def __post_init__(self) -> None:
-        images = self.data.images
-        check_length(self.clean_correct, images, "clean_correct", "data.images")
-        check_accuracy(self.clean_accuracy, self.clean_correct, self.clean_interval, "clean_accuracy")
+        of_attacks = {f"attacks.{attack.label}.correct": attack.correct for attack in self.attacks}
+        worst = {"worst_case.correct": self.worst_case.correct}
+        check_lengths(self.data.images, "data.images", clean_correct=self.clean_correct, **of_attacks, **worst)
+        check_accuracy("clean_accuracy", self.clean_accuracy, self.clean_correct, self.clean_interval)
         check_not_negative(seconds=self.seconds)
         self._check_attacks()
         numbers = sorted(check.number for check in self.checks)
@@ -414,7 +412,7 @@ class EvaluationResult(ResultFile):
             missing = ", ".join(str(i) for i in range(1, CHECKS + 1) if i not in numbers) or "none"
             raise InputError(f"checks must be the checks 1 to {CHECKS}, each once; missing: {missing}")
         if self.members:
-            check_length(self.members.names, self.model.members, "members.names", "model.members")
+            check_lengths(self.model.members, "model.members", **{"members.names": self.members.names})
 
     def _check_attacks(self) -> None:
         """Check that the worst case is the image-by-image union, and the passes the sum over the attacks."""
@@ -423,9 +421,6 @@ class EvaluationResult(ResultFile):
         labels = [attack.label for attack in self.attacks]
         if len(set(labels)) < len(labels):
             raise InputError(f"attacks must have labels of their own, got {', '.join(labels)}")
-        for attack in self.attacks:
-            check_length(attack.correct, self.data.images, f"attacks.{attack.label}.correct", "data.images")
-        check_length(self.worst_case.correct, self.data.images, "worst_case.correct", "data.images")
         correct = np.min([self.clean_correct, *(attack.correct for attack in self.attacks)], axis=0)
         wrong = np.flatnonzero(correct != np.asarray(self.worst_case.correct))
         if wrong.size:

@@ -60,40 +60,28 @@ def check_not_negative(**values: float | None) -> None:
             raise InputError(f"{name} = {value} must be a finite number, 0 or more")
 
 
-def check_interval(interval: Sequence[float], name: str, *, low: float = 0, high: float = 1) -> None:
-    """Check that an interval is two growing numbers within the bounds.
-
-    Args:
-        interval: low and high.
-        name: of the field, for the message.
-        low: smallest allowed bound.
-        high: largest allowed bound.
-    """
-    if len(interval) != 2 or not low <= interval[0] <= interval[1] <= high:
-        raise InputError(f"{name} = {list(interval)} must be two numbers, low <= high, in [{low}, {high}]")
+def check_intervals(lowest: float, **intervals: Sequence[float]) -> None:
+    """Check that every interval is two growing numbers within [lowest, 1]."""
+    for name, interval in intervals.items():
+        if len(interval) != 2 or not lowest <= interval[0] <= interval[1] <= 1:
+            raise InputError(f"{name} = {list(interval)} must be two numbers, low <= high, in [{lowest}, 1]")
 
 
-def check_length(values: Sequence[Any], expected: int, name: str, reason: str) -> None:
-    """Check the number of entries of a list.
-
-    Args:
-        values: the list.
-        expected: the number of entries it must have.
-        name: of the list, for the message.
-        reason: where the number comes from, for the message.
-    """
-    if len(values) != expected:
-        raise InputError(f"{name} has {len(values)} entries but {reason} is {expected}")
+def check_lengths(expected: int, reason: str, **lists: Sequence[Any]) -> None:
+    """Check the number of entries of every list; the reason names where it comes from."""
+    for name, values in lists.items():
+        if len(values) != expected:
+            raise InputError(f"{name} has {len(values)} entries but {reason} is {expected}")
 
 
-def check_accuracy(accuracy: float, correct: Sequence[int], interval: Sequence[float], name: str) -> None:
+def check_accuracy(name: str, accuracy: float, correct: Sequence[int], interval: Sequence[float]) -> None:
     """Check an accuracy against the images it is the fraction of, and against its interval.
 
     Args:
+        name: of the accuracy, for messages.
         accuracy: fraction of the images that are classified correctly.
         correct: 1 or 0, one an image.
         interval: low and high.
-        name: of the accuracy, for the message.
     """
     if not set(correct) <= {0, 1}:
         raise InputError(f"the outcomes of {name} must be 0 or 1")
@@ -101,6 +89,6 @@ def check_accuracy(accuracy: float, correct: Sequence[int], interval: Sequence[f
         raise InputError(
             f"{name} = {accuracy} must be the fraction of its correct images, {sum(correct)} of {len(correct)}"
         )
-    check_interval(interval, f"interval of {name}")
+    check_intervals(0, **{f"interval of {name}": interval})
     if not interval[0] - 1e-9 <= accuracy <= interval[1] + 1e-9:
         raise InputError(f"{name} = {accuracy} must lie in its interval {list(interval)}")

@@ -5,7 +5,7 @@ from typing import Any, final
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.results.evaluation import EvaluationResult
-from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_length
+from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_lengths
 
 ROW_NAMES = {
     "dense": "Dense parent",
@@ -115,8 +115,7 @@ class LayerSparsity:
     """By pruning score, the mean over its sub-models: one number a layer."""
 
     def __post_init__(self) -> None:
-        for name, values in {"weights": self.weights, **self.sparsity}.items():
-            check_length(values, len(self.names), name, "the number of layers")
+        check_lengths(len(self.names), "the number of layers", weights=self.weights, **self.sparsity)
 
 
 @final
@@ -128,11 +127,8 @@ class MaskOverlap:
     jaccard: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        for name, values in {
-            "jaccard": self.jaccard,
-            **{f"jaccard[{i}]": r for i, r in enumerate(self.jaccard)},
-        }.items():
-            check_length(values, len(self.names), name, "the number of names")
+        rows = {f"jaccard[{i}]": row for i, row in enumerate(self.jaccard)}
+        check_lengths(len(self.names), "the number of names", jaccard=self.jaccard, **rows)
 
 
 @final

@@ -9,8 +9,8 @@ from sparsemble.core.results.result_file import (
     SCHEMA,
     ResultFile,
     check_fractions,
-    check_interval,
-    check_length,
+    check_intervals,
+    check_lengths,
     check_not_negative,
 )
 
@@ -92,11 +92,11 @@ class StudyLine:
     """Worst-case accuracy, seed by seed."""
 
     def __post_init__(self) -> None:
-        check_length(self.each, self.seeds, "each", "seeds")
+        check_lengths(self.seeds, "seeds", each=self.each)
         if (self.numbers is not None) != (self.seeds > 0):
             raise InputError(f"a line of {self.seeds} seeds must have numbers exactly if there are seeds")
         if self.numbers:
-            check_interval(self.interval, "interval")
+            check_intervals(0, interval=self.interval)
 
 
 @final

@@ -115,10 +115,7 @@ def evaluate(
     progress = Progress(job.model, report)
     views = len(differentiable_views(job))
     plan_attacks(job, store, progress)
-    if settings.checks == "full":
-        progress.plan({CHECKS: (_full_checks(job, views), 1)})
-    else:
-        progress.plan_like(CHECKS, _longest(job), settings.budget)
+    progress.plan({CHECKS: (_expected_checks(job, settings, views), 1)})
     outcomes = run_attacks(job, store, crafted=settings.crafted, progress=progress)
     progress.drop(CHECKS)
     sizes = _sample_sizes(job, target, settings, outcomes, views)
@@ -232,16 +229,14 @@ def _measured(
     return fields, drawn if settings.curve == "draw" else settings.curve, members
 
 
-def _longest(job: EvaluationJob) -> str:
-    """Return the label of the attack that is expected to take most work."""
-    classes = job.classes or CLASSES
-    return max(job.attacks, key=lambda attack: expected_shard(attack, job.members, classes, 1).units).label
-
-
-def _full_checks(job: EvaluationJob, views: int) -> Work:
+def _expected_checks(job: EvaluationJob, settings: EvaluationSettings, views: int) -> Work:
     """Return the work that all checks are expected to be, before the attacks have run."""
-    parts = work_by_image(job, views)
-    return reduce(Work.plus, (work.times(min(getattr(FULL, name), len(job.split))) for name, work in parts.items()))
+    images, classes = len(job.split), job.classes or CLASSES
+    if settings.checks == "full":
+        parts = work_by_image(job, views).items()
+        return reduce(Work.plus, (work.times(min(getattr(FULL, name), images)) for name, work in parts))
+    attacks = (expected_shard(attack, job.members, classes, images) for attack in job.attacks)
+    return max(attacks, key=lambda work: work.units).times(settings.budget)
 
 
 def _sample_sizes(

@@ -29,17 +29,11 @@ class _Step:
     """Pieces that are not finished."""
     done: list[float] = field(default_factory=list)
     """Units of work of the finished pieces."""
-    like: "_Step | None" = None
-    """A step that this one takes as much work as, all pieces together, times `scale`."""
-    scale: float = 1.0
 
     def piece(self, correction: float) -> float:
         """Return the units of work of a piece that is not finished."""
         if self.done:
             return sum(self.done) / len(self.done)
-        if self.like is not None:
-            pieces = len(self.like.done) + self.like.left
-            return self.like.piece(correction) * pieces * self.scale
         return self.expected.units * correction
 
 
@@ -63,16 +57,6 @@ class Progress:
     def plan(self, steps: Mapping[str, tuple[Work, int]]) -> None:
         """Add work: by name, the expected work of a piece and the number of pieces."""
         self.steps |= {name: _Step(work, pieces) for name, (work, pieces) in steps.items()}
-
-    def plan_like(self, name: str, other: str, scale: float) -> None:
-        """Add a piece of work.
-
-        Args:
-            name: of the step that is added.
-            other: a step that was planned before.
-            scale: how many times as long as the other one it takes, > 0.
-        """
-        self.steps[name] = _Step(Work(0), 1, like=self.steps[other], scale=scale)
 
     def drop(self, name: str) -> None:
         """Forget work that was planned."""

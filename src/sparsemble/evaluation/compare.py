@@ -9,11 +9,10 @@ import numpy as np
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest
+from sparsemble.evaluation.checks.reporting import SAME_EPS
 from sparsemble.evaluation.statistics import mcnemar, paired_difference
 
 LEVEL = 0.95
-SAME_EPS = 1e-9
-"""Radii nearer than this are one radius: 8/255 and 0.031372549 are, 8/255 and 0.031 are not."""
 
 Results = Sequence[EvaluationResult]
 

@@ -2,15 +2,14 @@
 
 from sparsemble.core.results.comparison import ComparisonResult, PairedTest
 from sparsemble.core.results.deployment import BenchResult, BenchRow, ExportResult, FirstUse, FormatAgreement
-from sparsemble.core.results.evaluation import (
+from sparsemble.core.results.evaluation import EvaluationResult, Examples
+from sparsemble.core.results.evaluation_parts import (
     CHECKS,
     STATUSES,
     AttackResult,
     CheckResult,
     Cost,
     DataRecord,
-    EvaluationResult,
-    Examples,
     MembersRun,
     MembersTable,
     ModelRecord,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.results.evaluation import MembersRun
+from sparsemble.core.results.evaluation_parts import MembersRun
 from sparsemble.core.results.result_file import (
     SCHEMA,
     ResultFile,

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Optional
@@ -77,11 +77,7 @@ def _options(
 
 
 def need_train(command: str) -> None:
-    """Refuse a command whose extra is absent.
-
-    Raises:
-        InputError: naming the extra.
-    """
+    """Refuse a command whose extra is absent."""
     missing = [name for name in TRAIN_PACKAGES if not importlib.util.find_spec(name)]
     if missing:
         raise InputError(
@@ -116,20 +112,30 @@ def stoppable(message: str) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def show_result(*, to_json: Callable[[], str], table: Callable[[], Any], json: bool, quiet: bool) -> None:
-    """Print a result as JSON or as a table.
+def show_result(
+    to_json: Callable[[], str],
+    table: Callable[[], Any],
+    *,
+    json: bool,
+    quiet: bool = False,
+    files: Mapping[str, Path] | None = None,
+) -> None:
+    """Print a result as JSON, or as a table with the files that hold more.
 
     Args:
         to_json: returns the result as JSON.
         table: returns what the terminal shows.
         json: whether JSON is asked for.
         quiet: whether nothing is to be shown.
+        files: by what they are; named below the table.
     """
     if json:
         typer.echo(to_json().rstrip("\n"))
     elif not quiet:
         shown = table()
         say(Console(), shown) if isinstance(shown, str) else Console().print(shown)
+        for name, file in (files or {}).items():
+            typer.echo(f"{name}: {file}")
 
 
 def say(console: Console, text: str) -> None:

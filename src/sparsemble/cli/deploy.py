@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparsemble.cli.app import Device, Json, Quiet, app, need_train, sentences
+from sparsemble.cli.app import Device, Json, Quiet, app, need_train, sentences, show_result
 
 
 @app.command()
@@ -29,15 +28,11 @@ def export(
     """
     need_train("export")
     from sparsemble.pipeline.run import export as export_run
+    from sparsemble.report import export_table
 
     result = export_run(run, values, device, quiet=quiet)
-    if json:
-        typer.echo(result.to_json(), nl=False)
-    elif not quiet:
-        from sparsemble.report import export_table
-
-        Console().print(export_table(result).terminal())
-        typer.echo(f"packed ensemble: {run / 'export' / 'ensemble.sparsemble'}")
+    files = {"packed ensemble": run / "export" / "ensemble.sparsemble"}
+    show_result(result.to_json, lambda: export_table(result).terminal(), json=json, quiet=quiet, files=files)
 
 
 @app.command()
@@ -58,14 +53,15 @@ def predict(
 
     with sentences():
         rows = _predict_files(ensemble, images, threads=threads, resize=resize)
-    if json:
-        typer.echo(json_format.dumps(rows, indent=1))
-        return
-    table = Table("image", "label", "probability", "members run", box=None, header_style="bold")
-    for row in rows:
-        cells = (printable(row["image"]), row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+
+    def table() -> Table:
+        shown = Table("image", "label", "probability", "members run", box=None, header_style="bold")
+        for row in rows:
+            cells = (printable(row["image"]), row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
+            shown.add_row(*map(Text, cells))
+        return shown
+
+    show_result(lambda: json_format.dumps(rows, indent=1), table, json=json)
 
 
 def _predict_files(ensemble: Path, images: Sequence[Path], *, threads: int, resize: bool) -> list[dict[str, Any]]:
@@ -88,11 +84,7 @@ def _predict_files(ensemble: Path, images: Sequence[Path], *, threads: int, resi
 
 
 def describe_packed_file(path: Path) -> str:
-    """Return what a packed ensemble holds, as text; the whole file is read and validated.
-
-    Raises:
-        RuntimeInputError: it is no packed ensemble, or a damaged one.
-    """
+    """Return what a packed ensemble holds, as text; the whole file is read and validated."""
     from sparsemble.runtime.format.packed import describe, load
     from sparsemble.runtime.terminal_escape import printable
 

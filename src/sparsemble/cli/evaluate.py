@@ -3,18 +3,19 @@
 import os
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 from rich.console import Console
 
-from sparsemble.cli.app import Device, Json, Out, Quiet, app, need_train, say, stoppable
+from sparsemble.cli.app import Device, Json, Out, Quiet, app, need_train, say, show_result, stoppable
 from sparsemble.cli.recipes import run_recipe
 from sparsemble.core.errors import InputError
 
 if TYPE_CHECKING:
-    from sparsemble.core.results import ComparisonResult, EvaluationResult
+    from sparsemble.pipeline.evaluate_command import EvaluationOptions
 
 
 @app.command()
@@ -60,51 +61,25 @@ def evaluate(
 
     Examples: [bold]sparsemble evaluate runs/digits[/], [bold]sparsemble evaluate mine.py:model --data cifar10[/]
     """
+    options = locals()  # by name
     need_train("evaluate")
     from sparsemble.core.config import from_dict
     from sparsemble.pipeline import evaluate_command as command
     from sparsemble.pipeline.recipe import shipped
+    from sparsemble.report import evaluation_table
 
+    settings = {name: value for name, value in options.items() if name not in ("json", "quiet")}
+    asked = from_dict(command.EvaluationOptions, {**settings, "seed": seed or 0})
     if target.endswith(".toml") or (target in shipped() and not Path(target).exists()):
-        given = {"row": row, "model": model, "data": data, "transfer": transfer, "eps": eps, "norm": norm}
-        changed = {
-            "images": images,
-            "json": json,
-            "attacks": attacks != "autoattack",
-            "search": search != "float32",
-            "shard": shard != 100,
-            "checks": checks != "default",
-        }
-        _refuse_for_recipes({**given, **changed, "no-adaptive": not adaptive})
+        _refuse_for_recipes(asked, json)
         changes = [f"seed={seed}"] if seed is not None else []
         run_recipe(target, "evaluate", changes, out=out, device=device, quiet=quiet)
         return
-    options = from_dict(
-        command.EvaluationOptions,
-        {
-            "target": target,
-            "row": row,
-            "model": model,
-            "data": data,
-            "attacks": attacks,
-            "transfer": transfer,
-            "eps": eps,
-            "norm": norm,
-            "images": images,
-            "seed": seed or 0,
-            "adaptive": adaptive,
-            "search": search,
-            "shard": shard,
-            "checks": checks,
-            "out": out,
-            "device": device,
-        },
-    )
-    console = Console(stderr=True, quiet=quiet)
-    plan = command.prepare(options)
+    plan = command.prepare(asked)
     with stoppable(f"finished shards are in {plan.folder}, run the same command to go on"):
-        result = command.run(plan, shlex.join(["sparsemble", *sys.argv[1:]]), console)
-    _show_result(result, plan.folder, json, quiet)
+        result = command.run(plan, shlex.join(["sparsemble", *sys.argv[1:]]), Console(stderr=True, quiet=quiet))
+    files = {"report": plan.folder / "index.html"}
+    show_result(result.to_json, lambda: evaluation_table(result), json=json, quiet=quiet, files=files)
 
 
 @app.command()
@@ -119,36 +94,22 @@ def compare(
     """
     need_train("compare")
     from sparsemble.pipeline.evaluate_command import compare_files
+    from sparsemble.report import comparison_table
 
-    _show_result(compare_files(results, out), out, json, False)
-
-
-def _show_result(result: "EvaluationResult | ComparisonResult", folder: Path | None, json: bool, quiet: bool) -> None:
-    """Print a result as a table or as JSON, and where its page is."""
-    if json:
-        typer.echo(result.to_json(), nl=False)
-    elif not quiet:
-        from sparsemble.core.results import EvaluationResult
-        from sparsemble.report import comparison_table, evaluation_table
-
-        table = evaluation_table(result) if isinstance(result, EvaluationResult) else comparison_table(result)
-        Console().print(table)
-        if folder:
-            typer.echo(f"report: {folder / 'index.html'}")
+    result = compare_files(results, out)
+    files = {"report": out / "index.html"} if out else {}
+    show_result(result.to_json, lambda: comparison_table(result), json=json, files=files)
 
 
-def _refuse_for_recipes(options: dict[str, object]) -> None:
-    """Refuse options that a recipe's evaluation would ignore.
-
-    Raises:
-        InputError: naming the first.
-    """
-    for name, given in options.items():
-        if given:
-            raise InputError(
-                f"--{name} does not go with a recipe, which says itself how it is evaluated; name a run's folder, or "
-                "use `sparsemble run RECIPE --set evaluate...`"
-            )
+def _refuse_for_recipes(asked: "EvaluationOptions", json: bool) -> None:
+    """Refuse options that a recipe's evaluation would ignore."""
+    ignored = [field for field in fields(asked) if field.name not in ("target", "seed", "out", "device")]
+    changed = [field.name for field in ignored if getattr(asked, field.name) != field.default]
+    for name in (*changed, *(["json"] if json else [])):
+        raise InputError(
+            f"--{name.replace('adaptive', 'no-adaptive')} does not go with a recipe, which says itself how it is "
+            "evaluated; name a run's folder, or use `sparsemble run RECIPE --set evaluate...`"
+        )
 
 
 @app.command()
@@ -178,6 +139,7 @@ def bench(
     Examples: [bold]sparsemble bench --model resnet18 --sparsity 0.9 --batch 64 --threads 1[/],
     [bold]sparsemble bench runs/digits --batch 1,64[/]
     """
+    options = locals()  # by name
     need_train("bench")
     from sparsemble.bench.models import BenchSettings
     from sparsemble.bench.timing import bench as measure
@@ -188,23 +150,11 @@ def bench(
             raise InputError(f"--{name} = {text!r} must be whole numbers with commas between them, as in 1,64")
         numbers[name] = tuple(int(word) for word in text.split(","))
     console = Console(stderr=True, quiet=quiet)
-    asked = BenchSettings(
-        target=target,
-        data=data,
-        model=model,
-        sparsity=sparsity,
-        granularity=granularity,
-        mask=mask,
-        members=members,
-        members_run=members_run,
-        batches=numbers["batch"],
-        threads=numbers["threads"],
-        rounds=rounds,
-        first_use=first_use,
-    )
+    given = {name: value for name, value in options.items() if name not in ("batch", "json", "plot", "quiet")}
+    settings = BenchSettings(**{**given, "batches": numbers["batch"], "threads": numbers["threads"]})
     _make_place(json, "--json")
     _make_place(plot, "--plot", (".png", ".svg"))
-    result = measure(asked, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: say(console, text))
+    result = measure(settings, shlex.join(["sparsemble", *sys.argv[1:]]), lambda text: say(console, text))
     if json:
         result.save(json)
     if plot:
@@ -221,11 +171,7 @@ def bench(
 
 
 def _make_place(path: Path | None, option: str, endings: tuple[str, ...] = ()) -> None:
-    """Make the folder that a file shall go to, before the work that the file is of.
-
-    Raises:
-        InputError: no such file can be written.
-    """
+    """Make the folder that a file shall go to, before the work that the file is of."""
     if path is None:
         return
     if endings and path.suffix.lower() not in endings:

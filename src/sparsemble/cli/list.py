@@ -38,7 +38,7 @@ def list_components(
         return shown
 
     facts = [dict(zip(("kind", "name", "sentence"), row, strict=True)) for row in rows]
-    show_result(to_json=lambda: json_format.dumps(facts, indent=1), table=table, json=json, quiet=False)
+    show_result(lambda: json_format.dumps(facts, indent=1), table, json=json)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import shlex
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -73,17 +73,7 @@ for _name, (_until, _text) in COMMANDS.items():
 
 
 def run_recipe(
-    name: str,
-    until: str,
-    changes: list[str],
-    *,
-    out: Path | None = None,
-    json: bool = False,
-    device: str = "auto",
-    workers: int = 0,
-    engine: str = "local",
-    tensorboard: bool = False,
-    quiet: bool = False,
+    name: str, until: str, changes: list[str], *, out: Path | None, json: bool = False, quiet: bool, **options: Any
 ) -> None:
     """Run a recipe up to a stage, and print the result.
 
@@ -93,11 +83,8 @@ def run_recipe(
         changes: settings as after --set.
         out: folder of the run; runs/NAME unless given.
         json: print the summary as JSON.
-        device: auto, cpu, cuda or cuda:N.
-        workers: worker processes; 0: one a core, at most 4, and one on a GPU.
-        engine: who runs the stages.
-        tensorboard: write training curves, too.
         quiet: print errors only.
+        **options: other fields of `RunOptions`.
     """
     need_train("run")
     from sparsemble.pipeline.recipe import load_recipe
@@ -106,32 +93,23 @@ def run_recipe(
     title, recipe = load_recipe(name, tuple(changes))
     folder = out or Path("runs") / title
     command = ["sparsemble", "run", name, *(part for change in changes for part in ("--set", change))]
-    options = RunOptions(
-        folder=folder,
-        device=device,
-        workers=workers,
-        engine=engine,
-        until=until,
-        quiet=quiet,
-        tensorboard=tensorboard,
-    )
+    how = RunOptions(folder=folder, until=until, quiet=quiet, **options)
     with stoppable(f"what is finished is kept in {folder}, run the same command to go on"):
-        artifacts = run(recipe, title, shlex.join(command), options)
+        artifacts = run(recipe, title, shlex.join(command), how)
     if quiet and not json:
         return
     if until not in ("report", "export"):
         paths = [str(artifact.path) for artifact in artifacts]
-        show_result(to_json=lambda: dumps(paths), table=lambda: "\n".join(paths), json=json, quiet=quiet)
+        show_result(lambda: dumps(paths), lambda: "\n".join(paths), json=json, quiet=quiet)
         return
     from sparsemble.core.results import RunSummary
     from sparsemble.report import run_table
 
     summary = RunSummary.load(folder / "report" / "summary.json")
-    show_result(to_json=summary.to_json, table=lambda: run_table(summary), json=json, quiet=quiet)
-    if not (json or quiet):
-        typer.echo(f"report: {folder / 'report' / 'index.html'}")
-        if until == "export":
-            typer.echo(f"packed ensemble: {folder / 'export' / 'ensemble.sparsemble'}")
+    files = {"report": folder / "report" / "index.html"}
+    if until == "export":
+        files["packed ensemble"] = folder / "export" / "ensemble.sparsemble"
+    show_result(summary.to_json, lambda: run_table(summary), json=json, quiet=quiet, files=files)
 
 
 @app.command()
@@ -163,7 +141,6 @@ def study(
             workers=workers,
             quiet=quiet,
         )
-    show_result(to_json=result.to_json, table=lambda: (folder / "study.md").read_text("utf-8"), json=json, quiet=quiet)
-    failed = sum(cell.failed is not None for cell in result.cells)
-    if failed:
+    show_result(result.to_json, lambda: (folder / "study.md").read_text("utf-8"), json=json, quiet=quiet)
+    if failed := sum(cell.failed is not None for cell in result.cells):
         raise RunError(f"{failed} of {len(result.cells)} models; {folder / 'study.md'} says why")

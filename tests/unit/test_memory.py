@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from sparsemble.evaluation.memory import peak_memory
+from sparsemble.evaluation.cost import peak_memory
 
 
 def linear(count: int) -> nn.Sequential:

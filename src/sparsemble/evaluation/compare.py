@@ -10,9 +10,7 @@ import numpy as np
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest
 from sparsemble.evaluation.checks.reporting import SAME_EPS
-from sparsemble.evaluation.statistics import mcnemar, paired_difference
-
-LEVEL = 0.95
+from sparsemble.evaluation.statistics import LEVEL, mcnemar, paired_difference
 
 Results = Sequence[EvaluationResult]
 
@@ -96,7 +94,7 @@ def _autoattack_modes(result: EvaluationResult) -> str:
 def _pair(a: EvaluationResult, b: EvaluationResult) -> PairedTest:
     """Compare two classifiers image by image, in their own worst cases."""
     first, second = (np.asarray(result.worst_case.correct, bool) for result in (a, b))
-    difference, low, high = paired_difference(first, second, LEVEL)
+    difference, low, high = paired_difference(first, second)
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
     return PairedTest(
         a=a.name,

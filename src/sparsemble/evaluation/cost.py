@@ -1,12 +1,17 @@
-"""What a model costs: multiply-accumulates, weights and bytes, dense and without the zeros."""
+"""What a model costs: multiply-accumulates, weights and bytes, dense and without the zeros; memory."""
 
 import contextlib
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import members_of
@@ -84,6 +89,23 @@ def packed_bytes(model: nn.Module) -> int:
     return sum(_file_bytes(member) for member in members_of(model))
 
 
+def peak_memory(model: nn.Module, call: Callable[[], object]) -> int:
+    """Return the peak number of bytes of tensors alive in a call, weights and BatchNorm statistics included.
+
+    Counted from the tensors themselves, so it is the same on every device and every time. Scratch memory of single
+    operations, of the interpreter and of libraries is not counted.
+
+    Args:
+        model: the model that is called; its tensors are alive all the time.
+        call: runs the model on some images, without gradients.
+    """
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in model.state_dict().values()}
+    with torch.no_grad(), _Alive() as alive:
+        call()
+    total: int = sum(held.values()) + alive.most
+    return total
+
+
 def _file_bytes(model: nn.Module) -> int:
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -97,3 +119,33 @@ def _file_bytes(model: nn.Module) -> int:
 
 def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+@final
+class _Alive(TorchDispatchMode):
+    """Tracks the storages that operations allocate until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in given:
+                self._begin(leaf.untyped_storage())
+        return out
+
+    def _begin(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._end, size)
+
+    def _end(self, size: int) -> None:
+        self.now -= size

@@ -11,10 +11,9 @@ from sparsemble.core.interfaces import members_of
 from sparsemble.core.results import Cost, Examples, MembersTable, SecurityCurve, Timing
 from sparsemble.core.types import Images, Labels
 from sparsemble.data.dataset import Split
-from sparsemble.evaluation.cost import count_macs, packed_bytes
+from sparsemble.evaluation.cost import count_macs, packed_bytes, peak_memory
 from sparsemble.evaluation.job import EvaluationJob
 from sparsemble.evaluation.latency import measure_latency
-from sparsemble.evaluation.memory import peak_memory
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
 

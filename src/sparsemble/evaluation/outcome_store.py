@@ -65,7 +65,7 @@ class OutcomeStore:
     def __init__(self, folder: Path | None = None, finished: Sequence[Path] = ()) -> None:
         self.folder = folder
         self.finished = tuple(finished)
-        self.memory: dict[tuple[str, int], tuple[str, Outcome, Images]] = {}
+        self.memory: dict[tuple[str, int, str], tuple[Outcome, Images]] = {}
 
     def part(self, name: str) -> "OutcomeStore":
         """Return the store of a part of the evaluation, such as its security curve, in a sub-folder."""
@@ -79,9 +79,7 @@ class OutcomeStore:
             shard: its number, from 0.
             key: hash of what decides the outcome.
         """
-        if (label, shard) in self.memory:
-            return self.memory[label, shard][0] == key
-        return self._file(label, shard, key) is not None
+        return (label, shard, key) in self.memory or self._file(label, shard, key) is not None
 
     def read(self, label: str, shard: int, key: str) -> tuple[Outcome, Images] | None:
         """Return the outcome and adversarial images of a shard; None if it is missing, damaged or has another key.
@@ -91,9 +89,8 @@ class OutcomeStore:
             shard: index of the shard.
             key: hash of everything that decides the outcome.
         """
-        if (label, shard) in self.memory:
-            stored_key, outcome, images = self.memory[label, shard]
-            return (outcome, images) if stored_key == key else None
+        if (label, shard, key) in self.memory:
+            return self.memory[label, shard, key]
         path = self._file(label, shard, key)
         if path is None:
             return None
@@ -117,7 +114,7 @@ class OutcomeStore:
             images: (B, C, H, W) the adversarial images.
         """
         if self.folder is None:
-            self.memory[label, shard] = key, outcome, images
+            self.memory[label, shard, key] = outcome, images
             return
         path = _path(self.folder, label, shard)
         path.parent.mkdir(parents=True, exist_ok=True)

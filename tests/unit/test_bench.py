@@ -13,10 +13,9 @@ from typer.testing import CliRunner
 
 from sparsemble.bench import engines, verify_outputs
 from sparsemble.bench import timing as module
-from sparsemble.bench.cold_start import first_use
 from sparsemble.bench.engines import TimedEngine
 from sparsemble.bench.models import BenchSettings, random_model
-from sparsemble.bench.timing import bench
+from sparsemble.bench.timing import bench, first_use
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble, combiners

@@ -13,8 +13,7 @@ from sparsemble.core.types import Images, seeded
 from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.evaluation import checks
-from sparsemble.evaluation.checks.dynamic import nudged
+from sparsemble.evaluation.checks import dynamic
 from tests.unit.sound_ensemble import TEAM, X, altered, changed, decide, ensemble_result, expect, only, single
 
 IMAGES = torch.rand(200, 1, 6, 6, generator=seeded(3))
@@ -26,7 +25,7 @@ def surrogate(attack: AttackResult) -> dict[str, Any]:
 
 class TestAttacked:
     def test_the_full_suite_passes(self) -> None:
-        expect(checks.stopping_attacked(ensemble_result()), 33, "passed", "not attacked: nothing")
+        expect(dynamic.stopping_attacked(ensemble_result()), 33, "passed", "not attacked: nothing")
 
     @pytest.mark.parametrize(
         ("keep", "words"),
@@ -38,32 +37,32 @@ class TestAttacked:
         ],
     )
     def test_a_view_left_out_fails(self, keep: Callable[[AttackResult], bool], words: str) -> None:
-        expect(checks.stopping_attacked(only(ensemble_result(), keep)), 33, "failed", f"not attacked: {words}")
+        expect(dynamic.stopping_attacked(only(ensemble_result(), keep)), 33, "failed", f"not attacked: {words}")
 
     @pytest.mark.parametrize("quiet", [single, lambda r: changed(r, "model.rule", "never")])
     def test_what_always_runs_all_is_skipped(self, quiet: Callable[[Any], Any]) -> None:
         result = quiet(ensemble_result())
         for check, number in (
-            (checks.stopping_attacked, 33),
-            (checks.hijack_counted, 34),
-            (checks.cost_under_attack, 35),
-            (checks.speed_beside_cost, 36),
+            (dynamic.stopping_attacked, 33),
+            (dynamic.hijack_counted, 34),
+            (dynamic.cost_under_attack, 35),
+            (dynamic.speed_beside_cost, 36),
         ):
             expect(check(result), number, "skipped")
 
     def test_hijack_must_run(self) -> None:
-        expect(checks.hijack_counted(ensemble_result()), 34, "passed")
+        expect(dynamic.hijack_counted(ensemble_result()), 34, "passed")
         without = only(ensemble_result(), lambda attack: attack.settings["name"] != "hijack")
-        expect(checks.hijack_counted(without), 34, "failed", "no attack aimed")
+        expect(dynamic.hijack_counted(without), 34, "failed", "no attack aimed")
 
     def test_hijack_must_count(self) -> None:
         result = changed(ensemble_result(), "worst_case.correct", ensemble_result().clean_correct)
-        expect(checks.hijack_counted(result), 34, "failed", "count as correct")
+        expect(dynamic.hijack_counted(result), 34, "failed", "count as correct")
 
 
 class TestCost:
     def test_told_under_attack_passes(self) -> None:
-        expect(checks.cost_under_attack(ensemble_result()), 35, "passed", "slowdown 2.70")
+        expect(dynamic.cost_under_attack(ensemble_result()), 35, "passed", "slowdown 2.70")
 
     @pytest.mark.parametrize(
         ("broken", "words"),
@@ -76,14 +75,14 @@ class TestCost:
         ],
     )
     def test_missing_or_impossible_costs_fail(self, broken: Callable[[Any], Any], words: str) -> None:
-        expect(checks.cost_under_attack(broken(ensemble_result())), 35, "failed", words)
+        expect(dynamic.cost_under_attack(broken(ensemble_result())), 35, "failed", words)
 
     def test_speed_on_clean_images_alone_fails(self) -> None:
-        expect(checks.speed_beside_cost(ensemble_result()), 36, "passed", "up to 2.70 members")
+        expect(dynamic.speed_beside_cost(ensemble_result()), 36, "passed", "up to 2.70 members")
         alone = changed(ensemble_result(), "members_run.slowdown", None)
-        expect(checks.speed_beside_cost(alone), 36, "failed", "alone")
+        expect(dynamic.speed_beside_cost(alone), 36, "failed", "alone")
         untimed = changed(alone, "cost.latency", {})
-        expect(checks.speed_beside_cost(untimed), 36, "failed", "multiply-adds on clean images, alone")
+        expect(dynamic.speed_beside_cost(untimed), 36, "failed", "multiply-adds on clean images, alone")
 
 
 def with_rule(rule: StoppingRule) -> Callable[[Images], DynamicOutput]:
@@ -94,10 +93,10 @@ class TestThresholds:
     def judged(self, rule: StoppingRule, tuned_on: str | None, sharp: bool = False) -> CheckResult:
         """Judge on images that no rule nearby, or some rule nearby, answers otherwise."""
         labels = with_rule(rule)(IMAGES).logits.argmax(1)
-        others = [with_rule(rule)(IMAGES).logits.argmax(1) != labels for rule in nudged(rule).values()]
+        others = [with_rule(rule)(IMAGES).logits.argmax(1) != labels for rule in dynamic.nudged(rule).values()]
         near = torch.stack([torch.zeros_like(labels, dtype=torch.bool), *others]).any(0)
         chosen = near if sharp else ~near
-        return checks.no_knifes_edge(with_rule, rule, IMAGES[chosen], labels[chosen], tuned_on)
+        return dynamic.no_knifes_edge(with_rule, rule, IMAGES[chosen], labels[chosen], tuned_on)
 
     def test_held_out_and_steady_passes(self) -> None:
         expect(self.judged(DIE(), "held-out"), 37, "passed", "tuned on held-out images")
@@ -116,7 +115,7 @@ class TestThresholds:
         expect(self.judged(Never(), "held-out"), 37, "passed", "no numbers")
 
     def test_each_number_is_moved_both_ways(self) -> None:
-        rules = nudged(DIE(a=8.0, b=8.0, tau_u=0.0, tau_c=0.5))
+        rules = dynamic.nudged(DIE(a=8.0, b=8.0, tau_u=0.0, tau_c=0.5))
         assert rules["tau_c x 0.9"] == DIE(a=8.0, b=8.0, tau_u=0.0, tau_c=0.45)
         assert rules["a x 1.1"] == DIE(a=8.8, b=8.0, tau_u=0.0, tau_c=0.5)
         assert len(rules) == 6
@@ -124,13 +123,13 @@ class TestThresholds:
 
 class TestBatch:
     def test_sound_ensemble_passes(self) -> None:
-        expect(checks.independent_of_batch(decide, X), 38, "passed", "0 of 24 images")
+        expect(dynamic.independent_of_batch(decide, X), 38, "passed", "0 of 24 images")
 
     @pytest.mark.parametrize(
         "change", [lambda z: z - z.mean(0), lambda z: z.flip(0), lambda z: z * torch.arange(-5, len(z) - 5)[:, None]]
     )
     def test_logits_that_depend_on_the_batch_fail(self, change: Callable[[Tensor], Tensor]) -> None:
-        expect(checks.independent_of_batch(altered(change), X), 38, "failed")
+        expect(dynamic.independent_of_batch(altered(change), X), 38, "failed")
 
     def test_stopping_for_the_whole_batch_fails(self) -> None:
         def slowest(x: Images) -> DynamicOutput:
@@ -138,7 +137,7 @@ class TestBatch:
             return DynamicOutput(output.logits, output.answered_with, output.members_run.amax().expand(len(x)))
 
         assert decide(X).members_run.unique().numel() > 1
-        expect(checks.independent_of_batch(slowest, X), 38, "failed")
+        expect(dynamic.independent_of_batch(slowest, X), 38, "failed")
 
     def test_stopping_at_the_average_confidence_fails(self) -> None:
         def together(x: Images) -> DynamicOutput:
@@ -147,4 +146,4 @@ class TestBatch:
             count = torch.full((len(x),), 1 if rule else 3)
             return DynamicOutput(first if rule else TEAM(x), count, count)
 
-        expect(checks.independent_of_batch(together, X), 38, "failed")
+        expect(dynamic.independent_of_batch(together, X), 38, "failed")

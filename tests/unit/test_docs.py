@@ -22,7 +22,6 @@ from sparsemble.cli import app
 from sparsemble.core.config import RENAMED, from_dict, override, parse_toml
 from sparsemble.core.interfaces import stopping_rules
 from sparsemble.data.dataset import data_sources
-from sparsemble.evaluation import checks
 from sparsemble.pipeline.recipe import Recipe, load_recipe, shipped
 from sparsemble.pruning import pruning_methods, pruning_scores
 from sparsemble.training.loss import training_losses
@@ -202,13 +201,6 @@ def tables(block: str) -> list[str]:
     except tomllib.TOMLDecodeError:
         return block.splitlines()
     return [block]
-
-
-def test_the_page_of_checks_names_all_fifty_and_functions_that_exist() -> None:
-    text = (ROOT / "docs/checks.md").read_text("utf-8")
-    assert [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)] == list(range(1, 51))
-    for name in re.findall(r"`(\w+)\(\)`", text):
-        assert callable(getattr(checks, name)), name
 
 
 def test_the_changelog_names_everything_that_was_renamed() -> None:

@@ -52,10 +52,8 @@ def installed_engines(network: Network, batch: int, threads: int) -> list[TimedE
         with _onnx_file(network, batch) as path:
             if importlib.util.find_spec("onnxruntime"):
                 engines.append(TimedEngine("onnxruntime", _onnxruntime(path, threads, spinning=False), True))
-                if threads > 1:
-                    engines.append(
-                        TimedEngine("onnxruntime, spinning", _onnxruntime(path, threads, spinning=True), True)
-                    )
+            if importlib.util.find_spec("onnxruntime") and threads > 1:
+                engines.append(TimedEngine("onnxruntime, spinning", _onnxruntime(path, threads, spinning=True), True))
             if importlib.util.find_spec("openvino"):
                 engines.append(TimedEngine("openvino", _openvino(path, threads), True))
             if _has_deepsparse():
@@ -136,12 +134,7 @@ def _onnxruntime(path: Path, threads: int, *, spinning: bool) -> Call:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    def call(x: Floats) -> Floats:
-        logits: Floats = session.run(["logits"], {"images": x})[0]
-        return logits
-
-    return call
+    return lambda x: session.run(["logits"], {"images": x})[0]
 
 
 def _openvino(path: Path, threads: int) -> Call:
@@ -151,11 +144,7 @@ def _openvino(path: Path, threads: int) -> Call:
     # The hint means one stream with all threads; by default it would compute in bfloat16 where that is faster.
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-
-    def call(x: Floats) -> Floats:
-        return np.array(request.infer({"images": x})["logits"])
-
-    return call
+    return lambda x: np.array(request.infer({"images": x})["logits"])
 
 
 def _deepsparse(path: Path, batch: int, threads: int) -> Call:
@@ -163,9 +152,4 @@ def _deepsparse(path: Path, batch: int, threads: int) -> Call:
     import deepsparse
 
     engine = deepsparse.Engine(model=str(path), batch_size=batch, num_cores=threads)
-
-    def call(x: Floats) -> Floats:
-        logits: Floats = engine.run([x])[0]
-        return logits
-
-    return call
+    return lambda x: engine.run([x])[0]

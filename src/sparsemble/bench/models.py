@@ -7,14 +7,15 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from sparsemble.attacks.ensemble.slowdown import Slowdown
+from sparsemble.bench.engines import Floats
 from sparsemble.core.config import parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.types import draw_seed, seeded
+from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.loaded_model import load_target, resolve_data
 from sparsemble.export.convert import convert_model
 from sparsemble.models import architectures, build_model
@@ -28,8 +29,6 @@ from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Network
 from sparsemble.runtime.stopping import Counts, Flags, StoppingRule
 from sparsemble.training.validation import BATCH
-
-Floats = NDArray[np.float32]
 
 
 @final
@@ -96,15 +95,7 @@ class BenchModel:
 
 
 def load_bench_model(settings: BenchSettings, report: Callable[[str], None]) -> BenchModel:
-    """Return the network or ensemble that the settings describe.
-
-    Args:
-        settings: of the benchmark.
-        report: receives a sentence before a long step.
-
-    Raises:
-        InputError: a file that does not exist, or an impossible network or mask.
-    """
+    """Return the network or ensemble that the settings describe; `report` receives a sentence before a long step."""
     return _packed_model(settings, report) if settings.target else random_model(settings)
 
 
@@ -151,26 +142,21 @@ class RandomStopping(StoppingRule):
 
 
 def _network(settings: BenchSettings) -> tuple[Network, dict[str, Any]]:
-    """Return a network with random weights and a random mask, and its facts."""
-    model = _model(settings)
-    mask = _mask(model, settings)
-    mask.apply_(model)
-    network = convert_model(model, settings.image)
-    graph = Graph(model, settings.image)
-    weights = [layer.weight for layer in prunable_layers(model).values()]
-    total, nonzeros = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
-    macs = [(o.positions, prunable_layers(model)[name].weight) for name, o in graph.layers().items()]
-    macs_dense = sum(pixels * w.numel() for pixels, w in macs)
-    macs_nonzero = sum(pixels * int(w.count_nonzero()) for pixels, w in macs)
-    properties = {"weights": total, "nonzeros": nonzeros, "sparsity": 1 - nonzeros / total, "macs_dense": macs_dense}
-    return network, properties | {"macs_nonzero": macs_nonzero, "macs_sparsity": 1 - macs_nonzero / macs_dense}
-
-
-def _model(settings: BenchSettings) -> nn.Module:
+    """Return a network with random weights and a random mask, and its properties."""
     layout = architectures.build(_spec(settings.model, "--model"), "--model")
     mean, std = (0.5,) * settings.image[0], (0.25,) * settings.image[0]
     rng = seeded(draw_seed(settings.seed, "bench"))
-    return build_model(layout, settings.image, settings.classes, mean, std, rng=rng).eval()
+    model = build_model(layout, settings.image, settings.classes, mean, std, rng=rng).eval()
+    _mask(model, settings).apply_(model)
+    weights, macs = count_weights(model), count_macs(model, settings.image)
+    return convert_model(model, settings.image), {
+        "weights": weights.total,
+        "nonzeros": weights.nonzeros,
+        "sparsity": weights.sparsity,
+        "macs_dense": macs.dense,
+        "macs_nonzero": macs.nonzero,
+        "macs_sparsity": 1 - macs.nonzero / macs.dense,
+    }
 
 
 def _mask(model: nn.Module, settings: BenchSettings) -> Mask:
@@ -205,14 +191,19 @@ def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> Ben
     if path.is_dir():
         path = path / "export" / "ensemble.sparsemble"
         if not path.is_file():
-            raise InputError(
-                f"{settings.target} holds no packed ensemble; make one with `sparsemble export {settings.target}`"
-            )
+            make = f"make one with `sparsemble export {settings.target}`"
+            raise InputError(f"{settings.target} holds no packed ensemble; {make}")
     try:
         ensemble = packed.load(path)
     except RuntimeInputError as error:
         raise InputError(f"{path}: {error}") from error
-    _check_shape(ensemble, path)
+    weights = sum(weight.size for weight in ensemble.members[0].weights())
+    if weights != ensemble.parent_weights:  # as after the removal of channels
+        raise InputError(
+            f"{path}: its first member has {weights} weights, zeros included, and the dense parent had "
+            f"{ensemble.parent_weights}; dense engines run the first member in the parent's place, so an ensemble can "
+            "be timed only while its members keep the parent's shape"
+        )
     target = load_target(str(path))
     source = resolve_data(settings.data) if settings.data else target.data
     if source is None:
@@ -232,24 +223,5 @@ def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> Ben
         parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
         crafted = [attack(target.model, target.rule, a, b, target.threat, rng=rng) for a, b in parts]
         image_sets["slowdown attack"] = torch.cat(crafted).numpy()
-    properties = {
-        "weights": ensemble.parent_weights,
-        "nonzeros": ensemble.nonzeros,
-        "ensemble_sparsity": ensemble.sparsity,
-    }
-    return BenchModel(ensemble.members[0], properties, ensemble, image_sets)
-
-
-def _check_shape(ensemble: PackedEnsemble, path: Path) -> None:
-    """Refuse an ensemble whose first member has not the dense parent's shape.
-
-    Raises:
-        InputError: it has another number of weights, as after the removal of channels.
-    """
-    weights = sum(weight.size for weight in ensemble.members[0].weights())
-    if weights != ensemble.parent_weights:
-        raise InputError(
-            f"{path}: its first member has {weights} weights, zeros included, and the dense parent had "
-            f"{ensemble.parent_weights}; dense engines run the first member in the parent's place, so an ensemble can "
-            "be timed only while its members keep the parent's shape"
-        )
+    sizes = {"weights": ensemble.parent_weights, "nonzeros": ensemble.nonzeros}
+    return BenchModel(ensemble.members[0], sizes | {"ensemble_sparsity": ensemble.sparsity}, ensemble, image_sets)

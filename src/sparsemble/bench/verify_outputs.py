@@ -1,24 +1,18 @@
 """Verify, before anything is timed, that every engine predicts as torch does."""
 
 from collections.abc import Sequence
-from typing import final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from sparsemble.bench.engines import TimedEngine
+from sparsemble.bench.engines import Floats, TimedEngine
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import RunError
-from sparsemble.core.interfaces import stopping_rules
+from sparsemble.core.interfaces import Combiner, Ensemble, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
-from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.export.agreement import check_agreement
-from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Prediction, Predictor
 from sparsemble.runtime.stopping import Counts, StoppingRule
-
-Floats = NDArray[np.float32]
 
 TOLERANCE = 1e-3
 """Largest difference of an engine's logits from torch's, relative to the largest logit; of an ensemble's probabilities,
@@ -45,65 +39,56 @@ def _check_logits(name: str, expected: np.ndarray, logits: np.ndarray) -> None:
         raise RunError(f"{name} differs from torch by {difference:.2g} of the largest logit; it was not timed")
 
 
-@final
-class TorchEnsemble:
-    """The same ensemble in torch, the reference of our engine.
+@torch.inference_mode()
+def verify_ensemble(
+    name: str, predictor: Predictor, reference: Ensemble, x: Floats, rule: StoppingRule | None = None
+) -> Prediction:
+    """Return our engine's prediction if it equals torch's: labels, probabilities, members run and prefixes.
 
     Args:
-        ensemble: what is timed.
+        name: of the row.
+        predictor: the ensemble in our engine.
+        reference: the same ensemble in torch.
+        x: images.
+        rule: the predictor's rule in place of the ensemble's own, applied once more to the logits of all members; None:
+            the ensemble's own rule in torch decides.
+
+    Raises:
+        RunError: a prediction or decision that differs by more than rounding.
     """
+    prediction = predictor.predict(x)
+    torch_logits, logits = reference.member_logits(torch.from_numpy(x)), predictor.member_logits(x)
+    for number, (expected, of_member) in enumerate(zip(torch_logits.numpy(), logits, strict=True), start=1):
+        _check_logits(f"{name}: member {number}", expected, of_member)
+    _check_probabilities(name, prediction, torch_logits, reference.combiner)
+    if rule is None:
+        combiner, own_rule = reference.combiner, stopping_rules.build(dict(predictor.ensemble.rule))
+        near = check_agreement(torch_logits, torch.from_numpy(logits), combiner, own_rule, rng=seeded(0)).near
+        decided = decide_from_logits(torch.from_numpy(logits), combiner, own_rule)
+        members_run, prefix = decided.members_run.numpy(), decided.answered_with.numpy()
+    else:
+        near = 0
+        members_run, prefix = decide_with_rule(logits, rule)
+    different = int(((prediction.members_run != members_run) | (prediction.answered_with != prefix)).sum())
+    if different > near:
+        raise RunError(f"{name}: stops elsewhere than its rule for {different} of {len(x)} images; it was not timed")
+    return prediction
 
-    def __init__(self, ensemble: PackedEnsemble) -> None:
-        self._ensemble = to_torch_ensemble(ensemble)
 
-    @torch.inference_mode()
-    def verify(self, name: str, predictor: Predictor, x: Floats, rule: StoppingRule | None = None) -> Prediction:
-        """Return the engine's prediction if it equals torch's: labels, probabilities, members run and prefixes.
-
-        Args:
-            name: of the row.
-            predictor: the ensemble in our engine.
-            x: images.
-            rule: the predictor's rule in place of the ensemble's own, applied once more to the logits of all members;
-                None: the ensemble's own rule in torch decides.
-
-        Raises:
-            RunError: a prediction or decision that differs by more than rounding.
-        """
-        prediction = predictor.predict(x)
-        torch_logits, logits = self._ensemble.member_logits(torch.from_numpy(x)), predictor.member_logits(x)
-        for number, (expected, of_member) in enumerate(zip(torch_logits.numpy(), logits, strict=True), start=1):
-            _check_logits(f"{name}: member {number}", expected, of_member)
-        self._check_probabilities(name, prediction, torch_logits)
-        if rule is None:
-            combiner, own_rule = self._ensemble.combiner, stopping_rules.build(dict(predictor.ensemble.rule))
-            near = check_agreement(torch_logits, torch.from_numpy(logits), combiner, own_rule, rng=seeded(0)).near
-            decided = decide_from_logits(torch.from_numpy(logits), combiner, own_rule)
-            members_run, prefix = decided.members_run.numpy(), decided.answered_with.numpy()
-        else:
-            near = 0
-            members_run, prefix = decide_with_rule(logits, rule)
-        different = int(((prediction.members_run != members_run) | (prediction.answered_with != prefix)).sum())
-        if different > near:
+def _check_probabilities(name: str, prediction: Prediction, torch_logits: MemberLogits, combiner: Combiner) -> None:
+    """Compare the prediction with torch's combination of the same prefix of members."""
+    for prefix in np.unique(prediction.answered_with):
+        rows = prediction.answered_with == prefix
+        expected = combiner(torch_logits[: int(prefix), torch.from_numpy(rows)]).softmax(-1).numpy()
+        allowed = TOLERANCE * float(expected.max() - expected.min()) + ROUNDING
+        difference = float(np.abs(prediction.probabilities[rows] - expected).max())
+        labelled = np.take_along_axis(expected, prediction.labels[rows][:, None], 1)[:, 0]
+        behind = float((expected.max(-1) - labelled).max())
+        if not (difference <= allowed and behind <= 2 * allowed):
             raise RunError(
-                f"{name}: stops elsewhere than its rule for {different} of {len(x)} images; it was not timed"
+                f"{name}: differs from torch by {difference:.2g} in a probability, and a label's is {behind:.2g} "
+                f"below the largest ({allowed:.2g} and twice that are allowed); it was not timed"
             )
-        return prediction
-
-    def _check_probabilities(self, name: str, prediction: Prediction, torch_logits: MemberLogits) -> None:
-        """Compare the prediction with torch's combination of the same prefix of members."""
-        for prefix in np.unique(prediction.answered_with):
-            rows = prediction.answered_with == prefix
-            expected = self._ensemble.combiner(torch_logits[: int(prefix), torch.from_numpy(rows)]).softmax(-1).numpy()
-            allowed = TOLERANCE * float(expected.max() - expected.min()) + ROUNDING
-            difference = float(np.abs(prediction.probabilities[rows] - expected).max())
-            labelled = np.take_along_axis(expected, prediction.labels[rows][:, None], 1)[:, 0]
-            behind = float((expected.max(-1) - labelled).max())
-            if not (difference <= allowed and behind <= 2 * allowed):
-                raise RunError(
-                    f"{name}: differs from torch by {difference:.2g} in a probability, and a label's is {behind:.2g} "
-                    f"below the largest ({allowed:.2g} and twice that are allowed); it was not timed"
-                )
 
 
 def decide_with_rule(member_logits: Floats, rule: StoppingRule) -> tuple[Counts, Counts]:

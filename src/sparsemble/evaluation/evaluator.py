@@ -3,26 +3,26 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Literal, TypeVar, final
+from typing import Literal, TypeVar, final
 
+from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT, full_suite
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.results import (
     DataRecord,
     EvaluationResult,
-    MembersTable,
     SecurityCurve,
     ThreatRecord,
     Timing,
 )
 from sparsemble.core.threat import as_fraction
 from sparsemble.data.dataset import Dataset, DataSource
-from sparsemble.evaluation.check_suite import Evidence, all_checks
+from sparsemble.evaluation.check_suite import Evidence, Extras, all_checks
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.inputs import SUBSET_SEED, select_indices
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
-from sparsemble.evaluation.metrics import measure_cost, members_table, security_curve
+from sparsemble.evaluation.metrics import first_images, measure_cost, members_table, security_curve
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Progress, Report
 from sparsemble.evaluation.result_records import model_record, outcome_fields
@@ -31,16 +31,12 @@ from sparsemble.evaluation.sanity_attacks import (
     FULL,
     LABELS_ONLY,
     NOISE,
-    PARTS,
     SINGLE,
+    TRANSFERRED,
     USUAL,
-    SampleSizes,
-    differentiable_views,
     double_steps,
     doubled_work,
-    run_on_first,
     sizes_within,
-    transferred,
     work_by_image,
 )
 from sparsemble.evaluation.work import Work, expected_shard
@@ -68,7 +64,7 @@ class EvaluationSettings:
     """What reproduces it."""
     checks: Literal["default", "full"] = "default"
     """default: curve, sanity attacks and checks take at most the passes of the headline attack; full: as many images as
-    `SampleSizes` names."""
+    `FULL` names."""
     budget: float = 0.8
     """Of the default checks, in passes of the headline attack; what is left is for timing and memory."""
     available: int | None = None
@@ -113,17 +109,16 @@ def evaluate(
     """
     store = store or OutcomeStore()
     progress = Progress(job.model, report)
-    views = len(differentiable_views(job))
     plan_attacks(job, store, progress)
-    progress.plan({CHECKS: (_expected_checks(job, settings, views), 1)})
+    progress.plan({CHECKS: (_expected_checks(job, settings), 1)})
     outcomes = run_attacks(job, store, crafted=settings.crafted, progress=progress)
     progress.drop(CHECKS)
-    sizes = _sample_sizes(job, target, settings, outcomes, views)
-    work = {name: work.times(getattr(sizes, name)) for name, work in work_by_image(job, views).items()}
+    sizes = _sample_sizes(job, target, settings, outcomes)
+    work = {name: work.times(sizes[name]) for name, work in work_by_image(job).items()}
     work["model"] = work["model"].plus(work.pop("paths"))
-    work["doubled"] = doubled_work(outcomes, sizes.doubled)
+    work["doubled"] = doubled_work(outcomes, sizes["doubled"])
     progress.plan({name: (each, 1) for name, each in work.items()})
-    sanity, curve, members = _measured(job, target, settings, outcomes, sizes, store, progress)
+    extras = _measured(job, target, settings, outcomes, sizes, store, progress)
     result = EvaluationResult(
         name=target.name,
         command=settings.command,
@@ -139,8 +134,8 @@ def evaluate(
             training_passes=settings.training_passes,
             training_seconds=settings.training_seconds,
         ),
-        security_curve=curve,
-        members=members,
+        security_curve=extras.curve,
+        members=extras.members,
         machine=machine(job.split.labels.device),
         versions=versions(),
         source=source_revision() or None,
@@ -151,9 +146,9 @@ def evaluate(
         outcomes=outcomes,
         result=result,
         sizes=sizes,
+        extras=extras,
         available=settings.available,
         beside=settings.beside,
-        **sanity,
     )
     with progress.running("model", "checks"):
         checks = all_checks(evidence)
@@ -198,22 +193,25 @@ def _measured(
     target: LoadedModel,
     settings: EvaluationSettings,
     outcomes: Outcomes,
-    sizes: SampleSizes,
+    sizes: Mapping[str, int],
     store: OutcomeStore,
     progress: Progress,
-) -> tuple[dict[str, Any], SecurityCurve | None, MembersTable | None]:
-    """Run what the checks need, part by part: the sanity attacks, as fields of `Evidence`; curve; members."""
+) -> Extras:
+    """Run what the checks need, part by part."""
 
     def run(name: str, measure: Callable[[int], T]) -> T | None:
-        images: int = getattr(sizes, name)
-        if not images:
+        if not sizes[name]:
             progress.drop(name)
             return None
         with progress.running(name, TITLES[name]):
-            return measure(images)
+            return measure(sizes[name])
 
     def sanity(name: str, *attacks: AnyAttack) -> Outcomes | None:
-        return run(name, lambda images: run_on_first(job, images, store.part(name), *attacks))
+        def attack_first(images: int) -> Outcomes:
+            first = replace(job, split=first_images(job.split, images), attacks=attacks)
+            return run_attacks(first, store.part(name))
+
+        return run(name, attack_first)
 
     headline = outcomes.strongest
     attack = {one.label: one for one in _all_attacks(job, settings)}[headline]
@@ -222,33 +220,38 @@ def _measured(
     drawn = run("curve", lambda images: security_curve(job, images, store))
     gradients = sanity("gradients", SINGLE, USUAL)
     members = run("members", lambda images: members_table(job, images, store))
-    moved = sanity("transfer", transferred(target.parent)) if target.parent else None
+    moved = sanity("transfer", Transfer(attack=TRANSFERRED, source=target.parent)) if target.parent else None
     blind = (sanity("labels", LABELS_ONLY[job.threat.norm]), sanity("noise", NOISE))
-    fields: dict[str, Any] = {"doubled": doubled, "gradients": gradients, "transferred": moved}
-    fields["blind"] = tuple(outcomes for outcomes in blind if outcomes is not None)
-    return fields, drawn if settings.curve == "draw" else settings.curve, members
+    return Extras(
+        doubled=doubled,
+        curve=drawn if settings.curve == "draw" else settings.curve,
+        gradients=gradients,
+        members=members,
+        transferred=moved,
+        blind=tuple(outcomes for outcomes in blind if outcomes is not None),
+    )
 
 
-def _expected_checks(job: EvaluationJob, settings: EvaluationSettings, views: int) -> Work:
+def _expected_checks(job: EvaluationJob, settings: EvaluationSettings) -> Work:
     """Return the work that all checks are expected to be, before the attacks have run."""
     images, classes = len(job.split), job.classes or CLASSES
     if settings.checks == "full":
-        parts = work_by_image(job, views).items()
-        return reduce(Work.plus, (work.times(min(getattr(FULL, name), images)) for name, work in parts))
+        parts = work_by_image(job).items()
+        return reduce(Work.plus, (work.times(min(FULL[name], images)) for name, work in parts))
     attacks = (expected_shard(attack, job.members, classes, images) for attack in job.attacks)
     return max(attacks, key=lambda work: work.units).times(settings.budget)
 
 
 def _sample_sizes(
-    job: EvaluationJob, target: LoadedModel, settings: EvaluationSettings, outcomes: Outcomes, views: int
-) -> SampleSizes:
+    job: EvaluationJob, target: LoadedModel, settings: EvaluationSettings, outcomes: Outcomes
+) -> dict[str, int]:
     """Return on how many images each part of the checks runs."""
     absent = {"members": job.members == 1, "curve": settings.curve != "draw", "transfer": target.parent is None}
-    present = [name for name in PARTS if not absent.get(name)]
+    present = [name for name in FULL if not absent.get(name)]
     if settings.checks == "full":
-        return SampleSizes(**{name: min(getattr(FULL, name), len(job.split)) * (name in present) for name in PARTS})
+        return {name: min(images, len(job.split)) * (name in present) for name, images in FULL.items()}
     budget = settings.budget * Work.of(outcomes.attacks[outcomes.strongest]).units
-    return sizes_within(budget, job, outcomes, views, present)
+    return sizes_within(budget, job, outcomes, present)
 
 
 def _all_attacks(job: EvaluationJob, settings: EvaluationSettings) -> tuple[AnyAttack, ...]:

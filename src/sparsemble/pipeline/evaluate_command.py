@@ -24,7 +24,8 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import build_from, to_dict
 from sparsemble.core.results import CheckResult, ComparisonResult, DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel
-from sparsemble.evaluation.checks import open_checks_shown, verdict
+from sparsemble.evaluation.checks import verdict
+from sparsemble.evaluation.checks.reporting import open_checks_shown
 from sparsemble.evaluation.compare import compare
 from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, with_adaptive
 from sparsemble.evaluation.inputs import select_images

@@ -1,133 +1,126 @@
 """Whether to believe a robustness number: fifty checks, numbered as in docs/checks.md."""
 
-from sparsemble.evaluation.checks.attacks import (
-    agrees_with_reference,
-    blind_is_weaker,
-    decided_in_float32,
-    falls_with_eps,
-    headline_is_union,
-    inside_threat,
-    minimum_norms_reported,
-    only_by_square,
-    reproduces,
-    square_finds_nothing,
-    steps_suffice,
-    strength_in_order,
-    targeted_and_untargeted,
-    transfer_is_weaker,
-    validated,
-)
-from sparsemble.evaluation.checks.check import NAMES, NOT_RUN, complete, merged, skipped, verdict
-from sparsemble.evaluation.checks.dynamic import (
-    cost_under_attack,
-    hijack_counted,
-    independent_of_batch,
-    no_knifes_edge,
-    speed_beside_cost,
-    stopping_attacked,
-)
-from sparsemble.evaluation.checks.ensemble import (
-    ablations_reported,
-    combiners_attacked,
-    members_attacked,
-    members_reported,
-    single_models_beside,
-)
-from sparsemble.evaluation.checks.forward import STOPPING, plain_forward
-from sparsemble.evaluation.checks.model import (
-    agrees_with_differences,
-    gradients_flow,
-    independent_of_neighbours,
-    normalised_once,
-    repeatable,
-    returns_logits,
-    smooth_loss,
-)
-from sparsemble.evaluation.checks.path import follow, keeps_best, loss_converged
-from sparsemble.evaluation.checks.reporting import (
-    curve_reaches_zero,
-    extra_data_declared,
-    fairly_selected,
-    images_recorded,
-    one_eps,
-    open_checks_shown,
-    quotes_have_sources,
-    result_is_complete,
-    same_images,
-    seeds_behind,
-    threat_recorded,
-    wider_tests,
-)
-from sparsemble.evaluation.checks.sparsity import (
-    costs_apart,
-    exports_agree,
-    masks_hold,
-    speed_up_is_fair,
-    weights_recounted,
-)
-from sparsemble.evaluation.job import Decide
+import itertools
+from collections.abc import Iterable
+from dataclasses import replace
 
-__all__ = [
-    "NAMES",
-    "NOT_RUN",
-    "STOPPING",
-    "Decide",
-    "ablations_reported",
-    "agrees_with_differences",
-    "agrees_with_reference",
-    "blind_is_weaker",
-    "combiners_attacked",
-    "complete",
-    "cost_under_attack",
-    "costs_apart",
-    "curve_reaches_zero",
-    "decided_in_float32",
-    "exports_agree",
-    "extra_data_declared",
-    "fairly_selected",
-    "falls_with_eps",
-    "follow",
-    "gradients_flow",
-    "headline_is_union",
-    "hijack_counted",
-    "images_recorded",
-    "independent_of_batch",
-    "independent_of_neighbours",
-    "inside_threat",
-    "keeps_best",
-    "loss_converged",
-    "masks_hold",
-    "members_attacked",
-    "members_reported",
-    "merged",
-    "minimum_norms_reported",
-    "no_knifes_edge",
-    "normalised_once",
-    "one_eps",
-    "only_by_square",
-    "open_checks_shown",
-    "plain_forward",
-    "quotes_have_sources",
-    "repeatable",
-    "reproduces",
-    "result_is_complete",
-    "returns_logits",
-    "same_images",
-    "seeds_behind",
-    "single_models_beside",
-    "skipped",
-    "smooth_loss",
-    "speed_beside_cost",
-    "speed_up_is_fair",
-    "square_finds_nothing",
-    "steps_suffice",
-    "stopping_attacked",
-    "strength_in_order",
-    "targeted_and_untargeted",
-    "threat_recorded",
-    "transfer_is_weaker",
-    "validated",
-    "verdict",
-    "weights_recounted",
-    "wider_tests",
-]
+from sparsemble.core.errors import InputError
+from sparsemble.core.results import STATUSES, CheckResult
+
+NOISE = 0.01
+"""Accuracy by which two attacks with random starts may differ in the wrong direction."""
+NAMES = {
+    # Threat model and inputs
+    1: "threat model and access are recorded",
+    2: "images and adversarial images lie inside the threat model",
+    3: "eval mode; outputs do not depend on neighbours in the batch",
+    4: "all test images, or a subset with its seed and an interval",
+    5: "the checkpoint was not selected on test images",
+    6: "one eps, never 0.031 beside 8/255",
+    # Gradient health
+    7: "logits reach the attacks",
+    8: "no randomness in the forward pass",
+    9: "gradients are neither zero nor NaN",
+    10: "gradients agree with finite differences",
+    11: "no undeclared detours in the forward pass",
+    12: "the loss is smooth around the images",
+    # Attack sanity
+    13: "more steps break more images",
+    14: "accuracy falls with eps down to chance",
+    15: "twice the steps change next to nothing",
+    16: "the loss has converged along the attack's path",
+    17: "attacks return the best point of their path",
+    18: "a black-box attack (Square) finds nothing more",
+    19: "hard-label attack and random noise are weaker",
+    20: "transferred images are weaker than white-box ones",
+    21: "targeted and untargeted attacks, classes read from the model",
+    22: "the headline is a union image by image",
+    23: "stored adversarial images reproduce",
+    24: "success is decided in float32",
+    25: "attacks break a standard model and meet a published value",
+    26: "attacks agree with the reference implementation",
+    27: "minimum-norm attacks report distance, norm and eps",
+    # Ensembles
+    28: "the deployed combiner and the others were attacked",
+    29: "members were attacked one by one, in turn and re-weighted",
+    30: "each member's own accuracy and transfer are reported",
+    31: "compared with single models of equal cost",
+    32: "ablations are reported",
+    # Dynamic inference
+    33: "every view of the stopping rule was attacked",
+    34: "the rule was pushed to stop early on a wrong label",
+    35: "members run under an attack on cost are reported",
+    36: "speed claims stand beside their cost under attack",
+    37: "stopping thresholds are from held-out images, and no knife's edge",
+    38: "decisions do not depend on the batch",
+    # Sparsity, size and speed
+    39: "sparsity recounted from the weights",
+    40: "pruned weights stayed 0",
+    41: "bytes, memory, operations and latency are separate fields",
+    42: "masked, packed and exported versions agree",
+    43: "speed-up is over the dense parent in the same runtime",
+    # Reporting
+    44: "the result file is complete",
+    45: "three seeds stand behind a claim",
+    46: "extra training data is declared",
+    47: "the security curve reaches zero",
+    48: "quoted numbers name their source",
+    49: "wider tests were made",
+    50: "failed and skipped checks stand beside the headline",
+}
+"""What each check establishes when it passes, by number."""
+NOT_RUN = "not run in this evaluation"
+REASONS = {
+    25: "needs a standard model and one with a published AutoAttack value; neither was attacked here",
+    26: "agreement with the reference is measured by benchmarks/attacks.py, not in every evaluation",
+    31: "no single model of equal cost was evaluated beside this one; a run or `sparsemble compare` does",
+    32: "one model was evaluated; ablations are rows of a study",
+    43: "no speed-up is claimed",
+    45: "one training was evaluated; nothing is claimed to be better",
+    49: "optional; no other norm, corruption or rotation was tried",
+    50: "the result was not shown yet",
+}
+"""Why checks are skipped for which one evaluation of one model has no evidence; `NOT_RUN` for the others."""
+
+
+def verdict(number: int, good: bool, detail: str) -> CheckResult:
+    """Return a check that passed or failed.
+
+    Args:
+        number: 1 to 50.
+        good: whether it passed.
+        detail: what was measured.
+    """
+    return CheckResult(number=number, name=NAMES[number], status="passed" if good else "failed", detail=detail)
+
+
+def skipped(number: int, reason: str) -> CheckResult:
+    """Return a check for which there is no evidence, with a sentence that gives the reason."""
+    return CheckResult(number=number, name=NAMES[number], status="skipped", detail=reason)
+
+
+def merged(checks: Iterable[CheckResult]) -> list[CheckResult]:
+    """Fold checks of the same number into one: failed wins over skipped over passed, details are joined."""
+    ordered = sorted(checks, key=lambda check: (check.number, STATUSES.index(check.status)))
+    folded = []
+    for _, group in itertools.groupby(ordered, key=lambda check: check.number):
+        worst, *others = group
+        details = dict.fromkeys(check.detail for check in (worst, *others))
+        folded.append(replace(worst, detail="; ".join(details)))
+    return folded
+
+
+def complete(checks: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
+    """Return exactly one check for each of the fifty numbers, in order; those not given are skipped.
+
+    Raises:
+        InputError: a number outside 1 to 50, or one that is there twice (see `merged`).
+    """
+    by_number: dict[int, CheckResult] = {}
+    for check in checks:
+        if check.number not in NAMES:
+            raise InputError(f"check {check.number} is not in the list; numbers go from 1 to {len(NAMES)}")
+        if check.number in by_number:
+            raise InputError(f"check {check.number} is there twice; put both together with merged() first")
+        by_number[check.number] = check
+    return tuple(by_number.get(number) or skipped(number, REASONS.get(number, NOT_RUN)) for number in NAMES)

@@ -11,8 +11,8 @@ from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.core.results import AttackResult, CheckResult, EvaluationResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Counts, Flags, Images, Labels
-from sparsemble.evaluation.checks.check import NOISE, skipped, verdict
-from sparsemble.evaluation.checks.settings import named, settings_of
+from sparsemble.evaluation.checks import NOISE, skipped, verdict
+from sparsemble.evaluation.checks.settings import named, settings_of, uses
 from sparsemble.evaluation.job import Decide
 
 POINTS = 0.003
@@ -56,26 +56,24 @@ def strength_in_order(accuracy: Mapping[str, float]) -> CheckResult:
     return verdict(13, not inverted, "; ".join([*inverted, values]))
 
 
-def falls_with_eps(curves: dict[str, list[float]], clean: dict[str, float], chance: float) -> CheckResult:
+def falls_with_eps(name: str, curve: Sequence[float], clean: float, chance: float) -> CheckResult:
     """Check 14: accuracy never rises with eps, equals clean accuracy at 0 and ends at chance or below; no passes.
 
     Args:
-        curves: accuracy at growing eps, by row.
-        clean: clean accuracy, by row.
+        name: of the model.
+        curve: accuracy at growing eps.
+        clean: accuracy on clean images.
         chance: accuracy at or below which a curve has reached chance, in [0, 1].
     """
-    rises = [row for row, curve in curves.items() if any(b > a + NOISE for a, b in itertools.pairwise(curve))]
-    starts = [row for row, curve in curves.items() if abs(curve[0] - clean[row]) > 1e-9]
-    ends = [row for row, curve in curves.items() if curve[-1] > chance]
-    worst = max(curve[-1] for curve in curves.values())
-    faults = f"rises in {rises or 'none'}, starts off clean accuracy in {starts or 'none'}"
-    return verdict(14, not (rises or starts or ends), f"{faults}, last accuracy at most {worst:.3f}")
+    rises = any(b > a + NOISE for a, b in itertools.pairwise(curve))
+    off_clean = abs(curve[0] - clean) > 1e-9
+    faults = f"rises in {[name] if rises else 'none'}, starts off clean accuracy in {[name] if off_clean else 'none'}"
+    good = not (rises or off_clean) and curve[-1] <= chance
+    return verdict(14, good, f"{faults}, last accuracy at most {curve[-1]:.3f}")
 
 
 def steps_suffice(usual: Sequence[bool], doubled: Sequence[bool], name: str = "the attack") -> CheckResult:
-    """Check 15: twice the steps of the headline attack, from other starts, break at most 0.3 points more; no passes.
-
-    One image may always differ.
+    """Check 15: twice the steps of the headline attack break at most 0.3 points more, or one image; no passes.
 
     Args:
         usual: images that are correct under the attack behind the headline.
@@ -88,12 +86,7 @@ def steps_suffice(usual: Sequence[bool], doubled: Sequence[bool], name: str = "t
 
 
 def square_finds_nothing(white_box: Sequence[bool], square: Sequence[bool]) -> CheckResult:
-    """Check 18: Square breaks at most 0.2 points of the images that withstand white-box attacks; no passes.
-
-    Args:
-        white_box: images that are correct under all other attacks.
-        square: the same images under Square.
-    """
+    """Check 18: Square breaks at most 0.2 points of the images that withstand all other attacks; no passes."""
     more = _only_by(square, white_box)
     detail = f"{more} of {len(white_box)} images are broken only by Square"
     if more > SQUARE * len(white_box):
@@ -111,16 +104,14 @@ def only_by_square(
         correct: (n) images that are correct under each attack, by label, and when clean.
         part: (n) index of the part of AutoAttack that broke each image.
     """
-    blind = {attack.label for attack in attacks if next(named(attack.settings, "square"), None)}
+    blind = {attack.label for attack in attacks if uses(attack.settings, "square")}
     cascades = {attack.label: list(attack.parts) for attack in attacks if attack.parts}
     if not blind | cascades.keys():
         return skipped(18, "Square was not among the attacks")
     everything = torch.ones_like(next(iter(correct.values())))
     white, square = everything.clone(), everything.clone()
     for label, outcome in correct.items():
-        by_square = torch.zeros_like(everything)
-        if label in blind:
-            by_square = ~outcome
+        by_square = ~outcome if label in blind else ~everything
         for i, name in enumerate(cascades.get(label, ())):
             by_square |= (part[label] == i) & name.startswith("square") & ~outcome
         white &= outcome | by_square
@@ -146,20 +137,18 @@ def transfer_is_weaker(white_box: Sequence[bool], transferred: Sequence[bool], s
     Args:
         white_box: images that are correct under all attacks of the evaluation.
         transferred: the same images under the transferred ones.
-        source: the model that these were crafted on.
+        source: the other model.
     """
-    missed = _only_by(transferred, white_box)
-    detail = f"{missed} of {len(white_box)} images are broken only by images crafted on {source}"
-    return verdict(20, missed == 0, detail)
+    more = _only_by(transferred, white_box)
+    return verdict(20, more == 0, f"{more} of {len(white_box)} images are broken only by images crafted on {source}")
 
 
 def targeted_and_untargeted(result: EvaluationResult) -> CheckResult:
     """Check 21: both kinds ran, at nine targets or all wrong classes if there are fewer; no passes."""
-    settings, classes = list(settings_of(result).values()), result.data.classes
-    cascades = [one for each in settings for one in named(each, "autoattack") if one.get("variant") != "rand"]
-    aims = [one["targets"] for each in settings for name in TARGETED for one in named(each, name)]
-    aims += [TARGETS] * len(cascades)
-    untargeted = cascades or [each for each in settings if not any(list(named(each, name)) for name in TARGETED)]
+    settings, classes = settings_of(result), result.data.classes
+    cascades = [attack for attack in named(settings, "autoattack") if attack.get("variant") != "rand"]
+    aims = [attack["targets"] for attack in named(settings, *TARGETED)] + [TARGETS] * len(cascades)
+    untargeted = cascades or [attack for attack in settings if not uses(attack, *TARGETED)]
     needed, most = min(TARGETS, classes - 1), min(max(aims, default=0), classes - 1)
     detail = f"targeted attacks aim at {most} of {classes - 1} wrong classes, {len(untargeted)} attacks are untargeted"
     return verdict(21, bool(untargeted) and most >= needed, detail)
@@ -213,12 +202,7 @@ def decided_in_float32(decide: Decide, adversarial: Images, y: Labels, correct: 
 
 
 def validated(on_standard: Mapping[str, float], known: tuple[float, float] | None = None) -> CheckResult:
-    """Check 25: every attack breaks a standard model, and accuracy on a known model is the published one; no passes.
-
-    Args:
-        on_standard: accuracy that each attack leaves a model trained without a defence.
-        known: accuracy measured and published, of a model with a published AutoAttack value.
-    """
+    """Check 25: every attack breaks a standard model, and the accuracy of a known one is as published; no passes."""
     strong = [label for label, accuracy in on_standard.items() if not accuracy <= NEAR_ZERO]
     if strong:
         accuracies = ", ".join(f"{label} {on_standard[label]:.3f}" for label in strong)
@@ -234,12 +218,7 @@ def validated(on_standard: Mapping[str, float], known: tuple[float, float] | Non
 
 
 def agrees_with_reference(ours: Mapping[str, Sequence[bool]], reference: Mapping[str, Sequence[bool]]) -> CheckResult:
-    """Check 26: each part and its reference implementation agree on 98 % of images, within 0.3 points; no passes.
-
-    Args:
-        ours: images that are correct under each of our attacks.
-        reference: the same under the reference implementation, by the same names.
-    """
+    """Check 26: each part and its reference implementation agree on 98 % of images, within 0.3 points; no passes."""
     both = sorted(ours.keys() & reference.keys())
     if not both:
         return skipped(26, "the reference implementation was not run beside ours")
@@ -254,7 +233,8 @@ def agrees_with_reference(ours: Mapping[str, Sequence[bool]], reference: Mapping
 
 def minimum_norms_reported(result: EvaluationResult) -> CheckResult:
     """Check 27: minimum-norm attacks give their median distance beside accuracy at a stated norm and eps; no passes."""
-    ran = [attack for attack in result.attacks if _is_minimum_norm(attack.settings)]
+    minimum_norm = {name for name, kind in attacks.components.items() if issubclass(kind, MinimumNorm)}
+    ran = [attack for attack in result.attacks if attack.settings.get("name") in minimum_norm]
     if not ran:
         return skipped(27, "no minimum-norm attack ran")
     faults = []
@@ -265,16 +245,10 @@ def minimum_norms_reported(result: EvaluationResult) -> CheckResult:
         if attack.minimum_distances is None:
             faults.append(f"{attack.label} lacks minimum_distances")
         elif not _is_median(attack.median_distance, attack.minimum_distances):
-            faults.append(
-                f"{attack.label}: median_distance = {attack.median_distance} is not the median of its distances"
-            )
+            median = f"median_distance = {attack.median_distance}"
+            faults.append(f"{attack.label}: {median} is not the median of its distances")
     labels = ", ".join(attack.label for attack in ran)
     return verdict(27, not faults, "; ".join(faults) or f"{labels}: median distance and accuracy at eps")
-
-
-def _is_minimum_norm(settings: dict[str, object]) -> bool:
-    component = attacks.components.get(str(settings.get("name")))
-    return component is not None and issubclass(component, MinimumNorm)
 
 
 def _is_median(median: float | None, distances: Sequence[float | None]) -> bool:

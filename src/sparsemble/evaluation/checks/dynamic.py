@@ -1,15 +1,18 @@
 """Was the stopping rule attacked, and does it decide for each image alone (checks 33 to 38)."""
 
+import contextlib
+import itertools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import DynamicOutput, StoppingRule
+from sparsemble.core.interfaces import StoppingRule
 from sparsemble.core.results import CheckResult, EvaluationResult
 from sparsemble.core.types import Images, Labels
-from sparsemble.evaluation.checks.check import skipped, verdict
-from sparsemble.evaluation.checks.settings import is_whole, named, settings_of, stops_early
+from sparsemble.evaluation.checks import skipped, verdict
+from sparsemble.evaluation.checks.settings import is_whole, members_alone, named, settings_of, stops_early, uses
 from sparsemble.evaluation.job import Decide
 
 ALWAYS_ALL = "all members always run"
@@ -24,17 +27,14 @@ def stopping_attacked(result: EvaluationResult) -> CheckResult:
     """Check 33: the relaxed rule, every prefix, the whole ensemble and the deployed rule were attacked; no passes."""
     if not stops_early(result):
         return skipped(33, ALWAYS_ALL)
-    settings = list(settings_of(result).values())
-    prefixes = {one["length"] for each in settings for one in named(each, "prefix")}
+    settings = settings_of(result)
     # Member 1 is the prefix of length 1.
-    prefixes |= {one["index"] for each in settings for one in named(each, "member") if one["index"] == 1}
+    prefixes = {prefix["length"] for prefix in named(settings, "prefix")} | members_alone(settings) & {1}
     lacking = [f"prefix {length}" for length in range(1, result.model.members) if length not in prefixes]
-    if not any(list(named(each, "expectation")) for each in settings):
-        lacking.append("the expected answer over all stopping times")
-    if not any(is_whole(each) for each in settings):
-        lacking.append("the whole ensemble")
-    blind = [each for each in settings if any(list(named(each, name)) for name in BLACK_BOX)]
-    if not any(each.get("surrogate", {}).get("name") == "deployed" for each in blind):
+    lacking += [] if uses(settings, "expectation") else ["the expected answer over all stopping times"]
+    lacking += [] if any(is_whole(attack) for attack in settings) else ["the whole ensemble"]
+    blind = [attack for attack in settings if uses(attack, *BLACK_BOX)]
+    if not any(attack.get("surrogate", {}).get("name") == "deployed" for attack in blind):
         lacking.append("a black-box attack on the deployed decision")
     return verdict(33, not lacking, f"not attacked: {', '.join(lacking) or 'nothing'}")
 
@@ -43,13 +43,14 @@ def hijack_counted(result: EvaluationResult) -> CheckResult:
     """Check 34: an attack pushed the rule to stop early on a wrong label, and the worst case counts it; no passes."""
     if not stops_early(result):
         return skipped(34, ALWAYS_ALL)
-    ran = [label for label, each in settings_of(result).items() if each.get("name") == "hijack"]
+    ran = [attack for attack in result.attacks if attack.settings.get("name") == "hijack"]
     if not ran:
         return verdict(34, False, "no attack aimed at an early stop on a wrong label")
     worst = result.worst_case.correct
-    lost = {i for label in ran for i, correct in enumerate(result.attack(label).correct) if not correct}
+    lost = {i for attack in ran for i, correct in enumerate(attack.correct) if not correct}
     missed = sum(worst[i] for i in lost)
-    detail = f"{', '.join(ran)} leaves {len(worst) - len(lost)} of {len(worst)} images correct"
+    labels = ", ".join(attack.label for attack in ran)
+    detail = f"{labels} leaves {len(worst) - len(lost)} of {len(worst)} images correct"
     return verdict(34, missed == 0, detail + (f", but {missed} misclassified ones count as correct" if missed else ""))
 
 
@@ -61,11 +62,11 @@ def cost_under_attack(result: EvaluationResult) -> CheckResult:
     if not stops_early(result):
         return skipped(35, ALWAYS_ALL)
     runs, most = result.members_run, result.model.members
-    slow = [one for each in settings_of(result).values() for one in named(each, "slowdown")]
+    slow = list(named(settings_of(result), "slowdown"))
     faults = [
         f"no attack on cost that {kind}"
         for kind, keep in (("keeps the label", True), ("is free", False))
-        if not any(one.get("keep_label") is keep for one in slow)
+        if not any(attack.get("keep_label") is keep for attack in slow)
     ]
     if runs.slowdown is None:
         faults.append("members run slowdown is not given")
@@ -112,21 +113,19 @@ def no_knifes_edge(
     lost = accuracy - others[worst][0] if worst else 0.0
     detail = f"tuned on {tuned_on or 'unknown'} images; accuracy {accuracy:.3f}, members {runs:.2f}"
     detail += f"; {worst}: {others[worst][0]:.3f}, {others[worst][1]:.2f}" if worst else "; the rule has no numbers"
-    if tuned_on != "test" and lost <= EDGE and tuned_on is None:
+    if tuned_on is None and lost <= EDGE:
         return skipped(37, f"it is not known which images tuned the rule; {detail}")
     return verdict(37, tuned_on != "test" and lost <= EDGE, detail)
 
 
 def nudged(rule: StoppingRule) -> dict[str, StoppingRule]:
     """Return the rule with each of its numbers a tenth lower and higher, keyed by the change, as in `tau_c x 0.9`."""
-    settings = {name: value for name, value in vars(rule).items() if isinstance(value, float) and value}
+    numbers = {name: value for name, value in vars(rule).items() if isinstance(value, float) and value}
     rules: dict[str, StoppingRule] = {}
-    for name, value in settings.items():
-        for factor in (1 - NUDGE, 1 + NUDGE):
-            try:
-                rules[f"{name} x {factor:g}"] = type(rule)(**{**vars(rule), name: value * factor})
-            except InputError:
-                continue  # a number at the end of its range has no neighbour beyond it
+    for (name, value), factor in itertools.product(numbers.items(), (1 - NUDGE, 1 + NUDGE)):
+        # A number at the end of its range has no neighbour beyond it.
+        with contextlib.suppress(InputError):
+            rules[f"{name} x {factor:g}"] = type(rule)(**{**vars(rule), name: value * factor})
     return rules
 
 
@@ -136,15 +135,13 @@ def independent_of_batch(decide: Decide, x: Images) -> CheckResult:
 
     Costs 3 decisions an image.
     """
-    whole, turned = decide(x), decide(x.flip(0))
-    single = [decide(one) for one in x.split(1)]
-    differ = _differ(whole, turned.logits.argmax(1).flip(0), turned.members_run.flip(0))
-    differ |= _differ(
-        whole, torch.cat([o.logits.argmax(1) for o in single]), torch.cat([o.members_run for o in single])
-    )
+
+    def answers(images: Images) -> Tensor:
+        output = decide(images)
+        return torch.stack([output.logits.argmax(1), output.members_run])
+
+    whole, turned = answers(x), answers(x.flip(0)).flip(1)
+    single = torch.cat([answers(one) for one in x.split(1)], 1)
+    differ = ((whole != turned) | (whole != single)).any(0)
     detail = f"{int(differ.sum())} of {len(x)} images decided differently alone, in a batch or in reversed order"
     return verdict(38, not differ.any(), detail)
-
-
-def _differ(output: DynamicOutput, labels: torch.Tensor, members_run: torch.Tensor) -> torch.Tensor:
-    return (output.logits.argmax(1) != labels) | (output.members_run != members_run)

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sparsemble.core.results import CheckResult, EvaluationResult
-from sparsemble.evaluation.checks.check import NOISE, skipped, verdict
-from sparsemble.evaluation.checks.settings import is_ensemble, is_whole, named, settings_of
+from sparsemble.evaluation.checks import NOISE, skipped, verdict
+from sparsemble.evaluation.checks.settings import is_whole, members_alone, named, settings_of, uses
 
 SINGLE = "a single model was evaluated"
 MARGINS = ("margin", "dlr", "apgd_targeted", "autoattack", "carlini_wagner", "square", "deepfool", "fmn")
@@ -22,13 +22,13 @@ def combiners_attacked(result: EvaluationResult, deployed: str, others: Collecti
     Args:
         result: of the ensemble.
         deployed: name of its combiner.
-        others: names of all others, such as `combiners.names()`.
+        others: names of all others.
     """
-    if not is_ensemble(result):
+    if result.model.members == 1:
         return skipped(28, SINGLE)
-    settings = list(settings_of(result).values())
-    seen = {one["combiner"]["name"] for each in settings for one in named(each, "combined")}
-    seen |= {deployed} if any(is_whole(each) for each in settings) else set()
+    settings = settings_of(result)
+    seen = {surrogate["combiner"]["name"] for surrogate in named(settings, "combined")}
+    seen |= {deployed} if any(is_whole(attack) for attack in settings) else set()
     lacking = sorted({deployed, *others} - seen)
     detail = f"attacked through {', '.join(sorted(seen)) or 'none'}; not through {', '.join(lacking) or 'none'}"
     return verdict(28, not lacking, detail)
@@ -36,15 +36,13 @@ def combiners_attacked(result: EvaluationResult, deployed: str, others: Collecti
 
 def members_attacked(result: EvaluationResult) -> CheckResult:
     """Check 29: every member alone, one after the other, re-weighted, and a margin of the whole ensemble; no passes."""
-    if not is_ensemble(result):
+    if result.model.members == 1:
         return skipped(29, SINGLE)
-    settings = list(settings_of(result).values())
-    alone = {one["index"] for each in settings for one in named(each, "member")}
-    # Member 1 is the prefix of length 1.
-    alone |= {1 for each in settings for one in named(each, "prefix") if one["length"] == 1}
+    settings = settings_of(result)
+    alone = members_alone(settings)
     lacking = [f"member {i}" for i in range(1, result.model.members + 1) if i not in alone]
-    lacking += [name for name in ("sequential", "reweighted") if not any(list(named(each, name)) for each in settings)]
-    if not any(is_whole(each) and any(list(named(each, name)) for name in MARGINS) for each in settings):
+    lacking += [name for name in ("sequential", "reweighted") if not uses(settings, name)]
+    if not any(is_whole(attack) and uses(attack, *MARGINS) for attack in settings):
         lacking.append("a margin of the whole ensemble")
     return verdict(29, not lacking, f"not attacked: {', '.join(lacking) or 'nothing'}")
 
@@ -52,17 +50,14 @@ def members_attacked(result: EvaluationResult) -> CheckResult:
 def members_reported(result: EvaluationResult) -> CheckResult:
     """Check 30: each member's own accuracy and the transfer from each to each, and these fit together; no passes.
 
-    Images crafted on one member must not break another more than those crafted on itself; and the detail mentions an
-    ensemble that is no better than its best member.
+    Images crafted on one member must not break another more than those crafted on itself.
     """
-    if not is_ensemble(result):
+    if result.model.members == 1:
         return skipped(30, SINGLE)
     count, table = result.model.members, result.members
     if table is None:
         return skipped(30, f"the {count} members were not attacked one by one")
     robust, transfer = table.robust, table.transfer
-    if len(robust) != count or [len(row) for row in transfer] != [count] * count:
-        return verdict(30, False, f"the table of members has {len(robust)} rows for {count} members")
     faults = [
         f"member {i + 1}: {robust[i]:.3f} alone, {transfer[i][i]:.3f} in the table of transfer"
         for i in range(count)
@@ -83,24 +78,23 @@ def members_reported(result: EvaluationResult) -> CheckResult:
 def single_models_beside(
     ensemble: Mapping[str, Any], member: Mapping[str, Any] | None, dense: Mapping[str, Any] | None
 ) -> CheckResult:
-    """Check 31: a sparse model at equal non-zeros and a dense one at equal operations stand beside; no passes.
-
-    Fails where the others are smaller than the ensemble, which would flatter it.
+    """Check 31: a sparse model of as many non-zeros and a dense one of as many operations, no smaller; no passes.
 
     Args:
-        ensemble: `accuracy`, `nonzeros` and `macs` of the ensemble.
-        member: the same of the best single sparse model, trained with as many non-zeros as the whole ensemble.
-        dense: the same of one adversarially trained dense model of as many operations.
+        ensemble: `accuracy`, `nonzeros` and `macs`.
+        member: the same of the best single sparse model.
+        dense: the same of an adversarially trained dense model.
     """
     if member is None or dense is None:
         lacking = [name for name, row in (("a sparse model", member), ("a dense model", dense)) if row is None]
         return skipped(31, f"{' and '.join(lacking)} of equal cost was not evaluated")
-    pairs = (("the sparse model", member, "nonzeros"), ("the dense model", dense, "macs"))
-    costs = [(name, row[cost], ensemble[cost], cost) for name, row, cost in pairs]
-    smaller = [f"{n} has {c:g} {unit}, the ensemble {e:g}" for n, c, e, unit in costs if c < e * (1 - EQUAL_COST)]
-    larger = [f"{n} has {c:g} {unit}, the ensemble {e:g}" for n, c, e, unit in costs if c > e * (1 + EQUAL_COST)]
-    models = (("ensemble", ensemble), ("sparse model", member), ("dense model", dense))
-    accuracies = ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in models)
+    smaller, larger = [], []
+    for name, row, cost in (("the sparse model", member, "nonzeros"), ("the dense model", dense, "macs")):
+        text = f"{name} has {row[cost]:g} {cost}, the ensemble {ensemble[cost]:g}"
+        smaller += [text] if row[cost] < ensemble[cost] * (1 - EQUAL_COST) else []
+        larger += [text] if row[cost] > ensemble[cost] * (1 + EQUAL_COST) else []
+    rows = {"ensemble": ensemble, "sparse model": member, "dense model": dense}
+    accuracies = ", ".join(f"{name} {row['accuracy']:.3f}" for name, row in rows.items())
     if larger and not smaller:
         return skipped(31, "; ".join([f"no model of equal cost: {', '.join(larger)}", accuracies]))
     return verdict(31, not smaller, "; ".join([*smaller, accuracies]))

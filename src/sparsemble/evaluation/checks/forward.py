@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import CheckResult
 from sparsemble.core.types import Classifier, Images
-from sparsemble.evaluation.checks.check import skipped, verdict
+from sparsemble.evaluation.checks import skipped, verdict
 
 GRADIENT_CALLS, RANDOMNESS, NO_GRADIENT, CONTROL_FLOW = "gradient calls", "randomness", "no gradient", "control flow"
 OWN_BACKWARD, LOOPS, EARLY_STOPPING = "own backward", "loops", "early stopping"

@@ -9,12 +9,13 @@ from torch import Generator
 
 from sparsemble.attacks.attack import TOLERANCE, Attack
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
-from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.core.results import CheckResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits
-from sparsemble.evaluation.checks.check import skipped, verdict
+from sparsemble.evaluation.checks import skipped, verdict
 
+LOSS = CrossEntropy()
+"""What the attack maximises."""
 LAST_TENTH = 0.05
 """Fraction of the whole increase of the loss that the last tenth of a path may still gain."""
 SHORTEST = 10
@@ -42,14 +43,7 @@ class Path:
 
 
 def follow(
-    attack: Attack,
-    model: Classifier,
-    x: Images,
-    y: Labels,
-    threat: ThreatModel,
-    *,
-    rng: Generator,
-    loss: AttackLoss = CrossEntropy(),  # noqa: B008 (frozen)
+    attack: Attack, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
 ) -> list[Path]:
     """Run an attack image by image and record what it evaluates; costs the attack and 2 forward passes an image.
 
@@ -60,11 +54,10 @@ def follow(
         y: their classes.
         threat: where points may lie.
         rng: draws the attack's random starts.
-        loss: the one that the attack maximises.
     """
     with torch.no_grad():
         correct = (model(x).argmax(1) == y).nonzero()[:, 0].tolist()
-    return [_follow(attack, model, x[i : i + 1], y[i : i + 1], threat, rng, loss) for i in correct]
+    return [_follow(attack, model, x[i : i + 1], y[i : i + 1], threat, rng) for i in correct]
 
 
 def loss_converged(paths: Sequence[Path]) -> CheckResult:
@@ -86,18 +79,13 @@ def loss_converged(paths: Sequence[Path]) -> CheckResult:
     return verdict(16, share < LAST_TENTH, detail)
 
 
-def keeps_best(paths: Sequence[Path], *, by_loss: bool = True) -> CheckResult:
-    """Check 17: a misclassified point, or that of highest loss, is returned, not the clean image; no passes.
-
-    Args:
-        paths: of one attack, followed by the loss that it maximises.
-        by_loss: off for attacks that rank points by something else, such as their distance.
-    """
+def keeps_best(paths: Sequence[Path]) -> CheckResult:
+    """Check 17: a misclassified point, or that of highest loss, is returned, not the clean image; no passes."""
     if not paths:
         return skipped(17, "no image is classified correctly when clean, so there was nothing to follow")
     silent = sum(path.succeeded and not path.returned_misclassified for path in paths)
     clean = sum(path.returned_clean for path in paths)
-    worse = sum(by_loss and not path.succeeded and _is_worse(path) for path in paths)
+    worse = sum(not path.succeeded and _is_worse(path) for path in paths)
     detail = (
         f"of {len(paths)} images, {silent} were misclassified on the path but not in the end, {clean} came back clean, "
         f"{worse} at a lower loss than the best"
@@ -110,9 +98,7 @@ def _is_worse(path: Path) -> bool:
     return path.returned < best - ROUNDING * max(1.0, abs(best))
 
 
-def _follow(
-    attack: Attack, model: Classifier, x: Images, y: Labels, threat: ThreatModel, rng: Generator, loss: AttackLoss
-) -> Path:
+def _follow(attack: Attack, model: Classifier, x: Images, y: Labels, threat: ThreatModel, rng: Generator) -> Path:
     """Record the path of the attack on one image."""
     losses: list[float] = []
     succeeded = False
@@ -123,7 +109,7 @@ def _follow(
         inside = threat.distance(points, clean) <= threat.eps + TOLERANCE
         inside &= ((points >= 0) & (points <= 1)).flatten(1).all(1) & (points != clean).flatten(1).any(1)
         labels = y.expand(len(points))
-        losses.extend(loss(logits, clean_logits.expand_as(logits), labels)[inside].tolist())
+        losses.extend(LOSS(logits, clean_logits.expand_as(logits), labels)[inside].tolist())
         succeeded |= bool((inside & (logits.argmax(1) != labels)).any())
 
     def watched(points: Images) -> Logits:
@@ -137,10 +123,10 @@ def _follow(
     with torch.no_grad():
         logits = model(x_adv)
     return Path(
-        clean=float(loss(clean_logits, clean_logits, y)),
+        clean=float(LOSS(clean_logits, clean_logits, y)),
         losses=tuple(losses),
         succeeded=succeeded,
-        returned=float(loss(logits, clean_logits, y)),
+        returned=float(LOSS(logits, clean_logits, y)),
         returned_misclassified=bool(logits.argmax(1) != y),
         returned_clean=bool(threat.eps > 0 and torch.equal(x_adv, x)),
     )

@@ -22,7 +22,7 @@ def select_indices(data: Dataset, images: int) -> Tensor:
 
 
 def select_images(data: Dataset, images: int) -> Split:
-    """Return the test images that are evaluated: all for 0, else a fixed stratified part."""
+    """Return the test images at `select_indices`."""
     indices = select_indices(data, images)
     return data.test if len(indices) == len(data.test) else data.test.subset(indices.to(data.test.labels.device))
 

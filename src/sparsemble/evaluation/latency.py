@@ -20,14 +20,10 @@ class Latency:
     low_quartile_ms: float
     high_quartile_ms: float
 
-    @property
-    def spread_ms(self) -> float:
-        """Distance of the quartiles."""
-        return self.high_quartile_ms - self.low_quartile_ms
-
     def timing(self, calls: int = 1) -> Timing:
         """Return the time of one of several calls that were timed together."""
-        return Timing(median_ms=self.median_ms / calls, spread_ms=self.spread_ms / calls)
+        spread = self.high_quartile_ms - self.low_quartile_ms
+        return Timing(median_ms=self.median_ms / calls, spread_ms=spread / calls)
 
 
 def measure_latency(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, Latency]:

@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT, run_python
+
 SMOKE = Path(__file__).with_name("smoke.toml")
 VARIABLE = {"latency", "seconds", "training_seconds"}
 
 
-def sparsemble(*words: object, **options: object) -> "subprocess.CompletedProcess[str]":
+COMMAND_LINE = "from sparsemble.cli import main; main()"
+
+
+def sparsemble(*words: object, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a process of its own."""
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+    return run_python(COMMAND_LINE, *words, cwd=cwd)
 
 
 def command(*words: object) -> list[str]:
+    """Return the command line as it is typed; a process that begins with Python takes seconds to import torch."""
     return [sys.executable, "-m", "sparsemble.cli", *map(str, words)]
 
 

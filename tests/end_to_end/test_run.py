@@ -16,7 +16,8 @@ import pytest
 from sparsemble.core.artifacts import read_json_lines
 from sparsemble.pruning.mask import Mask
 from sparsemble.training.checkpoint import Checkpoint
-from tests.end_to_end.conftest import SMOKE, command, sparsemble, without_timings
+from tests.end_to_end.conftest import COMMAND_LINE, SMOKE, command, sparsemble, without_timings
+from tests.processes import run_together, start_python, wait_for
 
 ROWS = ["dense", "small_dense", "harp", "best_member", "ensemble_static", "ensemble_dynamic"]
 
@@ -86,20 +87,20 @@ def artifacts(folder: Path) -> int:
     return sum(not path.name.endswith(".partial") for path in folder.glob("*-*"))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_killed_anywhere_it_goes_on_to_the_same_summary(kills: int, finished: Path, tmp_path: Path) -> None:
     folder, rng = tmp_path / "run", random.Random(0)
     (tmp_path / "other").mkdir()
     # The same command line as the unbroken run: it is quoted in the summary.
     words = ("run", SMOKE, "--out", folder, "--workers", 2)
     for kill in range(1, kills + 1):
-        process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_python(COMMAND_LINE, *words, out=tmp_path)
         while artifacts(folder) < artifacts(finished) * kill // (kills + 1):
             time.sleep(0.02)
-            assert process.poll() is None
+            assert process.is_alive()
         time.sleep(rng.uniform(0, 0.3))  # somewhere within the next stages
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        wait_for(process)
         assert not (folder / "report").is_dir()
     assert sparsemble(*words).returncode == 0
     assert without_timings(summary(folder)) == without_timings(summary(finished))
@@ -156,16 +157,14 @@ def test_failing_stage_keeps_what_is_finished(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_full_disk_is_a_sentence_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_full_disk_is_a_sentence_and_the_run_goes_on(finished: Path, tmp_path: Path) -> None:
     small = Path("/dev/full")
     if not small.exists():
         pytest.skip("no /dev/full on this system")
     folder = tmp_path / "run"
-    first = sparsemble("train", SMOKE, "--out", folder, "--quiet")
-    assert first.returncode == 0
-    (trained,) = folder.glob("train-*")
-    partial = trained.with_name(trained.name + ".partial")
-    trained.rename(partial)
+    (trained,) = finished.glob("train-*")
+    partial = folder / f"{trained.name}.partial"
+    shutil.copytree(trained, partial)
     (partial / "meta.json").unlink()
     (partial / "checkpoint.safetensors.new").symlink_to(small)  # every write to it meets a full disk
     result = sparsemble("train", SMOKE, "--out", folder)
@@ -201,11 +200,6 @@ def test_two_processes_share_a_training(finished: Path, tmp_path: Path) -> None:
     (ours,), (theirs,) = folder.glob("train-*/history.jsonl"), finished.glob("train-*/history.jsonl")
     losses = [[record["loss"] for record in read_json_lines(path)] for path in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], abs=0.01)
-    refused = subprocess.run(
-        [*words[:5], "3", *words[6:], "--set", "train.schedule.batch_size=50"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert "train.schedule.batch_size = 50 cannot be divided among 3 processes" in refused.stderr
+    more = ("--set", "train.schedule.batch_size=50")
+    for refused in run_together(COMMAND_LINE, "train", SMOKE, "--out", folder, *more, processes=3):
+        assert "train.schedule.batch_size = 50 cannot be divided among 3 processes" in refused.stderr

@@ -1,10 +1,6 @@
 """Two processes train what one would: gradients, BatchNorm, draws, averaging, rollbacks and resuming."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from sparsemble.core.distributed_rng import normal_like, sharded, uniform_like
 from sparsemble.core.types import seeded
 from sparsemble.data.dataset import Augmentation, TensorSplit
 from sparsemble.training import Batches
+from tests.processes import run_together
 
 SCRIPT = """
 import json, sys, torch
@@ -96,16 +93,9 @@ MADRY = {"name": "pgd_at", "attack": {"name": "pgd", "steps": 2, "keep_best": Fa
 
 def start(out: Path, settings: dict[str, Any], processes: int, checkpoint: Path) -> int:
     """Run the script in some processes and return the worst exit status."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(processes):
-        of_group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-        environment = {**os.environ, **{k: str(v) for k, v in of_group.items()}, "MASTER_ADDR": "127.0.0.1"}
-        words = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(out), json.dumps(settings), str(checkpoint)]
-        running.append(subprocess.Popen(words, env=environment))
-    return max(process.wait(timeout=120) for process in running)
+    ended = run_together(SCRIPT, out, json.dumps(settings), checkpoint, processes=processes)
+    print(*(one.stderr for one in ended))
+    return max(one.returncode for one in ended)
 
 
 def result(out: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,16 +1,15 @@
 """Real kills: a process that trains on the digits, ended by SIGKILL at any moment and started again."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+
+from tests.processes import start_python, wait_for, wait_for_line
 
 TRAINING = """
 import json, sys
@@ -70,20 +69,17 @@ save_file(model.state_dict(), out / "model.safetensors")
 """
 
 
-def live(script: Path, folder: Path, out: Path, seed: int, seconds: float | None) -> bool:
+def live(folder: Path, out: Path, seed: int, seconds: float | None) -> bool:
     """Train for so long at most, counted from the first step; return whether training ended by itself."""
-    command = [sys.executable, str(script), str(folder), str(out), str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        try:
-            assert process.wait(timeout=seconds) == 0
-        except subprocess.TimeoutExpired:
-            process.kill()
-            assert process.wait() == -signal.SIGKILL
-            return False
-    return True
+    process = start_python(TRAINING, folder, out, seed, out=out)
+    wait_for_line(process, out, "ready")
+    process.join(seconds)
+    if process.exitcode is not None:
+        assert process.exitcode == 0
+        return True
+    process.kill()
+    assert wait_for(process) == -signal.SIGKILL
+    return False
 
 
 def result(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -92,12 +88,10 @@ def result(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.mark.slow
 def test_resuming_is_bit_identical(tmp_path: Path) -> None:
-    script = tmp_path / "training.py"
-    script.write_text(TRAINING)
     folders = {name: tmp_path / name for name in ("whole", "whole_out", "killed", "killed_out")}
     for folder in folders.values():
         folder.mkdir()
-    assert live(script, folders["whole"], folders["whole_out"], 0, None)
+    assert live(folders["whole"], folders["whole_out"], 0, None)
     weights, history = result(folders["whole_out"])
     assert len(history) == 8
     assert sum(len(record.get("rolled_back", [])) for record in history) == 1
@@ -106,7 +100,7 @@ def test_resuming_is_bit_identical(tmp_path: Path) -> None:
     for kills in range(40):
         seconds = moments.uniform(0.1, 0.3 * (kills + 1))  # longer each time: it ends on a slow machine, too
         seed = kills if any(folders["killed"].glob("*.safetensors")) else 0  # from then on the weights are the file's
-        if live(script, folders["killed"], folders["killed_out"], seed, seconds):
+        if live(folders["killed"], folders["killed_out"], seed, seconds):
             break
     assert 2 <= kills < 39
     resumed, said = result(folders["killed_out"])

@@ -1,8 +1,6 @@
 """The strict reader and the recipe of a run: what is refused with which message, overrides, and the way back."""
 
 import inspect
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +23,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
 from sparsemble.models.resnet import ResNet
 from sparsemble.pipeline.recipe import Evaluate, Recipe, Stopping, load_recipe, shipped
+from tests.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "tests" / "end_to_end" / "smoke.toml"
@@ -87,7 +86,7 @@ class TestFromDict:
             "    try: print(from_dict(Cake, table, 'cake'))\n"
             "    except ValueError as error: print(error)\n"
         )
-        result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        result = run_python(script)
         assert result.stdout.splitlines() == [
             "cake must be a table, got [1]",
             "cake must be a table, got 'layers = 3'",

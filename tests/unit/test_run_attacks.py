@@ -2,9 +2,6 @@
 
 import math
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +20,7 @@ from sparsemble.data.dataset import TensorSplit
 from sparsemble.evaluation.job import EvaluationJob
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
+from tests.processes import start_python, wait_for, wait_for_line
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
 ATTACKS = (PGD(steps=3), PGD(steps=10, label="longer"))
@@ -154,25 +152,25 @@ print("done", flush=True)
 """
 
 
-def test_killed_ten_times_it_neither_repeats_nor_loses_a_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_it_neither_repeats_nor_loses_a_shard(kills: int, tmp_path: Path) -> None:
     whole = attacked(linear(), images(600), ATTACKS, shard=2)
     moments = random.Random(7)
     written: dict[Path, int] = {}
     interrupted = 0
-    for _ in range(10):
-        command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
+    for _ in range(kills):
+        child = start_python(SCRIPT, tmp_path / "shards", out=tmp_path)
+        wait_for_line(child, tmp_path, "ready")
         time.sleep(moments.uniform(0.0, 0.25))
-        child.send_signal(signal.SIGKILL)
-        interrupted += "done" not in child.communicate()[0]
+        child.kill()
+        wait_for(child)
+        interrupted += "done" not in (tmp_path / "stdout").read_text("utf-8")
         now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
         assert {path: now.get(path) for path in written} == written, "a finished shard was lost or made again"
         written = now
-    assert interrupted >= 5
+    assert interrupted >= kills // 2
     assert written
-    resumed = attacked(linear(), images(600), ATTACKS, folder=tmp_path, shard=2)
+    resumed = attacked(linear(), images(600), ATTACKS, folder=tmp_path / "shards", shard=2)
     for label in ("pgd3", "longer"):
         assert torch.equal(resumed.attacks[label].correct, whole.attacks[label].correct)
         assert torch.equal(resumed.adversarial(label), whole.adversarial(label))

@@ -1,7 +1,5 @@
 """The predictor against the torch ensemble: labels, probabilities, members run, and what bad input gets."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from sparsemble.runtime.format.packed import save
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.predictor import Predictor
 from tests.helpers import tiny_ensemble
+from tests.processes import run_python
 
 SHAPE = (1, 8, 8)
 RULES = [Never(), DIE(b=30.0, tau_c=0.5), Confidence(threshold=0.7), Agreement(sure=0.6, votes=2)]
@@ -124,7 +123,7 @@ for images in ([[0.5]], None):
 for threads in ("2", 2.0, None):
     said(lambda: runtime.load(file, threads=threads))
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = run_python(code).stdout
     assert found.splitlines() == [
         "images must be a numpy array or a list of paths, got list",
         "images must be a numpy array or a list of paths, got NoneType",

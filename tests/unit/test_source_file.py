@@ -1,8 +1,6 @@
 """Components in files of the user: how they are found, what is refused, and what a hash covers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.validate_recipe import validate_recipe
+from tests.processes import run_python
 from tests.unit.test_docs import ROOT, blocks
 
 SMOKE = ROOT / "tests/end_to_end/smoke.toml"
@@ -165,5 +164,5 @@ for granularity, sparsity in GRANULARITIES.items():
     before, goal = copy.deepcopy(model.state_dict()), target(model, sparsity, granularity=granularity)
     check(model, before, goal, pruning_methods.build("rescaled_one_shot")(model, magnitudes(model), goal, context()))
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    result = run_python(script)
     assert result.returncode == 0, result.stderr

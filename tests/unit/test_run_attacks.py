@@ -147,19 +147,19 @@ from pathlib import Path
 from tests.unit.test_run_attacks import attacked, images, linear
 torch.set_num_threads(1)
 print("ready", flush=True)
-attacked(linear(), images(600), folder=Path(sys.argv[1]), shard=2)
+attacked(linear(), images(int(sys.argv[2])), folder=Path(sys.argv[1]), shard=2)
 print("done", flush=True)
 """
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_neither_repeats_nor_loses_a_shard(kills: int, tmp_path: Path) -> None:
-    whole = attacked(linear(), images(600), ATTACKS, shard=2)
+    whole = attacked(linear(), images(60 * kills), ATTACKS, shard=2)
     moments = random.Random(7)
     written: dict[Path, int] = {}
     interrupted = 0
     for _ in range(kills):
-        child = start_python(SCRIPT, tmp_path / "shards", out=tmp_path)
+        child = start_python(SCRIPT, tmp_path / "shards", 60 * kills, out=tmp_path)
         wait_for_line(child, tmp_path, "ready")
         time.sleep(moments.uniform(0.0, 0.25))
         child.kill()
@@ -170,7 +170,7 @@ def test_killed_at_any_moment_it_neither_repeats_nor_loses_a_shard(kills: int, t
         written = now
     assert interrupted >= kills // 2
     assert written
-    resumed = attacked(linear(), images(600), ATTACKS, folder=tmp_path / "shards", shard=2)
+    resumed = attacked(linear(), images(60 * kills), ATTACKS, folder=tmp_path / "shards", shard=2)
     for label in ("pgd3", "longer"):
         assert torch.equal(resumed.attacks[label].correct, whole.attacks[label].correct)
         assert torch.equal(resumed.adversarial(label), whole.adversarial(label))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels, Logits, PerImage, seeded
+from sparsemble.core.types import Images, Labels, Logits, MemberLogits, PerImage, seeded
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
@@ -145,6 +145,21 @@ def random_split(images: int = 27, shape: Shape = (1, 4, 4), *, classes: int = 3
     """Return random images with random labels."""
     rng = seeded(seed)
     return TensorSplit(torch.rand(images, *shape, generator=rng), torch.randint(0, classes, (images,), generator=rng))
+
+
+def random_logits(
+    members: int,
+    images: int,
+    *,
+    classes: int = 5,
+    scale: float = 3.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> MemberLogits:
+    """Return logits of members that agree in part."""
+    rng = seeded(seed)
+    common = torch.randn(1, images, classes, generator=rng, dtype=dtype)
+    return scale * (common + torch.randn(members, images, classes, generator=rng, dtype=dtype))
 
 
 def same_state(a: nn.Module, b: nn.Module) -> bool:

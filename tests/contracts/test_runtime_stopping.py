@@ -11,8 +11,8 @@ from sparsemble.core.registry import to_dict
 from sparsemble.runtime import combiners as runtime_combiners
 from sparsemble.runtime import stopping
 from sparsemble.runtime.errors import RuntimeInputError
-from tests.contracts.test_stopping import every_rule, random_logits
-from tests.helpers import examples
+from tests.contracts.test_stopping import every_rule
+from tests.helpers import examples, random_logits
 
 few = examples(20)
 

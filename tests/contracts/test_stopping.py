@@ -11,17 +11,10 @@ from torch import Tensor
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.interfaces import Combiner, StoppingRule, combiners, stopping_rules
-from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from tests.helpers import examples
+from tests.helpers import FULL, examples, random_logits
 
 few = examples(25)
-
-
-def random_logits(members: int, images: int, classes: int = 5, scale: float = 3.0, seed: int = 0) -> MemberLogits:
-    rng = seeded(seed)
-    common = torch.randn(1, images, classes, generator=rng)
-    return scale * (common + torch.randn(members, images, classes, generator=rng))
 
 
 def every_rule() -> list[StoppingRule]:
@@ -65,10 +58,11 @@ class TestEveryStoppingRule:
         assert torch.equal(chosen, stop_probability.amax(0))
 
     def test_sees_each_image_alone(self, rule: StoppingRule) -> None:
-        logits = random_logits(4, 256)
+        images = 256 if FULL else 64
+        logits = random_logits(4, images)
         for m in range(1, 5):
             whole = rule(logits[:m], last=m == 4)
-            for i in range(256):
+            for i in range(images):
                 single = rule(logits[:m, i : i + 1], last=m == 4)
                 assert bool(single.stop) == bool(whole.stop[i])
                 assert int(single.answer_with) == int(whole.answer_with[i])

@@ -20,8 +20,9 @@ from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.models.architecture import architectures, build_model
 from sparsemble.training.loss import training_losses
 from sparsemble.training.precision import Precision
-from tests.contracts.test_stopping import every_rule, random_logits
+from tests.contracts.test_stopping import every_rule
 from tests.end_to_end.conftest import SMOKE, sparsemble
+from tests.helpers import random_logits
 
 pytestmark = pytest.mark.gpu
 THREAT = ThreatModel(eps=8 / 255)

@@ -36,6 +36,7 @@ from sparsemble.runtime.network import Convolution
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import AtOnce, Never
 
+pytestmark = pytest.mark.usefixtures("cache")
 TABLE = {"name": "tiny", "width": 4}
 TINY = '{name = "tiny", width = 4}'
 ENGINE = """
@@ -48,11 +49,6 @@ class Engine:
     def run(self, inputs):
         return self.session.run(["logits"], {"images": inputs[0]})
 """
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
 
 
 def bench_settings(**settings: object) -> BenchSettings:

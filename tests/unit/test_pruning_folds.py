@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pruning.folds import data_folds
+from tests.helpers import examples
 
 LABELS = torch.arange(480) % 4
 
@@ -46,7 +47,7 @@ def test_numbers_of_sub_models_and_images_follow_from_d(folds: int) -> None:
 
 
 @given(st.lists(st.integers(6, 40), min_size=1, max_size=5), st.integers(2, 6), st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_every_class_keeps_its_proportion(sizes: list[int], folds: int, seed: int) -> None:
     labels = torch.from_numpy(np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes)))
     for fold in indices(labels, folds, seed):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -12,8 +12,9 @@ from sparsemble.core.errors import InputError
 from sparsemble.pruning import KeepZero, Mask, jaccard, prunable_layers
 from sparsemble.pruning.granularities.weight import Weight
 from sparsemble.pruning.mask import keep_top
+from tests.helpers import examples
 
-few = settings(deadline=None, max_examples=60)
+few = examples(60)
 
 
 @pytest.fixture(autouse=True)

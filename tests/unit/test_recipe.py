@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import tomli_w
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsemble.attacks.ensemble
@@ -23,11 +23,12 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
 from sparsemble.models.resnet import ResNet
 from sparsemble.pipeline.recipe import Evaluate, Recipe, Stopping, load_recipe, shipped
+from tests.helpers import examples
 from tests.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "tests" / "end_to_end" / "smoke.toml"
-few = settings(deadline=None, max_examples=60)
+few = examples(60)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,8 @@ from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.images import read_image
 from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, Network, Relu, Weight
 
+pytestmark = pytest.mark.usefixtures("cache")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "edge.py"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

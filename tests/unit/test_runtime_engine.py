@@ -54,13 +54,6 @@ def kernels(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "MIN_SECONDS", 1.0)
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache."""
-    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def stir_(model: nn.Module, sparsity: float = 0.7, seed: int = 0) -> nn.Module:
     """Give BatchNorm statistics and affine parts that matter, and take weights out."""
     rng = seeded(seed)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Bool
 from torch import Tensor
@@ -20,8 +20,9 @@ from sparsemble.ensemble.selection.literal_diversity import LiteralDiversity, li
 from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
 from sparsemble.ensemble.selection.rule import all_diversities
 from sparsemble.ensemble.selection.top_robust import TopRobust
+from tests.helpers import examples
 
-few = settings(deadline=None, max_examples=60)
+few = examples(60)
 MATRICES = st.integers(2, 6).flatmap(
     lambda members: st.lists(st.lists(st.booleans(), min_size=members, max_size=members), min_size=1, max_size=25)
 )

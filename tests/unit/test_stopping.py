@@ -1,29 +1,26 @@
 """DIE against a literal evaluation of its formula, and the printed rule that always stops at once."""
 
+import functools
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.prefix_statistics import hazards
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
+from tests import helpers
+from tests.helpers import examples
 
-few = settings(deadline=None, max_examples=40)
+few = examples(40)
+random_logits = functools.partial(helpers.random_logits, dtype=torch.float64)
 RULES = st.builds(DIE, a=st.floats(0.1, 60), b=st.floats(0.1, 130), tau_u=st.floats(0, 0.5), tau_c=st.floats(0.0, 1.0))
-
-
-def random_logits(members: int, images: int, *, scale: float = 3.0, seed: int = 0) -> MemberLogits:
-    rng = seeded(seed)
-    common = torch.randn(1, images, 5, generator=rng, dtype=torch.float64)
-    return scale * (common + torch.randn(members, images, 5, generator=rng, dtype=torch.float64))
 
 
 def averages(logits: Tensor) -> list[list[float]]:
@@ -115,7 +112,7 @@ class TestDIE:
             assert int(found.members_run[i]) == certain
 
     @given(st.floats(-50, 50), st.floats(0.01, 50), st.integers(0, 9999))
-    @settings(deadline=None, max_examples=150)
+    @examples(150)
     def test_the_printed_rule_always_stops_at_1(self, a: float, b: float, seed: int) -> None:
         """Without thresholds q_1 >= 1/2 bounds all later stop probabilities."""
         logits = random_logits(5, 8, seed=seed)

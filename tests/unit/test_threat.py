@@ -5,14 +5,15 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel, as_fraction
 from sparsemble.core.types import Images, seeded
+from tests.helpers import examples
 
-few = settings(deadline=None, max_examples=40)
+few = examples(40)
 SHAPE = (2, 3, 4)
 norms = st.sampled_from(["linf", "l2"])
 radii = st.floats(0.0, 1.0)

@@ -2,18 +2,16 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from sparsemble.pipeline.study import cells, load_study
-from tests.end_to_end.conftest import SMOKE, command, sparsemble
+from tests.end_to_end.conftest import COMMAND_LINE, SMOKE, sparsemble
+from tests.processes import start_python, wait_for
 
 STUDY = f"""
 title = "Two by two"
@@ -92,14 +90,13 @@ def test_a_failed_cell_is_told_and_the_others_go_on(done: Path, tmp_path: Path) 
 
 
 def test_killed_it_goes_on(done: Path, tmp_path: Path) -> None:
-    work = subprocess.Popen(
-        command("study", done / "study.toml", "--out", tmp_path / "out", "--workers", 1), env=os.environ
-    )
+    words = ("study", done / "study.toml", "--out", tmp_path / "out", "--workers", 1)
+    work = start_python(COMMAND_LINE, *words, out=tmp_path)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out").glob("prune-*[0-9a-f]")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    work.send_signal(signal.SIGTERM)  # a shell may have told its jobs to ignore SIGINT
-    assert work.wait(60) == 1
+    work.terminate()  # a shell may have told its jobs to ignore SIGINT
+    assert wait_for(work, 60) == 1
     result = sparsemble("study", done / "study.toml", "--out", tmp_path / "out", "--workers", 2)
     assert result.returncode == 0, result.stderr
     first, second = (

@@ -9,6 +9,7 @@ from sparsemble.report import figures
 from sparsemble.report.descriptions import alarms, autoattack, passes, premises
 from sparsemble.report.formatting import count, duration, percent, plural, round_percent, size, span
 from sparsemble.report.page import Block, Code, Details, Page, Plot, Section, provenance, settings_text
+from sparsemble.report.plot_style import LOOKS
 from sparsemble.report.result_tables import attack_table, beside_headline, checks_section, terminal_notes
 
 
@@ -133,7 +134,8 @@ def _latency(result: EvaluationResult) -> str:
 def _plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
     """Return the plots in the order of the page, without those that such a model cannot have."""
     curve, members = result.security_curve, result.members
-    curves, attack = ({"ensemble_dynamic": curve}, curve.attack) if curve else ({}, "")
+    attack = curve.attack if curve else ""
+    curves = [(LOOKS["ensemble_dynamic"]._replace(label=f"under {attack}"), curve)] if curve else []
     has_distances = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
     shown = [
         Plot(
@@ -141,7 +143,7 @@ def _plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
             "Accuracy against eps",
             f"{plural(curve.images if curve else 0, 'image')} at every radius, under {attack} alone. A sound attack "
             "reduces accuracy to chance and below.",
-            (lambda: figures.security_curves(curves, result, f"under {attack}")) if curves else None,
+            (lambda: figures.security_curves(curves, result)) if curves else None,
         ),
         Plot(
             "distances",

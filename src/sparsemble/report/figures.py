@@ -17,7 +17,7 @@ from sparsemble.core.results import (
 from sparsemble.report.descriptions import distance, in_255ths
 from sparsemble.report.formatting import count, percent
 from sparsemble.report.page import Plot
-from sparsemble.report.plot_style import HALF, INK, LOOKS, RULE, SCORE_COLOURS, WIDE, new_figure
+from sparsemble.report.plot_style import HALF, INK, LOOKS, RULE, SCORE_COLOURS, WIDE, Look, new_figure
 from sparsemble.report.table import Interval
 
 if TYPE_CHECKING:
@@ -39,25 +39,16 @@ def interval_bars(intervals: Sequence[Interval]) -> list[list[float]]:
     return [down, [max(0.0, 100 * (high - value)) for _, value, high in intervals]]
 
 
-def security_curves(
-    curves: Mapping[str, SecurityCurve], result: EvaluationResult, label: str | None = None
-) -> "Figure":
-    """Draw accuracy against eps, on a square-root scale that gives small eps room.
-
-    Args:
-        curves: by row of a run; all have the same radii.
-        result: holds the threat model and the number of classes.
-        label: in place of the row's name.
-    """
+def security_curves(curves: Sequence[tuple[Look, SecurityCurve]], result: EvaluationResult) -> "Figure":
+    """Draw accuracy against eps, the same for all curves, on a square-root scale that gives small eps room."""
     figure, ax = new_figure(HALF, 3.3)
     eps, classes = result.threat.eps, result.data.classes
-    radii = np.asarray(next(iter(curves.values())).eps, float)
+    radii = np.asarray(curves[0][1].eps, float)
     whole = bool(np.allclose(radii * 255, np.round(radii * 255), atol=1e-6)) and radii.max() < 1
     scaled = in_255ths(result.threat) or whole
-    for name, curve in curves.items():
-        look = LOOKS[name]
-        style = {"color": look.colour, "marker": look.marker, "label": label or look.label}
-        ax.plot(np.sqrt(np.asarray(curve.eps, float)), 100 * np.asarray(curve.accuracy), **style)
+    for look, curve in curves:
+        x, y = np.sqrt(np.asarray(curve.eps, float)), 100 * np.asarray(curve.accuracy)
+        ax.plot(x, y, color=look.colour, marker=look.marker, label=look.label)
     _mark_threat_model(ax, eps**0.5, 103)
     ax.axhline(100 / classes, color=INK, lw=0.9, ls=DASHED)
     ax.annotate("chance", (0, 100 / classes), (0, 3), textcoords="offset points", fontsize=8)
@@ -94,8 +85,8 @@ def minimum_distances(result: EvaluationResult) -> "Figure":
         style: dict[str, Any] = {"histtype": "stepfilled", "lw": 1.4, "edgecolor": colour, "facecolor": (colour, 0.18)}
         ax.hist(scale * values[finite], edges, label=f"{label}: median {median}{never}", **style)
     _mark_threat_model(ax, scale * result.threat.eps, ax.get_ylim()[1])
-    ax.set_xlabel(f"{result.threat.norm} distance of the nearest adversarial image{', in 255ths' if scale > 1 else ''}")
-    ax.set_ylabel("images")
+    unit = ", in 255ths" if scale > 1 else ""
+    ax.set(xlabel=f"{result.threat.norm} distance of the nearest adversarial image{unit}", ylabel="images")
     ax.grid(axis="y")
     figure.legend(loc="outside upper left")
     return figure
@@ -208,7 +199,7 @@ def training_curves(trainings: Sequence[TrainingRecord]) -> "Figure":
         "loss (log scale)": lambda epoch: epoch.loss,
         "learning rate": lambda epoch: epoch.learning_rate,
     }
-    figure, axes = new_figure(WIDE, 2.9, columns=len(panels))
+    figure, axes = new_figure(WIDE, 2.9, ncols=len(panels))
     for ax, (title, of_epoch) in zip(axes, panels.items(), strict=True):
         for training in trainings:
             look = LOOKS[training.name]
@@ -260,8 +251,11 @@ def _image_grid(examples: Examples, classes: Sequence[str], eps: float) -> "Figu
         _picture(ax, clean[j], j, 0)
         ax.imshow(delta[j], cmap="RdBu", vmin=-scale, vmax=scale, interpolation="none", extent=_extent(j, 1))
         _picture(ax, adversarial[j], j, 2)
-        _prediction(ax, f"{label} \u2192 {before}", j, 0, before != label)
-        _prediction(ax, f"{label} \u2192 {after}", j, 2, after != label)
+        for row, prediction in ((0, before), (2, after)):
+            left, _, _, top = _extent(j, row)
+            style: dict[str, Any] = {"color": INK} if prediction == label else {"color": ACCENT, "fontweight": "bold"}
+            text = f"{label} \u2192 {prediction}"
+            ax.text(left + 0.5, top + 0.05, text, ha="center", va="bottom", fontsize=8.5, **style)
     for row, name in enumerate(("clean", "change", "adversarial")):
         ax.text(-0.12, -row * 1.3 - 0.5, name, ha="right", va="center", fontsize=9)
     ax.set(xlim=(-0.9, 1.06 * max(len(clean), MOST_EXAMPLES)), ylim=(-3.65, 0.3), aspect="equal")
@@ -279,10 +273,3 @@ def _picture(ax: "Axes", image: np.ndarray, column: int, row: int) -> None:
     pixels = image[0] if grey else np.moveaxis(image, 0, -1)
     style: dict[str, Any] = {"cmap": "gray" if grey else None, "vmin": 0, "vmax": 1, "interpolation": "none"}
     ax.imshow(pixels, extent=_extent(column, row), **style)
-
-
-def _prediction(ax: "Axes", text: str, column: int, row: int, wrong: bool) -> None:
-    """Write label and prediction above an image; misclassifications stand out."""
-    left, _, _, top = _extent(column, row)
-    style: dict[str, Any] = {"color": ACCENT, "fontweight": "bold"} if wrong else {"color": INK}
-    ax.text(left + 0.5, top + 0.05, text, ha="center", va="bottom", fontsize=8.5, **style)

@@ -93,7 +93,7 @@ class Page:
             if plot.draw:
                 drawing = svg(plot.draw)
                 write_bytes(folder / "figures" / f"{plot.name}.svg", drawing.encode())
-                drawn.append((plot, for_page(drawing, plot.name, plot.title)))
+                drawn.append((plot, for_page(drawing, plot)))
         absent = [plot.title for plot in self.plots if not plot.draw]
         text = fill("page.html", page=self, plots=drawn, absent=absent, html=_html)
         write_bytes(folder / "index.html", text.encode())

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from sparsemble.report.page import Plot
+
 STYLE = "sparsemble.report.sparsemble"
 """The style file, as matplotlib names it."""
 INK, RULE = "#767c83", "#a3a9af"
@@ -56,19 +58,12 @@ THEME = {
 """The variables by which the page gives each colour a shade for light and one for dark paper."""
 
 
-def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple["Figure", Any]:
-    """Return a figure and its axes without touching global state.
-
-    Args:
-        width: in inches.
-        height: in inches.
-        columns: axes side by side.
-        **options: of `Figure.subplots`.
-    """
+def new_figure(width: float, height: float, **options: Any) -> tuple["Figure", Any]:
+    """Return a figure of so many inches and its axes, with options of `subplots`; global state is not touched."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    return figure, figure.subplots(1, columns, **options)
+    return figure, figure.subplots(**options)
 
 
 def svg(plot: "Callable[[], Figure]") -> str:
@@ -84,17 +79,11 @@ def svg(plot: "Callable[[], Figure]") -> str:
     return re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", FONT, text[text.index("<svg") :])
 
 
-def for_page(drawing: str, name: str, title: str) -> str:
-    """Make a plot part of a page: colours that follow the scheme, identifiers of its own, a name for screen readers.
-
-    Args:
-        drawing: SVG text.
-        name: unique on the page.
-        title: for screen readers.
-    """
+def for_page(drawing: str, plot: "Plot") -> str:
+    """Make SVG part of a page: colours that follow the scheme, identifiers of its own, a name for screen readers."""
     for colour, variable in THEME.items():
         drawing = drawing.replace(colour, f"var({variable})")
-    drawing = drawing.replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
-    drawing = drawing.replace('href="#', f'href="#{name}-')
+    for reference in ('id="', "url(#", 'href="#'):
+        drawing = drawing.replace(reference, f"{reference}{plot.name}-")
     drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{plot.title}" ', 1)

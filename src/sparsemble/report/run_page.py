@@ -250,8 +250,8 @@ def _reproduce(summary: RunSummary) -> list[Block]:
 
 def _plots(summary: RunSummary, details: RunDetails, examples: Examples | None) -> list[Plot]:
     result = summary.row(HEADLINE_ROW)
-    curves = {row.name: row.security_curve for row in summary.rows if row.security_curve}
-    images = next((curve.images for curve in curves.values()), 0)
+    curves = [(LOOKS[row.name], row.security_curve) for row in summary.rows if row.security_curve]
+    images = curves[0][1].images if curves else 0
     nonzero_fraction = 1 - summary.row("best_member").model.sparsity
     random_overlap = round_percent(nonzero_fraction / (2 - nonzero_fraction))
     layers, overlap, trainings = details.layers, details.overlap, details.trainings

@@ -130,14 +130,13 @@ def as_csv(study: StudyResult) -> str:
     writer = csv.writer(out)
     writer.writerow([*study.axes, "row", "seeds", *shown, *attacks, "failed"])
     for line in study.table:
-        values = [*(line.values.get(axis, "") for axis in study.axes), line.row, line.seeds]
+        values: list[object] = [""] * (len(shown) + len(attacks))
         if line.numbers:
-            values += [getattr(line.numbers, name) for name in names]
+            values = [getattr(line.numbers, name) for name in names]
             values += [*line.interval, line.numbers.members_run.clean, line.numbers.members_run.attacked]
             values += [line.numbers.attacks.get(label, "") for label in attacks]
-        else:
-            values += [""] * (len(shown) + len(attacks))
-        writer.writerow([*values, "; ".join(line.failed)])
+        axes = [line.values.get(axis, "") for axis in study.axes]
+        writer.writerow([*axes, line.row, line.seeds, *values, "; ".join(line.failed)])
     return out.getvalue()
 
 

@@ -24,7 +24,7 @@ TRADEOFF = (
 
 def robustness_against_size(rows: Sequence[EvaluationResult], looks: Mapping[str, Look] = LOOKS) -> "Figure":
     """Draw worst-case accuracy against non-zero weights and against work, each row labelled."""
-    figure, axes = new_figure(WIDE, 3.7, columns=2, sharey=True)
+    figure, axes = new_figure(WIDE, 3.7, ncols=2, sharey=True)
     panels: dict[str, list[float]] = {
         "non-zero weights": [row.model.nonzeros for row in rows],
         "non-zero MACs, clean image": [row.cost.macs_nonzero for row in rows],

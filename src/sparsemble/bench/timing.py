@@ -39,7 +39,7 @@ def bench(settings: BenchSettings, command: str, report: Callable[[str], None]) 
         report: receives a sentence before each configuration, and for each engine that is not timed.
 
     Raises:
-        InputError: a file that does not exist, or an impossible network or mask.
+        InputError: a file that does not exist, or an impossible network.
         RunError: an engine that computes other logits than torch.
     """
     model = load_bench_model(settings, report)

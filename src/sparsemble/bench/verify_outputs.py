@@ -22,11 +22,7 @@ ROUNDING = 1e-6
 
 
 def verify_engines(engines: Sequence[TimedEngine], x: Floats) -> None:
-    """Refuse engines whose logits differ from those of the first one, torch.
-
-    Raises:
-        RunError: naming the engine.
-    """
+    """Refuse engines whose logits differ from those of the first one, torch, with a `RunError`."""
     expected = engines[0].call(x)
     for engine in engines[1:]:
         _check_logits(engine.name, expected, engine.call(x))

@@ -208,7 +208,7 @@ class TestConfigs:
         torch.manual_seed(0)
         network = convert_model(stir_(Plain(nn.Conv2d(12, 10, 3, 1, 1))), (12, 7, width))
         x = torch.rand(1, 12, 7, width, generator=seeded(1)).numpy()
-        vectors = -(-7 * width // vector_width(7, width, lanes()))
+        vectors = -(-7 * width // vector_width(7 * width, lanes()))
         expected = Engine(network).run(np.repeat(x, lanes(), 0))[:1]
         for wide, block, (outputs, chains) in itertools.product(
             {1, min(2, vectors), vectors}, [1, 5, 12], [(1, 1), (1, 3), (1, 8), (4, 1), (4, 2), (8, 1)]
@@ -219,8 +219,8 @@ class TestConfigs:
     def test_tiles_cover_every_output_and_nothing_else(self) -> None:
         torch.manual_seed(0)
         network = convert_model(Plain(nn.Conv2d(2, 3, 3, 2, 1)).eval(), (2, 9, 11))
-        plan = BatchPlanner(fuse(network), 8).empty_plan()
-        fused, (read, written) = plan.fused.operations[0], (plan.plane(0), plan.plane(1))
+        planner = BatchPlanner(fuse(network), 8)
+        fused, (read, written) = planner.fused.operations[0], (planner.layout.plane(0), planner.layout.plane(1))
         assert isinstance(fused, ConvOp)
         for tile in [(1, 1), (2, 4), (5, 6), (3, 5)]:
             covered = {
@@ -349,7 +349,7 @@ class TestMemory:
         x = torch.rand(40, 2, 20, 20, generator=seeded(1)).numpy()
         fused = fuse(network)
         layout = single_image_layout(fused, lanes())
-        one = workspace_bytes(fused, layout.buffers, layout.lifetimes)
+        one = workspace_bytes(fused, layout)
         tight = Engine(network, max_memory=one)
         assert all(chunk.stop - chunk.start == 1 for chunk in tight.chunks(40))
         assert np.array_equal(tight.run(x), Engine(network).run(x))

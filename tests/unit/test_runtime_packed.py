@@ -479,6 +479,10 @@ class TestHostile:
         message = self.change(tmp_path, lambda header: header.update(nonzeros=header["nonzeros"] - 1))
         assert "weights are there" in message
 
+    def test_a_sparsity_that_no_float_holds(self, tmp_path: Path) -> None:
+        message = self.change(tmp_path, lambda header: header.update(sparsity=10**400))
+        assert message.startswith("sparsity must be a number")
+
     def test_an_operation_from_elsewhere_is_named_with_its_place(self, tmp_path: Path) -> None:
         message = self.change(tmp_path, lambda header: header["members"][1][4].update(kind="attention"))
         assert message == "member 2, operation 4 is of the kind 'attention', which this sparsemble does not know"

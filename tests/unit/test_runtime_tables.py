@@ -9,8 +9,7 @@ import pytest
 from sparsemble.runtime.compiler.batched import BatchPlanner
 from sparsemble.runtime.compiler.fused import ConvOp, fuse
 from sparsemble.runtime.compiler.im2col import Im2col
-from sparsemble.runtime.compiler.layout import Plane, window_layout
-from sparsemble.runtime.compiler.memory_estimate import table_bytes
+from sparsemble.runtime.compiler.layout import Plane, table_bytes, window_layout
 from sparsemble.runtime.compiler.planner import Planner
 from sparsemble.runtime.compiler.single_image import SingleImagePlanner
 from sparsemble.runtime.compiler.weight_stream import weight_stream
@@ -74,7 +73,9 @@ def test_planning_takes_little_more_than_its_tables(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    tables = table_bytes(fused) + sum(buffer.table_bytes for buffer in planner.buffers if isinstance(buffer, Im2col))
+    tables = table_bytes(fused) + sum(
+        buffer.table_bytes for buffer in planner.layout.buffers if isinstance(buffer, Im2col)
+    )
     assert peak < 4 * tables + 2 * MEBIBYTE
 
 

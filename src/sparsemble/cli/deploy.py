@@ -49,7 +49,7 @@ def predict(
 
     Example: [bold]sparsemble predict ensemble.sparsemble a.png b.jpg folder/[/]
     """
-    from sparsemble.runtime.terminal_escape import printable
+    from sparsemble.runtime.errors import printable
 
     with sentences():
         rows = _predict_files(ensemble, images, threads=threads, resize=resize)
@@ -85,8 +85,8 @@ def _predict_files(ensemble: Path, images: Sequence[Path], *, threads: int, resi
 
 def describe_packed_file(path: Path) -> str:
     """Return what a packed ensemble holds, as text; the whole file is read and validated."""
+    from sparsemble.runtime.errors import printable
     from sparsemble.runtime.format.packed import describe, load
-    from sparsemble.runtime.terminal_escape import printable
 
     header, ensemble = describe(path), load(path)
     channels, height, width = ensemble.image

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sparsemble.core.errors import InputError
 from sparsemble.core.results import RunSummary
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.format.header import encode_header, parse_header
+from sparsemble.runtime.format.header import Fields, encode_header, parse_header
 from sparsemble.runtime.format.op_serialization import node_constants, node_from_dict, node_to_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
@@ -100,7 +100,7 @@ def _nodes(entries: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], num
         def constants(_count: int, name: str = name, indices: Iterator[int] = indices) -> Floats:
             return tensors[f"{name}.constant{next(indices)}"]
 
-        yield node_from_dict(entry, name, weight, constants)
+        yield node_from_dict(Fields(entry, name), weight, constants)
 
 
 def card(ensemble: PackedEnsemble, summary: RunSummary | None) -> str:

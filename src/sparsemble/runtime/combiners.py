@@ -21,7 +21,7 @@ def log_softmax(logits: Logits) -> Logits:
     return log_probabilities
 
 
-def log_mean_exp(values: Logits) -> Logits:
+def _log_mean_exp(values: Logits) -> Logits:
     """Return the log of the mean of exponentials over the first axis."""
     highest = values.max(0)
     result: Logits = np.log(np.exp(values - highest).mean(0)) + highest
@@ -42,10 +42,10 @@ def build_combiner(settings: Mapping[str, Any]) -> Combiner:
     if options:
         raise RuntimeInputError(f'combiner "{name!s:.60}" has no setting "{next(iter(options)):.60}"')
     by_name: dict[Any, Combiner] = {
-        "mean_probability": lambda logits: log_mean_exp(log_softmax(logits)),
+        "mean_probability": lambda logits: _log_mean_exp(log_softmax(logits)),
         "mean_logit": lambda logits: log_softmax(logits.mean(0)),
         "maximum": lambda logits: log_softmax(log_softmax(logits).max(0)),
-        "soft_vote": lambda logits: log_mean_exp(log_softmax(logits / temperature)),
+        "soft_vote": lambda logits: _log_mean_exp(log_softmax(logits / temperature)),
     }
     if not isinstance(name, str) or name not in by_name:
         raise RuntimeInputError(f'combiner "{name!s:.60}" is not known; known are {", ".join(by_name)}')

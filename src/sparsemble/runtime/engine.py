@@ -1,6 +1,5 @@
 """Run one network on arrays of images."""
 
-import ctypes
 import threading
 import time
 import warnings
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparsemble.runtime.compiler.autotune import tune_configs
 from sparsemble.runtime.compiler.batched import BatchPlanner
@@ -22,10 +20,8 @@ from sparsemble.runtime.compiler.single_image import SingleImagePlanner
 from sparsemble.runtime.compiler.workspace import Workspace, workspace_bytes
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.kernels.jit import JITKernels, cache_folder, lanes
-from sparsemble.runtime.network import Network
+from sparsemble.runtime.network import Floats, Network
 from sparsemble.runtime.thread_pool import THREAD_POOL
-
-Floats = NDArray[np.float32]
 
 SCALAR_WARNING = (
     "this processor has no AVX2, AVX-512 or NEON; networks compute the same logits, but one number at a time"
@@ -46,20 +42,15 @@ CompiledFunction = Any
 
 @final
 class CompiledPlan:
-    """A plan of a network, tuned and compiled on first use, and the workspaces that it runs in.
+    """A plan of a network, tuned (unless configurations are given) and compiled on first use, and its workspaces.
 
-    Args:
-        planner: builds the plan.
-        configs: how convolutions are computed; None: tuned on this machine.
-        folder: where compiled code is cached.
-        max_threads: that may share a run, as each takes memory.
+    At most `max_threads` may share a run, as each takes memory.
     """
 
     def __init__(
         self, planner: Planner, configs: Mapping[int, KernelConfig] | None, folder: Path, max_threads: int
     ) -> None:
-        self._planner, self._configs, self._folder = planner, configs, folder
-        self.max_threads = max_threads
+        self._planner, self._configs, self._folder, self.max_threads = planner, configs, folder, max_threads
         self._compiled: tuple[JITKernels, CompiledFunction] | None = None
         self._plans: dict[int, ExecutionPlan] = {}
         """By number of threads."""
@@ -126,8 +117,7 @@ class CompiledPlan:
                     self._configs = tune_configs(self._planner, self._folder)
                 self._plans[1] = self._planner.plan(self._configs)
                 library = JITKernels(self._plans[1].functions(), self._folder)
-                function_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-                self._compiled = library, function_type(library.address(DRIVER))
+                self._compiled = library, library.function(DRIVER)
             if threads not in self._plans:
                 assert self._configs is not None
                 self._plans[threads] = self._planner.plan(self._configs, threads)
@@ -172,10 +162,10 @@ class Engine:
         batch_planner, single_planner = BatchPlanner(fused, self.lanes), SingleImagePlanner(fused, self.lanes)
         # Offsets in records have 32 bits: with more memory a kernel would read elsewhere.
         limit = min(max_memory, 2**32 - 1)
-        single_bytes = workspace_bytes(fused, single_planner.buffers, single_planner.lifetimes)
+        single_bytes = workspace_bytes(fused, single_planner.layout)
         if single_bytes > limit:
             raise RuntimeInputError(f"a run of one image takes {single_bytes} bytes, more than max_memory = {limit}")
-        batch_bytes = workspace_bytes(fused, batch_planner.buffers)
+        batch_bytes = workspace_bytes(fused, batch_planner.layout)
         self._batch_fits = batch_bytes <= limit
         self.batch_plan = CompiledPlan(batch_planner, batch_configs, folder, limit // batch_bytes)
         self.single_plan = CompiledPlan(single_planner, single_configs, folder, limit // single_bytes)

@@ -1,6 +1,24 @@
-"""The error of the runtime."""
+"""The error of the runtime; strings from files are escaped before they reach a terminal."""
 
-from sparsemble.runtime.terminal_escape import printable
+import unicodedata
+
+CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of control characters, surrogates, and line and paragraph separators."""
+BIDIRECTIONAL_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of characters that change the order in which others are shown."""
+
+
+def affects_terminal(character: str) -> bool:
+    """Return whether a character changes how the text around it is shown."""
+    return (
+        unicodedata.category(character) in CONTROL_CATEGORIES
+        or unicodedata.bidirectional(character) in BIDIRECTIONAL_CONTROLS
+    )
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes in place of the characters that affect a terminal."""
+    return "".join(c.encode("unicode_escape").decode() if affects_terminal(c) else c for c in text)
 
 
 class RuntimeInputError(ValueError):

@@ -52,9 +52,9 @@ class Weight:
         dense[self.positions] = self.values
         return dense.reshape(self.shape)
 
-    def as_shape(self, shape: Shape) -> "Weight":
-        """Return the same weights in another shape of the same size."""
-        return Weight(shape, self.positions, self.values)
+    def kept(self, keep: NDArray[np.bool_]) -> "Weight":
+        """Return some of the non-zero weights."""
+        return self if keep.all() else Weight(self.shape, self.positions[keep], self.values[keep])
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +66,7 @@ class Node(ABC):
 
     @abstractmethod
     def shape(self, *inputs: Shape) -> Shape:
-        """Return the shape of the result.
-
-        Args:
-            inputs: shapes of the results that the node reads, in the order of `self.inputs`.
+        """Return the shape of the result for those of `self.inputs`, in their order.
 
         Raises:
             RuntimeInputError: the operation does not fit these shapes.
@@ -85,8 +82,7 @@ class Input(Node):
 
     def shape(self, *inputs: Shape) -> Shape:
         """Return the shape of an image, which is given."""
-        (image,) = inputs
-        return image
+        return inputs[0]
 
 
 @final
@@ -161,8 +157,7 @@ class Relu(Node):
 
     def shape(self, *inputs: Shape) -> Shape:
         """Return the shape of the input."""
-        (shape,) = inputs
-        return shape
+        return inputs[0]
 
 
 @final
@@ -178,32 +173,34 @@ class Add(Node):
         return first
 
 
+@dataclass(frozen=True, eq=False)
+class Pool(Node):
+    """Reduces each window to one number."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        """Return (channels, height, width)."""
+        (shape,), kernel, padding = inputs, self.kernel, self.padding
+        if len(shape) != 3:
+            raise RuntimeInputError(f"pooling meets shape {shape}, which has no rows and columns")
+        if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
+            raise RuntimeInputError(f"pooling of {kernel} with padding {padding} would have windows outside the image")
+        return (shape[0], *_window_counts(shape, kernel, self.stride, padding))
+
+
 @final
 @dataclass(frozen=True, eq=False)
-class MaxPool(Node):
+class MaxPool(Pool):
     """The maximum of each window; padding is ignored."""
 
-    kernel: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
-
-    def shape(self, *inputs: Shape) -> Shape:
-        """Return (channels, height, width)."""
-        return _pooled_shape(inputs[0], self.kernel, self.stride, self.padding)
-
 
 @final
 @dataclass(frozen=True, eq=False)
-class AveragePool(Node):
+class AveragePool(Pool):
     """The mean of each window, padding counted as zeros."""
-
-    kernel: Pair
-    stride: Pair
-    padding: Pair = (0, 0)
-
-    def shape(self, *inputs: Shape) -> Shape:
-        """Return (channels, height, width)."""
-        return _pooled_shape(inputs[0], self.kernel, self.stride, self.padding)
 
 
 @final
@@ -227,14 +224,6 @@ def _window_counts(shape: Shape, window: Pair, stride: Pair, padding: Pair) -> P
     if down < 1 or across < 1:
         raise RuntimeInputError(f"a window of {window} does not fit into shape {shape} with padding {padding}")
     return down, across
-
-
-def _pooled_shape(shape: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
-    if len(shape) != 3:
-        raise RuntimeInputError(f"pooling meets shape {shape}, which has no rows and columns")
-    if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
-        raise RuntimeInputError(f"pooling of {kernel} with padding {padding} would have windows outside the image")
-    return (shape[0], *_window_counts(shape, kernel, stride, padding))
 
 
 @final

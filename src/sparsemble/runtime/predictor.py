@@ -14,9 +14,9 @@ from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.images import read_image
+from sparsemble.runtime.network import Floats
 from sparsemble.runtime.stopping import StoppingRule, build_rule
 
-Floats = NDArray[np.float32]
 FILES_AT_ONCE = 256
 """Image files that are converted to floats at a time."""
 
@@ -138,21 +138,22 @@ class Predictor:
         """Return images as floats, (B, C, H, W) in [0, 1]."""
         if not isinstance(images, np.ndarray):
             raise RuntimeInputError(f"images must be a numpy array or a list of paths, got {type(images).__name__}")
-        channels, height, width = self.ensemble.image
         if images.dtype == np.uint8:
-            expected: tuple[int, ...] = (height, width, channels)
-            if images.ndim != 4 or images.shape[1:] != expected:
-                raise RuntimeInputError(
-                    f"images of whole numbers must be (B, {height}, {width}, {channels}), got {images.shape}"
-                )
+            channels, height, width = self.ensemble.image
+            self._check_shape(images, "whole numbers", (height, width, channels))
             return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
         if not np.issubdtype(images.dtype, np.floating):
             raise RuntimeInputError(f"images must be floats in [0, 1] or uint8, got {images.dtype}")
-        expected = (channels, height, width)
-        if images.ndim != 4 or images.shape[1:] != expected:
-            raise RuntimeInputError(f"images of floats must be (B, {channels}, {height}, {width}), got {images.shape}")
+        self._check_shape(images, "floats", self.ensemble.image)
         if images.size:
             low, high = float(images.min()), float(images.max())
             if not (low >= 0 and high <= 1):
                 raise RuntimeInputError(f"images must lie in [0, 1], got [{low:g}, {high:g}]")
         return np.ascontiguousarray(images, np.float32)
+
+    @staticmethod
+    def _check_shape(images: NDArray[Any], numbers: str, expected: tuple[int, int, int]) -> None:
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise RuntimeInputError(
+                f"images of {numbers} must be (B, {', '.join(map(str, expected))}), got {images.shape}"
+            )

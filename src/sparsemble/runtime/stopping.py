@@ -43,30 +43,6 @@ def prefix_probabilities(member_logits: Logits) -> Numbers:
     return means
 
 
-def hazards(member_logits: Logits, a: float, b: float, tau_u: float, tau_c: float) -> Numbers:
-    """Return the stopping hazards q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)); q_1 has no U term.
-
-    U_t is the KL divergence from the mean of t - 1 members to that of t, C_t the squared largest mean probability.
-
-    Args:
-        member_logits: (m, B, K) of the first m members.
-        a: weight of U, the change.
-        b: weight of C, the confidence.
-        tau_u: threshold of U.
-        tau_c: threshold of C.
-
-    Returns:
-        (m, B) in [0, 1].
-    """
-    means = prefix_probabilities(member_logits)
-    logs = np.log(np.maximum(means, MIN_PROBABILITY))
-    change = (means[1:] * (logs[1:] - logs[:-1])).sum(-1)
-    confidence = means.max(-1) ** 2
-    change_term = np.concatenate([np.zeros_like(confidence[:1]), a * (change - tau_u)])
-    result: Numbers = _sigmoid(b * (confidence - tau_c) - change_term)
-    return result
-
-
 def _sigmoid(x: Numbers) -> Numbers:
     small = np.exp(-np.abs(x))
     result: Numbers = np.where(x >= 0, 1 / (1 + small), small / (1 + small))
@@ -114,36 +90,49 @@ class Confidence(StoppingRule):
         return _stop_at_first(prefix_probabilities(member_logits).max(-1) >= self.threshold, last=last)
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class FirstPassage(StoppingRule):
-    """Stops at the first step whose hazard is 0.5 or more."""
+class HazardRule(StoppingRule):
+    """Decides by the stopping hazards q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)); q_1 has no U term.
+
+    U_t is the KL divergence from the mean of t - 1 members to that of t, C_t the squared largest mean probability.
+    """
 
     a: float
     b: float
     tau_u: float
     tau_c: float
+
+    def hazards(self, member_logits: Logits) -> Numbers:
+        """Return (m, B) the hazards of the first m members."""
+        means = prefix_probabilities(member_logits)
+        logs = np.log(np.maximum(means, MIN_PROBABILITY))
+        change = (means[1:] * (logs[1:] - logs[:-1])).sum(-1)
+        confidence = means.max(-1) ** 2
+        change_term = np.concatenate([np.zeros_like(confidence[:1]), self.a * (change - self.tau_u)])
+        result: Numbers = _sigmoid(self.b * (confidence - self.tau_c) - change_term)
+        return result
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FirstPassage(HazardRule):
+    """Stops at the first step whose hazard is 0.5 or more."""
 
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
-        return _stop_at_first(hazards(member_logits, self.a, self.b, self.tau_u, self.tau_c) >= 0.5, last=last)
+        return _stop_at_first(self.hazards(member_logits) >= 0.5, last=last)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class DIE(StoppingRule):
+class DIE(HazardRule):
     """Uses the step with the largest stop probability; stops when no later step can have a larger one."""
-
-    a: float
-    b: float
-    tau_u: float
-    tau_c: float
 
     def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
         survival = np.ones_like(member_logits[0, :, 0])
         stop_probabilities = []
-        for hazard in hazards(member_logits, self.a, self.b, self.tau_u, self.tau_c):
+        for hazard in self.hazards(member_logits):
             stop_probabilities.append(hazard * survival)
             survival = survival - stop_probabilities[-1]
         stop_probability = np.stack(stop_probabilities)

@@ -1,6 +1,5 @@
 """Choose the fastest configuration of every convolution on this machine: measured once, then kept on disk."""
 
-import ctypes
 import hashlib
 import json
 import time
@@ -29,15 +28,12 @@ MIN_SECONDS, MIN_FRACTION = 2e-5, 0.01
 """A convolution is tuned if it takes longer than this, and than this fraction of all convolutions."""
 DENSITY_STEPS = 20
 """Layers of equal geometry and equal density, in twentieths, share one measurement."""
-KERNEL_TYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 def tune_configs(planner: Planner, folder: Path | None) -> dict[int, KernelConfig]:
     """Return the fastest configuration of every convolution, by the operation's index.
 
-    Args:
-        planner: of the network.
-        folder: where the configurations are kept, by network, processor and version of the code; None: nowhere.
+    They are kept in the folder, if there is one, by network, processor and version of the code.
     """
     file = folder / f"{_cache_key(planner)}.choices" if folder else None
     configs = _stored_configs(read_checked(file), planner.fused)
@@ -93,7 +89,7 @@ class _Autotuner:
     def _compile(self, kernels: Mapping[str, Kernel], folder: Path | None) -> None:
         if kernels:
             library = JITKernels(kernels, folder)
-            self.compiled |= {kernel: (library, KERNEL_TYPE(library.address(name))) for name, kernel in kernels.items()}
+            self.compiled |= {kernel: (library, library.function(name)) for name, kernel in kernels.items()}
 
     def _times(self, steps: Sequence[PlanStep], plan: ExecutionPlan) -> list[float]:
         """Return the shortest time of each step, in seconds."""

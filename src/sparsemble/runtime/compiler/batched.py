@@ -2,87 +2,70 @@
 
 from typing import final
 
-from sparsemble.runtime.compiler.execution_plan import (
-    BufferAddress,
-    ExecutionPlan,
-    KernelConfig,
-    TileLayout,
-    add_conv,
-    add_elementwise,
-    add_pack,
-    add_pool,
-)
-from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, PoolOp
+from sparsemble.runtime.compiler.execution_plan import ExecutionPlan, KernelConfig
+from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph
+from sparsemble.runtime.compiler.im2col import BufferLayout
 from sparsemble.runtime.compiler.layout import (
+    Plane,
     batch_planes,
     candidate_tiles,
     tile_offsets,
-    vector_offsets,
     window_layout,
 )
 from sparsemble.runtime.compiler.planner import (
-    SPARE_REGISTERS,
     TILES_TRIED,
     Planner,
+    TileLayout,
     channels_in_cache,
+    max_tile_vectors,
     output_block_sizes,
 )
-from sparsemble.runtime.kernels.jit import registers
+from sparsemble.runtime.network import Pair
 
 
 @final
 class BatchPlanner(Planner):
-    """A vector holds one pixel of several images.
-
-    Args:
-        fused: the operations.
-        lanes: images side by side.
-    """
+    """A vector holds one pixel of `lanes` images."""
 
     def __init__(self, fused: FusedGraph, lanes: int) -> None:
-        super().__init__(fused, batch_planes(fused, lanes), {})
-        self.lanes = lanes
+        super().__init__(fused, BufferLayout([*batch_planes(fused, lanes)]), lanes)
 
-    def add_pack(self, plan: ExecutionPlan) -> None:
-        """Add the step that reads images."""
-        add_pack(plan, self.lanes)
+    def vector_grid(self, plane: Plane) -> tuple[int, int, int]:
+        """Return the lanes, and a vector for each pixel."""
+        return self.lanes, plane.height, plane.width
 
     def add_copies(self, plan: ExecutionPlan, index: int) -> None:
         """Add nothing: windows read the planes, whose frames are the padding."""
 
     def candidate_configs(self, index: int, operation: ConvOp) -> list[KernelConfig]:
         """Return configurations that may be the fastest; the first one is rarely slow."""
-        plan = self.empty_plan()
-        read, written = plan.plane(operation.source), plan.plane(operation.out)
+        read, written = self.layout.plane(operation.source), self.layout.plane(operation.out)
         configs = []
         for outputs in output_block_sizes(operation):
-            tiles = candidate_tiles(written.height, written.width, (registers() - SPARE_REGISTERS) // outputs)
+            tiles = candidate_tiles(written.height, written.width, max_tile_vectors(outputs))
             kernel = operation.weight.shape[2:]
             rows, columns = ((t - 1) * s + k for t, s, k in zip(tiles[0], operation.stride, kernel, strict=True))
             block = channels_in_cache(rows * columns * read.column)
             configs += [KernelConfig(tile, block, outputs) for tile in tiles[:TILES_TRIED]]
         return configs
 
-    def add_conv(self, plan: ExecutionPlan, index: int, config: KernelConfig) -> None:
-        """Add a convolution or linear layer."""
-        operation = self.fused.operations[index]
-        assert isinstance(operation, ConvOp)
-        read, written = plan.plane(operation.source), plan.plane(operation.out)
-        source = window_layout(operation, read)
-        tiles = TileLayout(
-            lanes=read.lanes,
-            reads=vector_offsets(source.row, source.column, config.tile),
-            writes=vector_offsets(written.row, written.column, config.tile),
-            offsets=tile_offsets(source, written, config.tile),
+    def tile_layout(self, index: int, operation: ConvOp, config: KernelConfig) -> TileLayout:
+        """Return tiles of rows and columns."""
+        written, window = (
+            self.layout.plane(operation.out),
+            window_layout(operation, self.layout.plane(operation.source)),
+        )
+        return TileLayout(
+            buffer=operation.source,
+            window=window,
+            lanes=self.lanes,
+            reads=_vector_offsets(window.row, window.column, config.tile),
+            writes=_vector_offsets(written.row, written.column, config.tile),
+            offsets=tile_offsets(window, written, config.tile),
             aligned=True,
         )
-        add_conv(plan, operation, config, tiles, (BufferAddress(operation.source), source))
 
-    def add_pool(self, plan: ExecutionPlan, index: int, operation: PoolOp) -> None:
-        """Add a pool."""
-        add_pool(plan, operation)
 
-    def add_elementwise(self, plan: ExecutionPlan, operation: AffineOp | AddOp) -> None:
-        """Add a scale and shift, or a sum."""
-        plane = plan.plane(operation.source)
-        add_elementwise(plan, operation, self.lanes, (plane.height, plane.width))
+def _vector_offsets(row: int, column: int, tile: Pair) -> tuple[int, ...]:
+    """Return the bytes from the first vector of a tile to each, of rows and columns that many bytes apart."""
+    return tuple(y * row + x * column for y in range(tile[0]) for x in range(tile[1]))

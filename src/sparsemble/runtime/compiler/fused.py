@@ -1,7 +1,7 @@
 """A network as the operations that kernels compute: residual sums and ReLUs are part of the operation before them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -11,7 +11,6 @@ from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.network import (
     Add,
     Affine,
-    AveragePool,
     Convolution,
     Flatten,
     Floats,
@@ -21,6 +20,7 @@ from sparsemble.runtime.network import (
     Network,
     Node,
     Pair,
+    Pool,
     Relu,
     Shape,
     Weight,
@@ -107,15 +107,6 @@ class FusedGraph:
     logits_buffer: int
     """The buffer of the logits, in C order."""
     classes: int
-    readers: Mapping[int, list[FusedOp]] = field(init=False)
-    """The operations that read each buffer."""
-
-    def __post_init__(self) -> None:
-        readers: dict[int, list[FusedOp]] = {buffer: [] for buffer in range(len(self.shapes))}
-        for operation in self.operations:
-            for buffer in sources(operation):
-                readers[buffer].append(operation)
-        object.__setattr__(self, "readers", readers)
 
 
 def sources(operation: FusedOp) -> list[int]:
@@ -169,15 +160,14 @@ class _Fuser:
             self.buffers[index] = 0
         elif isinstance(node, Convolution | Linear):
             self._add_conv(index, node, source)
-        elif isinstance(node, MaxPool | AveragePool):
+        elif isinstance(node, Pool):
             self._add_pool(index, node, source)
         elif isinstance(node, Affine):
-            fused, relu = self._with_relu(index)
-            self.operations.append(AffineOp(source, self._new_buffer(fused), node.scale, node.shift, relu))
+            out, relu = self._new_buffer_with_relu([index])
+            self.operations.append(AffineOp(source, out, node.scale, node.shift, relu))
         elif isinstance(node, Add):
-            fused, relu = self._with_relu(index)
-            addend = self.buffers[node.inputs[1]]
-            self.operations.append(AddOp(source, addend, self._new_buffer(fused), relu))
+            out, relu = self._new_buffer_with_relu([index])
+            self.operations.append(AddOp(source, self.buffers[node.inputs[1]], out, relu))
         elif isinstance(node, Relu):
             ones, zeros = (np.full(self.network.shapes[index][0], v, np.float32) for v in (1, 0))
             self.operations.append(AffineOp(source, self._new_buffer([index]), ones, zeros, True))
@@ -193,18 +183,17 @@ class _Fuser:
             # The later of the two summands adds the earlier one, if that is computed already.
             if other != index and other in self.buffers:
                 fused, residual = [index, after[0]], self.buffers[other]
-        with_relu, relu = self._with_relu(fused[-1])
-        out = self._new_buffer([*fused, *with_relu])
+        out, relu = self._new_buffer_with_relu(fused)
         if isinstance(node, Convolution):
             operation = ConvOp(
                 source, out, node.weight, node.bias, node.stride, node.padding, node.dilation, residual, relu
             )
         else:
-            weight = node.weight.as_shape((len(node.bias), *self.shapes[source]))
+            weight = replace(node.weight, shape=(len(node.bias), *self.shapes[source]))
             operation = ConvOp(source, out, weight, node.bias, residual=residual, relu=relu)
         self.operations.append(operation)
 
-    def _add_pool(self, index: int, node: MaxPool | AveragePool, source: int) -> None:
+    def _add_pool(self, index: int, node: Pool, source: int) -> None:
         """Add a pool; that of a large window as two, along rows and then along columns."""
         is_max, windows = isinstance(node, MaxPool), [(node.kernel, node.stride, node.padding)]
         if node.kernel[0] * node.kernel[1] > LARGEST_WINDOW and min(node.kernel) > 1:
@@ -219,21 +208,17 @@ class _Fuser:
             source, windows = between, windows[1:]
         self.operations.append(PoolOp(source, self._new_buffer([index]), *windows[0], is_max))
 
-    def _with_relu(self, index: int) -> tuple[list[int], bool]:
-        """Return the node, and the ReLU behind it if that is its only reader; and whether there is one."""
-        after = self.consumers[index]
-        if len(after) == 1 and isinstance(self.network.nodes[after[0]], Relu):
-            return [index, after[0]], True
-        return [index], False
+    def _new_buffer_with_relu(self, nodes: list[int]) -> tuple[int, bool]:
+        """Return a new buffer for these nodes and a ReLU that alone reads them, and whether there is one."""
+        after = self.consumers[nodes[-1]]
+        relu = len(after) == 1 and isinstance(self.network.nodes[after[0]], Relu)
+        return self._new_buffer([*nodes, *after] if relu else nodes), relu
 
     def _new_buffer(self, nodes: Sequence[int]) -> int:
         """Return a new buffer for the result of these nodes."""
-        self.shapes.append(self._as_planes(self.network.shapes[nodes[-1]]))
+        shape = self.network.shapes[nodes[-1]]
+        # Features are channels of one pixel.
+        self.shapes.append(shape if len(shape) == 3 else (*shape, 1, 1))
         for index in nodes:
             self.buffers[index] = len(self.shapes) - 1
         return len(self.shapes) - 1
-
-    @staticmethod
-    def _as_planes(shape: Shape) -> Shape:
-        """Return features as channels of one pixel."""
-        return shape if len(shape) == 3 else (shape[0], 1, 1)

@@ -8,7 +8,6 @@ vectors. Then every read is one whole, aligned vector.
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
@@ -29,11 +28,10 @@ SharingKey = tuple[int, Pair, int, int]
 
 
 class RowCopy(NamedTuple):
-    """Rows of a plane in one copy: from `first`, every `stride`-th one."""
+    """Rows of a plane in one copy, every `stride`-th one from the first displacement on."""
 
     downs: tuple[int, ...]
-    """The vertical displacements of the window that read this copy."""
-    first: int
+    """The vertical displacements of the window that read this copy, rising."""
     rows: int
 
 
@@ -72,8 +70,7 @@ class Im2col:
         for down in self.downs:
             groups.setdefault(down % period, []).append(down)
         return tuple(
-            RowCopy(tuple(downs), downs[0], self.size[0] + (downs[-1] - downs[0]) // self.stride[0])
-            for downs in groups.values()
+            RowCopy(tuple(downs), self.size[0] + (downs[-1] - downs[0]) // self.stride[0]) for downs in groups.values()
         )
 
     @property
@@ -101,28 +98,36 @@ class Im2col:
         extra = (self.row * (rows.rows - self.size[0]) for rows in self.rows)
         return len(self.columns) * sum(tile + more for more in extra)
 
-    def window_layout(self, downs: Numbers, across: Numbers) -> WindowLayout:
-        """Return how outputs read a window with these vertical and horizontal displacements."""
+    def window_layout(self, operation: ConvOp | PoolOp) -> WindowLayout:
+        """Return how outputs read a window."""
         down_offset = {
-            down: i * self.copy + (down - rows.first) // self.stride[0] * self.row
+            down: i * self.copy + (down - rows.downs[0]) // self.stride[0] * self.row
             for i, rows in enumerate(self.rows)
             for down in rows.downs
         }
         across_offset = {column: i * self.column for i, column in enumerate(self.columns)}
-        down_offsets, across_offsets = (
-            np.array([offset[displacement] for displacement in displacements.tolist()], np.int64)
-            for offset, displacements in ((down_offset, downs), (across_offset, across))
-        )
+        downs, across = _window_displacements(operation)
+        down_offsets = np.array([down_offset[y] for y in downs.tolist()], np.int64)
+        across_offsets = np.array([across_offset[x] for x in across.tolist()], np.int64)
         return WindowLayout(self.plane, down_offsets, across_offsets, 0, self.row, 4)
+
+    def pool_table(self, operation: PoolOp, starts: Numbers) -> NDArray[np.uint32]:
+        """Return (vectors, 1 + window) output offset, then input offsets of the window's pixels."""
+        window = self.window_layout(operation)
+        taps = np.add.outer(window.down, window.across).reshape(-1).astype(np.uint32)
+        table = np.empty((len(starts), 1 + len(taps)), np.uint32)
+        table[:, 0] = starts
+        np.add(table[:, :1], taps, out=table[:, 1:])
+        return table
 
     def row_table(self, source: Plane) -> NDArray[np.uint32]:
         """Return (rows, 2) offset in the plane and in the first column's copies, of every row that is not all 0."""
         table = []
         for i, rows in enumerate(self.rows):
             step = self.stride[0]
-            first = max(0, -(rows.first // step))
-            row = np.arange(first, max(first, min(rows.rows, (self.read[0] - 1 - rows.first) // step + 1)))
-            offset = source.origin + (rows.first + row * step) * source.row
+            first = max(0, -(rows.downs[0] // step))
+            row = np.arange(first, max(first, min(rows.rows, (self.read[0] - 1 - rows.downs[0]) // step + 1)))
+            offset = source.origin + (rows.downs[0] + row * step) * source.row
             table.append(np.stack([offset, i * self.copy + row * self.row], 1).astype(np.uint32))
         return np.concatenate(table)
 
@@ -143,7 +148,7 @@ class Im2col:
         return RUN_BYTES * len(self.columns) * sum(min(rows.rows, self.read[0]) for rows in self.rows)
 
 
-def window_displacements(operation: ConvOp | PoolOp) -> tuple[Numbers, Numbers]:
+def _window_displacements(operation: ConvOp | PoolOp) -> tuple[Numbers, Numbers]:
     """Return the displacements of a window's pixels from the output's own pixel, vertical and horizontal."""
     if isinstance(operation, ConvOp):
         size, dilation = operation.weight.shape[2:], operation.dilation
@@ -154,9 +159,9 @@ def window_displacements(operation: ConvOp | PoolOp) -> tuple[Numbers, Numbers]:
 
 
 @final
-@dataclass
-class SingleImageLayout:
-    """The buffers of a run of one image."""
+@dataclass(frozen=True)
+class BufferLayout:
+    """The buffers of a run."""
 
     buffers: list[Plane | Im2col]
     """Those of the operations, then the copies."""
@@ -165,53 +170,48 @@ class SingleImageLayout:
     copies_of: dict[int, int] = field(default_factory=dict)
     """The buffer of copies that an operation reads, by the operation's index; others read the plane itself."""
 
+    def plane(self, buffer: int) -> Plane:
+        """Return the layout of a buffer that an operation writes."""
+        plane = self.buffers[buffer]
+        assert isinstance(plane, Plane)
+        return plane
 
-def single_image_layout(fused: FusedGraph, lanes: int) -> SingleImageLayout:
-    """Return the layout of a run of one image.
 
-    Args:
-        fused: the operations.
-        lanes: the most floats in a vector.
-    """
-    layout = SingleImageLayout([_unframed(shape, lanes) for shape in fused.shapes])
-    sharing: dict[SharingKey, list[int]] = {}
+def single_image_layout(fused: FusedGraph, lanes: int) -> BufferLayout:
+    """Return the layout of a run of one image, with at most `lanes` floats in a vector."""
+    layout = BufferLayout([_unframed(shape, lanes) for shape in fused.shapes])
+    sharing: dict[SharingKey, dict[int, tuple[Numbers, Numbers]]] = {}
     for i, operation in enumerate(fused.operations):
         if isinstance(operation, ConvOp | PoolOp) and _needs_copies(operation, fused):
             height, width = fused.shapes[operation.out][1:]
-            sharing.setdefault((operation.source, operation.stride, height, width), []).append(i)
-    for (source, stride, height, width), indices in sharing.items():
-        downs, across = zip(*(window_displacements(operation) for operation in _at(fused, indices)), strict=True)
+            readers = sharing.setdefault((operation.source, operation.stride, height, width), {})
+            readers[i] = _window_displacements(operation)
+    for (source, stride, height, width), readers in sharing.items():
+        downs, across = zip(*readers.values(), strict=True)
         channels, *read = fused.shapes[source]
         copies = Im2col(
             channels=channels,
             read=(read[0], read[1]),
             size=(height, width),
             stride=stride,
-            columns=tuple(int(x) for x in np.unique(np.concatenate(across))),
-            downs=tuple(int(y) for y in np.unique(np.concatenate(downs))),
-            lanes=vector_width(height, width, lanes),
+            columns=tuple(np.unique(np.concatenate(across)).tolist()),
+            downs=tuple(np.unique(np.concatenate(downs)).tolist()),
+            lanes=vector_width(height * width, lanes),
         )
-        buffer = len(layout.buffers)
+        layout.lifetimes[len(layout.buffers)] = (min(readers), max(readers))
+        layout.copies_of.update(dict.fromkeys(readers, len(layout.buffers)))
         layout.buffers.append(copies)
-        layout.lifetimes[buffer] = (indices[0], indices[-1])
-        layout.copies_of |= dict.fromkeys(indices, buffer)
     return layout
 
 
-def vector_width(height: int, width: int, lanes: int) -> int:
-    """Return the number of outputs in a vector: a power of two, at most `lanes` and at most height x width.
-
-    Args:
-        height: of the output plane, >= 1.
-        width: of the output plane, >= 1.
-        lanes: float32 values in a register of the processor.
-    """
-    return min(lanes, 1 << int(math.log2(height * width)))
+def vector_width(pixels: int, lanes: int) -> int:
+    """Return the outputs in a vector of a plane of `pixels`: a power of two, at most `lanes`."""
+    return min(lanes, 1 << pixels.bit_length() - 1)
 
 
 def _unframed(shape: tuple[int, ...], lanes: int) -> Plane:
     channels, height, width = shape
-    return Plane(channels, height, width, (0, 0), 1, padded=4 * vector_width(height, width, lanes))
+    return Plane(channels, height, width, (0, 0), 1, padded=4 * vector_width(height * width, lanes))
 
 
 def _needs_copies(operation: ConvOp | PoolOp, fused: FusedGraph) -> bool:
@@ -222,15 +222,8 @@ def _needs_copies(operation: ConvOp | PoolOp, fused: FusedGraph) -> bool:
     if isinstance(operation, PoolOp):
         # A maximum ignores padding, while copies have zeros there: its windows are gathered pixel by pixel.
         return not operation.is_max or operation.padding == (0, 0)
-    downs, across = window_displacements(operation)
     return (
-        bool(downs.any() or across.any())
+        any(offsets.any() for offsets in _window_displacements(operation))
         or operation.stride != (1, 1)
         or fused.shapes[operation.source][1:] != (height, width)
     )
-
-
-def _at(fused: FusedGraph, indices: list[int]) -> Iterator[ConvOp | PoolOp]:
-    for operation in (fused.operations[i] for i in indices):
-        assert isinstance(operation, ConvOp | PoolOp)
-        yield operation

@@ -1,4 +1,4 @@
-"""The memory layout of buffers, and the offsets at which kernels read and write them."""
+"""The memory layout of buffers, the offsets at which kernels read and write them, and a bound of their tables."""
 
 import math
 from dataclasses import dataclass
@@ -7,11 +7,19 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.compiler.fused import AddOp, ConvOp, FusedGraph, PoolOp
-from sparsemble.runtime.network import Pair, Shape
+from sparsemble.runtime.compiler.fused import AddOp, ConvOp, FusedGraph, FusedOp, PoolOp
+from sparsemble.runtime.network import Pair
 
 SPARE_CHANNELS = 7
 """Behind every buffer: the last block of outputs may have that many channels more than there are."""
+RECORD_BYTES = 8
+"""Of a non-zero weight in the weight stream."""
+TILE_BYTES = 16
+"""Of a tile's input and output offset; a tile has one output or more."""
+WINDOW_AXIS_BYTES = 256
+"""Of one row or one column of a window."""
+POOL_OFFSET_BYTES = 8
+"""Of one pixel of a pool's window."""
 
 
 @final
@@ -62,41 +70,24 @@ class Plane:
 
 
 def batch_planes(fused: FusedGraph, lanes: int) -> list[Plane]:
-    """Return the layout of every buffer for images side by side.
+    """Return the layout of every buffer for `lanes` images side by side.
 
     A frame is as wide as the padding of the buffer's readers requires. Buffers that are added have equal layouts.
-
-    Args:
-        fused: the operations.
-        lanes: images side by side.
     """
     frames = [(0, 0)] * len(fused.shapes)
     for operation in fused.operations:
         if isinstance(operation, ConvOp | PoolOp):
             frames[operation.source] = _wider(frames[operation.source], operation.padding)
-    added = [
-        [operation.residual, operation.out] if isinstance(operation, ConvOp) else [operation.source, operation.addend]
-        for operation in fused.operations
-        if isinstance(operation, AddOp) or (isinstance(operation, ConvOp) and operation.residual is not None)
-    ]
-    while True:
-        before = list(frames)
-        for pair in added:
-            wider = _wider(*(frames[buffer] for buffer in pair if buffer is not None))
-            for buffer in pair:
-                if buffer is not None:
-                    frames[buffer] = wider
-        if frames == before:
-            break
-    return [Plane(*_three(shape), frame, lanes) for shape, frame in zip(fused.shapes, frames, strict=True)]
+    added = [(o.residual, o.out) for o in fused.operations if isinstance(o, ConvOp) and o.residual is not None]
+    added += [(o.addend, o.source) for o in fused.operations if isinstance(o, AddOp)]
+    while any(frames[a] != frames[b] for a, b in added):
+        for a, b in added:
+            frames[a] = frames[b] = _wider(frames[a], frames[b])
+    return [Plane(s[0], s[1], s[2], frame, lanes) for s, frame in zip(fused.shapes, frames, strict=True)]
 
 
 def _wider(a: Pair, b: Pair) -> Pair:
     return max(a[0], b[0]), max(a[1], b[1])
-
-
-def _three(shape: Shape) -> tuple[int, int, int]:
-    return shape[0], shape[1], shape[2]
 
 
 @final
@@ -118,11 +109,7 @@ class WindowLayout:
     """From the window of an output to the window of the output to its right."""
 
     def tap_offsets(self, taps: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Return the bytes from an output's window to taps.
-
-        Args:
-            taps: indices into (input channels, window height, window width), flattened.
-        """
+        """Return the bytes from an output's window to taps: indices into the flattened input channels and windows."""
         channel, tap = np.divmod(taps, np.uint32(len(self.down) * len(self.across)))
         row, column = np.divmod(tap, np.uint32(len(self.across)))
         offsets = channel.astype(np.int64) * self.plane + self.down[row] + self.across[column]
@@ -142,16 +129,15 @@ def window_layout(operation: ConvOp, read: Plane) -> WindowLayout:
     )
 
 
-def tile_offsets(source: WindowLayout, written: Plane, tile: Pair, vector: int = 1) -> NDArray[np.uint32]:
+def tile_offsets(source: WindowLayout, written: Plane, tile: Pair) -> NDArray[np.uint32]:
     """Return (tiles, 2) input and output offset of every tile; the last tiles overlap where the tile does not fit.
 
     Args:
         source: where the windows are.
         written: layout of the output.
-        tile: rows, and vectors in a row.
-        vector: output columns in a vector.
+        tile: rows and columns.
     """
-    y, x = tile_starts(written.height, tile[0])[:, None], tile_starts(written.width, tile[1] * vector)
+    y, x = tile_starts(written.height, tile[0])[:, None], tile_starts(written.width, tile[1])
     offsets = np.empty((len(y), len(x), 2), np.uint32)
     offsets[..., 0] = source.base + y * source.row + x * source.column
     offsets[..., 1] = written.origin + y * written.row + x * written.column
@@ -161,18 +147,6 @@ def tile_offsets(source: WindowLayout, written: Plane, tile: Pair, vector: int =
 def tile_starts(size: int, step: int) -> NDArray[np.int64]:
     """Return the starts of tiles of length `step` that cover `size`; the last one overlaps where they do not fit."""
     return np.minimum(np.arange(0, size, step), size - step)
-
-
-def vector_offsets(row: int, column: int, tile: Pair, vector: int = 1) -> tuple[int, ...]:
-    """Return the bytes from the first vector of a tile to each of its vectors.
-
-    Args:
-        row: bytes from row to row.
-        column: bytes from column to column.
-        tile: rows, and vectors in a row.
-        vector: columns in a vector.
-    """
-    return tuple(y * row + x * vector * column for y in range(tile[0]) for x in range(tile[1]))
 
 
 def candidate_tiles(height: int, width: int, max_vectors: int) -> list[Pair]:
@@ -198,3 +172,23 @@ def candidate_tiles(height: int, width: int, max_vectors: int) -> list[Pair]:
         for columns in range(1, min(width, max_vectors // rows) + 1)
     ]
     return sorted(tiles, key=cost)
+
+
+def table_bytes(fused: FusedGraph) -> int:
+    """Return the most bytes that the tables of one plan take; nothing is allocated."""
+    return sum(_operation_bytes(operation, fused) for operation in fused.operations)
+
+
+def _operation_bytes(operation: FusedOp, fused: FusedGraph) -> int:
+    _, height, width = fused.shapes[operation.out]
+    if isinstance(operation, ConvOp):
+        rows, columns = operation.weight.shape[2:]
+        return (
+            TILE_BYTES * height * width
+            + RECORD_BYTES * operation.weight.nonzeros
+            + WINDOW_AXIS_BYTES * (rows + columns)
+        )
+    if isinstance(operation, PoolOp):
+        rows, columns = operation.kernel
+        return POOL_OFFSET_BYTES * height * width * (1 + rows * columns) + WINDOW_AXIS_BYTES * (rows + columns)
+    return 0

@@ -11,6 +11,8 @@ from sparsemble.runtime.compiler.layout import Plane, WindowLayout
 from sparsemble.runtime.kernels.sparse_conv import FIRST, LAST
 
 Bytes = NDArray[np.uint8]
+RUN = np.dtype([("turn", np.int64), ("group", np.int64), ("begin", np.int64), ("length", np.int64)])
+"""Records of one group of outputs in one turn, which is a block of inputs."""
 
 
 @final
@@ -96,32 +98,13 @@ def divide_groups(record_groups: NDArray[np.int32], groups: int, part: tuple[int
     return in_part
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Runs:
-    """Runs of records of one group of outputs in one block of inputs."""
-
-    turn: NDArray[np.int64]
-    """The block of inputs."""
-    group: NDArray[np.int64]
-    begin: NDArray[np.int64]
-    length: NDArray[np.int64]
-
-    def __getitem__(self, index: NDArray[np.int64]) -> "_Runs":
-        return _Runs(self.turn[index], self.group[index], self.begin[index], self.length[index])
-
-
 def _find_runs(
     keys: NDArray[np.int64], operation: ConvOp, outputs: int, in_part: NDArray[np.bool_], *, every: bool
-) -> _Runs:
+) -> NDArray[Any]:
     """Return the runs; a group without records has an empty one, for its bias, if the group is read.
 
-    Args:
-        keys: block of inputs x groups + group of each record, rising.
-        operation: whose records they are.
-        outputs: in a group.
-        in_part: (groups) which groups are computed.
-        every: give every group a run in every turn, perhaps an empty one.
+    `keys` are turn x groups + group of each record, rising; `in_part` selects groups; `every` asks for a run of each
+    group in every turn, perhaps an empty one.
     """
     count = len(operation.bias)
     groups = -(-count // outputs)
@@ -134,65 +117,55 @@ def _find_runs(
     one_turn = turns[0] * groups + np.setdiff1d(read, key % groups)
     required = (turns[:, None] * groups + read).reshape(-1) if every else one_turn
     empty = np.setdiff1d(required, key)
-    key = np.concatenate([key, empty])
-    zeros = np.zeros(len(empty), np.int64)
-    runs = _Runs(key // groups, key % groups, np.concatenate([begins, zeros]), np.concatenate([lengths, zeros]))
+    runs = np.zeros(len(key) + len(empty), RUN)
+    runs["turn"], runs["group"] = np.divmod(np.concatenate([key, empty]), groups)
+    runs["begin"][: len(key)], runs["length"][: len(key)] = begins, lengths
     # Runs of equal length are neighbours, so that the processor predicts their ends.
-    return runs[np.lexsort((runs.group, runs.length, runs.turn))]
+    return runs[np.lexsort((runs["group"], runs["length"], runs["turn"]))]
 
 
-def _with_heads(records: NDArray[Any], runs: _Runs, operation: ConvOp, written: Plane, chains: int) -> WeightStream:
+def _with_heads(
+    records: NDArray[Any], runs: NDArray[Any], operation: ConvOp, written: Plane, chains: int
+) -> WeightStream:
     """Interleave `chains` runs, the shorter ones padded, and write a head with the offsets of their sums.
 
-    Args:
-        records: of all runs; the last record adds 0.
-        runs: in the order in which they are computed.
-        operation: whose records they are.
-        written: layout of its output.
-        chains: runs that are summed side by side.
+    The last record adds 0; runs are in the order in which they are computed.
     """
-    if not len(runs.turn):
+    if not len(runs):
         return WeightStream(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
     outputs = records["values"].shape[1]
     groups = -(-len(operation.bias) // outputs)
     bias = np.zeros((groups + 1, outputs), np.float32)
     bias.reshape(-1)[: len(operation.bias)] = operation.bias
-    dtype = [("offset", "<u4", (chains,)), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4", (chains, outputs))]
     first, last = np.full(groups, np.iinfo(np.int64).max), np.full(groups, -1)
-    np.minimum.at(first, runs.group, runs.turn)
-    np.maximum.at(last, runs.group, runs.turn)
-    heads, begins, lengths = [], [], []
-    for turn in np.unique(runs.turn):
-        of_turn = runs[np.flatnonzero(runs.turn == turn)]
-        rows = -(-len(of_turn.group) // chains)
+    np.minimum.at(first, runs["group"], runs["turn"])
+    np.maximum.at(last, runs["group"], runs["turn"])
+    of_turns = []
+    for turn in np.unique(runs["turn"]):
+        of_turn = runs[runs["turn"] == turn]
+        rows = np.zeros((-(-len(of_turn) // chains), chains), RUN)
         # A surplus chain has no records, and writes to the spare channels behind the last one.
-        spare = rows * chains - len(of_turn.group)
-        group = np.concatenate([of_turn.group, np.full(spare, groups)]).reshape(rows, chains)
-        begin = np.concatenate([of_turn.begin, np.zeros(spare, np.int64)]).reshape(rows, chains)
-        length = np.concatenate([of_turn.length, np.zeros(spare, np.int64)]).reshape(rows, chains)
-        head = np.zeros(rows, dtype)
-        head["offset"] = group * outputs * written.plane
-        head["records"] = length.max(1)
-        head["flags"] = FIRST * (turn == first[group[:, 0]]) + LAST * (turn == last[group[:, 0]])
-        head["bias"] = bias[group]
-        heads.append(head)
-        begins.append(begin)
-        lengths.append(length)
-    indices = _interleave(np.concatenate(begins), np.concatenate(lengths), len(records) - 1)
-    taken = records[indices]
+        rows["turn"], rows["group"] = turn, groups
+        rows.reshape(-1)[: len(of_turn)] = of_turn
+        of_turns.append(rows)
+    chained = np.concatenate(of_turns)
+    turn, group = chained["turn"][:, 0], chained["group"][:, 0]
+    dtype = [("offset", "<u4", (chains,)), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4", (chains, outputs))]
+    heads = np.zeros(len(chained), dtype)
+    heads["offset"] = chained["group"] * outputs * written.plane
+    heads["records"] = chained["length"].max(1)
+    heads["flags"] = FIRST * (turn == first[group]) + LAST * (turn == last[group])
+    heads["bias"] = bias[chained["group"]]
+    taken = records[_interleave(chained["begin"], chained["length"], len(records) - 1)]
     interleaved = np.zeros(len(taken), [("offset", "<u4", (chains,)), ("values", "<f4", (chains, outputs))])
     interleaved["offset"], interleaved["values"] = taken["offset"], taken["values"]
-    all_heads = np.concatenate(heads)
-    return WeightStream(_bytes(interleaved), _bytes(all_heads), len(all_heads))
+    return WeightStream(_bytes(interleaved), _bytes(heads), len(heads))
 
 
 def _interleave(begin: NDArray[np.int64], length: NDArray[np.int64], filler: int) -> NDArray[np.int64]:
     """Return (steps, chains) indices of records: for each row of runs, the first of each chain, the second, ..
 
-    Args:
-        begin: (rows, chains) index of each run's first record.
-        length: (rows, chains) of each run.
-        filler: index of the record that pads shorter runs.
+    `begin` and `length` are (rows, chains); the record `filler` pads shorter runs.
     """
     longest = length.max(1)
     row = np.repeat(np.arange(len(longest)), longest)

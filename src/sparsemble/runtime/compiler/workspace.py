@@ -1,37 +1,31 @@
 """The memory of one run: buffers whose frames stay zero, and the arguments of the kernels, which point into it."""
 
-from collections.abc import Mapping, Sequence
 from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.compiler.execution_plan import Argument, BufferAddress, ExecutionPlan, KernelCall, last_uses
-from sparsemble.runtime.compiler.fused import FusedGraph
-from sparsemble.runtime.compiler.im2col import Im2col
-from sparsemble.runtime.compiler.layout import Plane
-from sparsemble.runtime.compiler.memory_estimate import table_bytes
-from sparsemble.runtime.network import Pair
+from sparsemble.runtime.compiler.execution_plan import Argument, BufferAddress, ExecutionPlan, KernelCall
+from sparsemble.runtime.compiler.fused import FusedGraph, sources
+from sparsemble.runtime.compiler.im2col import BufferLayout, Im2col
+from sparsemble.runtime.compiler.layout import Plane, table_bytes
 
 ALIGNMENT = 64
 TAIL = 1024
 """Bytes behind the last buffer, for vectors that are read beyond the end of a row."""
 
 
-def buffer_offsets(
-    fused: FusedGraph, buffers: Sequence[Plane | Im2col], lifetimes: Mapping[int, Pair]
-) -> tuple[list[int], int]:
+def _buffer_offsets(fused: FusedGraph, layout: BufferLayout) -> tuple[list[int], int]:
     """Return the offset of every buffer, and the bytes of all; buffers of equal layout reuse memory.
 
     Only equal layouts may share memory: otherwise the frame of one would be overwritten by the pixels of another.
-
-    Args:
-        fused: the operations.
-        buffers: layouts of the operations' buffers, then of copies.
-        lifetimes: first and last operation that reads each buffer of copies.
     """
-    last, free = last_uses(fused), dict[Plane | Im2col, list[int]]()
-    last |= {buffer: end for buffer, (_, end) in lifetimes.items()}
+    buffers, free = layout.buffers, dict[Plane | Im2col, list[int]]()
+    last = {0: -1}
+    for i, operation in enumerate(fused.operations):
+        last |= dict.fromkeys([operation.out, *sources(operation)], i)
+    last[fused.logits_buffer] = len(fused.operations)
+    last |= {buffer: end for buffer, (_, end) in layout.lifetimes.items()}
     offsets, end = [0] * len(buffers), 0
 
     def allocate(buffer: int) -> None:
@@ -45,7 +39,7 @@ def buffer_offsets(
 
     allocate(0)
     for i, operation in enumerate(fused.operations):
-        for buffer, (first, _) in lifetimes.items():
+        for buffer, (first, _) in layout.lifetimes.items():
             if first == i:
                 allocate(buffer)
         allocate(operation.out)
@@ -55,18 +49,10 @@ def buffer_offsets(
     return offsets, end + TAIL
 
 
-def workspace_bytes(
-    fused: FusedGraph, buffers: Sequence[Plane | Im2col], lifetimes: Mapping[int, Pair] | None = None
-) -> int:
-    """Return the bytes that one run and its plan take.
-
-    Args:
-        fused: the operations.
-        buffers: layouts of the operations' buffers, then of copies.
-        lifetimes: first and last operation that reads each buffer of copies.
-    """
-    copy_tables = sum(buffer.table_bytes for buffer in buffers if isinstance(buffer, Im2col))
-    return buffer_offsets(fused, buffers, lifetimes or {})[1] + table_bytes(fused) + copy_tables
+def workspace_bytes(fused: FusedGraph, layout: BufferLayout) -> int:
+    """Return the bytes that one run and its plan take."""
+    copy_tables = sum(buffer.table_bytes for buffer in layout.buffers if isinstance(buffer, Im2col))
+    return _buffer_offsets(fused, layout)[1] + table_bytes(fused) + copy_tables
 
 
 def zero_bytes(size: int) -> NDArray[np.uint8]:
@@ -76,15 +62,11 @@ def zero_bytes(size: int) -> NDArray[np.uint8]:
 
 @final
 class Workspace:
-    """Buffers and arguments of one run at a time.
-
-    Args:
-        plan: what runs in it.
-    """
+    """Buffers and arguments of one run of a plan at a time."""
 
     def __init__(self, plan: ExecutionPlan) -> None:
         self.plan = plan
-        self.offsets, size = buffer_offsets(plan.fused, plan.buffers, plan.lifetimes)
+        self.offsets, size = _buffer_offsets(plan.fused, plan.layout)
         # Each thread has memory of its own; all but the first use only the buffers of copies in it.
         self._size = -(-size // ALIGNMENT) * ALIGNMENT
         self._bytes = zero_bytes(plan.threads * self._size + ALIGNMENT)
@@ -131,7 +113,7 @@ class Workspace:
 
     def _view(self, buffer: int) -> NDArray[np.float32]:
         """Return the content of a plane without its frame, (channels, height, width, lanes)."""
-        plane = self.plan.plane(buffer)
+        plane = self.plan.layout.plane(buffer)
         begin = self.start - self._bytes.ctypes.data + self.offsets[buffer]
         stored = self._bytes[begin : begin + plane.plane * plane.channels].reshape(plane.channels, plane.plane)
         framed_height, framed_width = plane.height + 2 * plane.frame[0], plane.width + 2 * plane.frame[1]
@@ -143,7 +125,7 @@ class Workspace:
     def _value(self, argument: Argument, thread: int) -> int:
         """Return an argument as a number: an address or a count."""
         if isinstance(argument, BufferAddress):
-            own = thread * self._size if isinstance(self.plan.buffers[argument.buffer], Im2col) else 0
+            own = thread * self._size if isinstance(self.plan.layout.buffers[argument.buffer], Im2col) else 0
             return self.start + self.offsets[argument.buffer] + own
         if isinstance(argument, np.ndarray):
             return int(argument.ctypes.data)

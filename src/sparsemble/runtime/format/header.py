@@ -1,8 +1,8 @@
-"""The JSON header of a packed file: parsed strictly, checked field by field."""
+"""The JSON header of a packed file: parsed strictly, checked field by field; all faults are `RuntimeInputError`."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 from sparsemble.runtime.errors import RuntimeInputError
 
@@ -13,11 +13,7 @@ MAX_DEPTH = 40
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:
-    """Return a header as JSON.
-
-    Raises:
-        RuntimeInputError: a value that JSON cannot represent.
-    """
+    """Return a header as JSON."""
     try:
         return json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
@@ -25,12 +21,7 @@ def encode_header(header: Mapping[str, Any]) -> bytes:
 
 
 def parse_header(encoded: bytes) -> dict[str, Any]:
-    """Return the table in a header.
-
-    Raises:
-        RuntimeInputError: it is not JSON, or not JSON as `encode_header` writes it: duplicate keys, NaN, too many
-            levels or digits.
-    """
+    """Return the table in a header; what `encode_header` never writes is refused: duplicate keys, NaN, deep nesting."""
 
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
@@ -57,76 +48,73 @@ def parse_header(encoded: bytes) -> dict[str, Any]:
     return header
 
 
-def check_int(value: Any, name: str, low: int = 0, high: int = LARGEST_INT) -> int:
-    """Return the value if it is a whole number in a range.
+@final
+class Fields:
+    """A table of the header, whose values are checked as they are read.
 
     Args:
         value: any value from the header.
-        name: of the field, for the message.
-        low: smallest value allowed.
-        high: largest value allowed.
-
-    Raises:
-        RuntimeInputError: it is another value.
+        name: of the table, for messages.
     """
-    if type(value) is not int or not low <= value <= high:
-        raise RuntimeInputError(f"{name} = {_shortened(value)} must be a whole number from {low} to {high}")
-    return value
 
+    def __init__(self, value: Any, name: str) -> None:
+        if not isinstance(value, dict):
+            raise RuntimeInputError(f"{name} = {_shortened(value)} must be a table")
+        self.values: dict[str, Any] = value
+        self.name = name
 
-def check_pair(value: Any, name: str, low: int = 0) -> tuple[int, int]:
-    """Return the value if it is a list of two whole numbers.
+    def get(self, key: str) -> Any:
+        """Return the value of a key that must be there."""
+        if key not in self.values:
+            raise RuntimeInputError(f"{self.name} lacks {key}")
+        return self.values[key]
 
-    Args:
-        value: any value from the header.
-        name: of the field, for the message.
-        low: smallest number allowed; the largest is 2^16.
+    def integer(self, key: str, low: int = 0, high: int = LARGEST_INT) -> int:
+        """Return a whole number.
 
-    Raises:
-        RuntimeInputError: it is another value.
-    """
-    first, second = check_list(value, name, 2)
-    return check_int(first, name, low, 2**16), check_int(second, name, low, 2**16)
+        Args:
+            key: of the value.
+            low: smallest value allowed.
+            high: largest value allowed.
+        """
+        return self._integer(key, self.get(key), low, high)
 
+    def integers(self, key: str, length: int | None = None, low: int = 0, high: int = LARGEST_INT) -> tuple[int, ...]:
+        """Return a list of whole numbers.
 
-def check_list(value: Any, name: str, length: int | None = None) -> list[Any]:
-    """Return the value if it is a list.
+        Args:
+            key: of the list.
+            length: required number of entries; None: any.
+            low: smallest value allowed.
+            high: largest value allowed.
+        """
+        return tuple(self._integer(key, value, low, high) for value in self.items(key, length))
 
-    Args:
-        value: any value from the header.
-        name: of the field, for the message.
-        length: required number of entries; None: any.
+    def items(self, key: str, length: int | None = None) -> list[Any]:
+        """Return a list, of that many entries unless `length` is None."""
+        value = self.get(key)
+        if not isinstance(value, list) or (length is not None and len(value) != length):
+            expected = "a list" if length is None else f"a list of {length}"
+            raise RuntimeInputError(f"{self.name}: {key} = {_shortened(value)} must be {expected}")
+        return value
 
-    Raises:
-        RuntimeInputError: it is another value.
-    """
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        expected = "a list" if length is None else f"a list of {length}"
-        raise RuntimeInputError(f"{name} = {_shortened(value)} must be {expected}")
-    return value
+    def choice(self, key: str, allowed: Sequence[str]) -> Any:
+        """Return a value that is one of those allowed."""
+        value = self.get(key)
+        if value not in allowed:
+            raise RuntimeInputError(f"{self.name}: {key} = {value!r:.60} must be one of {', '.join(allowed)}")
+        return value
 
+    def table(self, key: str) -> "Fields":
+        """Return a table within this one."""
+        return Fields(self.get(key), f"{self.name}: {key}")
 
-def check_table(value: Any, name: str) -> dict[str, Any]:
-    """Return the value if it is a table."""
-    if not isinstance(value, dict):
-        raise RuntimeInputError(f"{name} = {_shortened(value)} must be a table")
-    return value
-
-
-def get_field(table: Mapping[str, Any], key: str, name: str) -> Any:
-    """Return the value of a key.
-
-    Args:
-        table: a part of the header.
-        key: that must be there.
-        name: of the table, for the message.
-
-    Raises:
-        RuntimeInputError: the key is missing.
-    """
-    if key not in table:
-        raise RuntimeInputError(f"{name} lacks {key}")
-    return table[key]
+    def _integer(self, key: str, value: Any, low: int, high: int) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise RuntimeInputError(
+                f"{self.name}: {key} = {_shortened(value)} must be a whole number from {low} to {high}"
+            )
+        return value
 
 
 def _shortened(value: Any) -> str:

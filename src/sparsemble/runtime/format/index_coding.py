@@ -1,6 +1,6 @@
 """Codings of the positions of the non-zero weights of a layer, in few bits."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from sparsemble.runtime.errors import RuntimeInputError
 Coding = Literal["dense", "bitmap", "rice"]
 """dense: every weight is stored, zeros too; bitmap: a bit for each weight; rice: the gaps between non-zero weights,
 each as a quotient in unary and a remainder of a fixed number of bits (Golomb-Rice coding)."""
+CODINGS: tuple[str, ...] = get_args(Coding)
 Positions = NDArray[np.uint32]
 LARGEST_PARAMETER = 31
 CHUNK = 2**17

@@ -1,10 +1,10 @@
 """Nodes of a network as tables of the header, and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.format.header import check_int, check_list, check_pair, get_field
+from sparsemble.runtime.format.header import Fields
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -20,7 +20,7 @@ from sparsemble.runtime.network import (
     Weight,
 )
 
-NODES: dict[str, type[Node]] = {
+NODES: dict[str, type[Any]] = {
     "input": Input,
     "affine": Affine,
     "convolution": Convolution,
@@ -57,46 +57,26 @@ def node_to_dict(node: Node) -> dict[str, Any]:
     return table
 
 
-def node_from_dict(
-    table: Mapping[str, Any],
-    where: str,
-    next_weight: Callable[[], Weight],
-    next_constants: Callable[[int], Floats],
-) -> Node:
+def node_from_dict(fields: Fields, next_weight: Callable[[], Weight], next_constants: Callable[[int], Floats]) -> Node:
     """Return a node.
 
     Args:
-        table: what `node_to_dict` returned, perhaps damaged.
-        where: the node's place in the file, for messages.
+        fields: what `node_to_dict` returned, perhaps damaged.
         next_weight: returns the weights of the next layer.
         next_constants: returns the next constants, as many as it is given.
-
-    Raises:
-        RuntimeInputError: an unknown kind, or a setting that is missing or out of range.
     """
-    kind = get_field(table, "kind", where)
+    kind = fields.get("kind")
     if not isinstance(kind, str) or kind not in NODES:
-        raise RuntimeInputError(f"{where} is of the kind {kind!r:.60}, which this sparsemble does not know")
-    inputs = tuple(
-        check_int(index, f"{where}.inputs", 0, 10**6) for index in check_list(get_field(table, "inputs", where), where)
-    )
-    settings = {
-        name: check_pair(get_field(table, name, where), f"{where}.{name}", low) for name, low in PAIRS.get(kind, ())
-    }
-    if kind == "input":
-        return Input(inputs)
-    if kind == "affine":
-        channels = check_int(get_field(table, "channels", where), f"{where}.channels", 1)
-        return Affine(inputs, next_constants(channels), next_constants(channels))
-    if kind == "convolution":
+        raise RuntimeInputError(f"{fields.name} is of the kind {kind!r:.60}, which this sparsemble does not know")
+    inputs = fields.integers("inputs", high=10**6)
+    settings = {name: fields.integers(name, 2, low, 2**16) for name, low in PAIRS.get(kind, ())}
+    node_type = NODES[kind]
+    constants: tuple[Any, ...] = ()
+    if node_type is Affine:
+        channels = fields.integer("channels", 1)
+        constants = (next_constants(channels), next_constants(channels))
+    elif node_type in (Convolution, Linear):
         weight = next_weight()
-        return Convolution(inputs, weight, next_constants(weight.shape[0]), **settings)
-    if kind == "linear":
-        weight = next_weight()
-        return Linear(inputs, weight, next_constants(weight.shape[0]))
-    if kind == "max_pool":
-        return MaxPool(inputs, **settings)
-    if kind == "average_pool":
-        return AveragePool(inputs, **settings)
-    simple: dict[str, type[Node]] = {"relu": Relu, "add": Add, "flatten": Flatten}
-    return simple[kind](inputs)
+        constants = (weight, next_constants(weight.shape[0]))
+    node: Node = node_type(inputs, *constants, **settings)
+    return node

@@ -15,7 +15,7 @@ from sparsemble.runtime.format.header import encode_header, parse_header
 from sparsemble.runtime.format.op_serialization import node_constants, node_to_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.format.quantization import Values, quantize, round_weight
-from sparsemble.runtime.format.validate import validate_packed_file
+from sparsemble.runtime.format.validate import PARTS, validate_packed_file
 from sparsemble.runtime.network import Convolution, Linear, Network, Node
 
 MAGIC = b"\x89SPARSE\n"
@@ -24,16 +24,10 @@ PREFIX = struct.Struct("<8sII32s")
 """Magic, version, length of the header, sha256 of the header."""
 SUFFIX = ".sparsemble"
 MAX_HEADER_BYTES = 2 * 2**20
-PARTS = ("positions", "values", "constants")
-"""Of each member: coded positions of its weights; their values; scales, biases and shifts."""
 
 
 def round_weights(ensemble: PackedEnsemble, values: Values) -> PackedEnsemble:
-    """Return the ensemble with its weights rounded as the file stores them; those that round to 0 are removed.
-
-    Raises:
-        RuntimeInputError: a weight that is not finite, or too large for the format.
-    """
+    """Return the ensemble with its weights rounded as the file stores them; those that round to 0 are removed."""
     members = (_round_member(member, values, number) for number, member in enumerate(ensemble.members, start=1))
     return replace(ensemble, members=tuple(members))
 
@@ -140,8 +134,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         RuntimeInputError: it is no packed file, or its header is damaged.
     """
-    content = _read(path)
-    header, header_end = _split_header(content)
+    content, header, header_end = _read(path)
     return {"version": VERSION, "bytes": len(content), "header_bytes": header_end - PREFIX.size, **header}
 
 
@@ -160,20 +153,16 @@ def load(path: Path, *, max_memory: int = 2**30) -> PackedEnsemble:
     Raises:
         RuntimeInputError: the first fault of the file, in one sentence.
     """
-    content = _read(path)
-    header, header_end = _split_header(content)
+    content, header, header_end = _read(path)
     return validate_packed_file(header, memoryview(content)[header_end:], max_memory)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, dict[str, Any], int]:
+    """Return the content of a file, its header and the index of the first byte behind the header."""
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise RuntimeInputError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _split_header(content: bytes) -> tuple[dict[str, Any], int]:
-    """Return the header and the index of the first byte behind it."""
     if len(content) < PREFIX.size or not content.startswith(MAGIC):
         raise RuntimeInputError("this is no packed ensemble; such a file begins with 89 53 50 41 52 53 45 0A")
     _, version, length, digest = PREFIX.unpack_from(content)
@@ -189,4 +178,4 @@ def _split_header(content: bytes) -> tuple[dict[str, Any], int]:
     encoded = content[PREFIX.size : end]
     if hashlib.sha256(encoded).digest() != digest:
         raise RuntimeInputError("the header is damaged: its sha256 is another one")
-    return parse_header(encoded), end
+    return content, parse_header(encoded), end

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.errors import RuntimeInputError, affects_terminal
 from sparsemble.runtime.network import Network
-from sparsemble.runtime.terminal_escape import affects_terminal
 
 Settings = Mapping[str, Any]
 """A component as in a recipe: its `name` and its settings, as JSON values."""

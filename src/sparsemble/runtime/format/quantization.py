@@ -1,6 +1,7 @@
 """Number formats of the stored weights: floats, or one byte a weight with a scale for each output."""
 
 import math
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,20 +19,14 @@ LEAST_SCALE = float(np.finfo(np.float32).tiny)
 
 
 def round_weight(weight: Weight, values: Values) -> Weight:
-    """Return the weights as a file stores them, without those that round to 0; idempotent.
-
-    Args:
-        weight: finite.
-        values: the number format; weights beyond its range become infinite.
-    """
+    """Return finite weights as a file stores them, infinite beyond its range, without those that round to 0."""
     with np.errstate(over="ignore"):
         if values == "int8":
             scales, integers = quantize(weight)
             rounded = dequantize(integers, weight.positions, weight.shape, scales)
         else:
             rounded = weight.values.astype(values).astype(np.float32)
-    nonzero = rounded != 0
-    return Weight(weight.shape, weight.positions[nonzero], rounded[nonzero])
+    return replace(weight, values=rounded).kept(rounded != 0)
 
 
 def quantize(weight: Weight) -> tuple[Floats, Integers]:

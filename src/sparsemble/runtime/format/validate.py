@@ -2,17 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
 from typing import Any, final
 
 import numpy as np
 
 from sparsemble.runtime.combiners import build_combiner
 from sparsemble.runtime.compiler.fused import fuse
-from sparsemble.runtime.compiler.memory_estimate import table_bytes
+from sparsemble.runtime.compiler.layout import table_bytes
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import index_coding
-from sparsemble.runtime.format.header import check_int, check_list, check_table, get_field
+from sparsemble.runtime.format.header import LARGEST_INT, Fields
 from sparsemble.runtime.format.op_serialization import node_from_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.format.quantization import LARGEST, LEAST_SCALE, VALUES, dequantize
@@ -20,21 +19,19 @@ from sparsemble.runtime.network import Floats, Network, Node, Weight
 from sparsemble.runtime.stopping import build_rule
 
 MAX_MEMBERS, MAX_NODES, MAX_CLASSES = 64, 10_000, 100_000
-CODINGS = ("dense", "bitmap", "rice")
+PARTS = ("positions", "values", "constants")
+"""Of each member: coded positions of its weights; their values; scales, biases and shifts."""
 
 
-def validate_packed_file(header: Mapping[str, Any], content: memoryview, max_memory: int) -> PackedEnsemble:
+def validate_packed_file(header: dict[str, Any], content: memoryview, max_memory: int) -> PackedEnsemble:
     """Return the ensemble that a packed file holds, if everything in the file is valid.
 
     Args:
         header: the parsed header; nothing in it is trusted.
         content: the bytes behind the header.
         max_memory: bytes that the activations of one image, and the tables to run a member, may take.
-
-    Raises:
-        RuntimeInputError: the first value that is missing, out of range, damaged or inconsistent with another one.
     """
-    return _Validator(header, content).ensemble(max_memory)
+    return _Validator(Fields(header, "the header"), content).ensemble(max_memory)
 
 
 @final
@@ -83,37 +80,32 @@ class _Part:
 class _Validator:
     """Builds an ensemble from a header and the bytes behind it."""
 
-    def __init__(self, header: Mapping[str, Any], content: memoryview) -> None:
+    def __init__(self, header: Fields, content: memoryview) -> None:
         self.header, self.content = header, content
-        values = get_field(header, "values", "the header")
-        if values not in VALUES:
-            raise RuntimeInputError(f"values = {values!r:.60} must be one of {', '.join(VALUES)}")
-        self.values = np.dtype(values).newbyteorder("<")
+        self.values = np.dtype(header.choice("values", VALUES)).newbyteorder("<")
 
     def ensemble(self, max_memory: int) -> PackedEnsemble:
         """Return the ensemble."""
         header = self.header
-        classes = check_list(self._field("classes"), "classes")
+        classes = header.items("classes")
         if not 2 <= len(classes) <= MAX_CLASSES or not all(isinstance(name, str) for name in classes):
             raise RuntimeInputError(f"classes must be a list of 2 to {MAX_CLASSES} names; there are {len(classes)}")
-        channels, height, width = (
-            check_int(size, "image", 1, 2**16) for size in check_list(self._field("image"), "image", 3)
-        )
-        if self._field("range") != [0, 1]:
+        channels, height, width = header.integers("image", 3, 1, 2**16)
+        if header.get("range") != [0, 1]:
             raise RuntimeInputError("range must be [0, 1]; images in another one are not known")
-        node_lists = check_list(self._field("members"), "members")
+        node_lists = header.items("members")
         if not 1 <= len(node_lists) <= MAX_MEMBERS:
             raise RuntimeInputError(f"there are {len(node_lists)} members; 1 to {MAX_MEMBERS} are read")
-        check_int(self._field("nonzeros"), "nonzeros")
-        if not isinstance(self._field("sparsity"), int | float):
-            raise RuntimeInputError("sparsity must be a number")
+        nonzeros, sparsity = header.integer("nonzeros"), header.get("sparsity")
+        if not isinstance(sparsity, int | float) or abs(sparsity) > LARGEST_INT:
+            raise RuntimeInputError(f"sparsity must be a number, of at most {LARGEST_INT}")
         parts = self._parts(3 * len(node_lists))
         members = [
             self._member(nodes, i + 1, parts[3 * i : 3 * i + 3], (channels, height, width))
             for i, nodes in enumerate(node_lists)
         ]
         _check_memory(members, max_memory)
-        combiner, rule = (check_table(self._field(key), key) for key in ("combine", "stop"))
+        combiner, rule = (header.table(key).values for key in ("combine", "stop"))
         build_combiner(combiner)
         build_rule(rule)
         ensemble = PackedEnsemble(
@@ -121,28 +113,25 @@ class _Validator:
             combiner=combiner,
             rule=rule,
             classes=tuple(classes),
-            parent_weights=check_int(self._field("parent_weights"), "parent_weights", 1),
-            recipe=check_table(self._field("recipe"), "recipe"),
-            provenance=check_table(self._field("provenance"), "provenance"),
+            parent_weights=header.integer("parent_weights", 1),
+            recipe=header.table("recipe").values,
+            provenance=header.table("provenance").values,
         )
-        if ensemble.nonzeros != header["nonzeros"] or abs(ensemble.sparsity - header["sparsity"]) > 1e-9:
+        if ensemble.nonzeros != nonzeros or abs(ensemble.sparsity - sparsity) > 1e-9:
             raise RuntimeInputError(
                 f"{ensemble.nonzeros} weights are there, a sparsity of {ensemble.sparsity:.6f}; the header has "
-                f"{header['nonzeros']} and {header['sparsity']:.6f}"
+                f"{nonzeros} and {sparsity:.6f}"
             )
         return ensemble
-
-    def _field(self, key: str) -> Any:
-        return get_field(self.header, key, "the header")
 
     def _parts(self, count: int) -> list[memoryview]:
         """Return the parts of the file, which are contiguous and fill it, after comparing each with its sha256."""
         parts: list[memoryview] = []
         end = 0
-        for i, entry in enumerate(check_list(self._field("parts"), "parts", count)):
+        for i, entry in enumerate(self.header.items("parts", count)):
             where = f"part {i}"
-            table = check_table(entry, where)
-            offset, size = (check_int(get_field(table, key, where), f"{where}.{key}") for key in ("offset", "size"))
+            part = Fields(entry, where)
+            offset, size = part.integer("offset"), part.integer("size")
             if offset != end or end + size > len(self.content):
                 raise RuntimeInputError(
                     f"{where} has offset {offset} and size {size}; parts must be contiguous and within the "
@@ -150,7 +139,7 @@ class _Validator:
                 )
             parts.append(self.content[offset : offset + size])
             end += size
-            if hashlib.sha256(parts[-1]).hexdigest() != get_field(table, "sha256", where):
+            if hashlib.sha256(parts[-1]).hexdigest() != part.get("sha256"):
                 raise RuntimeInputError(f"{where} is damaged: its sha256 is another one")
         if end != len(self.content):
             raise RuntimeInputError(f"{len(self.content) - end} bytes at the end of the file belong to nothing")
@@ -159,23 +148,19 @@ class _Validator:
     def _member(self, node_list: Any, number: int, parts: list[memoryview], image: tuple[int, int, int]) -> Network:
         """Return a member from the list of its operations and its three parts."""
         where = f"member {number}"
-        entries = check_list(node_list, where)
-        if not 1 <= len(entries) <= MAX_NODES:
-            raise RuntimeInputError(f"{where} has {len(entries)} operations; 1 to {MAX_NODES} are read")
-        names = ("positions", "values", "constants")
+        if not isinstance(node_list, list) or not 1 <= len(node_list) <= MAX_NODES:
+            raise RuntimeInputError(f"{where} must be a list of 1 to {MAX_NODES} operations")
         positions, values, constants = (
-            _Part(part, f"the {name} of {where}") for part, name in zip(parts, names, strict=True)
+            _Part(part, f"the {name} of {where}") for part, name in zip(parts, PARTS, strict=True)
         )
         nodes: list[Node] = []
-        for i, entry in enumerate(entries):
-            at = f"{where}, operation {i}"
-            table = check_table(entry, at)
+        for i, entry in enumerate(node_list):
+            node = Fields(entry, f"{where}, operation {i}")
             nodes.append(
                 node_from_dict(
-                    table,
-                    at,
-                    lambda table=table, at=at: self._weight(table, at, positions, values, constants),  # type: ignore[misc]
-                    lambda count, at=at: constants.read_floats(count, at),  # type: ignore[misc]
+                    node,
+                    lambda node=node: self._weight(node, positions, values, constants),  # type: ignore[misc]
+                    lambda count, name=node.name: constants.read_floats(count, name),  # type: ignore[misc]
                 )
             )
         for part in (positions, values, constants):
@@ -185,25 +170,16 @@ class _Validator:
         except RuntimeInputError as error:
             raise RuntimeInputError(f"{where}: {error}") from None
 
-    def _weight(self, node: Mapping[str, Any], where: str, positions: _Part, values: _Part, constants: _Part) -> Weight:
-        """Return the weights of a convolution or linear layer.
-
-        Args:
-            node: the layer's entry in the header.
-            where: the layer's place in the file, for messages.
-            positions: coded positions of the weights that are not 0.
-            values: the weights, in the file's number format.
-            constants: scales of int8 weights.
-        """
-        table = check_table(get_field(node, "weight", where), f"{where}.weight")
-        shape, size = _weight_shape(node, table, where)
-        count = check_int(get_field(table, "nonzeros", where), f"{where}.nonzeros", 0, size)
-        coding = get_field(table, "coding", where)
-        if coding not in CODINGS:
-            raise RuntimeInputError(f"{where}.coding = {coding!r:.60} must be one of {', '.join(CODINGS)}")
-        parameter = check_int(
-            get_field(table, "parameter", where), f"{where}.parameter", 0, index_coding.LARGEST_PARAMETER
-        )
+    def _weight(self, node: Fields, positions: _Part, values: _Part, constants: _Part) -> Weight:
+        """Return the weights of a convolution or linear layer from its entry in the header and the member's parts."""
+        where, table = node.name, node.table("weight")
+        shape = table.integers("shape", 4 if node.get("kind") == "convolution" else 2, 1)
+        size = math.prod(shape)
+        if size >= 2**32:
+            raise RuntimeInputError(f"{where} has weights of shape {shape}; fewer than 2^32 weights are read")
+        count = table.integer("nonzeros", 0, size)
+        coding = table.choice("coding", index_coding.CODINGS)
+        parameter = table.integer("parameter", 0, index_coding.LARGEST_PARAMETER)
         # The values must be there before memory is taken for the positions.
         stored_bytes = values.read((size if coding == "dense" else count) * self.values.itemsize, f"{where}, weights,")
         indices, used = index_coding.decode(positions.remaining(), size, count, coding, parameter)
@@ -227,19 +203,6 @@ class _Validator:
         if len(indices) != count or not weights.all():
             raise RuntimeInputError(f"{where} has other than {count} weights that are not 0")
         return Weight(shape, indices, weights)
-
-
-def _weight_shape(node: Mapping[str, Any], table: Mapping[str, Any], where: str) -> tuple[tuple[int, ...], int]:
-    """Return the shape of a layer's weights and their number, zeros included."""
-    sizes = check_list(get_field(table, "shape", where), where)
-    shape = tuple(check_int(size, f"{where}.shape", 1) for size in sizes)
-    axes = 4 if node.get("kind") == "convolution" else 2
-    size = math.prod(shape)
-    if len(shape) != axes or size >= 2**32:
-        raise RuntimeInputError(
-            f"{where} has weights of shape {shape}; {axes} axes and fewer than 2^32 weights are read"
-        )
-    return shape, size
 
 
 def _check_memory(members: list[Network], max_memory: int) -> None:

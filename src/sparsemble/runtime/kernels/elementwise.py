@@ -1,6 +1,5 @@
 """Kernels that are no convolutions: packing images, pooling, scaling, adding; and the driver that runs all steps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -39,39 +38,25 @@ class Gather(Kernel):
         code = LLVMBuilder(module, name, self.lanes, aligned=self.aligned)
         source, out, table = (code.argument(i) for i in range(3))
 
-        def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            read = code.address(source, code.builder.mul(index, code.int64(self.read_plane)))
-            written = code.address(out, code.builder.mul(index, code.int64(self.write_plane)))
+        def reduce(result: Value, entry: Value) -> Value:
+            other = code.load(read, code.load_uint32(entry))
+            return code.maximum(result, other) if self.reduction == "max" else code.builder.fadd(result, other)
 
-            def vector(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-                row = code.address(table, code.builder.mul(index, code.int64(4 * (self.window + 1))))
-                result = code.load(read, code.load_uint32(row, 4))
-
-                def reduce(result: Value, entry: Value) -> Value:
-                    other = code.load(read, code.load_uint32(entry))
-                    return code.maximum(result, other) if self.reduction == "max" else code.builder.fadd(result, other)
-
+        with code.loop(code.first, code.last) as channel:
+            read = code.address(source, code.scaled(channel, self.read_plane))
+            written = code.address(out, code.scaled(channel, self.write_plane))
+            with code.loop(0, self.vectors) as vector:
+                row = code.address(table, code.scaled(vector, 4 * (self.window + 1)))
+                result = [code.load(read, code.load_uint32(row, 4))]
                 if self.window > UNROLLED:
-                    end = 4 * (self.window + 1)
-                    (result,) = code.loop(
-                        8,
-                        end,
-                        lambda offset, carried: [reduce(carried[0], code.address(row, offset))],
-                        [result],
-                        step=4,
-                    )
+                    with code.loop(8, 4 * (self.window + 1), result, step=4) as offset:
+                        result[0] = reduce(result[0], code.address(row, offset))
                 else:
                     for i in range(1, self.window):
-                        result = reduce(result, code.address(row, 4 + 4 * i))
+                        result[0] = reduce(result[0], code.address(row, 4 + 4 * i))
                 if self.scale != 1:
-                    result = code.builder.fmul(result, code.broadcast(ir.Constant(FLOAT, self.scale)))
-                code.store(result, written, code.load_uint32(row))
-                return ()
-
-            code.loop(0, self.vectors, vector)
-            return ()
-
-        code.loop(code.first, code.last, channel)
+                    result[0] = code.builder.fmul(result[0], code.broadcast(ir.Constant(FLOAT, self.scale)))
+                code.store(result[0], written, code.load_uint32(row))
         code.finish()
 
 
@@ -104,45 +89,26 @@ class Elementwise(Kernel):
         """Add the function to a module."""
         code = LLVMBuilder(module, name, self.lanes, aligned=self.aligned)
         source, addend, out, constants = (code.argument(i) for i in range(4))
-
-        def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            offset = code.builder.add(
-                code.builder.mul(index, code.int64(self.read_plane)), code.int64(self.read_offset)
-            )
+        with code.loop(code.first, code.last) as channel:
+            offset = code.builder.add(code.scaled(channel, self.read_plane), code.int64(self.read_offset))
             read, added = code.address(source, offset), code.address(addend, offset)
-            written = code.builder.add(
-                code.builder.mul(index, code.int64(self.write_plane)), code.int64(self.write_offset)
-            )
-            entry = code.address(constants, code.builder.shl(index, code.int64(3)))
-            scale, shift = (
-                (code.load_broadcast(entry), code.load_broadcast(entry, 4))
-                if self.function == "affine"
-                else (code.zero(), code.zero())
-            )
-
-            def row(y: Value, _: Sequence[Value]) -> Sequence[Value]:
-                read_row = code.builder.mul(y, code.int64(self.read_row))
-                target = code.address(code.address(out, written), code.builder.mul(y, code.int64(self.write_row)))
-
-                def vector(x: Value, _: Sequence[Value]) -> Sequence[Value]:
-                    along = code.builder.mul(x, code.int64(4 * self.lanes))
+            written = code.builder.add(code.scaled(channel, self.write_plane), code.int64(self.write_offset))
+            if self.function == "affine":
+                entry = code.address(constants, code.builder.shl(channel, code.int64(3)))
+                scale, shift = code.load_broadcast(entry), code.load_broadcast(entry, 4)
+            with code.loop(0, self.rows) as y:
+                read_row = code.scaled(y, self.read_row)
+                target = code.address(code.address(out, written), code.scaled(y, self.write_row))
+                with code.loop(0, self.row_vectors) as x:
+                    along = code.scaled(x, 4 * self.lanes)
                     value = code.load(code.address(read, read_row), along)
                     if self.function == "affine":
-                        value = code.fma(value, scale, shift)
-                    elif self.function == "add":
+                        value = code.intrinsic("fma", value, scale, shift)
+                    else:
                         value = code.builder.fadd(value, code.load(code.address(added, read_row), along))
                     if self.relu:
                         value = code.maximum(value, code.zero())
                     code.store(value, target, along)
-                    return ()
-
-                code.loop(0, self.row_vectors, vector)
-                return ()
-
-            code.loop(0, self.rows, row)
-            return ()
-
-        code.loop(code.first, code.last, channel)
         code.finish()
 
 
@@ -173,35 +139,21 @@ class Pack(Kernel):
         starts = []
         for lane in range(self.lanes):
             index = code.builder.select(code.builder.icmp_signed("<", code.int64(lane), last), code.int64(lane), last)
-            starts.append(code.address(source, code.builder.mul(index, code.int64(self.image))))
-
-        def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            entry = code.address(constants, code.builder.shl(index, code.int64(3)))
+            starts.append(code.address(source, code.scaled(index, self.image)))
+        with code.loop(code.first, code.last) as channel:
+            entry = code.address(constants, code.builder.shl(channel, code.int64(3)))
             scale, shift = code.load_broadcast(entry), code.load_broadcast(entry, 4)
-            plane = code.builder.mul(index, code.int64(4 * self.rows * self.columns))
-            target = code.address(
-                out,
-                code.builder.add(code.builder.mul(index, code.int64(self.write_plane)), code.int64(self.write_offset)),
-            )
-
-            def row(y: Value, _: Sequence[Value]) -> Sequence[Value]:
-                line = code.builder.add(plane, code.builder.mul(y, code.int64(4 * self.columns)))
-                written = code.address(target, code.builder.mul(y, code.int64(self.write_row)))
-
-                def pixel(x: Value, _: Sequence[Value]) -> Sequence[Value]:
-                    offset = code.builder.add(line, code.builder.shl(x, code.int64(2)))
-                    values = [code.builder.load(code.address(start, offset), typ=FLOAT) for start in starts]
-                    pixels = code.pack_lanes(values)
-                    code.store(code.fma(pixels, scale, shift), written, code.builder.mul(x, code.int64(4 * self.lanes)))
-                    return ()
-
-                code.loop(0, self.columns, pixel)
-                return ()
-
-            code.loop(0, self.rows, row)
-            return ()
-
-        code.loop(code.first, code.last, channel)
+            plane = code.scaled(channel, 4 * self.rows * self.columns)
+            offset = code.builder.add(code.scaled(channel, self.write_plane), code.int64(self.write_offset))
+            target = code.address(out, offset)
+            with code.loop(0, self.rows) as y:
+                row = code.builder.add(plane, code.scaled(y, 4 * self.columns))
+                written = code.address(target, code.scaled(y, self.write_row))
+                with code.loop(0, self.columns) as x:
+                    pixel = code.builder.add(row, code.builder.shl(x, code.int64(2)))
+                    floats = [code.builder.load(code.address(start, pixel), typ=FLOAT) for start in starts]
+                    vector = code.intrinsic("fma", code.pack_lanes(floats), scale, shift)
+                    code.store(vector, written, code.scaled(x, 4 * self.lanes))
         code.finish()
 
 
@@ -227,7 +179,5 @@ class Driver(Kernel):
             if shared:
                 barriers += 1
                 with code.builder.if_then(code.builder.icmp_signed(">", code.last, code.int64(1))):
-                    code.barrier(
-                        code.builder.inttoptr(code.first, POINTER), code.builder.mul(code.last, code.int64(barriers))
-                    )
+                    code.barrier(code.builder.inttoptr(code.first, POINTER), code.scaled(code.last, barriers))
         code.finish()

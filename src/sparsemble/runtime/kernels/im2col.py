@@ -1,12 +1,11 @@
 """Kernels that copy planes so that the inputs of neighbouring outputs are contiguous."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.llvm_builder import FLOAT, INT, Kernel, LLVMBuilder, Value
+from sparsemble.runtime.kernels.llvm_builder import FLOAT, INT, LONG, Kernel, LLVMBuilder, Value
 
 MAX_SHUFFLED_STRIDE = 4
 """Stride up to which a vector is shuffled from neighbouring ones; for larger ones it is built from single floats."""
@@ -40,26 +39,18 @@ class Im2colVector(Kernel):
         """Add the function to a module."""
         code = LLVMBuilder(module, name, self.lanes, aligned=False)
         source, out, table = (code.argument(i) for i in range(3))
-        count = code.argument(3, ir.IntType(64))
-
-        def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            read = code.address(source, code.builder.mul(index, code.int64(self.read_plane)))
-            written = code.address(out, code.builder.mul(index, code.int64(self.write_plane)))
-
-            def row(y: Value, _: Sequence[Value]) -> Sequence[Value]:
-                entry = code.address(table, code.builder.shl(y, code.int64(3)))
+        count = code.argument(3, LONG)
+        with code.loop(code.first, code.last) as channel:
+            read = code.address(source, code.scaled(channel, self.read_plane))
+            written = code.address(out, code.scaled(channel, self.write_plane))
+            with code.loop(0, count) as row:
+                entry = code.address(table, code.scaled(row, 8))
                 source_row = code.address(read, code.load_uint32(entry))
                 target_row = code.address(written, code.load_uint32(entry, 4))
                 for i, displacement in enumerate(self.columns):
                     for x in self.starts:
                         vector = self._shifted(code, source_row, x * self.stride + displacement)
                         code.store(vector, target_row, i * self.copy + 4 * x)
-                return ()
-
-            code.loop(0, count, row)
-            return ()
-
-        code.loop(code.first, code.last, channel)
         code.finish()
 
     def _shifted(self, code: LLVMBuilder, row: Value, begin: int) -> Value:
@@ -101,27 +92,15 @@ class Im2colScalar(Kernel):
         """Add the function to a module."""
         code = LLVMBuilder(module, name, 1, aligned=False)
         source, out, table = (code.argument(i) for i in range(3))
-        count = code.argument(3, ir.IntType(64))
-
-        def channel(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            read = code.address(source, code.builder.mul(index, code.int64(self.read_plane)))
-            written = code.address(out, code.builder.mul(index, code.int64(self.write_plane)))
-
-            def row(y: Value, _: Sequence[Value]) -> Sequence[Value]:
-                entry = code.address(table, code.builder.mul(y, code.int64(12)))
+        count = code.argument(3, LONG)
+        with code.loop(code.first, code.last) as channel:
+            read = code.address(source, code.scaled(channel, self.read_plane))
+            written = code.address(out, code.scaled(channel, self.write_plane))
+            with code.loop(0, count) as run:
+                entry = code.address(table, code.scaled(run, 12))
                 source_run = code.address(read, code.load_uint32(entry))
                 target_run = code.address(written, code.load_uint32(entry, 4))
-
-                def pixel(x: Value, _: Sequence[Value]) -> Sequence[Value]:
-                    value = code.load(source_run, code.builder.mul(x, code.int64(4 * self.stride)))
+                with code.loop(0, code.load_uint32(entry, 8)) as x:
+                    value = code.load(source_run, code.scaled(x, 4 * self.stride))
                     code.store(value, target_run, code.builder.shl(x, code.int64(2)))
-                    return ()
-
-                code.loop(0, code.load_uint32(entry, 8), pixel)
-                return ()
-
-            code.loop(0, count, row)
-            return ()
-
-        code.loop(code.first, code.last, channel)
         code.finish()

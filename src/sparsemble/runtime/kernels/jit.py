@@ -1,15 +1,15 @@
 """Compile kernels for this processor, and cache the machine code on disk."""
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.resources
 import os
 import tempfile
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -17,8 +17,7 @@ from llvmlite import ir
 
 from sparsemble.runtime.kernels.llvm_builder import Kernel
 
-_LOCK = threading.Lock()
-_INITIALISED: list[bool] = []
+FUNCTION_TYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 def processor() -> tuple[str, str]:
@@ -55,12 +54,7 @@ def cache_folder() -> Path:
 
 @final
 class JITKernels:
-    """Compiled functions by name; keeps their code alive.
-
-    Args:
-        kernels: by name of the function.
-        folder: where compiled objects are cached; None, or one that cannot be written: nowhere.
-    """
+    """Compiled functions by name; cached in the folder, if there is one that can be written."""
 
     def __init__(self, kernels: Mapping[str, Kernel], folder: Path | None) -> None:
         _initialise()
@@ -84,10 +78,9 @@ class JITKernels:
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(stored))
         self._engine.finalize_object()
 
-    def address(self, name: str) -> int:
-        """Return the address of a function."""
-        address: int = self._engine.get_function_address(name)
-        return address
+    def function(self, name: str) -> Any:
+        """Return a function of (arguments, first, last), which is valid as long as this object."""
+        return FUNCTION_TYPE(self._engine.get_function_address(name))
 
 
 @functools.cache
@@ -144,9 +137,7 @@ def write_checked(file: Path | None, stored: bytes) -> None:
         Path(temporary.name).replace(file)
 
 
+@functools.cache
 def _initialise() -> None:
-    with _LOCK:
-        if not _INITIALISED:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            _INITIALISED.append(True)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()

@@ -1,8 +1,9 @@
 """A builder of LLVM functions: loops with carried values, vectors, addresses in bytes."""
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -54,6 +55,10 @@ class LLVMBuilder:
             offset = self.int64(offset)
         return self.builder.gep(pointer, [offset], source_etype=BYTE)
 
+    def scaled(self, index: Value, size: int) -> Value:
+        """Return the offset of the element of that index among elements of `size` bytes."""
+        return self.builder.mul(index, self.int64(size))
+
     def argument(self, index: int, kind: ir.Type = POINTER) -> Value:
         """Read an argument from the table; each takes eight bytes."""
         return self.builder.load(self.address(self.arguments, 8 * index), typ=kind)
@@ -76,10 +81,8 @@ class LLVMBuilder:
 
     def prefetch(self, pointer: Value, offset: int) -> None:
         """Prefetch a cache line; an address outside the memory does no harm."""
-        declared = self.module.globals.get("llvm.prefetch.p0")
-        kind = ir.FunctionType(ir.VoidType(), [POINTER, INT, INT, INT])
-        function = declared or ir.Function(self.module, kind, "llvm.prefetch.p0")
-        self.builder.call(function, [self.address(pointer, offset), *(ir.Constant(INT, v) for v in (0, 3, 1))])
+        constants = (ir.Constant(INT, value) for value in (0, 3, 1))
+        self._call("llvm.prefetch.p0", ir.VoidType(), self.address(pointer, offset), *constants)
 
     def load_uint32(self, pointer: Value, offset: Value | int = 0) -> Value:
         """Read a uint32, as 64 bits."""
@@ -114,66 +117,54 @@ class LLVMBuilder:
     def intrinsic(self, name: str, *values: Value) -> Value:
         """Call llvm.NAME on vectors."""
         suffix = f"v{self.lanes}f32" if self.lanes > 1 else "f32"
-        full = f"llvm.{name}.{suffix}"
-        declared = self.module.globals.get(full)
-        kind = ir.FunctionType(self.vector, [self.vector] * len(values))
-        return self.builder.call(declared or ir.Function(self.module, kind, full), list(values))
+        return self._call(f"llvm.{name}.{suffix}", self.vector, *values)
 
-    def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """Return a b + c, rounded once.
-
-        Args:
-            a: a vector.
-            b: a vector of the same type.
-            c: a vector of the same type.
-        """
-        return self.intrinsic("fma", a, b, c)
+    def _call(self, name: str, result: ir.Type, *values: Value) -> Value:
+        """Call a function that is not in the module."""
+        kind = ir.FunctionType(result, [value.type for value in values])
+        return self.builder.call(self.module.globals.get(name) or ir.Function(self.module, kind, name), list(values))
 
     def maximum(self, a: Value, b: Value) -> Value:
         """Return the maximum in each lane; the other value where one is NaN."""
         return self.intrinsic("maxnum", a, b)
 
+    @contextlib.contextmanager
     def loop(
-        self,
-        start: Value | int,
-        stop: Value | int,
-        body: Callable[[Value, Sequence[Value]], Sequence[Value]],
-        carried: Sequence[Value] = (),
-        step: int = 1,
-    ) -> list[Value]:
-        """Run `body` for start, start + step, .. below stop.
+        self, start: Value | int, stop: Value | int, carried: list[Value] | None = None, step: int = 1
+    ) -> Iterator[Value]:
+        """Build a loop over start, start + step, .. below stop; the context is its body and yields the index.
 
         Args:
             start: first index.
             stop: end of the indices.
-            body: builds one iteration from the index and the carried values; returns the next carried values.
-            carried: values at the start.
+            carried: values that the body may replace in this list, for the next iteration; then the last ones.
             step: added to the index.
-
-        Returns:
-            The carried values after the last iteration.
         """
         begin, end = (self.int64(v) if isinstance(v, int) else v for v in (start, stop))
+        carried = [] if carried is None else carried
         before = self.builder.block
         head, inside, after = (self.builder.append_basic_block(name) for name in ("head", "body", "after"))
         self.builder.branch(head)
         self.builder.position_at_end(head)
-        index = self.builder.phi(LONG)
-        index.add_incoming(begin, before)
-        values = []
-        for value in carried:
-            values.append(self.builder.phi(value.type))
-            values[-1].add_incoming(value, before)
+        index = self._phi((begin, before))
+        values = [self._phi((value, before)) for value in carried]
         self.builder.cbranch(self.builder.icmp_signed("<", index, end), inside, after)
         self.builder.position_at_end(inside)
-        results = body(index, values)
-        following = self.builder.add(index, self.int64(step))
-        index.add_incoming(following, self.builder.block)
-        for value, result in zip(values, results, strict=True):
-            value.add_incoming(result, self.builder.block)
+        carried[:] = values
+        yield index
+        index.add_incoming(self.builder.add(index, self.int64(step)), self.builder.block)
+        for value, following in zip(values, carried, strict=True):
+            value.add_incoming(following, self.builder.block)
         self.builder.branch(head)
         self.builder.position_at_end(after)
-        return values
+        carried[:] = values
+
+    def _phi(self, *incoming: tuple[Value, ir.Block]) -> Value:
+        """Return the value that belongs to the block which control came from."""
+        phi = self.builder.phi(incoming[0][0].type)
+        for value, block in incoming:
+            phi.add_incoming(value, block)
+        return phi
 
     def if_else(
         self, condition: Value, then: Callable[[], Sequence[Value]], otherwise: Callable[[], Sequence[Value]]
@@ -192,12 +183,7 @@ class LLVMBuilder:
             with otherwise_block:
                 second = otherwise()
                 second_block = self.builder.block
-        values = []
-        for first_value, second_value in zip(first, second, strict=True):
-            values.append(self.builder.phi(first_value.type))
-            values[-1].add_incoming(first_value, first_block)
-            values[-1].add_incoming(second_value, second_block)
-        return values
+        return [self._phi((a, first_block), (b, second_block)) for a, b in zip(first, second, strict=True)]
 
     def bit(self, value: Value, mask: int) -> Value:
         """Return whether a bit of a 64-bit number is set."""
@@ -210,15 +196,13 @@ class LLVMBuilder:
         waiting, again, on = (self.builder.append_basic_block(name) for name in ("waiting", "again", "on"))
         self.builder.branch(waiting)
         self.builder.position_at_end(waiting)
-        spins = self.builder.phi(LONG)
-        spins.add_incoming(self.int64(1), before)
+        spins = self._phi((self.int64(1), before))
         count = self.builder.load_atomic(counter, "acquire", 8, typ=LONG)
         self.builder.cbranch(self.builder.icmp_signed("<", count, target), again, on)
         self.builder.position_at_end(again)
         if os.name == "posix":
             with self.builder.if_then(self.builder.icmp_signed(">", spins, self.int64(SPINS))):
-                declared = self.module.globals.get("sched_yield")
-                self.builder.call(declared or ir.Function(self.module, ir.FunctionType(INT, []), "sched_yield"), [])
+                self._call("sched_yield", INT)
         spins.add_incoming(self.builder.add(spins, self.int64(1)), self.builder.block)
         self.builder.branch(waiting)
         self.builder.position_at_end(on)

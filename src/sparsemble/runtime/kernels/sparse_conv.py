@@ -6,7 +6,7 @@ from typing import final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.llvm_builder import Kernel, LLVMBuilder, Value
+from sparsemble.runtime.kernels.llvm_builder import LONG, Kernel, LLVMBuilder, Value
 
 FIRST, LAST = 1, 2
 """Flags of a head: its sums start with it; its sums end with it."""
@@ -60,24 +60,21 @@ class SparseConv(Kernel):
         code = LLVMBuilder(module, name, self.lanes, aligned=self.aligned)
         source, out, residual = code.argument(INPUT), code.argument(OUTPUT), code.argument(RESIDUAL)
         records, heads, tiles = code.argument(RECORDS), code.argument(HEADS), code.argument(TILES)
-        count = code.argument(HEAD_COUNT, ir.IntType(64))
+        count = code.argument(HEAD_COUNT, LONG)
 
-        def tile(index: Value, _: Sequence[Value]) -> Sequence[Value]:
-            entry = code.address(tiles, code.builder.shl(index, code.int64(3)))
+        with code.loop(code.first, code.last) as tile:
+            entry = code.address(tiles, code.scaled(tile, 8))
             written = code.load_uint32(entry, 4)
             read = code.address(source, code.load_uint32(entry))
             pointers = (read, code.address(out, written), code.address(residual, written))
-            code.loop(0, count, lambda head, carried: self._head(code, heads, head, carried[0], pointers), [records])
-            return ()
-
-        code.loop(code.first, code.last, tile)
+            following = [records]
+            with code.loop(0, count, following) as i:
+                head = code.address(heads, code.scaled(i, self.head_bytes))
+                following[0] = self._head(code, head, following[0], pointers)
         code.finish()
 
-    def _head(
-        self, code: LLVMBuilder, heads: Value, index: Value, records: Value, pointers: tuple[Value, Value, Value]
-    ) -> Sequence[Value]:
+    def _head(self, code: LLVMBuilder, head: Value, records: Value, pointers: tuple[Value, Value, Value]) -> Value:
         """Write the code of one head; return the address of the next head's records."""
-        head = code.address(heads, code.builder.mul(index, code.int64(self.head_bytes)))
         counts = 4 * self.chains
         count, flags = code.load_uint32(head, counts), code.load_uint32(head, counts + 4)
         source = pointers[0]
@@ -105,8 +102,9 @@ class SparseConv(Kernel):
             return [code.load(outs[chain], offset) for chain, _, offset in targets]
 
         sums = code.if_else(code.bit(flags, FIRST), initial, partial)
-        end = code.address(records, code.builder.mul(count, code.int64(self.record_bytes)))
-        sums = code.loop(0, count, lambda i, carried: self._record(code, records, i, source, carried), sums)
+        end = code.address(records, code.scaled(count, self.record_bytes))
+        with code.loop(0, count, sums) as i:
+            sums[:] = self._record(code, code.address(records, code.scaled(i, self.record_bytes)), source, sums)
         if self.relu:
 
             def rectified() -> Sequence[Value]:
@@ -115,12 +113,10 @@ class SparseConv(Kernel):
             sums = code.if_else(code.bit(flags, LAST), rectified, lambda: list(sums))
         for (chain, _, offset), value in zip(targets, sums, strict=True):
             code.store(value, outs[chain], offset)
-        return [end]
+        return end
 
-    def _record(
-        self, code: LLVMBuilder, records: Value, index: Value, source: Value, sums: Sequence[Value]
-    ) -> Sequence[Value]:
-        record = code.address(records, code.builder.mul(index, code.int64(self.record_bytes)))
+    def _record(self, code: LLVMBuilder, record: Value, source: Value, sums: Sequence[Value]) -> list[Value]:
+        """Write the code of one record; return the sums with its products added."""
         if self.record_bytes >= CACHE_LINE // 2:
             code.prefetch(record, PREFETCH_BYTES)
         results: list[Value] = []
@@ -132,7 +128,7 @@ class SparseConv(Kernel):
             if self.outputs == 1:
                 value = code.load_broadcast(record, first)
                 results += [
-                    code.fma(code.load(pointer, read), value, total)
+                    code.intrinsic("fma", code.load(pointer, read), value, total)
                     for read, total in zip(self.reads, chain_sums, strict=True)
                 ]
                 continue
@@ -140,6 +136,7 @@ class SparseConv(Kernel):
             values = [code.load_broadcast(record, first + 4 * j) for j in range(self.outputs)]
             pairs = [(vector, value) for value in values for vector in inputs]
             results += [
-                code.fma(vector, value, total) for (vector, value), total in zip(pairs, chain_sums, strict=True)
+                code.intrinsic("fma", vector, value, total)
+                for (vector, value), total in zip(pairs, chain_sums, strict=True)
             ]
         return results

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import sparsemble.attacks
 import sparsemble.ensemble  # noqa: F401 (fills the registries)
-from sparsemble.attacks.ensemble import (
+from sparsemble.attacks import (
     EnsembleAttack,
     Surrogate,
     ensemble_attacks,

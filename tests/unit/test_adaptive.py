@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks import PGD, Margin
-from sparsemble.attacks.best_points import BestPoints
-from sparsemble.attacks.ensemble import (
+from sparsemble.attacks import (
+    PGD,
     Deployed,
     EnsembleAttack,
     Expectation,
     FullEnsemble,
     Hijack,
+    Margin,
     Member,
     Prefix,
     Reweighted,
@@ -26,6 +26,7 @@ from sparsemble.attacks.ensemble import (
     every_surrogate,
     surrogates,
 )
+from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.ensemble.ranking import MISCLASSIFIED, log_stop_probability, rank, squash
 from sparsemble.attacks.pga import Evaluation, Objective, Progress, projected_gradient_ascent, random_starts
 from sparsemble.core.dynamic import decide, decide_from_logits
@@ -441,7 +442,7 @@ def test_every_member_can_be_attacked_alone() -> None:
         (ensemble_attacks, {"name": "hijack", "steps": 0}, "steps = 0"),
         (ensemble_attacks, {"name": "slowdown", "step_size": 0}, "step_size = 0 must be above 0"),
         (ensemble_attacks, {"name": "slowdown", "doubt": -1.0}, "doubt = -1 must be 0 or more"),
-        (ensemble_attacks, {"name": "slowdown", "safety": 0.0}, "safety = 0 above 0"),
+        (ensemble_attacks, {"name": "slowdown", "safety": 0.0}, "safety = 0 must be above 0"),
         (ensemble_attacks, {"name": "sequential", "rounds": 0}, "rounds = 0 must be 1 or more"),
         (ensemble_attacks, {"name": "surrogate_attack", "attack": "pgd"}, "surrogate is missing"),
     ],

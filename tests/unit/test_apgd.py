@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks import APGD, DLR, KL, APGDTargeted, CrossEntropy, Margin
 from sparsemble.attacks.apgd_core import APGDSearch, checkpoints, random_start_at_eps
-from sparsemble.attacks.apgd_targeted import targeted_dlr
+from sparsemble.attacks.apgd_targeted import TargetedDLR
 from sparsemble.attacks.attack import likeliest_wrong
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
@@ -180,9 +180,9 @@ def test_dlr_ignores_scale_and_shift_and_knows_its_limits() -> None:
 
 def test_targeted_dlr_follows_its_formula() -> None:
     logits = torch.tensor([[4.0, 1.0, 3.0, 0.0, 2.0]])
-    value = targeted_dlr(logits, torch.tensor([0]), torch.tensor([1]))
+    value = TargetedDLR(torch.tensor([1]), torch.tensor([0]))(logits, torch.tensor([0]))
     torch.testing.assert_close(value, torch.tensor([-3.0 / (4.0 - 1.5)]))
-    few = targeted_dlr(logits[:, :3], torch.tensor([0]), torch.tensor([1]))
+    few = TargetedDLR(torch.tensor([1]), torch.tensor([0]))(logits[:, :3], torch.tensor([0]))
     torch.testing.assert_close(few, torch.tensor([-3.0]))
 
 

@@ -112,5 +112,5 @@ def test_a_cold_soft_vote_counts_votes_and_a_warm_one_averages() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1.5, math.nan])
 def test_refuses_a_temperature_that_is_no_vote(temperature: float) -> None:
-    with pytest.raises(InputError, match="must be above 0 and at most 1"):
+    with pytest.raises(InputError, match=r"must lie in \(0, 1\]"):
         combiners.build({"name": "soft_vote", "temperature": temperature})

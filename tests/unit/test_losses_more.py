@@ -276,7 +276,7 @@ class TestDistillation:
         (MART, {"weight": math.nan}, "weight = nan must be 0 or more"),
         (FGSMRS, {"step_size": 0.0}, "step_size = 0 must be above 0"),
         (NFGSM, {"noise": -0.5}, "noise = -0.5 must be 0 or more"),
-        (NFGSM, {"step_size": 0.0}, "step_size = 0 above 0"),
+        (NFGSM, {"step_size": 0.0}, "step_size = 0 must be above 0"),
         (Distillation, {"alpha": 1.5}, r"alpha = 1.5 must lie in \[0, 1\]"),
         (Distillation, {"temperature": 0.0}, "temperature = 0 must be above 0"),
         *[(kind, {"label_smoothing": 1.0}, "label_smoothing") for kind in (TRADES, FGSMRS, NFGSM, Distillation)],

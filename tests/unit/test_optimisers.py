@@ -98,7 +98,7 @@ def test_trainable_are_those_with_a_gradient() -> None:
     ("make", "message"),
     [
         (lambda: SGD(momentum=1.0), "momentum = 1 must lie in"),
-        (lambda: SGD(weight_decay=-1.0), "weight_decay = -1 be 0 or more"),
+        (lambda: SGD(weight_decay=-1.0), "weight_decay = -1 must be 0 or more"),
         (lambda: Adam(betas=(0.9,)), r"betas = \[0.9\] must be two numbers in \[0, 1\)"),
         (lambda: Adam(betas=(0.9, 1.0)), r"betas = \[0.9, 1.0\] must be two numbers"),
         (lambda: Adam(betas=(math.nan, 0.9)), "must be two numbers"),

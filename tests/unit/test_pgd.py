@@ -276,8 +276,8 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"steps": 0}, "steps = 0 and restarts = 1 must be 1 or more"),
-            ({"restarts": 0}, "steps = 20 and restarts = 0 must be 1 or more"),
+            ({"steps": 0}, "steps = 0 must be 1 or more"),
+            ({"restarts": 0}, "restarts = 0 must be 1 or more"),
             ({"step_size": 0.0}, "step_size = 0 must be above 0"),
             ({"step_size": -1.0}, "step_size = -1 must be above 0"),
             ({"step_size": math.nan}, "step_size = nan must be above 0"),

@@ -26,13 +26,12 @@ from sparsemble.pruning.methods.mad import (
     MAD,
     equalise_rows,
     flatten_gradients,
-    inputs_and_output_gradients,
     unfold_inputs,
 )
 from sparsemble.pruning.methods.radmm import RADMM, ADMMNetwork
 from sparsemble.pruning.methods.rst import RST
 from sparsemble.pruning.methods.twinrep import TwinNetwork, TwinRep
-from sparsemble.pruning.score import rescale
+from sparsemble.pruning.score import inputs_and_output_gradients, rescale
 from sparsemble.training.callbacks import Callback
 from sparsemble.training.lr_schedules.cosine import Cosine
 from sparsemble.training.optimisers.sgd import SGD

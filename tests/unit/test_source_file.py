@@ -39,6 +39,10 @@ class TestBuild:
         assert torch.allclose((x_adv - x).abs(), torch.tensor(0.05))
         assert (attack.name, attack.label) == ("SingleStep", "single_step")
 
+    def test_without_a_label_of_its_own_it_has_that_of_its_class(self, file: Path) -> None:
+        file.write_text(SINGLE_STEP.replace('label: str = "single_step"', "other: int = 1"), "utf-8")
+        assert attacks.build(f"{file}:SingleStep").label == "SingleStep"
+
     def test_equal_settings_give_equal_components(self, file: Path) -> None:
         assert attacks.build(f"{file}:SingleStep") == attacks.build({"name": f"{file}:SingleStep", "step_size": 1})
 
@@ -109,11 +113,6 @@ class TestRefused:
                 SINGLE_STEP.replace("@dataclass(frozen=True, kw_only=True)\n", ""),
                 "SingleStep",
                 r"SingleStep must be a frozen dataclass; put @dataclass\(frozen=True, kw_only=True\) above it",
-            ),
-            (
-                SINGLE_STEP.replace('label: str = "single_step"', "other: int = 1"),
-                "SingleStep",
-                r"SingleStep lacks the setting label, which every attack must have",
             ),
             (
                 SINGLE_STEP.replace("step_size", "version"),

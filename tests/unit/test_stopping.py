@@ -12,7 +12,6 @@ from torch import Tensor
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from sparsemble.ensemble.prefix_statistics import hazards
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from tests import helpers
@@ -86,7 +85,7 @@ class TestDIE:
     @few
     def test_each_mass_is_what_survival_loses(self, rule: DIE, seed: int) -> None:
         logits = random_logits(5, 6, seed=seed)
-        survival = torch.cat([torch.ones(1, 6, dtype=torch.float64), (1 - hazards(logits, **vars(rule))).cumprod(0)])
+        survival = torch.cat([torch.ones(1, 6, dtype=torch.float64), (1 - rule.hazards(logits)).cumprod(0)])
         torch.testing.assert_close(rule.stop_probability(logits)[:-1], (survival[:-1] - survival[1:])[:-1])
 
     def test_the_causal_certificate_is_the_full_arg_max(self) -> None:
@@ -137,7 +136,7 @@ class TestDIE:
         steady, jumping = torch.zeros(2, 1, 3), torch.zeros(2, 1, 3)
         steady[:, 0, 0] = 2.0
         jumping[0, 0, 1], jumping[1, 0, 0] = 2.0, 2.0
-        assert hazards(steady, **vars(DIE()))[1] > hazards(jumping, **vars(DIE()))[1]
+        assert DIE().hazards(steady)[1] > DIE().hazards(jumping)[1]
 
     @pytest.mark.parametrize("settings", [{"a": 0.0}, {"b": -1.0}, {"a": float("nan")}])
     def test_settings_that_would_stop_on_doubt_give_a_sentence(self, settings: dict[str, float]) -> None:

@@ -107,8 +107,8 @@ def test_calibration_can_always_fall_back_to_all_members(name: str) -> None:
         *((name, {"b": math.inf}, "b = inf must be finite") for name in ("die", "first_passage")),
         *(("agreement", {setting: math.nan}, f"{setting} = nan") for setting in ("sure", "lead")),
         ("confidence", {"threshold": math.nan}, "threshold = nan must be above 0"),
-        ("agreement", {"votes": 1}, "votes = 1 2 or more"),
-        ("agreement", {"sure": -0.5}, "sure = -0.5 and lead = 0 must be 0 or more"),
+        ("agreement", {"votes": 1}, "votes = 1 must be 2 or more"),
+        ("agreement", {"sure": -0.5}, "sure = -0.5 must be 0 or more"),
     ],
 )
 def test_settings_that_cannot_be_give_a_sentence(name: str, settings: dict[str, Any], match: str) -> None:

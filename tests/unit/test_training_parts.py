@@ -77,8 +77,8 @@ class TestSchedule:
             ({"learning_rate": math.nan}, "learning_rate = nan must be above 0"),
             ({"batch_size": 1}, "batch_size = 1 must be 2 or more"),
             ({"learning_rate": math.inf}, "learning_rate = inf must be above 0"),
-            ({"warmup": 1.0}, "warmup = 1 must lie in [0, 1): a share of training"),
-            ({"max_grad_norm": -1.0}, "max_grad_norm = -1 must be 0 (off) or a norm above 0"),
+            ({"warmup": 1.0}, "warmup = 1 must lie in [0, 1)"),
+            ({"max_grad_norm": -1.0}, "max_grad_norm = -1 must be 0 or more"),
         ],
     )
     def test_bad_settings_are_refused(self, settings: dict[str, Any], message: str) -> None:

@@ -5,81 +5,23 @@ gradients in `black_box/`, what gradient attacks maximise in `losses/`, attacks 
 in `ensemble/`. `from sparsemble.attacks import PGD` imports an attack by its class.
 """
 
-from sparsemble.attacks.apgd import APGD
-from sparsemble.attacks.apgd_focused import APGDFocused
-from sparsemble.attacks.apgd_targeted import APGDTargeted
+from typing import Any
+
 from sparsemble.attacks.attack import Attack, attacks
-from sparsemble.attacks.autoattack import AutoAttack
-from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
-from sparsemble.attacks.black_box.noise import Noise
-from sparsemble.attacks.black_box.rays import RayS
-from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.black_box.transfer import Transfer
-from sparsemble.attacks.carlini_wagner import CarliniWagner
-from sparsemble.attacks.deepfool import DeepFool
-from sparsemble.attacks.ensemble import (
-    Combined,
-    Deployed,
-    EnsembleAttack,
-    Expectation,
-    FullEnsemble,
-    Hijack,
-    Member,
-    Prefix,
-    Reweighted,
-    Sequential,
-    Slowdown,
-    Surrogate,
-    SurrogateAttack,
-    ensemble_attacks,
-    every_surrogate,
-    full_suite,
-    surrogates,
-)
-from sparsemble.attacks.fab import FAB
-from sparsemble.attacks.fab_targeted import FABTargeted
-from sparsemble.attacks.fgsm import FGSM
-from sparsemble.attacks.fmn import FMN
-from sparsemble.attacks.losses import DLR, KL, AttackLoss, CrossEntropy, Margin, attack_losses
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
+from sparsemble.attacks.ensemble.suite import every_surrogate, full_suite
+from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
+from sparsemble.attacks.losses.loss import AttackLoss, attack_losses
 from sparsemble.attacks.minimum_norm import MinimumNorm
-from sparsemble.attacks.pgd import PGD
+from sparsemble.core.registry import component_names, find_component
 
 __all__ = [
-    "APGD",
-    "DLR",
-    "FAB",
-    "FGSM",
-    "FMN",
-    "KL",
-    "PGD",
-    "APGDFocused",
-    "APGDTargeted",
     "Attack",
     "AttackLoss",
-    "AutoAttack",
-    "CarliniWagner",
-    "Combined",
-    "CrossEntropy",
-    "DeepFool",
-    "Deployed",
     "EnsembleAttack",
-    "Expectation",
-    "FABTargeted",
-    "FullEnsemble",
-    "Hijack",
-    "HopSkipJump",
-    "Margin",
-    "Member",
     "MinimumNorm",
-    "Noise",
-    "Prefix",
-    "RayS",
-    "Reweighted",
-    "Sequential",
-    "Slowdown",
-    "Square",
     "Surrogate",
-    "SurrogateAttack",
     "Transfer",
     "attack_losses",
     "attacks",
@@ -89,5 +31,16 @@ __all__ = [
     "surrogates",
 ]
 
+REGISTRIES = (attacks, attack_losses, ensemble_attacks, surrogates)
+
 attacks.register_package("sparsemble.attacks")
 attacks.register_package("sparsemble.attacks.black_box")
+
+
+def __getattr__(name: str) -> Any:
+    """Return an attack, attack loss or surrogate by the name of its class or alias: `PGD`, `Margin`, `cw_linf`."""
+    return find_component(name, *REGISTRIES)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *component_names(*REGISTRIES)]

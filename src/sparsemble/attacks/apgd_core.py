@@ -7,10 +7,10 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.attack import input_gradient, random_direction, refuse_nan
+from sparsemble.attacks.attack import Attack, input_gradient, random_direction, refuse_nan
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage
@@ -115,10 +115,8 @@ class APGDSearch:
     stop_at_success: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.eot < 1:
-            raise InputError(f"steps = {self.steps} and eot = {self.eot} must be 1 or more")
-        if not 0 < self.rho < 1:
-            raise InputError(f"rho = {self.rho:g} must lie between 0 and 1")
+        check_at_least(1, steps=self.steps, eot=self.eot)
+        check_interval("(0, 1)", rho=self.rho)
 
     def __call__(
         self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, start: Images, loss: RowLoss
@@ -173,6 +171,33 @@ class APGDSearch:
         mean = torch.stack(losses).mean(0)
         refuse_nan(mean)
         return torch.stack(all_logits).mean(0), mean, gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGDAttack(Attack):
+    """What plain and targeted APGD share: the settings of their runs."""
+
+    steps: int = 100
+    """Gradient steps of each run, >= 1."""
+    restarts: int = 1
+    """Independent starts (for each target), >= 1; later ones only for images not yet misclassified."""
+    eot: int = 1
+    """Passes averaged at each point, for models with randomness; 1 for all others."""
+    rho: float = 0.75
+    """Fraction of the steps between two checkpoints that must raise the loss, else the step is halved."""
+    stop_at_success: bool = True
+    """Return the first misclassified point; off: continue to the highest loss or margin."""
+
+    def __post_init__(self) -> None:
+        self._search()
+        check_at_least(1, restarts=self.restarts)
+
+    def _search(self) -> APGDSearch:
+        return APGDSearch(steps=self.steps, eot=self.eot, rho=self.rho, stop_at_success=self.stop_at_success)
+
+    def _rows(self, best: BestPoints) -> Counts:
+        """Return the indices of the images that the next run attacks."""
+        return best.open_rows() if self.stop_at_success else torch.arange(len(best.images), device=best.images.device)
 
 
 def checkpoints(steps: int) -> dict[int, int]:

@@ -11,7 +11,7 @@ from sparsemble.attacks.apgd_targeted import TargetedDLR
 from sparsemble.attacks.attack import Attack, attacks, likeliest_wrong
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.black_box.square import search_from
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels, PerImage
@@ -47,20 +47,12 @@ class APGDFocused(Attack):
     """Most restarts of an image, >= 1."""
     queries: int = 500
     """Points that the random search tries, >= 0."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        if min(self.probe_steps, self.steps, self.targets, self.restarts) < 1:
-            counts = f"probe_steps = {self.probe_steps}, steps = {self.steps}, targets = {self.targets}"
-            raise InputError(f"{counts} and restarts = {self.restarts} must be 1 or more")
-        if not (self.max_distance > 0 and self.revisit_penalty > 0):
-            values = f"max_distance = {self.max_distance:g} and revisit_penalty = {self.revisit_penalty:g}"
-            raise InputError(f"{values} must be above 0")
-        if self.queries < 0:
-            raise InputError(f"queries = {self.queries} must be 0 or more")
-        if not self.label:
-            object.__setattr__(self, "label", f"apgd{self.probe_steps}+{self.steps}t{self.targets}")
+        check_at_least(1, probe_steps=self.probe_steps, steps=self.steps, targets=self.targets, restarts=self.restarts)
+        check_above_zero(max_distance=self.max_distance, revisit_penalty=self.revisit_penalty)
+        check_at_least(0, queries=self.queries)
+        self._set_label(f"apgd{self.probe_steps}+{self.steps}t{self.targets}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Probe, restart, search with squares."""

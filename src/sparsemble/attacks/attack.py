@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
@@ -23,7 +24,24 @@ DEFAULT_SEED = 0
 """Seed of an attack that is called without a generator."""
 
 
-class Attack(Component):
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Component):
+    """A component with a name in results."""
+
+    label: str = ""
+    """Name in results, where the same attack stands twice in a list; empty: the component's name and steps."""
+
+    def __post_init__(self) -> None:
+        self._set_label(self.name)
+
+    def _set_label(self, automatic: str) -> None:
+        """Use an automatic label where none was given."""
+        if not self.label:
+            object.__setattr__(self, "label", automatic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Labelled):
     """Finds, for each image, an adversarial image inside the threat model.
 
     An attack returns the best point of its path, never the clean image in place of a failure, and does not change
@@ -34,8 +52,6 @@ class Attack(Component):
     """Norms of the threat models in which the attack works."""
     other_norm: ClassVar[str] = ""
     """Name of the attack to use in a norm that is missing from `norms`."""
-    label: str
-    """Name in results, where the same attack stands twice in a list; empty: the component's name and steps."""
 
     @final
     def __call__(

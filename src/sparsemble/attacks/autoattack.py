@@ -61,15 +61,12 @@ class AutoAttack(Attack):
     """standard: the usual one; plus: more parts and restarts; rand: for models with randomness."""
     mode: Literal["exact", "fast"] = "exact"
     """exact: the published parts; fast: a shorter schedule of our own, for `standard` only."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
         if self.mode == "fast" and self.variant != "standard":
             raise InputError(f'mode = "fast" goes with variant = "standard", not with "{self.variant}"')
-        if not self.label:
-            parts = ["autoattack", *[self.variant] * (self.variant != "standard"), *["fast"] * (self.mode == "fast")]
-            object.__setattr__(self, "label", "-".join(parts))
+        parts = ["autoattack", *[self.variant] * (self.variant != "standard"), *["fast"] * (self.mode == "fast")]
+        self._set_label("-".join(parts))
 
     @property
     def eot(self) -> int:

@@ -35,16 +35,13 @@ class BestPoints:
         return (~self.success).nonzero()[:, 0]
 
     def improve_(self, rows: Counts, images: Images, success: Flags, score: PerImage) -> Flags:
-        """Replace points by better ones.
+        """Replace points by better ones, and return which new ones were better.
 
         Args:
             rows: (R) index of each new point's image in this batch.
             images: (R, C, H, W) new points.
             success: (R) whether they are successful.
             score: (R) their scores.
-
-        Returns:
-            (R) which new points were better.
         """
         was = self.success[rows]
         better = (success & ~was) | ((success == was) & (score > self.score[rows]))

@@ -10,7 +10,7 @@ from sparsemble.attacks.attack import Norm, attacks, input_gradient
 from sparsemble.attacks.deepfool import DeepFool
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.types import Classifier, Counts, Flags, Images, PerImage
 
@@ -52,18 +52,12 @@ class CarliniWagner(MinimumNorm):
     """First weight of the margin, in units of the one that balances the two terms where DeepFool ends, > 0."""
     kappa: float = 0.0
     """Margin by which an image must be misclassified to count, >= 0."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.searches < 1:
-            raise InputError(f"steps = {self.steps} and searches = {self.searches} must be 1 or more")
-        if not (self.step_size > 0 and self.first_c > 0):
-            raise InputError(f"step_size = {self.step_size:g} and first_c = {self.first_c:g} must be above 0")
-        if not self.kappa >= 0:
-            raise InputError(f"kappa = {self.kappa:g} must be 0 or more")
-        if not self.label:
-            object.__setattr__(self, "label", f"cw{self.steps}")
+        check_at_least(1, steps=self.steps, searches=self.searches)
+        check_above_zero(step_size=self.step_size, first_c=self.first_c)
+        check_at_least(0, kappa=self.kappa)
+        self._set_label(f"cw{self.steps}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Search over c."""

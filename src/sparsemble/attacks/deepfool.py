@@ -9,7 +9,7 @@ from torch import Generator
 from sparsemble.attacks.attack import attacks, likeliest_wrong
 from sparsemble.attacks.decision_boundary import nearest_boundary
 from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.types import Classifier, Counts, Images, Logits
 
@@ -28,25 +28,17 @@ class DeepFool(MinimumNorm):
     steps: int = 50
     """Steps at most, >= 1."""
     overshoot: float = 0.02
-    """Length beyond the boundary, as a fraction of the sum of the steps, > 0."""
+    """Length beyond the boundary, as a fraction of the sum of the steps, > 0: on it no class leads."""
     candidates: int = 10
     """Classes that are compared, the true one included, the likeliest on the clean image first, >= 2."""
     followed: int = 3
     """Boundaries compared after the first step: those that were nearest in it, >= 1."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        if self.followed < 1:
-            raise InputError(f"followed = {self.followed} must be 1 or more")
-        if self.steps < 1:
-            raise InputError(f"steps = {self.steps} must be 1 or more")
-        if not self.overshoot > 0:
-            raise InputError(f"overshoot = {self.overshoot:g} must be above 0: on the boundary no class leads")
-        if self.candidates < 2:
-            raise InputError(f"candidates = {self.candidates} must be 2 or more: the true class and a wrong one")
-        if not self.label:
-            object.__setattr__(self, "label", f"deepfool{self.steps}")
+        check_at_least(1, followed=self.followed, steps=self.steps)
+        check_at_least(2, candidates=self.candidates)
+        check_above_zero(overshoot=self.overshoot)
+        self._set_label(f"deepfool{self.steps}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Step until misclassified.

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from sparsemble.attacks.attack import SMALLEST, attacks, likeliest_wrong, random_direction
 from sparsemble.attacks.decision_boundary import nearest_boundary_at
 from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images
@@ -19,81 +19,30 @@ LINE_SEARCH_STEPS = 3
 """Steps of the last search, between the clean image and the misclassified point."""
 
 
-@final
-@attacks.register("fab")
 @dataclass(frozen=True, kw_only=True)
-class FAB(MinimumNorm):
-    """Steps to the nearest linearised decision boundary, biased towards the clean image.
-
-    Source: Croce & Hein 2020 (Minimally distorted adversarial examples), algorithm 1, with the starts of the authors'
-    AutoAttack: the first at the clean image, later ones at random points half as far away as the best point, or as
-    the boundary of the ball. Each step takes K - 1 backward passes; for many classes see `fab_targeted`. Departs:
-    where a distance is small enough (`stop_distance`, the ball's radius in `perturb`), an image takes no further
-    passes.
-    """
+class FABAttack(MinimumNorm):
+    """What FAB and targeted FAB share: the settings of algorithm 1, and its runs."""
 
     steps: int = 100
     """Steps from each start, >= 1."""
     restarts: int = 1
-    """Starts, >= 1."""
+    """Starts (for each target), >= 1."""
     alpha_max: float = 0.1
     """Largest weight of the step that starts at the clean image, in [0, 1]."""
     eta: float = 1.05
     """Length of a step, the linearised boundary being at 1; >= 1."""
     beta: float = 0.9
     """Where to continue from a misclassified point, the clean image being at 0; in (0, 1)."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        self._path()
-        if self.restarts < 1:
-            raise InputError(f"restarts = {self.restarts} must be 1 or more")
-        if not self.label:
-            times = f"x{self.restarts}" if self.restarts > 1 else ""
-            object.__setattr__(self, "label", f"fab{self.steps}{times}")
+        check_at_least(1, steps=self.steps, restarts=self.restarts, eta=self.eta)
+        check_interval("[0, 1]", alpha_max=self.alpha_max)
+        check_interval("(0, 1)", beta=self.beta)
 
-    def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
-        """Search from each start."""
-        classes = nearest.clean_logits.shape[1]
-        others = likeliest_wrong(nearest.clean_logits, nearest.y, classes - 1)
-        for restart in range(self.restarts):
-            self._path()(model, nearest, others, fab_start(restart, nearest, rng))
-
-    def _path(self) -> "FABPath":
-        return FABPath(steps=self.steps, alpha_max=self.alpha_max, eta=self.eta, beta=self.beta)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class FABPath:
-    """Settings of one run of algorithm 1; see `FAB`."""
-
-    steps: int
-    alpha_max: float
-    eta: float
-    beta: float
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps = {self.steps} must be 1 or more")
-        if not 0 <= self.alpha_max <= 1:
-            raise InputError(f"alpha_max = {self.alpha_max:g} must lie between 0 and 1")
-        if not self.eta >= 1:
-            raise InputError(f"eta = {self.eta:g} must be 1 or more (1 ends on the boundary)")
-        if not 0 < self.beta < 1:
-            raise InputError(f"beta = {self.beta:g} must lie between 0 and 1")
-
-    def __call__(self, model: Classifier, nearest: NearestPoints, others: Int[Tensor, "B J"], start: Images) -> None:
+    def _run(self, model: Classifier, nearest: NearestPoints, others: Int[Tensor, "B J"], start: Images) -> None:
         """Run from `start` along the boundaries with `others`, and end with a line search.
 
         Passes, each image and step: 2 forward and J backward; none once it is near enough.
-
-        Args:
-            model: maps images to logits.
-            nearest: the record that is updated.
-            others: (B, J) wrong classes.
-            start: (B, C, H, W) first points in [0, 1].
         """
         rows = nearest.open_rows()
         point = start[rows]
@@ -122,6 +71,30 @@ class FABPath:
         step, back = threat.distance(point + from_point, point), threat.distance(x + from_x, x)
         bias = (step / (step + back).clamp_min(SMALLEST)).clamp_max(self.alpha_max).view(-1, 1, 1, 1)
         return ((1 - bias) * (point + self.eta * from_point) + bias * (x + self.eta * from_x)).clamp(0, 1)
+
+
+@final
+@attacks.register("fab")
+@dataclass(frozen=True, kw_only=True)
+class FAB(FABAttack):
+    """Steps to the nearest linearised decision boundary, biased towards the clean image.
+
+    Source: Croce & Hein 2020 (Minimally distorted adversarial examples), algorithm 1, with the starts of the authors'
+    AutoAttack: the first at the clean image, later ones at random points half as far away as the best point, or as
+    the boundary of the ball. Each step takes K - 1 backward passes; for many classes see `fab_targeted`. Departs:
+    where a distance is small enough (`stop_distance`, the ball's radius in `perturb`), an image takes no further
+    passes.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set_label(f"fab{self.steps}" + f"x{self.restarts}" * (self.restarts > 1))
+
+    def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
+        """Search from each start."""
+        others = likeliest_wrong(nearest.clean_logits, nearest.y, nearest.clean_logits.shape[1] - 1)
+        for restart in range(self.restarts):
+            self._run(model, nearest, others, fab_start(restart, nearest, rng))
 
 
 def fab_start(restart: int, nearest: NearestPoints, rng: Generator) -> Images:

@@ -8,8 +8,8 @@ from torch import Generator
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
-from sparsemble.attacks.pga import check_ascent
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import check_above_zero
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 
@@ -31,13 +31,10 @@ class FGSM(Attack):
     """Start at a random allowed image, not at the clean one."""
     loss: AttackLoss = CrossEntropy()
     """What the step maximises."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        check_ascent(steps=1, step_size=self.step_size)
-        if not self.label:
-            object.__setattr__(self, "label", "fgsm_rs" if self.random_start else "fgsm")
+        check_above_zero(step_size=self.step_size)
+        self._set_label("fgsm_rs" if self.random_start else "fgsm")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Step once: one forward and one backward pass."""

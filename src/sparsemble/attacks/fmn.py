@@ -11,7 +11,7 @@ from sparsemble.attacks.attack import SMALLEST, Norm, attacks, input_gradient
 from sparsemble.attacks.decision_boundary import dual_norm
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least, check_interval
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Flags, Images, PerImage
@@ -39,18 +39,12 @@ class FMN(MinimumNorm):
     """First rate at which the radius changes, in (0, 1)."""
     gamma_final: float = 0.001
     """Last rate, in (0, 1)."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps = {self.steps} must be 1 or more")
-        if not (self.alpha > 0 and self.alpha_final > 0):
-            raise InputError(f"alpha = {self.alpha:g} and alpha_final = {self.alpha_final:g} must be above 0")
-        if not (0 < self.gamma < 1 and 0 < self.gamma_final < 1):
-            raise InputError(f"gamma = {self.gamma:g} and gamma_final = {self.gamma_final:g} must lie between 0 and 1")
-        if not self.label:
-            object.__setattr__(self, "label", f"fmn{self.steps}")
+        check_at_least(1, steps=self.steps)
+        check_above_zero(alpha=self.alpha, alpha_final=self.alpha_final)
+        check_interval("(0, 1)", gamma=self.gamma, gamma_final=self.gamma_final)
+        self._set_label(f"fmn{self.steps}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Take gradient steps, and adapt the radius of each image.

@@ -65,16 +65,13 @@ class NearestPoints:
         return self.distance > self.stop_distance + TOLERANCE
 
     def update_(self, rows: Counts, points: Images, logits: Logits, confidence: float = 0.0) -> Flags:
-        """Compare points with those of the record.
+        """Compare points with those of the record, and return which are misclassified by at least `confidence`.
 
         Args:
             rows: (R) indices of the images.
             points: (R, C, H, W).
             logits: (R, K) at the points.
             confidence: margin from which a point counts as misclassified, >= 0.
-
-        Returns:
-            (R) which points are misclassified by at least `confidence`.
         """
         y = self.y[rows]
         margin = margin_of(logits, y)
@@ -113,6 +110,7 @@ class NearestPoints:
             high, high_margin = torch.where(misclassified, t, high), torch.where(misclassified, margin, high_margin)
 
 
+@dataclass(frozen=True, kw_only=True)
 class MinimumNorm(Attack):
     """Searches for the nearest misclassified image; the ball of a threat model is applied to the result only."""
 

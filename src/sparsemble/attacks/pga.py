@@ -8,7 +8,6 @@ from torch import Generator
 
 from sparsemble.attacks.attack import input_gradient, refuse_nan
 from sparsemble.attacks.best_points import BestPoints
-from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Counts, Flags, Images, PerImage
@@ -65,12 +64,6 @@ def projected_gradient_ascent(
         starts: (B, C, H, W) allowed images for each start.
         keep_start: whether a start itself may be returned.
         stop_at_success: whether an image leaves after its first successful point.
-
-    Returns:
-        `best`.
-
-    Raises:
-        RunError: a score or a gradient is NaN.
     """
     for restart, start in enumerate(starts):
         rows = best.open_rows() if stop_at_success else torch.arange(len(x), device=x.device)
@@ -122,20 +115,3 @@ def random_starts(
     """
     for number in range(count):
         yield first if first is not None and number == 0 else threat.random_start(x, rng)
-
-
-def check_ascent(*, steps: int, step_size: float, restarts: int = 1) -> None:
-    """Refuse settings with which no ascent can run.
-
-    Args:
-        steps: gradient steps, >= 1.
-        step_size: length of a step in units of eps, > 0.
-        restarts: number of starts, >= 1.
-
-    Raises:
-        InputError: naming the value.
-    """
-    if steps < 1 or restarts < 1:
-        raise InputError(f"steps = {steps} and restarts = {restarts} must be 1 or more")
-    if not step_size > 0:
-        raise InputError(f"step_size = {step_size:g} must be above 0 (it is in units of eps)")

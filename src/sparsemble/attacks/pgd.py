@@ -11,7 +11,8 @@ from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
-from sparsemble.attacks.pga import Evaluation, Progress, ascent_step, check_ascent, projected_gradient_ascent
+from sparsemble.attacks.pga import Evaluation, Progress, ascent_step, projected_gradient_ascent
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.distributed_rng import normal_like
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
@@ -50,18 +51,15 @@ class PGD(Attack):
     to be shown to other models: then the highest loss is wanted."""
     loss: AttackLoss = CrossEntropy()
     """What the steps maximise."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        check_ascent(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
+        check_at_least(1, steps=self.steps, restarts=self.restarts)
+        check_above_zero(step_size=self.step_size)
         if self.start_noise is not None and not (self.start_noise > 0 and self.random_start):
             raise InputError(f"start_noise = {self.start_noise:g} must be above 0 and needs random_start")
         if self.restarts > 1 and not (self.random_start and self.keep_best):
             raise InputError(f"restarts = {self.restarts} need random_start and keep_best")
-        if not self.label:
-            times = f"x{self.restarts}" if self.restarts > 1 else ""
-            object.__setattr__(self, "label", f"pgd{self.steps}{times}")
+        self._set_label(f"pgd{self.steps}" + f"x{self.restarts}" * (self.restarts > 1))
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search from each start."""

@@ -1,9 +1,13 @@
-"""What the ensemble losses share: adversarial images for each member, and each member's cross-entropy."""
+"""What the ensemble losses share: settings, adversarial images for each member, and each member's cross-entropy."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, stack_logits
 from sparsemble.core.threat import ThreatModel
@@ -21,23 +25,32 @@ def as_ensemble(model: nn.Module, loss: TrainingLoss) -> Ensemble:
     return model
 
 
-def craft_for_members(
-    ensemble: Ensemble, attack: Attack, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator, shared: bool
-) -> list[Images]:
-    """Craft the adversarial images that each member is trained on.
+@dataclass(frozen=True, kw_only=True)
+class EnsembleLoss(TrainingLoss):
+    """A loss of an ensemble, on images that an attack crafts."""
 
-    Args:
-        ensemble: the members; weights, mode and statistics are left as found.
-        attack: how to search.
-        x: clean images (B, C, H, W) in [0, 1].
-        y: true classes (B).
-        threat: norm and radius of the perturbation.
-        rng: draws random starts.
-        shared: craft one set on the whole ensemble, for all members, instead of one on each member.
-    """
-    if shared:
-        return [craft(ensemble, attack, x, y, threat, rng=rng)] * len(ensemble.members)
-    return [craft(ensemble, attack, x, y, threat, rng=rng, target=member) for member in ensemble.members]
+    needs_ensemble: ClassVar[bool] = True
+
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Crafts the adversarial images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberLoss(EnsembleLoss):
+    """A loss in which every member is trained on adversarial images of its own, or all on those of the ensemble."""
+
+    attack_ensemble: bool = False
+    """Craft one adversarial set on the whole ensemble instead of one on each member."""
+
+    def _craft(self, ensemble: Ensemble, x: Images, y: Labels, threat: ThreatModel, rng: Generator) -> list[Images]:
+        """Craft one batch of images for each member; on the ensemble, M times the same one."""
+        if self.attack_ensemble:
+            return [craft(ensemble, self.attack, x, y, threat, rng=rng)] * len(ensemble.members)
+        return [craft(ensemble, self.attack, x, y, threat, rng=rng, target=member) for member in ensemble.members]
+
+    def _shared(self, images: list[Images]) -> Images | None:
+        """Return the images that all members have, if they do."""
+        return images[0] if self.attack_ensemble else None
 
 
 def member_losses(member_logits: MemberLogits, y: Labels) -> Tensor:

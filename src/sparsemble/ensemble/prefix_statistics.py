@@ -1,12 +1,16 @@
 """Statistics of the first 1..M members that stopping rules use: confidence, change, hazard, stop probability."""
 
 import itertools
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparsemble.core.argument_checks import check_at_least, check_finite
+from sparsemble.core.interfaces import StoppingRule
 from sparsemble.core.types import Counts, MemberLogits
 
 SMALLEST = 1e-12
@@ -27,7 +31,7 @@ def prefix_probabilities(member_logits: MemberLogits) -> Float[Tensor, "M B K"]:
     return probabilities.cumsum(0) / counts
 
 
-def confidence_and_change(member_logits: MemberLogits) -> tuple[PerPrefix, Float[Tensor, "rest B"]]:
+def _confidence_and_change(member_logits: MemberLogits) -> tuple[PerPrefix, Float[Tensor, "rest B"]]:
     """Return the confidence of every prefix and the change from each prefix to the next, from logits (M, B, K).
 
     C_1..C_M is the square of the highest mean probability; U_2..U_M the KL divergence, in nats, from the mean over t-1
@@ -41,22 +45,54 @@ def confidence_and_change(member_logits: MemberLogits) -> tuple[PerPrefix, Float
     return average.amax(-1).square(), change
 
 
-def hazards(member_logits: MemberLogits, *, a: float, b: float, tau_u: float, tau_c: float) -> PerPrefix:
-    """Return the hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1.
+@dataclass(frozen=True, kw_only=True)
+class HazardRule(StoppingRule):
+    """A rule by hazards, which depend on the confidence of a prefix and its change."""
 
-    Args:
-        member_logits: (M, B, K).
-        a: weight of the change, >= 0.
-        b: weight of the confidence, > 0.
-        tau_u: change at which its term is 0, in nats.
-        tau_c: squared confidence at which its term is 0.
+    a: float = 8.0
+    """Weight of the change U_t, >= 0."""
+    b: float = 8.0
+    """Weight of the confidence C_t, > 0."""
+    tau_u: float = 0.05
+    """Change at which the hazard is balanced, in nats."""
+    tau_c: float = 0.5
+    """Squared confidence at which the hazard is balanced, in [0, 1]; well above 1 it never stops early."""
 
-    Source: EED supplement, eqs. 29-31. Departs: a threshold on each quantity, and change lowers the hazard; as printed
-    the rule always stops after one member.
-    """
-    confidence, change = confidence_and_change(member_logits)
-    doubt = torch.cat([torch.zeros_like(confidence[:1]), a * (change - tau_u)])
-    return torch.sigmoid(b * (confidence - tau_c) - doubt)
+    def __post_init__(self) -> None:
+        check_finite(a=self.a, b=self.b, tau_u=self.tau_u)
+        check_at_least(0, tau_c=self.tau_c)
+
+    def hazards(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return the hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1.
+
+        Source: EED supplement, eqs. 29-31. Departs: a threshold on each quantity, and change lowers the hazard; as
+        printed the rule always stops after one member.
+        """
+        confidence, change = _confidence_and_change(member_logits)
+        doubt = torch.cat([torch.zeros_like(confidence[:1]), self.a * (change - self.tau_u)])
+        return torch.sigmoid(self.b * (confidence - self.tau_c) - doubt)
+
+    def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
+        """Return this rule, one that never stops early, and a grid of weights and thresholds.
+
+        Thresholds are quantiles over held-out images. Because the second candidate never stops early, calibration can
+        always fall back to the full ensemble.
+        """
+        confidence, change = _confidence_and_change(member_logits)
+        levels = torch.linspace(0.02, 0.9, 12, device=change.device)
+        # One member decides most clean images; the cheapest rules run a second one on about 1 % of them.
+        low_levels = torch.tensor([0.0, 0.003, 0.007, 0.012], device=change.device)
+        grid = itertools.product(
+            (4.0, 32.0),
+            (8.0, 32.0, 128.0),
+            quantiles(change, levels[::4]) or [self.tau_u],
+            quantiles(confidence[0], torch.cat([low_levels, levels])),
+        )
+        return [self, self._static(), *(type(self)(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in grid)]
+
+    @abstractmethod
+    def _static(self) -> StoppingRule:
+        """Return a rule that never stops early."""
 
 
 def stop_probabilities(hazard: PerPrefix) -> tuple[PerPrefix, Float[Tensor, " B"]]:
@@ -99,17 +135,3 @@ def first_crossing(passed: Tensor) -> Counts:
 def quantiles(values: Tensor, levels: Tensor) -> list[float]:
     """Return the distinct quantiles of all values, ascending; an empty list without values."""
     return sorted(set(values.flatten().quantile(levels.to(values.dtype)).tolist())) if values.numel() else []
-
-
-def hazard_grid(member_logits: MemberLogits, tau_u: float) -> Iterator[tuple[float, float, float, float]]:
-    """Return hazard settings (a, b, tau_u, tau_c) to compare, thresholds at quantiles over held-out images."""
-    confidence, change = confidence_and_change(member_logits)
-    levels = torch.linspace(0.02, 0.9, 12, device=change.device)
-    # One member decides most clean images; the cheapest rules run a second one on about 1 % of them.
-    low_levels = torch.tensor([0.0, 0.003, 0.007, 0.012], device=change.device)
-    return itertools.product(
-        (4.0, 32.0),
-        (8.0, 32.0, 128.0),
-        quantiles(change, levels[::4]) or [tau_u],
-        quantiles(confidence[0], torch.cat([low_levels, levels])),
-    )

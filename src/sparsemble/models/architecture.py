@@ -115,12 +115,6 @@ def _draw_(module: nn.Module, rng: Generator) -> None:
         nn.init.zeros_(module.bias)
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raise an `InputError` if a setting is below 1."""
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, got {value}")
-
-
 def _check_fit(
     architecture: Architecture, shape: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
 ) -> None:

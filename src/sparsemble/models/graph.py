@@ -1,5 +1,6 @@
 """The graph of operations of any network, traced with torch.fx."""
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,10 +83,7 @@ class Operation:
     @property
     def positions(self) -> int:
         """Number of spatial positions at which each weight is used for one image."""
-        positions = 1
-        for size in self.shape[1:]:
-            positions *= size
-        return positions
+        return math.prod(self.shape[1:])
 
 
 @final

@@ -6,8 +6,9 @@ from typing import Literal, final
 
 from torch import Tensor, nn
 
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.types import Images, Logits
-from sparsemble.models.architecture import Architecture, architectures, check_positive
+from sparsemble.models.architecture import Architecture, architectures
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Blocks in each stage, by depth; from 50 on they are bottlenecks."""
@@ -36,7 +37,7 @@ class ResNet(Architecture):
     """cifar: 3x3 convolution at full size; imagenet: 7x7 and max pooling, which each halve the image."""
 
     def __post_init__(self) -> None:
-        check_positive("width", self.width)
+        check_at_least(1, width=self.width)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""
@@ -87,7 +88,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels_out)
         self.relu2 = nn.ReLU()
-        self.shortcut = shortcut(channels_in, channels_out, stride)
+        self.shortcut = _shortcut(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the block."""
@@ -112,7 +113,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(channels_out)
         self.relu3 = nn.ReLU()
-        self.shortcut = shortcut(channels_in, channels_out, stride)
+        self.shortcut = _shortcut(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the block."""
@@ -122,14 +123,8 @@ class Bottleneck(nn.Module):
         return out  # type: ignore[no-any-return]
 
 
-def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
-    """Return the identity, or a 1x1 convolution with BatchNorm where the shape changes.
-
-    Args:
-        channels_in: channels of the input, >= 1.
-        channels_out: channels of the output, >= 1.
-        stride: of the block, >= 1.
-    """
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
+    """Return the identity, or a 1x1 convolution with BatchNorm where the shape changes."""
     if stride == 1 and channels_in == channels_out:
         return nn.Identity()
     conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)

@@ -5,8 +5,9 @@ from typing import final
 
 from torch import nn
 
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.types import Images, Logits
-from sparsemble.models.architecture import Architecture, architectures, check_positive
+from sparsemble.models.architecture import Architecture, architectures
 from sparsemble.models.resnet import BasicBlock
 
 
@@ -20,7 +21,7 @@ class Tiny(Architecture):
     """Channels of the stem; the blocks have twice and four times as many."""
 
     def __post_init__(self) -> None:
-        check_positive("width", self.width)
+        check_at_least(1, width=self.width)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""

@@ -6,8 +6,9 @@ from typing import ClassVar, final
 
 from torch import nn
 
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.types import Images, Logits
-from sparsemble.models.architecture import Architecture, architectures, check_positive
+from sparsemble.models.architecture import Architecture, architectures
 
 LAYOUT = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 """Convolutions of each stage and its channels, in widths."""
@@ -29,7 +30,7 @@ class VGG(Architecture):
     """Channels of the first stage; the last two have eight times as many, >= 1."""
 
     def __post_init__(self) -> None:
-        check_positive("width", self.width)
+        check_at_least(1, width=self.width)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""

@@ -5,9 +5,10 @@ from typing import final
 
 from torch import Tensor, nn
 
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Logits
-from sparsemble.models.architecture import Architecture, architectures, check_positive
+from sparsemble.models.architecture import Architecture, architectures
 from sparsemble.models.resnet import make_stage
 
 
@@ -30,8 +31,7 @@ class WideResNet(Architecture):
     def __post_init__(self) -> None:
         if self.depth < 10 or self.depth % 6 != 4:
             raise InputError(f"depth must be 6 n + 4, as in 10, 16, 22, 28 or 34, got {self.depth}")
-        check_positive("widen", self.widen)
-        check_positive("width", self.width)
+        check_at_least(1, widen=self.widen, width=self.width)
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Make the network."""

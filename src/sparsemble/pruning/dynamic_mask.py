@@ -1,19 +1,24 @@
 """Dynamic sparse training: networks that stay sparse while weights are dropped and others grow."""
 
+import copy
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import final
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
 from torch import Generator, Tensor, nn
 
+from sparsemble.core.argument_checks import check_above_zero, check_at_least, check_interval
 from sparsemble.core.errors import InputError
 from sparsemble.pruning.mask import Mask
-from sparsemble.pruning.method import LearnerNetwork, PruningContext, PruningResult
+from sparsemble.pruning.method import LearnerNetwork, PruningContext, PruningMethod, PruningResult
 from sparsemble.pruning.score import Scores, fan_in
 from sparsemble.pruning.target import SparsityTarget
-from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
+from sparsemble.training.lr_schedules.multi_step import MultiStep
+from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
 
 REGROWN_SCALE = 0.1
@@ -127,7 +132,7 @@ class UpdateSchedule:
 
 
 @final
-class MaskUpdates(Callback):
+class _MaskUpdates(Callback):
     """Applies the mask after every step, and updates it on schedule."""
 
     def __init__(self, learner: DynamicNetwork, updates: UpdateSchedule, rng: Generator) -> None:
@@ -143,68 +148,67 @@ class MaskUpdates(Callback):
             learner.update_mask_(drop, self.updates.counts(learner, drop), self.rng)
 
 
-def check_settings(epochs: int, every: float, drop: float, drop_last: float, rest: float) -> None:
-    """Check the settings that all methods of dynamic sparse training share.
+@dataclass(frozen=True, kw_only=True)
+class DynamicTraining(PruningMethod):
+    """What methods of dynamic sparse training share: all but how the number of kept weights is adapted."""
 
-    Args:
-        epochs: of the training, >= 1.
-        every: epochs between two mask updates, > 0.
-        drop: share of the kept weights that the first update drops, in (0, 1).
-        drop_last: share that it falls to, in (0, drop].
-        rest: share of the training in which the mask is fixed, in [0, 1).
+    epochs: int = 200
+    """Epochs of training, >= 1."""
+    every: float = 2.3
+    """Epochs between two mask updates, > 0; 2.3 is 900 steps on CIFAR-10 with batches of 128."""
+    start: Literal["random", "scores"] = "random"
+    """First mask: random, or that of the highest scores."""
+    drop: float = 0.5
+    """Share of the kept weights that the first update drops, in (0, 1); falls along a cosine."""
+    drop_last: float = 0.005
+    """Share that it falls to, in (0, drop]."""
+    rest: float = 0.25
+    """Share of the training, at its end, in which the mask is fixed, in [0, 1)."""
+    schedule: Schedule = Schedule(
+        learning_rate=0.1, optimiser=SGD(weight_decay=5e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.5, 0.75))
+    )
+    """Of the training; the batch size is that of the context."""
 
-    Raises:
-        InputError: a setting is outside its range.
-    """
-    if epochs < 1 or not every > 0:
-        raise InputError(f"epochs = {epochs} must be 1 or more and every = {every:g} above 0")
-    if not 0 < drop_last <= drop < 1:
-        raise InputError(f"drop_last = {drop_last:g} and drop = {drop:g} must rise within (0, 1)")
-    if not 0 <= rest < 1:
-        raise InputError(f"rest = {rest:g} must lie in [0, 1)")
+    def __post_init__(self) -> None:
+        check_at_least(1, epochs=self.epochs)
+        check_above_zero(every=self.every)
+        check_interval("[0, 1)", rest=self.rest)
+        if not 0 < self.drop_last <= self.drop < 1:
+            raise InputError(f"drop_last = {self.drop_last:g} and drop = {self.drop:g} must rise within (0, 1)")
 
+    @final
+    def __call__(
+        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
+    ) -> PruningResult:
+        """Train while weights are dropped and regrown; the result is exactly as sparse as the first mask."""
+        batches = context.images(self.name)
+        start = first_mask(scores, target, context.rng if self.start == "random" else None)
+        learner = DynamicNetwork(copy.deepcopy(model), start, target)
+        updates = UpdateSchedule(
+            steps=self.epochs * len(batches),
+            every=max(round(self.every * len(batches)), 1),
+            first=self.drop,
+            last=self.drop_last,
+            rest=self.rest,
+        )
+        callbacks = [_MaskUpdates(learner, updates, context.rng), *self._monitors(learner, updates, context)]
+        history = context.fit(learner, context.loss, batches, self.schedule, epochs=self.epochs, callbacks=callbacks)
+        mask = final_mask(learner)
+        mask.apply_(learner.network)
+        return PruningResult(learner.network, mask, history)
 
-def train_dynamic(
-    learner: DynamicNetwork,
-    updates: UpdateSchedule,
-    context: PruningContext,
-    batches: Batches,
-    schedule: Schedule,
-    *,
-    epochs: int,
-    monitor: Callback | None = None,
-) -> PruningResult:
-    """Train a sparse network while its mask is updated.
-
-    Args:
-        learner: the network and its first mask; trained in place.
-        updates: when and how the mask is updated.
-        context: loss, threat model and training settings.
-        batches: training images.
-        schedule: optimiser and learning rates.
-        epochs: passes over the batches, >= 1.
-        monitor: called after the mask updates, to change `updates`.
-
-    Returns:
-        The network, exactly as sparse as the first mask.
-    """
-    callbacks = [MaskUpdates(learner, updates, context.rng), *([monitor] if monitor else [])]
-    history = context.fit(learner, context.loss, batches, schedule, epochs=epochs, callbacks=callbacks)
-    mask = final_mask(learner)
-    mask.apply_(learner.network)
-    return PruningResult(learner.network, mask, history)
+    @abstractmethod
+    def _monitors(self, learner: DynamicNetwork, updates: UpdateSchedule, context: PruningContext) -> list[Callback]:
+        """Return what changes `updates` after an epoch."""
 
 
 def first_mask(scores: Scores, target: SparsityTarget, rng: Generator | None) -> Mask:
     """Return the mask of the highest scores, or with `rng` of random ones.
 
     Args:
-        scores: of the weights, by layer.
+        scores: of the weights, by layer; checked in any case.
         target: the sparsity.
         rng: draws the scores, if given.
-
-    Raises:
-        InputError: scores that are NaN or of another network.
     """
     mask = target.mask(scores)
     if rng is None:

@@ -1,6 +1,7 @@
 """Granularities: groups of weights that are kept or removed together."""
 
 from abc import abstractmethod
+from math import prod
 from typing import ClassVar
 
 from torch import Tensor
@@ -14,13 +15,12 @@ class Granularity(Component):
     whole_channels: ClassVar[bool] = False
     """Whether groups are whole channels, which several layers share (`pruning.channels`)."""
 
-    @abstractmethod
     def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
-        """Refuse a sparsity that layers of these shapes, by name, cannot reach, before any work."""
+        """Refuse a sparsity that layers of these shapes, by name, cannot reach; none unless overridden."""
 
-    @abstractmethod
     def capacity(self, shape: tuple[int, ...]) -> int:
-        """Return the most weights that a layer of this shape may keep."""
+        """Return the most weights that a layer of this shape may keep; all of them unless overridden."""
+        return prod(shape)
 
     @abstractmethod
     def keep(self, scores: Tensor, count: int) -> Tensor:

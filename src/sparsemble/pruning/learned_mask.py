@@ -1,8 +1,7 @@
 """Networks masked by learned scores: score learning with a straight-through top-k, for HYDRA, HARP and RST."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -20,15 +19,6 @@ from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.loss import LossOutput, TrainingLoss
 
 Layers = Mapping[str, nn.Conv2d | nn.Linear]
-
-
-@contextlib.contextmanager
-def cached_weights(layers: Layers) -> Iterator[None]:
-    """Compute masked weights once for all forward passes inside, with gradients even if an attack disables them."""
-    with parametrize.cached():
-        for layer in layers.values():
-            _ = layer.weight
-        yield
 
 
 def remove_masks_(network: nn.Module, layers: Layers, *, keep_masked: bool = False) -> nn.Module:
@@ -125,5 +115,7 @@ class _CachedMasks(TrainingLoss):
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the inner loss."""
-        with cached_weights(self.layers):
+        with parametrize.cached():
+            for layer in self.layers.values():
+                _ = layer.weight  # with a gradient, even if an attack disables it
             return self.inner(model, x, y, threat, rng=rng)

@@ -15,16 +15,16 @@ from sparsemble.pruning.mask import prunable_layers
 Scores = dict[str, Tensor]
 """One number >= 0 for each weight of each prunable layer, by layer; higher = keep."""
 
+AdversarialBatches = Callable[[], Iterable[tuple[Images, Labels]]]
+"""Returns batches of adversarial training images and their labels, for scores that need data."""
+
 
 class PruningScore(Component):
     """Scores the weights of a trained model; leaves it as found."""
 
     @abstractmethod
-    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
-        """Score every prunable weight of a trained model in eval mode.
-
-        `adversarial` returns batches of adversarial training images and their labels, for scores that need data.
-        """
+    def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
+        """Score every prunable weight of a trained model in eval mode."""
 
 
 def fan_in(weight: Tensor) -> int:
@@ -40,32 +40,35 @@ def rescale(scores: Scores) -> Scores:
     return {name: math.sqrt(6 / fan_in(s)) * s / s.max().clamp_min(1e-30) for name, s in scores.items()}
 
 
-def following_batch_norms(model: nn.Module, x: Images) -> dict[str, nn.BatchNorm2d]:
-    """Return the BatchNorm2d directly behind each Conv2d, by layer, found in one pass of a model in eval mode."""
-    producer: dict[int, str] = {}
-    outputs: list[Tensor] = []  # keeps every id valid until the pass is over
-    norms: dict[str, nn.BatchNorm2d] = {}
+@torch.enable_grad()
+def inputs_and_output_gradients(
+    network: nn.Module, x: Images, y: Labels
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the input of each layer, and the gradient of the summed cross-entropy at its output.
 
-    def record_output(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            producer[id(output)] = name
-            outputs.append(output)
+    Args:
+        network: left as found.
+        x: images (B, C, H, W) in [0, 1].
+        y: true classes (B).
+    """
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_module: nn.Module, layer_inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name], outputs[name] = layer_inputs[0].detach(), output
 
         return hook
 
-    def record_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if id(inputs[0]) in producer and isinstance(module, nn.BatchNorm2d):
-            norms[producer[id(inputs[0])]] = module
-
-    handles = [layer.register_forward_hook(record_output(name)) for name, layer in prunable_layers(model).items()]
-    handles += [m.register_forward_pre_hook(record_norm) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    layers = prunable_layers(network)
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
     try:
-        with torch.no_grad():
-            model(x)
+        losses = F.cross_entropy(network(x.detach().requires_grad_()), y, reduction="sum")
+        gradients = torch.autograd.grad(losses, [outputs[name] for name in layers])
     finally:
         for handle in handles:
             handle.remove()
-    return norms
+    return inputs, dict(zip(layers, gradients, strict=True))
 
 
 def weight_gradients(model: nn.Module, batches: Iterator[tuple[Images, Labels]]) -> Iterator[dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.argument_checks import check_interval
 from sparsemble.core.errors import InputError
 from sparsemble.models.graph import Graph
 from sparsemble.pruning.budget import Budget
@@ -49,10 +50,7 @@ class SparsityTarget:
     """Lowest keep rate of a layer, as a share of 1 - sparsity, in [0, 1); at least one group of a layer stays."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1)")
-        if not 0 <= self.floor < 1:
-            raise InputError(f"floor = {self.floor:g} must lie in [0, 1)")
+        check_interval("[0, 1)", sparsity=self.sparsity, floor=self.floor)
         self.granularity.check(self.shapes, self.sparsity)
         minimum_cost = float(self._cost(self._minimum_counts()).sum())
         if self.granularity.whole_channels:
@@ -147,10 +145,8 @@ class SparsityTarget:
 
     def _minimum_counts(self) -> Tensor:
         floors = (self.floor * (1 - self.sparsity) * self.sizes).floor().clamp_min(1)
-        return torch.minimum(floors, self._capacity()) if self._floors_fit(floors) else torch.ones_like(floors)
-
-    def _floors_fit(self, floors: Tensor) -> bool:
-        return float(self._cost(floors).sum()) <= self.max_cost
+        fits = float(self._cost(floors).sum()) <= self.max_cost
+        return torch.minimum(floors, self._capacity()) if fits else torch.ones_like(floors)
 
     def _exact_counts(self, rates: Mapping[str, float]) -> Tensor:
         """Return the weights that keep rates require, between floor and capacity, not rounded."""

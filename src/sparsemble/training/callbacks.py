@@ -54,13 +54,7 @@ class KeepBest(Callback):
     """
 
     def __init__(self, probe: Callable[[nn.Module], dict[str, float]], every: int, first: float = 0.0) -> None:
-        """Set up.
-
-        Args:
-            probe: from a model in eval mode to `held_out_clean` and `held_out_robust`, each in [0, 1].
-            every: epochs between evaluations, >= 1; the last epoch is always evaluated.
-            first: share of the epochs before which no epoch is kept, in [0, 1].
-        """
+        """Take a function from a model to its held-out accuracies, epochs between calls, and the share of the first."""
         self.probe = probe
         self.every = every
         self.first = first

@@ -68,6 +68,17 @@ class Checkpoint:
         """Return the last good state, as `read` does."""
         return _loaded(distributed.broadcast_bytes(_content(self.good) if self.good else self.good_in_memory))
 
+    def check_settings(self, current: Metadata, stored: Metadata) -> None:
+        """Refuse to resume from the state of another training, naming a setting that differs."""
+        ours, theirs = dict(_flat(current)), dict(_flat(stored))
+        for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key not in ours or key not in theirs, key)):
+            own, other = ours.get(key, "unset"), theirs.get(key, "unset")
+            if own != other:
+                raise InputError(
+                    f"the checkpoint {self.path} is of a training with {key} = {other}, this one has {own}; remove it "
+                    "to train anew"
+                )
+
     def remove(self) -> None:
         """Delete the files once their training is over."""
         for path in (self.path, self.good):
@@ -114,26 +125,6 @@ def _loaded(content: bytes) -> tuple[dict[str, Tensor], Metadata] | None:
     except (SafetensorError, KeyError):
         return None
     return tensors, metadata
-
-
-def check_settings(current: Metadata, stored: Metadata, path: Path | None) -> None:
-    """Refuse to resume from the checkpoint of another training.
-
-    Args:
-        current: settings of this training.
-        stored: settings in the checkpoint.
-        path: the checkpoint, for the message.
-
-    Raises:
-        InputError: the settings differ; the message names one of them, which both have if possible.
-    """
-    ours, theirs = dict(_flat(current)), dict(_flat(stored))
-    for key in sorted(ours.keys() | theirs.keys(), key=lambda key: (key not in ours or key not in theirs, key)):
-        if ours.get(key, "unset") != theirs.get(key, "unset"):
-            raise InputError(
-                f"the checkpoint {path} is of a training with {key} = {theirs.get(key, 'unset')}, this one has "
-                f"{ours.get(key, 'unset')}; remove it to train anew"
-            )
 
 
 def _flat(table: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -25,14 +25,9 @@ TIMEOUT = datetime.timedelta(days=7)
 """Longest wait for another process, which may be running a stage of its own."""
 
 
-def launched_by_torchrun() -> bool:
-    """Return whether torchrun started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def start(device: str) -> str:
     """Join the process group and return the device of this process: of `cuda`, the GPU of its local rank."""
-    if not launched_by_torchrun():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # not one of several that torchrun started
         return device
     if device.startswith("cuda"):
         device = f"cuda:{os.environ['LOCAL_RANK']}"

@@ -19,14 +19,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.training import distributed
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.checkpoint import (
-    Checkpoint,
-    Metadata,
-    check_settings,
-    optimiser_state,
-    restore_optimiser,
-    with_prefix,
-)
+from sparsemble.training.checkpoint import Checkpoint, Metadata, optimiser_state, restore_optimiser, with_prefix
 from sparsemble.training.ema import EMAModel
 from sparsemble.training.guard import NOT_FINITE, Fault, divergence, is_finite
 from sparsemble.training.loss import TrainingLoss
@@ -282,7 +275,7 @@ class Loop:
 
     def _load(self, tensors: dict[str, Tensor], metadata: Metadata) -> None:
         """Restore a state that was written."""
-        check_settings(self._settings(), metadata["settings"], self.checkpoint.path)
+        self.checkpoint.check_settings(self._settings(), metadata["settings"])
         self.model.load_state_dict(with_prefix(tensors, "model."))
         restore_optimiser(self.optimiser, with_prefix(tensors, "optimiser."))
         for i, callback in enumerate(self.callbacks):

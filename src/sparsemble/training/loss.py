@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.errors import InputError
+from sparsemble.attacks.pgd import PGD
 from sparsemble.core.module_state import batchnorm_batch_statistics, eval_mode, frozen_weights
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.threat import ThreatModel
@@ -135,6 +135,23 @@ class AdversarialLoss(TrainingLoss):
         return lambda: self.loss(model, x, x_adv, y)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CraftedLoss(AdversarialLoss):
+    """A loss of the images that an attack on the network crafts."""
+
+    attack: Attack = PGD(steps=10, keep_best=False)
+    """Crafts the adversarial images."""
+    batch_norm: Literal["eval", "train"] = "eval"
+    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
+
+    @final
+    def adversarial_images(
+        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
+    ) -> Images:
+        """Craft images with the attack."""
+        return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
+
+
 def nested_losses(training_loss: TrainingLoss) -> Iterator[TrainingLoss]:
     """Yield a loss and the losses in its settings, recursively."""
     yield training_loss
@@ -187,12 +204,6 @@ def cross_entropy(logits: Logits, y: Labels, label_smoothing: float = 0.0) -> Te
         label_smoothing: share of each label that is spread evenly over all classes, in [0, 1).
     """
     return F.cross_entropy(at_least_float32(logits), y, label_smoothing=label_smoothing)
-
-
-def check_label_smoothing(label_smoothing: float) -> None:
-    """Raise an `InputError` if label_smoothing is not in [0, 1)."""
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing = {label_smoothing:g} must lie in [0, 1)")
 
 
 training_losses: Registry[TrainingLoss] = Registry("loss", TrainingLoss)

@@ -1,11 +1,10 @@
 """The optimisation schedule: optimiser, learning rate, averaging of weights, guard."""
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least, check_interval
 from sparsemble.core.registry import Component, Registry
 from sparsemble.training.ema import EMA
 from sparsemble.training.guard import Guard
@@ -48,14 +47,10 @@ class Schedule:
     """Detects failed epochs and rolls them back."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate = {self.learning_rate:g} must be above 0")
-        if self.batch_size < 2:
-            raise InputError(f"batch_size = {self.batch_size} must be 2 or more (BatchNorm needs two images)")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup = {self.warmup:g} must lie in [0, 1): a share of training")
-        if not 0 <= self.max_grad_norm < math.inf:
-            raise InputError(f"max_grad_norm = {self.max_grad_norm:g} must be 0 (off) or a norm above 0")
+        check_above_zero(learning_rate=self.learning_rate)
+        check_at_least(2, batch_size=self.batch_size)  # BatchNorm needs two images
+        check_interval("[0, 1)", warmup=self.warmup)
+        check_at_least(0, max_grad_norm=self.max_grad_norm)
 
     def learning_rate_at(self, progress: float) -> float:
         """Return the learning rate at this share of training, progress in [0, 1)."""

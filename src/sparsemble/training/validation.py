@@ -14,15 +14,9 @@ from sparsemble.data.dataset import Split
 BATCH = 500
 
 
-def in_batches(function: Callable[[Images, Labels], torch.Tensor], split: Split, batch: int = BATCH) -> torch.Tensor:
-    """Apply a function to the images of a split in batches, and concatenate the results along the images.
-
-    Args:
-        function: from images (B, C, H, W) and labels (B) to a tensor with the images first.
-        split: its images are read batch by batch.
-        batch: images in a batch, >= 1.
-    """
-    indices = torch.arange(len(split), device=split.labels.device).split(batch)
+def in_batches(function: Callable[[Images, Labels], torch.Tensor], split: Split) -> torch.Tensor:
+    """Apply a function to the images and labels of a split in batches, and concatenate its results along the images."""
+    indices = torch.arange(len(split), device=split.labels.device).split(BATCH)
     return torch.cat([function(split.images(chosen), split.labels[chosen]) for chosen in indices])
 
 
@@ -37,38 +31,27 @@ def adversarial_images(
         attack: how to search.
         threat: where to search.
         rng: draws random starts, on the device of the split.
-
-    Returns:
-        (N, C, H, W) in [0, 1].
     """
     return in_batches(lambda x, y: attack(model, x, y, threat, rng=rng), split)
 
 
 @torch.no_grad()
-def is_correct(model: Classifier, x: Images, y: Labels, batch: int = BATCH) -> Flags:
+def is_correct(model: Classifier, x: Images, y: Labels) -> Flags:
     """Return which images the model classifies correctly.
 
     Args:
         model: from images to logits, in eval mode.
         x: (N, C, H, W) in [0, 1].
         y: (N) true classes.
-        batch: images in a batch, >= 1.
     """
-    return torch.cat(
-        [model(part).argmax(1) == target for part, target in zip(x.split(batch), y.split(batch), strict=True)]
-    )
+    parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
+    return torch.cat([model(part).argmax(1) == target for part, target in parts])
 
 
 @torch.no_grad()
-def member_logits(ensemble: Ensemble, x: Images, batch: int = BATCH) -> MemberLogits:
-    """Return the logits of every member on all images, (M, N, K).
-
-    Args:
-        ensemble: in eval mode.
-        x: (N, C, H, W) in [0, 1].
-        batch: images in a batch, >= 1.
-    """
-    return torch.cat([ensemble.member_logits(part) for part in x.split(batch)], dim=1)
+def member_logits(ensemble: Ensemble, x: Images) -> MemberLogits:
+    """Return the logits of every member on all images, (M, N, K)."""
+    return torch.cat([ensemble.member_logits(part) for part in x.split(BATCH)], dim=1)
 
 
 def held_out_probe(

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from sparsemble.attacks.attack import Attack, Norm, attacks
-from sparsemble.attacks.black_box.query_oracle import QueryOracle, check_queries, point_on_ray
+from sparsemble.attacks.black_box.query_oracle import QueryOracle, point_on_ray
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels, PerImage
 
@@ -42,13 +43,10 @@ class HopSkipJump(Attack):
 
     queries: int = 1000
     """Forward passes for each image at most, >= 1."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        check_queries(self.queries)
-        if not self.label:
-            object.__setattr__(self, "label", f"hop_skip_jump{self.queries}")
+        check_at_least(1, queries=self.queries)
+        self._set_label(f"hop_skip_jump{self.queries}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search along the decision boundary."""

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
@@ -32,14 +32,10 @@ class Noise(Attack):
 
     draws: int = 10_000
     """Random images tried for each image, >= 1; a misclassified image takes no more."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise InputError(f"draws = {self.draws} must be 1 or more")
-        if not self.label:
-            object.__setattr__(self, "label", f"noise{self.draws}")
+        check_at_least(1, draws=self.draws)
+        self._set_label(f"noise{self.draws}")
 
     @torch.no_grad()
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:

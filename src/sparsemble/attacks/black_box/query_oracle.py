@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, PerImage
@@ -84,17 +83,15 @@ class QueryOracle:
         return torch.cat(predictions) != self.y[rows][:, None]
 
     def bisect(self, rows: Counts, direction: Images, high: PerImage, tolerance: float = TOLERANCE) -> PerImage:
-        """Find the decision boundary on the ray x + t direction between t = 0 and `high`.
+        """Return the least t seen whose point x + t direction, t between 0 and `high`, is misclassified.
+
+        An image stops early once it has a point in the ball or no query left.
 
         Args:
             rows: (R) indices of the images.
             direction: (R, C, H, W).
             high: (R) values of t at which the point is misclassified.
             tolerance: length of the last interval of t.
-
-        Returns:
-            (R) the least t seen that is misclassified; an image stops early once it has a point in the ball or no
-            query left.
         """
         high, low = high.clone(), torch.zeros_like(high)
         while True:
@@ -123,13 +120,3 @@ def point_on_ray(x: Images, direction: Images, t: PerImage) -> Images:
         t: (B).
     """
     return (x + t.view(-1, 1, 1, 1) * direction).clamp(0, 1)
-
-
-def check_queries(queries: int) -> None:
-    """Refuse a budget with which no attack can run.
-
-    Raises:
-        InputError: naming the value.
-    """
-    if queries < 1:
-        raise InputError(f"queries = {queries} must be 1 or more")

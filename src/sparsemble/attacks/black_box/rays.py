@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from sparsemble.attacks.attack import Attack, Norm, attacks
-from sparsemble.attacks.black_box.query_oracle import QueryOracle, check_queries, point_on_ray
+from sparsemble.attacks.black_box.query_oracle import QueryOracle, point_on_ray
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels
 
@@ -34,13 +35,10 @@ class RayS(Attack):
 
     queries: int = 1000
     """Forward passes for each image at most, >= 1."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        check_queries(self.queries)
-        if not self.label:
-            object.__setattr__(self, "label", f"rays{self.queries}")
+        check_at_least(1, queries=self.queries)
+        self._set_label(f"rays{self.queries}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search along rays; `rng` is used only for images without a misclassified point."""

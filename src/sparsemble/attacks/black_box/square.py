@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from sparsemble.attacks.attack import SMALLEST, Attack, attacks
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels
@@ -43,16 +43,11 @@ class Square(Attack):
     """Fraction of the pixels in the first squares, in (0, 1]."""
     rescale: bool = True
     """Fit the published schedule of 10,000 points to `queries`; off: cut it short, as the authors' AutoAttack does."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise InputError(f"queries = {self.queries} must be 1 or more")
-        if not 0 < self.p_init <= 1:
-            raise InputError(f"p_init = {self.p_init:g} must be above 0 and at most 1")
-        if not self.label:
-            object.__setattr__(self, "label", f"square{self.queries}")
+        check_at_least(1, queries=self.queries)
+        check_interval("(0, 1]", p_init=self.p_init)
+        self._set_label(f"square{self.queries}")
 
     @torch.no_grad()
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:

@@ -26,12 +26,9 @@ class Transfer(Attack):
     """Crafts the images."""
     source: Classifier
     """The model on which they are crafted."""
-    label: str = ""
-    """Name in results."""
 
     def __post_init__(self) -> None:
-        if not self.label:
-            object.__setattr__(self, "label", f"transfer_{self.attack.label}")
+        self._set_label(f"transfer_{self.attack.label}")
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Craft on the source; `model` is not used."""

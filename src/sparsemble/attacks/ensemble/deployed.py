@@ -18,11 +18,6 @@ class Deployed(Surrogate):
     Gradients reach the members of that prefix, and not the decision to stop.
     """
 
-    @property
-    def label(self) -> str:
-        """Name in results."""
-        return "deployed"
-
     def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the deployed classifier."""
 

@@ -1,18 +1,20 @@
 """The interface of attacks on an ensemble and its stopping rule together."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Generator
 
-from sparsemble.attacks.attack import DEFAULT_SEED, search_inside
+from sparsemble.attacks.attack import DEFAULT_SEED, Labelled, search_inside
 from sparsemble.core.interfaces import Ensemble, StoppingRule
-from sparsemble.core.registry import Component, Registry
+from sparsemble.core.registry import Registry
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 
 
-class EnsembleAttack(Component):
+@dataclass(frozen=True, kw_only=True)
+class EnsembleAttack(Labelled):
     """Finds, for each image, an adversarial image for a deployed ensemble: members, combiner and stopping rule.
 
     What `Attack` guarantees for a model holds here for every member. Whether an image is misclassified is decided by
@@ -21,8 +23,6 @@ class EnsembleAttack(Component):
 
     aims_at_cost: ClassVar[bool] = False
     """Whether it raises the number of members that run, also of images misclassified when clean."""
-    label: str
-    """Name in results."""
 
     @final
     def __call__(

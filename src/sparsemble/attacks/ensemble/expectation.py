@@ -22,11 +22,6 @@ class Expectation(Surrogate):
     Source: ours, with the stop probability of EED main paper, eqs. 20-22.
     """
 
-    @property
-    def label(self) -> str:
-        """Name in results."""
-        return "expectation"
-
     def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the classifier of the expected prediction."""
 

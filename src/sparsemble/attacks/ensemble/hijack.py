@@ -10,9 +10,9 @@ from sparsemble.attacks.attack import likeliest_wrong
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.ensemble.ranking import MISCLASSIFIED, log_stop_probability, rank
-from sparsemble.attacks.pga import Evaluation, Progress, check_ascent, projected_gradient_ascent, random_starts
+from sparsemble.attacks.pga import Evaluation, Progress, projected_gradient_ascent, random_starts
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.dynamic import decide_from_logits
-from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
@@ -39,15 +39,11 @@ class Hijack(EnsembleAttack):
     """Gradient steps of each ascent, >= 1."""
     step_size: float = 0.1
     """Length of a step in units of eps, > 0."""
-    label: str = ""
-    """Name in results; empty: the component's name and steps."""
 
     def __post_init__(self) -> None:
-        check_ascent(steps=self.steps, step_size=self.step_size)
-        if self.targets < 1:
-            raise InputError(f"targets = {self.targets} must be 1 or more")
-        if not self.label:
-            object.__setattr__(self, "label", f"hijack{self.steps}")
+        check_at_least(1, steps=self.steps, targets=self.targets)
+        check_above_zero(step_size=self.step_size)
+        self._set_label(f"hijack{self.steps}")
 
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
@@ -70,14 +66,9 @@ class Hijack(EnsembleAttack):
             score = score + EARLY * early
             return Evaluation(loss, score >= MISCLASSIFIED + EARLY * (total > 1), score)
 
+        best, starts = BestPoints.of_clean(x), random_starts(x, threat, len(targets), rng, first=x)
         return projected_gradient_ascent(
-            objective,
-            BestPoints.of_clean(x),
-            x,
-            threat,
-            steps=self.steps,
-            step_size=self.step_size,
-            starts=random_starts(x, threat, len(targets), rng, first=x),
+            objective, best, x, threat, steps=self.steps, step_size=self.step_size, starts=starts
         ).images
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_interval
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.types import Classifier, Images, Labels, Logits, MemberLogits
 
@@ -35,15 +35,8 @@ class Reweighted(Surrogate):
     """Factor on the weights of members that predict another class already, in (0, 1]."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise InputError(f"temperature = {self.temperature:g} must be above 0")
-        if not 0 < self.misled_weight <= 1:
-            raise InputError(f"misled_weight = {self.misled_weight:g} must lie in (0, 1]")
-
-    @property
-    def label(self) -> str:
-        """Name in results."""
-        return "reweighted"
+        check_above_zero(temperature=self.temperature)
+        check_interval("(0, 1]", misled_weight=self.misled_weight)
 
     def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the ensemble with the other gradient."""

@@ -10,9 +10,9 @@ from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.ensemble.ranking import MISCLASSIFIED, rank
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.attacks.pga import Evaluation, Progress, check_ascent, projected_gradient_ascent, random_starts
+from sparsemble.attacks.pga import Evaluation, Progress, projected_gradient_ascent, random_starts
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.dynamic import decide_from_logits
-from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
@@ -36,15 +36,11 @@ class Sequential(EnsembleAttack):
     """Length of a step in units of eps, > 0."""
     restarts: int = 1
     """Independent random starts, >= 1."""
-    label: str = ""
-    """Name in results; empty: the component's name and steps."""
 
     def __post_init__(self) -> None:
-        check_ascent(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
-        if self.rounds < 1:
-            raise InputError(f"rounds = {self.rounds} must be 1 or more")
-        if not self.label:
-            object.__setattr__(self, "label", f"sequential{self.steps}x{self.rounds}")
+        check_at_least(1, steps=self.steps, rounds=self.rounds, restarts=self.restarts)
+        check_above_zero(step_size=self.step_size)
+        self._set_label(f"sequential{self.steps}x{self.rounds}")
 
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
@@ -63,12 +59,8 @@ class Sequential(EnsembleAttack):
             score = rank(output.logits, labels)
             return Evaluation(margin_of(logits[attacked], labels), score >= MISCLASSIFIED, score)
 
+        steps = self.steps * len(members) * self.rounds
+        best, starts = BestPoints.of_clean(x), random_starts(x, threat, self.restarts, rng)
         return projected_gradient_ascent(
-            objective,
-            BestPoints.of_clean(x),
-            x,
-            threat,
-            steps=self.steps * len(members) * self.rounds,
-            step_size=self.step_size,
-            starts=random_starts(x, threat, self.restarts, rng),
+            objective, best, x, threat, steps=steps, step_size=self.step_size, starts=starts
         ).images

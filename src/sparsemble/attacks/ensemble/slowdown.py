@@ -10,9 +10,9 @@ from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack, ensemble_attacks
 from sparsemble.attacks.ensemble.ranking import log_stop_probability, squash
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.attacks.pga import Evaluation, Progress, check_ascent, projected_gradient_ascent, random_starts
+from sparsemble.attacks.pga import Evaluation, Progress, projected_gradient_ascent, random_starts
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.dynamic import decide_from_logits
-from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble, StoppingRule
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits, PerImage
@@ -47,15 +47,12 @@ class Slowdown(EnsembleAttack):
     """Length of a step in units of eps, > 0."""
     restarts: int = 3
     """Starts, >= 1: the clean image first, then random ones."""
-    label: str = ""
-    """Name in results; empty: the component's name and steps."""
 
     def __post_init__(self) -> None:
-        check_ascent(steps=self.steps, step_size=self.step_size, restarts=self.restarts)
-        if self.doubt < 0 or not self.safety > 0:
-            raise InputError(f"doubt = {self.doubt:g} must be 0 or more and safety = {self.safety:g} above 0")
-        if not self.label:
-            object.__setattr__(self, "label", f"slowdown{self.steps}" + ("-keep_label" if self.keep_label else ""))
+        check_at_least(1, steps=self.steps, restarts=self.restarts)
+        check_at_least(0, doubt=self.doubt)
+        check_above_zero(step_size=self.step_size, safety=self.safety)
+        self._set_label(f"slowdown{self.steps}" + ("-keep_label" if self.keep_label else ""))
 
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
@@ -75,14 +72,9 @@ class Slowdown(EnsembleAttack):
                 score = score - (total + 1) * (output.logits.argmax(1) != labels)
             return Evaluation(loss, score >= total - 0.5, score)
 
+        best, starts = BestPoints.of_clean(x), random_starts(x, threat, self.restarts, rng, first=x)
         return projected_gradient_ascent(
-            objective,
-            BestPoints.of_clean(x),
-            x,
-            threat,
-            steps=self.steps,
-            step_size=self.step_size,
-            starts=random_starts(x, threat, self.restarts, rng, first=x),
+            objective, best, x, threat, steps=self.steps, step_size=self.step_size, starts=starts
         ).images
 
 

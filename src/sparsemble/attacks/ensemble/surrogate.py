@@ -11,9 +11,9 @@ class Surrogate(Component):
     """A differentiable classifier made of an ensemble and its stopping rule, for any attack to run on."""
 
     @property
-    @abstractmethod
     def label(self) -> str:
-        """Name in results, with the settings that distinguish it from others of its kind."""
+        """Name in results; with the settings that distinguish it from others of its kind, if it has any."""
+        return self.name
 
     @abstractmethod
     def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:

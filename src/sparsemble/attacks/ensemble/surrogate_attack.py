@@ -33,12 +33,9 @@ class SurrogateAttack(EnsembleAttack):
     use_deployed_logits: bool = True
     """Off where the surrogate is the deployed prediction itself, and for attacks that need a gradient that belongs to
     the logits, such as DeepFool or FAB."""
-    label: str = ""
-    """Name in results; empty: the labels of the attack and the surrogate."""
 
     def __post_init__(self) -> None:
-        if not self.label:
-            object.__setattr__(self, "label", f"{self.attack.label}-{self.surrogate.label}")
+        self._set_label(f"{self.attack.label}-{self.surrogate.label}")
 
     def perturb(
         self, ensemble: Ensemble, rule: StoppingRule, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator

@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_interval
 from sparsemble.core.interfaces import Combiner, combiners
 from sparsemble.core.types import Logits, MemberLogits
 
@@ -25,8 +25,7 @@ class SoftVote(Combiner):
     """Divisor of the logits, in (0, 1]; lower is nearer to a hard vote."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature <= 1:
-            raise InputError(f"temperature = {self.temperature:g} must be above 0 and at most 1")
+        check_interval("(0, 1]", temperature=self.temperature)
 
     def __call__(self, member_logits: MemberLogits) -> Logits:
         """Combine (m, B, K) into log-probabilities (B, K)."""

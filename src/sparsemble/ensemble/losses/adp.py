@@ -2,18 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
 
-from sparsemble.attacks.attack import Attack
-from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
-from sparsemble.ensemble.argument_checks import check_not_negative
-from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members, logits_of_own_images, member_losses
-from sparsemble.training.loss import LossOutput, TrainingLoss, at_least_float32, training_losses
+from sparsemble.ensemble.member_losses import MemberLoss, as_ensemble, logits_of_own_images, member_losses
+from sparsemble.training.loss import LossOutput, at_least_float32, training_losses
 
 SMALLEST = 1e-6
 
@@ -21,7 +19,7 @@ SMALLEST = 1e-6
 @final
 @training_losses.register("adp")
 @dataclass(frozen=True, kw_only=True)
-class ADP(TrainingLoss):
+class ADP(MemberLoss):
     """Adversarial training of each member, with non-true probabilities that point in different directions.
 
     sum_i CE_i - alpha H(mean_i p_i) - beta log det(M^T M + 1e-6 I), where column i of M holds p_i without the true
@@ -31,30 +29,25 @@ class ADP(TrainingLoss):
     every ensemble loss here.
     """
 
-    needs_ensemble: ClassVar[bool] = True
-
     alpha: float = 2.0
     """Weight of the entropy, >= 0."""
     beta: float = 0.5
     """Weight of the log-determinant, >= 0."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the adversarial images."""
     attack_ensemble: bool = True
     """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
-        check_not_negative(alpha=self.alpha, beta=self.beta)
+        check_at_least(0, alpha=self.alpha, beta=self.beta)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
         model = as_ensemble(model, self)
-        images = craft_for_members(model, self.attack, x, y, threat, rng=rng, shared=self.attack_ensemble)
+        images = self._craft(model, x, y, threat, rng)
         member_logits = logits_of_own_images(model, images)
         robust = member_losses(member_logits, y).mean(1).sum()
         spread, volume = entropy(member_logits).mean(), log_volume(member_logits, y).mean()
         terms = {"robust": robust.detach(), "entropy": spread.detach(), "volume": volume.detach()}
-        shared_images = images[0] if self.attack_ensemble else None
-        return LossOutput(robust - self.alpha * spread - self.beta * volume, terms, shared_images)
+        return LossOutput(robust - self.alpha * spread - self.beta * volume, terms, self._shared(images))
 
 
 def entropy(member_logits: MemberLogits) -> Tensor:

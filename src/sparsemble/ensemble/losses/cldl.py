@@ -3,21 +3,18 @@
 import itertools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from sparsemble.attacks.attack import Attack
-from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
-from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.losses.gal import cosines, loss_gradients
-from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members, logits_of_own_images, member_losses
-from sparsemble.training.loss import LossOutput, TrainingLoss, at_least_float32, training_losses
+from sparsemble.ensemble.member_losses import MemberLoss, as_ensemble, logits_of_own_images, member_losses
+from sparsemble.training.loss import LossOutput, at_least_float32, training_losses
 
 SMALLEST = 1e-12
 
@@ -25,7 +22,7 @@ SMALLEST = 1e-12
 @final
 @training_losses.register("cldl")
 @dataclass(frozen=True, kw_only=True)
-class CLDL(TrainingLoss):
+class CLDL(MemberLoss):
     """Members that learn softened labels of their own, far from each other's, with gradients that do not align.
 
     mean_i KL(s_i || h_i) - alpha log mean_{i < j} exp JSD(s_i || s_j) + beta mean_{i < j} cos(grad_x KL_i, grad_x KL_j)
@@ -36,8 +33,6 @@ class CLDL(TrainingLoss):
     adversarial term.
     """
 
-    needs_ensemble: ClassVar[bool] = True
-
     alpha: float = 2.0
     """Weight of the Jensen-Shannon divergence of the labels, >= 0."""
     beta: float = 0.5
@@ -46,24 +41,19 @@ class CLDL(TrainingLoss):
     """Share of a label that is the member's own prediction, in (0, 1)."""
     adversarial: float = 1.0
     """Weight of the adversarial term, >= 0."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the adversarial images."""
-    attack_ensemble: bool = False
-    """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
-        check_not_negative(alpha=self.alpha, beta=self.beta, adversarial=self.adversarial)
-        if not 0 < self.smoothing < 1:
-            raise InputError(f"smoothing = {self.smoothing:g} must lie in (0, 1)")
+        check_at_least(0, alpha=self.alpha, beta=self.beta, adversarial=self.adversarial)
+        check_interval("(0, 1)", smoothing=self.smoothing)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
         model = as_ensemble(model, self)
         shared_images, robust = None, x.new_zeros(())
         if self.adversarial:
-            images = craft_for_members(model, self.attack, x, y, threat, rng=rng, shared=self.attack_ensemble)
+            images = self._craft(model, x, y, threat, rng)
             robust = member_losses(logits_of_own_images(model, images), y).mean()
-            shared_images = images[0] if self.attack_ensemble else None
+            shared_images = self._shared(images)
         leaf = x.detach().requires_grad_()
         member_logits = model.member_logits(leaf)
         labels = _soft_labels(member_logits, y, self.smoothing)

@@ -2,28 +2,27 @@
 
 import contextlib
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from sparsemble.attacks.attack import Attack, input_gradient
-from sparsemble.attacks.pgd import PGD
+from sparsemble.attacks.attack import input_gradient
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.module_state import eval_mode
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.ensemble.argument_checks import check_above_zero, check_not_negative
-from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members
-from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
+from sparsemble.ensemble.member_losses import MemberLoss, as_ensemble
+from sparsemble.training.loss import LossOutput, training_losses
 
 
 @final
 @training_losses.register("dverge")
 @dataclass(frozen=True, kw_only=True)
-class DVERGE(TrainingLoss):
+class DVERGE(MemberLoss):
     """Adversarial training of each member, also on images that carry non-robust features of another member.
 
     sum_i [ CE(F_i(x_adv), y) + beta sum_{j != i} CE(F_i(x~_j), y) ], where x~_j lies near x and has, in a hidden layer
@@ -34,29 +33,22 @@ class DVERGE(TrainingLoss):
     batch, not every epoch.
     """
 
-    needs_ensemble: ClassVar[bool] = True
-
     beta: float = 1.0
     """Weight of the diversity term, >= 0."""
     radius: float = 2.25
     """Radius of the feature distillation in units of eps, > 0; 2.25 is DVERGE's 0.07 for eps = 8/255."""
     steps: int = 10
     """Steps of the feature distillation, each of radius / steps, >= 1."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the adversarial images."""
-    attack_ensemble: bool = False
-    """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
-        check_not_negative(beta=self.beta)
+        check_at_least(0, beta=self.beta)
         check_above_zero(radius=self.radius)
-        if self.steps < 1:
-            raise InputError(f"steps = {self.steps} must be 1 or more")
+        check_at_least(1, steps=self.steps)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss summed over members."""
         model = as_ensemble(model, self)
-        own = craft_for_members(model, self.attack, x, y, threat, rng=rng, shared=self.attack_ensemble)
+        own = self._craft(model, x, y, threat, rng)
         distilled = self._distilled(model, x, threat, rng) if self.beta else []
         robust, diversity = x.new_zeros(()), x.new_zeros(())
         for i, member in enumerate(model.members):
@@ -65,7 +57,7 @@ class DVERGE(TrainingLoss):
             losses = F.cross_entropy(logits, y.repeat(1 + len(others)), reduction="none").view(-1, len(x)).mean(1)
             robust, diversity = robust + losses[0], diversity + losses[1:].sum()
         terms = {"robust": robust.detach(), "diversity": diversity.detach()}
-        return LossOutput(robust + self.beta * diversity, terms, own[0] if self.attack_ensemble else None)
+        return LossOutput(robust + self.beta * diversity, terms, self._shared(own))
 
     def _distilled(self, model: Ensemble, x: Images, threat: ThreatModel, rng: Generator) -> list[Images]:
         """Return x~_j for every member j."""

@@ -3,19 +3,17 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
 
-from sparsemble.attacks.attack import Attack
-from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.losses.dverge import DVERGE
-from sparsemble.ensemble.member_losses import as_ensemble
+from sparsemble.ensemble.member_losses import EnsembleLoss, as_ensemble
 from sparsemble.training.loss import LossOutput, TrainingLoss, craft, training_losses
 
 LARGEST_WRONG = 0.99
@@ -27,19 +25,17 @@ EDGE = 0.05
 @final
 @training_losses.register("eed")
 @dataclass(frozen=True, kw_only=True)
-class EED(TrainingLoss):
+class EED(EnsembleLoss):
     """L_E + omega L_R + gamma L_C: robust and diverse members, no confident mistakes, compact weights and activations.
 
     L_R = mean of psi (-log(1 - min(p*, 0.99))), with p* the highest wrong-class probability of any member on images
-    crafted on the ensemble and psi = 1 where the ensemble misclassifies them. L_C = lambda1 mean_i ||W_i||_1 /
-    ||M_i||_0 + lambda2 mean over members and ReLUs of the smooth share of active units.
+    crafted on the ensemble (by `base`, or else by `attack`) and psi = 1 where the ensemble misclassifies them.
+    L_C = lambda1 mean_i ||W_i||_1 / ||M_i||_0 + lambda2 mean over all ReLUs of a smooth share of active units.
 
     Source: EED main paper, eqs. 16-19, L_C and the sum; eq. 14 is `dverge`, eq. 15 `misclassification`.
     Departs: mean weight and a smooth share of active units in L_C (the printed norms are unbounded or constant); masks
     stay hard.
     """
-
-    needs_ensemble: ClassVar[bool] = True
 
     base: TrainingLoss = DVERGE()
     """L_E: the loss of the members, with its diversity term."""
@@ -51,11 +47,9 @@ class EED(TrainingLoss):
     """Weight of the weights in L_C, >= 0."""
     lambda2: float = 0.25
     """Weight of the activations in L_C, >= 0."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the images of L_R on the ensemble, where `base` has not already done so."""
 
     def __post_init__(self) -> None:
-        check_not_negative(omega=self.omega, gamma=self.gamma, lambda1=self.lambda1, lambda2=self.lambda2)
+        check_at_least(0, omega=self.omega, gamma=self.gamma, lambda1=self.lambda1, lambda2=self.lambda2)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""

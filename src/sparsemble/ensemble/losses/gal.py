@@ -2,25 +2,23 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from sparsemble.attacks.attack import Attack
-from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.ensemble.argument_checks import check_not_negative
-from sparsemble.ensemble.member_losses import as_ensemble, craft_for_members, logits_of_own_images, member_losses
-from sparsemble.training.loss import LossOutput, TrainingLoss, training_losses
+from sparsemble.ensemble.member_losses import MemberLoss, as_ensemble, logits_of_own_images, member_losses
+from sparsemble.training.loss import LossOutput, training_losses
 
 
 @final
 @training_losses.register("gal")
 @dataclass(frozen=True, kw_only=True)
-class GAL(TrainingLoss):
+class GAL(MemberLoss):
     """Members whose input gradients point in different directions.
 
     mean_i CE_i(x) + lambda_ log sum_{i < j} exp cos(grad_x CE_i, grad_x CE_j) + adversarial mean_i CE_i(x_adv), the
@@ -30,28 +28,22 @@ class GAL(TrainingLoss):
     their ReLUs (theirs: leaky ones).
     """
 
-    needs_ensemble: ClassVar[bool] = True
-
     lambda_: float = 0.5
     """Weight of the alignment, >= 0."""
     adversarial: float = 1.0
     """Weight of the adversarial term, >= 0; 0 is the original, which strong attacks break."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the adversarial images."""
-    attack_ensemble: bool = False
-    """Craft one adversarial set on the whole ensemble instead of one on each member."""
 
     def __post_init__(self) -> None:
-        check_not_negative(lambda_=self.lambda_, adversarial=self.adversarial)
+        check_at_least(0, lambda_=self.lambda_, adversarial=self.adversarial)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""
         model = as_ensemble(model, self)
         shared_images, robust = None, x.new_zeros(())
         if self.adversarial:
-            images = craft_for_members(model, self.attack, x, y, threat, rng=rng, shared=self.attack_ensemble)
+            images = self._craft(model, x, y, threat, rng)
             robust = member_losses(logits_of_own_images(model, images), y).mean()
-            shared_images = images[0] if self.attack_ensemble else None
+            shared_images = self._shared(images)
         leaf = x.detach().requires_grad_()
         losses = member_losses(model.member_logits(leaf), y)
         alignment = _log_alignment(loss_gradients(losses, leaf)).mean() if self.lambda_ else x.new_zeros(())

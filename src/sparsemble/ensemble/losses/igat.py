@@ -1,26 +1,24 @@
 """iGAT: interactive global adversarial training (Deng and Mu 2023)."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from jaxtyping import Bool
 from torch import Generator, Tensor, nn
 
-from sparsemble.attacks.attack import Attack
-from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Flags, Images, Labels, MemberLogits
-from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.losses.eed import misclassification
-from sparsemble.ensemble.member_losses import as_ensemble, member_losses
+from sparsemble.ensemble.member_losses import EnsembleLoss, as_ensemble, member_losses
 from sparsemble.training.loss import LossOutput, TrainingLoss, craft, training_losses
 
 
 @final
 @training_losses.register("igat")
 @dataclass(frozen=True, kw_only=True)
-class IGAT(TrainingLoss):
+class IGAT(EnsembleLoss):
     """Images that the ensemble misclassifies train one member, all others train every member.
 
     sum_i mean_b of w_ib CE_i(x_adv), x_adv crafted on the ensemble; w = 1 where the ensemble is correct or the member
@@ -30,17 +28,13 @@ class IGAT(TrainingLoss):
     Source: Deng and Mu 2023; EED main paper, eq. 15, for the misclassification term. Departs: the weights are ours.
     """
 
-    needs_ensemble: ClassVar[bool] = True
-
     base: TrainingLoss | None = None
     """Another ensemble loss, added; none: iGAT's distribution rule alone."""
     beta: float = 1.0
     """Weight of the misclassification term, >= 0."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the adversarial images."""
 
     def __post_init__(self) -> None:
-        check_not_negative(beta=self.beta)
+        check_at_least(0, beta=self.beta)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""

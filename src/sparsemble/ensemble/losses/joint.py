@@ -6,11 +6,11 @@ from typing import ClassVar, final
 import torch
 from torch import Generator, Tensor, nn
 
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, Logits, MemberLogits
-from sparsemble.ensemble.argument_checks import check_not_negative
 from sparsemble.ensemble.member_losses import as_ensemble
 from sparsemble.training.loss import AdversarialLoss, LossOutput, TrainingLoss, training_losses
 from sparsemble.training.losses.trades import TRADES
@@ -41,7 +41,7 @@ class Joint(AdversarialLoss):
     """Craft each batch on a randomly drawn prefix, as an attack on an ensemble that stops early does."""
 
     def __post_init__(self) -> None:
-        check_not_negative(alone=self.alone, prefixes=self.prefixes)
+        check_at_least(0, alone=self.alone, prefixes=self.prefixes)
         if self.base.needs_ensemble:
             raise InputError(
                 f'base = "{self.base.name}" is the loss of an ensemble, and must be one of a single network'

@@ -1,19 +1,17 @@
 """SoE: synergy of experts (Cui et al. 2022)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from sparsemble.attacks.attack import Attack
-from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, MemberLogits
-from sparsemble.ensemble.argument_checks import check_above_zero, check_not_negative
-from sparsemble.ensemble.member_losses import as_ensemble, member_losses
-from sparsemble.training.loss import LossOutput, TrainingLoss, at_least_float32, craft, training_losses
+from sparsemble.ensemble.member_losses import EnsembleLoss, as_ensemble, member_losses
+from sparsemble.training.loss import LossOutput, at_least_float32, craft, training_losses
 
 EDGE = 1e-6
 """Distance that probabilities keep from 0 and 1."""
@@ -22,7 +20,7 @@ EDGE = 1e-6
 @final
 @training_losses.register("soe")
 @dataclass(frozen=True, kw_only=True)
-class SoE(TrainingLoss):
+class SoE(EnsembleLoss):
     """On each image the best member learns most, and the others learn to be unconfident.
 
     On images crafted on each member in turn: - sigma log sum_j exp(-CE_j / sigma), plus `honesty` times
@@ -34,18 +32,14 @@ class SoE(TrainingLoss):
     the most confident member decides.
     """
 
-    needs_ensemble: ClassVar[bool] = True
-
     sigma: float = 1.0
     """Temperature of the soft minimum over members, > 0; near 0 only the best member learns."""
     honesty: float = 1.0
     """Weight of the confidence term, >= 0."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the adversarial images."""
 
     def __post_init__(self) -> None:
         check_above_zero(sigma=self.sigma)
-        check_not_negative(honesty=self.honesty)
+        check_at_least(0, honesty=self.honesty)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss of a batch."""

@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_interval
 from sparsemble.ensemble.selection.rule import PoolLogits, Selection, SelectionRule, all_diversities, selection_rules
 
 
@@ -29,8 +29,7 @@ class RobustDiversity(SelectionRule):
     """Choose only among ensembles of the size that the budget allows."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise InputError(f"threshold = {self.threshold:g} must lie in [0, 1]")
+        check_interval("[0, 1]", threshold=self.threshold)
 
     def __call__(self, pool: PoolLogits, largest: int) -> Selection:
         """Choose 2 to `largest` sub-models."""

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
 from sparsemble.ensemble.prefix_statistics import (
@@ -46,10 +46,8 @@ class Agreement(StoppingRule):
     """Margin of the mean probabilities that is required in addition to the votes, >= 0."""
 
     def __post_init__(self) -> None:
-        if not (self.sure >= 0 and self.lead >= 0 and self.votes >= 2):
-            raise InputError(
-                f"sure = {self.sure:g} and lead = {self.lead:g} must be 0 or more and votes = {self.votes} 2 or more"
-            )
+        check_at_least(0, sure=self.sure, lead=self.lead)
+        check_at_least(2, votes=self.votes)
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members, from their logits (m, B, K)."""

@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero
 from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
 from sparsemble.core.types import MemberLogits
 from sparsemble.ensemble.prefix_statistics import (
@@ -35,8 +35,7 @@ class Confidence(StoppingRule):
     """Probability that is enough, > 0; above 1 it never stops early."""
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0:
-            raise InputError(f"threshold = {self.threshold:g} must be above 0")
+        check_above_zero(threshold=self.threshold)
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members, from their logits (m, B, K)."""

@@ -1,29 +1,20 @@
 """DIE: the stopping rule of EED, in its causal form."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Decision, StoppingRule, stopping_rules
+from sparsemble.core.interfaces import Decision, stopping_rules
 from sparsemble.core.types import MemberLogits
-from sparsemble.ensemble.argument_checks import check_finite, check_not_negative
-from sparsemble.ensemble.prefix_statistics import (
-    UNREACHABLE,
-    PerPrefix,
-    add_remainder,
-    hazard_grid,
-    hazards,
-    stop_probabilities,
-)
+from sparsemble.ensemble.prefix_statistics import UNREACHABLE, HazardRule, PerPrefix, add_remainder, stop_probabilities
 
 
 @final
 @stopping_rules.register("die")
 @dataclass(frozen=True, kw_only=True)
-class DIE(StoppingRule):
+class DIE(HazardRule):
     """Stops when no later step can have a larger stop probability; the prefix of the step with the largest one is used.
 
     Hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1, where U_t is the KL
@@ -37,20 +28,10 @@ class DIE(StoppingRule):
 
     version: ClassVar[int] = 2
 
-    a: float = 8.0
-    """Weight of the change U_t, > 0."""
-    b: float = 8.0
-    """Weight of the confidence C_t, > 0."""
-    tau_u: float = 0.05
-    """Change at which the hazard is balanced, in nats."""
-    tau_c: float = 0.5
-    """Squared confidence at which the hazard is balanced, in [0, 1]; well above 1 it never stops early."""
-
     def __post_init__(self) -> None:
         if not (self.a > 0 and self.b > 0):
             raise InputError(f"a = {self.a:g} and b = {self.b:g} must be above 0; otherwise change would stop early")
-        check_finite(a=self.a, b=self.b, tau_u=self.tau_u)
-        check_not_negative(tau_c=self.tau_c)
+        super().__post_init__()
 
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
         """Decide after m members, from their logits (m, B, K).
@@ -59,7 +40,7 @@ class DIE(StoppingRule):
 
         Source: EED main paper, eqs. 21-22.
         """
-        stop_probability, survival = stop_probabilities(hazards(member_logits, **vars(self)))
+        stop_probability, survival = stop_probabilities(self.hazards(member_logits))
         if last:
             stop_probability, survival = add_remainder(stop_probability, survival), torch.zeros_like(survival)
         best, step = stop_probability.max(0)
@@ -70,14 +51,7 @@ class DIE(StoppingRule):
 
         Source: EED supplement, eqs. 26-28.
         """
-        return add_remainder(*stop_probabilities(hazards(member_logits, **vars(self))))
+        return add_remainder(*stop_probabilities(self.hazards(member_logits)))
 
-    def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
-        """Return this rule, one that never stops early, and a grid of weights and thresholds.
-
-        Thresholds are quantiles over held-out images. Because the second candidate never stops early, calibration can
-        always fall back to the full ensemble.
-        """
-        static = DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=UNREACHABLE)
-        settings = hazard_grid(member_logits, self.tau_u)
-        return [self, static, *(DIE(a=a, b=b, tau_u=u, tau_c=c) for a, b, u, c in settings)]
+    def _static(self) -> "DIE":
+        return DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=UNREACHABLE)

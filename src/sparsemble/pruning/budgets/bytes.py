@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_interval
 from sparsemble.pruning.budget import Budget, budgets
 
 
@@ -20,8 +20,7 @@ class Bytes(Budget):
     """Bits of one weight, 1 to 32."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.value_bits <= 32:
-            raise InputError(f"value_bits = {self.value_bits} must be between 1 and 32")
+        check_interval("[1, 32]", value_bits=self.value_bits)
 
     def cost(self, nonzeros: Tensor, sizes: Tensor, positions: Tensor) -> Tensor:
         """Return the bytes of values and positions."""

@@ -1,7 +1,6 @@
 """Blocks of weights of neighbouring outputs."""
 
 from dataclasses import dataclass
-from math import prod
 from typing import final
 
 import torch
@@ -38,10 +37,6 @@ class Block(Granularity):
                     f"layer {name} has {shape[0]} output channels, too few for blocks of {self.outputs}; "
                     f"set outputs = {shape[0]} or less, or use the granularity weight"
                 )
-
-    def capacity(self, shape: tuple[int, ...]) -> int:
-        """Return the number of weights; all may stay."""
-        return prod(shape)
 
     def keep(self, scores: Tensor, count: int) -> Tensor:
         """Keep the best whole blocks, and of the next one its best weights."""

@@ -1,7 +1,6 @@
 """Whole channels."""
 
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -20,13 +19,6 @@ class Channel(Granularity):
     """
 
     whole_channels: ClassVar[bool] = True
-
-    def check(self, shapes: dict[str, tuple[int, ...]], sparsity: float) -> None:
-        """Accept every layer and sparsity."""
-
-    def capacity(self, shape: tuple[int, ...]) -> int:
-        """Return the number of weights; all may stay."""
-        return prod(shape)
 
     def keep(self, scores: Tensor, count: int) -> Tensor:
         """Keep the best channels of one layer, as many as come nearest to `count` weights, and at least one."""

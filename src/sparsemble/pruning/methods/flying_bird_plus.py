@@ -1,26 +1,21 @@
 """Flying Bird+: dynamic sparse adversarial training with an adaptive density (Chen et al. 2022)."""
 
-import copy
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import eval_mode
-from sparsemble.pruning.dynamic_mask import DynamicNetwork, UpdateSchedule, check_settings, first_mask, train_dynamic
-from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
-from sparsemble.pruning.score import Scores
-from sparsemble.pruning.target import SparsityTarget
+from sparsemble.pruning.dynamic_mask import DynamicNetwork, DynamicTraining, UpdateSchedule
+from sparsemble.pruning.method import PruningContext, pruning_methods
 from sparsemble.training import distributed
 from sparsemble.training.callbacks import Callback
-from sparsemble.training.lr_schedules.multi_step import MultiStep
-from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.precision import full_precision
-from sparsemble.training.schedule import Schedule
 
 WINDOW = 4
 """Epochs over which the generalisation gap is compared."""
@@ -29,7 +24,7 @@ WINDOW = 4
 @final
 @pruning_methods.register("flying_bird_plus")
 @dataclass(frozen=True, kw_only=True)
-class FlyingBirdPlus(PruningMethod):
+class FlyingBirdPlus(DynamicTraining):
     """Flying Bird with a density that falls while the network overfits and rises while it underfits.
 
     From the middle of training on, a share `faster` of the dropped weights is not regrown if the gap between training
@@ -41,52 +36,21 @@ class FlyingBirdPlus(PruningMethod):
     held-out accuracy stands for held-out loss; the density is made exact at the end.
     """
 
-    epochs: int = 200
-    """Epochs of training, >= 1."""
-    every: float = 2.3
-    """Epochs between two mask updates, > 0; 2.3 is 900 steps on CIFAR-10 with batches of 128."""
-    start: Literal["random", "scores"] = "random"
-    """First mask: random, or that of the highest scores."""
-    drop: float = 0.5
-    """Share of the kept weights that the first update drops, in (0, 1); falls along a cosine."""
-    drop_last: float = 0.005
-    """Share that it falls to, in (0, drop]."""
     faster: float = 0.4
     """Share of the dropped weights that is not regrown while the network overfits, in [0, 1]."""
     slower: float = 0.05
     """Share that grows in addition while it underfits, >= 0."""
-    rest: float = 0.25
-    """Share of the training, at its end, in which the mask is fixed, in [0, 1)."""
-    schedule: Schedule = Schedule(
-        learning_rate=0.1, optimiser=SGD(weight_decay=5e-4), lr_schedule=MultiStep(factor=0.1, milestones=(0.5, 0.75))
-    )
-    """Of the training; the batch size is that of the context."""
 
     def __post_init__(self) -> None:
-        check_settings(self.epochs, self.every, self.drop, self.drop_last, self.rest)
-        if not (0 <= self.faster <= 1 and self.slower >= 0):
-            raise InputError(f"faster = {self.faster:g} must lie in [0, 1] and slower = {self.slower:g} be 0 or more")
+        super().__post_init__()
+        check_interval("[0, 1]", faster=self.faster)
+        check_at_least(0, slower=self.slower)
 
-    def __call__(
-        self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
-    ) -> PruningResult:
-        """Train while weights are dropped and regrown."""
-        batches = context.images(self.name)
+    def _monitors(self, learner: DynamicNetwork, updates: UpdateSchedule, context: PruningContext) -> list[Callback]:
         if context.held_out is None:
             raise InputError(f'method "{self.name}" monitors held-out accuracy and needs held-out images; give it some')
-        start = first_mask(scores, target, context.rng if self.start == "random" else None)
-        learner = DynamicNetwork(copy.deepcopy(model), start, target)
-        updates = UpdateSchedule(
-            steps=self.epochs * len(batches),
-            every=max(round(self.every * len(batches)), 1),
-            first=self.drop,
-            last=self.drop_last,
-            rest=self.rest,
-        )
-        monitor = OverfittingMonitor(
-            learner, updates, context.held_out, epochs=self.epochs, faster=self.faster, slower=self.slower
-        )
-        return train_dynamic(learner, updates, context, batches, self.schedule, epochs=self.epochs, monitor=monitor)
+        shares = {"faster": self.faster, "slower": self.slower}
+        return [OverfittingMonitor(learner, updates, context.held_out, epochs=self.epochs, **shares)]
 
 
 @final

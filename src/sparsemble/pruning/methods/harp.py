@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Generator, Tensor, nn
 
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
@@ -51,12 +52,11 @@ class HARP(PruningMethod):
     """Initial keep rate of every layer, as a multiple of the target, above `floor`; HARP: 0.10 for 0.05."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.penalty < 0:
-            raise InputError(f"epochs = {self.epochs} must be 1 or more and penalty = {self.penalty:g} 0 or more")
-        if not 0 < self.floor < 1 or not self.initial_keep > self.floor:
-            raise InputError(
-                f"floor = {self.floor:g} must lie in (0, 1) and initial_keep = {self.initial_keep:g} above it"
-            )
+        check_at_least(1, epochs=self.epochs)
+        check_at_least(0, penalty=self.penalty)
+        check_interval("(0, 1)", floor=self.floor)
+        if not self.initial_keep > self.floor:
+            raise InputError(f"initial_keep = {self.initial_keep:g} must be above floor = {self.floor:g}")
 
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -14,11 +13,11 @@ from torch.func import functional_call
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
-from sparsemble.pruning.score import Scores
+from sparsemble.pruning.score import Scores, inputs_and_output_gradients
 from sparsemble.pruning.target import SparsityTarget
 
 SMALLEST = 1e-4
@@ -56,11 +55,9 @@ class MAD(PruningMethod):
     """Crafts the adversarial images."""
 
     def __post_init__(self) -> None:
-        if self.batches < 0 or self.fits < 1 or not self.learning_rate > 0:
-            raise InputError(
-                f"batches = {self.batches} must be 0 or more, fits = {self.fits} 1 or more and "
-                f"learning_rate = {self.learning_rate:g} above 0"
-            )
+        check_at_least(0, batches=self.batches)
+        check_at_least(1, fits=self.fits)
+        check_above_zero(learning_rate=self.learning_rate)
 
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext
@@ -137,37 +134,6 @@ def equalise_rows(importance: Tensor) -> Tensor:
     """Set the n-th best weight of every output (O, I) to the mean importance of the n-th best ones of all outputs."""
     ranked, positions = importance.sort(1)
     return torch.empty_like(importance).scatter_(1, positions, ranked.mean(0).expand_as(importance))
-
-
-@torch.enable_grad()
-def inputs_and_output_gradients(
-    network: nn.Module, x: Images, y: Labels
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the input of each layer, and the gradient of the summed cross-entropy at its output.
-
-    Args:
-        network: left as found.
-        x: images (B, C, H, W) in [0, 1].
-        y: true classes (B).
-    """
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_module: nn.Module, layer_inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name], outputs[name] = layer_inputs[0].detach(), output
-
-        return hook
-
-    layers = prunable_layers(network)
-    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
-    try:
-        losses = F.cross_entropy(network(x.detach().requires_grad_()), y, reduction="sum")
-        gradients = torch.autograd.grad(losses, [outputs[name] for name in layers])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return inputs, dict(zip(layers, gradients, strict=True))
 
 
 def unfold_inputs(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Tensor:

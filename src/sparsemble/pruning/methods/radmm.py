@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Generator, Tensor, nn
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.method import LearnerNetwork, PruningContext, PruningMethod, PruningResult, pruning_methods
@@ -46,10 +46,8 @@ class RADMM(PruningMethod):
     """Of the training; the batch size is that of the context."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.every < 1:
-            raise InputError(f"epochs = {self.epochs} and every = {self.every} must be 1 or more")
-        if not self.rho > 0 or not self.growth >= 1:
-            raise InputError(f"rho = {self.rho:g} must be above 0 and growth = {self.growth:g} 1 or more")
+        check_at_least(1, epochs=self.epochs, every=self.every, growth=self.growth)
+        check_above_zero(rho=self.rho)
 
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext

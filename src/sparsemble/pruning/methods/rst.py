@@ -8,7 +8,7 @@ from typing import ClassVar, final
 import torch
 from torch import Generator, nn
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.pruning.learned_mask import ScoredNetwork, with_cached_masks
 from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
@@ -41,8 +41,7 @@ class RST(PruningMethod):
     """Of the scores; the batch size is that of the context."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InputError(f"epochs = {self.epochs} must be 1 or more")
+        check_at_least(1, epochs=self.epochs)
 
     def __call__(
         self, model: nn.Module, scores: Scores, target: SparsityTarget, context: PruningContext

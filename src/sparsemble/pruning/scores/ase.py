@@ -1,6 +1,5 @@
 """ASE: the rise of the adversarial loss when a weight is removed (EED main paper, eq. 10; MAD, Lee et al. 2022)."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -8,10 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemble.attacks.attack import input_gradient
-from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
+from sparsemble.pruning.score import (
+    AdversarialBatches,
+    PruningScore,
+    Scores,
+    inputs_and_output_gradients,
+    pruning_scores,
+)
 
 
 @final
@@ -27,33 +30,18 @@ class ASE(PruningScore):
     masks; the raw Hessian diagonal may be negative.
     """
 
-    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
+    def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
         """Score every prunable weight."""
         layers = prunable_layers(model)
         squares_in = {name: torch.zeros_like(layer.weight[:1]) for name, layer in layers.items()}
         squares_out = {
             name: torch.zeros(len(layer.weight), device=layer.weight.device) for name, layer in layers.items()
         }
-
-        def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-            def add_out(gradient: Tensor) -> None:
-                squares_out[name] += _channel_sum(gradient.square())
-
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                squares_in[name] += _input_squares(module, inputs[0].detach())
-                output.register_hook(add_out)
-
-            return hook
-
         for x, y in adversarial():
-            # Hooks are registered for this pass only: crafting the next batch runs the model as well.
-            handles = [layer.register_forward_hook(record(name)) for name, layer in layers.items()]
-            try:
-                x = x.detach().requires_grad_()
-                input_gradient(F.cross_entropy(model(x), y, reduction="none"), x)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            inputs, gradients = inputs_and_output_gradients(model, x, y)
+            for name, layer in layers.items():
+                squares_in[name] += _input_squares(layer, inputs[name])
+                squares_out[name] += _channel_sum(gradients[name].square())
         return {
             name: 0.5
             * squares_out[name].view(-1, *[1] * (layer.weight.ndim - 1))

@@ -1,14 +1,13 @@
 """BNSF: the weight, scaled by the BatchNorm that follows (EED main paper, eq. 11)."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor, nn
 
-from sparsemble.core.types import Images, Labels
+from sparsemble.models.graph import Graph
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, following_batch_norms, pruning_scores
+from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores
 
 
 @final
@@ -20,10 +19,11 @@ class BNSF(PruningScore):
     Source: EED main paper, eq. 11. Departs: the square root of variance + eps, not the variance.
     """
 
-    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
+    def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
         """Score every prunable weight."""
         x, _ = next(iter(adversarial()))
-        norms = following_batch_norms(model, x[:1])
+        graph = Graph(model, (x.shape[1], x.shape[2], x.shape[3]))
+        norms = {op.inputs[0]: op.module for op in graph.operations if isinstance(op.module, nn.BatchNorm2d)}
         scores: Scores = {}
         for name, layer in prunable_layers(model).items():
             magnitude = layer.weight.detach().abs()

@@ -1,6 +1,5 @@
 """NIS: neuron importance, propagated back from the logits (EED main paper, eqs. 7-8)."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -8,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.types import Images, Labels
 from sparsemble.models.graph import Graph
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
+from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores
 from sparsemble.pruning.scores.bnsf import norm_factor
 
 
@@ -27,7 +25,7 @@ class NIS(PruningScore):
     Source: EED main paper, eqs. 7-8. Departs: a weight's score is its magnitude times the importance of its output.
     """
 
-    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
+    def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
         """Score every prunable weight."""
         x, _ = next(iter(adversarial()))
         importance, _ = neuron_importance(model, (x.shape[1], x.shape[2], x.shape[3]))

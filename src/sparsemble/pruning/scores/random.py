@@ -1,16 +1,15 @@
 """Random scores."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import nn
 
-from sparsemble.core.errors import InputError
-from sparsemble.core.types import Images, Labels, seeded
+from sparsemble.core.argument_checks import check_at_least
+from sparsemble.core.types import seeded
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, pruning_scores
+from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores
 
 
 @final
@@ -23,10 +22,9 @@ class Random(PruningScore):
     """Seed of the random numbers, >= 0."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"seed = {self.seed} must be 0 or more")
+        check_at_least(0, seed=self.seed)
 
-    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
+    def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
         """Draw a score for every prunable weight."""
         rng = seeded(self.seed)
         scores: Scores = {}

@@ -1,15 +1,13 @@
 """SNIP: connection sensitivity (Lee et al. 2019)."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import nn
 
-from sparsemble.core.types import Images, Labels
 from sparsemble.pruning.mask import prunable_layers
-from sparsemble.pruning.score import PruningScore, Scores, pruning_scores, weight_gradients
+from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores, weight_gradients
 
 
 @final
@@ -22,7 +20,7 @@ class SNIP(PruningScore):
     at the start; a layer's scores are not divided by their sum.
     """
 
-    def __call__(self, model: nn.Module, adversarial: Callable[[], Iterable[tuple[Images, Labels]]]) -> Scores:
+    def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
         """Score every prunable weight."""
         layers = prunable_layers(model)
         total = {name: torch.zeros_like(layer.weight) for name, layer in layers.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_interval
 from sparsemble.core.module_state import frozen_batchnorm
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
@@ -41,10 +41,8 @@ class AWP(TrainingLoss):
     """Share of the training before which weights are not perturbed, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise InputError(f"gamma = {self.gamma:g} must be above 0")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup = {self.warmup:g} must lie in [0, 1) (it is a share of the training)")
+        check_above_zero(gamma=self.gamma)
+        check_interval("[0, 1)", warmup=self.warmup)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the loss at the perturbed weights."""

@@ -2,32 +2,22 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, final
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
-from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.losses.kl import KL
-from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import check_above_zero, check_interval
 from sparsemble.core.errors import InputError
-from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
-from sparsemble.training.loss import (
-    AdversarialLoss,
-    LossOutput,
-    at_least_float32,
-    check_label_smoothing,
-    craft,
-    cross_entropy,
-    training_losses,
-)
+from sparsemble.training.loss import CraftedLoss, LossOutput, at_least_float32, cross_entropy, training_losses
 
 
 @final
 @training_losses.register("distillation")
 @dataclass(frozen=True, kw_only=True)
-class Distillation(AdversarialLoss):
+class Distillation(CraftedLoss):
     """Divergence of the prediction on adversarial images from the teacher's on clean ones; the dense parent teaches.
 
     alpha T^2 KL(teacher(x) || model(x_adv)), both at temperature T, plus (1 - alpha) CE(model(x), y).
@@ -40,22 +30,16 @@ class Distillation(AdversarialLoss):
     """Weight of the divergence, in [0, 1]; the rest is cross-entropy on clean images."""
     temperature: float = 30.0
     """Divisor of the logits before the softmax, > 0."""
-    attack: Attack = PGD(steps=10, keep_best=False)
-    """Crafts the adversarial images."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
-    batch_norm: Literal["eval", "train"] = "eval"
-    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     # Not a setting: the teacher is an input of the stage, which a recipe cannot name.
     _teacher: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
-        check_label_smoothing(self.label_smoothing)
-        if not 0 <= self.alpha <= 1:
-            raise InputError(f"alpha = {self.alpha:g} must lie in [0, 1]")
-        if not self.temperature > 0:
-            raise InputError(f"temperature = {self.temperature:g} must be above 0")
+        check_interval("[0, 1)", label_smoothing=self.label_smoothing)
+        check_interval("[0, 1]", alpha=self.alpha)
+        check_above_zero(temperature=self.temperature)
 
     def with_teacher(self, teacher: Classifier) -> "Distillation":
         """Return an equal loss with this teacher."""
@@ -63,18 +47,12 @@ class Distillation(AdversarialLoss):
         object.__setattr__(copied, "_teacher", teacher)
         return copied
 
-    def adversarial_images(
-        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
-    ) -> Images:
-        """Attack the student."""
-        self._required_teacher()
-        return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
-
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the mean loss."""
-        teacher = self._required_teacher()
+        if self._teacher is None:
+            raise InputError("distillation needs a teacher; use it where sparse models of a dense parent are trained")
         with torch.no_grad():
-            target = at_least_float32(teacher(x)) / self.temperature
+            target = at_least_float32(self._teacher(x)) / self.temperature
         student = at_least_float32(model(x_adv)) / self.temperature
         distance = self.temperature**2 * KL()(student, target, y).mean()
         loss, terms = self.alpha * distance, {"distance": distance.detach()}
@@ -82,9 +60,3 @@ class Distillation(AdversarialLoss):
             standard = cross_entropy(model(x), y, self.label_smoothing)
             loss, terms["standard"] = loss + (1 - self.alpha) * standard, standard.detach()
         return LossOutput(loss, terms, x_adv)
-
-    def _required_teacher(self) -> Classifier:
-        if self._teacher is None:
-            raise InputError("distillation needs a teacher; use it where sparse models of a dense parent are trained")
-        teacher: Classifier = self._teacher
-        return teacher

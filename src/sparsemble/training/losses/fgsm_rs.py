@@ -6,17 +6,10 @@ from typing import Literal, final
 from torch import Generator, nn
 
 from sparsemble.attacks.fgsm import FGSM
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_interval
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.loss import (
-    AdversarialLoss,
-    LossOutput,
-    check_label_smoothing,
-    craft,
-    cross_entropy,
-    training_losses,
-)
+from sparsemble.training.loss import AdversarialLoss, LossOutput, craft, cross_entropy, training_losses
 
 
 @final
@@ -37,9 +30,8 @@ class FGSMRS(AdversarialLoss):
     """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
-        check_label_smoothing(self.label_smoothing)
-        if not self.step_size > 0:
-            raise InputError(f"step_size = {self.step_size:g} must be above 0 (it is in units of eps)")
+        check_interval("[0, 1)", label_smoothing=self.label_smoothing)
+        check_above_zero(step_size=self.step_size)
 
     def adversarial_images(
         self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator

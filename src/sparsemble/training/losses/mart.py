@@ -1,23 +1,22 @@
 """MART: misclassification-aware adversarial training (Wang et al. 2020)."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.losses.kl import KL
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.types import Images, Labels, Logits
-from sparsemble.training.loss import AdversarialLoss, LossOutput, at_least_float32, craft, training_losses
+from sparsemble.training.loss import CraftedLoss, LossOutput, at_least_float32, training_losses
 
 
 @final
 @training_losses.register("mart")
 @dataclass(frozen=True, kw_only=True)
-class MART(AdversarialLoss):
+class MART(CraftedLoss):
     """Boosted cross-entropy on adversarial images, plus a divergence weighted by the error on clean images.
 
     BCE(p(x_adv), y) + weight KL(p(x) || p(x_adv)) (1 - p_y(x)), with
@@ -32,18 +31,9 @@ class MART(AdversarialLoss):
     """Weight of the divergence, >= 0; lambda of the paper."""
     attack: Attack = PGD(steps=10, start_noise=0.001, keep_best=False)
     """Crafts the adversarial images."""
-    batch_norm: Literal["eval", "train"] = "eval"
-    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise InputError(f"weight = {self.weight:g} must be 0 or more")
-
-    def adversarial_images(
-        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
-    ) -> Images:
-        """Craft images with the attack."""
-        return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
+        check_at_least(0, weight=self.weight)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the mean loss; gradients flow through both predictions and the weights of the images."""

@@ -6,17 +6,10 @@ from typing import Literal, final
 from torch import Generator, nn
 
 from sparsemble.attacks.fgsm import FGSM
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_above_zero, check_at_least, check_interval
 from sparsemble.core.threat import LARGEST_EPS, ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.loss import (
-    AdversarialLoss,
-    LossOutput,
-    check_label_smoothing,
-    craft,
-    cross_entropy,
-    training_losses,
-)
+from sparsemble.training.loss import AdversarialLoss, LossOutput, craft, cross_entropy, training_losses
 
 
 @final
@@ -42,12 +35,9 @@ class NFGSM(AdversarialLoss):
     """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
-        check_label_smoothing(self.label_smoothing)
-        if not (self.noise >= 0 and self.step_size > 0):
-            raise InputError(
-                f"noise = {self.noise:g} must be 0 or more and step_size = {self.step_size:g} above 0 "
-                "(they are in units of eps)"
-            )
+        check_interval("[0, 1)", label_smoothing=self.label_smoothing)
+        check_at_least(0, noise=self.noise)
+        check_above_zero(step_size=self.step_size)
 
     def adversarial_images(
         self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator

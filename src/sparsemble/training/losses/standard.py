@@ -5,9 +5,10 @@ from typing import final
 
 from torch import Generator, nn
 
+from sparsemble.core.argument_checks import check_interval
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.loss import LossOutput, TrainingLoss, check_label_smoothing, cross_entropy, training_losses
+from sparsemble.training.loss import LossOutput, TrainingLoss, cross_entropy, training_losses
 
 
 @final
@@ -20,7 +21,7 @@ class Standard(TrainingLoss):
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        check_label_smoothing(self.label_smoothing)
+        check_interval("[0, 1)", label_smoothing=self.label_smoothing)
 
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Return the mean cross-entropy."""

@@ -1,31 +1,22 @@
 """TRADES (Zhang et al. 2019)."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
-from torch import Generator, nn
+from torch import nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.losses.kl import KL
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.errors import InputError
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.types import Images, Labels
-from sparsemble.training.loss import (
-    AdversarialLoss,
-    LossOutput,
-    at_least_float32,
-    check_label_smoothing,
-    craft,
-    cross_entropy,
-    training_losses,
-)
+from sparsemble.training.loss import CraftedLoss, LossOutput, at_least_float32, cross_entropy, training_losses
 
 
 @final
 @training_losses.register("trades")
 @dataclass(frozen=True, kw_only=True)
-class TRADES(AdversarialLoss):
+class TRADES(CraftedLoss):
     """Cross-entropy on clean images plus beta times the KL divergence between clean and adversarial predictions.
 
     CE(f(x), y) + beta KL(p(x) || p(x_adv)), where x_adv maximises the same divergence.
@@ -40,19 +31,10 @@ class TRADES(AdversarialLoss):
     """Crafts the adversarial images."""
     label_smoothing: float = 0.0
     """Share of each label that is spread evenly over all classes, in [0, 1)."""
-    batch_norm: Literal["eval", "train"] = "eval"
-    """Whether BatchNorm normalises by its running statistics (eval) or the batch's (train) while crafting."""
 
     def __post_init__(self) -> None:
-        check_label_smoothing(self.label_smoothing)
-        if not self.beta >= 0:
-            raise InputError(f"beta = {self.beta:g} must be 0 or more")
-
-    def adversarial_images(
-        self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
-    ) -> Images:
-        """Maximise the divergence from the clean prediction."""
-        return craft(model, self.attack, x, y, threat, rng=rng, batch_norm=self.batch_norm)
+        check_interval("[0, 1)", label_smoothing=self.label_smoothing)
+        check_at_least(0, beta=self.beta)
 
     def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
         """Return the mean loss; gradients flow through both predictions."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+from sparsemble.core.argument_checks import check_above_zero
 from sparsemble.core.errors import InputError
 from sparsemble.training.schedule import LRSchedule, lr_schedules
 
@@ -22,8 +23,7 @@ class MultiStep(LRSchedule):
     """Shares of training at which the learning rate falls, each in (0, 1)."""
 
     def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise InputError(f"factor = {self.factor:g} must be above 0")
+        check_above_zero(factor=self.factor)
         if not all(0 < milestone < 1 for milestone in self.milestones):
             raise InputError(f"milestones = {list(self.milestones)} must lie in (0, 1): shares of training, not epochs")
 

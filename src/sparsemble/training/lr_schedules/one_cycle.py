@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from sparsemble.core.errors import InputError
+from sparsemble.core.argument_checks import check_interval
 from sparsemble.training.schedule import LRSchedule, lr_schedules
 
 
@@ -17,8 +17,7 @@ class OneCycle(LRSchedule):
     """Share of training in which the learning rate rises, in (0, 1)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.rise < 1:
-            raise InputError(f"rise = {self.rise:g} must lie in (0, 1): a share of training")
+        check_interval("(0, 1)", rise=self.rise)
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this share of training."""

@@ -1,6 +1,5 @@
 """Adam (Kingma & Ba 2015)."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
@@ -8,6 +7,7 @@ from typing import final
 import torch
 from torch import nn
 
+from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.errors import InputError
 from sparsemble.training.optimiser import Optimiser, optimisers, trainable
 
@@ -39,5 +39,4 @@ def check_moments(betas: tuple[float, ...], weight_decay: float) -> None:
     """Check the settings of Adam and AdamW."""
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise InputError(f"betas = {list(betas)} must be two numbers in [0, 1), such as [0.9, 0.999]")
-    if not 0 <= weight_decay < math.inf:
-        raise InputError(f"weight_decay = {weight_decay:g} must be 0 or more")
+    check_at_least(0, weight_decay=weight_decay)

@@ -1,6 +1,5 @@
 """Stochastic gradient descent with momentum (Sutskever et al. 2013)."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
@@ -8,6 +7,7 @@ from typing import final
 import torch
 from torch import nn
 
+from sparsemble.core.argument_checks import check_at_least, check_interval
 from sparsemble.core.errors import InputError
 from sparsemble.training.optimiser import Optimiser, optimisers, trainable
 
@@ -26,18 +26,13 @@ class SGD(Optimiser):
     """L2 penalty on every trained tensor, added to the gradient, >= 0."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
-            raise InputError(
-                f"momentum = {self.momentum:g} must lie in [0, 1) and weight_decay = {self.weight_decay:g} be 0 or more"
-            )
+        check_interval("[0, 1)", momentum=self.momentum)
+        check_at_least(0, weight_decay=self.weight_decay)
         if self.nesterov and not self.momentum:
             raise InputError("nesterov = true needs a momentum above 0")
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return the optimiser."""
         return torch.optim.SGD(
-            trainable(parameters),
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
+            trainable(parameters), momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
         )

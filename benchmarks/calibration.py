@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from sparsemble.core import seeded
 from sparsemble.core.interfaces import combiners, stopping_rules
 from sparsemble.core.results import HeldOutOutcome
+from sparsemble.core.types import seeded
 from sparsemble.ensemble import CalibrationLogits, calibrate, evaluate_rule
 from sparsemble.ensemble.stopping.never import Never
 

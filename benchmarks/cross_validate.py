@@ -24,10 +24,10 @@ from rich.console import Console
 from torch import nn
 
 from sparsemble.attacks.attack import attacks
-from sparsemble.core import seeded
 from sparsemble.core.artifacts import Artifact
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import RunSummary
+from sparsemble.core.types import seeded
 from sparsemble.data.digits import Digits
 from sparsemble.evaluation.run_models import load_ensemble
 from sparsemble.models.model_io import load_model

@@ -6,8 +6,8 @@ from sparsemble.api.ensemble import train_ensemble
 from sparsemble.api.evaluation import evaluate
 from sparsemble.api.files import export, load
 from sparsemble.api.pruning import prune
-from sparsemble.api.results import PoolRecord, SelectedMembers, TrainedEnsemble, TrainedModel
-from sparsemble.api.selection import select
+from sparsemble.api.results import TrainedEnsemble, TrainedModel
+from sparsemble.api.selection import PoolRecord, SelectedMembers, select
 from sparsemble.api.training import HELD_OUT_ATTACK, SCHEDULE, train
 from sparsemble.core.threat import ThreatModel
 

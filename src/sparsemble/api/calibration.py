@@ -1,14 +1,14 @@
 """`sparsemble.calibrate`: the stopping rule, calibrated on held-out images (EED main paper, eqs. 20-22)."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
 from sparsemble.api.context import Context, resumable
-from sparsemble.api.data import Data, as_split
-from sparsemble.api.results import TrainedEnsemble
+from sparsemble.api.results import Data, TrainedEnsemble, as_split, with_rule
 from sparsemble.api.training import HELD_OUT_ATTACK
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
@@ -74,7 +74,7 @@ def calibrate(
         InputError: too few images, or a folder that holds another result.
     """
     settings = dict(locals())
-    original = ensemble if isinstance(ensemble, TrainedEnsemble) else _unnamed(ensemble)
+    original = ensemble if isinstance(ensemble, TrainedEnsemble) else with_rule(ensemble)
 
     def compute(running: Context) -> TrainedEnsemble:
         split = as_split(data, "calibration").to(running.device)
@@ -83,14 +83,13 @@ def calibrate(
             split=split,
             threat=threat,
             start=rule,
-            limits=_Limits(max_accuracy_drop, attacked_share),
+            choose=partial(choose_settings, rule, max_accuracy_drop=max_accuracy_drop, attacked_share=attacked_share),
             attack=held_out_attack,
             running=running,
         )
         with running.counting(*members):
-            order = (
-                calibration.order(Ensemble(members, original.model.combiner).eval()) if reorder else range(len(members))
-            )
+            unordered = Ensemble(members, original.model.combiner).eval()
+            order = calibration.order(unordered) if reorder else tuple(range(len(members)))
             ordered = Ensemble([members[i] for i in order], original.model.combiner).eval()
             chosen, held_out = calibration.choose_rule(ordered, against, rounds)
         return replace(
@@ -99,26 +98,11 @@ def calibrate(
             names=tuple(original.names[i] for i in order),
             held_out_robust=tuple(original.held_out_robust[i] for i in order) if original.held_out_robust else (),
             rule=chosen.rule,
-            calibration=replace(chosen, order=tuple(order)),
+            calibration=replace(chosen, order=order),
             calibration_set=held_out,
         )
 
     return resumable("calibrate", settings, compute, TrainedEnsemble.load)
-
-
-def _unnamed(ensemble: Ensemble) -> TrainedEnsemble:
-    """Return an ensemble whose members are called by their numbers."""
-    names = tuple(f"member-{number}" for number in range(1, len(ensemble.members) + 1))
-    return TrainedEnsemble(model=ensemble, names=names)
-
-
-@final
-@dataclass(frozen=True)
-class _Limits:
-    """What stopping early may cost, and which cost is minimised."""
-
-    max_accuracy_drop: float
-    attacked_share: float
 
 
 @final
@@ -129,7 +113,8 @@ class _Calibration:
     split: Split
     threat: ThreatModel
     start: StoppingRule
-    limits: _Limits
+    choose: Callable[..., CalibrationResult]
+    """Chooses the settings on held-out logits, and with `reorder` the order of the members."""
     attack: Attack
     running: Context
 
@@ -137,32 +122,22 @@ class _Calibration:
         """Return which member runs first, second and so on."""
         total = len(ensemble.members)
         views: list[Surrogate] = [*(Member(index=i) for i in range(1, total + 1)), Prefix(length=total)]
-        return self._choose(self._held_out(ensemble, views, 0.0), reorder=True).order
+        return self.choose(self._held_out(ensemble, views, 0.0), reorder=True).order
 
     def choose_rule(
         self, ensemble: Ensemble, against: Sequence[EnsembleAttack], rounds: int
     ) -> tuple[CalibrationResult, CalibrationLogits]:
         """Choose the rule on attacks on every prefix, then on attacks on itself."""
         held_out = self._held_out(ensemble, [Prefix(length=m) for m in range(1, len(ensemble.members) + 1)], 0.3)
-        chosen = self._choose(held_out)
+        chosen = self.choose(held_out, reorder=False)
         for number in range(1, rounds + 1):
             for attack in against:
                 label = f"{attack.label}-{number}"
                 logits = self._attack_rule(ensemble, attack, chosen.rule, label)
                 held_out = replace(held_out, attacked={**held_out.attacked, label: logits})
-            chosen = self._choose(held_out)
+            chosen = self.choose(held_out, reorder=False)
             self.running.report_progress(0.6 + 0.4 * number / rounds, f"attacked the rule {number} times")
         return chosen, held_out
-
-    def _choose(self, held_out: CalibrationLogits, *, reorder: bool = False) -> CalibrationResult:
-        limits = self.limits
-        return choose_settings(
-            self.start,
-            held_out,
-            max_accuracy_drop=limits.max_accuracy_drop,
-            attacked_share=limits.attacked_share,
-            reorder=reorder,
-        )
 
     def _held_out(self, ensemble: Ensemble, views: Sequence[Surrogate], progress: float) -> CalibrationLogits:
         """Return the members' logits on clean images and on images crafted against each view of the ensemble."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from sparsemble.api.context import Context, resumable
-from sparsemble.api.data import Data, as_dataset
-from sparsemble.api.results import Model, TrainedEnsemble, named_models, network_of
+from sparsemble.api.results import Data, Model, TrainedEnsemble, named_models, network_of
 from sparsemble.api.training import HELD_OUT_ATTACK, SCHEDULE, fit_best_epoch_
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.threat import ThreatModel
+from sparsemble.data import load as load_data
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.losses.eed import EED
@@ -72,7 +72,7 @@ def train_ensemble(
     models = named_models(members)
 
     def compute(running: Context) -> TrainedEnsemble:
-        images = as_dataset(data).to(running.device)
+        images = load_data(data).to(running.device)
         networks = [copy.deepcopy(model.model).to(running.device) for model in models.values()]
         ensemble = Ensemble(networks, combiner)
         teacher = copy.deepcopy(network_of(parent)).to(running.device).eval() if parent is not None else None

@@ -8,8 +8,7 @@ from typing import Literal
 
 import torch
 
-from sparsemble.api.data import Data, as_split
-from sparsemble.api.results import Model, TrainedEnsemble, TrainedModel, network_of
+from sparsemble.api.results import Data, Model, TrainedEnsemble, TrainedModel, as_split, network_of
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.core.device import choose_device
 from sparsemble.core.interfaces import Ensemble, StoppingRule

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from sparsemble.api.evaluation import RESULT
-from sparsemble.api.results import Model, TrainedEnsemble, TrainedModel, network_of
+from sparsemble.api.results import Model, TrainedEnsemble, TrainedModel, network_of, with_rule
 from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
@@ -15,7 +15,6 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import EvaluationResult
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
-from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import versions
 from sparsemble.evaluation.folded import to_torch_ensemble
@@ -58,8 +57,7 @@ def load(path: str | Path, *, device: str = "auto") -> TrainedModel | TrainedEns
     target = load_target(str(path), device=name)
     if not isinstance(target.model, Ensemble):
         return TrainedModel(model=target.model)
-    names = tuple(f"member-{number}" for number in range(1, len(target.model.members) + 1))
-    return TrainedEnsemble(model=target.model, names=names, rule=target.rule or Never())
+    return with_rule(target.model, target.rule)
 
 
 def export(

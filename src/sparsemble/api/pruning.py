@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from sparsemble.api.context import Context, resumable
-from sparsemble.api.data import Data, as_dataset
-from sparsemble.api.results import Model, TrainedModel, network_of
+from sparsemble.api.results import Data, Model, TrainedModel, network_of
 from sparsemble.api.training import HELD_OUT_ATTACK, SCHEDULE, fit_best_epoch_
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.results import HeldOutAccuracy, SubModelRecord
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels
+from sparsemble.data import load as load_data
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.graph import Graph
 from sparsemble.pruning.budget import Budget
@@ -104,7 +104,7 @@ def prune(
     score_name = getattr(score, "name", type(score).__name__)  # a score from outside has no registered name
 
     def compute(running: Context) -> TrainedModel:
-        images = as_dataset(data).to(running.device)
+        images = load_data(data).to(running.device)
         dense = copy.deepcopy(network_of(parent)).to(running.device).eval()
         probe = held_out_probe(images.selection, held_out_attack, threat, lambda: running.rng("probe"))
         context = PruningContext(

@@ -1,14 +1,14 @@
-"""What the functions of the API return: classifiers that can be called, saved and loaded, and what is known of them."""
+"""What the functions of the API accept and return: images, and classifiers that can be called, saved and loaded."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemble.core.artifacts import Artifact, json_line, read_json, read_json_lines, write_bytes, write_json
 from sparsemble.core.config import from_dict
@@ -18,12 +18,16 @@ from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import SubModelRecord
 from sparsemble.core.types import Images, Logits
+from sparsemble.data.assemble import as_split as as_images
+from sparsemble.data.dataset import Dataset, DataSource, Split
 from sparsemble.ensemble.calibration import CalibrationLogits, CalibrationResult
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.run_models import load_ensemble, running_labels, running_order, stored_ensemble
 from sparsemble.models.model_io import SPEC, ModelSpec, load_model, load_spec, save_model
 from sparsemble.pruning.mask import Mask
 
+Data = Dataset | DataSource | Split | tuple[Tensor, Tensor]
+"""A data set, where one comes from, labelled images, or tensors: images (N, C, H, W) in [0, 1] or uint8, labels (N)."""
 History = tuple[dict[str, Any], ...]
 """One record an epoch; `training.fit` names its entries."""
 
@@ -59,11 +63,7 @@ class TrainedModel:
         return Mask.of(self.model).sparsity
 
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors`, `architecture.json` and `history.jsonl`, of a pruned model its mask, too.
-
-        Raises:
-            InputError: the network has no specification that it could be built from again.
-        """
+        """Write `model.safetensors`, `architecture.json` and `history.jsonl`, of a pruned model its mask, too."""
         save_model(self.model, folder, _required(self.spec))
         _save_history(self.history, folder)
         if self.mask is not None:
@@ -92,7 +92,7 @@ class TrainedModel:
         weights = Mask.of(self.model)
         lines = {"network": type(getattr(self.model, "body", self.model)).__name__}
         lines["weights"] = f"{weights.nonzeros:,} of {weights.total:,} not zero (sparsity {weights.sparsity:.3f})"
-        return _table(self.name or "trained model", lines | _last_epoch(self.history))
+        return as_table(self.name or "trained model", lines | _last_epoch(self.history))
 
 
 @final
@@ -135,11 +135,7 @@ class TrainedEnsemble:
         return tuple(Mask.of(member) for member in self.members)
 
     def save(self, folder: Path) -> None:
-        """Write the members as `member1.safetensors` .., `ensemble.json`, `history.jsonl` and `stopping.json`.
-
-        Raises:
-            InputError: the members have no common specification that they could be built from again.
-        """
+        """Write the members as `member1.safetensors` .., `ensemble.json`, `history.jsonl` and `stopping.json`."""
         for number, member in enumerate(self.members, start=1):
             save_model(member, folder, _required(self.spec), f"member{number}")
         record = {"members": list(self.names), "held_out_robust": list(self.held_out_robust)}
@@ -152,10 +148,8 @@ class TrainedEnsemble:
     def save_rule(self, folder: Path, ensemble: str = "") -> None:
         """Write `stopping.json`, and the member logits that the rule was set on as `logits.safetensors`.
 
-        Args:
-            folder: where to.
-            ensemble: the folder beside it that holds the members, in the order before calibration; empty: `folder`
-                itself, in running order.
+        `ensemble` is the folder beside it that holds the members in the order before calibration; empty: `folder`
+        itself, in running order.
         """
         assert self.calibration
         assert self.calibration_set
@@ -195,7 +189,7 @@ class TrainedEnsemble:
             lines["members run"] = f"{outcome.members_run:.2f} of {len(self.names)} (held-out)"
             lines["clean accuracy"] = f"{outcome.clean:.3f} (all members {full.clean:.3f})"
             lines["worst case"] = f"{outcome.worst_case:.3f} (all members {full.worst_case:.3f})"
-        return _table("ensemble", lines | _last_epoch(self.history))
+        return as_table("ensemble", lines | _last_epoch(self.history))
 
 
 Model = TrainedModel | nn.Module
@@ -207,12 +201,22 @@ def network_of(model: Model) -> nn.Module:
     return model.model if isinstance(model, TrainedModel) else model
 
 
-def named_models(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, TrainedModel]:
-    """Return models by name; those without one get their number in the list, and equal names are told apart by it.
+def with_rule(ensemble: Ensemble, rule: StoppingRule | None = None) -> TrainedEnsemble:
+    """Return an ensemble from elsewhere, its members called by their numbers."""
+    names = tuple(f"member-{number}" for number in range(1, len(ensemble.members) + 1))
+    return TrainedEnsemble(model=ensemble, names=names, rule=rule or Never())
 
-    Raises:
-        InputError: there are fewer than two, or they are not networks.
-    """
+
+def as_split(data: Data, part: Literal["selection", "calibration", "test"]) -> Split:
+    """Return the images to measure on: this part of a data set, or all images where they are given as such."""
+    if isinstance(data, DataSource):
+        data = data.load()
+    split: Split = getattr(data, part) if isinstance(data, Dataset) else as_images(data)
+    return split
+
+
+def named_models(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, TrainedModel]:
+    """Return models by name; those without one, or with one that is taken, are numbered."""
     pairs = list(models.items()) if isinstance(models, Mapping) else [(getattr(m, "name", ""), m) for m in models]
     if len(pairs) < 2:
         raise InputError(f"an ensemble needs at least 2 models, got {len(pairs)}")
@@ -221,74 +225,8 @@ def named_models(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, Tra
         if not isinstance(model, TrainedModel | nn.Module):
             raise InputError(f"model {number} must be a trained model or a torch module, got {type(model).__name__}")
         unique = name if name and name not in named else f"{name or 'model'}-{number}"
-        trained = model if isinstance(model, TrainedModel) else TrainedModel(model=model)
-        named[unique] = trained
+        named[unique] = model if isinstance(model, TrainedModel) else TrainedModel(model=model)
     return named
-
-
-@final
-@dataclass(frozen=True, kw_only=True, repr=False)
-class SelectedMembers(Sequence[TrainedModel]):
-    """The sub-models that were selected, and what the selection knew of the whole pool."""
-
-    members: tuple[TrainedModel, ...]
-    record: "PoolRecord"
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.members[index]
-
-    def __iter__(self) -> Iterator[TrainedModel]:
-        return iter(self.members)
-
-    def save(self, folder: Path) -> None:
-        """Write `select.json`."""
-        write_json(folder / "select.json", to_dict(self.record))
-
-    def to_json(self) -> str:
-        """Return what the selection knew of the pool as JSON."""
-        return json.dumps(to_dict(self.record))
-
-    def __repr__(self) -> str:
-        record = self.record
-        lines = {"selected": ", ".join(record.ensemble), "reason": record.reason}
-        lines["robust diversity"] = f"{record.robust_diversity:.3f}"
-        for name, clean, robust in zip(record.pool, record.held_out_clean, record.held_out_robust, strict=True):
-            lines[name] = f"clean {clean:.3f}, robust {robust:.3f} (held-out)"
-        return _table("selection", lines)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class PoolRecord:
-    """What was measured of a pool of sub-models, and what was selected: `select.json`."""
-
-    ensemble: tuple[str, ...]
-    """Names of the selected sub-models, in the order of the pool."""
-    robust_diversity: float
-    reason: str
-    ensembles_scored: int
-    pool: tuple[str, ...]
-    """Names of all sub-models."""
-    held_out_clean: tuple[float, ...]
-    """Clean accuracy of each, on held-out images."""
-    held_out_transfer: tuple[float, ...]
-    """Accuracy of each on images that were crafted against the average of the pool."""
-    held_out_robust: tuple[float, ...]
-    """Accuracy of each on images that were crafted against it."""
-    best_member: str
-    """Name of the most robust sub-model."""
-    macs_nonzero: int
-    """Multiply-accumulates of the selected sub-models for one image, non-zero weights only."""
-    layers: tuple[str, ...]
-    """Names of the prunable layers."""
-    layer_weights: tuple[int, ...]
-    layer_sparsity: dict[str, tuple[float, ...]]
-    """By sub-model, layer by layer."""
-    overlap: tuple[tuple[float, ...], ...]
-    """Jaccard overlap of every pair of masks."""
 
 
 def _required(spec: ModelSpec | None) -> ModelSpec:
@@ -318,6 +256,7 @@ def _last_epoch(history: History) -> dict[str, str]:
     return {"last epoch": f"{last['epoch']}: loss {last['loss']:.3f}, {accuracy} (held-out)"}
 
 
-def _table(title: str, lines: Mapping[str, str]) -> str:
+def as_table(title: str, lines: Mapping[str, str]) -> str:
+    """Return lines below a title, their names in one column."""
     width = max(map(len, lines))
     return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in lines.items())])

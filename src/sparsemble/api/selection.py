@@ -1,20 +1,23 @@
 """`sparsemble.select`: the members of the ensemble, from a pool of sub-models (EED main paper, section 4.1)."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, final
 
 import torch
 from torch import nn
 
 from sparsemble.api.context import Context, resumable
-from sparsemble.api.data import Data, as_split
-from sparsemble.api.results import Model, PoolRecord, SelectedMembers, TrainedModel, named_models
+from sparsemble.api.results import Data, Model, TrainedModel, as_split, as_table, named_models
 from sparsemble.api.training import HELD_OUT_ATTACK
 from sparsemble.attacks.attack import Attack
-from sparsemble.core.artifacts import read_json
+from sparsemble.core.artifacts import read_json, write_json
 from sparsemble.core.config import from_dict
 from sparsemble.core.interfaces import Combiner, Ensemble
+from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import MemberLogits
 from sparsemble.data.dataset import Split
@@ -25,6 +28,71 @@ from sparsemble.ensemble.selection.rule import select as choose_members
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.pruning.mask import Mask, jaccard
 from sparsemble.training.validation import adversarial_images, member_logits
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PoolRecord:
+    """What was measured of a pool of sub-models, and what was selected: `select.json`."""
+
+    ensemble: tuple[str, ...]
+    """Names of the selected sub-models, in the order of the pool."""
+    robust_diversity: float
+    reason: str
+    ensembles_scored: int
+    pool: tuple[str, ...]
+    """Names of all sub-models."""
+    held_out_clean: tuple[float, ...]
+    """Clean accuracy of each, on held-out images."""
+    held_out_transfer: tuple[float, ...]
+    """Accuracy of each on images that were crafted against the average of the pool."""
+    held_out_robust: tuple[float, ...]
+    """Accuracy of each on images that were crafted against it."""
+    best_member: str
+    """Name of the most robust sub-model."""
+    macs_nonzero: int
+    """Multiply-accumulates of the selected sub-models for one image, non-zero weights only."""
+    layers: tuple[str, ...]
+    """Names of the prunable layers."""
+    layer_weights: tuple[int, ...]
+    layer_sparsity: dict[str, tuple[float, ...]]
+    """By sub-model, layer by layer."""
+    overlap: tuple[tuple[float, ...], ...]
+    """Jaccard overlap of every pair of masks."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SelectedMembers(Sequence[TrainedModel]):
+    """The sub-models that were selected, and what the selection knew of the whole pool."""
+
+    members: tuple[TrainedModel, ...]
+    record: PoolRecord
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.members[index]
+
+    def __iter__(self) -> Iterator[TrainedModel]:
+        return iter(self.members)
+
+    def save(self, folder: Path) -> None:
+        """Write `select.json`."""
+        write_json(folder / "select.json", to_dict(self.record))
+
+    def to_json(self) -> str:
+        """Return what the selection knew of the pool as JSON."""
+        return json.dumps(to_dict(self.record))
+
+    def __repr__(self) -> str:
+        record = self.record
+        lines = {"selected": ", ".join(record.ensemble), "reason": record.reason}
+        lines["robust diversity"] = f"{record.robust_diversity:.3f}"
+        for name, clean, robust in zip(record.pool, record.held_out_clean, record.held_out_robust, strict=True):
+            lines[name] = f"clean {clean:.3f}, robust {robust:.3f} (held-out)"
+        return as_table("selection", lines)
 
 
 def select(

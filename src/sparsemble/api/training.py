@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from sparsemble.api.context import Context, resumable
-from sparsemble.api.data import Data, as_dataset
-from sparsemble.api.results import TrainedModel
+from sparsemble.api.results import Data, TrainedModel
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import draw_seed, seeded
+from sparsemble.data import load as load_data
 from sparsemble.data.dataset import Dataset
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.model_io import ModelSpec
@@ -81,7 +81,7 @@ def train(
     settings = dict(locals())
 
     def compute(running: Context) -> TrainedModel:
-        images = as_dataset(data).to(running.device)
+        images = load_data(data).to(running.device)
         spec = ModelSpec.of(model, images) if isinstance(model, Architecture) else None
         fresh = seeded(draw_seed(running.seed, "train", "weights"))
         network = spec.build(rng=fresh) if spec else copy.deepcopy(model)

@@ -22,9 +22,9 @@ def spec_hash(stage: str, version: int, spec: Mapping[str, Any], inputs: Sequenc
 
     Args:
         stage: name of the stage.
-        version: of the stage; raised when its results change.
-        spec: its resolved settings.
-        inputs: hashes of its input artifacts.
+        version: raised when the stage's results change.
+        spec: resolved settings.
+        inputs: hashes of the artifacts that it reads.
     """
     text = json.dumps([stage, version, spec, list(inputs)], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -61,11 +61,7 @@ class Artifact:
         return read_json_lines(self.path / name)
 
     def verify(self) -> None:
-        """Compare every file with its recorded sha256.
-
-        Raises:
-            InputError: a file is missing or was changed after it was written.
-        """
+        """Compare every file with its recorded sha256."""
         files = self.meta.get("files")
         if not isinstance(files, dict):
             raise InputError(f"{self.path / META} names no files; delete {self.path} to compute it again")
@@ -101,11 +97,7 @@ def finish(partial: Path, final: Path, meta: Mapping[str, Any]) -> Artifact:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it cannot be read; the message names the file.
-    """
+    """Read a JSON file."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -113,11 +105,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read a file with one JSON value per line.
-
-    Raises:
-        InputError: it cannot be read; the message names the file.
-    """
+    """Read a file with one JSON value per line."""
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
@@ -146,11 +134,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Lock a folder while the context is open, so that two runs never write to one folder.
-
-    Raises:
-        InputError: the folder cannot be written, or another run holds it.
-    """
+    """Lock a folder while the context is open, so that two runs never write to one folder."""
     import fcntl
 
     try:

@@ -1,5 +1,6 @@
 """Strict reading of TOML into frozen dataclasses; errors name the path of the setting and the nearest valid name."""
 
+import copy
 import dataclasses
 import difflib
 import tomllib
@@ -60,15 +61,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message that refuses a name.
-
-    Args:
-        name: the name that is not known.
-        known: the names that are.
-
-    Returns:
-        `; x is now called y` for a former name, else `; did you mean "x"?`, or the known names where none is similar.
-    """
+    """Return the end of a message that refuses a name: its present name, the nearest known one, or all of them."""
     names = sorted(known)
     if current := [new for new in RENAMED.get(name, ()) if new in names]:
         return f"; {name} is now called {' and '.join(current)}"
@@ -77,11 +70,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML.
-
-    Raises:
-        InputError: invalid TOML; the message names the source and the line.
-    """
+    """Parse TOML."""
     try:
         table: dict[str, Any] = tomllib.loads(text)
         return table
@@ -90,11 +79,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        InputError: it cannot be read; the message names the file.
-    """
+    """Read a TOML file."""
     try:
         return parse_toml(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -102,12 +87,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Return a copy of the table with each `key.path=value` applied; a value that is not TOML counts as a string.
-
-    Raises:
-        InputError: a setting without `=`, or a path through something that is not a table.
-    """
-    result: dict[str, Any] = _copy(table)
+    """Return a copy of the table with each `key.path=value` applied; a value that is not TOML counts as a string."""
+    result: dict[str, Any] = copy.deepcopy(table)
     for setting in settings:
         path, equals, text = setting.partition("=")
         keys = [key.strip() for key in path.split(".")]
@@ -130,16 +111,7 @@ def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
 
 
 def from_dict(cls: type[D], table: Any, where: str = "") -> D:
-    """Make a frozen dataclass from a table.
-
-    Args:
-        cls: the dataclass; values are checked against its type hints.
-        table: keys are field names; `"8/255"` is read as a number where a float is expected.
-        where: path of the table in its recipe, for messages.
-
-    Raises:
-        InputError: unknown or missing key, value of the wrong type, or a value the class refuses.
-    """
+    """Make a frozen dataclass from a table whose values fit its type hints; `where` is its path, for messages."""
     if not isinstance(table, Mapping):
         raise InputError(f"{where or cls.__name__} must be a table, got {table!r}")
     hints = typing.get_type_hints(cls)
@@ -217,9 +189,3 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(entry) for key, entry in value.items()}
-    return [_copy(entry) for entry in value] if isinstance(value, list) else value

@@ -6,14 +6,7 @@ from sparsemble.core.errors import InputError
 
 
 def choose_device(device: str) -> str:
-    """Return the device to use.
-
-    Args:
-        device: auto (CUDA where there is any), cpu, cuda or cuda:N.
-
-    Raises:
-        InputError: the name is unknown, or this machine has no such device.
-    """
+    """Return the device to use: auto (CUDA where there is any), cpu, cuda or cuda:N."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")

@@ -40,12 +40,7 @@ class StoppingRule(Component):
 
     @abstractmethod
     def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
-        """Decide after m members.
-
-        Args:
-            member_logits: of the members that ran (m, B, K).
-            last: whether there is no further member; then every image stops.
-        """
+        """Decide after m members, from their logits (m, B, K); after the `last` member every image stops."""
 
     @abstractmethod
     def stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
@@ -110,11 +105,7 @@ def members_of(model: nn.Module) -> list[nn.Module]:
 
 
 def stack_logits(logits: Sequence[Logits]) -> MemberLogits:
-    """Stack the logits of members, each (B, K), to (M, B, K).
-
-    Raises:
-        InputError: members return different numbers of classes.
-    """
+    """Stack the logits of members, each (B, K), to (M, B, K)."""
     for i, member in enumerate(logits):
         if member.shape != logits[0].shape:
             raise InputError(

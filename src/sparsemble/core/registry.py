@@ -52,15 +52,9 @@ class Registry(Generic[P]):
     """The components of one kind: those in our folders, and those that installed packages offer."""
 
     def __init__(self, kind: str, interface: type[P], *, own_files: bool = True) -> None:
-        """Set up.
-
-        Args:
-            kind: what people call such a component.
-            interface: abstract class of the components.
-            own_files: whether each component has a file of its own, named after it.
-        """
         self.kind = kind
         self.own_files = own_files
+        """Whether each component has a file of its own, named after it."""
         self.interface = interface
         self._components: dict[str, type[P]] = {}
         self._aliases: dict[str, dict[str, Any]] = {}
@@ -79,11 +73,7 @@ class Registry(Generic[P]):
         return self._aliases
 
     def register(self, name: str) -> Callable[[type[Leaf]], type[Leaf]]:
-        """Add a component under the name of its file.
-
-        Raises:
-            TypeError: the name is taken, differs from the file's, or the class is not a frozen dataclass.
-        """
+        """Add a component under the name of its file."""
 
         def add(cls: type[Leaf]) -> type[Leaf]:
             self._check_free(name, cls.__module__)
@@ -114,16 +104,7 @@ class Registry(Generic[P]):
             importlib.import_module(entry.name)
 
     def build(self, spec: str | dict[str, Any], where: str = "") -> P:
-        """Make a component from its name, an alias, `file.py:ClassName`, or a table with such a name and settings.
-
-        Args:
-            spec: the name, or the table.
-            where: path of the setting, for messages.
-
-        Raises:
-            InputError: unknown name or option (the nearest one is offered), a value of the wrong type, or a class in a
-                file that does not implement the interface.
-        """
+        """Make a component from its name, an alias, `file.py:ClassName`, or a table with such a name and settings."""
         component: P = build_from((self,), spec, where)
         return component
 
@@ -221,15 +202,7 @@ def _package(entry: EntryPoint) -> str:
 
 
 def find_component(name: str, *registries: Registry[Any]) -> Any:
-    """Return the component of a class name (`PGD`), or the function that builds that of an alias (`resnet18`).
-
-    Args:
-        name: of the class or alias.
-        registries: searched in this order.
-
-    Raises:
-        AttributeError: unknown; for the `__getattr__` of a room.
-    """
+    """Return the component of a class name (`PGD`), or the function that builds that of an alias (`resnet18`)."""
     for registry in registries:
         for component in registry.components.values():
             if component.__name__ == name:
@@ -275,10 +248,7 @@ def _identity(component: Component, versions: bool) -> dict[str, Any]:
 def to_dict(value: Any, *, versions: bool = False) -> Any:
     """Return a dataclass, component or container as plain JSON values, every default spelled out.
 
-    Args:
-        value: what to convert; a component becomes a table with its `name` and settings, and `source_sha256` where its
-            class is in the user's own file.
-        versions: also write each component's version, for hashing; then paths of files are left out.
+    With `versions`, for hashing, each component's version is there and paths of files are left out.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         table = {f.name: to_dict(getattr(value, f.name), versions=versions) for f in dataclasses.fields(value)}

@@ -38,11 +38,7 @@ def names_a_file(name: str) -> bool:
 
 
 def import_file(file: Path) -> ModuleType:
-    """Execute a Python file as a module of its own; what it imports must be installed.
-
-    Raises:
-        InputError: the file does not exist, or raises an exception.
-    """
+    """Execute a Python file as a module of its own; what it imports must be installed."""
     if not file.is_file():
         raise InputError(f"{file} does not exist")
     digest = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()

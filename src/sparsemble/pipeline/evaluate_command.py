@@ -83,11 +83,7 @@ class EvaluationPlan:
 
 
 def prepare(options: EvaluationOptions) -> EvaluationPlan:
-    """Load the model and decide data, threat model and attacks; nothing is attacked yet.
-
-    Raises:
-        InputError: anything wrong with the options.
-    """
+    """Load the model and decide data, threat model and attacks; nothing is attacked yet."""
     device = choose_device(options.device)
     chosen = _parse_attacks(options.attacks)
     given = resolve_data(options.data) if options.data else None
@@ -153,15 +149,7 @@ def _with_display(result: EvaluationResult) -> tuple[CheckResult, ...]:
 
 
 def compare_files(paths: Sequence[Path], out: Path | None) -> ComparisonResult:
-    """Compare results on the same images.
-
-    Args:
-        paths: two or more files that `sparsemble evaluate` left; a folder stands for the `evaluation.json` in it.
-        out: folder for a page; None: none is written.
-
-    Raises:
-        InputError: fewer than two, no results, or results that cannot stand in one table.
-    """
+    """Compare results of `sparsemble evaluate` on the same images, and write a page to `out` if it is given."""
     from sparsemble.report import write_comparison
 
     if len(paths) < 2:

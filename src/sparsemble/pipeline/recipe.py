@@ -260,11 +260,7 @@ def shipped(kind: Literal["recipes", "studies"] = "recipes") -> dict[str, str]:
 
 
 def read_named(name: str, kind: Literal["recipe", "study"]) -> tuple[Path, dict[str, Any]]:
-    """Read a recipe or study by its name or path, and return the path and the table.
-
-    Raises:
-        InputError: there is none, or it cannot be read.
-    """
+    """Read a recipe or study by its name or path, and return the path and the table."""
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         return path, read_toml(path)

@@ -30,10 +30,7 @@ class Stage(Component):
 
     @abstractmethod
     def run(self, context: Context, inputs: Inputs) -> None:
-        """Compute from the inputs, and leave the artifact's files in `context.output`.
-
-        The folder of the context is empty, or holds what an interrupted try left.
-        """
+        """Compute from the inputs, and leave the artifact's files beside what an interrupted try left in the output."""
 
 
 @final

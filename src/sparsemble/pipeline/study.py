@@ -98,11 +98,7 @@ class Cell(NamedTuple):
 
 
 def load_study(name: str) -> Study:
-    """Read a shipped study by its name, or a study file.
-
-    Raises:
-        InputError: no such study, or anything wrong in it.
-    """
+    """Read a shipped study by its name, or a study file."""
     path, table = read_named(name, "study")
     study = from_dict(Study, table)
     beside = path.parent / study.recipe
@@ -110,11 +106,7 @@ def load_study(name: str) -> Study:
 
 
 def cells(study: Study) -> list[Cell]:
-    """Expand a study; of kind pruned, the dense parents come first.
-
-    Raises:
-        InputError: a cell's recipe is wrong; the message names the cell.
-    """
+    """Expand a study; of kind pruned, the dense parents come first."""
     expanded: list[Cell] = []
     parents: list[Cell] = []
     for seed in study.seeds:

@@ -11,11 +11,6 @@ class Board:
     """Writes the numbers of every finished epoch as TensorBoard events."""
 
     def __init__(self, folder: Path) -> None:
-        """Set up.
-
-        Raises:
-            InputError: the package is not there.
-        """
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

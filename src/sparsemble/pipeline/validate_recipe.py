@@ -107,11 +107,7 @@ def _check_held_out(data: Dataset) -> None:
 
 @torch.no_grad()
 def check_deployable(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Convert a network in eval mode, trained or not, for the runtime, and compare the logits.
-
-    Raises:
-        InputError: an operation that the runtime does not know, or one that computes something else there.
-    """
+    """Convert a network in eval mode, trained or not, for the runtime, and compare the logits."""
     try:
         folded = FoldedNetwork(convert_model(model, shape))
     except (InputError, RuntimeInputError) as error:

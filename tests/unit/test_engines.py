@@ -15,7 +15,7 @@ from sparsemble.core.errors import RunError
 from sparsemble.pipeline.engines.driver import Driver, work_ahead
 from sparsemble.pipeline.engines.local import LocalExecutor
 from sparsemble.pipeline.engines.worker import TASKS, message_file, run_stage, task_file
-from sparsemble.pipeline.progress import PlainProgress
+from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.stage import Task, stages
 from tests.unit.test_stage import Bake
 
@@ -59,7 +59,7 @@ class Later(Executor):
 
 def drive(tasks: list[Task], folder: Path, executor: Executor, slots: int = 1) -> str:
     console = Console(file=io.StringIO(), width=200)
-    progress = PlainProgress(console, tasks)
+    progress = Progress(console, tasks)
     Driver(folder=folder, executor=executor, slots=slots, device="cpu", progress=progress).run(tasks)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

@@ -21,8 +21,6 @@ from sparsemble.pipeline.engines.worker import run_task
 from sparsemble.pipeline.progress import (
     LAST,
     LONG_EPOCH,
-    BarProgress,
-    PlainProgress,
     Progress,
     epoch_line,
     epochs_table,
@@ -188,7 +186,7 @@ class TestTable:
 class TestProgress:
     def log(self, *records: dict[str, Any]) -> str:
         console = Console(file=io.StringIO(), width=120)
-        with PlainProgress(console, [task()]) as progress:
+        with Progress(console, [task()]) as progress:
             for one in records:
                 progress.epoch(task(), one)
         assert isinstance(console.file, io.StringIO)
@@ -202,14 +200,14 @@ class TestProgress:
 
     def test_what_is_said_stays(self) -> None:
         console = Console(file=io.StringIO(), width=120, force_terminal=True)
-        with BarProgress(console, [task()]) as progress:
+        with Progress(console, [task()]) as progress:
             progress.started(task())
             progress.receive(task(), {"kind": "message", "text": "it [fell] in epoch 4"})
         assert isinstance(console.file, io.StringIO)
         assert "train the dense parent: it [fell] in epoch 4" in console.file.getvalue()
 
     def test_epochs_that_were_taken_back_leave_the_table(self) -> None:
-        with BarProgress(Console(file=io.StringIO(), force_terminal=True), [task()]) as progress:
+        with Progress(Console(file=io.StringIO(), force_terminal=True), [task()]) as progress:
             progress.started(task())
             for one in (record(1), record(2), record(3), record(2)):
                 progress.receive(task(), {"kind": "epoch", "record": one})
@@ -227,7 +225,7 @@ class TestTimeLeft:
 
     @pytest.fixture
     def progress(self, clock: list[float]) -> Iterator[Progress]:
-        with PlainProgress(Console(file=io.StringIO()), [task()]) as progress:
+        with Progress(Console(file=io.StringIO()), [task()]) as progress:
             progress.started(task())
             yield progress
 
@@ -324,8 +322,8 @@ class TestBoard:
         closed: list[bool] = []
         board = Board(tmp_path)
         board.close = lambda: closed.append(True)  # type: ignore[method-assign]
-        for kind in (PlainProgress, BarProgress):
-            with kind(Console(file=io.StringIO()), [task()], board):
+        for terminal in (False, True):
+            with Progress(Console(file=io.StringIO(), force_terminal=terminal), [task()], board):
                 pass
         assert len(closed) == 2
 

@@ -15,7 +15,7 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.results import MembersRun, StudyCell, StudyLine, StudyNumbers
 from sparsemble.pipeline.engines.driver import Driver
 from sparsemble.pipeline.engines.worker import task_file
-from sparsemble.pipeline.progress import BarProgress, PlainProgress, Progress
+from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.stage import Inputs, Stage, Task
 from sparsemble.pipeline.study import Study, cells, load_study
 from sparsemble.pipeline.study_command import study_lines
@@ -137,7 +137,7 @@ def test_a_failed_stage_takes_all_that_waits_for_it_and_nothing_else(terminal: b
     after = Task("after", Nothing(seed=5), {"given": good}, 1)
     tasks = [grandchild, child, bad, after, good]
     console = Console(file=io.StringIO(), force_terminal=terminal)
-    progress: Progress = BarProgress(console, tasks) if terminal else PlainProgress(console, tasks)
+    progress = Progress(console, tasks)
     settings = {"folder": tmp_path, "slots": 1, "device": "cpu"}
     executor = FakeExecutor()
     driver = Driver(executor=executor, progress=progress, keep_going=True, **settings)
@@ -149,7 +149,7 @@ def test_a_failed_stage_takes_all_that_waits_for_it_and_nothing_else(terminal: b
     assert bad.title in driver.failures[grandchild.hash]
     assert progress.done == len(tasks)
     assert progress.share == pytest.approx(1)
-    strict = Driver(executor=FakeExecutor(), progress=PlainProgress(console, tasks), **settings)
+    strict = Driver(executor=FakeExecutor(), progress=Progress(console, tasks), **settings)
     with pytest.raises(RunError, match=bad.title):
         strict.run(tasks)
     assert list(tmp_path.iterdir()) == []

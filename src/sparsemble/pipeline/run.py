@@ -18,7 +18,7 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.results import ExportResult
 from sparsemble.pipeline.engines.driver import run_tasks
 from sparsemble.pipeline.graph import RunGraph, build_graph, run_index
-from sparsemble.pipeline.progress import make_progress
+from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
@@ -47,9 +47,7 @@ class RunOptions:
     """Write training curves for TensorBoard under the folder, too."""
 
 
-def run(
-    recipe: Recipe, title: str, command: str, options: RunOptions, console: Console | None = None
-) -> list[Artifact]:
+def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[Artifact]:
     """Run a recipe and return the artifacts of the last stage asked for.
 
     Args:
@@ -57,7 +55,6 @@ def run(
         title: name of the run, for the report.
         command: what reproduces it, for the report.
         options: where and with what.
-        console: where progress is shown; standard error unless given.
 
     Raises:
         InputError: anything wrong that can be known before work begins.
@@ -65,11 +62,11 @@ def run(
     """
     if options.engine != "local":
         raise InputError(f'engine = "{options.engine}" is not known; known: local')
-    console = console or Console(stderr=True)
     device = distributed.start(choose_device(options.device))
     recipe.precision.check(device)
     workers = check_workers(options.workers, device)
     folder, is_first = options.folder, distributed.rank() == 0
+    console = Console(stderr=True, quiet=options.quiet or not is_first)
     board = Board(folder / "tensorboard") if options.tensorboard and is_first else None
     graph = build_graph(recipe, title, command)
     wanted = graph.until[options.until]
@@ -82,7 +79,7 @@ def run(
             _write_recipe(recipe, folder)
             run_index(recipe).save(folder)
         if missing:
-            with make_progress(console, missing, board, quiet=options.quiet or not is_first) as progress:
+            with Progress(console, missing, board) as progress:
                 run_tasks(missing, folder, device, workers, progress)
         if is_first and options.until in PUBLISHED:
             for task, name in zip(wanted, PUBLISHED, strict=False):
@@ -150,9 +147,7 @@ def _publish(artifact: Path, target: Path) -> None:
     beside.rename(target)
 
 
-def export(
-    folder: Path, values: str, device: str = "auto", *, quiet: bool = False, console: Console | None = None
-) -> ExportResult:
+def export(folder: Path, values: str, device: str = "auto", *, quiet: bool = False) -> ExportResult:
     """Export the ensemble of a run again, in another number format perhaps.
 
     Args:
@@ -160,7 +155,6 @@ def export(
         values: float16, float32 or int8; empty: that of its recipe.
         device: auto, cpu, cuda or cuda:N.
         quiet: show no progress.
-        console: where progress is shown; standard error unless given.
 
     Raises:
         InputError: there is no such run.
@@ -171,5 +165,5 @@ def export(
     report = read_json(meta)["spec"]
     _, recipe = load_recipe(str(folder / "recipe.toml"), (f"export.values={values}",) if values else ())
     options = RunOptions(folder=folder, device=device, until="export", quiet=quiet)
-    run(recipe, report["title"], report["command"], options, console)
+    run(recipe, report["title"], report["command"], options)
     return ExportResult.load(folder / "export" / "export.json")

@@ -30,7 +30,7 @@ from sparsemble.evaluation.run_models import load_row
 from sparsemble.evaluation.statistics import wilson
 from sparsemble.models.model_io import load_spec
 from sparsemble.pipeline.engines.driver import run_tasks
-from sparsemble.pipeline.progress import make_progress
+from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.run import check_workers, is_finished
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import STORE, AttackStage
@@ -55,7 +55,6 @@ def run_study(
     *,
     device: str = "auto",
     workers: int = 0,
-    console: Console | None = None,
     quiet: bool = False,
 ) -> StudyResult:
     """Run what is missing of a study, and write `study.json`, `study.md`, `study.csv` and `study.png` to its folder.
@@ -68,7 +67,6 @@ def run_study(
         command: what reproduces it.
         device: auto, cpu, cuda or cuda:N.
         workers: worker processes; 0: one a core, at most 4.
-        console: where progress goes; standard error unless given.
         quiet: show no progress.
 
     Returns:
@@ -77,7 +75,6 @@ def run_study(
     Raises:
         InputError: anything wrong that can be known before work begins; a recipe is named by its cell.
     """
-    console = console or Console(stderr=True)
     device = choose_device(device)
     count = check_workers(workers, device)
     expanded = cells(study)
@@ -91,7 +88,7 @@ def run_study(
     with only_run_in(folder):
         missing = _missing(expanded, folder)
         if missing:
-            with make_progress(console, missing, quiet=quiet) as progress:
+            with Progress(Console(stderr=True, quiet=quiet), missing) as progress:
                 failures = run_tasks(missing, folder, device, count, progress, keep_going=True)
     finished = [artifact.meta for artifact in _finished(expanded, folder)]
     results = tuple(result for cell in expanded for result in _cells(cell, study, folder, failures))

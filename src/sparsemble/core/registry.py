@@ -134,9 +134,6 @@ def build_from(registries: Sequence[Registry[Any]], spec: str | dict[str, Any], 
         registries: where its name is looked up, in this order.
         spec: its name, or a table with `name` and settings.
         where: path of the setting, for messages.
-
-    Raises:
-        InputError: as in `Registry.build`.
     """
     kind = registries[0].kind
     where = where or kind

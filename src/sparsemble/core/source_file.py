@@ -66,9 +66,6 @@ def class_from_file(reference: str, interfaces: Sequence[type], kind: str, where
 
     Returns:
         The class, its `name`, `source_file` and `source_sha256` set.
-
-    Raises:
-        InputError: no such file or class, the file failed, or the class does not implement the interface.
     """
     path, _, name = reference.rpartition(":")
     file = _find(Path(path).expanduser())
@@ -97,9 +94,6 @@ def check_component(cls: Any, interfaces: Sequence[type], kind: str, origin: str
         interfaces: abstract classes, of which it must be a subclass of one.
         kind: what the component is, for messages.
         origin: where the class is from, for messages.
-
-    Raises:
-        InputError: naming the missing base class, method or setting.
     """
     if not issubclass(cls, tuple(interfaces)):
         bases = " or ".join(f"{each.__module__}.{each.__name__}" for each in interfaces)

@@ -63,7 +63,7 @@ def build_graph(recipe: Recipe, title: str, command: str) -> RunGraph:
         sparsity=recipe.sparsity,
         member_sparsity=recipe.member_sparsity,
         parent_trained_here=recipe.parent is None,
-        **_row_settings(recipe),
+        **row_settings(recipe),
     )
     evaluate = Task("evaluate", evaluate_stage, {**models, **pool, **attacks, "latency": latency}, cost=6)
     report_stage = ReportStage(seed=recipe.seed, title=title, command=command, recipe=recipe)
@@ -169,8 +169,8 @@ def _attack_tasks(recipe: Recipe, models: Tasks, pool: Tasks) -> dict[str, Task]
     """Every attack on every row, and the security curves; one task each, so that they run side by side."""
     tasks = {}
     for row in ROWS:
-        for attack in _attacks_on_row(row, recipe):
-            stage = AttackStage(row=row, attack=attack, **_row_settings(recipe))
+        for attack in attacks_on_row(row, recipe):
+            stage = AttackStage(row=row, attack=attack, **row_settings(recipe))
             # Long ones start first, so that none is left alone at the end.
             long = 10 if attack.label.startswith("autoattack") else 3 if isinstance(attack, Hijack | Slowdown) else 1
             cost = long * (4.0 if row.startswith("ensemble") else 1.0)
@@ -183,14 +183,14 @@ def _attack_tasks(recipe: Recipe, models: Tasks, pool: Tasks) -> dict[str, Task]
             attack=settings.curve_attack,
             eps=settings.curve_eps,
             curve_images=settings.curve_images,
-            **_row_settings(recipe),
+            **row_settings(recipe),
         )
         cost = 5.0 if row.startswith("ensemble") else 1.5
         tasks[f"curve.{row}"] = Task(f"security curve of {row}", curve, _row_inputs(row, models, pool), cost=cost)
     return tasks
 
 
-def _attacks_on_row(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
+def attacks_on_row(row: str, recipe: Recipe) -> tuple[EnsembleAttack, ...]:
     """Return the attacks on a row, each once.
 
     What is crafted for the static ensemble is evaluated on the dynamic one, too; beside it the dynamic row is attacked
@@ -247,7 +247,7 @@ def _model_settings(recipe: Recipe) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in ("seed", "data", "threat", "held_out_attack")}
 
 
-def _row_settings(recipe: Recipe) -> dict[str, Any]:
+def row_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the settings that all stages share that evaluate rows."""
     shared = {name: getattr(recipe, name) for name in ("seed", "data", "threat")}
     return {**shared, "combiner": recipe.ensemble.combiner, "images": recipe.evaluate.images}

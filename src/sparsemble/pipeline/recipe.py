@@ -275,9 +275,6 @@ def load_recipe(name: str, settings: tuple[str, ...] = ()) -> tuple[str, Recipe]
 
     Returns:
         A short name for the run's folder, and the recipe.
-
-    Raises:
-        InputError: no such recipe, or anything wrong in it.
     """
     path, table = read_named(name, "recipe")
     with files_beside(path.parent):

@@ -55,10 +55,6 @@ def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[A
         title: name of the run, for the report.
         command: what reproduces it, for the report.
         options: where and with what.
-
-    Raises:
-        InputError: anything wrong that can be known before work begins.
-        RunError: a stage failed; what is finished is kept.
     """
     if options.engine != "local":
         raise InputError(f'engine = "{options.engine}" is not known; known: local')
@@ -155,9 +151,6 @@ def export(folder: Path, values: str, device: str = "auto", *, quiet: bool = Fal
         values: float16, float32 or int8; empty: that of its recipe.
         device: auto, cpu, cuda or cuda:N.
         quiet: show no progress.
-
-    Raises:
-        InputError: there is no such run.
     """
     meta = folder / "report" / META
     if not (folder / "recipe.toml").is_file() or not meta.is_file():

@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, final
 
-from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
-from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.config import from_dict, nearest
 from sparsemble.core.errors import InputError
 from sparsemble.evaluation.run_models import ROWS
-from sparsemble.pipeline.graph import build_graph, parent_task, prune_task
+from sparsemble.pipeline.graph import attacks_on_row, build_graph, parent_task, prune_task, row_settings
 from sparsemble.pipeline.recipe import Recipe, load_recipe, read_named
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
@@ -128,18 +126,15 @@ def cells(study: Study) -> list[Cell]:
 
 def _single(values: dict[str, str], seed: int, recipe: Recipe, row: str, task: Task, title: str) -> Cell:
     """Return the cell of a single model, attacked as `evaluate.attacks` says."""
-    attacks = {}
-    for attack in recipe.evaluate.attacks:
-        stage = AttackStage(
-            seed=recipe.seed,
-            data=recipe.data,
-            threat=recipe.threat,
-            combiner=recipe.ensemble.combiner,
-            row=row,
-            attack=SurrogateAttack(attack=attack, surrogate=FullEnsemble(), label=attack.label),
-            images=recipe.evaluate.images,
+    attacks = {
+        attack.label: Task(
+            f"attack {title}: {attack.label}",
+            AttackStage(row=row, attack=attack, **row_settings(recipe)),
+            {row: task},
+            cost=10,
         )
-        attacks[attack.label] = Task(f"attack {title}: {attack.label}", stage, {row: task}, cost=10)
+        for attack in attacks_on_row(row, recipe)
+    }
     return Cell(values, seed, recipe, {row: task}, {row: attacks}, None)
 
 

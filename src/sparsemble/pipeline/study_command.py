@@ -71,9 +71,6 @@ def run_study(
 
     Returns:
         The content of `study.json`.
-
-    Raises:
-        InputError: anything wrong that can be known before work begins; a recipe is named by its cell.
     """
     device = choose_device(device)
     count = check_workers(workers, device)

@@ -36,9 +36,6 @@ def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys
         recipe: the settings.
         sparsities: of the models that are pruned; that of the members unless given.
         deploys: whether the runtime will run the networks.
-
-    Raises:
-        InputError: the message names the setting.
     """
     data = dataset(recipe.data)
     model = load_parent(recipe.model, recipe.parent, data)

@@ -51,9 +51,6 @@ def run_stage(folder: str, stage_hash: str, send: Send | None = None) -> float:
 
     Returns:
         Seconds, interrupted tries included.
-
-    Raises:
-        RunError: the stage failed.
     """
     run_folder = Path(folder)
     task = read_json(task_file(run_folder, stage_hash))

@@ -34,52 +34,38 @@ class LatencyStage(WithData):
 
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `latency.json`."""
-        images = (
-            dataset(self.data).test.images(torch.arange(min(BATCH, len(dataset(self.data).test)))).to(context.device)
-        )
-        rows = {name: load_row(name, inputs, self.combiner, context.device) for name in ROWS}
-        singles = images[:SINGLE_IMAGES]
+        data = dataset(self.data)
+        images = data.test.images(torch.arange(min(BATCH, len(data.test)))).to(context.device)
+        batches = {"batch_64": [images], "batch_1": list(images[:SINGLE_IMAGES].split(1))}
         calls: dict[str, Callable[[], object]] = {}
-        for name, row in rows.items():
-            calls[f"{name} 64"] = _call(name, row, [images])
-            calls[f"{name} 1"] = _call(name, row, list(singles.split(1)))
-            engine = self._engine(row)
-            calls[f"{name} engine_64"] = _answers(engine, [images])
-            calls[f"{name} engine_1"] = _answers(engine, list(singles.split(1)))
+        for name in ROWS:
+            row = load_row(name, inputs, self.combiner, context.device)
+            engine = Predictor(convert_ensemble(row.ensemble, row.rule, data.classes, data.shape, 1))  # not rounded
+            for batch, xs in batches.items():
+                calls[f"{name} torch {batch}"] = _in_torch(name, row, xs)
+                calls[f"{name} engine {batch}"] = _in_engine(engine, xs)
         with torch.inference_mode():
             times = measure_latency(calls, rounds=self.rounds, warmup=2)
-        batches = {"batch_64": ("64", 1), "batch_1": ("1", len(singles))}
         latency = {
             name: {
                 engine: {
-                    batch: to_dict(times[f"{name} {prefix}{key}"].timing(count))
-                    for batch, (key, count) in batches.items()
+                    batch: to_dict(times[f"{name} {engine} {batch}"].timing(len(xs))) for batch, xs in batches.items()
                 }
-                for engine, prefix in (("torch", ""), ("engine", "engine_"))
+                for engine in ("torch", "engine")
             }
-            for name in rows
+            for name in ROWS
         }
-        facts = {
-            "batch": len(images),
-            "threads": torch.get_num_threads(),
-            "device": str(context.device),
-            "rows": latency,
-        }
-        write_json(context.output / "latency.json", facts)
-
-    def _engine(self, row: Row) -> Predictor:
-        """Return a row in the engine; its weights are not rounded."""
-        data = dataset(self.data)
-        return Predictor(convert_ensemble(row.ensemble, row.rule, data.classes, data.shape, 1))
+        facts = {"batch": len(images), "threads": torch.get_num_threads(), "device": str(context.device)}
+        write_json(context.output / "latency.json", {**facts, "rows": latency})
 
 
-def _answers(engine: Predictor, batches: list[torch.Tensor]) -> Callable[[], object]:
+def _in_engine(engine: Predictor, batches: list[torch.Tensor]) -> Callable[[], object]:
     arrays = [batch.cpu().numpy() for batch in batches]
     return lambda: [engine.predict(x).labels for x in arrays]
 
 
-def _call(name: str, row: Row, batches: list[torch.Tensor]) -> Callable[[], object]:
-    """Return what is timed: the deployed answer on each batch, ready on the CPU."""
+def _in_torch(name: str, row: Row, batches: list[torch.Tensor]) -> Callable[[], object]:
+    """Return what is timed: the deployed prediction on each batch, ready on the CPU."""
     if name == "ensemble_dynamic":
         return lambda: [predict_dynamic(row.ensemble, x, row.rule).logits.argmax(1).cpu() for x in batches]
     model = row.ensemble if name == "ensemble_static" else row.ensemble.members[0]

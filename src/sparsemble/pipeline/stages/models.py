@@ -92,9 +92,6 @@ def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: 
         architecture: its layout, or the code that makes it.
         parent: where its weights are.
         data: its images.
-
-    Raises:
-        InputError: weights that do not fit, an operation that we cannot prune, or no classifier of these images.
     """
     if parent is None or parent.weights:
         model = ModelSpec.of(architecture, data).build()

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
@@ -79,7 +79,7 @@ def make_artifact(
     meta: Mapping[str, Any],
     resumed: Callable[[float, float], None] = lambda seconds, fraction: None,
 ) -> float:
-    """Compute an artifact in a folder beside its final one, and rename it when it is whole.
+    """Compute an artifact in a folder beside its final one, rename it when it is whole, and return the seconds.
 
     Args:
         final_folder: where the artifact is when it is finished.
@@ -87,9 +87,6 @@ def make_artifact(
         context: its folder and progress report are replaced.
         meta: what `meta.json` records beside passes, seconds, device, versions and the hash of every file.
         resumed: receives the seconds of interrupted tries and the share that the last one reached, if there were any.
-
-    Returns:
-        Seconds, interrupted tries included.
     """
     partial = final_folder.with_name(final_folder.name + PARTIAL)
     partial.mkdir(parents=True, exist_ok=True)
@@ -102,7 +99,7 @@ def make_artifact(
         (partial / TRIES).write_text(f"{earlier + time.perf_counter() - started} {fraction}", "utf-8")
         context.report_progress(fraction, text)
 
-    running = Context(**{**vars(context), "folder": partial, "report_progress": report_progress})
+    running = replace(context, folder=partial, report_progress=report_progress)
     produce(running)
     for leftover in [*partial.glob("*.tmp"), *partial.glob("*.new"), *partial.glob(".lock")]:
         leftover.unlink()
@@ -148,9 +145,6 @@ def resumable(
         compute: does the work.
         load: reads a finished result, on a device.
         stream: of the random numbers; the stage's name unless given.
-
-    Raises:
-        InputError: the folder holds a result of other settings.
     """
     settings = dict(settings)
     context, folder, device = (settings.pop(name) for name in ("context", "folder", "device"))

@@ -170,13 +170,12 @@ def prune(
 
 def _search_callbacks(running: Context) -> list[Callback]:
     """Report the mask search as the first part of the work, and keep its history."""
-    callbacks: list[Callback] = [
-        ReportProgress(
-            lambda fraction, text: running.report_progress(MASK_SHARE * fraction, f"masks: {text}"),
-            running.report_message,
-        )
-    ]
-    return [*callbacks, WriteHistory(running.folder / "learning.jsonl")] if running.folder else callbacks
+
+    def report(fraction: float, text: str) -> None:
+        running.report_progress(MASK_SHARE * fraction, f"masks: {text}")
+
+    progress = ReportProgress(report, running.report_message)
+    return [progress, WriteHistory(running.folder / "learning.jsonl")] if running.folder else [progress]
 
 
 def _after_search(running: Context) -> Context:

@@ -183,7 +183,6 @@ def _record(
     layers = next(iter(masks.values()))
     chosen = tuple(names[i] for i in selected.members)
     channels, height, width = split.images(torch.zeros(1, dtype=torch.long, device=split.labels.device)).shape[1:]
-    shape = (channels, height, width)
     return PoolRecord(
         ensemble=chosen,
         robust_diversity=selected.robust_diversity,
@@ -194,7 +193,7 @@ def _record(
         held_out_transfer=tuple((1 - pool_logits.failures.float().mean(1)).tolist()),
         held_out_robust=tuple(robust.tolist()),
         best_member=names[int(robust.argmax())],
-        macs_nonzero=sum(count_macs(models[name].model, shape).nonzero for name in chosen),
+        macs_nonzero=sum(count_macs(models[name].model, (channels, height, width)).nonzero for name in chosen),
         layers=tuple(layers),
         layer_weights=tuple(keep.numel() for keep in layers.values()),
         layer_sparsity={

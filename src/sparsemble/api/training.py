@@ -118,7 +118,7 @@ def fit_best_epoch_(
     context: Context,
     callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
-    """Train a model in place and load the weights of its best epoch; resumes the checkpoint in the context's folder.
+    """Train a model in place, load the weights of its best epoch, and return one record an epoch.
 
     Args:
         model: the network or ensemble, on the context's device.
@@ -130,21 +130,14 @@ def fit_best_epoch_(
         held_out_attack: crafts the adversarial held-out images.
         eval_every: epochs between measurements, >= 1.
         precision: number format, memory layout, compilation.
-        context: randomness, folder, progress; counts the passes.
+        context: randomness, progress, and a folder whose checkpoint is resumed; counts the passes.
         callbacks: called before those that measure and report.
-
-    Returns:
-        One record an epoch.
     """
     batches = Batches(split=data.train, batch_size=schedule.batch_size, augmentation=data.augmentation)
     probe = held_out_probe(data.selection, held_out_attack, threat, lambda: context.rng("probe"))
     checkpoint = Checkpoint(context.folder)
-    reports: list[Callback] = [
-        ReportProgress(context.report_progress, context.report_message),
-        OnEpoch(context.report_epoch),
-    ]
-    if context.folder:
-        reports.append(WriteHistory(context.folder / "history.jsonl"))
+    reports = [ReportProgress(context.report_progress, context.report_message), OnEpoch(context.report_epoch)]
+    written = [WriteHistory(context.folder / "history.jsonl")] if context.folder else []
     history = fit(
         model,
         loss,
@@ -153,7 +146,7 @@ def fit_best_epoch_(
         epochs=epochs,
         threat=threat,
         rng=context.rng("train"),
-        callbacks=[*callbacks, KeepBest(probe, eval_every, FIRST_KEPT), *reports],
+        callbacks=[*callbacks, KeepBest(probe, eval_every, FIRST_KEPT), *reports, *written],
         checkpoint=checkpoint,
         precision=precision,
     )

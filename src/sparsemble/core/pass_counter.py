@@ -50,12 +50,10 @@ _rows: ContextVar[Counts | None] = ContextVar("rows", default=None)
 
 @contextlib.contextmanager
 def for_images(rows: Counts) -> Iterator[None]:
-    """Declare which images of the batch are passed through models while the context is open; contexts nest.
+    """Declare which images of the batch, by their indices (N), are passed through models while the context is open.
 
     An attack that drops images opens such a context around its passes; otherwise passes are attributed to all images.
-
-    Args:
-        rows: (N) indices into the batch of the enclosing context; an index may occur more than once.
+    Contexts nest, and an index may occur more than once.
     """
     outer = _rows.get()
     token = _rows.set(rows if outer is None else outer[rows])
@@ -69,11 +67,8 @@ def for_images(rows: Counts) -> Iterator[None]:
 def count_passes(*models: nn.Module, images: int = 0) -> Iterator[Passes]:
     """Count the passes of these models while the context is open; give the members of an ensemble one by one.
 
-    A pass that ends at a hidden layer counts as a whole one.
-
-    Args:
-        models: the models whose passes are counted.
-        images: size of the batch whose passes are also counted per image; 0: only the sums.
+    A pass that ends at a hidden layer counts as a whole one. With `images`, the size of the batch, passes are also
+    counted per image.
     """
     passes = Passes(by_image=torch.zeros(images, 2, dtype=torch.float64))
 

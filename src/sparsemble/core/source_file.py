@@ -56,16 +56,13 @@ def import_file(file: Path) -> ModuleType:
 
 
 def class_from_file(reference: str, interfaces: Sequence[type], kind: str, where: str) -> Any:
-    """Return a component's class from a file of the user.
+    """Return a component's class from a file of the user, its `name`, `source_file` and `source_sha256` set.
 
     Args:
         reference: `file.py:ClassName`; a relative path is looked for beside the recipe, then in the current directory.
         interfaces: abstract classes, of which it must implement one.
         kind: what the component is, for messages.
         where: path of the setting, for messages.
-
-    Returns:
-        The class, its `name`, `source_file` and `source_sha256` set.
     """
     path, _, name = reference.rpartition(":")
     file = _find(Path(path).expanduser())

@@ -144,10 +144,10 @@ def _publish(artifact: Path, target: Path) -> None:
 
 
 def export(folder: Path, values: str, device: str = "auto", *, quiet: bool = False) -> ExportResult:
-    """Export the ensemble of a run again, in another number format perhaps.
+    """Export the ensemble of a finished run again, in another number format perhaps.
 
     Args:
-        folder: of a run that has its report.
+        folder: of the run.
         values: float16, float32 or int8; empty: that of its recipe.
         device: auto, cpu, cuda or cuda:N.
         quiet: show no progress.

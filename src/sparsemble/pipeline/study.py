@@ -64,8 +64,8 @@ class Cell(NamedTuple):
     recipe: Recipe
     made: dict[str, Task]
     """Row -> the task that makes it."""
-    attacks: dict[str, dict[str, Task]]
-    """Row -> attack -> task."""
+    attacks: dict[str, Task]
+    """Of kind pruned, by label: the tasks that attack the model."""
     report: Task | None
     """Kind run: the task whose artifact holds the summary."""
 
@@ -73,8 +73,7 @@ class Cell(NamedTuple):
     def tasks(self) -> list[Task]:
         """All tasks of the cell, those it shares with others included."""
         tasks: dict[str, Task] = {}
-        waiting = [*self.made.values(), *(t for tasks in self.attacks.values() for t in tasks.values())]
-        waiting += [self.report] if self.report else []
+        waiting = [*self.made.values(), *self.attacks.values(), *([self.report] if self.report else [])]
         while waiting:
             task = waiting.pop()
             if task.hash not in tasks:
@@ -92,7 +91,7 @@ class Cell(NamedTuple):
     @property
     def identity(self) -> tuple[str, ...]:
         """Hashes of what is measured: cells with equal ones hold the same model under the same attacks."""
-        return tuple(task.hash for tasks in self.attacks.values() for task in tasks.values())
+        return tuple(task.hash for task in self.attacks.values())
 
 
 def load_study(name: str) -> Study:
@@ -135,7 +134,7 @@ def _single(values: dict[str, str], seed: int, recipe: Recipe, row: str, task: T
         )
         for attack in attacks_on_row(row, recipe)
     }
-    return Cell(values, seed, recipe, {row: task}, {row: attacks}, None)
+    return Cell(values, seed, recipe, {row: task}, attacks, None)
 
 
 def _distinct(parents: list[Cell], axes: list[str]) -> list[Cell]:

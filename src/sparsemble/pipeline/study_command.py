@@ -49,13 +49,7 @@ NUMBERS = (
 
 
 def run_study(
-    study: Study,
-    folder: Path,
-    command: str,
-    *,
-    device: str = "auto",
-    workers: int = 0,
-    quiet: bool = False,
+    study: Study, folder: Path, command: str, *, device: str = "auto", workers: int = 0, quiet: bool = False
 ) -> StudyResult:
     """Run what is missing of a study, and write `study.json`, `study.md`, `study.csv` and `study.png` to its folder.
 
@@ -87,7 +81,8 @@ def run_study(
         if missing:
             with Progress(Console(stderr=True, quiet=quiet), missing) as progress:
                 failures = run_tasks(missing, folder, device, count, progress, keep_going=True)
-    finished = [artifact.meta for artifact in _finished(expanded, folder)]
+    folders = {task.folder for cell in expanded for task in cell.tasks}
+    finished = [Artifact(folder / name).meta for name in sorted(folders) if (folder / name).is_dir()]
     results = tuple(result for cell in expanded for result in _cells(cell, study, folder, failures))
     result = StudyResult(
         title=study.title,
@@ -121,19 +116,9 @@ def _missing(expanded: Sequence[Cell], folder: Path) -> list[Task]:
     return [task for task in tasks.values() if not is_finished(task, folder)]
 
 
-def _finished(expanded: Sequence[Cell], folder: Path) -> list[Artifact]:
-    """Return the artifacts that are there, each once."""
-    names = {task.folder for cell in expanded for task in cell.tasks}
-    return [Artifact(folder / name) for name in sorted(names) if (folder / name).is_dir()]
-
-
 def _cells(cell: Cell, study: Study, folder: Path, failures: dict[str, str]) -> list[StudyCell]:
     """Return the result of a cell, one entry for each row of it that is shown."""
-    facts: dict[str, Any] = {
-        "values": cell.values,
-        "seed": cell.seed,
-        "settings": tuple(study.changes(cell.values)),
-    }
+    facts: dict[str, Any] = {"values": cell.values, "seed": cell.seed, "settings": study.changes(cell.values)}
     failed = [failures[task.hash] for task in cell.tasks if task.hash in failures]
     if failed:
         return [StudyCell(**facts, row=row, failed=failed[0]) for row in (cell.made or study.rows)]
@@ -168,11 +153,11 @@ def _of_result(row: EvaluationResult) -> dict[str, Any]:
 
 def _of_model(name: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
     """Return the numbers of a single model, from the outcomes of its attacks."""
-    stages = [attack.stage for attack in cell.attacks[name].values() if isinstance(attack.stage, AttackStage)]
+    stages = [attack.stage for attack in cell.attacks.values() if isinstance(attack.stage, AttackStage)]
     artifact = Artifact(folder / task.folder)
     row = load_row(name, {name: artifact}, stages[0].combiner, CPU)
     job = stages[0].job(row, tuple(stage.attack for stage in stages), CPU)
-    finished = [folder / attack.folder / STORE for attack in cell.attacks[name].values()]
+    finished = [folder / attack.folder / STORE for attack in cell.attacks.values()]
     outcomes = run_attacks(job, OutcomeStore(finished=finished))
     weights, made_from = count_weights(row.ensemble), ancestry(artifact)
     macs = count_macs(row.ensemble, load_spec(artifact.path).shape)

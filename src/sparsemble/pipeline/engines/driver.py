@@ -40,9 +40,6 @@ def run_tasks(
 
     Returns:
         Error messages of the tasks that failed, by hash.
-
-    Raises:
-        RunError: a task failed, unless `keep_going`.
     """
     executor: Executor
     if distributed.world_size() > 1:

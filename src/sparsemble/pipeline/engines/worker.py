@@ -42,15 +42,12 @@ def message_file(folder: Path, stage_hash: str) -> Path:
 
 
 def run_stage(folder: str, stage_hash: str, send: Send | None = None) -> float:
-    """Run the stage that the folder of the run describes under a hash.
+    """Run the stage that the folder of the run describes under a hash, and return the seconds.
 
     Args:
         folder: of the run.
         stage_hash: of the stage.
         send: receives messages about the progress; appended to the message file unless given.
-
-    Returns:
-        Seconds, interrupted tries included.
     """
     run_folder = Path(folder)
     task = read_json(task_file(run_folder, stage_hash))
@@ -76,16 +73,13 @@ def run_stage(folder: str, stage_hash: str, send: Send | None = None) -> float:
 
 
 def run_task(task: dict[str, Any], folder: Path, device: torch.device, send: Send) -> float:
-    """Run a stage and put its artifact in place.
+    """Run a stage, put its artifact in place, and return the seconds, interrupted tries included.
 
     Args:
         task: what `Task.to_json` returned.
         folder: of the run.
         device: where the stage computes.
         send: receives messages about the progress.
-
-    Returns:
-        Seconds, interrupted tries included.
     """
     stage, inputs, context = prepare(
         task,

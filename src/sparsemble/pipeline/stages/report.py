@@ -27,7 +27,7 @@ from sparsemble.core.results import (
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.run_models import running_labels
 from sparsemble.pipeline.recipe import Recipe
-from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
+from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages, with_prefix
 from sparsemble.pipeline.stages.evaluate import EXAMPLES, RESULTS
 from sparsemble.report import write_run_report
 
@@ -85,6 +85,7 @@ class ReportStage(Stage):
     def _details(self, inputs: Inputs) -> RunDetails:
         """Return layers, masks, sub-models and trainings."""
         select = inputs["select"].json("select.json")
+        read = {role: Artifact(inputs["select"].path.parent / f) for role, f in inputs["select"].meta["inputs"].items()}
         sparsity = {
             score.name: tuple(
                 np.mean([v for k, v in select["layer_sparsity"].items() if k.startswith(f"{score.name}-")], 0).tolist()
@@ -99,7 +100,7 @@ class ReportStage(Stage):
             overlap=MaskOverlap(names=tuple(select["pool"]), jaccard=tuple(map(tuple, select["overlap"]))),
             pool=tuple(
                 replace(from_dict(SubModelRecord, artifact.json("pruned.json"), "pruned.json"), name=label)
-                for label, artifact in _pool(inputs["select"]).items()
+                for label, artifact in with_prefix(read, "pool").items()
             ),
             trainings=tuple(
                 TrainingRecord(name=name, epochs=tuple(_epoch(record) for record in history))
@@ -111,16 +112,6 @@ class ReportStage(Stage):
 
 STOPPING = ("images", "allowed", "tried", "outcome", "full_ensemble", "sensitivity")
 """Fields of `stopping.json` that a run's summary holds as they are."""
-
-
-def _pool(select: Artifact) -> dict[str, Artifact]:
-    """Return the sub-models that the ensemble was selected from."""
-    beside = select.path.parent
-    return {
-        role.removeprefix("pool."): Artifact(beside / folder)
-        for role, folder in select.meta["inputs"].items()
-        if role.startswith("pool.")
-    }
 
 
 def _epoch(record: dict[str, Any]) -> EpochRecord:

@@ -26,6 +26,9 @@ from sparsemble.ensemble.calibration import calibrate as choose_settings
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.training.validation import adversarial_images, in_batches, member_logits
 
+RULE_ATTACKS = (Hijack(steps=20, targets=1), Slowdown(steps=20, restarts=1))
+"""Attacks on the stopping rule itself that it is calibrated against."""
+
 
 def calibrate(
     ensemble: TrainedEnsemble | Ensemble,
@@ -36,7 +39,7 @@ def calibrate(
     max_accuracy_drop: float = 0.002,
     attacked_share: float = 0.0,
     reorder: bool = True,
-    against: Sequence[EnsembleAttack] = (Hijack(steps=20, targets=1), Slowdown(steps=20, restarts=1)),
+    against: Sequence[EnsembleAttack] = RULE_ATTACKS,
     rounds: int = 1,
     held_out_attack: Attack = HELD_OUT_ATTACK,
     seed: int = 0,

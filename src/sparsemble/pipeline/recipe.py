@@ -5,11 +5,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, final
 
+from sparsemble.api.calibration import RULE_ATTACKS
+from sparsemble.api.training import HELD_OUT_ATTACK
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
-from sparsemble.attacks.ensemble.hijack import Hijack
-from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.artifacts import file_hash
@@ -140,7 +140,7 @@ class Stopping:
     """How much of the cost that is made small is that under attack, in [0, 1]; the rest is that on clean images."""
     reorder: bool = True
     """Choose which member runs first, too."""
-    against: tuple[EnsembleAttack, ...] = (Hijack(steps=20, targets=1), Slowdown(steps=20, restarts=1))
+    against: tuple[EnsembleAttack, ...] = RULE_ATTACKS
     """Attacks on the rule itself that it is set against."""
     rounds: int = 1
     """How often the rule is attacked and set anew, >= 0."""
@@ -211,7 +211,7 @@ class Recipe:
     data: DataSource
     model: Architecture
     threat: ThreatModel
-    held_out_attack: Attack = PGD(steps=20, stop_at_success=False)
+    held_out_attack: Attack = HELD_OUT_ATTACK
     """On held-out images: to choose epochs and the ensemble, and to calibrate."""
     train: Train
     parent: Parent | None = None

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 FORKS = get_context("forkserver")
-PRELOADED = ["sparsemble.cli", "sparsemble.api", "sparsemble.pipeline.engines.worker", "torch._dynamo", "pytest"]
+PRELOADED = [
+    "sparsemble.pipeline.run",
+    "sparsemble.pipeline.engines.worker",
+    "sparsemble.cli",
+    "torch._dynamo",
+    "pytest",
+]
 FORKS.set_forkserver_preload(PRELOADED)
 ROOT = Path(__file__).parents[1]
 

@@ -31,7 +31,7 @@ from sparsemble.core.types import seeded
 from sparsemble.data.digits import Digits
 from sparsemble.evaluation.run_models import load_ensemble
 from sparsemble.models.model_io import load_model
-from sparsemble.pipeline.engines.local import LocalEngine
+from sparsemble.pipeline.engines.driver import run_tasks
 from sparsemble.pipeline.graph import model_tasks
 from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
@@ -75,7 +75,7 @@ def train_row(recipe: Recipe, row: str, folder: Path) -> nn.Module:
     needed = [stages["dense"], task] if row != "ensemble" else [stages["dense"], *pool.values(), stages["select"], task]
     missing = [stage for stage in dict.fromkeys(needed) if not (folder / stage.folder).is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
-    LocalEngine(folder, 1, "cpu", Progress(Console(quiet=True), missing, None)).run(missing)
+    run_tasks(missing, folder, "cpu", 1, Progress(Console(quiet=True), missing, None))
     artifact = Artifact(folder / task.folder)
     return load_ensemble(artifact, None, cpu).ensemble if row == "ensemble" else load_model(artifact.path, cpu).eval()
 

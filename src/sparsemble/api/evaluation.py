@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 
 from sparsemble.api.results import Data, Model, TrainedEnsemble, TrainedModel, as_split, network_of
-from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.attack import Access
 from sparsemble.core.device import choose_device
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.results import DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.evaluation.evaluator import EvaluationSettings, with_adaptive
+from sparsemble.evaluation.evaluator import EvaluationSettings, usual_attacks, with_adaptive
 from sparsemble.evaluation.evaluator import evaluate as run_evaluator
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
@@ -31,9 +31,11 @@ def evaluate(
     data: Data,
     threat: ThreatModel,
     *,
-    attacks: Sequence[AnyAttack] = (AutoAttack(),),
+    attacks: Sequence[AnyAttack] = (),
     rule: StoppingRule | None = None,
     adaptive: bool = True,
+    access: Access = "gradients",
+    class_map: Sequence[int] = (),
     checks: Literal["default", "full"] = "default",
     name: str = "",
     seed: int = 0,
@@ -46,9 +48,12 @@ def evaluate(
         model: a result of the API, or any network or ensemble from images in [0, 1] to logits; left as found.
         data: a data set, whose test images are used, or images as a split or tensors (x, y).
         threat: what the adversary may do.
-        attacks: run on every image; the robust accuracy is that under all of them.
+        attacks: run on every image; the robust accuracy is that under all of them. AutoAttack unless given, or Square
+            and an attack by labels where gradients may not be used.
         rule: the stopping rule of an ensemble; that of a calibrated ensemble unless given.
         adaptive: also attack an ensemble through its members, combiners, prefixes and stopping rule.
+        access: what attacks may use of the model: "gradients", "scores" (its logits) or "labels".
+        class_map: output of the model for each class of the data; empty: in their order.
         checks: default: they take no longer than the strongest attack; full: on more images.
         name: of the result.
         seed: of attack starts, >= 0.
@@ -64,13 +69,15 @@ def evaluate(
     """
     where = torch.device(choose_device(device))
     split = as_split(data, "test").to(where)
-    target = _target(model, rule, name, where)
+    target = _target(model, rule, name, where).probed(split, None, access, class_map)
+    chosen = tuple(attacks) or usual_attacks(access, threat.norm)
     job = EvaluationJob(
         model=target.model,
         rule=target.rule,
         split=split,
         threat=threat,
-        attacks=with_adaptive(attacks, target) if adaptive else tuple(attacks),
+        attacks=with_adaptive(chosen, target) if adaptive and access == "gradients" else chosen,
+        access=access,
         seed=seed,
     )
     store = OutcomeStore(Path(folder) / "outcomes") if folder else None

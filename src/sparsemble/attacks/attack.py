@@ -15,6 +15,10 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits, seeded
 
 Norm = Literal["linf", "l2"]
+Access = Literal["gradients", "scores", "labels"]
+"""What an attack uses of a model: its gradients, only its logits, only the predicted class."""
+ACCESS: tuple[Access, ...] = ("labels", "scores", "gradients")
+"""From least to most."""
 
 TOLERANCE = 1e-6
 """Distance by which rounding may carry an image out of the ball."""
@@ -52,6 +56,8 @@ class Attack(Labelled):
     """Norms of the threat models in which the attack works."""
     other_norm: ClassVar[str] = ""
     """Name of the attack to use in a norm that is missing from `norms`."""
+    access: ClassVar[Access] = "gradients"
+    """What the attack uses of the model."""
 
     @final
     def __call__(

@@ -34,8 +34,12 @@ def evaluate(
         str, typer.Option("--data", help="Data set, a table in TOML, or an .npz file; the target's own unless given.")
     ] = "",
     attacks: Annotated[
-        str, typer.Option("--attacks", help="Names with commas between them, or a list in TOML.")
-    ] = "autoattack",
+        str,
+        typer.Option(
+            "--attacks",
+            help="Names with commas between them, or a list in TOML; autoattack unless given.",
+        ),
+    ] = "",
     transfer: Annotated[str, typer.Option("--transfer", help="Another TARGET, on which images are crafted, too.")] = "",
     eps: Annotated[str, typer.Option("--eps", help="As in 8/255; the target's own unless given.")] = "",
     norm: Annotated[str, typer.Option("--norm", help="linf or l2; the target's own unless given.")] = "",
@@ -52,6 +56,13 @@ def evaluate(
             "--checks", help="default: they take at most the passes of the headline attack; full: all of them."
         ),
     ] = "default",
+    access: Annotated[
+        str, typer.Option("--access", help="What attacks may use of the model: gradients, scores or labels.")
+    ] = "gradients",
+    class_map: Annotated[
+        str,
+        typer.Option("--class-map", help="Output of the model for each class of the data, as in 3,5,7, or a file."),
+    ] = "",
     out: Out = None,
     device: Device = "auto",
     json: Json = False,
@@ -106,8 +117,9 @@ def _refuse_for_recipes(asked: "EvaluationOptions", json: bool) -> None:
     ignored = [field for field in fields(asked) if field.name not in ("target", "seed", "out", "device")]
     changed = [field.name for field in ignored if getattr(asked, field.name) != field.default]
     for name in (*changed, *(["json"] if json else [])):
+        option = name.replace("adaptive", "no-adaptive").replace("_", "-")
         raise InputError(
-            f"--{name.replace('adaptive', 'no-adaptive')} does not go with a recipe, which says itself how it is "
+            f"--{option} does not go with a recipe, which says itself how it is "
             "evaluated; name a run's folder, or use `sparsemble run RECIPE --set evaluate...`"
         )
 

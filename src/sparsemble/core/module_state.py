@@ -1,11 +1,26 @@
-"""Context managers that temporarily set train/eval and BatchNorm modes, or freeze weights."""
+"""The tensors of a network, and context managers that set train/eval and BatchNorm modes, or freeze weights."""
 
 import contextlib
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a network's state by name; those of quantised layers, which nest them, as integers.
+
+    What a state holds besides tensors (settings of quantised layers) is left out.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        leaves = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        for i, leaf in enumerate(leaves):
+            plain = leaf.detach()
+            tensors[name if leaf is value else f"{name}.{i}"] = plain.int_repr() if plain.is_quantized else plain
+    return tensors
 
 
 @contextlib.contextmanager

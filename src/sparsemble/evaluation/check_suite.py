@@ -32,6 +32,7 @@ from sparsemble.evaluation.run_attacks import Outcomes, accuracy
 from sparsemble.evaluation.sanity_attacks import USUAL, differentiable_views
 
 BUDGET = "the budget of passes did not allow for it; `sparsemble evaluate --checks full` does"
+NO_GRADIENTS = "attacks may not use gradients in this evaluation, so none were followed"
 
 
 @final
@@ -112,7 +113,7 @@ def _of_sanity(evidence: Evidence) -> Iterator[CheckResult]:
         order["all attacks"] = accuracy(worst[: len(extras.gradients.labels)])
         yield attacks.strength_in_order(order)
     else:
-        yield skipped(13, BUDGET)
+        yield skipped(13, BUDGET if job.access == "gradients" else NO_GRADIENTS)
     if curve is not None:
         clean = accuracy(outcomes.clean.correct[: curve.images])
         yield attacks.falls_with_eps(evidence.target.name, curve.accuracy, clean, 1.5 / evidence.result.data.classes)
@@ -129,7 +130,8 @@ def _of_sanity(evidence: Evidence) -> Iterator[CheckResult]:
         yield path.loss_converged(paths)
         yield path.keeps_best(paths)
     else:
-        yield from (skipped(number, BUDGET) for number in (16, 17))
+        reason = BUDGET if job.access == "gradients" else NO_GRADIENTS
+        yield from (skipped(number, reason) for number in (16, 17))
     for blind in extras.blind:
         for label, outcome in blind.attacks.items():
             yield attacks.blind_is_weaker(worst[: len(blind.labels)].tolist(), outcome.correct.tolist(), label)

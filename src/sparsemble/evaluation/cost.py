@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import members_of
-from sparsemble.core.module_state import eval_mode
+from sparsemble.core.module_state import eval_mode, state_tensors
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Weights:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the prunable weights that are zero."""
-        return 1 - self.nonzeros / self.total
+        """Fraction of the prunable weights that are zero; 0 where there are none."""
+        return 1 - self.nonzeros / self.total if self.total else 0.0
 
 
 def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> Macs:
@@ -60,7 +59,7 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> Macs:
         dense += positions * module.weight.numel()
         nonzero += positions * int(module.weight.count_nonzero())
 
-    example = next(model.parameters())
+    example = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(()))
     with eval_mode(model), torch.no_grad(), contextlib.ExitStack() as hooks:
         for layer in _prunable(model):
             hooks.callback(layer.register_forward_hook(add).remove)
@@ -69,14 +68,8 @@ def count_macs(model: nn.Module, shape: tuple[int, int, int]) -> Macs:
 
 
 def count_weights(model: nn.Module) -> Weights:
-    """Count the prunable weights and those that are not 0.
-
-    Raises:
-        InputError: the model has none.
-    """
+    """Count the prunable weights and those that are not 0; none where no layer is a Conv2d or Linear."""
     weights = [layer.weight for layer in _prunable(model)]
-    if not weights:
-        raise InputError(f"{type(model).__name__} has no Conv2d or Linear layer, so it has no sparsity")
     return Weights(sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights))
 
 
@@ -99,7 +92,7 @@ def peak_memory(model: nn.Module, call: Callable[[], object]) -> int:
         model: the model that is called; its tensors are alive all the time.
         call: runs the model on some images, without gradients.
     """
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in model.state_dict().values()}
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state_tensors(model).values()}
     with torch.no_grad(), _Alive() as alive:
         call()
     total: int = sum(held.values()) + alive.most
@@ -108,8 +101,8 @@ def peak_memory(model: nn.Module, call: Callable[[], object]) -> int:
 
 def _file_bytes(model: nn.Module) -> int:
     tensors: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        value = tensor.detach().cpu()
+    for name, tensor in state_tensors(model).items():
+        value = tensor.cpu()
         kept = value != 0
         dense = {name: value.clone(memory_format=torch.contiguous_format)}
         packed = {f"{name}|values": value[kept], f"{name}|bits": torch.from_numpy(np.packbits(kept.numpy()))}

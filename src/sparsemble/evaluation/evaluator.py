@@ -5,6 +5,11 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Literal, TypeVar, final
 
+from sparsemble.attacks.attack import Access, Norm
+from sparsemble.attacks.autoattack import AutoAttack
+from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
+from sparsemble.attacks.black_box.rays import RayS
+from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT, full_suite
 from sparsemble.core.interfaces import Ensemble, combiners
@@ -42,6 +47,8 @@ from sparsemble.evaluation.sanity_attacks import (
 from sparsemble.evaluation.work import Work, expected_shard
 
 T = TypeVar("T")
+KNOWLEDGE = {"gradients": "white-box", "scores": "black-box (logits)", "labels": "black-box (labels)"}
+"""What the adversary knows, by what attacks may use of the model."""
 CHECKS = "curve, sanity attacks and checks"
 TITLES = {
     "doubled": "twice the steps of the headline attack",
@@ -124,7 +131,12 @@ def evaluate(
         command=settings.command,
         model=model_record(job, target),
         data=data,
-        threat=ThreatRecord(norm=job.threat.norm, eps=job.threat.eps, eps_text=as_fraction(job.threat.eps)),
+        threat=ThreatRecord(
+            norm=job.threat.norm,
+            eps=job.threat.eps,
+            eps_text=as_fraction(job.threat.eps),
+            knowledge=KNOWLEDGE[job.access],
+        ),
         seed=job.seed,
         device=job.split.labels.device.type,
         search_dtype=job.search_dtype,
@@ -154,6 +166,14 @@ def evaluate(
         checks = all_checks(evidence)
     report(1.0, "done")
     return replace(result, checks=checks)
+
+
+def usual_attacks(access: Access, norm: Norm) -> tuple[AnyAttack, ...]:
+    """Return the attacks of an evaluation that names none, by what they may use of the model and by the norm."""
+    if access == "gradients":
+        return (AutoAttack(),)
+    search = RayS() if norm == "linf" else HopSkipJump()
+    return (Square(), search) if access == "scores" else (search,)
 
 
 def with_adaptive(attacks: Sequence[AnyAttack], target: LoadedModel) -> tuple[AnyAttack, ...]:
@@ -247,6 +267,8 @@ def _sample_sizes(
 ) -> dict[str, int]:
     """Return on how many images each part of the checks runs."""
     absent = {"members": job.members == 1, "curve": settings.curve != "draw", "transfer": target.parent is None}
+    if job.access != "gradients":
+        absent |= {"gradients": True, "paths": True, "members": True, "noise": not job.allows(NOISE)}
     present = [name for name in FULL if not absent.get(name)]
     if settings.checks == "full":
         return {name: min(images, len(job.split)) * (name in present) for name, images in FULL.items()}

@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.attack import ACCESS, Access, Attack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.core.dynamic import predict_dynamic
 from sparsemble.core.errors import InputError
@@ -45,6 +45,8 @@ class EvaluationJob:
     """Images attacked at once and stored together, >= 1."""
     search_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the attacks' passes; float32 always decides."""
+    access: Access = "gradients"
+    """The most that attacks may use of the model."""
 
     def __post_init__(self) -> None:
         if self.rule is None and isinstance(self.model, Ensemble):
@@ -60,10 +62,19 @@ class EvaluationJob:
         if self.search_dtype not in DTYPES:
             raise InputError(f'search_dtype = "{self.search_dtype}" is not known; use float32 or bfloat16')
         for attack in self.attacks:
+            if not self.allows(attack):
+                raise InputError(
+                    f"{attack.label} needs {access_of(attack)}, but attacks may use {self.access} only; "
+                    "leave it out, or allow more with --access"
+                )
             if not isinstance(attack, EnsembleAttack):
                 attack.check_norm(self.threat.norm)
             elif not isinstance(self.model, Ensemble):
                 raise InputError(f"{attack.label} attacks an ensemble; this model is none")
+
+    def allows(self, attack: AnyAttack) -> bool:
+        """Return whether an attack uses no more of the model than attacks may."""
+        return ACCESS.index(access_of(attack)) <= ACCESS.index(self.access)
 
     @property
     def members(self) -> int:
@@ -88,3 +99,8 @@ class EvaluationJob:
             return predict_dynamic(self.model, x, self.rule)
         one = torch.ones(len(x), dtype=torch.long, device=x.device)
         return DynamicOutput(self.model(x), one, one)
+
+
+def access_of(attack: AnyAttack) -> Access:
+    """Return what an attack uses of a model."""
+    return "gradients" if isinstance(attack, EnsembleAttack) else attack.access

@@ -1,23 +1,25 @@
 """What can be evaluated: rows of runs, artifacts, packed ensembles, files of weights, Python factories."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from sparsemble.attacks.attack import Access
 from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import StoppingRule, stopping_rules
+from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
 from sparsemble.core.results import FormatAgreement
 from sparsemble.core.threat import ThreatModel
-from sparsemble.data.dataset import Dataset, DataSource, data_sources
+from sparsemble.data.dataset import Dataset, DataSource, Split, data_sources
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.folded import to_torch_ensemble
+from sparsemble.evaluation.probe import probe
 from sparsemble.evaluation.run_models import (
     INDEX,
     RunIndex,
@@ -70,6 +72,29 @@ class LoadedModel:
     """The dense parent, for transferred attacks, where there is one."""
     exports: Mapping[str, FormatAgreement] = field(default_factory=dict)
     """How the files exported from this model agree with it, by format; empty where it was not exported."""
+    notes: tuple[str, ...] = ()
+    """How outputs or images are converted, where the network is no plain classifier."""
+
+    def probed(
+        self, data: Split, classes: int | None, access: Access = "gradients", class_map: Sequence[int] = ()
+    ) -> "LoadedModel":
+        """Return the model as a classifier that attacks can use; ensembles of ours already are.
+
+        Args:
+            data: images to be evaluated, on the device of the model.
+            classes: number of classes of the data set; None: not known.
+            access: what attacks may use of the model.
+            class_map: output of each class; empty: in their order.
+
+        Raises:
+            InputError: it cannot be read as a classifier of these images, or has no gradient where attacks need one.
+        """
+        if isinstance(self.model, Ensemble):
+            if class_map:
+                raise InputError("a class map is for networks; the outputs of an ensemble are the classes of its data")
+            return self
+        probed = probe(self.model, data, classes=classes, access=access, class_map=class_map)
+        return replace(self, model=probed.model, notes=probed.notes)
 
 
 def load_target(

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 
 from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
+from sparsemble.attacks.black_box.rays import RayS
+from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import members_of
 from sparsemble.core.results import Cost, Examples, MembersTable, SecurityCurve, Timing
@@ -18,6 +21,8 @@ from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
 
 CURVE_ATTACK = PGD(steps=40, step_size=0.1, label="pgd40")
+CURVE_SCORES = Square(queries=300, label="square300")
+CURVE_LABELS = {"linf": RayS(queries=300, label="rays300"), "l2": HopSkipJump(queries=300, label="hop_skip_jump300")}
 MEMBER_ATTACK = PGD(steps=20, stop_at_success=False, label="pgd20")
 EPS_MULTIPLES = (0.0, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0)
 """Radii of the security curve, in units of the threat model's eps; the largest that makes sense comes last."""
@@ -31,6 +36,13 @@ def first_images(split: Split, count: int) -> Split:
     return split.subset(torch.arange(min(len(split), count), device=split.labels.device))
 
 
+def curve_attack(job: EvaluationJob) -> Attack:
+    """Return the attack of the security curve, which uses no more of the model than attacks may."""
+    if job.access == "gradients":
+        return CURVE_ATTACK
+    return CURVE_SCORES if job.access == "scores" else CURVE_LABELS[job.threat.norm]
+
+
 def curve_radii(job: EvaluationJob) -> tuple[float, ...]:
     """Return the radii of the security curve of a threat model."""
     last = LAST_EPS[job.threat.norm]
@@ -42,7 +54,7 @@ def security_curve(
     images: int,
     store: OutcomeStore,
     *,
-    attack: Attack = CURVE_ATTACK,
+    attack: Attack | None = None,
     radii: tuple[float, ...] = (),
 ) -> SecurityCurve:
     """Attack at growing radii until accuracy is zero.
@@ -51,9 +63,10 @@ def security_curve(
         job: what is attacked; its own attacks do not run.
         images: number of images, the first ones of the job's.
         store: where outcomes are kept.
-        attack: run at every radius.
+        attack: run at every radius; None: `curve_attack`.
         radii: ascending from 0; empty: multiples of the threat model's eps.
     """
+    attack = attack or curve_attack(job)
     part = replace(job, split=first_images(job.split, images), attacks=(attack,))
     eps: list[float] = []
     accuracy: list[float] = []

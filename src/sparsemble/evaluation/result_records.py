@@ -37,13 +37,14 @@ def model_record(job: EvaluationJob, target: LoadedModel) -> ModelRecord:
         architecture=type(getattr(single, "body", single)).__name__,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         nonzeros=weights.nonzeros,
-        sparsity=1 - weights.nonzeros / total,
+        sparsity=1 - weights.nonzeros / total if total else 0.0,
         claimed_sparsity=target.claimed_sparsity,
         members=job.members,
         combiner=model.combiner.name if isinstance(model, Ensemble) and job.members > 1 else None,
         rule=job.rule.name if job.rule and job.members > 1 and job.stops_early else None,
         selected_on=target.selected_on,
         extra_data=target.extra_data,
+        notes=target.notes,
     )
 
 

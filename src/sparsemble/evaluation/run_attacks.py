@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks.attack import check_range
 from sparsemble.core.errors import InputError
+from sparsemble.core.module_state import state_tensors
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import Flags, Images, draw_seed, seeded
 from sparsemble.evaluation.attack_shard import attack_shard, judge
@@ -197,9 +198,9 @@ def _keys(job: EvaluationJob) -> tuple[str, dict[str, str]]:
 def weights_hash(model: nn.Module) -> str:
     """Return a sha256 of a network's printed structure, parameters and buffers."""
     digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_tensors(model).items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

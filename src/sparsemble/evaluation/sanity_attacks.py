@@ -20,7 +20,7 @@ from sparsemble.core.results import CheckResult
 from sparsemble.core.types import Classifier, Flags
 from sparsemble.evaluation.checks.attacks import steps_suffice
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
-from sparsemble.evaluation.metrics import CURVE_ATTACK, MEMBER_ATTACK, curve_radii
+from sparsemble.evaluation.metrics import MEMBER_ATTACK, curve_attack, curve_radii
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.run_attacks import CLASSES, Outcomes, run_attacks
 from sparsemble.evaluation.work import BACKWARD, Work, expected_work
@@ -71,7 +71,7 @@ def work_by_image(job: EvaluationJob) -> dict[str, Work]:
     return {
         "model": Work((22.0 + 2 * ALONE + 2 * views) * members, 2 * views * members),
         "doubled": of(job.attacks[0]).times(2),
-        "curve": of(CURVE_ATTACK).times(0.5 * len(curve_radii(job))),
+        "curve": of(curve_attack(job)).times(0.5 * len(curve_radii(job))),
         "gradients": of(SINGLE).plus(of(USUAL)),
         "members": of(MEMBER_ATTACK).plus(Work(members * members)),
         "transfer": of(TRANSFERRED),

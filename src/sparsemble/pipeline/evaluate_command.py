@@ -14,7 +14,7 @@ from typing import Any, Literal, final
 from rich.console import Console
 
 from sparsemble.api.evaluation import RESULT
-from sparsemble.attacks.attack import attacks
+from sparsemble.attacks.attack import Access, attacks
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
 from sparsemble.core.artifacts import only_run_in, read_json, write_json
@@ -27,7 +27,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.checks import verdict
 from sparsemble.evaluation.checks.reporting import open_checks_shown
 from sparsemble.evaluation.compare import compare
-from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, with_adaptive
+from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, usual_attacks, with_adaptive
 from sparsemble.evaluation.inputs import select_images
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel, load_target, resolve_data
@@ -39,6 +39,7 @@ from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import make_bars, time_left
 from sparsemble.pipeline.stage import dataset, fingerprint
 
+TARGET_OPTIONS = ("target", "row", "model", "data", "transfer", "access", "class_map")
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
 
 
@@ -51,7 +52,8 @@ class EvaluationOptions:
     row: str = ""
     model: str = ""
     data: str = ""
-    attacks: str = "autoattack"
+    attacks: str = ""
+    """Empty: the usual ones for `access`."""
     transfer: str = ""
     eps: str = ""
     norm: str = ""
@@ -61,6 +63,8 @@ class EvaluationOptions:
     search: Literal["float32", "bfloat16"] = "float32"
     shard: int = 100
     checks: Literal["default", "full"] = "default"
+    access: Access = "gradients"
+    class_map: str = ""
     out: Path | None = None
     device: str = "auto"
 
@@ -85,7 +89,7 @@ class EvaluationPlan:
 def prepare(options: EvaluationOptions) -> EvaluationPlan:
     """Load the model and decide data, threat model and attacks; nothing is attacked yet."""
     device = choose_device(options.device)
-    chosen = _parse_attacks(options.attacks)
+    chosen = _parse_attacks(options.attacks) if options.attacks else ()
     given = resolve_data(options.data) if options.data else None
     images = dataset(given) if given else None
     target = load_target(options.target, row=options.row, model=options.model, data=images, device=device)
@@ -98,16 +102,22 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
     if options.transfer:
         other = load_target(options.transfer, model=options.model, data=loaded, device=device)
         chosen = (*chosen, Transfer(attack=TRANSFERRED, source=other.model, label="transfer"))
+    split = select_images(loaded, options.images).to(device)
+    threat = _threat(options, target)
+    if not options.attacks:
+        chosen = (*usual_attacks(options.access, threat.norm), *chosen)
+    target = target.probed(split, len(loaded.classes), options.access, _parse_class_map(options.class_map))
     job = EvaluationJob(
         model=target.model,
         rule=target.rule,
-        split=select_images(loaded, options.images).to(device),
-        threat=_threat(options, target),
-        attacks=with_adaptive(chosen, target) if options.adaptive else chosen,
+        split=split,
+        threat=threat,
+        attacks=with_adaptive(chosen, target) if options.adaptive and options.access == "gradients" else chosen,
         classes=len(loaded.classes),
         seed=options.seed,
         shard=options.shard,
         search_dtype=options.search,
+        access=options.access,
     )
     data = data_record(source, fingerprint(source), loaded, options.images)
     folder = options.out or _folder(options, target, job)
@@ -180,6 +190,22 @@ def _parse_attacks(text: str) -> tuple[AnyAttack, ...]:
     return tuple(build_from(registries, s.strip() if isinstance(s, str) else s, "--attacks") for s in specs)
 
 
+def _parse_class_map(text: str) -> tuple[int, ...]:
+    """Read `3,5,7`, or a file with such numbers.
+
+    Raises:
+        InputError: something else.
+    """
+    content = Path(text).read_text(encoding="utf-8-sig") if text and Path(text).is_file() else text
+    words = content.replace(",", " ").split()
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise InputError(
+            f'--class-map "{wrong[0]}" is no output of the model; give the index of the output of each class, as in '
+            "3,5,7, or a file of them"
+        )
+    return tuple(map(int, words))
+
+
 def _threat(options: EvaluationOptions, target: LoadedModel) -> ThreatModel:
     """Return the threat model of the options; what they leave open comes from the model, or is the usual one."""
     norm = options.norm or (target.threat.norm if target.threat else "linf")
@@ -199,7 +225,7 @@ def _folder(options: EvaluationOptions, target: LoadedModel, job: EvaluationJob)
     """Return the folder of this evaluation, so that the same command resumes it."""
     settings = {"threat": to_dict(job.threat), "attacks": to_dict(job.attacks), "images": options.images}
     settings |= {"seed": job.seed, "shard": job.shard, "search": job.search_dtype, "device": options.device}
-    settings |= {name: getattr(options, name) for name in ("target", "row", "model", "data", "transfer")}
+    settings |= {name: getattr(options, name) for name in TARGET_OPTIONS}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=source_hash).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "-", target.name)
     return Path("evaluations") / f"{name}-{digest}"

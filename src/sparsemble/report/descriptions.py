@@ -34,7 +34,9 @@ def premises(result: EvaluationResult, rows: int = 1) -> str:
     all_, drawn = ("All ", "") if data.subset_seed is None else ("", f", drawn with seed {data.subset_seed}")
     same = ", the same for every row" if rows > 1 else ""
     images = f"{all_}{data.images} {data.split} images of {data.name}{drawn}, {data.classes} classes{same}."
-    return f"{change} Knowledge: {threat.knowledge}. {images}"
+    blind = " No attack used gradients; an adversary who has them may do more." if "black" in threat.knowledge else ""
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in result.model.notes)
+    return f"{change} Knowledge: {threat.knowledge}.{blind} {images}{notes}"
 
 
 def autoattack_runs(result: EvaluationResult) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import Attack, Norm, attacks
+from sparsemble.attacks.attack import Access, Attack, Norm, attacks
 from sparsemble.attacks.black_box.query_oracle import QueryOracle, point_on_ray
 from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.threat import ThreatModel
@@ -38,6 +38,7 @@ class HopSkipJump(Attack):
     misclassified point in the ball, and when its queries are too few for another gradient.
     """
 
+    access: ClassVar[Access] = "labels"
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
     other_norm: ClassVar[str] = "rays"
 

@@ -1,13 +1,13 @@
 """Random noise: the best of many random images."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import Attack, attacks
+from sparsemble.attacks.attack import Access, Attack, attacks
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.argument_checks import check_at_least
@@ -29,6 +29,8 @@ class Noise(Attack):
     al. 2018; Carlini et al. 2019). The noise is the same for all images of a batch, so that no image's result depends
     on the others.
     """
+
+    access: ClassVar[Access] = "scores"
 
     draws: int = 10_000
     """Random images tried for each image, >= 1; a misclassified image takes no more."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import Attack, Norm, attacks
+from sparsemble.attacks.attack import Access, Attack, Norm, attacks
 from sparsemble.attacks.black_box.query_oracle import QueryOracle, point_on_ray
 from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.threat import ThreatModel
@@ -30,6 +30,7 @@ class RayS(Attack):
     first misclassified point in the ball.
     """
 
+    access: ClassVar[Access] = "labels"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     other_norm: ClassVar[str] = "hop_skip_jump"
 

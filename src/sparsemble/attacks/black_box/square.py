@@ -4,12 +4,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import SMALLEST, Attack, attacks
+from sparsemble.attacks.attack import SMALLEST, Access, Attack, attacks
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.argument_checks import check_at_least, check_interval
@@ -36,6 +36,8 @@ class Square(Attack):
     (the authors' code moves one square over the whole batch), and an image that is misclassified when clean is
     returned unchanged.
     """
+
+    access: ClassVar[Access] = "scores"
 
     queries: int = 5000
     """Points tried, the start included, >= 1; a misclassified image takes no more."""

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from torch import Generator
 
-from sparsemble.attacks.attack import Attack
+from sparsemble.attacks.attack import Access, Attack
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels
 
@@ -21,6 +21,7 @@ class Transfer(Attack):
     """
 
     name: ClassVar[str] = "transfer"
+    access: ClassVar[Access] = "labels"
 
     attack: Attack
     """Crafts the images."""

@@ -61,6 +61,8 @@ class ModelRecord:
     """Images on which the checkpoint was chosen; none: not known."""
     extra_data: str | None = None
     """Training data beyond the data set's own; "none" where the training is known to have used none; none: unknown."""
+    notes: tuple[str, ...] = ()
+    """How images or outputs were converted, where the network is no plain classifier."""
 
     def __post_init__(self) -> None:
         check_fractions(sparsity=self.sparsity)

@@ -24,8 +24,8 @@ from sparsemble.core.types import seeded
 from sparsemble.data.digits import Digits
 from sparsemble.models.architecture import build_model
 from sparsemble.models.tiny import Tiny
-from sparsemble.training import Average, Batches, Callback, Checkpoint, KeepBest, Schedule, fit
-from sparsemble.training.losses.pgd_at import Madry
+from sparsemble.training import EMA, Batches, Callback, Checkpoint, KeepBest, Schedule, fit
+from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
 
 torch.set_num_threads(1)
@@ -47,15 +47,15 @@ class Collapse(Callback):
     '''Says that robustness collapsed in epoch 5, at the whole rate.'''
 
     def after_epoch(self, model, epoch, epochs, record):
-        record["held_out_robust"] = 0.0 if epoch == 5 and record["rate"] > 0.1 else 0.5
+        record["held_out_robust"] = 0.0 if epoch == 5 and record["learning_rate"] > 0.1 else 0.5
 
 
 print("ready", flush=True)
 history = fit(
     model,
-    Madry(attack=PGD(steps=2, keep_best=False)),
+    PGDAT(attack=PGD(steps=2, keep_best=False)),
     Batches(split=data.train, batch_size=100, augmentation=data.augmentation),
-    Schedule(learning_rate=0.2, batch_size=100, lr_schedule=OneCycle(), ema=Average(decay=0.9, batches=3)),
+    Schedule(learning_rate=0.2, batch_size=100, lr_schedule=OneCycle(), ema=EMA(decay=0.9, batches=3)),
     epochs=8,
     threat=threat,
     rng=seeded(5),

@@ -18,6 +18,8 @@ RESERVED = ("name", "version", "source_sha256")
 """Keys that a component's table has beside its settings."""
 
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+_beside: set[str] = set()
+"""Names of the modules that a file of the user imported from its own folder."""
 _classes: dict[tuple[Path, str, str], Any] = {}
 """Classes by file, sha256 and name, so that equal settings give equal components."""
 
@@ -34,11 +36,36 @@ def files_beside(folder: Path) -> Iterator[None]:
 
 def names_a_file(name: str) -> bool:
     """Return whether a component's name is of the form `file.py:ClassName`."""
-    return name.rpartition(":")[0].endswith(".py")
+    return ".py:" in name
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Split `file.py:Name` or `file.py:make(width=16)` into the path and what follows it; ("", ...) without a path."""
+    path, mark, name = reference.partition(".py:")
+    return (f"{path}.py", name) if mark else ("", reference)
+
+
+@contextlib.contextmanager
+def importing_beside(file: Path) -> Iterator[None]:
+    """Let a file import its neighbours, as it may when it is run by itself; modules of other folders are forgotten."""
+    folder = str(file.resolve().parent)
+    for name in _beside:
+        sys.modules.pop(name, None)
+    _beside.clear()
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        fresh = [(name, getattr(sys.modules[name], "__file__", None)) for name in set(sys.modules) - before]
+        own = (name for name, path in fresh if path and Path(path).is_relative_to(folder))
+        _beside.update(name for name in own if not name.startswith("sparsemble"))
 
 
 def import_file(file: Path) -> ModuleType:
-    """Execute a Python file as a module of its own; what it imports must be installed."""
+    """Execute a Python file as a module of its own; it may import files beside it and what is installed."""
     if not file.is_file():
         raise InputError(f"{file} does not exist")
     digest = hashlib.sha256(str(file.resolve()).encode() + file.read_bytes()).hexdigest()
@@ -48,7 +75,8 @@ def import_file(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses and type hints look their module up
     try:
-        spec.loader.exec_module(module)
+        with importing_beside(file):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise InputError(f"{file} failed when it was imported: {first_line(error)}") from error
@@ -64,7 +92,7 @@ def class_from_file(reference: str, interfaces: Sequence[type], kind: str, where
         kind: what the component is, for messages.
         where: path of the setting, for messages.
     """
-    path, _, name = reference.rpartition(":")
+    path, name = split_reference(reference)
     file = _find(Path(path).expanduser())
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""

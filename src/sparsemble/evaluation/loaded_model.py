@@ -15,6 +15,7 @@ from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
 from sparsemble.core.results import FormatAgreement
+from sparsemble.core.source_file import split_reference
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, DataSource, Split, data_sources
 from sparsemble.evaluation.cost import count_weights
@@ -113,8 +114,8 @@ def load_target(
         InputError: nothing there, or what is there does not fit.
     """
     target = torch.device(device)
-    file, _, factory = path.rpartition(":")
-    if file.endswith(".py"):
+    file, factory = split_reference(path)
+    if file:
         network = call_factory(Path(file), factory).to(target).eval()
         return LoadedModel(name=f"{Path(file).stem}:{factory}", kind="code", path=file, model=network)
     if path.endswith(".py"):

@@ -1,7 +1,9 @@
 """The user's own network, made by a function in a Python file."""
 
+import ast
 import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,29 +14,33 @@ from torch import nn
 
 from sparsemble.core.config import nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.source_file import first_line, import_file
+from sparsemble.core.source_file import first_line, import_file, importing_beside, split_reference
+from sparsemble.models.adapted import NumpyFunction
 from sparsemble.models.architecture import Architecture, architectures
+
+IMAGES = ("x", "images", "image", "batch", "inputs", "input", "array")
+"""Names by which a function on arrays is told from one that makes a network and needs an argument."""
 
 
 @final
 @architectures.register("code")
 @dataclass(frozen=True, kw_only=True)
 class Code(Architecture):
-    """The network that a function in a Python file returns, called without arguments.
+    """The network that a function or class in a Python file makes.
 
     It must consist of the layers that `Architecture` names. The function fixes the numbers of classes and input
     channels; both must be those of the images.
     """
 
     factory: str
-    """`file.py:function`; the path is relative to where the command runs."""
+    """`file.py:function` or `file.py:function(width=16)`; the path is relative to where the command runs."""
     normalises: bool = False  # type: ignore[misc] # a setting here, fixed elsewhere
     """Whether the network normalises its images itself; otherwise it is normalised by the training images."""
     source_hash: str = ""
     """sha256 of the file, filled in; stored results are computed anew when the file changes."""
 
     def __post_init__(self) -> None:
-        file = Path(self.factory.rpartition(":")[0])
+        file = Path(split_reference(self.factory)[0])
         if not file.is_file():
             return  # `build` raises the error
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -44,28 +50,78 @@ class Code(Architecture):
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Import the file and call its function."""
-        file, _, function = self.factory.rpartition(":")
-        if not file.endswith(".py") or not function:
+        file, call = split_reference(self.factory)
+        if not file or not call:
             raise InputError(f'factory = "{self.factory}" must name a file and a function, as in net.py:make_model')
-        return call_factory(Path(file), function)
+        model = call_factory(Path(file), call)
+        if isinstance(model, NumpyFunction):
+            raise InputError(f"{self.factory} is a function on arrays; training and pruning need a torch.nn.Module")
+        return model
 
 
-def call_factory(file: Path, function: str) -> nn.Module:
-    """Import a file and return the network that a function in it returns; what the file imports must be installed."""
+def call_factory(file: Path, call: str) -> nn.Module:
+    """Import a file and return the network that a name in it stands for.
+
+    Args:
+        file: a Python file, which may import its neighbours.
+        call: a module, a function that returns one, a class of modules, with arguments if it needs any, as in
+            `make(width=16)`; or a function of images (`x`, `images` or `batch`) as a numpy array.
+    """
+    name, args, kwargs = _parse_call(file, call)
     module = import_file(file)
+    made: Any = getattr(module, name, None)
+    if not callable(made):
+        known = [each for each in vars(module) if not each.startswith("_")]
+        raise InputError(f"{file} has no function {name}{nearest(name, known)}")
+    if isinstance(made, nn.Module):
+        return made
+    missing = _missing_arguments(made, args, kwargs)
+    if missing and not isinstance(made, type) and len(missing) == 1 and missing[0] in IMAGES and not (args or kwargs):
+        return NumpyFunction(made)
+    if missing:
+        raise InputError(
+            f"{file}:{name} needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}; write it as in "
+            f"{file}:{name}({missing[0]}=...)"
+        )
     try:
-        make: Callable[[], Any] | None = getattr(module, function, None)
-        if not callable(make):
-            known = [name for name in vars(module) if not name.startswith("_")]
-            raise InputError(f"{file} has no function {function}{nearest(function, known)}")
-        model = make() if not isinstance(make, nn.Module) else make
+        with importing_beside(file):
+            model = made(*args, **kwargs)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file}:{function} failed: {first_line(error)}") from error
+        raise InputError(f"{file}:{call} failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{file}:{function} must return a torch.nn.Module, got {type(model).__name__}")
+        raise InputError(f"{file}:{call} must return a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def _parse_call(file: Path, call: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Read `make` or `make(width=16)`; arguments are numbers, strings, lists and the like."""
+    try:
+        tree = ast.parse(call, mode="eval").body
+        if isinstance(tree, ast.Name):
+            return tree.id, [], {}
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+            raise ValueError
+        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in tree.keywords if keyword.arg}
+        return tree.func.id, [ast.literal_eval(value) for value in tree.args], named
+    except (SyntaxError, ValueError):
+        raise InputError(
+            f"{file}:{call} must end in a name, with plain values as arguments if it needs any, as in "
+            f"{file}:make(width=16)"
+        ) from None
+
+
+def _missing_arguments(made: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> list[str]:
+    """Return the parameters that a call needs beyond these arguments; none where they cannot be known."""
+    try:
+        bound = inspect.signature(made)
+        given = set(bound.bind_partial(*args, **kwargs).arguments)
+    except (ValueError, TypeError):
+        return []
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    open_ = (each for each in bound.parameters.values() if each.default is each.empty and each.kind not in kinds)
+    return [each.name for each in open_ if each.name not in given]
 
 
 def import_package(package: str) -> Any:

@@ -164,6 +164,9 @@ def test_functions_of_arrays_return_scores_or_labels(data):
 
     probed = probe(NumpyFunction(labels).eval(), data, classes=CLASSES, access="labels")
     assert torch.equal(probed.model(x).argmax(1), Linear()(x).argmax(1))
+    assert probe(NumpyFunction(labels).eval(), data, access="labels").model(x).shape == (len(x), CLASSES)
+    with pytest.raises(InputError, match="but the data set has 2 classes"):
+        probe(NumpyFunction(labels).eval(), data, classes=2, access="labels")
     with pytest.raises(InputError, match="--access labels"):
         probe(NumpyFunction(labels).eval(), data, classes=CLASSES, access="scores")
 

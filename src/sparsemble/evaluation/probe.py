@@ -64,6 +64,8 @@ def probe(
     dtype = _input_dtype(model)
     output, copies = _run(model, x.to(dtype))
     found = _found(output, len(x))
+    if classes is None and not found.is_floating_point():
+        classes = 1 + max(int(data.labels.max()), int(found.max()))
     if found is not output:
         notes.append(f"the logits are taken from a {type(output).__name__} that the model returns")
     reading = _reading(found, classes, access, notes)
@@ -210,8 +212,9 @@ def _reading(output: Tensor, classes: int | None, access: Access, notes: list[st
             raise InputError(
                 "the model returns labels, not logits; evaluate it by attacks that need labels only: --access labels"
             )
-        if classes is None or not 0 <= int(flat.min()) <= int(flat.max()) < classes:
-            raise InputError(f"the model returns labels {int(flat.min())}..{int(flat.max())}, the data has {classes}")
+        low, high = int(flat.min()), int(flat.max())
+        if classes is None or low < 0 or high >= classes:
+            raise InputError(f"the model returns labels {low}..{high}, but the data set has {classes} classes")
         notes.append("the model returns labels")
         return "labels"
     values = flat.float()

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.errors import RunError
 from sparsemble.core.types import Images, Logits
 
 Reading = Literal["logits", "probabilities", "binary", "binary_probability", "labels"]
@@ -118,7 +119,10 @@ def as_logits(output: Tensor, reading: Reading, classes: int | None = None) -> L
     flat = output.flatten(1) if output.ndim > 1 else output[:, None]
     if reading == "labels":
         assert classes is not None
-        return torch.nn.functional.one_hot(flat[:, 0].long(), classes).float()
+        labels = flat[:, 0].long()
+        if not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+            raise RunError(f"the model returned label {int(labels.max())}; the data has classes 0..{classes - 1}")
+        return torch.nn.functional.one_hot(labels, classes).float()
     flat = flat.float()
     if reading == "binary":
         return torch.cat([torch.zeros_like(flat), flat], dim=1)

@@ -63,6 +63,10 @@ def evaluate(
         str,
         typer.Option("--class-map", help="Output of the model for each class of the data, as in 3,5,7, or a file."),
     ] = "",
+    mean: Annotated[
+        str, typer.Option("--mean", help="Of each channel, by which a file of weights expects images normalised.")
+    ] = "",
+    std: Annotated[str, typer.Option("--std", help="The same, of the standard deviation.")] = "",
     out: Out = None,
     device: Device = "auto",
     json: Json = False,

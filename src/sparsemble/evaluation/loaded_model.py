@@ -95,19 +95,28 @@ class LoadedModel:
                 raise InputError("a class map is for networks; the outputs of an ensemble are the classes of its data")
             return self
         probed = probe(self.model, data, classes=classes, access=access, class_map=class_map)
-        return replace(self, model=probed.model, notes=probed.notes)
+        return replace(self, model=probed.model, notes=(*self.notes, *probed.notes))
 
 
 def load_target(
-    path: str, *, row: str = "", model: str = "", data: Dataset | None = None, device: str = "cpu"
+    path: str,
+    *,
+    row: str = "",
+    model: str = "",
+    data: Dataset | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    device: str = "cpu",
 ) -> LoadedModel:
     """Load the classifier that a path names.
 
     Args:
-        path: a run's folder, a stage's artifact, a packed ensemble, a .safetensors file, or `file.py:factory`.
+        path: a run's folder, a stage's artifact, a packed ensemble, a file of weights, or `file.py:factory`.
         row: of a run's result table; ensemble_dynamic unless given.
-        model: architecture of a .safetensors file, such as resnet18.
-        data: images that decide its input shape and number of classes; needed for a .safetensors file.
+        model: architecture of a file of weights, such as resnet18.
+        data: images that decide its input shape and number of classes; needed for a file of weights.
+        mean: of each channel, by which a file of weights expects its images normalised; empty: as the file says.
+        std: the same, of the standard deviation.
         device: of the model.
 
     Raises:
@@ -136,7 +145,7 @@ def load_target(
         )
     if folder.suffix == packed.SUFFIX:
         return _from_packed(folder, target)
-    return _from_weights(folder, model, data, target)
+    return _from_weights(folder, model, data, target, mean, std)
 
 
 def resolve_data(text: str) -> DataSource:
@@ -255,11 +264,19 @@ def _from_packed(path: Path, device: torch.device) -> LoadedModel:
     )
 
 
-def _from_weights(path: Path, model: str, data: Dataset | None, device: torch.device) -> LoadedModel:
+def _from_weights(
+    path: Path, model: str, data: Dataset | None, device: torch.device, mean: Sequence[float], std: Sequence[float]
+) -> LoadedModel:
     if not model:
         raise InputError(f"{path} holds weights only; name the architecture with --model, such as --model resnet18")
     if data is None:
         raise InputError(f"{path} holds weights only; name the images with --data, which decide shape and classes")
     network = ModelSpec.of(architectures.build(_spec(model, "--model"), "--model"), data).build()
-    load_weights_(network, path)
-    return LoadedModel(name=path.stem, kind="weights", path=os.fspath(path), model=network.to(device).eval())
+    note = load_weights_(network, path, mean=mean, std=std)
+    return LoadedModel(
+        name=path.stem,
+        kind="weights",
+        path=os.fspath(path),
+        model=network.to(device).eval(),
+        notes=(note,) if note else (),
+    )

@@ -1,11 +1,11 @@
 """Models on disk: weights as safetensors, and beside them the specification that the network is built from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 
@@ -14,7 +14,8 @@ from sparsemble.core.config import from_dict
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
-from sparsemble.models.architecture import Architecture, build_model
+from sparsemble.models.architecture import Architecture, Normalised, build_model
+from sparsemble.models.weights_file import load_named_, read_weights, split_normalisation
 
 SPEC = "architecture.json"
 """File of a model's specification, beside its weights."""
@@ -97,23 +98,49 @@ def load_model(folder: Path, device: torch.device, name: str = "model") -> nn.Mo
     return model.to(device).eval()
 
 
-def load_weights_(network: nn.Module, path: Path) -> None:
-    """Load a safetensors state dict of the whole classifier, or of the network behind its normalisation."""
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is no safetensors file: {error}") from error
+def load_weights_(network: nn.Module, path: Path, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> str:
+    """Load weights of the whole classifier, or of the network behind its normalisation, into a network.
+
+    Args:
+        network: a classifier that `ModelSpec.build` made, whose normalisation is replaced where the file or the caller
+            gives one, or any other network.
+        path: a safetensors file, or one of `torch.save` with tensors only.
+        mean: of each channel, in [0, 1]; empty: that of the file. Where the file has none either, weights under the
+            names of other projects get no normalisation, and those under ours that of the data.
+        std: of each channel, > 0; empty: as for the mean.
+
+    Returns:
+        A sentence on names and normalisation that were changed; empty if none were.
+
+    Raises:
+        InputError: no such file, one that needs code, one of another architecture, or statistics that do not fit.
+    """
+    tensors = read_weights(path)
     body = getattr(network, "body", network)
-    target = network if tensors.keys() == network.state_dict().keys() else body
-    expected = target.state_dict()
-    unmatched = sorted(tensors.keys() ^ expected.keys())
-    if unmatched:
-        fault = "does not know" if unmatched[0] in tensors else "needs, but the file lacks,"
-        raise InputError(f"{path} belongs to another architecture: the model {fault} tensor {unmatched[0]}")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"{path}: tensor {name} is {tuple(tensor.shape)}, the model needs {tuple(expected[name].shape)}; "
-                "do architecture, width and number of classes fit?"
-            )
-    target.load_state_dict(tensors)
+    own_mean: Sequence[float] = ()
+    own_std: Sequence[float] = ()
+    if tensors.keys() == network.state_dict().keys():
+        translated = load_named_(network, tensors, path)
+    else:
+        if tensors.keys() != body.state_dict().keys():
+            tensors, own_mean, own_std = split_normalisation(tensors)
+        translated = load_named_(body, tensors, path)
+    mean, std = mean or own_mean, std or own_std
+    if not (mean or std or translated):
+        return ""
+    if not isinstance(network, Normalised):
+        raise InputError("mean and std are for networks that do not normalise their images themselves")
+    channels = network.mean.numel()
+    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+    if {len(mean), len(std)} != {channels} or min(std) <= 0:
+        raise InputError(
+            f"mean = {list(mean)} and std = {list(std)} need a value for each of {channels} channels, std above 0"
+        )
+    for buffer, values in ((network.mean, mean), (network.std, std)):
+        buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+    names = "tensors are named as in another project; " if translated else ""
+    return f"{names}images are normalised by mean {_short(mean)} and deviation {_short(std)}"
+
+
+def _short(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)

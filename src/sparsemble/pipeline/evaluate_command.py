@@ -39,7 +39,7 @@ from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import make_bars, time_left
 from sparsemble.pipeline.stage import dataset, fingerprint
 
-TARGET_OPTIONS = ("target", "row", "model", "data", "transfer", "access", "class_map")
+TARGET_OPTIONS = ("target", "row", "model", "data", "transfer", "access", "class_map", "mean", "std")
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
 
 
@@ -65,6 +65,8 @@ class EvaluationOptions:
     checks: Literal["default", "full"] = "default"
     access: Access = "gradients"
     class_map: str = ""
+    mean: str = ""
+    std: str = ""
     out: Path | None = None
     device: str = "auto"
 
@@ -92,7 +94,15 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
     chosen = _parse_attacks(options.attacks) if options.attacks else ()
     given = resolve_data(options.data) if options.data else None
     images = dataset(given) if given else None
-    target = load_target(options.target, row=options.row, model=options.model, data=images, device=device)
+    target = load_target(
+        options.target,
+        row=options.row,
+        model=options.model,
+        data=images,
+        mean=_numbers(options.mean, "--mean"),
+        std=_numbers(options.std, "--std"),
+        device=device,
+    )
     source = given or target.data
     if source is None:
         raise InputError(f"it is not known which images {options.target} is for; name them, as in --data cifar10")
@@ -188,6 +198,18 @@ def _parse_attacks(text: str) -> tuple[AnyAttack, ...]:
     specs = parse_toml(f"attacks = {text}", "--attacks")["attacks"] if is_list else text.split(",")
     registries = (attacks, ensemble_attacks)
     return tuple(build_from(registries, s.strip() if isinstance(s, str) else s, "--attacks") for s in specs)
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    """Read `0.49,0.48,0.45`.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        return tuple(float(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        raise InputError(f'{option} "{text}" must be a number for each channel, as in 0.49,0.48,0.45') from None
 
 
 def _parse_class_map(text: str) -> tuple[int, ...]:

@@ -58,7 +58,10 @@ class Parent:
     """A classifier that was trained elsewhere and takes the place of the dense parent; `train` is for baselines."""
 
     weights: str = ""
-    """A .safetensors file of weights for `model`; empty: those with which `model` makes its network."""
+    """A file of weights for `model` (.safetensors, .pt or .pth); empty: those with which `model` makes its network."""
+    mean: tuple[float, ...] = ()
+    """Of each channel, by which `weights` expect their images normalised; empty: as the file says."""
+    std: tuple[float, ...] = ()
     weights_hash: str = ""
     """sha256 of the file, filled in."""
 

@@ -96,7 +96,7 @@ def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: 
     if parent is None or parent.weights:
         model = ModelSpec.of(architecture, data).build()
         if parent:
-            load_weights_(model, Path(parent.weights))
+            load_weights_(model, Path(parent.weights), mean=parent.mean, std=parent.std)
     else:
         body = architecture.build(data.shape[0], len(data.classes))
         model = Normalised(body, *normalisation(architecture, data.mean, data.std), data.shape)

@@ -143,7 +143,7 @@ def test_the_whole_method_runs(tmp_path: Path) -> None:
     assert all(0 <= row["worst_case"] <= row["clean"] <= 1 for row in summary["rows"])
     devices = {json.loads(p.read_text("utf-8"))["device"] for p in folder.glob("*-*/meta.json")}
     assert devices == {"cuda"}
-    # What was made on a GPU is judged alike on a processor.
+    # What was made on a GPU is measured alike on a processor.
     told = sparsemble(
         "evaluate", folder, "--device", "cpu", "--images", 40, "--attacks", "pgd", "--out", tmp_path / "cpu"
     )

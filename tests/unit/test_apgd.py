@@ -151,10 +151,10 @@ def test_a_random_model_is_evaluated_by_its_mean() -> None:
 
 
 def test_checkpoints_are_the_published_ones() -> None:
-    judged = checkpoints(100)
-    assert list(judged)[:6] == [22, 41, 57, 70, 80, 87]
-    assert set(list(judged.values())[-2:]) == {6}
-    assert max(judged) <= 100
+    measured = checkpoints(100)
+    assert list(measured)[:6] == [22, 41, 57, 70, 80, 87]
+    assert set(list(measured.values())[-2:]) == {6}
+    assert max(measured) <= 100
     assert checkpoints(1) == {1: 1}
 
 

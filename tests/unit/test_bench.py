@@ -1,4 +1,4 @@
-"""`sparsemble bench`: what is timed answers alike, and the numbers belong together. No time is judged here."""
+"""`sparsemble bench`: what is timed answers alike, and the numbers belong together. No time is asserted here."""
 
 import json
 import sys

@@ -187,12 +187,12 @@ class TestPath:
         expect(keeps_best(paths), 17, "failed", "6 came back clean")
 
     def test_converged_climb_passes_and_a_short_one_fails(self) -> None:
-        def judged(attack: Attack) -> CheckResult:
+        def measured(attack: Attack) -> CheckResult:
             return loss_converged(follow(attack, MEMBER, X[:6], RIGHT[:6], self.weak, rng=seeded(0)))
 
-        expect(judged(PGD(steps=20, random_start=False)), 16, "passed", "images that withstand it")
-        expect(judged(PGD(steps=20, step_size=0.02, random_start=False)), 16, "failed", "images that withstand it")
-        expect(judged(FGSM()), 16, "skipped", "no last tenth")
+        expect(measured(PGD(steps=20, random_start=False)), 16, "passed", "images that withstand it")
+        expect(measured(PGD(steps=20, step_size=0.02, random_start=False)), 16, "failed", "images that withstand it")
+        expect(measured(FGSM()), 16, "skipped", "no last tenth")
 
     def test_all_broken_passes_and_nothing_to_follow_is_skipped(self) -> None:
         paths = follow(PGD(steps=20), MEMBER, X[:4], RIGHT[:4], ThreatModel(eps=0.5), rng=seeded(0))

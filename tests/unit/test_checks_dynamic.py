@@ -90,7 +90,7 @@ def with_rule(rule: StoppingRule) -> Callable[[Images], DynamicOutput]:
 
 
 class TestThresholds:
-    def judged(self, rule: StoppingRule, tuned_on: str | None, sharp: bool = False) -> CheckResult:
+    def measured(self, rule: StoppingRule, tuned_on: str | None, sharp: bool = False) -> CheckResult:
         """Judge on images that no rule nearby, or some rule nearby, answers otherwise."""
         labels = with_rule(rule)(IMAGES).logits.argmax(1)
         others = [with_rule(rule)(IMAGES).logits.argmax(1) != labels for rule in dynamic.nudged(rule).values()]
@@ -99,20 +99,20 @@ class TestThresholds:
         return dynamic.no_knifes_edge(with_rule, rule, IMAGES[chosen], labels[chosen], tuned_on)
 
     def test_held_out_and_steady_passes(self) -> None:
-        expect(self.judged(DIE(), "held-out"), 37, "passed", "tuned on held-out images")
+        expect(self.measured(DIE(), "held-out"), 37, "passed", "tuned on held-out images")
 
     def test_tuned_on_the_test_set_fails(self) -> None:
-        expect(self.judged(DIE(), "test"), 37, "failed", "tuned on test images")
+        expect(self.measured(DIE(), "test"), 37, "failed", "tuned on test images")
 
     def test_a_knifes_edge_fails(self) -> None:
-        expect(self.judged(DIE(), "held-out", sharp=True), 37, "failed")
-        expect(self.judged(DIE(), None, sharp=True), 37, "failed")
+        expect(self.measured(DIE(), "held-out", sharp=True), 37, "failed")
+        expect(self.measured(DIE(), None, sharp=True), 37, "failed")
 
     def test_unknown_images_are_skipped(self) -> None:
-        expect(self.judged(DIE(), None), 37, "skipped", "not known which images")
+        expect(self.measured(DIE(), None), 37, "skipped", "not known which images")
 
     def test_a_rule_without_numbers_passes(self) -> None:
-        expect(self.judged(Never(), "held-out"), 37, "passed", "no numbers")
+        expect(self.measured(Never(), "held-out"), 37, "passed", "no numbers")
 
     def test_each_number_is_moved_both_ways(self) -> None:
         rules = dynamic.nudged(DIE(a=8.0, b=8.0, tau_u=0.0, tau_c=0.5))

@@ -201,18 +201,18 @@ class TestBatchNorm:
 
 
 class TestLoop:
-    def test_the_probe_judges_the_average_which_is_what_comes_back(self) -> None:
-        judged: list[nn.Module] = []
+    def test_the_probe_measures_the_average_which_is_what_comes_back(self) -> None:
+        measured: list[nn.Module] = []
 
         def probe(model: nn.Module) -> dict[str, float]:
             assert not any(module.training for module in model.modules())
-            judged.append(copy.deepcopy(model))
-            return {"held_out_clean": 0.0, "held_out_robust": [0.1, 0.7, 0.3, 0.2][len(judged) - 1]}
+            measured.append(copy.deepcopy(model))
+            return {"held_out_clean": 0.0, "held_out_robust": [0.1, 0.7, 0.3, 0.2][len(measured) - 1]}
 
         model, trace = net(), Trace()
         train(model, trace, KeepBest(probe, every=1))
-        assert [same(a, b) for a, b in zip(judged, trace.shown, strict=True)] == [True] * EPOCHS
-        assert same(model, judged[1])
+        assert [same(a, b) for a, b in zip(measured, trace.shown, strict=True)] == [True] * EPOCHS
+        assert same(model, measured[1])
         raw = trace.steps[2 * STEPS - 1]
         assert not torch.equal(model[0].weight, raw["0.weight"])
         assert all(p.requires_grad for p in model.parameters())

@@ -124,7 +124,7 @@ def test_choices_of_the_budget_do_not_depend_on_the_clock() -> None:
     ]
 
 
-def test_images_crafted_elsewhere_are_judged_and_come_first() -> None:
+def test_images_crafted_elsewhere_are_classified_and_come_first() -> None:
     split = images()
     ensemble = Ensemble([Network(seed) for seed in range(3)], MeanProbability()).eval()
     static = EvaluationJob(model=ensemble, split=split, threat=THREAT, attacks=(PGD(steps=5),), classes=4)

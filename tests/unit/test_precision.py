@@ -151,20 +151,20 @@ class TestBfloat16:
             agree = ours(x).argmax(1) == exact(x).argmax(1)
         assert agree.float().mean() > 0.9
 
-    def test_held_out_images_are_judged_in_float32(self) -> None:
-        judged: list[Tensor] = []
+    def test_held_out_images_are_measured_in_float32(self) -> None:
+        measured: list[Tensor] = []
 
         def probe(model: nn.Module) -> dict[str, float]:
             plain = net()
             plain.load_state_dict(model.state_dict())
             x = split().pixels
             with torch.no_grad():
-                judged.append((model(x) - plain.eval().to(memory_format=torch.channels_last)(x)).abs().max())
+                measured.append((model(x) - plain.eval().to(memory_format=torch.channels_last)(x)).abs().max())
             return {"held_out_clean": 0.0, "held_out_robust": 0.0}
 
         train(net(), HALF, KeepBest(probe, every=1))
-        assert len(judged) == 2
-        assert max(judged) < 1e-5
+        assert len(measured) == 2
+        assert max(measured) < 1e-5
 
     def test_exactly_is_for_members_too_and_ends(self) -> None:
         model, x = make_ensemble().eval(), split().pixels

@@ -1,4 +1,4 @@
-"""Commands that judge: attacks on a classifier, results side by side, times."""
+"""Commands that measure: attacks on a classifier, results side by side, times."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""One attack on one shard of images, judged by the deployed decision."""
+"""One attack on one shard of images, decided by the deployed decision."""
 
 import math
 import time
@@ -47,7 +47,7 @@ def attack_shard(
     seconds = time.perf_counter() - started
     x_adv = x.clone()
     x_adv[rows] = images.float()
-    outcome = judge(job, x_adv, x, y)
+    outcome = outcome_of(job, x_adv, x, y)
     if not minimum.isnan().any():
         outcome.minimum.zero_()  # an image that is misclassified when clean is adversarial at distance 0
     outcome.minimum[rows.cpu()] = minimum.float().cpu()
@@ -58,7 +58,7 @@ def attack_shard(
     return replace(outcome, correct=outcome.correct & clean_correct), x_adv.cpu()
 
 
-def judge(job: EvaluationJob, x_adv: Images, x: Images, y: Labels) -> Outcome:
+def outcome_of(job: EvaluationJob, x_adv: Images, x: Images, y: Labels) -> Outcome:
     """Return the outcome of images that the deployed decision classifies, in float32, as of an attack without cost.
 
     Args:
@@ -72,7 +72,7 @@ def judge(job: EvaluationJob, x_adv: Images, x: Images, y: Labels) -> Outcome:
     """
     output = job.decide(x_adv)
     if not output.logits.isfinite().all():
-        raise RunError("the model returned NaN or infinite logits on an attacked image; it cannot be judged")
+        raise RunError("the model returned NaN or infinite logits on an attacked image; its outcome is unknown")
     prediction = output.logits.argmax(1)
     return Outcome(
         prediction=prediction.cpu(),

@@ -83,7 +83,7 @@ class EvaluationSettings:
     training_passes: int | None = None
     training_seconds: float | None = None
     crafted: tuple[CraftedImages, ...] = ()
-    """Adversarial images from another evaluation of the same images that are judged, too."""
+    """Adversarial images from another evaluation of the same images that are classified, too."""
     beside: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Rows of the same table that were evaluated before, by name."""
 

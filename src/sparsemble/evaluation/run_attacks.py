@@ -15,7 +15,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import state_tensors
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import Flags, Images, draw_seed, seeded
-from sparsemble.evaluation.attack_shard import attack_shard, judge
+from sparsemble.evaluation.attack_shard import attack_shard, outcome_of
 from sparsemble.evaluation.inputs import check_classifier
 from sparsemble.evaluation.job import CLEAN, AnyAttack, EvaluationJob
 from sparsemble.evaluation.outcome_store import Outcome, OutcomeStore
@@ -31,7 +31,7 @@ CLASSES = 10
 @final
 @dataclass(frozen=True)
 class CraftedImages:
-    """Adversarial images crafted in another evaluation of the same images, to be judged by this one's decision."""
+    """Adversarial images crafted in another evaluation of the same images, decided by this one's prediction."""
 
     attack: AnyAttack
     outcome: Outcome
@@ -94,7 +94,7 @@ def run_attacks(
     Args:
         job: the model, images and attacks.
         store: where shards are kept, so that a killed evaluation is resumed; None keeps them in memory.
-        crafted: images that were crafted elsewhere and are judged, too; they come first in the result.
+        crafted: images that were crafted elsewhere and are classified, too; they come first in the result.
         progress: follows the work.
 
     Raises:
@@ -108,7 +108,7 @@ def run_attacks(
         plan_attacks(job, store, progress)
     shards = range(len(job.shards))
     clean = Outcome.join([_clean(job, store, base, i) for i in shards])
-    attacks = {one.attack.label: _judged(job, one) for one in crafted}
+    attacks = {one.attack.label: _crafted_outcome(job, one) for one in crafted}
     for attack in job.attacks:
         key = keys[attack.label]
         parts = [_attacked(job, attack, store, key, i, clean.correct, progress) for i in shards]
@@ -145,7 +145,7 @@ def _clean(job: EvaluationJob, store: OutcomeStore, key: str, i: int) -> Outcome
     if stored is None:
         x, y = job.split.subset(job.shards[i]).tensors()
         check_range(x)
-        stored = judge(job, x, x, y), x[:0].cpu()
+        stored = outcome_of(job, x, x, y), x[:0].cpu()
         store.write(CLEAN, i, key, *stored)
     return stored[0]
 
@@ -172,12 +172,12 @@ def _attacked(
     return stored[0]
 
 
-def _judged(job: EvaluationJob, crafted: CraftedImages) -> Outcome:
+def _crafted_outcome(job: EvaluationJob, crafted: CraftedImages) -> Outcome:
     """Return the outcome of images crafted elsewhere, with the cost that they had there."""
     parts = []
     for indices in job.shards:
         x, y = job.split.subset(indices).tensors()
-        parts.append(judge(job, crafted.images[indices.cpu()].to(x.device), x, y))
+        parts.append(outcome_of(job, crafted.images[indices.cpu()].to(x.device), x, y))
     there = crafted.outcome
     kept = {"minimum": there.minimum, "part": there.part, "passes": there.passes, "seconds": there.seconds}
     return replace(Outcome.join(parts), **kept)

@@ -57,7 +57,7 @@ def expected_work(attack: AnyAttack, members: int, classes: int) -> Work:
     """Return the work of an attack on one image that withstands it: roughly, for the time left and budgets.
 
     Args:
-        attack: any attack; one from outside is judged by its settings.
+        attack: any attack; that of one from outside is estimated from its settings.
         members: of the ensemble; 1 for a single model.
         classes: of the data set.
     """

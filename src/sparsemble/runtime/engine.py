@@ -33,7 +33,7 @@ MIN_SHARED_SECONDS = 1e-4
 WARMUP_RUNS = 12
 """Runs on one thread before several threads are tried: the first runs are slow."""
 TRIALS, AVERAGED_RUNS = 12, 4
-"""Shared runs before sharing is judged; runs in the moving average of their time."""
+"""Shared runs before sharing is kept or dropped; runs in the moving average of their time."""
 RETRY_AFTER = 1000
 """Runs on one thread after which sharing is tried again: other work may have ended."""
 CompiledFunction = Any

@@ -19,7 +19,7 @@ LOSS = CrossEntropy()
 LAST_TENTH = 0.05
 """Fraction of the whole increase of the loss that the last tenth of a path may still gain."""
 SHORTEST = 10
-"""Points that a path must have to be judged."""
+"""Points that a path must have for its last tenth to count."""
 ROUNDING = 1e-4
 """Fraction of a loss, or of 1, by which a point may seem worse when it is evaluated again."""
 

@@ -42,6 +42,9 @@ def predict(x):
 
 def text():
     return "net"
+
+def stops():
+    raise SystemExit(3)
 """
 
 
@@ -88,6 +91,7 @@ def test_a_function_of_images_is_a_classifier_without_gradients(mine: Path) -> N
         ("make(width=print)", "plain values as arguments"),
         ("make(", "must end in a name"),
         ("make(height=3)", "failed: TypeError"),
+        ("stops", "failed: SystemExit: 3"),
         ("text", "must return a torch.nn.Module, got str"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import nn
 import sparsemble as sp
 from sparsemble.attacks import PGD, Noise, RayS
 from sparsemble.core.errors import InputError
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.data.dataset import Split, TensorSplit
 from sparsemble.evaluation.probe import probe
 from sparsemble.models.adapted import NumpyFunction
@@ -206,6 +207,15 @@ def test_the_failing_layer_is_named(data):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, CLASSES)).eval()
     with pytest.raises(InputError, match="it fails in its layer 0: RuntimeError"):
         probe(model, data, classes=CLASSES)
+
+
+def test_a_compiled_module_is_attacked_through_a_wrapper_that_counts_its_passes(data):
+    scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)).eval())
+    model = probe(scripted, data, classes=CLASSES).model
+    x = images(data)
+    with count_passes(model) as passes:
+        assert torch.equal(model(x), scripted(x))
+    assert passes.forward == len(x)
 
 
 def test_training_mode_is_refused(data):

@@ -57,7 +57,9 @@ def probe(
         raise InputError("there are no images to evaluate on")
     training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
     if training:
-        raise InputError(f"the model is in training mode ({training[0]}); call model.eval() first")
+        raise InputError(
+            f"the model is in training mode ({training[0]}) where model.eval() should have left none of it"
+        )
     x = data.images(torch.arange(min(FIRST, len(data)), device=data.labels.device))
     check_range(x)
     notes: list[str] = []
@@ -89,7 +91,11 @@ def probe(
         classes=classes if reading == "labels" else None,
         class_map=tuple(class_map),
     )
-    plain = adaptation.changes_nothing and found is output and found.dtype == torch.float32 and found.ndim == 2
+    # Passes are counted by hooks, which a compiled module does not take.
+    hooked = not isinstance(model, torch.jit.ScriptModule)
+    plain = (
+        hooked and adaptation.changes_nothing and found is output and found.dtype == torch.float32 and found.ndim == 2
+    )
     adapted = model if plain else AdaptedClassifier(model, adaptation).eval()
     if access == "gradients":
         _check_gradient(adapted, x)
@@ -140,6 +146,8 @@ def _tracking(model: nn.Module, running: list[str]) -> Iterator[None]:
 
     handles = []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # which take no hooks
         handles.append(module.register_forward_pre_hook(lambda _module, _inputs, name=name: running.append(name)))
         handles.append(module.register_forward_hook(leave))
     try:

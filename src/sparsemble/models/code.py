@@ -88,7 +88,7 @@ def call_factory(file: Path, call: str) -> nn.Module:
             model = made(*args, **kwargs)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{file}:{call} failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{file}:{call} must return a torch.nn.Module, got {type(model).__name__}")

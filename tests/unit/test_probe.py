@@ -209,6 +209,7 @@ def test_the_failing_layer_is_named(data):
         probe(model, data, classes=CLASSES)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_a_compiled_module_is_attacked_through_a_wrapper_that_counts_its_passes(data):
     scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)).eval())
     model = probe(scripted, data, classes=CLASSES).model

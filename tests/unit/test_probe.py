@@ -90,6 +90,7 @@ def test_networks_of_another_dtype_get_their_images_in_it(data, dtype):
     model = Linear().to(dtype).eval()
     probed = probe(model, data, classes=CLASSES)
     assert probed.model(images(data)).dtype == torch.float32
+    assert probed.model.adaptation.is_coarse == (dtype != torch.float64)
     assert len(probed.notes) == 2
 
 

@@ -85,6 +85,7 @@ def probe(
     _check_class_map(class_map, outputs, classes)
     adaptation = Adaptation(
         dtype=dtype,
+        output=found.dtype if found.is_floating_point() else torch.float32,
         copies=copies,
         pairs=pairs,
         reading=reading,
@@ -93,9 +94,7 @@ def probe(
     )
     # Passes are counted by hooks, which a compiled module does not take.
     hooked = not isinstance(model, torch.jit.ScriptModule)
-    plain = (
-        hooked and adaptation.changes_nothing and found is output and found.dtype == torch.float32 and found.ndim == 2
-    )
+    plain = hooked and adaptation.changes_nothing and found is output and found.ndim == 2
     adapted = model if plain else AdaptedClassifier(model, adaptation).eval()
     if access == "gradients":
         _check_gradient(adapted, x)

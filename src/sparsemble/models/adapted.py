@@ -25,6 +25,8 @@ class Adaptation:
 
     dtype: torch.dtype = torch.float32
     """Of the images that the network takes."""
+    output: torch.dtype = torch.float32
+    """Of what the network returns."""
     copies: bool = False
     """Whether the network gets a copy, because it changes its input."""
     pairs: bool = False
@@ -37,8 +39,13 @@ class Adaptation:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether the network can be used as it is, if it returns a tensor of float32."""
+        """Whether the network can be used as it is, if it returns a tensor (B, K)."""
         return self == Adaptation()
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the network computes in 16 bits, so that small steps of an image vanish in rounding."""
+        return bool({self.dtype, self.output} & {torch.float16, torch.bfloat16})
 
 
 @final

@@ -174,8 +174,9 @@ def test_twice_the_steps_of_autoattack_are_its_parts() -> None:
     assert len({one.label for one in longer}) == len(longer)
 
 
-def test_the_fraction_done_predicts_the_whole_within_a_factor_of_two() -> None:
+def test_the_fraction_done_predicts_the_whole_within_a_factor_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """In passes, which stand for time: after a tenth of the work, what is left is known to a factor of two."""
+    monkeypatch.setattr("sparsemble.evaluation.progress.SECONDS_BETWEEN_REPORTS", 0)  # at every pass
     model, split = Network(), images()
     seen: list[tuple[int, float]] = []
     with count_passes(model) as passes:

@@ -255,11 +255,13 @@ def _measured(
 def _expected_checks(job: EvaluationJob, settings: EvaluationSettings) -> Work:
     """Return the work that all checks are expected to be, before the attacks have run."""
     images, classes = len(job.split), job.classes or CLASSES
+    parts = work_by_image(job).items()
+    full = reduce(Work.plus, (work.times(min(FULL[name], images)) for name, work in parts))
     if settings.checks == "full":
-        parts = work_by_image(job).items()
-        return reduce(Work.plus, (work.times(min(FULL[name], images)) for name, work in parts))
+        return full
     attacks = (expected_shard(attack, job.members, classes, images) for attack in job.attacks)
-    return max(attacks, key=lambda work: work.units).times(settings.budget)
+    budget = max(attacks, key=lambda work: work.units).times(settings.budget)
+    return min(full, budget, key=lambda work: work.units)
 
 
 def _sample_sizes(

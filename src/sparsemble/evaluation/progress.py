@@ -1,6 +1,7 @@
 """The fraction of an evaluation that is done, from expected and counted passes."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Progress:
     """Follows an evaluation and reports the fraction done, so that elapsed time predicts the time left.
 
     Forward passes are counted while the work runs. Expected work is corrected by what finished pieces took: those of
-    the same attack, else all of them.
+    the same attack, else half of what all of them show.
 
     Args:
         model: whose passes are counted.
@@ -90,7 +91,8 @@ class Progress:
         finished = [step for step in self.steps.values() if step.done]
         expected = sum(step.expected.units * len(step.done) for step in finished)
         done = sum(sum(step.done) for step in finished)
-        correction = done / expected if expected and done else 1.0
+        # Half of it, on a scale of ratios: what made one attack longer need not do so to another.
+        correction = math.sqrt(done / expected) if expected and done else 1.0
         left = sum(step.left * step.piece(correction) for step in self.steps.values())
         piece = current.piece(correction)
         left += max(piece - now, LEFT_AT_LEAST * now) - piece

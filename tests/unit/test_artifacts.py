@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import sparsemble.core.artifacts as artifacts
 from sparsemble.core.artifacts import (
@@ -227,4 +228,8 @@ def test_a_full_disk_gets_a_sentence_and_other_errors_none() -> None:
     for number in (errno.ENOSPC, errno.EDQUOT):
         found = explain_disk(OSError(number, "x"), Path("runs/a"))
         assert "the disk that holds runs/a is full" in str(found)
-    assert explain_disk(OSError(errno.EACCES, "x"), Path("runs/a")) is None
+    named = explain_disk(PermissionError(errno.EACCES, "x", "runs/a/f"), Path("runs/a"))
+    assert str(named) == "runs/a/f cannot be used: Permission denied; run the same command to go on"
+    stored = explain_disk(SafetensorError("Error while serializing: I/O error: ... (os error 28)"), Path("runs/a"))
+    assert "the disk that holds runs/a is full" in str(stored)
+    assert explain_disk(ValueError("x"), Path("runs/a")) is None

@@ -18,6 +18,7 @@ import sparsemble.models
 import sparsemble.pruning
 import sparsemble.training  # noqa: F401 (imports register the components)
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.artifacts import read_json, read_json_lines
 from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
@@ -128,13 +129,23 @@ def test_an_old_name_counts_only_where_the_new_one_is_known() -> None:
 
 
 class TestToml:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_what_editors_of_other_systems_write_is_read(self, encoding: str, tmp_path: Path) -> None:
+        path = tmp_path / "schöner name.toml"
+        path.write_bytes('seed = 3\r\nname = "Möwe"\r\n'.encode(encoding))
+        assert read_toml(path) == {"seed": 3, "name": "Möwe"}
+        path.write_bytes('{"a": "Möwe"}\r\n'.encode(encoding))
+        assert read_json(path) == {"a": "Möwe"}
+        path.write_bytes('{"a": 1}\r\n{"a": 2}\r\n'.encode(encoding))
+        assert read_json_lines(path) == [{"a": 1}, {"a": 2}]
+
     def test_a_fault_names_the_file_and_its_place(self, tmp_path: Path) -> None:
         path = tmp_path / "broken.toml"
         path.write_text("seed = 0\nsparsity = = 1\n", "utf-8")
         with pytest.raises(InputError, match=r"broken\.toml is not valid TOML: .*line 2"):
             read_toml(path)
-        path.write_bytes(b"\xff\xfe")
-        with pytest.raises(InputError, match=r"broken\.toml cannot be read as a TOML file"):
+        path.write_bytes("name = 'Ente ä'".encode("latin-1"))
+        with pytest.raises(InputError, match=r"broken\.toml cannot be read as a TOML file: .*; save it as UTF-8"):
             read_toml(path)
         for missing in (tmp_path / "none.toml", tmp_path):
             with pytest.raises(InputError, match="cannot be read as a TOML file"):

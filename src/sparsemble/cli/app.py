@@ -12,8 +12,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from safetensors import SafetensorError
 
 from sparsemble import __version__
+from sparsemble.core.artifacts import explain_disk
 from sparsemble.core.errors import InputError, RunError
 
 app = typer.Typer(
@@ -57,6 +59,12 @@ def main() -> None:
         sys.exit(2)
     except RunError as error:
         say(console, f"failed: {error}")
+        sys.exit(1)
+    except (OSError, SafetensorError) as error:
+        known = explain_disk(error)
+        if not known:
+            raise
+        say(console, f"failed: {known}")
         sys.exit(1)
 
 

@@ -5,12 +5,16 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from sparsemble.core.config import read_text
 from sparsemble.core.errors import InputError, RunError
 
 META = "meta.json"
@@ -99,7 +103,7 @@ def finish(partial: Path, final: Path, meta: Mapping[str, Any]) -> Artifact:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
@@ -107,7 +111,7 @@ def read_json(path: Path) -> Any:
 def read_json_lines(path: Path) -> list[Any]:
     """Read a file with one JSON value per line."""
     try:
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return [json.loads(line) for line in read_text(path).split("\n") if line]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as one JSON value a line: {error}") from error
 
@@ -150,8 +154,21 @@ def only_run_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def explain_disk(error: OSError, folder: Path) -> RunError | None:
-    """Return an error that names the full disk, or None for any other error."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"the disk that holds {folder} is full; make room and run the same command to go on")
-    return None
+def explain_disk(error: Exception, folder: Path | None = None) -> RunError | None:
+    """Return a file or disk that cannot be read or written as an error of one sentence; None for any other error.
+
+    Args:
+        error: an `OSError`, or that of safetensors, which has its number in its text.
+        folder: where the work is kept, if that is known.
+    """
+    number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    if isinstance(error, SafetensorError) and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    if number is None:
+        return None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        place = folder or file or "the result"
+        return RunError(f"the disk that holds {place} is full; make room and run the same command to go on")
+    return RunError(
+        f"{file or folder or 'a file'} cannot be used: {os.strerror(number)}; run the same command to go on"
+    )

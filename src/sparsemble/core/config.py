@@ -1,5 +1,6 @@
 """Strict reading of TOML into frozen dataclasses; errors name the path of the setting and the nearest valid name."""
 
+import codecs
 import copy
 import dataclasses
 import difflib
@@ -81,9 +82,18 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file."""
     try:
-        return parse_toml(path.read_text("utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a TOML file: {error}") from error
+        return parse_toml(read_text(path), str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as a TOML file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read as a TOML file: {error}; save it as UTF-8") from error
+
+
+def read_text(path: Path) -> str:
+    """Return a text that a person may have saved: UTF-8 with or without a byte-order mark, or UTF-16 with one."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def override(table: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:

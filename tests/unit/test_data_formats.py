@@ -19,7 +19,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.data import DataSource, cifar10, cifar100, data_sources, svhn
 from sparsemble.data.cifar_binary import parse
 from sparsemble.data.download import Remote
-from sparsemble.data.file_split import CentreCrop, FileSplit, file_split
+from sparsemble.data.file_split import FileSplit, file_split, make_preprocessing
 
 NOWHERE = "http://127.0.0.1:9/nothing-listens-here"
 
@@ -174,10 +174,10 @@ def folder_source(root: Path, **settings: object) -> DataSource:
 def test_the_centre_square_is_kept(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.array_equal(CentreCrop(resize=12, size=8).read(tmp_path / "a.png"), pixels[2:10, 4:12].transpose(2, 0, 1))
-    assert CentreCrop(resize=30, size=20, grey=True).read(tmp_path / "a.png").shape == (1, 20, 20)
+    assert np.array_equal(make_preprocessing(resize=12, size=8).read(tmp_path / "a.png"), pixels[2:10, 4:12])
+    assert make_preprocessing(resize=30, size=20, grey=True).read(tmp_path / "a.png").shape == (20, 20, 1)
     with pytest.raises(InputError, match=r"size = 9 must lie in 1\.\.8"):
-        CentreCrop(resize=8, size=9)
+        make_preprocessing(resize=8, size=9)
 
 
 def test_imagenet_streams_its_folders(tmp_path: Path) -> None:
@@ -230,11 +230,13 @@ def test_image_folder_faults_are_sentences(tmp_path: Path) -> None:
     source = folder_source(tmp_path)
     before = source.fingerprint()
     (tmp_path / "train" / "n01" / "broken.jpg").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"n01/broken.jpg cannot be read as an image .*; repair or remove it"):
+    with pytest.raises(
+        InputError, match=r"n01/broken.jpg cannot be read as an image: its format .*; repair or remove it"
+    ):
         source.load()
     assert source.fingerprint() != before
     (tmp_path / "test" / "n03").mkdir()
     with pytest.raises(InputError, match=r"test has the class folder n03 and .*train has not"):
         source.load()
-    with pytest.raises(InputError, match=r"test/n03 has no images \(\.bmp, \.jpeg"):
-        file_split(tmp_path / "test", ("n01", "n03"), CentreCrop(resize=8, size=8))
+    with pytest.raises(InputError, match=r"test/n03 has no images \(\.png, \.apng"):
+        file_split(tmp_path / "test", ("n01", "n03"), make_preprocessing(resize=8, size=8))

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 import torch
 from torch import nn
 
+from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.artifacts import META, PARTIAL, Artifact, finish, only_run_in
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
@@ -146,7 +147,7 @@ def resumable(
         load: reads a finished result, on a device.
         stream: of the random numbers; the stage's name unless given.
     """
-    settings = dict(settings)
+    settings = {**settings, "seed": checked_seed(settings["seed"])}
     context, folder, device = (settings.pop(name) for name in ("context", "folder", "device"))
     if context is not None:
         return compute(context)

@@ -88,7 +88,13 @@ def export(
     trained, spec = Ensemble(members, original.model.combiner).eval(), original.spec
     parent_weights = count_weights(spec.build()).total
     converted = convert_ensemble(
-        trained, original.rule, spec.classes, spec.shape, parent_weights, provenance=versions()
+        trained,
+        original.rule,
+        spec.classes,
+        spec.shape,
+        parent_weights,
+        preprocessing=spec.preprocessing,
+        provenance=versions(),
     )
     images = torch.rand(CHECKED_IMAGES, *spec.shape, generator=seeded(0))
     export_packed(trained, converted, file, images=images, to_torch=to_torch_ensemble, values=values)

@@ -210,7 +210,7 @@ def with_rule(ensemble: Ensemble, rule: StoppingRule | None = None) -> TrainedEn
 def as_split(data: Data, part: Literal["selection", "calibration", "test"]) -> Split:
     """Return the images to measure on: this part of a data set, or all images where they are given as such."""
     if isinstance(data, DataSource):
-        data = data.load()
+        data = data.load_and_report()
     split: Split = getattr(data, part) if isinstance(data, Dataset) else as_images(data)
     return split
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import Component, Registry
+from sparsemble.core.tensor_checks import checked_images, checked_labels
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, Logits, seeded
 
@@ -76,12 +77,14 @@ class Attack(Labelled):
             (B, C, H, W) images in [0, 1], within `threat.eps` of `x`.
 
         Raises:
-            InputError: images outside [0, 1], or a norm in which the attack does not work.
+            InputError: images outside [0, 1], labels that are no classes of the model, or a norm in which the attack
+                does not work.
             RunError: the attack left the box or the ball, or met NaN.
         """
+        x, y, rng = checked_arguments(x, y, threat, rng)
         self.check_norm(threat.norm)
-        rng = rng if rng is not None else seeded(DEFAULT_SEED, x.device)
-        return search_inside(threat, x, lambda: self.perturb(model, x, y, threat, rng=rng), self.name)
+        target = refusing_other_labels(model, y)
+        return search_inside(threat, x, lambda: self.perturb(target, x, y, threat, rng=rng), self.name)
 
     @final
     def check_norm(self, norm: Norm) -> None:
@@ -106,8 +109,47 @@ class Attack(Labelled):
 attacks: Registry[Attack] = Registry("attack", Attack)
 
 
+def checked_arguments(
+    x: Images, y: Labels, threat: ThreatModel, rng: Generator | None
+) -> tuple[Images, Labels, Generator]:
+    """Return what an attack was called with: images within [0, 1], labels as int64, and a generator.
+
+    Args:
+        x: (B, C, H, W) clean images; those that rounding carried beyond [0, 1] are clamped.
+        y: (B) true classes, whole numbers of any type or one-hot.
+        threat: norm and radius of the ball.
+        rng: source of random draws, on the device of `x`; None: one with a fixed seed.
+
+    Raises:
+        InputError: another type, shape, range or device.
+    """
+    x = checked_images(x)
+    if not isinstance(threat, ThreatModel):
+        raise InputError(f"threat = {threat!r:.60} must be a threat model, such as sparsemble.Linf(8 / 255)")
+    if rng is not None and rng.device.type != x.device.type:
+        raise InputError(f"rng is on {rng.device} and the images on {x.device}; make it there")
+    return x, checked_labels(y, len(x)).to(x.device), rng if rng is not None else seeded(DEFAULT_SEED, x.device)
+
+
+def refusing_other_labels(model: Classifier, y: Labels) -> Classifier:
+    """Return the model; its first call refuses labels that it has no output for."""
+    highest, compared = int(y.max()) if len(y) else -1, False
+
+    def classify(x: Images) -> Logits:
+        nonlocal compared
+        logits = model(x)
+        if not compared and logits.ndim == 2 and highest >= logits.shape[1]:
+            raise InputError(
+                f"labels must lie in 0..{logits.shape[1] - 1}, the model's classes; the highest is {highest}"
+            )
+        compared = True
+        return logits
+
+    return classify
+
+
 def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], name: str) -> Images:
-    """Run a search, checking that clean images lie in [0, 1] and the result in box and ball.
+    """Run a search, checking that its result lies in box and ball.
 
     Args:
         threat: norm and radius of the ball.
@@ -117,22 +159,12 @@ def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], 
     """
     if not len(x):
         return x
-    check_range(x)
     with torch.enable_grad():
         x_adv = search().detach()
     inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
     if not inside or not float(threat.distance(x_adv, x).max()) <= threat.eps + TOLERANCE:
         raise RunError(f"{name} left the allowed images ({threat}); the model may return NaN")
     return x_adv
-
-
-def check_range(x: Images) -> None:
-    """Refuse images outside [0, 1]."""
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise InputError(
-            f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]; normalisation belongs inside the model"
-        )
 
 
 def refuse_nan(values: Tensor) -> None:

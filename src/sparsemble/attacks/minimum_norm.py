@@ -7,9 +7,10 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.attack import DEFAULT_SEED, SMALLEST, TOLERANCE, Attack, Norm, check_range
+from sparsemble.attacks.attack import DEFAULT_SEED, SMALLEST, TOLERANCE, Attack, Norm, refusing_other_labels
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.pass_counter import for_images
+from sparsemble.core.tensor_checks import checked_images, checked_labels
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage, seeded
 
@@ -142,12 +143,15 @@ class MinimumNorm(Attack):
             margin.
 
         Raises:
-            InputError: images outside [0, 1], or a norm in which the attack does not work.
+            InputError: images outside [0, 1], labels that are no classes of the model, or a norm in which the attack
+                does not work.
         """
         self.check_norm(norm)
+        x = checked_images(x)
+        y = checked_labels(y, len(x)).to(x.device)
         if not len(x):
             return x, torch.zeros(0, dtype=torch.bool, device=x.device)
-        check_range(x)
+        model = refusing_other_labels(model, y)
         with torch.no_grad():
             clean_logits = model(x)
         nearest = NearestPoints.of_clean(x, y, norm, stop_distance, clean_logits)

@@ -11,6 +11,7 @@ from torch import nn
 
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.bench.engines import Floats
+from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.config import parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
@@ -65,6 +66,7 @@ class BenchSettings:
             values = getattr(self, name)
             if not values or min(values) < 1:
                 raise InputError(f"{name} = {list(values)} must be whole numbers, 1 or more")
+        checked_seed(self.seed)
         if self.rounds < 2:
             raise InputError(f"rounds = {self.rounds} must be 2 or more")
         if not 0 <= self.sparsity < 1:

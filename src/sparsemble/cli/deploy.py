@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparsemble.cli.app import Device, Json, Quiet, app, need_train, sentences, show_result
+from sparsemble.cli.app import Device, Json, Quiet, app, need_train, say, sentences, show_result
 
 
 @app.command()
@@ -42,45 +43,76 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files, or folders of them.")],
     threads: Annotated[int, typer.Option("--threads", help="Chunks that run side by side, >= 1.")] = 1,
-    resize: Annotated[bool, typer.Option("--resize", help="Resize images of another size.")] = False,
+    resize: Annotated[
+        bool,
+        typer.Option("--resize", help="Resize images of another size, where the ensemble was trained on arrays."),
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Classify images with a packed ensemble; needs no torch.
+    """Classify images with a packed ensemble, prepared as its training images were; needs no torch.
+
+    A file that cannot be read is a row with an error.
 
     Example: [bold]sparsemble predict ensemble.sparsemble a.png b.jpg folder/[/]
     """
     from sparsemble.runtime.errors import printable
 
     with sentences():
-        rows = _predict_files(ensemble, images, threads=threads, resize=resize)
+        rows, note = _predict_files(ensemble, images, threads=threads, resize=resize)
+    if note:
+        say(Console(stderr=True), note)
 
     def table() -> Table:
         shown = Table("image", "label", "probability", "members run", box=None, header_style="bold")
         for row in rows:
-            cells = (printable(row["image"]), row["label"], f"{row['probability']:.3f}", str(row["members_run"]))
+            cells = [printable(row["image"])]
+            if "error" in row:
+                cells.append(f"error: {printable(row['error'])}")
+            else:
+                cells += [row["label"], f"{row['probability']:.3f}", str(row["members_run"])]
             shown.add_row(*map(Text, cells))
         return shown
 
     show_result(lambda: json_format.dumps(rows, indent=1), table, json=json)
 
 
-def _predict_files(ensemble: Path, images: Sequence[Path], *, threads: int, resize: bool) -> list[dict[str, Any]]:
-    """Return `image`, `label`, `probability` and `members_run` of every image."""
-    from sparsemble.runtime import load
-    from sparsemble.runtime.images import image_files
+def _predict_files(
+    ensemble: Path, images: Sequence[Path], *, threads: int, resize: bool
+) -> tuple[list[dict[str, Any]], str]:
+    """Return a row for every image, and a sentence about the files in folders that are left out.
+
+    A row has `image`, `label`, `probability` and `members_run`; of a file that cannot be read these are None beside an
+    `error`. If no file can be read, the error of the first one is raised.
+    """
+    import numpy as np
+
+    from sparsemble.runtime import RuntimeInputError, load
+    from sparsemble.runtime.images import describe_left_out, image_files
+    from sparsemble.runtime.predictor import FILES_AT_ONCE
 
     predictor = load(ensemble, threads=threads)
-    files = image_files(images)
-    prediction = predictor.predict(files, resize=resize)
-    return [
-        {
-            "image": str(file),
-            "label": predictor.ensemble.classes[label],
-            "probability": float(prediction.probabilities[i, label]),
-            "members_run": int(prediction.members_run[i]),
-        }
-        for i, (file, label) in enumerate(zip(files, prediction.labels.tolist(), strict=True))
-    ]
+    files, left_out = image_files(images)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(files), FILES_AT_ONCE):
+        batch, pixels = [], []
+        for file in files[start : start + FILES_AT_ONCE]:
+            row: dict[str, Any] = {"image": str(file), "label": None, "probability": None, "members_run": None}
+            rows.append(row)
+            try:
+                pixels.append(predictor.read(file, resize=resize))
+                batch.append(row)
+            except RuntimeInputError as error:
+                row["error"] = str(error)
+        if not batch:
+            continue
+        prediction = predictor.predict(np.stack(pixels))
+        for i, (row, label) in enumerate(zip(batch, prediction.labels.tolist(), strict=True)):
+            row["label"] = predictor.ensemble.classes[label]
+            row["probability"] = float(prediction.probabilities[i, label])
+            row["members_run"] = int(prediction.members_run[i])
+    if all("error" in row for row in rows):
+        raise RuntimeInputError(rows[0]["error"])
+    return rows, describe_left_out(left_out)
 
 
 def describe_packed_file(path: Path) -> str:
@@ -95,6 +127,7 @@ def describe_packed_file(path: Path) -> str:
     lines = [
         f"{printable(path.name)}: a packed ensemble of version {header['version']}, {header['bytes']:,} bytes",
         f"images    {width} x {height}, {channels} {'colours' if channels == 3 else 'channel(s)'}, in [0, 1]",
+        *([f"files     {ensemble.preprocessing}"] if ensemble.preprocessing else []),
         f"classes   {len(ensemble.classes)}: {classes}",
         f"weights   {ensemble.nonzeros:,} not 0, in {header['values']}; sparsity {ensemble.sparsity:.4f} of "
         f"{ensemble.parent_weights:,} in the dense parent",

@@ -1,6 +1,8 @@
 """Checks of numeric settings; the error names the first setting that is out of range."""
 
 import math
+import operator
+from typing import Any
 
 from sparsemble.core.errors import InputError
 
@@ -35,3 +37,18 @@ def check_interval(interval: str, **settings: float) -> None:
         below = value < high or (high == value and interval[-1] == "]")
         if not (above and below):
             raise InputError(f"{name} = {value:g} must lie in {interval}")
+
+
+def checked_seed(seed: Any) -> int:
+    """Return a seed of any size.
+
+    Raises:
+        InputError: it is no whole number, or negative.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise InputError(f"seed = {seed!r:.40} must be a whole number, 0 or more") from None
+    if number < 0:
+        raise InputError(f"seed = {number} must be 0 or more")
+    return number

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparsemble.core.argument_checks import checked_seed
+
 Images = Float[Tensor, "B C H W"]
 """Batch of images, channels first, float in [0, 1]."""
 Labels = Int[Tensor, "B"]
@@ -28,10 +30,11 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 def draw_seed(seed: int, *labels: str) -> int:
-    """Derive a seed from a seed and labels; different labels give independent seeds."""
-    return int(np.random.default_rng([seed, zlib.crc32(" ".join(labels).encode())]).integers(2**62))
+    """Derive a seed from a seed of any size, 0 or more, and labels; different labels give independent seeds."""
+    return int(np.random.default_rng([checked_seed(seed), zlib.crc32(" ".join(labels).encode())]).integers(2**62))
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator with this seed; only `pipeline`, `cli`, tests and `evaluation` (one a shard) may call this."""
-    return torch.Generator(device=device).manual_seed(seed)
+    number = checked_seed(seed)
+    return torch.Generator(device=device).manual_seed(number if number < 2**64 else draw_seed(number))

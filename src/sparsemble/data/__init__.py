@@ -23,7 +23,7 @@ def source(name: str | Path, **settings: Any) -> DataSource:
     Raises:
         InputError: unknown data set or setting.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.suffix == ".npz":
         return data_sources.build({"name": "arrays", "path": str(name), **settings}, "data")
     if str(name) not in data_sources.names() and path.is_dir():
@@ -47,12 +47,12 @@ def load(data: str | Path | Dataset | DataSource | Split | tuple[Any, Any] | lis
         InputError: unknown data set or setting, a file that is missing or damaged, or too few images.
     """
     if isinstance(data, str | Path):
-        return source(data, **settings).load()
+        return source(data, **settings).load_and_report()
     if settings:
         raise InputError(f"{min(settings)} is a setting of a data source; give it together with a name or a path")
     if isinstance(data, Dataset):
         return data
-    return data.load() if isinstance(data, DataSource) else without_test_images(as_split(data))
+    return data.load_and_report() if isinstance(data, DataSource) else without_test_images(as_split(data))
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsemble.core.artifacts import file_hash
 from sparsemble.core.errors import InputError
+from sparsemble.core.tensor_checks import checked_labels
 from sparsemble.data.assemble import assemble, tensor_split
 from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources
 
@@ -22,7 +23,7 @@ READ_ERRORS = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zli
 @data_sources.register("arrays")
 @dataclass(frozen=True, kw_only=True)
 class Arrays(DataSource):
-    """Arrays train_images, test_images (N, H, W, C) or (N, H, W), uint8, and train_labels, test_labels (N), integers.
+    """Arrays train_images, test_images (N, H, W, C) or (N, H, W), uint8, and labels (N), whole numbers.
 
     Optional arrays: `classes` (K strings) names the classes; `train_groups` or `train_track` (N) gives the group of
     near-duplicates of each image, and then whole groups are held out. A group counts within its class only: group 3 of
@@ -78,6 +79,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
     if missing := [name for name in REQUIRED if name not in arrays]:
         raise InputError(f"{path} lacks {', '.join(missing)}")
+    for part in ("train", "test"):
+        try:
+            labels = checked_labels(arrays[f"{part}_labels"], len(arrays[f"{part}_images"]))
+        except InputError as error:
+            raise InputError(f"{path}: {part}_{error}") from None
+        arrays[f"{part}_labels"] = labels.numpy()
     return arrays
 
 
@@ -89,10 +96,6 @@ def _split(arrays: dict[str, np.ndarray], part: str, path: Path) -> TensorSplit:
         raise InputError(
             f"{path}: {part}_images must be uint8 (N, H, W) or (N, H, W, C) with at most 4 channels, "
             f"got {images.dtype} {arrays[f'{part}_images'].shape}"
-        )
-    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-        raise InputError(
-            f"{path}: {part}_labels must be {len(images):,} whole numbers, got {labels.dtype} {labels.shape}"
         )
     return tensor_split(images.transpose(0, 3, 1, 2), labels)
 

@@ -13,6 +13,8 @@ SPLIT_SEED = 2009
 HELD_OUT = 0.1
 """Share of the training images that is held out where there is no setting."""
 CHUNK = 1024
+LARGEST_LABEL = 1000
+"""Labels up to this one are believed, however few the images."""
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
@@ -52,7 +54,10 @@ def without_test_images(split: Split) -> Dataset:
     Raises:
         InputError: too few images, or a channel that has one value everywhere.
     """
-    classes = tuple(map(str, range(_labels(split).max(initial=-1) + 1)))
+    highest = int(_labels(split).max(initial=-1))
+    if highest >= max(len(split), LARGEST_LABEL):
+        raise InputError(f"the labels go up to {highest:,}, for {len(split):,} images; number the classes from 0")
+    classes = tuple(map(str, range(highest + 1)))
     return _hold_out(split, split.subset(torch.tensor([], dtype=torch.long)), classes, HELD_OUT, Augmentation())
 
 
@@ -89,11 +94,21 @@ def as_split(images: Any) -> Split:
     if isinstance(images, Split):
         return images
     if isinstance(images, tuple | list) and len(images) == 2:
-        return TensorSplit(torch.as_tensor(images[0]), torch.as_tensor(images[1]))
+        return TensorSplit(_as_tensor(images[0], "images"), _as_tensor(images[1], "labels"))
     raise InputError(
         f"data must be a data set, a split, or a pair of tensors (images, labels), got {type(images).__name__}; "
         'use sparsemble.data.load("digits"), say'
     )
+
+
+def _as_tensor(values: Any, name: str) -> torch.Tensor:
+    try:
+        return torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{name} must be a tensor or an array of numbers, got {type(values).__name__}: {reason}"
+        ) from None
 
 
 def _labels(split: Split) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Datasets: splits of images in [0, 1], class names, channel statistics and augmentation."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,11 @@ from torch import Generator, Tensor
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Component, Registry
+from sparsemble.core.tensor_checks import checked_labels, in_unit_range
 from sparsemble.core.types import Images, Labels
+from sparsemble.runtime.images import Preprocessing
+
+logger = logging.getLogger("sparsemble")
 
 
 class Split(ABC):
@@ -64,15 +69,26 @@ class Split(ABC):
 
 @final
 class TensorSplit(Split):
-    """A split held in memory: uint8 (0..255) or float (0..1) images, (N, C, H, W)."""
+    """A split held in memory: uint8 (0..255) or float (0..1) images, (N, C, H, W), and a label each.
+
+    Rounding errors beyond [0, 1] are clamped; labels may be whole numbers of any type, or one-hot.
+
+    Raises:
+        InputError: another shape, type or range.
+    """
 
     def __init__(self, pixels: Tensor, labels: Tensor) -> None:
         if pixels.ndim != 4 or len(pixels) != len(labels):
             raise InputError(
                 f"images must be (N, C, H, W) with one label each, got {tuple(pixels.shape)} and {tuple(labels.shape)}"
             )
-        self.pixels = pixels
-        self.labels = labels.long()
+        if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+            kind = str(pixels.dtype).removeprefix("torch.")
+            raise InputError(f"images must be uint8 in 0..255 or float in [0, 1], got {kind}; convert them")
+        if pixels.is_floating_point():
+            pixels = in_unit_range(pixels.detach())
+        self.pixels = _with_usual_strides(pixels)
+        self.labels = checked_labels(labels, len(pixels)).to(pixels.device)
 
     def images(self, indices: Tensor) -> Images:
         """Return the images at these indices as float32 in [0, 1]."""
@@ -86,6 +102,17 @@ class TensorSplit(Split):
     def to(self, device: torch.device | str) -> "TensorSplit":
         """Return the split on a device."""
         return TensorSplit(self.pixels.to(device), self.labels.to(device))
+
+
+def _with_usual_strides(pixels: Tensor) -> Tensor:
+    """Return images in the order of their shape, so that `x.view(x.size(0), -1)` works in a model.
+
+    One channel, channels last, counts as contiguous in torch, but views of what a convolution makes of it do not work.
+    """
+    usual = tuple(pixels[0, 0].numel() * size for size in (pixels.shape[1], 1)) if pixels.numel() else ()
+    if not usual or pixels.stride() == (*usual, pixels.shape[3], 1):
+        return pixels
+    return pixels.clone(memory_format=torch.contiguous_format)
 
 
 @final
@@ -158,6 +185,10 @@ class Dataset:
     std: tuple[float, ...]
     """Standard deviation of each channel over the training images."""
     augmentation: Augmentation = Augmentation()
+    preprocessing: Preprocessing | None = None
+    """How images are made of files; none: the data set is arrays."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what is left out."""
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the dataset on a device."""
@@ -167,6 +198,14 @@ class Dataset:
 
 class DataSource(Component):
     """Settings of a dataset: where its files are and how it is split."""
+
+    @final
+    def load_and_report(self) -> Dataset:
+        """Read the dataset, and tell the user what it leaves out."""
+        data = self.load()
+        for note in data.notes:
+            logger.warning("%s", note)
+        return data
 
     @abstractmethod
     def load(self) -> Dataset:

@@ -6,7 +6,7 @@ licensed CC BY 4.0; the copy is the one that scikit-learn carries (see digits.tx
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -41,7 +41,9 @@ class Digits(DataSource):
         first, second = stratified(labels[rest][held_out], 148, SPLIT_SEED)
         held_out = rest[held_out]
         indices = {"train": rest[kept], "selection": held_out[first], "calibration": held_out[second], "test": test}
-        parts = {name: TensorSplit(pixels[part], torch.from_numpy(labels[part])) for name, part in indices.items()}
+        parts: dict[str, Any] = {
+            name: TensorSplit(pixels[part], torch.from_numpy(labels[part])) for name, part in indices.items()
+        }
         train = parts["train"].pixels
         return Dataset(
             **parts,

@@ -1,58 +1,41 @@
 """Images in class folders, decoded on access."""
 
 import hashlib
+import os
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Labels
 from sparsemble.data.dataset import Split
+from sparsemble.runtime.errors import RuntimeInputError, affects_terminal
+from sparsemble.runtime.images import SUFFIXES, Preprocessing, describe_left_out, list_images
 
-SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp"})
 THREADS = 8
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class CentreCrop:
-    """Reads the centre square of an image file."""
+def make_preprocessing(*, resize: int, size: int, grey: bool = False) -> Preprocessing:
+    """Return how the files of a data set become images.
 
-    resize: int
-    """Length of the short side after resizing, in pixels (bilinear, antialiased)."""
-    size: int
-    """Side of the square that is cut from the centre, in pixels, at most `resize`."""
-    grey: bool = False
-    """One channel instead of three."""
+    Args:
+        resize: length of the short side after resizing, in pixels.
+        size: side of the centre square, in pixels, at most `resize`.
+        grey: one channel instead of three.
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.size <= self.resize:
-            raise InputError(f"size = {self.size} must lie in 1..{self.resize}, the length of the short side")
-
-    def read(self, path: Path) -> np.ndarray:
-        """Decode a file to (C, size, size), uint8.
-
-        Raises:
-            InputError: the file is not an image.
-        """
-        try:
-            with Image.open(path) as image:
-                decoded = image.convert("L" if self.grey else "RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path} cannot be read as an image ({error}); repair or remove it") from error
-        short = min(decoded.size)
-        width, height = (self.resize * side // short for side in decoded.size)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        resized = decoded.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
-        return np.ascontiguousarray(pixels.reshape(self.size, self.size, -1).transpose(2, 0, 1))
+    Raises:
+        InputError: sizes that do not fit each other.
+    """
+    try:
+        return Preprocessing(mode="L" if grey else "RGB", resize=resize, size=size)
+    except RuntimeInputError as error:
+        raise InputError(str(error)) from None
 
 
 @final
@@ -61,17 +44,28 @@ class FileSplit(Split):
 
     prefetch: ClassVar[int] = 2
 
-    def __init__(self, folder: Path, names: Sequence[str], labels: Labels, reader: CentreCrop) -> None:
+    def __init__(self, folder: Path, names: Sequence[str], labels: Labels, preprocessing: Preprocessing) -> None:
         self.folder = folder
         self.names = names
         self.labels = labels
-        self.reader = reader
+        self.preprocessing = preprocessing
 
     def pixels(self, indices: Tensor) -> Tensor:
         """Return the images at these indices as uint8 (B, C, H, W) on the CPU."""
         paths = [self.folder / self.names[index] for index in indices.tolist()]
         with ThreadPoolExecutor(THREADS) as pool:
-            return torch.from_numpy(np.stack(list(pool.map(self.reader.read, paths))))
+            return torch.from_numpy(np.stack(list(pool.map(self._read, paths))))
+
+    def _read(self, path: Path) -> np.ndarray:
+        """Decode a file to (C, size, size), uint8."""
+        try:
+            return np.ascontiguousarray(self.preprocessing.read(path).transpose(2, 0, 1))
+        except RuntimeInputError as error:
+            if not os.path.lexists(path):
+                raise InputError(
+                    f"{path} was there and is gone; once the folder is back, run the same command to go on"
+                ) from None
+            raise InputError(f"{error}; repair or remove it") from None
 
     def images(self, indices: Tensor) -> Images:
         """Return the images at these indices as float32 in [0, 1], on the device of `labels`."""
@@ -80,11 +74,11 @@ class FileSplit(Split):
     def subset(self, indices: Tensor) -> "FileSplit":
         """Return a split of these images only."""
         names = [self.names[index] for index in indices.tolist()]
-        return FileSplit(self.folder, names, self.labels[indices], self.reader)
+        return FileSplit(self.folder, names, self.labels[indices], self.preprocessing)
 
     def to(self, device: torch.device | str) -> "FileSplit":
         """Return a split that reads its images to a device."""
-        return FileSplit(self.folder, self.names, self.labels.to(device), self.reader)
+        return FileSplit(self.folder, self.names, self.labels.to(device), self.preprocessing)
 
 
 def class_names(train: Path, test: Path) -> tuple[str, ...]:
@@ -97,7 +91,7 @@ def class_names(train: Path, test: Path) -> tuple[str, ...]:
     for folder in (train, test):
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; it must hold one folder of images for each class")
-        names.append({path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")})
+        names.append(set(_class_folders(folder)))
     if not names[0]:
         raise InputError(f"{train} has no class folders; it must hold one folder of images for each class")
     if unmatched := names[0] ^ names[1]:
@@ -109,34 +103,80 @@ def class_names(train: Path, test: Path) -> tuple[str, ...]:
     return tuple(sorted(names[0]))
 
 
-def file_split(folder: Path, classes: Sequence[str], reader: CentreCrop) -> FileSplit:
-    """Return the images of `folder/CLASS`, sorted by name within each class.
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of the classes by name; accents that two systems compose differently are the same."""
+    folders: dict[str, Path] = {}
+    for path in _inside(folder):
+        name = unicodedata.normalize("NFC", path.name)
+        if name.startswith(".") or not path.is_dir():
+            continue
+        if any(affects_terminal(character) for character in name):
+            raise InputError(
+                f"the class folder {path.name!a} in {folder} has a control character in its name; rename it"
+            )
+        if name in folders:
+            raise InputError(f"{folder} has two class folders called {name}; rename one")
+        folders[name] = path
+    return folders
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def file_split(folder: Path, classes: Sequence[str], preprocessing: Preprocessing) -> FileSplit:
+    """Return the images of `folder/CLASS` and the folders within, sorted by name within each class.
 
     Args:
         folder: holds one folder a class.
         classes: names of the folders, in the order of the labels.
-        reader: reads one file as an image.
+        preprocessing: how a file becomes an image.
 
     Raises:
         InputError: a class folder has no images.
     """
     names: list[str] = []
     labels: list[int] = []
+    folders = _class_folders(folder)
     for label, name in enumerate(classes):
-        files = sorted(path.name for path in (folder / name).iterdir() if _is_image(path))
+        files, _ = _list(folders[name])
         if not files:
-            raise InputError(f"{folder / name} has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
-        names += [f"{name}/{file}" for file in files]
+            raise InputError(f"{folders[name]} has no images ({', '.join(SUFFIXES)}); add some or remove it")
+        names += [file.relative_to(folder).as_posix() for file in files]
         labels += [label] * len(files)
-    return FileSplit(folder, names, torch.tensor(labels), reader)
+    return FileSplit(folder, names, torch.tensor(labels), preprocessing)
+
+
+def left_out(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence about the files that are not used: no images, hidden, or beside the class folders."""
+    files: list[Path] = []
+    for folder in folders:
+        files += [path for path in _inside(root / folder) if path.is_file()]
+        for path in _class_folders(root / folder).values():
+            files += _list(path)[1]
+    sentence = describe_left_out([file.relative_to(root) for file in files])
+    return (f"{root}: {sentence}",) if sentence else ()
 
 
 def folder_hash(root: Path, folders: Sequence[str]) -> str:
     """Return the sha256 of the sorted relative names and sizes of all images; their content is not read."""
-    images = (path for folder in folders for path in (root / folder).glob("[!.]*/*") if _is_image(path))
-    lines = sorted(f"{path.relative_to(root).as_posix()}\t{path.stat().st_size}" for path in images)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    lines = []
+    for folder in folders:
+        for path in _class_folders(root / folder).values():
+            for file in _list(path)[0]:
+                try:
+                    lines.append(f"{file.relative_to(root).as_posix()}\t{file.stat().st_size}")
+                except OSError as error:
+                    raise InputError(f"{file} cannot be read: {error.strerror}; repair or remove it") from None
+    return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+def _list(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images in a class folder, and all other files."""
+    try:
+        return list_images(folder)
+    except RuntimeInputError as error:
+        raise InputError(str(error)) from None

@@ -4,15 +4,15 @@ Up to 2 GiB of pixels are kept in memory: each file is decoded once instead of o
 found before any work. Larger folders are streamed; the images are the same.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
 from sparsemble.data.assemble import assemble, channel_statistics
 from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources
-from sparsemble.data.file_split import CentreCrop, FileSplit, class_names, file_split, folder_hash
+from sparsemble.data.file_split import FileSplit, class_names, file_split, folder_hash, left_out, make_preprocessing
 
 IN_MEMORY = 2 << 30
 MEASURED = 2048
@@ -22,7 +22,9 @@ MEASURED = 2048
 @data_sources.register("image_folder")
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(DataSource):
-    """Folders root/train/CLASS and root/test/CLASS of png, jpg, jpeg, webp or bmp files."""
+    """Image files in the folders root/train/CLASS and root/test/CLASS, and in folders within."""
+
+    version: ClassVar[int] = 2
 
     root: str
     """Folder of `train` and `test`, each with one folder for each class."""
@@ -45,14 +47,18 @@ class ImageFolder(DataSource):
         Mean and standard deviation of streamed images are those of 2,048 evenly spaced ones.
         """
         root = Path(self.root).expanduser()
-        reader = CentreCrop(resize=self.size, size=self.size, grey=self.grey)
+        preprocessing = make_preprocessing(resize=self.size, size=self.size, grey=self.grey)
         classes = class_names(root / "train", root / "test")
-        train, test = (file_split(root / part, classes, reader) for part in ("train", "test"))
+        train, test = (file_split(root / part, classes, preprocessing) for part in ("train", "test"))
         augmentation = Augmentation(cutout=self.cutout, crop=self.crop, flip=self.flip)
         if (len(train) + len(test)) * self.size**2 * (1 if self.grey else 3) <= IN_MEMORY:
-            return assemble(_read(train), _read(test), classes, held_out=self.held_out, augmentation=augmentation)
-        statistics = channel_statistics(train.subset(torch.linspace(0, len(train) - 1, MEASURED).long()))
-        return assemble(train, test, classes, held_out=self.held_out, augmentation=augmentation, statistics=statistics)
+            data = assemble(_read(train), _read(test), classes, held_out=self.held_out, augmentation=augmentation)
+        else:
+            statistics = channel_statistics(train.subset(torch.linspace(0, len(train) - 1, MEASURED).long()))
+            data = assemble(
+                train, test, classes, held_out=self.held_out, augmentation=augmentation, statistics=statistics
+            )
+        return replace(data, preprocessing=preprocessing, notes=left_out(root, ("train", "test")))
 
     def fingerprint(self) -> str:
         """Return a sha256 of the names and sizes of all files; their content is not read."""

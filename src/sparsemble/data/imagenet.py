@@ -4,14 +4,14 @@ Source: O. Russakovsky et al., ImageNet large scale visual recognition challenge
 JPEG files only: the photographs need a registration.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import Statistics, assemble
 from sparsemble.data.dataset import Augmentation, Dataset, DataSource, data_sources
-from sparsemble.data.file_split import CentreCrop, class_names, file_split, folder_hash
+from sparsemble.data.file_split import class_names, file_split, folder_hash, left_out, make_preprocessing
 
 # The constants that the field uses for ImageNet (torchvision's reference training among others); not measured here.
 STATISTICS: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -26,6 +26,8 @@ class ImageNet(DataSource):
     Departs from the usual training: the centre square, shifted by up to `crop` pixels with a black border, instead of
     a random resized crop.
     """
+
+    version: ClassVar[int] = 2
 
     root: str = "~/.cache/sparsemble/imagenet"
     """Folder of train and val, each with one folder for each class."""
@@ -42,16 +44,17 @@ class ImageNet(DataSource):
 
     def load(self) -> Dataset:
         """List the files; images are read on access."""
-        root, reader = self._find(), CentreCrop(resize=self.resize, size=self.size)
+        root, preprocessing = self._find(), make_preprocessing(resize=self.resize, size=self.size)
         classes = class_names(root / "train", root / "val")
-        return assemble(
-            file_split(root / "train", classes, reader),
-            file_split(root / "val", classes, reader),
+        data = assemble(
+            file_split(root / "train", classes, preprocessing),
+            file_split(root / "val", classes, preprocessing),
             classes,
             held_out=self.held_out,
             augmentation=Augmentation(crop=self.crop, flip=self.flip),
             statistics=STATISTICS,
         )
+        return replace(data, preprocessing=preprocessing, notes=left_out(root, ("train", "val")))
 
     def fingerprint(self) -> str:
         """Return a sha256 of the names and sizes of all files; their content is not read."""

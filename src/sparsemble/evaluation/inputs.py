@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.attack import check_range
 from sparsemble.core.errors import InputError
+from sparsemble.core.tensor_checks import checked_images
 from sparsemble.core.types import Classifier
 from sparsemble.data.dataset import Dataset, Split, stratified
 
@@ -44,7 +44,7 @@ def check_classifier(model: nn.Module, data: Split, classes: int | None = None) 
         raise InputError("there are no images to evaluate on")
     first = torch.arange(min(FIRST, len(data)), device=data.labels.device)
     x = data.images(first)
-    check_range(x)
+    x = checked_images(x)
     training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise InputError(f"the model is in training mode ({training[0]}); call model.eval() first")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks.attack import ACCESS, Access, Attack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.dynamic import predict_dynamic
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule, members_of, stopping_rules
@@ -57,6 +58,7 @@ class EvaluationJob:
         twice = sorted({label for label in labels if labels.count(label) > 1} | ({CLEAN} & set(labels)))
         if twice:
             raise InputError(f'the label "{twice[0]}" is taken; give each attack a label of its own')
+        checked_seed(self.seed)
         if self.shard < 1:
             raise InputError(f"shard = {self.shard} must be 1 or more")
         if self.search_dtype not in DTYPES:

@@ -8,9 +8,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.attack import Access, check_range
+from sparsemble.attacks.attack import Access
 from sparsemble.core.errors import InputError
 from sparsemble.core.source_file import first_line
+from sparsemble.core.tensor_checks import checked_images
 from sparsemble.core.types import Images
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.inputs import FIRST
@@ -61,7 +62,7 @@ def probe(
             f"the model is in training mode ({training[0]}) where model.eval() should have left none of it"
         )
     x = data.images(torch.arange(min(FIRST, len(data)), device=data.labels.device))
-    check_range(x)
+    x = checked_images(x)
     notes: list[str] = []
     dtype = _input_dtype(model)
     output, copies = _run(model, x.to(dtype))

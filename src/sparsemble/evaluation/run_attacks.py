@@ -10,10 +10,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks.attack import check_range
 from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import state_tensors
 from sparsemble.core.registry import to_dict
+from sparsemble.core.tensor_checks import checked_images
 from sparsemble.core.types import Flags, Images, draw_seed, seeded
 from sparsemble.evaluation.attack_shard import attack_shard, outcome_of
 from sparsemble.evaluation.inputs import check_classifier
@@ -144,7 +144,7 @@ def _clean(job: EvaluationJob, store: OutcomeStore, key: str, i: int) -> Outcome
     stored = store.read(CLEAN, i, key)
     if stored is None:
         x, y = job.split.subset(job.shards[i]).tensors()
-        check_range(x)
+        x = checked_images(x)
         stored = outcome_of(job, x, x, y), x[:0].cpu()
         store.write(CLEAN, i, key, *stored)
     return stored[0]

@@ -14,6 +14,7 @@ from sparsemble.export.pooling import as_pair, pool_node
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.images import Preprocessing
 from sparsemble.runtime.network import Floats, Node
 
 SIMPLE: Mapping[str, type[Node]] = {"relu": runtime.Relu, "add": runtime.Add, "flatten": runtime.Flatten}
@@ -42,6 +43,8 @@ def convert_ensemble(
     classes: tuple[str, ...],
     shape: tuple[int, int, int],
     parent_weights: int,
+    *,
+    preprocessing: Preprocessing | None = None,
     **metadata: Mapping[str, Any],
 ) -> PackedEnsemble:
     """Convert a trained ensemble.
@@ -52,6 +55,7 @@ def convert_ensemble(
         classes: names, K of them.
         shape: channels, height and width of an image.
         parent_weights: prunable weights of the dense parent.
+        preprocessing: how the training images were made of files; None: they were arrays.
         **metadata: `recipe` and `provenance`, for the file.
 
     Raises:
@@ -63,6 +67,7 @@ def convert_ensemble(
         rule=to_dict(rule),
         classes=tuple(classes),
         parent_weights=parent_weights,
+        preprocessing=preprocessing,
         **metadata,
     )
 

@@ -15,6 +15,7 @@ from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.header import Fields, encode_header, parse_header
 from sparsemble.runtime.format.op_serialization import node_constants, node_from_dict, node_to_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format.validate import read_preprocessing
 from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
 
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
@@ -49,6 +50,7 @@ def save_folder(ensemble: PackedEnsemble, folder: Path, summary: RunSummary | No
         "library_name": "sparsemble",
         "image": list(ensemble.image),
         "range": [0, 1],
+        **({"preprocessing": ensemble.preprocessing.to_dict()} if ensemble.preprocessing else {}),
         "classes": list(ensemble.classes),
         "combine": dict(ensemble.combiner),
         "stop": dict(ensemble.rule),
@@ -83,6 +85,7 @@ def load_folder(folder: Path) -> PackedEnsemble:
             parent_weights=settings["parent_weights"],
             recipe=settings["recipe"],
             provenance=settings["provenance"],
+            preprocessing=read_preprocessing(Fields(settings, SETTINGS)),
         )
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeInputError) as error:
         raise InputError(f"{folder} cannot be read as an exported ensemble: {error}") from None
@@ -120,6 +123,7 @@ def card(ensemble: PackedEnsemble, summary: RunSummary | None) -> str:
         f"with {channels} channel(s) in [0, 1].",
         f"Members run in turn until the stopping rule `{ensemble.rule['name']}` stops them; their logits are combined "
         f"by `{ensemble.combiner['name']}`.",
+        *([f"How a file becomes an image: {ensemble.preprocessing}."] if ensemble.preprocessing else []),
         "",
     ]
     if summary is None:

@@ -1,5 +1,6 @@
 """ONNX graphs of networks and ensembles; needs the extra `export`."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,13 @@ def write_graphs(ensemble: PackedEnsemble, folder: Path) -> tuple[list[Path], Pa
     onnx = onnx_package()
     folder.mkdir()
     files = [folder / f"member{number}.onnx" for number in range(1, len(ensemble.members) + 1)]
-    for member, file in zip(ensemble.members, files, strict=True):
-        onnx.save_model(member_graph(member, file.stem), file)
     static_ensemble = folder / "ensemble.onnx"
-    onnx.save_model(ensemble_graph(ensemble.members, ensemble.combiner), static_ensemble)
+    graphs = [(member_graph(member, file.stem), file) for member, file in zip(ensemble.members, files, strict=True)]
+    graphs.append((ensemble_graph(ensemble.members, ensemble.combiner), static_ensemble))
+    record = {"preprocessing": ensemble.preprocessing.to_dict()} if ensemble.preprocessing else {}
+    for graph, file in graphs:
+        onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in record.items()})
+        onnx.save_model(graph, file)
     manifest = {
         "opset": OPSET,
         "members": [file.name for file in files],
@@ -56,6 +60,7 @@ def write_graphs(ensemble: PackedEnsemble, folder: Path) -> tuple[list[Path], Pa
         "combine": dict(ensemble.combiner),
         "stop": dict(ensemble.rule),
         "classes": list(ensemble.classes),
+        **record,
     }
     write_json(folder / "manifest.json", manifest)
     return files, static_ensemble

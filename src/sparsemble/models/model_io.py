@@ -16,6 +16,7 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
 from sparsemble.models.architecture import Architecture, Normalised, build_model
 from sparsemble.models.weights_file import load_named_, read_weights, split_normalisation
+from sparsemble.runtime.images import Preprocessing
 
 SPEC = "architecture.json"
 """File of a model's specification, beside its weights."""
@@ -41,6 +42,10 @@ class ImageFacts(Protocol):
     def std(self) -> tuple[float, ...]:
         """Standard deviation of each channel."""
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How they were made of files, if they were."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +59,13 @@ class ModelSpec:
     mean: tuple[float, ...]
     """Of each channel, over the training images."""
     std: tuple[float, ...]
+    preprocessing: Preprocessing | None = None
+    """How the training images were made of files; none: they were arrays."""
 
     @classmethod
     def of(cls, architecture: Architecture, images: ImageFacts) -> "ModelSpec":
         """Return the specification of an architecture for these images."""
-        facts = {name: getattr(images, name) for name in ("shape", "classes", "mean", "std")}
+        facts = {name: getattr(images, name) for name in ("shape", "classes", "mean", "std", "preprocessing")}
         return cls(architecture=architecture, **facts)
 
     def build(self, *, rng: Generator | None = None) -> nn.Module:

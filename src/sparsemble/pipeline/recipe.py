@@ -12,6 +12,7 @@ from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.artifacts import file_hash
 from sparsemble.core.config import from_dict, nearest, override, parse_toml, read_toml
 from sparsemble.core.errors import InputError
@@ -235,8 +236,7 @@ class Recipe:
         evaluate = self.evaluate
         for attack in (*evaluate.attacks, evaluate.adaptive, *evaluate.black_box, evaluate.curve_attack):
             attack.check_norm(self.threat.norm)
-        if self.seed < 0:
-            raise InputError(f"seed = {self.seed} must be 0 or more")
+        checked_seed(self.seed)
         if not 0 <= self.sparsity < 1:
             hint = f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
             raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1){hint}")

@@ -75,7 +75,7 @@ class WithData(Stage):
 @functools.cache
 def dataset(source: DataSource) -> Dataset:
     """Load a dataset once a process, on the CPU."""
-    return source.load()
+    return source.load_and_report()
 
 
 @functools.cache

@@ -38,7 +38,12 @@ class Mask(Mapping[str, Tensor]):
     """For each prunable layer, by name, a boolean tensor of its weight's shape: true where the weight stays."""
 
     def __init__(self, keep: Mapping[str, Tensor]) -> None:
-        self._keep = dict(keep)
+        """Take the tensor of each layer; one of numbers that are 0 or 1 is converted.
+
+        Raises:
+            InputError: other numbers, or no tensor.
+        """
+        self._keep = {name: _as_booleans(name, tensor) for name, tensor in keep.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._keep[name]
@@ -62,7 +67,7 @@ class Mask(Mapping[str, Tensor]):
     @property
     def sparsity(self) -> float:
         """Fraction of prunable weights that are removed, in [0, 1]."""
-        return 1 - self.nonzeros / self.total
+        return 1 - self.nonzeros / self.total if self.total else 0.0
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
@@ -89,11 +94,12 @@ class Mask(Mapping[str, Tensor]):
         try:
             with safe_open(path, "pt") as stored:
                 metadata = stored.metadata() or {}
-                mask = cls({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path} cannot be read as a mask: {error}") from None
-        if any(keep.dtype != torch.bool for keep in mask.values()):
+        if any(keep.dtype != torch.bool for keep in tensors.values()):
             raise InputError(f"{path} is no mask: a mask holds only true and false")
+        mask = cls(tensors)
         if metadata != {"weights": str(mask.total), "nonzeros": str(mask.nonzeros)}:
             raise InputError(
                 f"{path} claims to keep {metadata.get('nonzeros', 'nothing')} of {metadata.get('weights', '?')} "
@@ -105,6 +111,16 @@ class Mask(Mapping[str, Tensor]):
     def of(cls, model: nn.Module) -> "Mask":
         """Return the mask of the weights that are not 0."""
         return cls({name: layer.weight.detach() != 0 for name, layer in prunable_layers(model).items()})
+
+
+def _as_booleans(name: str, keep: Tensor) -> Tensor:
+    """Return the mask of a layer as booleans."""
+    if isinstance(keep, Tensor) and keep.dtype == torch.bool:
+        return keep
+    if not isinstance(keep, Tensor) or not bool(((keep == 0) | (keep == 1)).all()):
+        kind = f"other numbers ({keep.dtype})" if isinstance(keep, Tensor) else type(keep).__name__
+        raise InputError(f"the mask of layer {name} must be a tensor of true and false, or of 1 and 0, got {kind}")
+    return keep == 1
 
 
 @final
@@ -132,6 +148,8 @@ class KeepZero(Callback):
 
 def jaccard(a: Mask, b: Mask) -> float:
     """Return the overlap of two masks: weights kept by both over weights kept by either, in [0, 1]."""
+    for name in sorted(a.keys() ^ b.keys()):
+        raise InputError(f"the masks differ in layer {name}; they belong to different architectures")
     both = sum(int((a[name] & b[name]).sum()) for name in a)
     either = sum(int((a[name] | b[name]).sum()) for name in a)
     return both / either if either else 1.0

@@ -171,5 +171,9 @@ class SparsityTarget:
         for name in scores.keys() ^ self.shapes.keys():
             raise InputError(f"scores and network differ in layer {name}; the scores belong to another architecture")
         for name, score in scores.items():
+            if tuple(score.shape) != self.shapes[name]:
+                raise InputError(
+                    f"layer {name} has weights {self.shapes[name]} and scores {tuple(score.shape)}; give each a score"
+                )
             if score.isnan().any():
                 raise InputError(f"the scores of layer {name} are NaN; the model has NaN weights or gradients")

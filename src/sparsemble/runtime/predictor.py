@@ -75,7 +75,8 @@ class Predictor:
         Args:
             images: paths of image files; or an array, (B, H, W, C) of uint8 in 0..255 or (B, C, H, W) of floats in
                 [0, 1].
-            resize: resize files of another size to that of the ensemble's images; without it they are refused.
+            resize: where the ensemble does not say how its images were made of files, resize those of another size;
+                without it they are refused.
 
         Returns:
             Labels, probabilities and members run, in the order of the images.
@@ -87,11 +88,25 @@ class Predictor:
             return self._predict_files([Path(path) for path in images], resize=resize)
         return self._predict(self._checked(images))
 
+    def read(self, path: str | Path, *, resize: bool = False) -> NDArray[np.uint8]:
+        """Return an image file as the ensemble takes it, (H, W, C) in 0..255, prepared as the training images were.
+
+        Args:
+            path: of a file that Pillow can read.
+            resize: as for `predict`.
+
+        Raises:
+            RuntimeInputError: the file cannot be read as an image, or has another size.
+        """
+        if self.ensemble.preprocessing:
+            return self.ensemble.preprocessing.read(Path(path))
+        return read_image(Path(path), self.ensemble.image, resize=resize)
+
     def _predict_files(self, files: list[Path], *, resize: bool) -> Prediction:
         """Classify files; all of them are read before the first one is classified."""
         if not files:
             return self._predict(np.zeros((0, *self.ensemble.image), np.float32))
-        pixels = [read_image(file, self.ensemble.image, resize=resize) for file in files]
+        pixels = [self.read(file, resize=resize) for file in files]
         batches = [
             self._predict(self._checked(np.stack(pixels[start : start + FILES_AT_ONCE])))
             for start in range(0, len(files), FILES_AT_ONCE)

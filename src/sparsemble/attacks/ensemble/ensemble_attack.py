@@ -6,11 +6,11 @@ from typing import ClassVar, final
 
 from torch import Generator
 
-from sparsemble.attacks.attack import DEFAULT_SEED, Labelled, search_inside
+from sparsemble.attacks.attack import Labelled, checked_arguments, search_inside
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.registry import Registry
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels, seeded
+from sparsemble.core.types import Images, Labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class EnsembleAttack(Labelled):
             InputError: images outside [0, 1].
             RunError: the attack left the box or the ball, or met NaN.
         """
-        rng = rng if rng is not None else seeded(DEFAULT_SEED, x.device)
+        x, y, rng = checked_arguments(x, y, threat, rng)
         return search_inside(threat, x, lambda: self.perturb(ensemble, rule, x, y, threat, rng=rng), self.name)
 
     @abstractmethod

@@ -7,6 +7,7 @@ for whatever reason, the worker ends at once.
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -61,14 +62,11 @@ def run_stage(folder: str, stage_hash: str, send: Send | None = None) -> float:
         return run_task(task, run_folder, torch.device(task["device"]), send)
     except (InputError, RunError) as error:
         message = str(error)
-    except OSError as error:
+    except Exception as error:
         known = explain_disk(error, run_folder)
-        message = str(known or error)
+        message = str(known or f"{type(error).__name__}: {error}")
         if not known:
             send(kind="details", text=traceback.format_exc())
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        send(kind="details", text=traceback.format_exc())
     raise RunError(f'the stage "{task["title"]}" failed: {message}')
 
 
@@ -119,6 +117,7 @@ def main() -> None:
     """Run stages until the parent closes the pipe."""
     replies, sys.stdout = sys.stdout, sys.stderr
     torch.set_num_threads(1)
+    logging.getLogger("sparsemble").setLevel(logging.ERROR)  # the parent has told what the data set leaves out
     stages.register_package("sparsemble.pipeline.stages")
     jobs: SimpleQueue[list[str]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()

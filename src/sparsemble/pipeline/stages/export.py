@@ -43,6 +43,7 @@ class ExportStage(Stage):
             data.classes,
             data.shape,
             count_weights(load_row("dense", inputs, combiner, CPU).ensemble).total,
+            preprocessing=data.preprocessing,
             recipe=to_dict(recipe),
             provenance={
                 "run": self.title,

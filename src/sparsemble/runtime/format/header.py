@@ -38,7 +38,7 @@ def parse_header(encoded: bytes) -> dict[str, Any]:
         if depth > MAX_DEPTH:
             raise RuntimeInputError("the header is nested too deeply")
     try:
-        header = json.loads(encoded.decode(), object_pairs_hook=table, parse_constant=constant)
+        header = json.loads(encoded.decode("utf-8-sig"), object_pairs_hook=table, parse_constant=constant)
     except RuntimeInputError:
         raise
     except (ValueError, RecursionError) as error:

@@ -87,6 +87,8 @@ def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") ->
         "members": node_lists,
         "parts": parts,
     }
+    if ensemble.preprocessing:
+        header["preprocessing"] = ensemble.preprocessing.to_dict()
     encoded = encode_header(header)
     if len(encoded) > MAX_HEADER_BYTES:
         raise RuntimeInputError(

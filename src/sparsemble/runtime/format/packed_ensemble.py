@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from sparsemble.runtime.errors import RuntimeInputError, affects_terminal
+from sparsemble.runtime.images import Preprocessing
 from sparsemble.runtime.network import Network
 
 Settings = Mapping[str, Any]
@@ -17,7 +18,8 @@ class PackedEnsemble:
     """Members in running order, their combiner and stopping rule, classes and provenance.
 
     Raises:
-        RuntimeInputError: no member, members with different images or classes, or class names with control characters.
+        RuntimeInputError: no member, members with different images or classes, preprocessing that gives other images,
+            or class names with control characters.
     """
 
     members: tuple[Network, ...]
@@ -32,6 +34,8 @@ class PackedEnsemble:
     """Recipe of the training run."""
     provenance: Settings = field(default_factory=dict)
     """Origin of the ensemble: hashes, versions, results."""
+    preprocessing: Preprocessing | None = None
+    """How its training images were made of files; none: they were arrays."""
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -42,6 +46,10 @@ class PackedEnsemble:
                     f"member {number} takes images of {member.image} and has {member.classes} classes; the ensemble "
                     f"has {self.image} and {len(self.classes)}"
                 )
+        if self.preprocessing and self.preprocessing.shape != self.image:
+            raise RuntimeInputError(
+                f"files become images of {self.preprocessing.shape}; the ensemble takes {self.image}"
+            )
         for name in self.classes:
             if any(affects_terminal(character) for character in name):
                 raise RuntimeInputError(

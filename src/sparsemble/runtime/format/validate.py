@@ -15,6 +15,7 @@ from sparsemble.runtime.format.header import LARGEST_INT, Fields
 from sparsemble.runtime.format.op_serialization import node_from_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.format.quantization import LARGEST, LEAST_SCALE, VALUES, dequantize
+from sparsemble.runtime.images import LARGEST_SIDE, MODES, Preprocessing
 from sparsemble.runtime.network import Floats, Network, Node, Weight
 from sparsemble.runtime.stopping import build_rule
 
@@ -32,6 +33,23 @@ def validate_packed_file(header: dict[str, Any], content: memoryview, max_memory
         max_memory: bytes that the activations of one image, and the tables to run a member, may take.
     """
     return _Validator(Fields(header, "the header"), content).ensemble(max_memory)
+
+
+def read_preprocessing(header: Fields) -> Preprocessing | None:
+    """Return how files become images, as a header says; None where it does not, as in files of version 0.1."""
+    if "preprocessing" not in header.values:
+        return None
+    record = header.table("preprocessing")
+    record.choice("orientation", ("exif",))
+    size, _ = record.integers("crop", 2, 1, LARGEST_SIDE)
+    made = Preprocessing(
+        mode=record.choice("mode", tuple(MODES.values())),
+        resize=record.integer("resize", 1, LARGEST_SIDE),
+        size=size,
+    )
+    if made.to_dict() != record.values:
+        raise RuntimeInputError(f"{record.name} must have the form {made.to_dict()}")
+    return made
 
 
 @final
@@ -116,6 +134,7 @@ class _Validator:
             parent_weights=header.integer("parent_weights", 1),
             recipe=header.table("recipe").values,
             provenance=header.table("provenance").values,
+            preprocessing=read_preprocessing(header),
         )
         if ensemble.nonzeros != nonzeros or abs(ensemble.sparsity - sparsity) > 1e-9:
             raise RuntimeInputError(

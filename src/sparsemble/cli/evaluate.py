@@ -25,7 +25,7 @@ def evaluate(
         typer.Argument(
             metavar="TARGET",
             help="A run's folder, one of its artifacts, a packed ensemble, a .safetensors file (with --model), "
-            "file.py:factory, or a recipe (then every row of its table).",
+            "an .onnx file, hf:NAME, file.py:factory, or a recipe (then every row of its table).",
         ),
     ],
     row: Annotated[str, typer.Option("--row", help="Row of a run's table; ensemble_dynamic unless given.")] = "",
@@ -64,7 +64,10 @@ def evaluate(
         typer.Option("--class-map", help="Output of the model for each class of the data, as in 3,5,7, or a file."),
     ] = "",
     mean: Annotated[
-        str, typer.Option("--mean", help="Of each channel, by which a file of weights expects images normalised.")
+        str,
+        typer.Option(
+            "--mean", help="Of each channel, by which a file of weights or an .onnx file expects images normalised."
+        ),
     ] = "",
     std: Annotated[str, typer.Option("--std", help="The same, of the standard deviation.")] = "",
     out: Out = None,

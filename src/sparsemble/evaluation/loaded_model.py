@@ -31,9 +31,12 @@ from sparsemble.evaluation.run_models import (
     row_masks,
     stored_ensemble,
 )
-from sparsemble.models.architecture import architectures
+from sparsemble.models import huggingface
+from sparsemble.models.adapted import NumpyFunction
+from sparsemble.models.architecture import Normalised, architectures
 from sparsemble.models.code import call_factory
 from sparsemble.models.model_io import ModelSpec, load_model, load_weights_
+from sparsemble.models.onnx_reader import OnnxSession, convert_onnx, open_onnx
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
 
@@ -49,7 +52,7 @@ class LoadedModel:
     """A classifier to evaluate, and what is known of it."""
 
     name: str
-    kind: Literal["run", "artifact", "ensemble", "weights", "code"]
+    kind: Literal["run", "artifact", "ensemble", "weights", "code", "onnx", "huggingface"]
     path: str
     model: nn.Module
     """In eval mode; an `Ensemble` for an ensemble."""
@@ -75,6 +78,8 @@ class LoadedModel:
     """How the files exported from this model agree with it, by format; empty where it was not exported."""
     notes: tuple[str, ...] = ()
     """How outputs or images are converted, where the network is no plain classifier."""
+    class_names: tuple[str, ...] = ()
+    """Names of its outputs, in their order, where it brings them."""
 
     def probed(
         self, data: Split, classes: int | None, access: Access = "gradients", class_map: Sequence[int] = ()
@@ -97,6 +102,18 @@ class LoadedModel:
         probed = probe(self.model, data, classes=classes, access=access, class_map=class_map)
         return replace(self, model=probed.model, notes=(*self.notes, *probed.notes))
 
+    def check_class_names(self, names: Sequence[str]) -> None:
+        """Compare the names of the outputs with those of the data's classes, where both are the same in another order.
+
+        Raises:
+            InputError: with the class map that sets them right.
+        """
+        own = [name.casefold() for name in self.class_names]
+        wanted = [name.casefold() for name in names]
+        if own != wanted and sorted(own) == sorted(wanted) and len(set(own)) == len(own):
+            class_map = ",".join(str(own.index(name)) for name in wanted)
+            raise InputError(f"the model's classes are the data's in another order; add --class-map {class_map}")
+
 
 def load_target(
     path: str,
@@ -107,45 +124,46 @@ def load_target(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     device: str = "cpu",
+    access: Access = "gradients",
 ) -> LoadedModel:
     """Load the classifier that a path names.
 
     Args:
-        path: a run's folder, a stage's artifact, a packed ensemble, a file of weights, or `file.py:factory`.
+        path: a run's folder, a stage's artifact, a packed ensemble, a file of weights, an .onnx file, `hf:NAME`, or
+            `file.py:factory`.
         row: of a run's result table; ensemble_dynamic unless given.
         model: architecture of a file of weights, such as resnet18.
         data: images that decide its input shape and number of classes; needed for a file of weights.
         mean: of each channel, by which a file of weights expects its images normalised; empty: as the file says.
         std: the same, of the standard deviation.
         device: of the model.
+        access: what attacks may use; an ONNX file that torch cannot run is then run by ONNX Runtime.
 
     Raises:
         InputError: nothing there, or what is there does not fit.
     """
     target = torch.device(device)
-    file, factory = split_reference(path)
-    if file:
-        network = call_factory(Path(file), factory).to(target).eval()
-        return LoadedModel(name=f"{Path(file).stem}:{factory}", kind="code", path=file, model=network)
+    if path.startswith(huggingface.PREFIX):
+        return _from_huggingface(path, target)
+    code, factory = split_reference(path)
+    if code:
+        network = call_factory(Path(code), factory).to(target).eval()
+        return LoadedModel(name=f"{Path(code).stem}:{factory}", kind="code", path=code, model=network)
     if path.endswith(".py"):
         raise InputError(f"{path} needs the name of a function that returns the model, as in {path}:make_model")
-    folder = Path(path)
-    if (folder / META).is_file():
-        return _from_artifact(Artifact(folder), target)
-    if (folder / INDEX).is_file():
-        return _from_run(folder, row or "ensemble_dynamic", target)
-    if (folder / "recipe.toml").is_file():
-        raise InputError(f"{path} has no {INDEX}; run `sparsemble run {path}/recipe.toml --out {path}` to write it")
-    if folder.is_dir():
-        raise InputError(f"{path} is neither a run (it has no recipe.toml) nor an artifact (it has no {META})")
-    if not folder.is_file():
+    file = Path(path)
+    if file.is_dir():
+        return _from_folder(file, row, target)
+    if not file.is_file():
         raise InputError(
-            f"{path} does not exist; give a run's folder, an artifact, a packed ensemble, a .safetensors file or "
-            "file.py:factory"
+            f"{path} does not exist; give a run's folder, an artifact, a packed ensemble, a file of weights, an .onnx "
+            "file, hf:NAME or file.py:factory"
         )
-    if folder.suffix == packed.SUFFIX:
-        return _from_packed(folder, target)
-    return _from_weights(folder, model, data, target, mean, std)
+    if file.suffix == packed.SUFFIX:
+        return _from_packed(file, target)
+    if file.suffix == ".onnx":
+        return _from_onnx(file, data, access, target, mean, std)
+    return _from_weights(file, model, data, target, mean, std)
 
 
 def resolve_data(text: str) -> DataSource:
@@ -165,6 +183,20 @@ def _spec(text: str, option: str) -> str | dict[str, Any]:
         return text
     spec: dict[str, Any] = parse_toml(f"value = {text}", option)["value"]
     return spec
+
+
+def _from_folder(folder: Path, row: str, device: torch.device) -> LoadedModel:
+    if (folder / META).is_file():
+        return _from_artifact(Artifact(folder), device)
+    if (folder / INDEX).is_file():
+        return _from_run(folder, row or "ensemble_dynamic", device)
+    if (folder / "recipe.toml").is_file():
+        raise InputError(
+            f"{folder} has no {INDEX}; run `sparsemble run {folder}/recipe.toml --out {folder}` to write it"
+        )
+    if (folder / "config.json").is_file():
+        raise InputError(f"{folder} is a folder of transformers; name it as {huggingface.PREFIX}{folder}")
+    raise InputError(f"{folder} is neither a run (it has no recipe.toml) nor an artifact (it has no {META})")
 
 
 def _from_run(folder: Path, row: str, device: torch.device) -> LoadedModel:
@@ -262,6 +294,47 @@ def _from_packed(path: Path, device: torch.device) -> LoadedModel:
         claimed_sparsity=ensemble.sparsity,
         dense_weights=ensemble.parent_weights,
     )
+
+
+def _from_huggingface(path: str, device: torch.device) -> LoadedModel:
+    model = path.removeprefix(huggingface.PREFIX)
+    network, names = huggingface.load_classifier(model)
+    note = f"images are resized and normalised by the model's own processor: {network.preparation}"
+    return LoadedModel(
+        name=Path(model).name,
+        kind="huggingface",
+        path=path,
+        model=network.to(device),
+        notes=(note,),
+        class_names=names,
+    )
+
+
+def _from_onnx(
+    path: Path,
+    data: Dataset | None,
+    access: Access,
+    device: torch.device,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> LoadedModel:
+    """Convert an ONNX file to torch; run it in ONNX Runtime where that fails and attacks need no gradient."""
+    file = open_onnx(path, data.shape if data else None)
+    network: nn.Module
+    try:
+        network, notes = convert_onnx(file)
+    except InputError as error:
+        if access == "gradients":
+            raise
+        network = NumpyFunction(OnnxSession(file)).eval()
+        notes = (f"ONNX Runtime computes the outputs, because torch cannot: {error}",)
+    if mean or std:
+        channels = file.shape[0]
+        mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+        if {len(mean), len(std)} != {channels} or min(std) <= 0:
+            raise InputError(f"--mean and --std need a value for each of {channels} channels, std above 0")
+        network = Normalised(network, mean, std, file.shape).eval()
+    return LoadedModel(name=path.stem, kind="onnx", path=os.fspath(path), model=network.to(device), notes=notes)
 
 
 def _from_weights(

@@ -102,6 +102,7 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
         mean=_numbers(options.mean, "--mean"),
         std=_numbers(options.std, "--std"),
         device=device,
+        access=options.access,
     )
     source = given or target.data
     if source is None:
@@ -116,7 +117,10 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
     threat = _threat(options, target)
     if not options.attacks:
         chosen = (*usual_attacks(options.access, threat.norm), *chosen)
-    target = target.probed(split, len(loaded.classes), options.access, _parse_class_map(options.class_map))
+    class_map = _parse_class_map(options.class_map)
+    if not class_map:
+        target.check_class_names(loaded.classes)
+    target = target.probed(split, len(loaded.classes), options.access, class_map)
     job = EvaluationJob(
         model=target.model,
         rule=target.rule,

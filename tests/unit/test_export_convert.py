@@ -1,16 +1,18 @@
 """Pools as torch has them become pools of the runtime that answer the same, or are refused with a sentence."""
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
-from sparsemble.evaluation.folded import FoldedNetwork
 from sparsemble.export.convert import convert_model
+from sparsemble.models.folded import FoldedNetwork
 from sparsemble.pipeline.validate_recipe import check_deployable
 from sparsemble.runtime.network import AveragePool, MaxPool, Network
 
@@ -86,15 +88,86 @@ def test_a_pool_that_the_runtime_does_not_do_is_refused_with_its_place(words: st
     assert words in str(refused.value)
 
 
-class Doubled(nn.Module):
-    """Adds twice what the graph takes for an ordinary add."""
+class Block(nn.Module):
+    """Convolutions with something between them that a graph of operations does not show, or shows as something else."""
 
-    def __init__(self) -> None:
+    def __init__(self, between: Callable[["Block", Tensor], Tensor]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.act, self.between = nn.ReLU(inplace=True), between
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.add(x, self.conv(x), alpha=2).mean((2, 3))
+        return self.between(self, self.first(x)).mean((2, 3))
+
+
+def add_to_alias(own: Block, x: Tensor) -> Tensor:
+    same = x
+    same += own.second(x.relu())
+    return x
+
+
+def without_result(own: Block, x: Tensor) -> Tensor:
+    F.relu(x, inplace=True)
+    return own.second(x) + x
+
+
+def hooked() -> nn.Module:
+    block = Block(lambda own, x: own.second(x.relu()))
+    block.second.register_forward_hook(lambda module, inputs, output: output * 2)
+    return block
+
+
+MISREAD: dict[str, nn.Module] = {
+    "an addition in place to a tensor that has another name": Block(add_to_alias),
+    "a hook": hooked(),
+}
+IN_PLACE = {
+    "ReLU before a skip connection": lambda own, x: x + own.second(own.act(x)),
+    "ReLU whose result is not taken": without_result,
+    "ReLU as a method": lambda own, x: own.second(x.relu_()) + x,
+}
+
+
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_a_tensor_changed_in_place_is_read_as_changed(kind: str) -> None:
+    model, x = Block(IN_PLACE[kind]).eval(), torch.rand(5, *SHAPE, generator=seeded(1)) - 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(FoldedNetwork(convert_model(model, SHAPE))(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MISREAD)
+def test_a_conversion_that_would_answer_otherwise_is_refused(kind: str) -> None:
+    with pytest.raises(InputError, match="Block computes something else in the runtime: logits differ by"):
+        convert_model(MISREAD[kind], SHAPE)
+
+
+def test_a_hook_that_changes_nothing_is_let_through() -> None:
+    block, seen = Block(lambda own, x: own.second(x.relu())), []
+    block.second.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    convert_model(block, SHAPE)
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("between", "words"),
+    [
+        (lambda own, x: torch.add(x, own.second(x), alpha=2), "operation (add) multiplies by alpha"),
+        (lambda own, x: x.add(own.second(x), alpha=0.5), "operation (add) multiplies by alpha"),
+        (lambda own, x: F.dropout(own.second(x), 0.5), "operation (dropout) is a dropout that is never off"),
+    ],
+)
+def test_settings_that_make_another_operation_are_named(between: Callable[[Block, Tensor], Tensor], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        convert_model(Block(between), SHAPE)
+
+
+def test_a_weight_norm_is_folded() -> None:
+    model, x = Block(lambda own, x: own.second(x.relu())).eval(), torch.rand(5, *SHAPE, generator=seeded(1))
+    parametrizations.weight_norm(model.second)
+    with torch.no_grad():
+        torch.testing.assert_close(FoldedNetwork(convert_model(model, SHAPE))(x), model(x), rtol=1e-5, atol=1e-6)
+    assert parametrize.is_parametrized(model.second)
 
 
 class TestBeforeWork:
@@ -109,6 +182,6 @@ class TestBeforeWork:
             check_deployable(pooled(nn.AdaptiveAvgPool2d(5)), SHAPE)
 
     def test_an_operation_that_becomes_another_is_found_by_its_answers(self) -> None:
-        torch.manual_seed(0)
-        with pytest.raises(InputError, match="the runtime would not predict what Doubled predicts: logits differ by"):
-            check_deployable(Doubled().eval(), SHAPE)
+        message = r"Block computes something else in the runtime: logits differ by .*; change it, or run `sparsemble"
+        with pytest.raises(InputError, match=message):
+            check_deployable(Block(add_to_alias).eval(), SHAPE)

@@ -101,6 +101,15 @@ def test_leaves_the_model_as_found() -> None:
         (Named(lambda own, x: x * x), "combines feature maps by mul"),
         (Named(lambda own, x: own.head(x.mean((2, 3))) if x.sum() > 0 else x), "decides by its input what it computes"),
         (Named(lambda own, x: (x, x)), "must return the result of its last operation"),
+        (
+            Named(lambda own, x: own.head(F.avg_pool2d(x, 3)).sum(1)),
+            "layer head is a Linear on feature maps",
+        ),
+        (Named(lambda own, x: x.mean(1).flatten(1)), "mean over axes (1,) of (1, 4, 14, 14)"),
+        (Named(lambda own, x: x.mean((0, 2))), "mean over axes (0, 2)"),
+        (Named(lambda own, x: x.mean(dim=-3).flatten(1)), "mean over axes (1,)"),
+        (Named(lambda own, x: own.missing(x)), "cannot be traced as a graph of operations: AttributeError"),
+        (Named(lambda own, x: own.head(x.mean((2, 3)).view(-1, 3))), "cannot take an image of 3x16x16"),
         (Named(lambda own, x: own.head(x.mean((2, 3))) + own.head(x.mean((2, 3)))), "runs twice in a pass"),
     ],
 )
@@ -109,3 +118,39 @@ def test_the_first_unsupported_operation_is_named(model: Named, message: str) ->
         model.then = lambda own, x: own.head(x.mean((2, 3)))
     with pytest.raises(InputError, match=re.escape(message)):
         Graph(model, SHAPE)
+
+
+class Switching(nn.Module):
+    """Returns auxiliary logits while it is trained, and computes some in vain when it is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.extra = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.conv(x).mean((2, 3))
+        extra = self.extra(z).sigmoid()
+        return (self.head(z), extra) if self.training else self.head(z)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_is_that_of_eval_mode_and_of_what_the_logits_depend_on(training: bool) -> None:
+    model = Switching().train(training)
+    graph = Graph(model, SHAPE)
+    assert [operation.name for operation in graph.operations][1:] == ["conv", "(mean)", "head"]
+    assert model.training == training
+
+
+def test_a_tensor_that_is_overwritten_is_what_overwrote_it() -> None:
+    model = Named(lambda own, x: own.head((F.relu(x, inplace=True) + x).mean((2, 3))))
+    graph = Graph(model, SHAPE)
+    assert graph.by_name["(add)"].inputs == ("(relu)", "(relu)")
+    assert [operation.kind for operation in graph.operations] == [
+        "input",
+        "conv",
+        "same",
+        "relu",
+        "add",
+        "pool",
+        "linear",
+    ]

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from sparsemble.attacks.losses.kl import KL
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.errors import InputError
+from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.training.loss import TrainingLoss, training_losses
+from sparsemble.training.losses.awp import AWP
 from sparsemble.training.losses.distillation import Distillation
 from sparsemble.training.losses.fgsm_rs import FGSMRS
 from sparsemble.training.losses.mart import MART, boosted_cross_entropy
@@ -252,8 +254,11 @@ class TestDistillation:
 
     def test_needs_a_teacher_before_it_crafts(self) -> None:
         x, y = batch()
-        with pytest.raises(InputError, match="distillation needs a teacher"):
-            Distillation()(net(), x, y, LINF, rng=seeded(0))
+        model = net()
+        for loss in (Distillation(), AWP(inner=Distillation())):
+            with count_passes(model) as passes, pytest.raises(InputError, match="distillation needs a teacher"):
+                loss(model, x, y, LINF, rng=seeded(0))
+            assert passes.total == 0
 
     def test_the_teacher_is_no_setting(self) -> None:
         taught = Distillation(alpha=0.5).with_teacher(teacher())

@@ -16,7 +16,8 @@ from sparsemble.core.types import Images, seeded
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.models.graph import Graph
-from sparsemble.pruning.mask import Mask, prunable_layers
+from sparsemble.models.plain_network import prunable_layers
+from sparsemble.pruning.mask import Mask
 from sparsemble.pruning.method import PruningContext
 from sparsemble.pruning.methods.harp import HARP
 from sparsemble.pruning.target import SparsityTarget

@@ -1,11 +1,14 @@
 """What is called dead changes no answer, and what is shrunk away either."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.models import architectures, build_model
@@ -129,3 +132,70 @@ def test_a_constant_that_is_not_0_stays() -> None:
     assert find_dead_channels(mask, Graph(model, shape)).channels == 0
     norm.bias.data[0] = -1.0  # ReLU makes it 0
     assert find_dead_channels(mask, Graph(model, shape)).alive["body.conv"].tolist().count(False) == 1
+
+
+class Other(nn.Module):
+    """A convolution and a layer that reads it in a way of its own."""
+
+    def __init__(self, size: int, read: Callable[["Other", Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.mix, self.head, self.read = nn.Conv2d(1, 8, 3), nn.Linear(6, 6), nn.Linear(size, 3), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.read(self, torch.relu(self.conv(x))))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("size", "read", "message"),
+    [
+        (288, lambda own, x: x.reshape(-1, 288), "Other cannot run when its dead channels are removed: "),
+        (36, lambda own, x: x.mean(1).flatten(1), "mean over axes"),
+        (288, lambda own, x: own.mix(x).flatten(1), "layer mix is a Linear on feature maps"),
+        (8, lambda own, x: x.mean((2, 3))[:, [0, 1, 2, 3, 4, 5, 6, 7]], "getitem"),
+    ],
+)
+def test_a_network_that_cannot_be_smaller_is_refused(
+    size: int, read: Callable[[Other, Tensor], Tensor], message: str
+) -> None:
+    model = Other(size, read).eval()
+    with torch.no_grad():
+        model.conv.weight[:5] = 0
+        model.conv.bias[:5] = 0
+    with pytest.raises(InputError, match=message):
+        shrink(model, (1, 8, 8))
+
+
+def test_channels_that_only_seem_to_be_dead_are_not_removed() -> None:
+    """A hook makes something of a channel that the mask leaves without weights."""
+    model = Other(8, lambda own, x: x.mean((2, 3))).eval()
+    mask = Mask(
+        {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in prunable_layers(model).items()}
+    )
+    mask["conv"][2] = False
+    with torch.no_grad():
+        model.conv.bias.zero_()
+    model.conv.register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.raises(InputError, match="Other computes something else without the channels that seem to be dead"):
+        find_dead_channels(mask, Graph(model, (1, 8, 8)))
+    mask.apply_(model)
+    with pytest.raises(InputError, match="Other computes something else"):
+        shrink(model, (1, 8, 8))
+
+
+def test_a_batchnorm_without_statistics_has_no_constants() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    ).eval()
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1], model[1].bias[1] = 0, 0, 1
+    assert find_dead_channels(Mask.of(model), Graph(model, (1, 8, 8))).channels == 0
+    shrink(model, (1, 8, 8))
+
+
+def test_layers_that_are_not_used_are_no_channels_of_the_graph() -> None:
+    model = Other(8, lambda own, x: x.mean((2, 3))).eval()
+    thinned(model, 0.1, 4)
+    small = shrink(model, (1, 8, 8))
+    assert small.get_submodule("mix").weight.shape == (6, 6)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -200,6 +200,21 @@ class TestBNSF:
         norm.weight.data.fill_(1)
         norm.running_var.fill_(1 - norm.eps)
         assert_close(BNSF()(model, batches)["0"], before)
+
+    @pytest.mark.parametrize("between", [nn.Identity(), nn.Dropout(0.5), nn.Sequential(nn.Identity(), nn.Dropout2d())])
+    def test_looks_past_what_changes_nothing(self, between: nn.Module) -> None:
+        plain = as_if_trained(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))).eval()
+        model = nn.Sequential(plain[0], between, plain[1]).eval()
+        assert torch.equal(BNSF()(model, batches)["0"], BNSF()(plain, batches)["0"])
+
+    @pytest.mark.parametrize("score", [BNSF(), NIS()])
+    def test_a_network_that_cannot_be_traced_is_refused_before_images_are_crafted(self, score: Any) -> None:
+        class Deciding(nn.Conv2d):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x if x.sum() > 0 else -x)
+
+        with pytest.raises(InputError, match="Deciding decides by its input what it computes"):
+            score(Deciding(2, 4, 3), lambda: pytest.fail("images were crafted"))
 
 
 class TestASE:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemble.evaluation.folded import FoldedNetwork
+from sparsemble.models.folded import FoldedNetwork
 from sparsemble.runtime import engine as engine_module
 from sparsemble.runtime.compiler import workspace
 from sparsemble.runtime.compiler.batched import BatchPlanner

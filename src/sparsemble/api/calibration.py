@@ -1,6 +1,5 @@
 """`sparsemble.calibrate`: the stopping rule, calibrated on held-out images (EED main paper, eqs. 20-22)."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.surrogate import Surrogate
 from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import MemberLogits
 from sparsemble.data.dataset import Split
@@ -81,7 +81,7 @@ def calibrate(
 
     def compute(running: Context) -> TrainedEnsemble:
         split = as_split(data, "calibration").to(running.device)
-        members = [copy.deepcopy(member).to(running.device).eval() for member in original.members]
+        members = [copy_network(member).to(running.device).eval() for member in original.members]
         calibration = _Calibration(
             split=split,
             threat=threat,

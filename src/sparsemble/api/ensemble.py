@@ -1,6 +1,5 @@
 """`sparsemble.train_ensemble`: the members learn together (EED main paper, sections 4.2 and 4.3)."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +8,17 @@ from torch import nn
 
 from sparsemble.api.context import Context, resumable
 from sparsemble.api.results import Data, Model, TrainedEnsemble, named_models, network_of
-from sparsemble.api.training import HELD_OUT_ATTACK, SCHEDULE, fit_best_epoch_
+from sparsemble.api.training import HELD_OUT_ATTACK, SCHEDULE, fit_best_epoch_, plain_copy
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.interfaces import Combiner, Ensemble
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data import load as load_data
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.losses.eed import EED
 from sparsemble.models.model_io import ModelSpec
+from sparsemble.models.plain_network import check_zeros
 from sparsemble.pruning.mask import KeepZero, Mask
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.precision import Precision
@@ -73,9 +74,10 @@ def train_ensemble(
 
     def compute(running: Context) -> TrainedEnsemble:
         images = load_data(data).to(running.device)
-        networks = [copy.deepcopy(model.model).to(running.device) for model in models.values()]
+        networks = [plain_copy(model, images.shape, running) for model in models.values()]
         ensemble = Ensemble(networks, combiner)
-        teacher = copy.deepcopy(network_of(parent)).to(running.device).eval() if parent is not None else None
+        teacher = copy_network(network_of(parent)).to(running.device).eval() if parent is not None else None
+        masks = [Mask.of(network) for network in networks]
         history = fit_best_epoch_(
             ensemble,
             images,
@@ -87,8 +89,10 @@ def train_ensemble(
             eval_every=eval_every,
             precision=replace(precision, compile=False),  # losses inspect the members
             context=running,
-            callbacks=[KeepZero({f"members.{i}": Mask.of(network) for i, network in enumerate(networks)})],
+            callbacks=[KeepZero({f"members.{i}": mask for i, mask in enumerate(masks)})],
         )
+        for network, mask in zip(networks, masks, strict=True):
+            check_zeros(network, mask, images.shape)
         robust = _member_robustness(networks, images.selection, held_out_attack, threat, running)
         # The most robust member runs first; ties keep the order of the selection.
         order = sorted(range(len(networks)), key=lambda i: -robust[i])

@@ -1,6 +1,5 @@
 """`sparsemble.evaluate`: a classifier under attack, with the evidence for believing the result."""
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from sparsemble.api.results import Data, Model, TrainedEnsemble, TrainedModel, a
 from sparsemble.attacks.attack import Access
 from sparsemble.core.device import choose_device
 from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.results import DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Split
@@ -103,7 +103,7 @@ def _target(
         name=name or type(getattr(network, "body", network)).__name__,
         kind="code",
         path="",
-        model=copy.deepcopy(network).to(device).eval(),
+        model=copy_network(network).to(device).eval(),
         rule=rule,
         masks=masks,
     )

@@ -1,6 +1,5 @@
 """`sparsemble.export` and `sparsemble.load`: trained models and ensembles to files, and back."""
 
-import copy
 from pathlib import Path
 from typing import Literal
 
@@ -12,15 +11,16 @@ from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.results import EvaluationResult
 from sparsemble.core.types import seeded
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import versions
-from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.loaded_model import ENSEMBLES, MODELS, load_target
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.export_ensemble import export_packed
+from sparsemble.models.folded import to_torch_ensemble
 from sparsemble.runtime.format import packed
 
 CHECKED_IMAGES = 8
@@ -83,7 +83,7 @@ def export(
     original = ensemble if isinstance(ensemble, TrainedEnsemble) else _alone(ensemble)
     if original.spec is None:
         raise InputError("the size of the images is not known; export what was trained from an architecture")
-    members = [copy.deepcopy(member).cpu() for member in original.members]
+    members = [copy_network(member).cpu() for member in original.members]
     file.parent.mkdir(parents=True, exist_ok=True)
     trained, spec = Ensemble(members, original.model.combiner).eval(), original.spec
     parent_weights = count_weights(spec.build()).total

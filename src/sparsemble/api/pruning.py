@@ -1,6 +1,5 @@
 """`sparsemble.prune`: one sparse sub-model (EED main paper, eqs. 6-11; supplement A.2)."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from sparsemble.api.context import Context, resumable
-from sparsemble.api.results import Data, Model, TrainedModel, network_of
-from sparsemble.api.training import HELD_OUT_ATTACK, SCHEDULE, fit_best_epoch_
+from sparsemble.api.results import Data, Model, TrainedModel
+from sparsemble.api.training import HELD_OUT_ATTACK, SCHEDULE, fit_best_epoch_, plain_copy
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.results import HeldOutAccuracy, SubModelRecord
 from sparsemble.core.threat import ThreatModel
@@ -18,6 +17,7 @@ from sparsemble.core.types import Images, Labels
 from sparsemble.data import load as load_data
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.models.graph import Graph
+from sparsemble.models.plain_network import check_zeros
 from sparsemble.pruning.budget import Budget
 from sparsemble.pruning.budgets.weights import Weights
 from sparsemble.pruning.dead_channels import find_dead_channels
@@ -98,14 +98,16 @@ def prune(
         before and after fine-tuning.
 
     Raises:
-        InputError: a sparsity that the network cannot reach, or a folder that holds another result.
+        InputError: a sparsity that the network cannot reach, a layer in which a mask would not hold, or a folder that
+            holds another result.
+        RunError: the pruned network computes with weights that its mask removes.
     """
     settings = dict(locals())
     score_name = getattr(score, "name", type(score).__name__)  # a score from outside has no registered name
 
     def compute(running: Context) -> TrainedModel:
         images = load_data(data).to(running.device)
-        dense = copy.deepcopy(network_of(parent)).to(running.device).eval()
+        dense = plain_copy(parent, images.shape, running)
         probe = held_out_probe(images.selection, held_out_attack, threat, lambda: running.rng("probe"))
         context = PruningContext(
             batches=Batches(split=images.train, batch_size=schedule.batch_size, augmentation=images.augmentation),
@@ -117,7 +119,6 @@ def prune(
             checkpoint=Checkpoint(running.folder, "masks"),
             precision=replace(precision, compile=False),  # masked networks are inspected
         )
-        scores = _scores(dense, score, context, held_out_attack, running)
         target = SparsityTarget(
             graph=Graph(dense, images.shape),
             sparsity=sparsity,
@@ -126,6 +127,7 @@ def prune(
             rates=rates,
             floor=floor,
         )
+        scores = _scores(dense, score, context, held_out_attack, running)
         pruned = method(dense, scores, target, context)
         running.add_passes(pruned.history)
         dead = find_dead_channels(pruned.mask, Graph(pruned.model, images.shape))
@@ -147,6 +149,7 @@ def prune(
                 callbacks=[KeepZero({"": dead.mask})],
             )
         after = probe(pruned.model.eval())
+        check_zeros(pruned.model, dead.mask, images.shape)
         macs = count_macs(pruned.model, images.shape)
         record = SubModelRecord(
             name=name or score_name,

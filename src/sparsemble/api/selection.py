@@ -1,6 +1,5 @@
 """`sparsemble.select`: the members of the ensemble, from a pool of sub-models (EED main paper, section 4.1)."""
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import read_json, write_json
 from sparsemble.core.config import from_dict
 from sparsemble.core.interfaces import Combiner, Ensemble
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.registry import to_dict
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import MemberLogits
@@ -158,7 +158,7 @@ def _attacked_logits(
     running: Context,
 ) -> dict[str, MemberLogits]:
     """Return the logits of all models on clean images, on those crafted against the pool and against each model."""
-    networks = {name: copy.deepcopy(model.model).to(running.device).eval() for name, model in models.items()}
+    networks = {name: copy_network(model.model).to(running.device).eval() for name, model in models.items()}
     pool = Ensemble(networks.values(), combiner).eval()
 
     def against(target: nn.Module, purpose: str) -> MemberLogits:

@@ -1,6 +1,5 @@
 """`sparsemble.train`: adversarial training of one network (EED main paper, eqs. 1-2)."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,17 @@ from typing import Any
 from torch import nn
 
 from sparsemble.api.context import Context, resumable
-from sparsemble.api.results import Data, TrainedModel
+from sparsemble.api.results import Data, Model, TrainedModel, network_of
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.data import load as load_data
 from sparsemble.data.dataset import Dataset
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.model_io import ModelSpec
+from sparsemble.models.plain_network import check_masks_hold, check_training_output, make_plain_
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback, KeepBest, OnEpoch, ReportProgress, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
@@ -75,18 +76,27 @@ def train(
         The classifier, with its history.
 
     Raises:
-        InputError: an argument out of range, or a folder that holds another result.
+        InputError: an argument out of range, a network whose weights are computed from others or that returns no logits
+            in training mode, or a folder that holds another result.
         RunError: the weights became NaN more often than the schedule's guard allows.
     """
     settings = dict(locals())
 
     def compute(running: Context) -> TrainedModel:
         images = load_data(data).to(running.device)
-        spec = ModelSpec.of(model, images) if isinstance(model, Architecture) else None
-        fresh = seeded(draw_seed(running.seed, "train", "weights"))
-        network = spec.build(rng=fresh) if spec else copy.deepcopy(model)
-        assert isinstance(network, nn.Module)
-        network.to(running.device)
+        spec: ModelSpec | None = None
+        network: nn.Module
+        if isinstance(model, Architecture):
+            spec = ModelSpec.of(model, images)
+            network = built = spec.build(rng=seeded(draw_seed(running.seed, "train", "weights")))
+            changes = built.changes
+        else:
+            network = copy_network(model)
+            changes = make_plain_(network, images.shape)
+        changes.refuse_computed()
+        for note in changes.notes:
+            running.report_message(note)
+        check_training_output(network.to(running.device), images.shape)
         history = fit_best_epoch_(
             network,
             images,
@@ -102,6 +112,25 @@ def train(
         return TrainedModel(model=network.eval(), spec=spec, history=tuple(history))
 
     return resumable("train", settings, compute, TrainedModel.load)
+
+
+def plain_copy(model: Model, shape: tuple[int, int, int], context: Context) -> nn.Module:
+    """Return a copy of a trained network that can be pruned and trained, in eval mode; report what was changed.
+
+    Args:
+        model: left as found.
+        shape: channels, height and width of an image.
+        context: its device gets the copy.
+
+    Raises:
+        InputError: a layer in which a mask would not hold, or a network that returns no logits in training mode.
+    """
+    network = copy_network(network_of(model)).to(context.device).eval()
+    for note in make_plain_(network, shape).notes:
+        context.report_message(note)
+    check_masks_hold(network, shape)
+    check_training_output(network, shape)
+    return network
 
 
 def fit_best_epoch_(

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsemble.evaluation.folded import FoldedNetwork
+from sparsemble.models.folded import FoldedNetwork
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.network import Network
 

@@ -17,8 +17,8 @@ from sparsemble.bench.verify_outputs import verify_engines, verify_ensemble
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import BenchResult, BenchRow, FirstUse
 from sparsemble.evaluation.environment import machine, versions
-from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.latency import measure_latency
+from sparsemble.models.folded import to_torch_ensemble
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.kernels.jit import lanes
 from sparsemble.runtime.network import Network

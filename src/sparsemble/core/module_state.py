@@ -1,6 +1,7 @@
 """The tensors of a network, and context managers that set train/eval and BatchNorm modes, or freeze weights."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -69,3 +70,15 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def copy_network(model: nn.Module) -> nn.Module:
+    """Return a copy of a network, also of one whose hooks keep computed tensors (`weight_norm`, `torch...prune`)."""
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    # Tensors with a history cannot be copied as such; a hook computes them again at the next forward pass.
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})

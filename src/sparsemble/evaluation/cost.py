@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sparsemble.core.interfaces import members_of
 from sparsemble.core.module_state import eval_mode, state_tensors
+from sparsemble.models.plain_network import prunable_layers
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _file_bytes(model: nn.Module) -> int:
 
 
 def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return list(prunable_layers(model).values())
 
 
 @final

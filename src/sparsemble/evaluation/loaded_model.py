@@ -19,7 +19,6 @@ from sparsemble.core.source_file import split_reference
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Dataset, DataSource, Split, data_sources
 from sparsemble.evaluation.cost import count_weights
-from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.probe import probe
 from sparsemble.evaluation.run_models import (
     INDEX,
@@ -35,7 +34,8 @@ from sparsemble.models import huggingface
 from sparsemble.models.adapted import NumpyFunction
 from sparsemble.models.architecture import Normalised, architectures
 from sparsemble.models.code import call_factory
-from sparsemble.models.model_io import ModelSpec, load_model, load_weights_
+from sparsemble.models.folded import to_torch_ensemble
+from sparsemble.models.model_io import ModelSpec, load_model
 from sparsemble.models.onnx_reader import OnnxSession, convert_onnx, open_onnx
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
@@ -344,12 +344,12 @@ def _from_weights(
         raise InputError(f"{path} holds weights only; name the architecture with --model, such as --model resnet18")
     if data is None:
         raise InputError(f"{path} holds weights only; name the images with --data, which decide shape and classes")
-    network = ModelSpec.of(architectures.build(_spec(model, "--model"), "--model"), data).build()
-    note = load_weights_(network, path, mean=mean, std=std)
+    spec = ModelSpec.of(architectures.build(_spec(model, "--model"), "--model"), data)
+    network = spec.build_trained(path, mean=mean, std=std)
     return LoadedModel(
         name=path.stem,
         kind="weights",
         path=os.fspath(path),
         model=network.to(device).eval(),
-        notes=(note,) if note else (),
+        notes=network.changes.notes,
     )

@@ -7,19 +7,11 @@ from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Combiner, StoppingRule
 from sparsemble.core.results import FormatAgreement
+from sparsemble.core.same_outputs import TOLERANCE, relative_difference
 from sparsemble.core.types import Flags, MemberLogits
 
-TOLERANCE = 1e-4
-"""Of logits, relative to the largest where that is above 1."""
 DRAWS = 8
 """Random perturbations of the reference's logits by the tolerance, to find images whose decision depends on less."""
-
-
-def relative_difference(reference: Tensor, other: Tensor) -> float:
-    """Return the largest absolute difference, relative to the largest number of the reference where that is above 1."""
-    if not reference.numel():
-        return 0.0
-    return float((reference - other).abs().max()) / max(1.0, float(reference.abs().max()))
 
 
 def check_logits(reference: Tensor, other: Tensor, name: str, reference_name: str) -> float:

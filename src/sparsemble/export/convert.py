@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.registry import to_dict
+from sparsemble.core.same_outputs import assert_same_outputs
 from sparsemble.export.pooling import as_pair, pool_node
+from sparsemble.models.folded import FoldedNetwork
 from sparsemble.models.graph import Graph, Operation
+from sparsemble.models.plain_network import make_plain_
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.images import Preprocessing
@@ -28,13 +32,20 @@ def convert_model(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Netw
     layer; otherwise (in pre-activation networks) it becomes a scale and shift.
 
     Args:
-        model: in eval mode; not changed.
+        model: any network; left as found, computed as in eval mode.
         shape: channels, height and width of an image.
 
+    Returns:
+        The network, which gives the same logits on random images.
+
     Raises:
-        InputError: an operation that the runtime does not know; the message names the module.
+        InputError: an operation that the runtime does not know, with its name, or one that becomes another there.
     """
-    return _Conversion(Graph(model, shape), shape).run()
+    plain = copy_network(model)
+    make_plain_(plain, shape)
+    network = _Conversion(Graph(plain, shape), shape).run()
+    assert_same_outputs(model, FoldedNetwork(network), shape, "in the runtime")
+    return network
 
 
 def convert_ensemble(

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparsemble.core.errors import RunError
 from sparsemble.core.types import Images, Logits
@@ -95,18 +95,20 @@ def find_output(output: Any) -> Tensor | None:
     """Return the tensor of logits in what a network returned; None if it cannot be told.
 
     Args:
-        output: a tensor, a mapping or an object with an entry that `KEYS` names, or a sequence whose first entry is
-            one of these (those after it are auxiliary heads, features or a loss).
+        output: a tensor (or, while a network is traced, what stands for one), a mapping or an object with an entry that
+            `KEYS` names, or a sequence whose first entry is one of these (those after it are auxiliary heads, features
+            or a loss).
     """
-    if isinstance(output, Tensor):
-        return output
+    kinds = (Tensor, fx.Proxy)
+    if isinstance(output, kinds):
+        return cast(Tensor, output)
     for key in KEYS:
         found = output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
-        if isinstance(found, Tensor):
-            return found
+        if isinstance(found, kinds):
+            return cast(Tensor, found)
     if isinstance(output, Mapping):
-        tensors = [value for value in output.values() if isinstance(value, Tensor)]
-        return tensors[0] if len(tensors) == 1 else None
+        tensors = [value for value in output.values() if isinstance(value, kinds)]
+        return cast(Tensor, tensors[0]) if len(tensors) == 1 else None
     if isinstance(output, Sequence) and not isinstance(output, str) and len(output):
         return find_output(output[0])
     return None

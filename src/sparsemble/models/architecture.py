@@ -11,6 +11,8 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import ShapedModule
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Images, Logits
+from sparsemble.models.adapted import find_output
+from sparsemble.models.plain_network import Changes, make_plain_
 
 
 class Architecture(Component):
@@ -23,6 +25,8 @@ class Architecture(Component):
 
     smallest: ClassVar[int] = 1
     """Height and width, in pixels, of the smallest image it takes."""
+    is_plain: ClassVar[bool] = False
+    """Whether `make_plain_` would change nothing: weights are parameters of one layer each, and all layers are used."""
     normalises: ClassVar[bool] = False
     """Whether the network normalises its images itself, so that no normalisation is put in front."""
 
@@ -48,12 +52,17 @@ class Normalised(ShapedModule):
         super().__init__()
         self.body = body
         self.shape = shape
+        self.changes = Changes()
+        """What the architecture's network was changed by, to be prunable."""
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Images) -> Logits:
-        """Return logits for images in [0, 1]."""
-        logits: Logits = self.body((x - self.mean) / self.std)
+        """Return logits for images in [0, 1]: the first result of a network that also returns auxiliary ones."""
+        output = self.body((x - self.mean) / self.std)
+        logits = find_output(output)
+        if logits is None:
+            raise InputError(f"{type(self.body).__name__} must return logits, got {type(output).__name__}")
         return logits
 
 
@@ -65,7 +74,7 @@ def build_model(
     std: Sequence[float],
     *,
     rng: Generator,
-) -> nn.Module:
+) -> Normalised:
     """Return a classifier with fresh weights: He-normal (fan out) convolutions, BatchNorm at 1 and 0.
 
     Args:
@@ -79,13 +88,37 @@ def build_model(
     Raises:
         InputError: the images are too small for the architecture, or the statistics do not fit the channels.
     """
-    _check_fit(architecture, shape, mean, std)
     # Torch draws the weights of new layers from its global generator, whose state is restored; all are redrawn below.
     with torch.random.fork_rng(devices=[]):
-        model = Normalised(architecture.build(shape[0], classes), *normalisation(architecture, mean, std), shape)
+        model = build_as_given(architecture, shape, classes, mean, std)
+        if not architecture.is_plain:
+            model.changes = make_plain_(model, shape)
     for module in model.modules():
         _draw_(module, rng)
     return model
+
+
+def build_as_given(
+    architecture: Architecture,
+    shape: tuple[int, int, int],
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Normalised:
+    """Return a network with the weights that its architecture gives it, hooks and all, behind its normalisation.
+
+    Args:
+        architecture: of the network.
+        shape: channels, height and width of an image.
+        classes: number of logits.
+        mean: of each channel, over the training images.
+        std: of each channel, over the training images.
+
+    Raises:
+        InputError: the images are too small for the architecture, or the statistics do not fit the channels.
+    """
+    _check_fit(architecture, shape, mean, std)
+    return Normalised(architecture.build(shape[0], classes), *normalisation(architecture, mean, std), shape)
 
 
 def normalisation(

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import eval_mode
+from sparsemble.core.source_file import first_line
 
 Kind = Literal["input", "affine", "conv", "norm", "linear", "relu", "pool", "flatten", "add", "same"]
 
@@ -36,6 +37,7 @@ FUNCTIONS: dict[Callable[..., Any], Kind] = {
     torch.add: "add",
     F.relu: "relu",
     torch.relu: "relu",
+    torch.relu_: "relu",
     F.max_pool2d: "pool",
     F.avg_pool2d: "pool",
     F.adaptive_avg_pool2d: "pool",
@@ -88,25 +90,29 @@ class Operation:
 
 @final
 class Graph:
-    """The operations of a network, in the order in which they run; the last one returns the logits."""
+    """The operations that the logits of a network depend on, in the order in which they run; the last returns them."""
 
     def __init__(self, model: nn.Module, shape: tuple[int, int, int]) -> None:
-        traced = _traced(model)
+        self.model, self.shape = model, shape
         with eval_mode(model), torch.no_grad():
-            results = _results(traced, model, shape)
+            traced = trace(model)
+            recorder = _Recorder(traced, model, shape)
+        results = recorder.results
+        sources, output = _dependencies(traced, recorder)
+        if not isinstance(output, fx.Node) or not isinstance(results[output], Tensor):
+            raise InputError("the model must return the result of its last operation, its logits, and nothing else")
         self.operations: list[Operation] = []
         names: dict[fx.Node, str] = {}
         runs: dict[str, int] = {}
-        for node in traced.graph.nodes:
+        for node in _needed(traced, sources, output):
             if node.op in ("get_attr", "output") or not isinstance(results[node], Tensor):
                 continue  # a constant, or a size
-            name = _unique(node, runs)
-            names[node] = name
-            self.operations.append(_operation(node, name, names, model, results))
-        self.by_name = {operation.name: operation for operation in self.operations}
-        output = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-        if not isinstance(output, fx.Node) or names.get(output) != self.operations[-1].name:
+            names[node] = _unique(node, runs)
+            inputs = tuple(names[source] for source in sources[node] if source in names)
+            self.operations.append(_operation(node, names, inputs, model, results))
+        if not self.operations or self.operations[-1].name != names.get(output):
             raise InputError("the model must return the result of its last operation, its logits, and nothing else")
+        self.by_name = {operation.name: operation for operation in self.operations}
         self.consumers: dict[str, list[Operation]] = {operation.name: [] for operation in self.operations}
         for operation in self.operations:
             for source in dict.fromkeys(operation.inputs):
@@ -117,33 +123,83 @@ class Graph:
         return {operation.name: operation for operation in self.operations if operation.kind in ("conv", "linear")}
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
-    """Trace the model symbolically; torch's own modules are single operations, others are traced into."""
+def trace(model: nn.Module) -> fx.GraphModule:
+    """Trace a model in eval mode symbolically; torch's own modules are single operations, others are traced into.
+
+    Raises:
+        InputError: the model cannot be traced, as where it decides by its input what it computes.
+    """
     disabled = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)  # symbolic values have no shape to check
+    name = type(getattr(model, "body", model)).__name__
     try:
-        return fx.symbolic_trace(model)
+        with eval_mode(model):
+            return fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{type(model).__name__} decides by its input what it computes ({reason})") from None
+        raise InputError(f"{name} decides by its input what it computes ({str(error).splitlines()[0]})") from None
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name} cannot be traced as a graph of operations: {first_line(error)}") from error
     finally:
         jaxtyping.config.update("jaxtyping_disable", disabled)
 
 
-def _results(traced: fx.GraphModule, model: nn.Module, shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
-    """Run one image of zeros and return the result of every node."""
-    example = next(model.parameters())
-    results: dict[fx.Node, Any] = {}
+@final
+class _Recorder(fx.Interpreter):
+    """Runs one image of zeros, and keeps the result of every node and which nodes change their input in place."""
 
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            results[n] = super().run_node(n)
-            return results[n]
+    def __init__(self, traced: fx.GraphModule, model: nn.Module, shape: tuple[int, int, int]) -> None:
+        # The traced copy shares parameters with the model, but has a train/eval mode of its own.
+        super().__init__(traced.eval())
+        self.results: dict[fx.Node, Any] = {}
+        self.overwritten: dict[fx.Node, list[fx.Node]] = {}
+        """By node: the earlier ones whose results it overwrites."""
+        example = next(model.parameters(), torch.zeros(()))
+        try:
+            self.run(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
+        except Exception as error:
+            size = "x".join(map(str, shape))
+            raise InputError(f"the model cannot take an image of {size}: {first_line(error)}") from error
 
-    # The traced copy shares parameters with the model, but has a train/eval mode of its own.
-    traced.eval()
-    Recorder(traced).run(torch.zeros(1, *shape, dtype=example.dtype, device=example.device))
-    return results
+    def run_node(self, n: fx.Node) -> Any:
+        inputs = [node for node in n.all_input_nodes if isinstance(self.results[node], Tensor)]
+        versions = [self.results[node]._version for node in inputs]
+        self.results[n] = super().run_node(n)
+        for node, version in zip(inputs, versions, strict=True):
+            if self.results[node]._version != version:
+                self.overwritten[n] = [earlier for earlier in self.results if self._is_same(earlier, node)]
+        return self.results[n]
+
+    def _is_same(self, node: fx.Node, other: fx.Node) -> bool:
+        one, two = self.results[node], self.results[other]
+        return isinstance(one, Tensor) and one.data_ptr() == two.data_ptr() and one.shape == two.shape
+
+
+def _dependencies(traced: fx.GraphModule, recorder: _Recorder) -> tuple[dict[fx.Node, list[fx.Node]], Any]:
+    """Return what each node reads, and what is returned; a tensor changed in place is the result of what changed it."""
+    sources: dict[fx.Node, list[fx.Node]] = {}
+    current: dict[fx.Node, fx.Node] = {}
+    output: Any = None
+    for node in traced.graph.nodes:
+        sources[node] = [current.get(source, source) for source in node.all_input_nodes]
+        if node.op == "output":
+            output = current.get(node.args[0], node.args[0]) if isinstance(node.args[0], fx.Node) else node.args[0]
+        for overwritten in recorder.overwritten.get(node, []):
+            if overwritten is not node:
+                current[overwritten] = node
+    return sources, output
+
+
+def _needed(traced: fx.GraphModule, sources: dict[fx.Node, list[fx.Node]], output: fx.Node) -> list[fx.Node]:
+    """Return the nodes that the output depends on, and the images, in order."""
+    needed, waiting = {node for node in traced.graph.nodes if node.op == "placeholder"}, [output]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += sources[node]
+    return [node for node in traced.graph.nodes if node in needed]
 
 
 def _unique(node: fx.Node, runs: dict[str, int]) -> str:
@@ -154,12 +210,12 @@ def _unique(node: fx.Node, runs: dict[str, int]) -> str:
 
 
 def _operation(
-    node: fx.Node, name: str, names: dict[fx.Node, str], model: nn.Module, results: dict[fx.Node, Any]
+    node: fx.Node, names: dict[fx.Node, str], inputs: tuple[str, ...], model: nn.Module, results: dict[fx.Node, Any]
 ) -> Operation:
+    name = names[node]
     kind, module = _kind(node, name, model)
     if kind in ("conv", "linear") and "#" in name:
         raise InputError(f"layer {node.target} runs twice in a pass; each layer may run once")
-    inputs = tuple(names[source] for source in node.all_input_nodes if source in names)
     shape = tuple(results[node].shape[1:])
     constant = None
     if kind in ("add", "affine"):
@@ -170,10 +226,40 @@ def _operation(
             raise InputError(f"operation {name} combines feature maps by {_target(node)}; known: {KNOWN}")
         if others:
             constant = results[others[0]] if isinstance(others[0], fx.Node) else float(others[0])  # type: ignore[arg-type]
+    arguments = () if node.op == "call_module" else _arguments(node, results)
+    _check_settings(node, name, kind, results)
+    return Operation(name, kind, inputs, shape, module, constant, _target(node) if module is None else "", arguments)
+
+
+def _check_settings(node: fx.Node, name: str, kind: Kind, results: dict[fx.Node, Any]) -> None:
+    """Refuse an operation whose settings make it another one than its kind says.
+
+    Raises:
+        InputError: naming the operation.
+    """
+    shape = tuple(results[node].shape[1:])
+    given = results[node.all_input_nodes[0]] if node.all_input_nodes else results[node]
+    given_shape = (1, *given.shape[1:])
     if kind == "flatten" and len(shape) != 1:
         raise InputError(f"operation {name} reshapes to {(1, *shape)}; only flattening to (B, features) is known")
-    arguments = () if node.op == "call_module" else _arguments(node, results)
-    return Operation(name, kind, inputs, shape, module, constant, _target(node) if module is None else "", arguments)
+    if kind == "linear" and given.ndim != 2:
+        raise InputError(f"layer {name} is a Linear on feature maps {given_shape}; known: Linear on (B, features)")
+    if kind == "add" and _setting(node, "alpha", 2, 1) != 1:
+        raise InputError(f"operation {name} multiplies by alpha while it adds; known: {KNOWN}")
+    if node.target is F.dropout and _setting(node, "training", 2, True):
+        raise InputError(f"operation {name} is a dropout that is never off; give it training=self.training")
+    if _target(node) == "mean":
+        axes = _setting(node, "dim", 1, _setting(node, "axis", 1, ()))
+        axes = tuple(axis % given.ndim for axis in ((axes,) if isinstance(axes, int) else axes))
+        if not axes or min(axes) < 2:
+            raise InputError(
+                f"operation {name} is a mean over axes {axes} of {given_shape}; known: over rows and columns, (2, 3)"
+            )
+
+
+def _setting(node: fx.Node, name: str, position: int, default: Any) -> Any:
+    """Return an argument of a call, by name or position."""
+    return node.kwargs.get(name, node.args[position] if len(node.args) > position else default)
 
 
 def _kind(node: fx.Node, name: str, model: nn.Module) -> tuple[Kind, nn.Module | None]:

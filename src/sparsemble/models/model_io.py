@@ -1,7 +1,7 @@
 """Models on disk: weights as safetensors, and beside them the specification that the network is built from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
@@ -12,9 +12,11 @@ from torch import Generator, nn
 from sparsemble.core.artifacts import read_json, write_json
 from sparsemble.core.config import from_dict
 from sparsemble.core.errors import InputError
+from sparsemble.core.module_state import copy_network
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
-from sparsemble.models.architecture import Architecture, Normalised, build_model
+from sparsemble.models.architecture import Architecture, Normalised, build_as_given, build_model
+from sparsemble.models.plain_network import make_plain_, separate_
 from sparsemble.models.weights_file import load_named_, read_weights, split_normalisation
 from sparsemble.runtime.images import Preprocessing
 
@@ -68,9 +70,32 @@ class ModelSpec:
         facts = {name: getattr(images, name) for name in ("shape", "classes", "mean", "std", "preprocessing")}
         return cls(architecture=architecture, **facts)
 
-    def build(self, *, rng: Generator | None = None) -> nn.Module:
+    def build(self, *, rng: Generator | None = None) -> Normalised:
         """Return a network with fresh weights, on the CPU, in training mode; without `rng` they are of a fixed seed."""
         return build_model(self.architecture, self.shape, len(self.classes), self.mean, self.std, rng=rng or seeded(0))
+
+    def build_trained(
+        self, weights: Path | None, *, mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> Normalised:
+        """Return a trained network, on the CPU, in plain layers.
+
+        Args:
+            weights: a file, as `load_weights_` reads it, of the network as it was trained, with the tensors that its
+                weights are computed from, or in plain layers; None: those that its architecture gives it.
+            mean: as in `load_weights_`.
+            std: as in `load_weights_`.
+        """
+        with torch.random.fork_rng(devices=[]):
+            network = build_as_given(self.architecture, self.shape, len(self.classes), self.mean, self.std)
+        shared = separate_(network)  # before loading, as each tensor of the file belongs to one layer
+        note = ""
+        if weights is not None:
+            if not _holds_computed(network, read_weights(weights).keys(), self.shape):
+                make_plain_(network, self.shape)
+            note = load_weights_(network, weights, mean=mean, std=std)
+        changes = make_plain_(network, self.shape)
+        network.changes = replace(changes, shared=shared, loaded=(note,) if note else ())
+        return network
 
 
 def save_model(model: nn.Module, folder: Path, spec: ModelSpec, name: str = "model") -> None:
@@ -82,7 +107,9 @@ def save_model(model: nn.Module, folder: Path, spec: ModelSpec, name: str = "mod
         spec: what is needed to build the network again.
         name: of the file, without its ending.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    # Copies, because a module that a network holds under two names has its tensors in the state twice.
+    layout = torch.contiguous_format
+    tensors = {key: value.detach().cpu().clone(memory_format=layout) for key, value in model.state_dict().items()}
     save_file(tensors, folder / f"{name}.safetensors")
     write_json(folder / SPEC, to_dict(spec))
 
@@ -103,6 +130,14 @@ def load_model(folder: Path, device: torch.device, name: str = "model") -> nn.Mo
     model = load_spec(folder).build()
     model.load_state_dict(load_file(folder / f"{name}.safetensors"))
     return model.to(device).eval()
+
+
+def _holds_computed(network: Normalised, names: Iterable[str], shape: tuple[int, int, int]) -> bool:
+    """Return whether a file holds tensors that weights are computed from (`weight_orig`, `weight_g`), by their names."""
+    plain = copy_network(network)
+    make_plain_(plain, shape)
+    computed = {name.rpartition(".")[2] for name in set(network.state_dict()) - set(plain.state_dict())}
+    return any(name.rpartition(".")[2] in computed for name in names)
 
 
 def load_weights_(network: nn.Module, path: Path, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ class ResNet(Architecture):
     depth (their option B), and bottlenecks halve the image in their 3x3 convolution.
     """
 
+    is_plain: ClassVar[bool] = True
     depth: Literal[18, 34, 50, 101] = 18
     """Layers with weights; 50 and 101 use bottleneck blocks."""
     width: int = 64

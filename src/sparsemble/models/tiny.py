@@ -1,7 +1,7 @@
 """A small residual network for images of about 8 x 8 pixels."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from sparsemble.models.resnet import BasicBlock
 class Tiny(Architecture):
     """A 3x3 stem, then two basic residual blocks that each halve the image and double the channels."""
 
+    is_plain: ClassVar[bool] = True
     width: int = 16
     """Channels of the stem; the blocks have twice and four times as many."""
 

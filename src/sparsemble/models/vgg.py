@@ -24,6 +24,7 @@ class VGG(Architecture):
     linear layer after global pooling in place of three, as usual for CIFAR.
     """
 
+    is_plain: ClassVar[bool] = True
     smallest: ClassVar[int] = 32
 
     width: int = 64

@@ -1,7 +1,7 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016)."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ class WideResNet(Architecture):
     Source: Zagoruyko and Komodakis 2016, table 1, block B(3,3) without dropout.
     """
 
+    is_plain: ClassVar[bool] = True
     depth: int = 28
     """Layers with weights, 6 n + 4 for n blocks a stage: 10, 16, 22, 28, 34, ..."""
     widen: int = 10

@@ -233,6 +233,10 @@ class Recipe:
         pool = len(self.prune.pool)
         _for_a_single_network("train.loss", self.train.loss)
         _for_a_single_network("prune.loss", self.prune.loss)
+        try:
+            self.train.loss.check_complete()
+        except InputError as error:
+            raise InputError(f"train.loss: {error}") from None
         evaluate = self.evaluate
         for attack in (*evaluate.attacks, evaluate.adaptive, *evaluate.black_box, evaluate.curve_attack):
             attack.check_norm(self.threat.norm)

@@ -3,9 +3,10 @@
 from typing import Any
 
 from sparsemble.core.registry import Registry, component_names, find_component
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning import budget, granularity, layer_rates
 from sparsemble.pruning.granularity import Granularity
-from sparsemble.pruning.mask import KeepZero, Mask, jaccard, prunable_layers
+from sparsemble.pruning.mask import KeepZero, Mask, jaccard
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import PruningScore, pruning_scores
 from sparsemble.pruning.target import SparsityTarget

@@ -6,6 +6,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.module_state import copy_network
+from sparsemble.core.same_outputs import assert_same_outputs
 from sparsemble.models.channel_groups import channel_groups
 from sparsemble.models.graph import Graph, Operation
 from sparsemble.pruning.mask import Mask
@@ -32,6 +34,9 @@ def find_dead_channels(mask: Mask, graph: Graph) -> DeadChannels:
 
     A channel is dead if no weight reads it, or if it is 0 on every image: then nothing needs to read it. A channel
     that is constant but not 0 stays, because padding makes its use differ at the border.
+
+    Raises:
+        InputError: the masked network gives other logits without these channels, so that its operations were misread.
     """
     keep = {name: layer.cpu().clone() for name, layer in mask.items()}
     groups = [group for group in channel_groups(graph) if group.free]
@@ -50,6 +55,10 @@ def find_dead_channels(mask: Mask, graph: Graph) -> DeadChannels:
                 alive[name] = read
     channels = sum(int((~alive[group.producers[0]]).sum()) for group in groups)
     smaller = Mask({name: layer.to(mask[name].device) for name, layer in keep.items()})
+    masked, without = copy_network(graph.model), copy_network(graph.model)
+    mask.apply_(masked)
+    smaller.apply_(without)
+    assert_same_outputs(masked, without, graph.shape, "without the channels that seem to be dead")
     return DeadChannels(smaller, alive, channels, mask.nonzeros - smaller.nonzeros)
 
 
@@ -90,8 +99,8 @@ def _normalised(operation: Operation, constants: Tensor) -> Tensor:
     """Return the constants after a BatchNorm in eval mode."""
     norm = operation.module
     assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+    if norm.running_mean is None or norm.running_var is None:
+        return torch.full_like(constants, torch.nan)
     scale = norm.weight.detach().cpu() if norm.affine else torch.ones(norm.num_features)
     shift = norm.bias.detach().cpu() if norm.affine else torch.zeros(norm.num_features)
     mean, deviation = norm.running_mean.cpu(), (norm.running_var.cpu() + norm.eps).sqrt()

@@ -10,12 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
+from sparsemble.models.plain_network import check_plain, prunable_layers, separate_
 from sparsemble.training.callbacks import Callback
-
-
-def prunable_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Return the layers whose weights can be pruned, by name: all Conv2d and Linear (biases and BatchNorm stay)."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
 def keep_top(scores: Tensor, count: int) -> Tensor:
@@ -71,7 +67,12 @@ class Mask(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> None:
-        """Set the removed weights of a model to 0."""
+        """Set the removed weights of a model to 0; layers that share a weight get copies of their own.
+
+        Raises:
+            InputError: the model has other layers, or computes a weight from other tensors.
+        """
+        separate_(model)
         layers = prunable_layers(model)
         for name in layers.keys() ^ self.keys():
             raise InputError(f"the mask and the model differ in layer {name}; it belongs to another architecture")
@@ -81,6 +82,7 @@ class Mask(Mapping[str, Tensor]):
                     f"layer {name} has weights {tuple(layer.weight.shape)}, its mask {tuple(self[name].shape)}; "
                     "the mask belongs to another architecture"
                 )
+            check_plain(name, layer)
             layer.weight.mul_(self[name].to(layer.weight.device))
 
     def save(self, path: Path) -> None:

@@ -11,7 +11,8 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Logits
-from sparsemble.pruning.mask import Mask, prunable_layers
+from sparsemble.models.plain_network import prunable_layers
+from sparsemble.pruning.mask import Mask
 from sparsemble.pruning.score import Scores
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.batches import Batches

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.types import Images, Labels
-from sparsemble.pruning.mask import prunable_layers
+from sparsemble.models.plain_network import prunable_layers
 
 Scores = dict[str, Tensor]
 """One number >= 0 for each weight of each prunable layer, by layer; higher = keep."""

@@ -1,12 +1,13 @@
 """A smaller dense network with the same outputs: dead channels physically removed."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from sparsemble.core.module_state import copy_network
+from sparsemble.core.same_outputs import assert_same_outputs
 from sparsemble.models.channel_groups import channel_groups
 from sparsemble.models.graph import Graph
+from sparsemble.models.plain_network import make_plain_
 from sparsemble.pruning.dead_channels import find_dead_channels
 from sparsemble.pruning.mask import Mask
 
@@ -17,8 +18,19 @@ def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
 
     Channels that are added to each other stay or go together. At least one channel of each group stays, so that every
     layer can run.
+
+    Args:
+        model: any network that can be pruned; left as found.
+        shape: channels, height and width of an image.
+
+    Returns:
+        The smaller network, which gives the same logits on random images.
+
+    Raises:
+        InputError: an operation that is not known, or a forward pass that depends on the sizes that change.
     """
-    small = copy.deepcopy(model)
+    small = copy_network(model)
+    make_plain_(small, shape)
     graph = Graph(small, shape)
     dead = find_dead_channels(Mask.of(small), graph)
     dead.mask.apply_(small)
@@ -36,6 +48,7 @@ def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
             _narrow_(graph.by_name[name].module, stays, 0)
         for name in group.consumers:
             _narrow_(graph.by_name[name].module, stays, 1, group.channels)
+    assert_same_outputs(model, small, shape, "when its dead channels are removed")
     return small
 
 
@@ -61,6 +74,7 @@ def _narrow_norm_(norm: nn.BatchNorm2d, stays: Tensor) -> None:
         if old is not None:
             setattr(norm, name, nn.Parameter(old[stays.to(old.device)], old.requires_grad))
     for name in ("running_mean", "running_var"):
-        old = norm.get_buffer(name)
-        norm.register_buffer(name, old[stays.to(old.device)])
+        buffer = getattr(norm, name)
+        if buffer is not None:
+            norm.register_buffer(name, buffer[stays.to(buffer.device)])
     norm.num_features = len(stays)

@@ -52,11 +52,13 @@ def fit(
         messages of the failed attempts at this epoch; `stopped`: why it is the last one, where robustness collapsed.
 
     Raises:
-        InputError: epochs below 1, a number format that the device lacks, or a checkpoint of other settings.
+        InputError: epochs below 1, a loss without its teacher, a number format that the device lacks, or a checkpoint
+            of other settings.
         RunError: weights or loss diverged once more than the guard allows.
     """
     if epochs < 1:
         raise InputError(f"epochs = {epochs} must be 1 or more")
+    loss.check_complete()
     precision.check(rng.device)
     networks = members_of(model)
     loop = Loop(

@@ -83,6 +83,15 @@ class TrainingLoss(Component):
         """Return this loss with a trained model, in eval mode, as its teacher; most losses ignore it."""
         return self._changed({name: inner.with_teacher(teacher) for name, inner in self._inner()})
 
+    def check_complete(self) -> None:
+        """Refuse a loss that lacks what it learns from, such as a teacher; called before images are crafted.
+
+        Raises:
+            InputError: what is missing.
+        """
+        for _, inner in self._inner():
+            inner.check_complete()
+
     def _inner(self) -> "list[tuple[str, TrainingLoss]]":
         """Return the losses among the settings of this one, by the name of the setting."""
         return [(name, value) for name, value in vars(self).items() if isinstance(value, TrainingLoss)]
@@ -124,6 +133,7 @@ class AdversarialLoss(TrainingLoss):
     @final
     def __call__(self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> LossOutput:
         """Craft adversarial images and return the loss."""
+        self.check_complete()
         return self.loss(model, x, self.adversarial_images(model, x, y, threat, rng=rng), y)
 
     @final
@@ -131,6 +141,7 @@ class AdversarialLoss(TrainingLoss):
         self, model: nn.Module, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
     ) -> Callable[[], LossOutput]:
         """Craft adversarial images and return a function that computes the loss on them at the current weights."""
+        self.check_complete()
         x_adv = self.adversarial_images(model, x, y, threat, rng=rng)
         return lambda: self.loss(model, x, x_adv, y)
 

@@ -10,10 +10,10 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.results import RunSummary
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import source_revision, versions
-from sparsemble.evaluation.folded import to_torch_ensemble
 from sparsemble.evaluation.run_models import load_row
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.export_ensemble import export_ensemble
+from sparsemble.models.folded import to_torch_ensemble
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
-from torch import nn
 
 from sparsemble import api
 from sparsemble.api.context import Context
@@ -20,9 +19,9 @@ from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.selection.rule import SelectionRule
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.evaluation.inputs import check_classifier
-from sparsemble.models.architecture import Architecture, Normalised, normalisation
+from sparsemble.models.architecture import Architecture, Normalised
 from sparsemble.models.graph import Graph
-from sparsemble.models.model_io import ModelSpec, load_weights_
+from sparsemble.models.model_io import ModelSpec
 from sparsemble.models.resnet import ResNet
 from sparsemble.pipeline import recipe
 from sparsemble.pipeline.stage import Inputs, Stage, WithData, dataset, stages, with_prefix
@@ -79,27 +78,31 @@ class LoadParentStage(ModelStage):
         """Leave `model.safetensors` and an empty `history.jsonl`."""
         data = dataset(self.data).to(context.device)
         model = load_parent(self.model, self.parent, data).to(context.device)
+        for note in model.changes.notes:
+            context.report_message(note)
         probe = held_out_probe(data.selection, self.held_out_attack, self.threat, lambda: context.rng("probe"))
         clean, robust = (f"{100 * accuracy:.1f} %" for accuracy in probe(model).values())
         context.report_message(f"the parent classifies {clean} of the held-out images correctly, {robust} under attack")
         TrainedModel(model=model, spec=ModelSpec.of(self.model, data)).save(context.output)
 
 
-def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: Dataset) -> nn.Module:
+def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: Dataset) -> Normalised:
     """Return the trained network in eval mode, after trying it on a few images; a fresh one where there is no parent.
 
     Args:
         architecture: its layout, or the code that makes it.
         parent: where its weights are.
         data: its images.
+
+    Raises:
+        InputError: the network cannot be pruned, or its weights are computed from others and would be trained.
     """
-    if parent is None or parent.weights:
-        model = ModelSpec.of(architecture, data).build()
-        if parent:
-            load_weights_(model, Path(parent.weights), mean=parent.mean, std=parent.std)
+    spec = ModelSpec.of(architecture, data)
+    if parent is None:
+        model = spec.build()
+        model.changes.refuse_computed()
     else:
-        body = architecture.build(data.shape[0], len(data.classes))
-        model = Normalised(body, *normalisation(architecture, data.mean, data.std), data.shape)
+        model = spec.build_trained(Path(parent.weights) if parent.weights else None, mean=parent.mean, std=parent.std)
     model = model.to(data.selection.labels.device).float().eval().requires_grad_(True)
     if not Graph(model, data.shape).layers():
         raise InputError(f"{type(model).__name__} has no Conv2d or Linear layer, so there is nothing to prune")

@@ -15,7 +15,7 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.types import Images, Labels
-from sparsemble.pruning.mask import prunable_layers
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, inputs_and_output_gradients
 from sparsemble.pruning.target import SparsityTarget

@@ -9,8 +9,8 @@ import torch
 from torch import Generator, nn
 
 from sparsemble.core.argument_checks import check_at_least
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.learned_mask import ScoredNetwork, with_cached_masks
-from sparsemble.pruning.mask import prunable_layers
 from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResult, pruning_methods
 from sparsemble.pruning.score import Scores, fan_in
 from sparsemble.pruning.target import SparsityTarget

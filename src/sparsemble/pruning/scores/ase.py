@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemble.pruning.mask import prunable_layers
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.score import (
     AdversarialBatches,
     PruningScore,

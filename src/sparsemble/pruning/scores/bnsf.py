@@ -5,8 +5,8 @@ from typing import final
 
 from torch import Tensor, nn
 
-from sparsemble.models.graph import Graph
-from sparsemble.pruning.mask import prunable_layers
+from sparsemble.models.graph import Graph, trace
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores
 
 
@@ -21,9 +21,9 @@ class BNSF(PruningScore):
 
     def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
         """Score every prunable weight."""
+        trace(model)  # refuses what cannot be traced before images are crafted
         x, _ = next(iter(adversarial()))
-        graph = Graph(model, (x.shape[1], x.shape[2], x.shape[3]))
-        norms = {op.inputs[0]: op.module for op in graph.operations if isinstance(op.module, nn.BatchNorm2d)}
+        norms = _norms_by_layer(Graph(model, (x.shape[1], x.shape[2], x.shape[3])))
         scores: Scores = {}
         for name, layer in prunable_layers(model).items():
             magnitude = layer.weight.detach().abs()
@@ -32,6 +32,18 @@ class BNSF(PruningScore):
                 magnitude = magnitude * factor.view(-1, *[1] * (magnitude.ndim - 1))
             scores[name] = magnitude
         return scores
+
+
+def _norms_by_layer(graph: Graph) -> dict[str, nn.BatchNorm2d]:
+    """Return the BatchNorm behind each layer, with at most an Identity or a dropout between them."""
+    norms: dict[str, nn.BatchNorm2d] = {}
+    for operation in graph.operations:
+        if isinstance(operation.module, nn.BatchNorm2d):
+            before = graph.by_name[operation.inputs[0]]
+            while before.kind == "same":
+                before = graph.by_name[before.inputs[0]]
+            norms[before.name] = operation.module
+    return norms
 
 
 def norm_factor(norm: nn.BatchNorm2d) -> Tensor:

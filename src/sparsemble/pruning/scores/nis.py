@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.models.graph import Graph
-from sparsemble.pruning.mask import prunable_layers
+from sparsemble.models.graph import Graph, trace
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores
 from sparsemble.pruning.scores.bnsf import norm_factor
 
@@ -27,6 +27,7 @@ class NIS(PruningScore):
 
     def __call__(self, model: nn.Module, adversarial: AdversarialBatches) -> Scores:
         """Score every prunable weight."""
+        trace(model)  # refuses what cannot be traced before images are crafted
         x, _ = next(iter(adversarial()))
         importance, _ = neuron_importance(model, (x.shape[1], x.shape[2], x.shape[3]))
         scores: Scores = {}

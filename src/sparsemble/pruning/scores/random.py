@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.types import seeded
-from sparsemble.pruning.mask import prunable_layers
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores
 
 

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import nn
 
-from sparsemble.pruning.mask import prunable_layers
+from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores, weight_gradients
 
 

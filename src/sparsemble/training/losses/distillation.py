@@ -47,10 +47,14 @@ class Distillation(CraftedLoss):
         object.__setattr__(copied, "_teacher", teacher)
         return copied
 
-    def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
-        """Return the mean loss."""
+    def check_complete(self) -> None:
+        """Refuse to train without a teacher."""
         if self._teacher is None:
             raise InputError("distillation needs a teacher; use it where sparse models of a dense parent are trained")
+
+    def loss(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> LossOutput:
+        """Return the mean loss."""
+        self.check_complete()
         with torch.no_grad():
             target = at_least_float32(self._teacher(x)) / self.temperature
         student = at_least_float32(model(x_adv)) / self.temperature

@@ -133,7 +133,7 @@ def load_model(folder: Path, device: torch.device, name: str = "model") -> nn.Mo
 
 
 def _holds_computed(network: Normalised, names: Iterable[str], shape: tuple[int, int, int]) -> bool:
-    """Return whether a file holds tensors that weights are computed from (`weight_orig`, `weight_g`), by their names."""
+    """Return whether a file holds tensors that weights are computed from (`weight_orig`, `weight_g`), by name."""
     plain = copy_network(network)
     make_plain_(plain, shape)
     computed = {name.rpartition(".")[2] for name in set(network.state_dict()) - set(plain.state_dict())}

@@ -1,7 +1,7 @@
 """Pre-activation residual networks (He et al. 2016b), as published robust CIFAR networks use them."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from torch import nn
 
@@ -21,7 +21,9 @@ class PreActResNet(Architecture):
     Source: He et al. 2016b, figure 4e, with the layout of their ResNet-18 and ResNet-34.
     """
 
+    is_plain: ClassVar[bool] = True
     depth: Literal[18, 34] = 18
+    """Layers with weights."""
     width: int = 64
     """Channels of the first stage, >= 1."""
     last_norm: bool = True

@@ -36,7 +36,7 @@ class Component(ABC):
     source_file: ClassVar[str] = ""
     """`/path/file.py:ClassName` of a class in the user's own file, else empty."""
     source_sha256: ClassVar[str] = ""
-    """sha256 of that file."""
+    """sha256 of that file and of the files beside it that it imports."""
     installed: ClassVar[bool] = False
     """Whether an installed package offers it."""
 

@@ -1,15 +1,18 @@
-"""Classes in the user's own files, named `file.py:ClassName` wherever a component is expected."""
+"""The user's own files: classes named `file.py:ClassName` wherever a component is expected, and what a file runs."""
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sparsemble.core.config import nearest
 from sparsemble.core.errors import InputError
@@ -22,6 +25,8 @@ _beside: set[str] = set()
 """Names of the modules that a file of the user imported from its own folder."""
 _classes: dict[tuple[Path, str, str], Any] = {}
 """Classes by file, sha256 and name, so that equal settings give equal components."""
+_makers: WeakKeyDictionary[Any, tuple[Path, str]] = WeakKeyDictionary()
+"""File and call that made a network."""
 
 
 @contextlib.contextmanager
@@ -32,6 +37,75 @@ def files_beside(folder: Path) -> Iterator[None]:
         yield
     finally:
         _folder.reset(token)
+
+
+def source_hash(file: Path) -> str:
+    """Return the sha256 of a Python file or, where it imports files beside it, of all files that it runs.
+
+    Imports are read from the syntax tree, so code that is imported by other means is not covered.
+    """
+    sources = _local_sources(file.resolve())
+    digests = [hashlib.sha256(content).hexdigest() for content in sources.values()]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _local_sources(file: Path) -> dict[Path, bytes]:
+    """Return the contents of a file and of the files beside it or in its package that it imports, in that order."""
+    sources: dict[Path, bytes] = {}
+    todo = [file]
+    while todo:
+        path = todo.pop(0)
+        if path not in sources:
+            sources[path] = path.read_bytes()
+            todo += _imported_files(path, sources[path], file.parent)
+    return sources
+
+
+def _imported_files(file: Path, content: bytes, beside: Path) -> list[Path]:
+    """Return the local files that a file imports; none if it cannot be parsed.
+
+    Args:
+        file: the file.
+        content: of the file.
+        beside: folder in which absolute names are looked up, before the one that holds the file's package.
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(content)))
+    except (SyntaxError, ValueError):
+        return []
+    top = next((folder for folder in file.parents if not (folder / "__init__.py").is_file()), file.parent)
+    files: dict[Path, None] = {}
+    for node in nodes:
+        names: list[str] = []
+        folders = [beside, top]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = [f"{module}.{alias.name}".strip(".") for alias in node.names]
+            if node.level:
+                folders = [file.parents[min(node.level, len(file.parents)) - 1]]
+        for folder, name in itertools.product(folders, names):
+            for path in itertools.accumulate(name.split("."), lambda parent, part: parent / part, initial=folder):
+                found = (path.with_name(f"{path.name}.py"), path / "__init__.py")
+                files.update(dict.fromkeys(each for each in found if path != folder and each.is_file()))
+    return list(files)
+
+
+def remember_source(made: object, file: Path, call: str) -> None:
+    """Note which file and call made a network; `source_of` returns it as long as the network lives.
+
+    Args:
+        made: the network.
+        file: the Python file.
+        call: the name in it, with arguments if there were any.
+    """
+    _makers[made] = file, call
+
+
+def source_of(made: object) -> tuple[Path, str] | None:
+    """Return the file and the call that made a network, if one did."""
+    return _makers.get(made)
 
 
 def names_a_file(name: str) -> bool:
@@ -95,7 +169,7 @@ def class_from_file(reference: str, interfaces: Sequence[type], kind: str, where
     path, name = split_reference(reference)
     file = _find(Path(path).expanduser())
     try:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+        digest = source_hash(file) if file.is_file() else ""
         if (file, digest, name) not in _classes:
             module = import_file(file)
             cls = getattr(module, name, None)

@@ -17,10 +17,11 @@ from sparsemble.core.registry import to_dict
 from sparsemble.core.results import AttackResult, MembersRun, ModelRecord, Passes, WorstCase
 from sparsemble.core.types import Counts, Flags
 from sparsemble.evaluation.cost import count_weights
+from sparsemble.evaluation.fingerprint import weights_hash
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.outcome_store import Outcome
-from sparsemble.evaluation.run_attacks import CLASSES, Outcomes, accuracy, source_hash, weights_hash
+from sparsemble.evaluation.run_attacks import CLASSES, Outcomes, accuracy, source_hash
 from sparsemble.evaluation.statistics import wilson
 
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.module_state import state_tensors
 from sparsemble.core.registry import to_dict
 from sparsemble.core.tensor_checks import checked_images
 from sparsemble.core.types import Flags, Images, draw_seed, seeded
 from sparsemble.evaluation.attack_shard import attack_shard, outcome_of
+from sparsemble.evaluation.fingerprint import fingerprint, weights_hash
 from sparsemble.evaluation.inputs import check_classifier
 from sparsemble.evaluation.job import CLEAN, AnyAttack, EvaluationJob
 from sparsemble.evaluation.outcome_store import Outcome, OutcomeStore
 from sparsemble.evaluation.progress import Progress
 from sparsemble.evaluation.work import expected_shard
 
-VERSION = 3
+VERSION = 4
 """Raised when the same job gets other outcomes, or outcomes have other fields."""
 CLASSES = 10
 """Number of classes that the time left is estimated with where it is not known."""
@@ -185,35 +185,36 @@ def _crafted_outcome(job: EvaluationJob, crafted: CraftedImages) -> Outcome:
 
 def _keys(job: EvaluationJob) -> tuple[str, dict[str, str]]:
     """Return hashes of what decides the outcomes of the clean images, and of each attack by label."""
-    digest = hashlib.sha256(weights_hash(job.model).encode())
     labels = job.split.labels
+    shape = tuple(job.split.images(labels.new_zeros(min(1, len(labels)))).shape[1:])
+
+    def of_model(value: Any) -> str:
+        return fingerprint(_as_module(value), shape, labels.device)
+
+    digest = hashlib.sha256(of_model(job.model).encode())
     for part in torch.arange(len(labels), device=labels.device).split(1000):
         digest.update(job.split.images(part).cpu().numpy().tobytes())
     digest.update(labels.cpu().numpy().tobytes())
     settings = [VERSION, to_dict(job.threat), to_dict(job.rule, versions=True), job.seed, job.shard]
-    base = _hash([digest.hexdigest(), settings, job.search_dtype, str(labels.device.type)])
-    return base, {attack.label: _hash([base, to_dict(attack, versions=True)]) for attack in job.attacks}
+    base = _hash([digest.hexdigest(), settings, job.search_dtype, str(labels.device.type)], of_model)
+    return base, {attack.label: _hash([base, to_dict(attack, versions=True)], of_model) for attack in job.attacks}
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Return a sha256 of a network's printed structure, parameters and buffers."""
-    digest = hashlib.sha256(repr(model).encode())
-    for name, tensor in state_tensors(model).items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=source_hash).encode()).hexdigest()[:32]
+def _hash(value: Any, of_model: Callable[[Any], str]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=of_model).encode()).hexdigest()[:32]
 
 
 def source_hash(value: Any) -> str:
-    """Return what stands for the model that images are transferred from: the hash of its weights.
+    """Return what stands for the model that images are transferred from in a result: the hash of its weights."""
+    return weights_hash(_as_module(value))
+
+
+def _as_module(value: Any) -> nn.Module:
+    """Return the model that an attack holds.
 
     Raises:
         InputError: it is no torch module.
     """
     if isinstance(value, nn.Module):
-        return weights_hash(value)
+        return value
     raise InputError(f"an attack holds a {type(value).__name__}, which cannot be recognised again; use a torch module")

@@ -1,7 +1,6 @@
 """The user's own network, made by a function in a Python file."""
 
 import ast
-import hashlib
 import importlib
 import inspect
 import sys
@@ -14,7 +13,14 @@ from torch import nn
 
 from sparsemble.core.config import nearest
 from sparsemble.core.errors import InputError
-from sparsemble.core.source_file import first_line, import_file, importing_beside, split_reference
+from sparsemble.core.source_file import (
+    first_line,
+    import_file,
+    importing_beside,
+    remember_source,
+    source_hash,
+    split_reference,
+)
 from sparsemble.models.adapted import NumpyFunction
 from sparsemble.models.architecture import Architecture, architectures
 
@@ -37,13 +43,14 @@ class Code(Architecture):
     normalises: bool = False  # type: ignore[misc] # a setting here, fixed elsewhere
     """Whether the network normalises its images itself; otherwise it is normalised by the training images."""
     source_hash: str = ""
-    """sha256 of the file, filled in; stored results are computed anew when the file changes."""
+    """sha256 of the file and the files beside it that it imports, filled in; stored results are computed anew when one
+    of them changes."""
 
     def __post_init__(self) -> None:
         file = Path(split_reference(self.factory)[0])
         if not file.is_file():
             return  # `build` raises the error
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        sha256 = source_hash(file)
         if self.source_hash not in ("", sha256):
             raise InputError(f"{file} was changed since this was made with it; bring the old file back or start anew")
         object.__setattr__(self, "source_hash", sha256)
@@ -67,6 +74,12 @@ def call_factory(file: Path, call: str) -> nn.Module:
         call: a module, a function that returns one, a class of modules, with arguments if it needs any, as in
             `make(width=16)`; or a function of images (`x`, `images` or `batch`) as a numpy array.
     """
+    model = _made(file, call)
+    remember_source(model, file, call)
+    return model
+
+
+def _made(file: Path, call: str) -> nn.Module:
     name, args, kwargs = _parse_call(file, call)
     module = import_file(file)
     made: Any = getattr(module, name, None)

@@ -28,13 +28,14 @@ from sparsemble.evaluation.checks import verdict
 from sparsemble.evaluation.checks.reporting import open_checks_shown
 from sparsemble.evaluation.compare import compare
 from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, usual_attacks, with_adaptive
+from sparsemble.evaluation.fingerprint import weights_hash
 from sparsemble.evaluation.inputs import select_images
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel, load_target, resolve_data
 from sparsemble.evaluation.metrics import examples
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Report
-from sparsemble.evaluation.run_attacks import run_attacks, source_hash, weights_hash
+from sparsemble.evaluation.run_attacks import run_attacks, source_hash
 from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import make_bars, time_left
 from sparsemble.pipeline.stage import dataset, fingerprint

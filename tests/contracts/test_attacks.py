@@ -17,9 +17,22 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, seeded
 from tests.helpers import LinearClassifier, tiny_model
 
-QUICK: dict[str, Any] = {"steps": 8, "searches": 2, "queries": 40, "draws": 40, "mode": "fast"}
+QUICK: dict[str, Any] = {
+    "steps": 8,
+    "searches": 2,
+    "queries": 40,
+    "draws": 40,
+    "mode": "fast",
+    "attack": {"name": "pgd", "steps": 8},
+}
 """For every attack that has such a field; on a network, where the least will do."""
-LINEAR: dict[str, Any] = {"steps": 30, "queries": 150, "draws": 60, "mode": "fast"}
+LINEAR: dict[str, Any] = {
+    "steps": 30,
+    "queries": 150,
+    "draws": 60,
+    "mode": "fast",
+    "attack": {"name": "pgd", "steps": 30},
+}
 """On a linear model, where attacks shall find what there is."""
 WITHOUT_GRADIENTS = {"hop_skip_jump", "noise", "rays", "square"}
 NORMS: dict[Norm, float] = {"linf": 0.02, "l2": 0.15}

@@ -67,6 +67,24 @@ class TestNormalisedOnce:
         x, y = bright()
         expect(normalised_once(Brightness(1), change(x), y), 2, "failed", "not [0, 1]")
 
+    def test_a_model_that_refuses_images_outside_cannot_be_tried(self) -> None:
+        def careful(x: Images) -> Logits:
+            assert x.min() >= 0, "images must lie in [0, 1]"
+            assert x.max() <= 1
+            return Brightness(0)(x)
+
+        x, y = bright()
+        expect(
+            normalised_once(careful, x, y), 2, "skipped", "refuses images outside [0, 1] (AssertionError: images must"
+        )
+        expect(normalised_once(careful, x / 255, y), 2, "failed", "not [0, 1]")
+
+    def test_a_model_that_clamps_images_cannot_be_tried(self) -> None:
+        x, y = bright()
+        # Among clamped images contrast counts, which normalisation outside raises.
+        contrast = lambda x: Brightness(1)(x.clamp(0, 1)) + 0.3 * (x.clamp(0, 1) > 0.9).float().mean((1, 2, 3))[:, None]  # noqa: E731
+        expect(normalised_once(contrast, x, y), 2, "skipped", "clamps images to [0, 1]")
+
 
 class TestNeighbours:
     @pytest.mark.parametrize("model", [TEAM, network(), MEMBER.forward], ids=["ensemble", "BatchNorm", "function"])
@@ -227,6 +245,25 @@ class TestDifferences:
     def test_gradients_that_are_not_the_slope_fail(self, masked: Callable[[Images], Logits]) -> None:
         expect(agrees_with_differences(masked, X, Y, rng=seeded(0)), 10, "failed")
 
+    def test_steps_stay_inside_the_allowed_images(self) -> None:
+        seen: list[float] = []
+
+        def model(x: Images) -> Logits:
+            seen.extend(map(float, x.detach().aminmax()))
+            return MEMBER(x.clamp(0, 1))
+
+        black_and_white = X.round()
+        expect(agrees_with_differences(model, black_and_white, Y, rng=seeded(0)), 10, "passed")
+        assert min(seen) >= 0
+        assert max(seen) <= 1
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_logits_of_16_bits_are_too_coarse(self, dtype: torch.dtype) -> None:
+        coarse = network().to(dtype)
+        check = agrees_with_differences(lambda x: coarse(x.to(dtype)).float(), X, Y, rng=seeded(0))
+        expect(check, 10, "skipped", f"computed in {str(dtype)[6:]}")
+        expect(independent_of_neighbours(lambda x: coarse(x.to(dtype)).float(), X), 3, "passed")
+
     def test_half_a_gradient_fails(self) -> None:
         half = agrees_with_differences(lambda x: MEMBER((x + x.detach()) / 2), X, Y, rng=seeded(0))
         expect(half, 10, "failed")
@@ -279,6 +316,108 @@ class Dropping(nn.Module):
         return MEMBER(nn.functional.dropout(x, 0.5, training=True))
 
 
+W = LinearClassifier(4, (1, 6, 6), seed=2)
+CONV = nn.Conv2d(1, 1, 3, padding=1)
+
+
+def keep_largest(x: Images) -> Images:
+    flat = x.flatten(1)
+    indices = flat.topk(9, dim=1).indices
+    return (flat * torch.zeros_like(flat).scatter(1, indices, 1.0)).view_as(x)
+
+
+def blacken_dark(x: Images) -> Images:
+    x = x.clone()
+    x[x < 0.5] = 0
+    return x
+
+
+def between_rows(x: Images) -> Images:
+    image = torch.zeros_like(x)
+    image[:, :, 1:] = x[:, :, :-1]
+    return image * (image > 0.5)
+
+
+DECISIONS = {
+    "gate": (lambda x: torch.where((x.mean((1, 2, 3)) > 0.5)[:, None], MEMBER(x), W(x)), "gt"),
+    "gate by a number": (lambda x: MEMBER(x) * (x.mean((1, 2, 3)) > 0.5).float()[:, None] + W(x), "gt"),
+    "any pixel": (lambda x: torch.where((x > 0.99).flatten(1).any(1)[:, None], MEMBER(x), W(x)), "gt"),
+    "count of pixels": (lambda x: MEMBER(x) * (x < 0.5).sum((1, 2, 3))[:, None], "lt"),
+    "both": (lambda x: MEMBER(x * ((x > 0.3) & ~(x > 0.6))), "gt"),
+    "mask of pixels": (lambda x: MEMBER(x.masked_fill(x <= 0.5, 0)), "le"),
+    "mask in place": (lambda x: MEMBER(blacken_dark(x)), "lt"),
+    "written in parts": (lambda x: MEMBER(between_rows(x)), "gt"),
+    "largest pixels": (lambda x: MEMBER(keep_largest(x)), "topk"),
+    "above the ninth": (lambda x: MEMBER(x * (x.flatten(1) >= x.flatten(1).topk(9).values[:, -1:]).view_as(x)), "ge"),
+    "smallest by rank": (lambda x: MEMBER(x.flatten(1).scatter(1, x.flatten(1).sort(1).indices[:, :9], 0.0)), "sort"),
+    "integers": (lambda x: MEMBER((8 * x).int() / 8) + W(x), "int"),
+    "never on these images": (lambda x: torch.where((x.sum((1, 2, 3)) > 1e6)[:, None], W(x), MEMBER(x)), "gt"),
+}
+THRESHOLDS = {
+    "threshold": (lambda x: MEMBER(nn.Threshold(0.5, 0)(x)), "threshold"),
+    "shrink": (lambda x: MEMBER(nn.Hardshrink(0.5)(x)), "hardshrink"),
+    "floor": (lambda x: MEMBER(x // 0.125 / 8), "floordiv"),
+    "round in place": (lambda x: MEMBER((8 * x).round_() / 8), "round"),
+}
+
+
+def projected(z: Tensor) -> Tensor:
+    """Project onto the simplex, by sorting, comparing, counting and gathering; continuous."""
+    ordered = z.sort(1, descending=True).values
+    total = ordered.cumsum(1) - 1
+    count = (torch.arange(1, z.shape[1] + 1) * ordered > total).sum(1, keepdim=True)
+    return (z - total.gather(1, count - 1) / count).clamp_min(0)
+
+
+def checked(x: Images) -> Logits:
+    assert x.min() >= 0
+    if not (x.max() <= 1).item():
+        raise ValueError("images must lie in [0, 1]")
+    return MEMBER(x)
+
+
+def guarded_norm(x: Images) -> Images:
+    size = x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return x / torch.where(size == 0, torch.ones_like(size), size)
+
+
+CONTINUOUS = {
+    "leaky ReLU": lambda x: MEMBER(torch.where(CONV(x) > 0, CONV(x), 0.1 * CONV(x))),
+    "ReLU by product": lambda x: MEMBER(CONV(x) * (CONV(x) > 0)),
+    "ReLU by mask": lambda x: MEMBER(CONV(x).masked_fill(CONV(x) < 0, 0)),
+    "hard swish": lambda x: MEMBER(CONV(x) * nn.functional.relu6(CONV(x) + 3) / 6),
+    "threshold at its value": lambda x: MEMBER(nn.Threshold(0.1, 0.1)(x)),
+    "sorted": lambda x: MEMBER(x.flatten(2).sort(2).values.view_as(x)),
+    "mean of the largest": lambda x: MEMBER(x) * x.flatten(1).topk(5).values.mean(1, keepdim=True),
+    "projection": lambda x: W.weight.new_ones(1, 1) * MEMBER(projected(x.flatten(1)).view_as(x)),
+    "division by a norm": lambda x: MEMBER(guarded_norm(x)),
+    "NaN replaced": lambda x: MEMBER(torch.where(x.isnan(), torch.zeros_like(x), x)),
+    "padding": lambda x: MEMBER(x) + (torch.zeros_like(x) == 0).float().mean(),
+}
+LAYERS = [
+    *(
+        nn.ReLU6(),
+        nn.Hardswish(),
+        nn.Hardsigmoid(),
+        nn.Hardtanh(),
+        nn.SiLU(),
+        nn.GELU(),
+        nn.Mish(),
+        nn.ELU(),
+        nn.CELU(),
+    ),
+    *(nn.LeakyReLU(), nn.PReLU(), nn.RReLU(), nn.Softshrink(), nn.Softplus(), nn.LogSigmoid(), nn.Threshold(0, 0)),
+    *(
+        nn.MaxPool2d(3, 1, 1),
+        nn.LPPool2d(1, 1),
+        nn.AdaptiveMaxPool2d(6),
+        nn.LocalResponseNorm(3),
+        nn.GroupNorm(1, 1),
+    ),
+    *(nn.Upsample(scale_factor=1.0, mode="bilinear"), nn.Dropout(0.5), nn.InstanceNorm2d(1), nn.Softmax2d()),
+]
+
+
 class TestForward:
     @pytest.mark.parametrize(
         "model",
@@ -309,6 +448,32 @@ class TestForward:
     )
     def test_a_detour_is_named(self, model: Any, kind: str) -> None:
         expect(plain_forward(model, X), 11, "failed", kind)
+
+    @pytest.mark.parametrize("kind", DECISIONS)
+    def test_a_decision_is_named(self, kind: str) -> None:
+        model, name = DECISIONS[kind]
+        expect(plain_forward(model, X), 11, "failed", f"decisions ({name} x1")
+
+    @pytest.mark.parametrize("kind", THRESHOLDS)
+    def test_a_step_is_named(self, kind: str) -> None:
+        model, name = THRESHOLDS[kind]
+        expect(plain_forward(model, X), 11, "failed", f"no gradient ({name} x1")
+
+    @pytest.mark.parametrize("kind", CONTINUOUS)
+    def test_comparisons_without_a_jump_are_no_decisions(self, kind: str) -> None:
+        expect(plain_forward(CONTINUOUS[kind], X), 11, "passed", "undeclared: nothing")
+
+    @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+    def test_layers_of_torch_make_no_decisions(self, layer: nn.Module) -> None:
+        model = nn.Sequential(CONV, layer, MEMBER).eval()
+        expect(plain_forward(model, X), 11, "passed", "undeclared: nothing")
+
+    def test_a_branch_that_only_refuses_images_is_no_control_flow(self) -> None:
+        expect(plain_forward(checked, X), 11, "passed", "undeclared: nothing")
+
+    def test_gradients_disabled_for_weights_alone_are_no_detour(self) -> None:
+        member = LinearClassifier(4, (1, 6, 6))
+        expect(plain_forward(lambda x: member.half()(x.half()), X), 11, "passed", "undeclared: nothing")
 
     def test_what_does_not_depend_on_the_image_is_no_detour(self) -> None:
         def masked(x: Images) -> Logits:
@@ -357,7 +522,7 @@ class TestSmoothness:
 @pytest.mark.parametrize(
     ("check", "forward", "backward"),
     [
-        (lambda model: normalised_once(model, X, RIGHT), 72, 0),
+        (lambda model: normalised_once(model, X, RIGHT), 72 + 2 * 8, 0),
         (lambda model: independent_of_neighbours(model, X), 72, 0),
         (lambda model: returns_logits(model, X), 24, 0),
         (lambda model: gradients_flow([model], X, Y), 48, 48),

@@ -1,6 +1,6 @@
 """All fifty checks of one evaluation: what evidence each needs, and in which order they are put."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsemble.core.dynamic import decide
 from sparsemble.core.interfaces import Ensemble, StoppingRule, combiners
 from sparsemble.core.results import CheckResult, EvaluationResult, MembersTable, SecurityCurve
+from sparsemble.core.source_file import first_line
 from sparsemble.core.types import Images, Labels, Logits, draw_seed, seeded
 from sparsemble.evaluation.checks import (
     attacks,
@@ -30,9 +31,9 @@ from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.metrics import first_images
 from sparsemble.evaluation.run_attacks import Outcomes, accuracy
 from sparsemble.evaluation.sanity_attacks import USUAL, differentiable_views
-from sparsemble.models.adapted import AdaptedClassifier
 
 BUDGET = "the budget of passes did not allow for it; `sparsemble evaluate --checks full` does"
+STAND_INS = "gradients of smooth stand-ins for its decisions"
 NO_GRADIENTS = "attacks may not use gradients in this evaluation, so none were followed"
 
 
@@ -51,6 +52,8 @@ class Extras:
     """Images crafted on the dense parent."""
     blind: tuple[Outcomes, ...]
     """Attacks that use no gradients, on the first images."""
+    smoothed: Outcomes | None = None
+    """An attack on stand-ins for decisions in the forward pass, where it makes any."""
 
 
 @final
@@ -94,18 +97,27 @@ def _of_model(evidence: Evidence) -> Iterator[CheckResult]:
         return logits
 
     declared = forward.STOPPING if job.stops_early else ()
-    yield model.normalised_once(job.model, x, y)
-    yield model.independent_of_neighbours(job.model, x)
-    yield model.returns_logits(job.model, x)
-    yield model.repeatable(job.decide, x)
-    yield model.gradients_flow(differentiable_views(job), x, y)
-    if isinstance(job.model, AdaptedClassifier) and job.model.adaptation.is_coarse:
-        yield skipped(10, "the model computes in 16 bits, in whose rounding small steps of an image vanish")
-    else:
-        yield model.agrees_with_differences(job.model, x[:20], y[:20], rng=rng)
-    yield forward.plain_forward(decide_with_gradient, x, layers=job.model, declared=declared)
-    yield model.smooth_loss(job.model, x, y, job.threat, rng=rng)
-    yield dynamic.independent_of_batch(job.decide, x)
+    parts: dict[int, Callable[[], CheckResult]] = {
+        2: lambda: model.normalised_once(job.model, x, y),
+        3: lambda: model.independent_of_neighbours(job.model, x),
+        7: lambda: model.returns_logits(job.model, x),
+        8: lambda: model.repeatable(job.decide, x),
+        9: lambda: model.gradients_flow(differentiable_views(job), x, y),
+        10: lambda: model.agrees_with_differences(job.model, x[:20], y[:20], rng=rng),
+        11: lambda: forward.plain_forward(decide_with_gradient, x, layers=job.model, declared=declared),
+        12: lambda: model.smooth_loss(job.model, x, y, job.threat, rng=rng),
+        38: lambda: dynamic.independent_of_batch(job.decide, x),
+    }
+    for number, check in parts.items():
+        yield _tried(number, check)
+
+
+def _tried(number: int, check: Callable[[], CheckResult]) -> CheckResult:
+    """Make a check; it is skipped with the reason where the model fails on the images that it makes."""
+    try:
+        return check()
+    except Exception as error:  # the attacks are done: a model that fails now must not cost their outcomes
+        return skipped(number, f"the model refuses the images of this check ({first_line(error)})")
 
 
 def _of_sanity(evidence: Evidence) -> Iterator[CheckResult]:
@@ -141,6 +153,10 @@ def _of_sanity(evidence: Evidence) -> Iterator[CheckResult]:
             yield attacks.blind_is_weaker(worst[: len(blind.labels)].tolist(), outcome.correct.tolist(), label)
     if len(extras.blind) < 2:
         yield skipped(19, BUDGET)
+    if extras.smoothed is not None:
+        (outcome,) = extras.smoothed.attacks.values()
+        white_box = worst[: len(outcome.correct)].tolist()
+        yield attacks.blind_is_weaker(white_box, outcome.correct.tolist(), STAND_INS)
     if extras.transferred is not None:
         (outcome,) = extras.transferred.attacks.values()
         white_box = worst[: len(outcome.correct)].tolist()

@@ -11,6 +11,7 @@ from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
 from sparsemble.attacks.black_box.rays import RayS
 from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.black_box.transfer import Transfer
+from sparsemble.attacks.bpda import count_stand_ins
 from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT, full_suite
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.results import (
@@ -24,7 +25,7 @@ from sparsemble.core.threat import as_fraction
 from sparsemble.data.dataset import Dataset, DataSource
 from sparsemble.evaluation.check_suite import Evidence, Extras, all_checks
 from sparsemble.evaluation.environment import machine, source_revision, versions
-from sparsemble.evaluation.inputs import SUBSET_SEED, select_indices
+from sparsemble.evaluation.inputs import FIRST, SUBSET_SEED, select_indices
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.metrics import first_images, measure_cost, members_table, security_curve
@@ -37,6 +38,7 @@ from sparsemble.evaluation.sanity_attacks import (
     LABELS_ONLY,
     NOISE,
     SINGLE,
+    STAND_INS,
     TRANSFERRED,
     USUAL,
     double_steps,
@@ -58,6 +60,7 @@ TITLES = {
     "transfer": "images of the dense parent",
     "labels": "labels only",
     "noise": "random noise",
+    "stand_ins": "stand-ins for decisions",
 }
 """What is shown while a part of the checks runs."""
 
@@ -242,6 +245,7 @@ def _measured(
     members = run("members", lambda images: members_table(job, images, store))
     moved = sanity("transfer", Transfer(attack=TRANSFERRED, source=target.parent)) if target.parent else None
     blind = (sanity("labels", LABELS_ONLY[job.threat.norm]), sanity("noise", NOISE))
+    smoothed = sanity("stand_ins", STAND_INS)
     return Extras(
         doubled=doubled,
         curve=drawn if settings.curve == "draw" else settings.curve,
@@ -249,6 +253,7 @@ def _measured(
         members=members,
         transferred=moved,
         blind=tuple(outcomes for outcomes in blind if outcomes is not None),
+        smoothed=smoothed,
     )
 
 
@@ -271,11 +276,18 @@ def _sample_sizes(
     absent = {"members": job.members == 1, "curve": settings.curve != "draw", "transfer": target.parent is None}
     if job.access != "gradients":
         absent |= {"gradients": True, "paths": True, "members": True, "noise": not job.allows(NOISE)}
+    absent["stand_ins"] = job.access != "gradients" or not _has_stand_ins(job)
     present = [name for name in FULL if not absent.get(name)]
     if settings.checks == "full":
         return {name: min(images, len(job.split)) * (name in present) for name, images in FULL.items()}
     budget = settings.budget * Work.of(outcomes.attacks[outcomes.strongest]).units
     return sizes_within(budget, job, outcomes, present)
+
+
+def _has_stand_ins(job: EvaluationJob) -> bool:
+    """Return whether the model makes decisions or takes steps for which BPDA has stand-ins."""
+    x, _ = first_images(job.split, FIRST).tensors()
+    return count_stand_ins(job.model, x) > 0
 
 
 def _all_attacks(job: EvaluationJob, settings: EvaluationSettings) -> tuple[AnyAttack, ...]:

@@ -11,6 +11,7 @@ from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
 from sparsemble.attacks.black_box.noise import Noise
 from sparsemble.attacks.black_box.rays import RayS
+from sparsemble.attacks.bpda import BPDA
 from sparsemble.attacks.ensemble.suite import every_surrogate
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.attacks.fgsm import FGSM
@@ -33,6 +34,7 @@ LABELS_ONLY = {
 }
 """By norm; the label names the stream of random numbers."""
 TRANSFERRED = PGD(steps=20, step_size=0.1, stop_at_success=False, label="pgd20")
+STAND_INS = BPDA(attack=PGD(steps=40, step_size=0.1), label="stand_ins")
 LEAST_BUDGET = 5_000
 """Units of work that the checks may always take."""
 LEAST_IMAGES = 5
@@ -55,6 +57,7 @@ FULL = {
     "paths": 12,  # an attack followed point by point
     "labels": 20,  # an attack that sees only labels
     "noise": 20,  # random noise
+    "stand_ins": 100,  # gradients of smooth stand-ins, where the model decides or rounds
 }
 """Most images for each part of the checks, in the order in which the parts run."""
 WEIGHTS = {"doubled": 4.0, "curve": 3.0, "model": 1.5}
@@ -78,6 +81,7 @@ def work_by_image(job: EvaluationJob) -> dict[str, Work]:
         "paths": of(USUAL).times(ALONE),
         "labels": of(LABELS_ONLY[job.threat.norm]),
         "noise": of(NOISE),
+        "stand_ins": of(STAND_INS),
     }
 
 

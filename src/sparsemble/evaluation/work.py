@@ -6,6 +6,7 @@ from typing import final
 
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.black_box.transfer import Transfer
+from sparsemble.attacks.bpda import BPDA
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.evaluation.job import AnyAttack
@@ -65,7 +66,7 @@ def expected_work(attack: AnyAttack, members: int, classes: int) -> Work:
         seen = getattr(attack.surrogate, "length", 1 if hasattr(attack.surrogate, "index") else members)
         work = expected_work(attack.attack, seen, classes)
         return Work(work.forward * (1 + attack.use_deployed_logits), work.backward)
-    if isinstance(attack, Transfer):
+    if isinstance(attack, Transfer | BPDA):
         return expected_work(attack.attack, 1, classes)
     if isinstance(attack, AutoAttack) and attack.variant == "standard":
         return Work(*AUTOATTACK[attack.mode]).times(members)
@@ -85,6 +86,6 @@ def expected_shard(attack: AnyAttack, members: int, classes: int, images: int) -
         classes: of the data set.
         images: in the shard.
     """
-    inner = attack.attack if isinstance(attack, SurrogateAttack | Transfer) else attack
+    inner = attack.attack if isinstance(attack, SurrogateAttack | Transfer | BPDA) else attack
     stops = getattr(inner, "stop_at_success", not isinstance(inner, EnsembleAttack))
     return expected_work(attack, members, classes).times(images * (STANDING if stops else 1.0))

@@ -13,10 +13,12 @@ from sparsemble.attacks.losses.loss import AttackLoss
 from sparsemble.attacks.losses.margin import Margin
 from sparsemble.core.module_state import state_tensors
 from sparsemble.core.results import CheckResult
+from sparsemble.core.source_file import first_line
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Flags, Images, Labels, Logits
-from sparsemble.evaluation.checks import verdict
+from sparsemble.evaluation.checks import skipped, verdict
 from sparsemble.evaluation.job import Decide
+from sparsemble.models.adapted import AdaptedClassifier
 
 DARKEST = 2 / 255
 """Images whose brightest pixel is below this were divided by 255 twice."""
@@ -38,6 +40,8 @@ DISAGREEMENT = 0.2
 """Fraction by which gradient and finite difference of an image may differ: a step may leave a linear piece."""
 ROUGH = 1.0
 """Change of the margin under random steps of length eps, in units of its usual size, from which a loss is rough."""
+FEW = 8
+"""Images that show whether a model computes with values outside [0, 1]."""
 SHORTER = 16.0
 """A step this many times shorter must change a smooth loss by clearly less."""
 RUGGED = 0.5
@@ -50,7 +54,8 @@ def normalised_once(model: Classifier, x: Images, y: Labels) -> CheckResult:
 
     The model also classifies the images normalised by their own mean and deviation, and with one normalisation
     undone. If it classifies more of those correctly, beyond chance, it lacks its normalisation or applies it twice. A
-    model that is wrong either way cannot be told from one that was trained so. Costs 3 forward passes an image.
+    model that is wrong either way cannot be told from one that was trained so; one that refuses images outside [0, 1]
+    or clamps them cannot be tried. Costs 3 forward passes an image, and 4 on each of at most 8 images.
 
     Args:
         model: the classifier.
@@ -58,17 +63,23 @@ def normalised_once(model: Classifier, x: Images, y: Labels) -> CheckResult:
         y: (B) true classes.
     """
     low, high = (float(end) for end in x.aminmax())
+    variants_left: list[str] = []
     faults = [] if low >= 0 and DARKEST < high <= 1 else [f"images span [{low:.4g}, {high:.4g}], not [0, 1]"]
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
     correct = model(x).argmax(1) == y
     variants = {"normalised beforehand": (x - mean) / std, "with a normalisation undone": x * std + mean}
     for variant, images in variants.items():
+        if reason := _keeps_inside(model, images[:FEW]):
+            variants_left.append(reason)
+            continue
         now = model(images).argmax(1) == y
         gained, lost = int((now & ~correct).sum()), int((correct & ~now).sum())
         if gained - lost > SURE * math.sqrt(gained + lost):
             faults.append(
                 f"{int(now.sum())} of {len(x)} images are classified correctly {variant}, {int(correct.sum())} as given"
             )
+    if variants_left and not faults:
+        return skipped(2, f"{variants_left[0]}, so whether it lacks a normalisation or has two could not be tried")
     detail = "; ".join(faults) or f"images span [{low:.3f}, {high:.3f}], and normalising them outside gains nothing"
     return verdict(2, not faults, detail)
 
@@ -83,7 +94,8 @@ def independent_of_neighbours(model: Classifier, x: Images) -> CheckResult:
         return verdict(3, False, fault)
     before = _state(model)
     whole = model(x)
-    differ = _differ(model(x.flip(0)).flip(0), whole) | _differ(torch.cat([model(one) for one in x.split(1)]), whole)
+    single = torch.cat([model(one) for one in x.split(1)])
+    differ = _differ(model, model(x.flip(0)).flip(0), whole) | _differ(model, single, whole)
     moved = [name for name, tensor in _state(model).items() if not torch.equal(tensor, before[name])]
     if isinstance(model, nn.Module) and moved:
         model.load_state_dict(before, strict=False)
@@ -145,8 +157,9 @@ def agrees_with_differences(model: Classifier, x: Images, y: Labels, *, rng: Gen
     """Check 10: the gradient of the lead over one wrong class predicts its change along random directions.
 
     An image disagrees if gradient and differences are apart by more than a fifth of their size over the directions
-    (random signs in every pixel, plus the gradient's own); half of the images must agree. Costs 19 forward passes and a
-    backward pass an image.
+    (random signs in every pixel, plus the gradient's own); half of the images must agree. Images are moved inside
+    [0, 1] by the length of a step first, so that no step leaves it. Logits of 16 bits are too coarse for such steps.
+    Costs 19 forward passes and a backward pass an image.
 
     Args:
         model: the classifier.
@@ -154,8 +167,12 @@ def agrees_with_differences(model: Classifier, x: Images, y: Labels, *, rng: Gen
         y: (B) true classes.
         rng: draws the directions.
     """
+    x = x.clamp(PROBE, 1 - PROBE)
     point = x.clone().requires_grad_()
     logits = model(point)
+    if dtype := _coarse(model, logits.detach()):
+        name = str(dtype).removeprefix("torch.")
+        return skipped(10, f"the logits are computed in {name}, too coarse for differences over steps of {PROBE:g}")
     rival = logits.detach().scatter(1, y[:, None], -math.inf).argmax(1)
     gradient = _gradient(_lead(logits, y, rival), point)
     predicted, measured = [], []
@@ -163,7 +180,8 @@ def agrees_with_differences(model: Classifier, x: Images, y: Labels, *, rng: Gen
         noise = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 0.5
         step = PROBE * (noise if i else gradient.nan_to_num()).sign()
         with torch.no_grad():
-            change = _lead(model(x + step), y, rival) - _lead(model(x - step), y, rival)
+            ends = model((x + step).clamp(0, 1)), model((x - step).clamp(0, 1))
+            change = _lead(ends[0], y, rival) - _lead(ends[1], y, rival)
         predicted.append(2 * (gradient * step).flatten(1).sum(1))
         measured.append(change)
     first, second = torch.stack(predicted), torch.stack(measured)
@@ -201,6 +219,19 @@ def smooth_loss(model: Classifier, x: Images, y: Labels, threat: ThreatModel, *,
     return verdict(12, good, detail)
 
 
+def _keeps_inside(model: Classifier, x: Images) -> str:
+    """Return how a model answers images outside [0, 1], where that is not by computing with them."""
+    inside = x.clamp(0, 1)
+    if torch.equal(inside, x):
+        return ""
+    expected = model(inside)
+    try:
+        logits = model(x)
+    except Exception as error:
+        return f"the model refuses images outside [0, 1] ({first_line(error)})"
+    return "" if _differ(model, logits, expected).any() else "the model clamps images to [0, 1]"
+
+
 def _fault_of_mode(model: Classifier) -> str:
     """Return which part of a network uses statistics of the batch, if any."""
     if not isinstance(model, nn.Module):
@@ -223,9 +254,26 @@ def _spread(logits: Logits) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)).abs().max().clamp_min(1e-12)
 
 
-def _differ(logits: Logits, others: Logits) -> Flags:
-    """Return which outputs differ by more than rounding; NaN differs from everything."""
-    return ~((logits - others).abs().amax(1) <= SAME * _spread(others))
+def _differ(model: Classifier, logits: Logits, others: Logits) -> Flags:
+    """Return which outputs of a model differ by more than rounding; NaN differs from everything."""
+    dtype = _coarse(model, others)
+    same = max(SAME, 4 * torch.finfo(dtype).eps) if dtype else SAME
+    return ~((logits - others).abs().amax(1) <= same * _spread(others))
+
+
+def _coarse(model: Classifier, logits: Logits) -> torch.dtype | None:
+    """Return the dtype of 16 bits in which logits were computed, where that is known or shows in them."""
+    if isinstance(model, AdaptedClassifier) and model.adaptation.is_coarse:
+        return min(model.adaptation.dtype, model.adaptation.output, key=lambda dtype: torch.finfo(dtype).bits)
+    size = float(logits.abs().max())
+    if not 0 < size < math.inf:
+        return None
+    for dtype in (torch.bfloat16, torch.float16):
+        steps = logits / (torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(size)))
+        # Values on one grid were rounded on purpose; those of a dtype are finer the smaller they are.
+        if torch.equal(logits.to(dtype).to(logits.dtype), logits) and not torch.equal(steps, steps.round()):
+            return dtype
+    return None
 
 
 def _gradient(value: Tensor, point: Images) -> Images:

@@ -10,6 +10,8 @@ from sparsemble.core.results import (
     ROW_NAMES,
     AttackResult,
     CheckResult,
+    CorruptionAccuracy,
+    CorruptionRecord,
     Cost,
     DataRecord,
     EpochRecord,
@@ -36,6 +38,7 @@ from sparsemble.core.results import (
     TrainingRecord,
     WorstCase,
 )
+from sparsemble.core.results.corruptions import CORRUPTIONS
 from sparsemble.evaluation.statistics import wilson
 
 LABELS = ("autoattack-fast", "pgd50x2-whole", "pgd50x2-mean_logit", "sequential50x2", "hijack50", "slowdown50", "fmn")
@@ -160,6 +163,24 @@ def example_evaluation(
         source="a1b2c3",
     )
     return result
+
+
+def example_corruptions(images: int = 200) -> CorruptionRecord:
+    """Return accuracies that fall with severity."""
+    rows = []
+    for i, name in enumerate(CORRUPTIONS):
+        accuracy = tuple(0.8 - 0.02 * i - 0.08 * severity for severity in range(5))
+        rows.append(CorruptionAccuracy(name=name, accuracy=accuracy, mean=sum(accuracy) / 5))
+    return CorruptionRecord(
+        source="generated",
+        parameters="CIFAR-10-C",
+        seed=0,
+        images=images,
+        corruptions=tuple(rows),
+        mean=sum(row.mean for row in rows) / len(rows),
+        inside=12,
+        missed=0,
+    )
 
 
 def union(clean: Sequence[int], attacks: Sequence[AttackResult]) -> WorstCase:

@@ -100,6 +100,23 @@ def test_artifact_weights_and_code_are_the_same_model(finished: Path, dense: tup
     assert [r["model"]["kind"] for r in (by_artifact, by_weights, by_code)] == ["artifact", "weights", "code"]
 
 
+def test_corruptions_stand_in_the_same_result(finished: Path, tmp_path: Path) -> None:
+    words = (finished, "--row", "dense", "--out", tmp_path / "out", "--attacks", "fgsm", "--images", 20)
+    without = evaluate(*words)
+    result = evaluate(*words, "--corruptions")
+    corruptions = result["corruptions"]
+    assert len(corruptions["corruptions"]) == 15
+    assert corruptions["source"] == "generated"
+    assert corruptions["images"] == 20
+    assert {check["number"]: check["status"] for check in result["checks"]}[49] == "passed"
+    assert {check["number"]: check["status"] for check in without["checks"]}[49] == "skipped"
+    assert result["attacks"] == without["attacks"]  # resumed
+    assert "## Common corruptions" in (tmp_path / "out/evaluation.md").read_text("utf-8")
+    refused = sparsemble("evaluate", *words, "--corruptions", tmp_path)
+    assert refused.returncode == 2
+    assert "lacks gaussian_noise.npy" in refused.stderr
+
+
 def test_compare_prints_and_draws(dense: tuple[Path, dict], make_ensemble: tuple[Path, dict], tmp_path: Path) -> None:
     result = sparsemble("compare", dense[0], make_ensemble[0] / "evaluation.json", "--out", tmp_path / "page")
     assert result.returncode == 0, result.stderr

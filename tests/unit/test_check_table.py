@@ -16,6 +16,7 @@ from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.evaluation import checks
 from sparsemble.evaluation.checks import attacks, dynamic, ensemble, forward, model, path, reporting, sparsity
+from tests.example_results import example_corruptions
 from tests.unit.sound_ensemble import (
     MEMBER,
     RIGHT,
@@ -147,7 +148,7 @@ PASSES: dict[int, Make] = {
     46: lambda: reporting.extra_data_declared(result()),
     47: lambda: reporting.curve_reaches_zero(curve(0.9, 0.4, 0.0)),
     48: lambda: reporting.quotes_have_sources(result("quoted", ({"accuracy": 0.5, "source": "a paper"},))),
-    49: lambda: reporting.wider_tests({"l2": 0.4}),
+    49: lambda: reporting.wider_tests(result("corruptions", example_corruptions(40))),
     50: lambda: reporting.open_checks_shown([checks.skipped(45, "one seed")], "0 failed, 1 skipped"),
 }
 FAILS: dict[int, Make] = {
@@ -199,7 +200,7 @@ FAILS: dict[int, Make] = {
     46: lambda: reporting.extra_data_declared(result("model.extra_data", "some")),
     47: lambda: reporting.curve_reaches_zero(curve(0.9, 0.4)),
     48: lambda: reporting.quotes_have_sources(result("quoted", ({"accuracy": 0.5},))),
-    49: lambda: reporting.wider_tests({"l2": 40.0}),
+    49: lambda: reporting.wider_tests(result("corruptions", replace(example_corruptions(40), missed=1))),
     50: lambda: reporting.open_checks_shown([checks.verdict(14, False, "rises")], "all is well"),
 }
 SKIPS: dict[int, Make] = {
@@ -231,7 +232,7 @@ SKIPS: dict[int, Make] = {
     46: lambda: reporting.extra_data_declared(result("model.extra_data", None)),
     47: lambda: reporting.curve_reaches_zero(result("security_curve", None)),
     48: lambda: reporting.quotes_have_sources(result()),
-    49: lambda: reporting.wider_tests({}),
+    49: lambda: reporting.wider_tests(result()),
     50: lambda: reporting.open_checks_shown([], ""),
 }
 """Checks that look for their own evidence; the others are skipped where they were not run."""

@@ -151,11 +151,6 @@ class TestClaims:
     def test_quoted_numbers_name_their_source(self, broken: Broken, status: str) -> None:
         expect(reporting.quotes_have_sources(broken(ensemble_result())), 48, status)
 
-    def test_wider_tests_are_optional(self) -> None:
-        expect(reporting.wider_tests({}), 49, "skipped", "optional")
-        expect(reporting.wider_tests({"l2 0.5": 0.41}), 49, "passed", "l2 0.5 0.410")
-        expect(reporting.wider_tests({"l2 0.5": 41.0}), 49, "failed")
-
 
 class TestHeadline:
     made = (checks.verdict(14, False, "rises"), checks.skipped(45, "one seed"), checks.verdict(2, True, "inside"))

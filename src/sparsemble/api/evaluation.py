@@ -16,6 +16,7 @@ from sparsemble.core.results import DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.stopping.never import Never
+from sparsemble.evaluation.corruption_accuracy import open_corruptions
 from sparsemble.evaluation.evaluator import EvaluationSettings, usual_attacks, with_adaptive
 from sparsemble.evaluation.evaluator import evaluate as run_evaluator
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
@@ -37,6 +38,7 @@ def evaluate(
     access: Access = "gradients",
     class_map: Sequence[int] = (),
     checks: Literal["default", "full"] = "default",
+    corruptions: bool | str | Path = False,
     name: str = "",
     seed: int = 0,
     folder: str | Path | None = None,
@@ -55,6 +57,8 @@ def evaluate(
         access: what attacks may use of the model: "gradients", "scores" (its logits) or "labels".
         class_map: output of the model for each class of the data; empty: in their order.
         checks: default: they take no longer than the strongest attack; full: on more images.
+        corruptions: True: also measure accuracy under the fifteen common corruptions; a folder: under those in the
+            arrays of CIFAR-10-C there, or in ones like them.
         name: of the result.
         seed: of attack starts, >= 0.
         folder: keeps the outcome of every image, so that an interrupted evaluation goes on, and `evaluation.json`.
@@ -81,8 +85,14 @@ def evaluate(
         seed=seed,
     )
     store = OutcomeStore(Path(folder) / "outcomes") if folder else None
-    settings = EvaluationSettings(command="sparsemble.evaluate", checks=checks, available=len(split))
-    result = run_evaluator(job, target, _data_record(split), settings, store=store)
+    record = _data_record(split)
+    settings = EvaluationSettings(
+        command="sparsemble.evaluate",
+        checks=checks,
+        available=len(split),
+        corruptions=open_corruptions(corruptions, split, record.indices, seed) if corruptions else None,
+    )
+    result = run_evaluator(job, target, record, settings, store=store)
     if folder:
         result.save(Path(folder) / RESULT)
     return result
@@ -102,7 +112,7 @@ def _target(
     return LoadedModel(
         name=name or type(getattr(network, "body", network)).__name__,
         kind="code",
-        path="",
+        path=f"{type(network).__module__}.{type(network).__qualname__}",
         model=copy_network(network).to(device).eval(),
         rule=rule,
         masks=masks,

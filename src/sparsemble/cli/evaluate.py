@@ -5,10 +5,11 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from sparsemble.cli.app import Device, Json, Out, Quiet, app, need_train, say, show_result, stoppable
 from sparsemble.cli.recipes import run_recipe
@@ -17,8 +18,27 @@ from sparsemble.core.errors import InputError
 if TYPE_CHECKING:
     from sparsemble.pipeline.evaluate_command import EvaluationOptions
 
+BARE = "--corruptions"
 
-@app.command()
+
+class CommandWithCorruptions(TyperCommand):
+    """A command whose option --corruptions may stand without a folder."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """Return a parser that reads a bare --corruptions as `--corruptions generated`."""
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def with_value(args: list[str]) -> Any:
+            following = [*args, "--"][1:]
+            bare = [word == BARE and after.startswith("-") for word, after in zip(args, following, strict=True)]
+            return parse([f"{BARE}=generated" if alone else word for word, alone in zip(args, bare, strict=True)])
+
+        parser.parse_args = with_value  # type: ignore[method-assign]
+        return parser
+
+
+@app.command(cls=CommandWithCorruptions)
 def evaluate(
     target: Annotated[
         str,
@@ -70,6 +90,15 @@ def evaluate(
         ),
     ] = "",
     std: Annotated[str, typer.Option("--std", help="The same, of the standard deviation.")] = "",
+    corruptions: Annotated[
+        str,
+        typer.Option(
+            "--corruptions",
+            metavar="[FOLDER]",
+            help="Measure accuracy under the fifteen common corruptions, too; of a FOLDER of CIFAR-10-C's arrays, or "
+            "generated.",
+        ),
+    ] = "",
     out: Out = None,
     device: Device = "auto",
     json: Json = False,
@@ -102,7 +131,13 @@ def evaluate(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(metavar="A.json B.json ...", help="Files that evaluate left.")],
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A.json B.json ...",
+            help="Files that evaluate left; beside them RobustBench's JSON files and logs of AutoAttack.",
+        ),
+    ],
     out: Annotated[Optional[Path], typer.Option("--out", help="Folder for a page; none unless given.")] = None,  # noqa: UP045
     json: Json = False,
 ) -> None:

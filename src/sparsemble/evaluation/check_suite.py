@@ -245,7 +245,7 @@ def _conditions(result: EvaluationResult, model: str) -> dict[str, object]:
 
 
 def _of_result(evidence: Evidence) -> Iterator[CheckResult]:
-    """Checks 1, 4, 5, 39 to 42, 44 and 46 to 48: what the result holds."""
+    """Checks 1, 4, 5, 39 to 42, 44 and 46 to 49: what the result holds."""
     result, target = evidence.result, evidence.target
     members = evidence.job.members
     # An ensemble of M claims 1 - (1 - s) / M of its own weights.
@@ -261,3 +261,4 @@ def _of_result(evidence: Evidence) -> Iterator[CheckResult]:
     yield reporting.extra_data_declared(result)
     yield reporting.curve_reaches_zero(result)
     yield reporting.quotes_have_sources(result)
+    yield reporting.wider_tests(result)

@@ -8,33 +8,41 @@ from typing import Any
 import numpy as np
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest
+from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest, QuotedResult
 from sparsemble.evaluation.checks.reporting import SAME_EPS
+from sparsemble.evaluation.quoted_results import check_quoted, quoted_notes
 from sparsemble.evaluation.statistics import LEVEL, mcnemar, paired_difference
 
 Results = Sequence[EvaluationResult]
 
 
-def compare(results: Results) -> ComparisonResult:
+def compare(results: Results, quoted: Sequence[QuotedResult] = ()) -> ComparisonResult:
     """Compare evaluations of different classifiers on the same images under the same threat model.
 
     A row is one model, trained once: no difference between rows accounts for the seed of training.
 
     Args:
-        results: two or more; a name that occurs again is numbered.
+        results: one or more; a name that occurs again is numbered.
+        quoted: numbers of others, which stand beside the rows without a test.
 
     Returns:
         The rows, a paired test of every two, the attacks that differ, and sentences: alarms forbid to rely on a row,
         notes name what differs between rows besides the classifier.
 
     Raises:
-        InputError: fewer than two results, or results that do not belong in one table.
+        InputError: fewer than two results, none of ours, or results that do not belong in one table.
     """
-    if len(results) < 2:
-        raise InputError(f"a comparison needs two or more results, got {len(results)}")
+    if len(results) + len(quoted) < 2:
+        raise InputError(f"a comparison needs two or more results, got {len(results) + len(quoted)}")
+    if not results:
+        raise InputError(
+            "numbers of others are compared with results of `sparsemble evaluate`; name at least one of these"
+        )
     rows = _numbered(results)
     for row in rows[1:]:
         _check_same(rows[0], row)
+    for other in quoted:
+        check_quoted(rows[0], other)
     shared, partial, differing = _attacks(rows)
     return ComparisonResult(
         level=LEVEL,
@@ -44,7 +52,8 @@ def compare(results: Results) -> ComparisonResult:
         partial_attacks=partial,
         differing_attacks=differing,
         alarms=tuple(_alarms(rows)),
-        notes=(*_differences(rows, partial, differing), *_limits(rows)),
+        notes=(*_differences(rows, partial, differing), *quoted_notes(rows[0], quoted), *_limits(rows)),
+        quoted=_unlike([row.name for row in rows], quoted),
     )
 
 
@@ -56,6 +65,17 @@ def _numbered(results: Results) -> list[EvaluationResult]:
         name = next(free for free in itertools.chain([result.name], others) if free not in rows)
         rows[name] = replace(result, name=name)
     return list(rows.values())
+
+
+def _unlike(taken: Sequence[str], quoted: Sequence[QuotedResult]) -> tuple[QuotedResult, ...]:
+    """Give numbers of others names that no row has."""
+    names = set(taken)
+    unlike = []
+    for other in quoted:
+        free = (name for i in itertools.count(1) if (name := other.name + f" ({i})" * (i > 1)) not in names)
+        unlike.append(replace(other, name=next(free)))
+        names.add(unlike[-1].name)
+    return tuple(unlike)
 
 
 def _check_same(first: EvaluationResult, second: EvaluationResult) -> None:

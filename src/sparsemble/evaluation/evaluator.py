@@ -24,6 +24,7 @@ from sparsemble.core.results import (
 from sparsemble.core.threat import as_fraction
 from sparsemble.data.dataset import Dataset, DataSource
 from sparsemble.evaluation.check_suite import Evidence, Extras, all_checks
+from sparsemble.evaluation.corruption_accuracy import CorruptedImages, corruption_accuracy, plan_corruptions
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.inputs import FIRST, SUBSET_SEED, select_indices
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
@@ -89,6 +90,8 @@ class EvaluationSettings:
     """Adversarial images from another evaluation of the same images that are classified, too."""
     beside: Mapping[str, EvaluationResult] = field(default_factory=dict)
     """Rows of the same table that were evaluated before, by name."""
+    corruptions: CorruptedImages | None = None
+    """Common corruptions under which accuracy is measured, too."""
 
 
 def evaluate(
@@ -121,7 +124,13 @@ def evaluate(
     progress = Progress(job.model, report)
     plan_attacks(job, store, progress)
     progress.plan({CHECKS: (_expected_checks(job, settings), 1)})
+    if settings.corruptions:
+        plan_corruptions(job, progress)
     outcomes = run_attacks(job, store, crafted=settings.crafted, progress=progress)
+    corrupted = None
+    if settings.corruptions:
+        part = store.part("corruptions")
+        corrupted = corruption_accuracy(job, settings.corruptions, data.indices, outcomes.worst_case, part, progress)
     progress.drop(CHECKS)
     sizes = _sample_sizes(job, target, settings, outcomes)
     work = {name: work.times(sizes[name]) for name, work in work_by_image(job).items()}
@@ -151,6 +160,7 @@ def evaluate(
         ),
         security_curve=extras.curve,
         members=extras.members,
+        corruptions=corrupted,
         machine=machine(job.split.labels.device),
         versions=versions(),
         source=source_revision() or None,

@@ -103,7 +103,7 @@ def run_attacks(
     """
     check_classifier(job.model, job.split, job.classes)
     store = store or OutcomeStore()
-    base, keys = _keys(job)
+    base, keys = outcome_keys(job)
     if progress and job.attacks[0].label not in progress.steps:
         plan_attacks(job, store, progress)
     shards = range(len(job.shards))
@@ -132,7 +132,7 @@ def plan_attacks(job: EvaluationJob, store: OutcomeStore, progress: Progress) ->
         store: what is finished.
         progress: receives the expected work.
     """
-    _, keys = _keys(job)
+    _, keys = outcome_keys(job)
     images, classes = min(job.shard, len(job.split)), job.classes or CLASSES
     for attack in job.attacks:
         missing = sum(not store.has(attack.label, i, keys[attack.label]) for i in range(len(job.shards)))
@@ -183,7 +183,7 @@ def _crafted_outcome(job: EvaluationJob, crafted: CraftedImages) -> Outcome:
     return replace(Outcome.join(parts), **kept)
 
 
-def _keys(job: EvaluationJob) -> tuple[str, dict[str, str]]:
+def outcome_keys(job: EvaluationJob) -> tuple[str, dict[str, str]]:
     """Return hashes of what decides the outcomes of the clean images, and of each attack by label."""
     labels = job.split.labels
     shape = tuple(job.split.images(labels.new_zeros(min(1, len(labels)))).shape[1:])

@@ -22,11 +22,12 @@ from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import build_from, to_dict
-from sparsemble.core.results import CheckResult, ComparisonResult, DataRecord, EvaluationResult
+from sparsemble.core.results import CheckResult, ComparisonResult, DataRecord, EvaluationResult, QuotedResult
 from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.checks import verdict
 from sparsemble.evaluation.checks.reporting import open_checks_shown
 from sparsemble.evaluation.compare import compare
+from sparsemble.evaluation.corruption_accuracy import CorruptedImages, open_corruptions
 from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, usual_attacks, with_adaptive
 from sparsemble.evaluation.fingerprint import weights_hash
 from sparsemble.evaluation.inputs import select_images
@@ -35,6 +36,7 @@ from sparsemble.evaluation.loaded_model import LoadedModel, load_target, resolve
 from sparsemble.evaluation.metrics import examples
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Report
+from sparsemble.evaluation.quoted_results import read_result
 from sparsemble.evaluation.run_attacks import run_attacks, source_hash
 from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import make_bars, time_left
@@ -68,6 +70,8 @@ class EvaluationOptions:
     class_map: str = ""
     mean: str = ""
     std: str = ""
+    corruptions: str = ""
+    """generated, or a folder of arrays; empty: none."""
     out: Path | None = None
     device: str = "auto"
 
@@ -87,6 +91,7 @@ class EvaluationPlan:
     available: int
     checks: Literal["default", "full"]
     folder: Path
+    corruptions: CorruptedImages | None = None
 
 
 def prepare(options: EvaluationOptions) -> EvaluationPlan:
@@ -135,9 +140,15 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
         access=options.access,
     )
     data = data_record(source, fingerprint(source), loaded, options.images)
-    folder = options.out or _folder(options, target, job)
+    wanted, indices = options.corruptions, data.indices
     return EvaluationPlan(
-        target=target, job=job, data=data, available=len(loaded.test), checks=options.checks, folder=folder
+        target=target,
+        job=job,
+        data=data,
+        available=len(loaded.test),
+        checks=options.checks,
+        folder=options.out or _folder(options, target, job),
+        corruptions=open_corruptions(wanted, split, indices, options.seed) if wanted else None,
     )
 
 
@@ -153,7 +164,9 @@ def run(plan: EvaluationPlan, command: str, console: Console) -> EvaluationResul
 
     _check_folder(plan)
     store = OutcomeStore(plan.folder / "outcomes")
-    settings = EvaluationSettings(command=command, checks=plan.checks, available=plan.available)
+    settings = EvaluationSettings(
+        command=command, checks=plan.checks, available=plan.available, corruptions=plan.corruptions
+    )
     with only_run_in(plan.folder), _bar(console, plan.target.name) as report:
         result = evaluate(plan.job, plan.target, plan.data, settings, store=store, report=report)
         result = replace(result, checks=_with_display(result))
@@ -174,12 +187,19 @@ def _with_display(result: EvaluationResult) -> tuple[CheckResult, ...]:
 
 
 def compare_files(paths: Sequence[Path], out: Path | None) -> ComparisonResult:
-    """Compare results of `sparsemble evaluate` on the same images, and write a page to `out` if it is given."""
+    """Compare results on the same images, and write a page to `out` if it is given.
+
+    Args:
+        paths: files or folders of `sparsemble evaluate`, RobustBench's JSON files, logs of AutoAttack.
+        out: folder of the page.
+    """
     from sparsemble.report import write_comparison
 
     if len(paths) < 2:
         raise InputError("compare needs two or more results")
-    comparison = compare([EvaluationResult.load(path / RESULT if path.is_dir() else path) for path in paths])
+    read = [read_result(path / RESULT if path.is_dir() else path) for path in paths]
+    ours = [result for result in read if isinstance(result, EvaluationResult)]
+    comparison = compare(ours, [result for result in read if isinstance(result, QuotedResult)])
     if out:
         write_comparison(comparison, out)
     return comparison

@@ -1,11 +1,12 @@
 """The report of a comparison: its tables in the terminal, and one page with its Markdown twin."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Group
 from rich.text import Text
 
-from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest
+from sparsemble.core.results import ComparisonResult, EvaluationResult, PairedTest, QuotedResult
 from sparsemble.report.descriptions import autoattack_runs, passes, premises
 from sparsemble.report.formatting import duration, p_value, percent, points
 from sparsemble.report.page import Page, Plot, Section
@@ -22,7 +23,8 @@ ONE_SEED = "\u2020"
 def write_comparison(comparison: ComparisonResult, folder: Path) -> None:
     """Write `index.html`, `comparison.md`, `comparison.json` and `figures/tradeoff.svg`."""
     rows, first = comparison.rows, comparison.rows[0]
-    title = " and ".join(row.name for row in rows) if len(rows) == 2 else f"{len(rows)} evaluations"
+    names = [row.name for row in rows] + [other.name for other in comparison.quoted]
+    title = " and ".join(names) if len(names) == 2 else f"{len(names)} evaluations"
     beside = "Beside this page: comparison.json with every number, comparison.md, and the plot in figures/."
     page = Page(
         title=f"{title}, compared",
@@ -34,7 +36,8 @@ def write_comparison(comparison: ComparisonResult, folder: Path) -> None:
         aside=[Section("Differences between the rows", comparison.notes)],
         sections=[
             Section("Results", [_results_table(comparison)]),
-            Section("Pairs", [_pairs_table(comparison)]),
+            *([Section("Pairs", [_pairs_table(comparison)])] if comparison.pairs else []),
+            *([Section("Numbers of others", [_quoted_table(comparison)])] if comparison.quoted else []),
             Section("Accuracy under each attack, %", [_attacks_table(comparison)]),
             Section("How each row was measured", [_measurement_table(comparison), beside]),
         ],
@@ -52,8 +55,12 @@ def comparison_table(comparison: ComparisonResult) -> Group:
     for note in comparison.notes:
         notes.append(f"\n{note}", style="yellow")
     notes.append(f"\n{premises(comparison.rows[0], len(comparison.rows))}", style="dim")
-    rows = _results_table(comparison).terminal("".join(_headline(comparison)))
-    return Group(rows, _pairs_table(comparison).terminal("Worst case of a minus that of b"), notes)
+    tables = [_results_table(comparison).terminal("".join(_headline(comparison)))]
+    if comparison.pairs:
+        tables.append(_pairs_table(comparison).terminal("Worst case of a minus that of b"))
+    if comparison.quoted:
+        tables.append(_quoted_table(comparison).terminal("Numbers of others, not measured here"))
+    return Group(*tables, notes)
 
 
 def _marked(row: EvaluationResult) -> str:
@@ -62,6 +69,10 @@ def _marked(row: EvaluationResult) -> str:
 
 def _headline(comparison: ComparisonResult) -> tuple[str, str, str]:
     """Return which row keeps most, and whether that is more than chance; the middle part is the number."""
+    if len(comparison.rows) == 1:
+        (row,) = comparison.rows
+        beside = f" accuracy in its worst case; {len(comparison.quoted)} beside it by others, without a paired test."
+        return f"{row.name} keeps ", f"{percent(row.robust_accuracy)} %", beside
     first, second = sorted(comparison.rows, key=lambda row: -row.robust_accuracy)[:2]
     pair = next(pair for pair in comparison.pairs if {pair.a, pair.b} == {first.name, second.name})
     low, high = pair.interval if pair.a == first.name else [-end for end in reversed(pair.interval)]
@@ -135,6 +146,34 @@ def _pairs_table(comparison: ComparisonResult) -> Table[PairedTest]:
         "correct alone: images that only a, or only b, classifies correctly; p: McNemar's exact test. The interval "
         "and the exact test are two methods, and near their borders they may disagree.",
     )
+
+
+def _quoted_table(comparison: ComparisonResult) -> Table[QuotedResult]:
+    """Return numbers of others, with the file that each is from."""
+
+    def known(name: str) -> Callable[[QuotedResult], str]:
+        return lambda row: DASH if getattr(row, name) is None else percent(getattr(row, name))
+
+    def threat(row: QuotedResult) -> str:
+        return " ".join(part for part in (row.norm, row.eps_text) if part) or DASH
+
+    def attacks(row: QuotedResult) -> str:
+        return ", ".join(f"{name} {percent(accuracy)}" for name, accuracy in row.attacks.items()) or DASH
+
+    columns: list[Column[QuotedResult]] = [
+        Column("quoted", lambda row: row.name, left=True),
+        Column("from", lambda row: f"{row.kind}: {row.source}", left=True, short=None),
+        Column("data", lambda row: row.data or DASH, left=True),
+        Column("threat", threat, left=True),
+        Column("images", lambda row: DASH if row.images is None else str(row.images), short=None),
+        Column("network", lambda row: row.architecture or DASH, left=True, short=None),
+        Column("clean, %", known("clean_accuracy"), short="clean"),
+        Column("robust, %", known("robust_accuracy"), "the lowest that the file names", short="robust"),
+        Column("corrupted, %", known("corrupted_accuracy"), "mean over common corruptions", short="corrupted"),
+        Column("attacks, %", attacks, "what is left; in a log after each part", left=True, short=None),
+    ]
+    caption = "Read from files of others. They have no outcomes of single images, so none is tested against a row."
+    return Table(columns, comparison.quoted, caption)
 
 
 def _attacks_table(comparison: ComparisonResult) -> Table[str]:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rich.table import Table as TerminalTable
+from rich.console import Group
+from rich.text import Text
 
 from sparsemble.core.results import EvaluationResult, Examples
 from sparsemble.report import figures
@@ -10,7 +11,13 @@ from sparsemble.report.descriptions import alarms, autoattack, passes, premises
 from sparsemble.report.formatting import count, duration, percent, plural, round_percent, size, span
 from sparsemble.report.page import Block, Code, Details, Page, Plot, Section, provenance, settings_text
 from sparsemble.report.plot_style import LOOKS
-from sparsemble.report.result_tables import attack_table, beside_headline, checks_section, terminal_notes
+from sparsemble.report.result_tables import (
+    attack_table,
+    beside_headline,
+    checks_section,
+    corruption_table,
+    terminal_notes,
+)
 
 
 def write_evaluation(result: EvaluationResult, examples: Examples | None, folder: Path) -> None:
@@ -21,6 +28,7 @@ def write_evaluation(result: EvaluationResult, examples: Examples | None, folder
         examples: images with the adversarial ones made from them; None: none are shown.
         folder: made if it is missing.
     """
+    corrupted = result.corruptions
     page = Page(
         title=f"Evaluation of {result.name}",
         kind="evaluation",
@@ -32,6 +40,7 @@ def write_evaluation(result: EvaluationResult, examples: Examples | None, folder
         key_figures=_key_figures(result),
         sections=[
             Section("Attacks", [attack_table(result)]),
+            *([Section("Common corruptions", [corruption_table(corrupted)])] if corrupted else []),
             checks_section(result),
             Section("How to reproduce this evaluation", _reproduce(result)),
         ],
@@ -41,10 +50,15 @@ def write_evaluation(result: EvaluationResult, examples: Examples | None, folder
     result.save(folder / "evaluation.json")
 
 
-def evaluation_table(result: EvaluationResult) -> TerminalTable:
-    """Return the table that an evaluation ends with, for a terminal of 80 columns or more."""
+def evaluation_table(result: EvaluationResult) -> Group:
+    """Return the tables that an evaluation ends with, for a terminal of 80 columns or more."""
     notes = terminal_notes(result, f"{autoattack(result)} {premises(result)}")
-    return attack_table(result).terminal("".join(_headline(result)), notes)
+    corrupted = []
+    if result.corruptions:
+        table = corruption_table(result.corruptions)
+        title = "Accuracy under common corruptions, %, at severities 1 to 5"
+        corrupted = [table.terminal(title, Text(table.caption, style="dim"))]
+    return Group(attack_table(result).terminal("".join(_headline(result)), notes), *corrupted)
 
 
 def _headline(result: EvaluationResult) -> tuple[str, str, str]:
@@ -161,6 +175,8 @@ def _plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
         )
         draw = (lambda: figures.transfer(members)) if members else None
         shown.append(Plot("members", "Each member alone", caption, draw))
+    if result.corruptions:
+        shown.append(figures.corruptions_plot(result))
     if result.model.rule:
         shown.append(figures.members_run_plot(result))
     return [*shown, figures.examples_plot(examples, result)]

@@ -14,6 +14,7 @@ from sparsemble.core.results import (
     SecurityCurve,
     TrainingRecord,
 )
+from sparsemble.core.results.corruptions import FAMILIES, SEVERITIES
 from sparsemble.report.descriptions import distance, in_255ths
 from sparsemble.report.formatting import count, percent
 from sparsemble.report.page import Plot
@@ -89,6 +90,30 @@ def minimum_distances(result: EvaluationResult) -> "Figure":
     ax.set(xlabel=f"{result.threat.norm} distance of the nearest adversarial image{unit}", ylabel="images")
     ax.grid(axis="y")
     figure.legend(loc="outside upper left")
+    return figure
+
+
+def corruptions_plot(result: EvaluationResult) -> Plot:
+    """Return accuracy against the severity of common corruptions, by family, as a plot of a page."""
+    caption = "Mean accuracy over the corruptions of each family, and over all fifteen; severity 0 is the clean image."
+    return Plot("corruptions", "Accuracy under common corruptions", caption, lambda: _corruptions(result))
+
+
+def _corruptions(result: EvaluationResult) -> "Figure":
+    record = result.corruptions
+    assert record is not None
+    figure, ax = new_figure(HALF, 3.3)
+    severities, clean = range(SEVERITIES + 1), result.clean_accuracy
+    for (family, names), colour, marker in zip(FAMILIES.items(), SCORE_COLOURS, SCORE_MARKERS, strict=False):
+        accuracy = 100 * np.asarray([clean, *record.by_severity(names)])
+        ax.plot(severities, accuracy, color=colour, marker=marker, label=family, lw=1.1)
+    accuracy = 100 * np.asarray([clean, *record.by_severity()])
+    ax.plot(severities, accuracy, color=ACCENT, lw=2.4, label=f"all: {percent(record.mean)} % on average")
+    ax.axhline(100 / result.data.classes, color=INK, lw=0.9, ls=DASHED)
+    ax.annotate("chance", (0, 100 / result.data.classes), (0, 3), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="severity", ylabel="accuracy, %", xticks=severities, ylim=(-3, 108), yticks=range(0, 101, 20))
+    ax.grid(axis="y")
+    ax.legend(labelcolor="linecolor", loc="lower left", ncols=2)
     return figure
 
 

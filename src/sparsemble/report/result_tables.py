@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from sparsemble.core.results import STATUSES, AttackResult, CheckResult, EvaluationResult, Passes
+from sparsemble.core.results import STATUSES, AttackResult, CheckResult, CorruptionRecord, EvaluationResult, Passes
+from sparsemble.core.results.corruptions import SEVERITIES
 from sparsemble.report.descriptions import alarms, attack_note, distance, premises
 from sparsemble.report.formatting import count, duration, members, percent, size, span
 from sparsemble.report.page import Details, Section
@@ -35,12 +36,14 @@ def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResu
     cost = "mean number run: clean / under the attack that costs most"
     expected, batch = "of non-zero weights, expected on clean images", "median of a whole batch of clean images"
     passes, time = "images forward and backward, attacks included", "of one core, all that the row was made from"
+    common = "mean over the common corruptions and their severities"
     columns: list[Column[EvaluationResult]] = [
         name,
         Column("clean", lambda r: percent(r.clean_accuracy), "on clean test images", accuracy),
         *[Column(label, _under(label), f"under the attack {label}", accuracy, hidden) for label in shared],
         Column("worst case", lambda r: percent(r.robust_accuracy), WORST_CASE, accuracy, "worst"),
         Column("95 % interval", lambda r: span(r.interval), "Wilson", accuracy, "95 %", interval=_worst_case_interval),
+        *([Column("corrupted", _corrupted, common, accuracy, hidden)] if any(row.corruptions for row in rows) else []),
         Column("sparsity, %", lambda r: percent(r.model.sparsity), zeros, size_, "sparse"),
         Column("non-zeros", lambda r: count(r.model.nonzeros), "weights that are not 0, all members", size_, "weights"),
         Column("file", lambda r: size(r.cost.bytes), bitmap, size_, hidden),
@@ -63,6 +66,10 @@ def result_columns(rows: Sequence[EvaluationResult], name: Column[EvaluationResu
 
 def _known(value: float | None, write: Callable[[float], str]) -> str:
     return DASH if value is None else write(value)
+
+
+def _corrupted(row: EvaluationResult) -> str:
+    return percent(row.corruptions.mean) if row.corruptions else DASH
 
 
 def _under(label: str) -> Callable[[EvaluationResult], str]:
@@ -163,6 +170,43 @@ def attack_table(result: EvaluationResult) -> Table[AttackRow]:
         colour=lambda row: f"--row-{ROW_COLOURS[row.kind]}",
         strong=lambda row: row.kind == "worst case",
         rule_above=lambda row: row.kind == "worst case" or row is rows[1],
+    )
+
+
+class CorruptionRow(NamedTuple):
+    """A row of the table of corruptions."""
+
+    name: str
+    accuracy: tuple[float, ...]
+    """At severities 1 to 5."""
+    mean: float
+
+
+def corruption_table(record: CorruptionRecord) -> Table[CorruptionRow]:
+    """Return accuracy under each corruption and severity, and the means."""
+    rows = [CorruptionRow(row.name.replace("_", " "), row.accuracy, row.mean) for row in record.corruptions]
+    rows.append(CorruptionRow("mean", record.by_severity(), record.mean))
+
+    def at(severity: int) -> Callable[[CorruptionRow], str]:
+        return lambda row: percent(row.accuracy[severity])
+
+    columns: list[Column[CorruptionRow]] = [
+        Column("corruption", lambda row: row.name, left=True),
+        *[Column(str(i + 1), at(i), f"at severity {i + 1}", "accuracy, %, at severity") for i in range(SEVERITIES)],
+        Column("mean", lambda row: percent(row.mean), "over the severities", "accuracy, %, at severity"),
+    ]
+    made = f"generated with the parameters of {record.parameters}, seed {record.seed}"
+    caption = (
+        f"The common corruptions of Hendrycks & Dietterich 2019, {record.images} images, "
+        f"{made if record.parameters else f'read from {record.source}'}; severities 1 to 5, and their mean. No "
+        "adversary chooses anything here, and the worst case does not include these images."
+    )
+    return Table(
+        columns,
+        rows,
+        caption,
+        strong=lambda row: row.name == "mean",
+        rule_above=lambda row: row.name == "mean",
     )
 
 

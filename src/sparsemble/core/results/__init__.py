@@ -1,6 +1,7 @@
 """Typed results: frozen dataclasses that evaluation fills, report renders and pipeline stores."""
 
-from sparsemble.core.results.comparison import ComparisonResult, PairedTest
+from sparsemble.core.results.comparison import ComparisonResult, PairedTest, QuotedResult
+from sparsemble.core.results.corruptions import CorruptionAccuracy, CorruptionRecord
 from sparsemble.core.results.deployment import BenchResult, BenchRow, ExportResult, FirstUse, FormatAgreement
 from sparsemble.core.results.evaluation import EvaluationResult, Examples
 from sparsemble.core.results.evaluation_parts import (
@@ -48,6 +49,8 @@ __all__ = [
     "BenchRow",
     "CheckResult",
     "ComparisonResult",
+    "CorruptionAccuracy",
+    "CorruptionRecord",
     "Cost",
     "DataRecord",
     "EpochRecord",
@@ -65,6 +68,7 @@ __all__ = [
     "ModelRecord",
     "PairedTest",
     "Passes",
+    "QuotedResult",
     "ResultFile",
     "RunDetails",
     "RunSummary",

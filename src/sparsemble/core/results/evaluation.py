@@ -6,6 +6,7 @@ from typing import Any, Literal, final
 import numpy as np
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results.corruptions import CorruptionRecord
 from sparsemble.core.results.evaluation_parts import (
     CHECKS,
     STATUSES,
@@ -50,6 +51,8 @@ class EvaluationResult(ResultFile):
     cost: Cost
     security_curve: SecurityCurve | None = None
     members: MembersTable | None = None
+    corruptions: CorruptionRecord | None = None
+    """Accuracy under common corruptions, where they were asked for."""
     checks: tuple[CheckResult, ...] = ()
     seconds: float
     """Of the attacks."""
@@ -95,6 +98,8 @@ class EvaluationResult(ResultFile):
     def to_robustbench(self) -> dict[str, Any]:
         """Return the result as RobustBench keeps a model: its field names, accuracies in percent as text.
 
+        `threat` is ours; RobustBench has the norm in the name of the folder.
+
         `autoattack_acc` is filled where the standard AutoAttack ran in exact mode; `unreliable` is true where a check
         of this evaluation failed. What only the authors of a model know is null.
         """
@@ -112,10 +117,12 @@ class EvaluationResult(ResultFile):
             "number_forward_passes": f"{self.members_run.clean:g}",
             "dataset": self.data.name,
             "architecture": self.model.architecture,
+            "threat": self.threat.norm.capitalize(),
             "eps": self.threat.eps_text,
             "clean_acc": f"{100 * self.clean_accuracy:.2f}",
             "reported": None,
             "autoattack_acc": f"{100 * standard[0]:.2f}" if standard else None,
+            "corruptions_acc": f"{100 * self.corruptions.mean:.2f}" if self.corruptions else None,
             "unreliable": bool(self.checks_with("failed")),
             "external": None,
         }
@@ -134,6 +141,8 @@ class EvaluationResult(ResultFile):
             f"  {label:{width}}  {100 * value:10.1f}  {100 * low:.1f} to {100 * high:.1f}"
             for label, value, (low, high) in rows
         ]
+        if self.corruptions:
+            lines += [f"  mean accuracy over common corruptions: {100 * self.corruptions.mean:.1f} %"]
         counts = [f"{len(self.checks_with(status))} {status}" for status in STATUSES]
         return "\n".join([*lines, f"  checks: {', '.join(counts)}" if self.checks else "  checks: none"])
 
@@ -148,6 +157,8 @@ class EvaluationResult(ResultFile):
         if numbers and numbers != list(range(1, CHECKS + 1)):
             missing = ", ".join(str(i) for i in range(1, CHECKS + 1) if i not in numbers) or "none"
             raise InputError(f"checks must be the checks 1 to {CHECKS}, each once; missing: {missing}")
+        if self.corruptions and self.corruptions.images != self.data.images:
+            raise InputError(f"corruptions.images = {self.corruptions.images} must be data.images = {self.data.images}")
         if self.members:
             check_lengths(self.model.members, "model.members", **{"members.names": self.members.names})
 

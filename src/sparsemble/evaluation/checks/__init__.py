@@ -77,7 +77,6 @@ REASONS = {
     32: "one model was evaluated; ablations are rows of a study",
     43: "no speed-up is claimed",
     45: "one training was evaluated; nothing is claimed to be better",
-    49: "optional; no other norm, corruption or rotation was tried",
     50: "the result was not shown yet",
 }
 """Why checks are skipped for which one evaluation of one model has no evidence; `NOT_RUN` for the others."""

@@ -33,6 +33,14 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in --set train.epochs=5; repeatable."),
 ]
+Parent = Annotated[
+    str,
+    typer.Option(
+        "--parent",
+        metavar="TARGET",
+        help="A trained classifier to prune: .onnx, hf:NAME, file.py:factory, weights, an artifact, or a run.",
+    ),
+]
 Seed = Annotated[Optional[int], typer.Option("--seed", help="Short for --set seed=N.")]  # noqa: UP045
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[

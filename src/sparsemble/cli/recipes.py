@@ -13,6 +13,7 @@ from sparsemble.cli.app import (
     Engine,
     Json,
     Out,
+    Parent,
     Quiet,
     RecipeName,
     Seed,
@@ -44,6 +45,7 @@ def _add(name: str, until: str, text: str) -> None:
         recipe: RecipeName,
         out: Out = None,
         settings: Set = None,
+        parent: Parent = "",
         seed: Seed = None,
         device: Device = "auto",
         workers: Workers = 0,
@@ -52,10 +54,14 @@ def _add(name: str, until: str, text: str) -> None:
         json: Json = False,
         quiet: Quiet = False,
     ) -> None:
+        need_train(name)
+        from sparsemble.pipeline.parent import parent_settings
+
+        changes = [*(parent_settings(parent) if parent else []), *(settings or [])]
         run_recipe(
             recipe,
             until,
-            [*(settings or []), *([f"seed={seed}"] if seed is not None else [])],
+            [*changes, *([f"seed={seed}"] if seed is not None else [])],
             out=out,
             json=json,
             device=device,

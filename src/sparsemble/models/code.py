@@ -137,6 +137,23 @@ def _missing_arguments(made: Callable[..., Any], args: list[Any], kwargs: dict[s
     return [each.name for each in open_ if each.name not in given]
 
 
+def from_package(package: str, make: Callable[[Any], Any]) -> nn.Module:
+    """Return a network that a package makes; what the package refuses is bad input.
+
+    Args:
+        package: name of the package.
+        make: from the imported package to the network.
+    """
+    module = import_package(package)
+    try:
+        model = make(module)
+    except Exception as error:
+        raise InputError(f"{package} did not make the network ({first_line(error)})") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{package} made a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
 def import_package(package: str) -> Any:
     """Import a package of networks."""
     try:

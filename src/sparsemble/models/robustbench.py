@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from sparsemble.models.architecture import Architecture, architectures
-from sparsemble.models.code import import_package
+from sparsemble.models.code import from_package
 
 
 @final
@@ -26,6 +26,5 @@ class RobustBench(Architecture):
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Return the network, which the package downloads."""
-        load = import_package("robustbench").load_model
-        network: nn.Module = load(model_name=self.model, dataset=self.dataset, threat_model=self.threat_model)
-        return network
+        settings = {"model_name": self.model, "dataset": self.dataset, "threat_model": self.threat_model}
+        return from_package("robustbench", lambda package: package.load_model(**settings))

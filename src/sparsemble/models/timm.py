@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from sparsemble.models.architecture import Architecture, architectures
-from sparsemble.models.code import import_package
+from sparsemble.models.code import from_package
 
 
 @final
@@ -22,7 +22,5 @@ class Timm(Architecture):
 
     def build(self, in_channels: int, classes: int) -> nn.Module:
         """Return the network."""
-        network: nn.Module = import_package("timm").create_model(
-            self.model, pretrained=self.pretrained, in_chans=in_channels, num_classes=classes
-        )
-        return network
+        settings = {"pretrained": self.pretrained, "in_chans": in_channels, "num_classes": classes}
+        return from_package("timm", lambda timm: timm.create_model(self.model, **settings))

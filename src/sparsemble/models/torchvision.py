@@ -7,7 +7,7 @@ from torch import nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.models.architecture import Architecture, architectures
-from sparsemble.models.code import import_package
+from sparsemble.models.code import from_package
 
 
 @final
@@ -25,10 +25,5 @@ class Torchvision(Architecture):
         """Return the network."""
         if in_channels != 3:
             raise InputError(f"networks of torchvision take 3 channels, the images have {in_channels}")
-        models = import_package("torchvision").models
-        network: nn.Module = (
-            models.get_model(self.model, weights=self.weights)
-            if self.weights
-            else models.get_model(self.model, num_classes=classes)
-        )
-        return network
+        settings = {"weights": self.weights} if self.weights else {"num_classes": classes}
+        return from_package("torchvision", lambda package: package.models.get_model(self.model, **settings))

@@ -109,7 +109,7 @@ def test_what_moves_pixels_leaves_a_plain_image(name: str) -> None:
         assert torch.equal(corrupted(name, plain, severity), plain)
 
 
-@pytest.mark.parametrize("name", ["defocus_blur", "motion_blur", "glass_blur"])
+@pytest.mark.parametrize("name", ["defocus_blur", "motion_blur"])
 def test_blurs_keep_light_away_from_borders(name: str) -> None:
     x = torch.zeros(2, 1, 33, 33)
     x[:, :, 14:19, 14:19] = 1.0
@@ -123,6 +123,17 @@ def test_defocus_of_a_point_is_a_round_disk() -> None:
     assert (disk > 0.02).sum() == 9  # within 1.5 pixels of the centre
     assert torch.equal(disk, disk.T)
     assert torch.equal(disk, disk.flip(0))
+
+
+def test_the_mildest_glass_takes_every_pixel_from_a_neighbour() -> None:
+    x = photos(1, 1, 12, 12)
+    glass = corrupted("glass_blur", x, 1)[0, 0]
+    for row in range(2, 12):
+        for column in range(2, 12):
+            near = x[0, 0, row - 1 : row + 1, column - 1 : column + 1]
+            assert (near - glass[row, column]).abs().min() <= HALF_LEVEL
+    assert torch.equal(glass[:2], x[0, 0, :2])
+    assert not torch.equal(glass, x[0, 0])
 
 
 def test_motion_goes_one_way_along_a_line() -> None:

@@ -153,6 +153,13 @@ class TestLog:
         assert quoted(log(tmp_path, LOG.replace("82.00%", "81.90%"))).images is None
         assert quoted(log(tmp_path, "robust accuracy: 45.31%")).images is None
 
+    def test_a_log_that_was_resumed_is_one_evaluation(self, tmp_path: Path) -> None:
+        first, _, second = LOG.partition("apgd-t - 1/1")
+        resumed = f"{first}Restored state\ninitial clean accuracy: 82.00%\napgd-t - 1/1{second}"
+        result = quoted(log(tmp_path, resumed))
+        assert (result.clean_accuracy, result.robust_accuracy, result.images) == (0.82, 0.38, None)
+        assert list(result.attacks) == ["APGD-CE", "APGD-T", "FAB-T", "SQUARE"]
+
     @pytest.mark.parametrize(
         ("text", "reason"),
         [

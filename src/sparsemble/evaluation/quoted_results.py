@@ -88,7 +88,7 @@ def _percent(path: Path, name: str, value: object) -> float:
     number = _number(str(value).strip().removesuffix("%"))
     if number is None or not 0 <= number <= 100:
         raise InputError(f"{path}: {name} = {value!r} must be an accuracy in percent")
-    return number / 100
+    return round(number / 100, 6)
 
 
 def _number(value: object) -> float | None:
@@ -100,12 +100,11 @@ def _number(value: object) -> float | None:
 
 def _from_log(path: Path, text: str) -> QuotedResult:
     """Read the lines that AutoAttack writes; what is left after each part is the union over the parts so far."""
-    initial = re.findall(r"initial accuracy: ([\d.]+)%", text)
+    initial = re.findall(r"initial (?:clean )?accuracy: ([\d.]+)%", text)  # twice in one that was resumed
     after = re.findall(r"robust accuracy after ([\w-]+): ([\d.]+)%", text)
     final = re.findall(r"robust accuracy: ([\d.]+)%", text)
-    if len(initial) > 1 or len(final) > 1:
-        runs = max(len(initial), len(final))
-        raise InputError(f"{path} is the log of {runs} evaluations; keep the lines of one in a file of its own")
+    if len(final) > 1:
+        raise InputError(f"{path} is the log of {len(final)} evaluations; keep the lines of one in a file of its own")
     if not final:
         alone = "has accuracies of single attacks only, and" if "robust accuracy by" in text else "was not finished:"
         raise InputError(f"{path} {alone} the line `robust accuracy: ...%` over all attacks is missing")
@@ -118,7 +117,7 @@ def _from_log(path: Path, text: str) -> QuotedResult:
         norm=norm,
         eps_text=perturbation[2] if perturbation and float(perturbation[2]) else None,
         images=_images_of_log(text, initial),
-        clean_accuracy=_percent(path, "initial accuracy", initial[0]) if initial else None,
+        clean_accuracy=_percent(path, "initial accuracy", initial[-1]) if initial else None,
         robust_accuracy=_percent(path, "robust accuracy", final[0]),
         attacks={part: _percent(path, part, percent) for part, percent in after},
     )
@@ -127,7 +126,7 @@ def _from_log(path: Path, text: str) -> QuotedResult:
 def _images_of_log(text: str, initial: Sequence[str]) -> int | None:
     """Return the number of images, from those that the first part got and the accuracy that they stand for."""
     lines = re.findall(r"^.*?([\w-]+) - \d+/\d+ - \d+ out of (\d+) successfully perturbed", text, re.MULTILINE)
-    if not lines or not initial or not float(initial[0]):
+    if not lines or len(initial) != 1 or not float(initial[0]):
         return None
     correct = sum(int(images) for part, images in lines if part == lines[0][0])
     about = round(100 * correct / float(initial[0]))

@@ -173,7 +173,8 @@ def _quoted_table(comparison: ComparisonResult) -> Table[QuotedResult]:
         Column("attacks, %", attacks, "what is left; in a log after each part", left=True, short=None),
     ]
     caption = "Read from files of others. They have no outcomes of single images, so none is tested against a row."
-    return Table(columns, comparison.quoted, caption)
+    shown = [column for column in columns if any(column.cell(row) != DASH for row in comparison.quoted)]
+    return Table(shown, comparison.quoted, caption)
 
 
 def _attacks_table(comparison: ComparisonResult) -> Table[str]:

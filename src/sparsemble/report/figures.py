@@ -113,7 +113,7 @@ def _corruptions(result: EvaluationResult) -> "Figure":
     ax.annotate("chance", (0, 100 / result.data.classes), (0, 3), textcoords="offset points", fontsize=8)
     ax.set(xlabel="severity", ylabel="accuracy, %", xticks=severities, ylim=(-3, 108), yticks=range(0, 101, 20))
     ax.grid(axis="y")
-    ax.legend(labelcolor="linecolor", loc="lower left", ncols=2)
+    figure.legend(labelcolor="linecolor", loc="outside upper left", ncols=3)
     return figure
 
 

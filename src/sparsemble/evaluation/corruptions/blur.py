@@ -24,7 +24,11 @@ def defocus_blur(request: Request) -> Pixels:
 
 
 def glass_blur(request: Request) -> Pixels:
-    """Blur, exchange pixels with near ones, blur again."""
+    """Blur, let every pixel take the value of a near one, one after the other, blur again.
+
+    The program that made the published arrays means to exchange two pixels, but copies one onto the other: so does
+    this.
+    """
     deviation, distance, turns = request.settings
     deviation, reach, rounds = request.factor * deviation, max(1, round(request.factor * distance)), int(turns)
     x = _gaussian(request.x, deviation)
@@ -36,9 +40,7 @@ def glass_blur(request: Request) -> Pixels:
         for i, row in enumerate(rows):
             for j, column in enumerate(columns):
                 down, right = shifts[:, turn, i, j].T
-                here = x[:, :, row, column].copy()
                 x[:, :, row, column] = x[image, :, row + down, column + right]
-                x[image, :, row + down, column + right] = here
     return _gaussian(x, deviation)
 
 

@@ -14,7 +14,9 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from sparsemble.attacks.apgd_minimum import APGDMinimum
 from sparsemble.attacks.carlini_wagner import CarliniWagner
+from sparsemble.attacks.ddn import DDN
 from sparsemble.attacks.deepfool import DeepFool
 from sparsemble.attacks.fab import FAB
 from sparsemble.attacks.fmn import FMN
@@ -86,6 +88,8 @@ def main() -> None:
         "C&W 50 steps, one c": ours(CarliniWagner(steps=50, searches=1), model),
         "C&W": ours(CarliniWagner(), model),
         "FMN": ours(FMN(), model),
+        "DDN": ours(DDN(), model),
+        "minimum APGD": ours(APGDMinimum(), model),
         "FAB": ours(FAB(steps=20), model),
     }
     print(

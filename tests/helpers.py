@@ -23,6 +23,8 @@ from sparsemble.training import Batches, Callback, TrainingLoss
 from sparsemble.training.losses.standard import Standard
 
 Shape = tuple[int, int, int]
+DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
+"""Order of the norm by which a linear function's gain is divided to get a distance."""
 FULL = os.environ.get("SPARSEMBLE_TESTS") == "full"
 """Whether property tests try all their examples, as in `.ci/full`."""
 
@@ -67,13 +69,13 @@ class LinearClassifier(nn.Module):
         """Return the distance of each image to the nearest decision boundary, without the box."""
         logits = self(x)
         normal = self.weight - self.weight[y][:, None]
-        length = normal.abs().sum(2) if norm == "linf" else normal.norm(dim=2)
+        length = torch.linalg.vector_norm(normal, ord=DUAL[norm], dim=2)
         own = nn.functional.one_hot(y, logits.shape[1]).bool()
         return ((logits.gather(1, y[:, None]) - logits) / length).masked_fill(own, math.inf).amin(1).clamp_min(0)
 
     @torch.no_grad()
     def worst_margin(self, x: Images, y: Labels, threat: ThreatModel) -> PerImage:
-        """Return the largest margin (best wrong logit minus the true one) in the ball; for l2 without the box."""
+        """Return the largest margin (best wrong logit minus the true one) in the ball; box in linf only."""
         normal = self.weight[None] - self.weight[y][:, None]
         margins = self(x) - self(x).gather(1, y[:, None])
         flat = x.flatten(1)[:, None]
@@ -81,7 +83,7 @@ class LinearClassifier(nn.Module):
             up, down = (1 - flat).clamp_max(threat.eps), flat.clamp_max(threat.eps)
             margins = margins + (normal.clamp_min(0) * up - normal.clamp_max(0) * down).sum(2)
         else:
-            margins = margins + threat.eps * normal.norm(dim=2)
+            margins = margins + threat.eps * torch.linalg.vector_norm(normal, ord=DUAL[threat.norm], dim=2)
         return margins.scatter(1, y[:, None], -math.inf).amax(1)
 
 
@@ -99,7 +101,7 @@ class PlaneClassifier(nn.Module):
     @torch.no_grad()
     def distance(self, x: Images, norm: str) -> PerImage:
         """Return the distance of each image to the plane, without the box."""
-        length = self.weight.abs().sum() if norm == "linf" else self.weight.norm()
+        length = torch.linalg.vector_norm(self.weight, ord=DUAL[norm])
         return ((x - 0.5).flatten(1) @ self.weight).abs() / length
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsemble import attacks, data, models, pruning, runtime
     from sparsemble.api import (
+        L1,
         L2,
         Linf,
         calibrate,
@@ -26,11 +27,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-FUNCTIONS = ("L2", "Linf", "calibrate", "evaluate", "export", "load", "prune", "select", "train", "train_ensemble")
+FUNCTIONS = (
+    "L1",
+    "L2",
+    "Linf",
+    "calibrate",
+    "evaluate",
+    "export",
+    "load",
+    "prune",
+    "select",
+    "train",
+    "train_ensemble",
+)
 COMPONENTS = ("combiners", "losses", "scores", "selection", "stopping")
 ROOMS = ("attacks", "data", "models", "pruning", "runtime")
 
 __all__ = [
+    "L1",
     "L2",
     "Linf",
     "__version__",

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks import APGD, DLR, KL, APGDTargeted, CrossEntropy, Margin
-from sparsemble.attacks.apgd_core import APGDSearch, checkpoints, random_start_at_eps
+from sparsemble.attacks import APGD, DLR, EOT, KL, APGDTargeted, CrossEntropy, Margin
+from sparsemble.attacks.apgd_core import APGDSearch, random_start_at_eps
+from sparsemble.attacks.apgd_states import checkpoints
 from sparsemble.attacks.apgd_targeted import TargetedDLR
 from sparsemble.attacks.attack import likeliest_wrong
 from sparsemble.core.errors import InputError
@@ -106,7 +107,7 @@ def test_passes_are_those_of_the_budget() -> None:
         APGDTargeted(steps=9)(model, x, y, threat, rng=seeded(0))
     assert (passes.forward, passes.backward) == (6 * (1 + 3 * 10), 6 * 3 * 9)
     with count_passes(model) as passes:
-        APGD(steps=9, eot=3)(model, x, y, threat, rng=seeded(0))
+        EOT(passes=3, attack=APGD(steps=9))(model, x, y, threat, rng=seeded(0))
     assert (passes.forward, passes.backward) == (6 * 3 * 11, 6 * 3 * 9)
 
 
@@ -145,17 +146,20 @@ def test_a_random_model_is_evaluated_by_its_mean() -> None:
     x, y = (part[inner.worst_margin(x, y, threat) < -1.5] for part in (x, y))
     assert len(x) > 5
     assert (predicted(model, x) != y).any(), "the noise must be large enough to fool a single pass"
+    x, y = x[:6], y[:6]
     with count_passes(model) as passes:
-        APGD(steps=5, eot=100)(model, x, y, threat, rng=seeded(0))
-    assert (passes.forward, passes.backward) == (len(x) * 100 * 7, len(x) * 100 * 5), "no image counts as misclassified"
+        EOT(passes=80, attack=APGD(steps=5))(model, x, y, threat, rng=seeded(0))
+    assert (passes.forward, passes.backward) == (len(x) * 80 * 7, len(x) * 80 * 5), "no image counts as misclassified"
 
 
 def test_checkpoints_are_the_published_ones() -> None:
-    measured = checkpoints(100)
+    measured = checkpoints(100, "linf")
     assert list(measured)[:6] == [22, 41, 57, 70, 80, 87]
     assert set(list(measured.values())[-2:]) == {6}
     assert max(measured) <= 100
-    assert checkpoints(1) == {1: 1}
+    assert checkpoints(1, "l2") == {1: 1}
+    assert checkpoints(30, "l1") == dict.fromkeys(range(1, 31), 1)
+    assert checkpoints(100, "l1") == dict.fromkeys(range(4, 101, 4), 4)
 
 
 def test_starts_lie_on_the_boundary_of_the_ball() -> None:
@@ -199,9 +203,7 @@ def test_kl_is_the_divergence_from_the_clean_prediction() -> None:
     assert KL()(clean + 5, clean, torch.zeros(4).long()).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(
-    "settings", [{"steps": 0}, {"eot": 0}, {"rho": 1.0}, {"rho": 0.0}], ids=lambda settings: str(settings)
-)
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"rho": 1.0}, {"rho": 0.0}], ids=lambda settings: str(settings))
 def test_bad_settings_are_refused(settings) -> None:
     with pytest.raises(InputError):
         APGD(**settings)

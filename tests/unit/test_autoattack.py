@@ -5,7 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemble.attacks import APGD, DLR, APGDFocused, APGDTargeted, AutoAttack, CrossEntropy, Margin, Square, attacks
+from sparsemble.attacks import (
+    APGD,
+    DLR,
+    EOT,
+    APGDFocused,
+    APGDTargeted,
+    AutoAttack,
+    CrossEntropy,
+    Margin,
+    Square,
+    attacks,
+)
 from sparsemble.attacks.apgd_focused import remaining
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.black_box.square import search_from
@@ -53,14 +64,18 @@ def kinds(parts: tuple[object, ...]) -> list[str]:
 
 
 def test_the_schedule_is_the_published_one() -> None:
-    standard = AutoAttack().schedule(10)
+    standard = AutoAttack().schedule(10, "linf")
     assert standard[0] == APGD(steps=100, loss=CrossEntropy())
     assert standard[1] == APGDTargeted(steps=100, targets=9)
     assert standard[-1] == Square(queries=5000, rescale=False)
-    plus = AutoAttack(variant="plus").schedule(10)
+    sparse = AutoAttack().schedule(10, "l1")
+    assert sparse[:2] == (APGD(restarts=5), APGDTargeted(targets=5))
+    assert sparse[2:] == standard[2:]
+    plus = AutoAttack(variant="plus").schedule(10, "linf")
     assert plus[:2] == (APGD(restarts=5), APGD(restarts=5, loss=DLR()))
-    assert AutoAttack(variant="rand").schedule(10) == (APGD(eot=20), APGD(eot=20, loss=DLR()))
-    assert AutoAttack(variant="rand").schedule(2)[1] == APGD(eot=20, loss=Margin())
+    rand = AutoAttack(variant="rand").schedule(10, "l2")
+    assert rand == tuple(EOT(passes=20, attack=attack) for attack in (APGD(), APGD(loss=DLR())))
+    assert AutoAttack(variant="rand").schedule(2, "l2")[1] == EOT(passes=20, attack=APGD(loss=Margin()))
 
 
 def test_labels_name_variant_and_mode() -> None:
@@ -84,17 +99,17 @@ def test_cascade_returns_the_part_that_succeeded_on_each_image(trained, mode) ->
     assert part[3] == -2
     assert torch.equal(x_adv[3], x[3])
     assert torch.equal(predicted(trained, x_adv) == y, part == -1)
-    assert set(part.tolist()) - {-1, -2} <= set(range(len(attack.schedule(CLASSES))))
+    assert set(part.tolist()) - {-1, -2} <= set(range(len(attack.schedule(CLASSES, threat.norm))))
     assert torch.equal(attack(trained, x, y, threat, rng=seeded(0)), x_adv)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_works_for_any_number_of_classes(classes, norm, mode) -> None:
     model = small_net(classes)
     x, _ = patterns(6, classes, seed=4)
-    y, threat = predicted(model, x), ThreatModel(norm=norm, eps=1.0)
+    y, threat = predicted(model, x), ThreatModel(norm=norm, eps=30.0 if norm == "l1" else 1.0)
     x_adv = AutoAttack(mode=mode)(model, x, y, threat, rng=seeded(0))
     assert (predicted(model, x_adv) != y).all()
 
@@ -163,17 +178,16 @@ def test_fast_takes_a_fraction_of_the_passes(trained) -> None:
     assert cost["fast"] < 0.2 * cost["exact"]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_succeeds_on_the_same_images_as_the_reference(trained, norm) -> None:
     reference = pytest.importorskip("pyautoattack.autopgd_base")
     x, y = patterns(120, CLASSES, seed=10)
-    y, eps = predicted(trained, x), {"linf": 0.05, "l2": 0.5}[norm]
-    theirs = {
-        "apgd": reference.APGDAttack(trained, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], device="cpu"),
-        "apgd_targeted": reference.APGDAttack_targeted(
-            trained, eps=eps, norm={"linf": "Linf", "l2": "L2"}[norm], device="cpu", n_target_classes=5
-        ),
-    }
+    y, eps = predicted(trained, x), {"linf": 0.05, "l2": 0.5, "l1": 2.0}[norm]
+    settings = {"eps": eps, "norm": norm.capitalize(), "device": "cpu"}
+    targeted = reference.APGDAttack_targeted(trained, n_target_classes=5, **settings)
+    theirs = {"apgd": reference.APGDAttack(trained, **settings), "apgd_targeted": targeted}
+    for other in theirs.values():
+        other.use_largereps = norm == "l1"
     for name, other in theirs.items():
         with torch.random.fork_rng():
             right = predicted(trained, other.perturb(x, y)) == y

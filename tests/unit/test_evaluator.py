@@ -160,7 +160,7 @@ def test_a_store_reads_what_others_finished(tmp_path: Path) -> None:
     ids=["steps", "no steps", "through an ensemble"],
 )
 def test_twice_the_steps(attack: Any, labels: list[Any] | None) -> None:
-    longer = lengthened(attack, 10)
+    longer = lengthened(attack, 10, "linf")
     if labels is None:
         assert [getattr(one, "attack").steps for one in longer] == [10]  # noqa: B009
     else:
@@ -168,8 +168,8 @@ def test_twice_the_steps(attack: Any, labels: list[Any] | None) -> None:
 
 
 def test_twice_the_steps_of_autoattack_are_its_parts() -> None:
-    longer: list[Any] = list(lengthened(AutoAttack(mode="fast"), 10))
-    usual: list[Any] = list(AutoAttack(mode="fast").schedule(10)[:4])
+    longer: list[Any] = list(lengthened(AutoAttack(mode="fast"), 10, "linf"))
+    usual: list[Any] = list(AutoAttack(mode="fast").schedule(10, "linf")[:4])
     assert [getattr(one, "steps", 0) for one in longer] == [2 * getattr(one, "steps", 0) for one in usual]
     assert len({one.label for one in longer}) == len(longer)
 

@@ -6,18 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsemble.attacks import FGSM, KL, PGD, Attack, HopSkipJump, Noise, RayS, Transfer
-from sparsemble.attacks.attack import Norm
+from sparsemble.attacks import FGSM, KL, PGD, Attack, HopSkipJump, Noise, Pointwise, RayS, Transfer
 from sparsemble.attacks.black_box.query_oracle import QueryOracle
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import Norm, ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
-from tests.helpers import PlaneClassifier, margin
+from tests.helpers import DUAL, PlaneClassifier, margin
 
-NORMS: tuple[Norm, ...] = ("linf", "l2")
-EPS = {"linf": 0.04, "l2": 0.25}
-DECISION_BASED: dict[Norm, type[RayS] | type[HopSkipJump]] = {"linf": RayS, "l2": HopSkipJump}
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
+EPS = {"linf": 0.04, "l2": 0.25, "l1": 0.3}
+DECISION_BASED: dict[Norm, type[RayS] | type[HopSkipJump] | type[Pointwise]] = {
+    "linf": RayS,
+    "l2": HopSkipJump,
+    "l1": Pointwise,
+}
 
 
 def linear_case(norm: Norm) -> tuple[PlaneClassifier, Images, Labels, ThreatModel]:
@@ -30,7 +33,7 @@ def linear_case(norm: Norm) -> tuple[PlaneClassifier, Images, Labels, ThreatMode
 class TestFGSM:
     def test_reaches_the_worst_case_of_a_linear_model(self, norm: Norm) -> None:
         model, x, y, threat = linear_case(norm)
-        dual = model.weight.abs().sum() if norm == "linf" else model.weight.norm()
+        dual = torch.linalg.vector_norm(model.weight, ord=DUAL[norm])
         x_adv = FGSM()(model, x, y, threat, rng=seeded(0))
         torch.testing.assert_close(margin(model, x_adv, y), (margin(model, x, y) + 2 * threat.eps * dual).detach())
 

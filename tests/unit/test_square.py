@@ -1,12 +1,13 @@
 """Square attack: what it may change, what it costs, and that it finds the worst case of a linear model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from sparsemble.attacks.black_box.square import L2Moves, LinfMoves, Square, SquareDraw, peaks
+from sparsemble.attacks.black_box.square import LinfMoves, PeakMoves, Square, SquareDraw, peaks
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
@@ -15,6 +16,7 @@ from tests.helpers import LinearClassifier, margin, predicted
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 L2 = ThreatModel(norm="l2", eps=0.5)
+L1 = ThreatModel(norm="l1", eps=3.0)
 
 
 def images(count: int, shape: tuple[int, int, int] = (3, 8, 8), low: float = 0.3, high: float = 0.7) -> Tensor:
@@ -32,7 +34,7 @@ def test_finds_the_worst_corner_of_a_small_linear_model() -> None:
     torch.testing.assert_close(margin(model, x_adv, y)[standing], (margin(model, x, y) + reach)[standing])
 
 
-@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize("threat", [LINF, L2, L1])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 12), (2, 4, 3), (1, 1, 1)])
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_stays_inside_whatever_the_shape(threat, shape, classes) -> None:
@@ -41,11 +43,11 @@ def test_stays_inside_whatever_the_shape(threat, shape, classes) -> None:
     x_adv = Square(queries=60)(model, x, y, threat, rng=seeded(0))
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    assert (threat.distance(x_adv, x) <= threat.eps + 1e-6).all()
+    assert (threat.distance(x_adv, x) <= threat.eps + threat.tolerance).all()
     assert not torch.equal(x_adv, x)
 
 
-@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize("threat", [LINF, L2, L1])
 def test_a_longer_search_finds_a_larger_margin(threat) -> None:
     model, x = LinearClassifier(2, (3, 8, 8), seed=2), images(10)
     y = predicted(model, x)
@@ -54,7 +56,7 @@ def test_a_longer_search_finds_a_larger_margin(threat) -> None:
     assert margins[0] < margins[1] < margins[2]
 
 
-@pytest.mark.parametrize("threat", [ThreatModel(eps=1e-6), ThreatModel(norm="l2", eps=1e-6)])
+@pytest.mark.parametrize("threat", [replace(threat, eps=1e-6) for threat in (LINF, L2, L1)])
 def test_passes_are_the_clean_one_and_the_queries(threat) -> None:
     model, x = LinearClassifier(4, (3, 8, 8), seed=4), images(6)
     y = predicted(model, x)
@@ -97,17 +99,19 @@ def test_a_linf_step_changes_one_square() -> None:
         assert columns.max() - columns.min() < 3
 
 
-def test_an_l2_step_uses_the_whole_budget() -> None:
-    x = images(4)
-    best = L2Moves().start(x, L2, seeded(0))
-    tried = L2Moves().step(best, x, L2, SquareDraw.sample(x, 3, seeded(1)))
-    torch.testing.assert_close(L2.distance(tried, x), torch.full((4,), L2.eps))
+@pytest.mark.parametrize(("threat", "order"), [(L2, 2), (L1, 1)])
+def test_a_step_with_peaks_uses_the_whole_budget(threat, order) -> None:
+    x, moves = images(4), PeakMoves(order)
+    best = moves.start(x, threat, seeded(0))
+    tried = moves.step(best, x, threat, SquareDraw.sample(x, 3, seeded(1)))
+    torch.testing.assert_close(threat.distance(tried, x), torch.full((4,), threat.eps))
     assert not torch.equal(tried, best)
 
 
-def test_peaks_have_unit_length_and_fall_from_the_middle() -> None:
-    shape = peaks(7, torch.zeros(1))
-    assert shape.norm().item() == pytest.approx(1)
+@pytest.mark.parametrize("order", [1, 2])
+def test_peaks_have_unit_length_and_fall_from_the_middle(order) -> None:
+    shape = peaks(7, torch.zeros(1), order)
+    assert shape.norm(p=order).item() == pytest.approx(1)
     assert shape[1, 3] == shape.max()
     assert shape.min() == shape[5, 3]
     assert (shape[:3] > 0).all()

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.threat import ThreatModel, as_fraction
+from sparsemble.core.threat import ThreatModel, as_fraction, sparse_step
 from sparsemble.core.types import Images, seeded
-from tests.helpers import examples
+from tests.helpers import DUAL, examples
 
 few = examples(40)
 SHAPE = (2, 3, 4)
-norms = st.sampled_from(["linf", "l2"])
+norms = st.sampled_from(["linf", "l2", "l1"])
 radii = st.floats(0.0, 1.0)
 seeds = st.integers(0, 9999)
 
@@ -35,11 +35,28 @@ def literal_projection(threat: ThreatModel, x_adv: Images, x: Images) -> Images:
         delta = [a - b for a, b in zip(moved, clean, strict=True)]
         if threat.norm == "linf":
             delta = [min(max(d, -threat.eps), threat.eps) for d in delta]
+        elif threat.norm == "l1":
+            delta = literal_l1(delta, clean, threat.eps)
         else:
             length = math.sqrt(sum(d * d for d in delta))
             delta = [d * threat.eps / length for d in delta] if length > threat.eps else delta
         result.append([min(max(b + d, 0.0), 1.0) for b, d in zip(clean, delta, strict=True)])
     return torch.tensor(result).view(x.shape)
+
+
+def literal_l1(delta: list[float], clean: list[float], eps: float) -> list[float]:
+    """Bisect the threshold by which every coordinate shrinks."""
+    room = [1 - c if d > 0 else c for d, c in zip(delta, clean, strict=True)]
+
+    def shrunk(threshold: float) -> list[float]:
+        return [min(max(abs(d) - threshold, 0.0), r) for d, r in zip(delta, room, strict=True)]
+
+    low, high = 0.0, max(abs(d) for d in delta)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(shrunk(middle)) > eps else (low, middle)
+    threshold = 0.0 if sum(shrunk(0.0)) <= eps else high
+    return [math.copysign(s, d) for s, d in zip(shrunk(threshold), delta, strict=True)]
 
 
 class TestProject:
@@ -57,19 +74,20 @@ class TestProject:
         once = threat.project(elsewhere(x, seed), x)
         assert once.min() >= 0
         assert once.max() <= 1
-        assert (threat.distance(once, x) <= eps + 1e-6).all()
+        assert (threat.distance(once, x) <= eps + threat.tolerance).all()
         torch.testing.assert_close(threat.project(once, x), once, rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
     def test_keeps_an_allowed_image(self, norm) -> None:
         threat, x = ThreatModel(norm=norm, eps=0.5), images()
         near = (x + 0.4 * threat.steepest(elsewhere(torch.zeros_like(x)))).clamp(0, 1)
         torch.testing.assert_close(threat.project(near, x), near)
 
+    @pytest.mark.parametrize("norm", ["linf", "l1"])
     @given(seeds)
     @few
-    def test_of_linf_is_the_nearest_allowed_image(self, seed) -> None:
-        threat, x = ThreatModel(norm="linf", eps=0.2), images(1, seed)
+    def test_is_the_nearest_allowed_image(self, norm, seed) -> None:
+        threat, x = ThreatModel(norm=norm, eps={"linf": 0.2, "l1": 1.5}[norm]), images(1, seed)
         x_adv = elsewhere(x, seed + 1)
         nearest = (threat.project(x_adv, x) - x_adv).norm()
         for other in range(20):
@@ -83,14 +101,14 @@ class TestProject:
         turned = torch.cosine_similarity(delta.flatten(1), step.flatten(1))
         torch.testing.assert_close(turned, torch.ones(3))
 
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
     def test_treats_each_image_alone(self, norm) -> None:
         threat, x = ThreatModel(norm=norm, eps=0.3), images(4)
         x_adv = elsewhere(x) * torch.tensor([0.0, 1.0, 10.0, 1e4]).view(-1, 1, 1, 1)
         single = torch.cat([threat.project(x_adv[i : i + 1], x[i : i + 1]) for i in range(4)])
         assert torch.equal(threat.project(x_adv, x), single)
 
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
     def test_of_no_images_is_no_images(self, norm) -> None:
         threat, x = ThreatModel(norm=norm, eps=0.1), torch.empty(0, *SHAPE)
         assert threat.project(x, x).shape == x.shape
@@ -104,7 +122,8 @@ class TestDistance:
         x_adv = elsewhere(x, seed + 1)
         pairs = zip(x.double().flatten(1).tolist(), x_adv.double().flatten(1).tolist(), strict=True)
         moves = [[abs(a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
-        expected = [max(move) if norm == "linf" else math.hypot(*move) for move in moves]
+        length = {"linf": max, "l2": lambda move: math.hypot(*move), "l1": sum}[norm]
+        expected = [length(move) for move in moves]
         torch.testing.assert_close(threat.distance(x_adv, x), torch.tensor(expected))
         torch.testing.assert_close(threat.distance(x, x_adv), threat.distance(x_adv, x))
         assert (threat.distance(x, x) == 0).all()
@@ -118,13 +137,13 @@ class TestRandomStart:
         start = threat.random_start(x, seeded(seed))
         assert start.min() >= 0
         assert start.max() <= 1
-        assert (threat.distance(start, x) <= eps + 1e-6).all()
+        assert (threat.distance(start, x) <= eps + threat.tolerance).all()
         assert torch.equal(start, threat.random_start(x, seeded(seed)))
         assert eps < 1e-3 or not torch.equal(start, threat.random_start(x, seeded(seed + 1)))
 
     def test_leaves_the_global_generator_alone(self) -> None:
         state = torch.get_rng_state()
-        for norm in ("linf", "l2"):
+        for norm in ("linf", "l2", "l1"):
             ThreatModel(norm=norm, eps=0.1).random_start(images(), seeded(0))
         assert torch.equal(state, torch.get_rng_state())
 
@@ -136,11 +155,12 @@ class TestRandomStart:
             assert abs(float((delta < bound).float().mean()) - (bound + 1) / 2) < 4 * 0.5 / math.sqrt(8000)
 
     @pytest.mark.parametrize("size", [1, 2, 5])
-    def test_of_l2_fills_the_ball_evenly(self, size) -> None:
+    @pytest.mark.parametrize("norm", ["l2", "l1"])
+    def test_of_l2_and_l1_fills_the_ball_evenly(self, norm, size) -> None:
         """In a ball of n dimensions a share r**n of the volume lies within radius r; directions are balanced."""
         x = torch.full((4000, 1, 1, size), 0.5)
-        delta = (ThreatModel(norm="l2", eps=0.2).random_start(x, seeded(0)) - x) / 0.2
-        radius = delta.flatten(1).norm(dim=1)
+        delta = (ThreatModel(norm=norm, eps=0.2).random_start(x, seeded(0)) - x) / 0.2
+        radius = torch.linalg.vector_norm(delta.flatten(1), ord={"l2": 2, "l1": 1}[norm], dim=1)
         for bound in (0.3, 0.6, 0.9):
             assert abs(float((radius < bound).float().mean()) - bound**size) < 4 * 0.5 / math.sqrt(4000)
         assert (delta.mean(0).abs() < 4 / math.sqrt(4000)).all()
@@ -154,7 +174,7 @@ class TestSteepest:
         step = threat.steepest(gradient)
         torch.testing.assert_close(threat.distance(step, torch.zeros_like(step)), torch.ones(3))
         gain = (step * gradient).flatten(1).sum(1)
-        dual = gradient.flatten(1).abs().sum(1) if norm == "linf" else gradient.flatten(1).norm(dim=1)
+        dual = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[norm], dim=1)
         torch.testing.assert_close(gain, dual)
 
     def test_of_linf_is_the_best_corner(self) -> None:
@@ -163,14 +183,14 @@ class TestSteepest:
         best = max(corners, key=lambda corner: float((corner * gradient).double().sum()))
         assert torch.equal(ThreatModel(norm="linf").steepest(gradient), best)
 
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
     def test_of_a_zero_gradient_is_no_step(self, norm) -> None:
         step = ThreatModel(norm=norm, eps=0.1).steepest(torch.zeros(2, *SHAPE))
         assert torch.equal(step, torch.zeros(2, *SHAPE))
 
     def test_does_not_depend_on_the_length_of_the_gradient(self) -> None:
         gradient = elsewhere(torch.zeros(3, *SHAPE))
-        for norm in ("linf", "l2"):
+        for norm in ("linf", "l2", "l1"):
             threat = ThreatModel(norm=norm, eps=0.1)
             torch.testing.assert_close(threat.steepest(gradient), threat.steepest(1e-6 * gradient))
 
@@ -179,6 +199,7 @@ class TestSteepest:
         [
             "linf",
             "l2",
+            "l1",
         ],
     )
     def test_a_tiny_gradient_still_gives_a_whole_step(self, norm) -> None:
@@ -188,8 +209,21 @@ class TestSteepest:
         torch.testing.assert_close(threat.distance(step, torch.zeros_like(step)), torch.ones(3))
 
 
+class TestSparseStep:
+    @given(seeds, st.floats(0.0, 1.0))
+    @few
+    def test_moves_the_coordinates_of_largest_gradient_alike(self, seed, fraction) -> None:
+        gradient = elsewhere(torch.zeros(3, *SHAPE), seed)
+        count = min(max(math.ceil(fraction * 24), 1), 24)
+        for step, slope in zip(sparse_step(gradient, torch.full((3,), fraction)), gradient, strict=True):
+            moved = step != 0
+            assert abs(int(moved.sum()) - count) <= (abs(24 * fraction - round(24 * fraction)) < 1e-4)
+            torch.testing.assert_close(step[moved], slope[moved].sign() / moved.sum())
+            assert moved.all() or slope[moved].abs().min() > slope[~moved].abs().max()
+
+
 class TestNoBudget:
-    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
     def test_allows_the_clean_image_alone(self, norm) -> None:
         threat, x = ThreatModel(norm=norm, eps=0.0), images()
         assert torch.equal(threat.project(elsewhere(x), x), x)
@@ -210,10 +244,10 @@ class TestSettings:
             ThreatModel(eps=eps)
 
     def test_the_largest_eps_is_allowed_and_the_next_is_not(self) -> None:
-        for norm, largest in (("linf", 1.0), ("l2", 5.0)):
+        for norm, largest in (("linf", 1.0), ("l2", 5.0), ("l1", 1000.0)):
             assert ThreatModel(norm=norm, eps=largest).eps == largest
             with pytest.raises(InputError, match="too large"):
-                ThreatModel(norm=norm, eps=math.nextafter(largest, 9))
+                ThreatModel(norm=norm, eps=math.nextafter(largest, 9999))
 
     def test_is_a_value(self) -> None:
         assert ThreatModel() == ThreatModel(norm="linf", eps=8 / 255)

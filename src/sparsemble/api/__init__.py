@@ -13,6 +13,7 @@ from sparsemble.core.threat import ThreatModel
 
 __all__ = [
     "HELD_OUT_ATTACK",
+    "L1",
     "L2",
     "SCHEDULE",
     "Context",
@@ -35,6 +36,11 @@ __all__ = [
 def Linf(eps: float) -> ThreatModel:
     """Return the threat model of all images within `eps` of the clean one in every pixel, eps in [0, 1]."""
     return ThreatModel(norm="linf", eps=eps)
+
+
+def L1(eps: float) -> ThreatModel:
+    """Return the threat model of all images whose pixel values move by `eps` in sum, eps in [0, 1000]."""
+    return ThreatModel(norm="l1", eps=eps)
 
 
 def L2(eps: float) -> ThreatModel:

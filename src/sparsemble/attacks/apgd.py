@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Generator
 
-from sparsemble.attacks.apgd_core import APGDAttack, RowLoss, mean_logits, random_start_at_eps
+from sparsemble.attacks.apgd_core import APGDAttack, RowLoss, plain_logits, random_start_at_eps
 from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
@@ -21,9 +21,9 @@ from sparsemble.core.types import Classifier, Images, Labels, Logits
 class APGD(APGDAttack):
     """Gradient steps with momentum; the step size of each image is halved when its loss stops rising.
 
-    Source: Croce & Hein 2020, algorithm 1, with the step sizes and starts of the authors' AutoAttack. Departs: a
-    misclassified image takes no further passes (`stop_at_success`), one that is misclassified when clean is returned
-    unchanged, and losses of a random model are averaged over the passes of `eot`, where the authors take the last.
+    Source: Croce & Hein 2020, algorithm 1, with the step sizes and starts of the authors' AutoAttack; in l1, Croce &
+    Hein 2021, algorithm 1, with sparse steps and three radii. Departs: a misclassified image takes no further passes
+    (`stop_at_success`), and one that is misclassified when clean is returned unchanged. For random models see `eot`.
     """
 
     loss: AttackLoss = CrossEntropy()
@@ -35,7 +35,7 @@ class APGD(APGDAttack):
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search from each start."""
-        search, clean_logits = self._search(), mean_logits(model, x, self.eot)
+        search, clean_logits = self._search(), plain_logits(model, x)
         best = BestPoints.of_clean(x, clean_logits.argmax(1) != y)
         for _ in range(self.restarts):
             start = random_start_at_eps(x, threat, rng)

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.attacks.apgd_core import APGDSearch, mean_logits, random_start_at_eps
+from sparsemble.attacks.apgd_core import APGDSearch, plain_logits, random_start_at_eps
 from sparsemble.attacks.apgd_targeted import TargetedDLR
 from sparsemble.attacks.attack import Attack, attacks, likeliest_wrong
 from sparsemble.attacks.best_points import BestPoints
@@ -96,7 +96,7 @@ class _TargetStates:
     @classmethod
     def of_clean(cls, model: Classifier, x: Images, y: Labels, threat: ThreatModel, count: int) -> "_TargetStates":
         """Return the states before any run, by one forward pass."""
-        logits = mean_logits(model, x, 1)
+        logits = plain_logits(model, x)
         targets = likeliest_wrong(logits, y, count)
         gap = logits.gather(1, y[:, None]) - logits.gather(1, targets)
         best = BestPoints.of_clean(x, logits.argmax(1) != y)

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Generator
 
-from sparsemble.attacks.apgd_core import APGDAttack, mean_logits, random_start_at_eps
+from sparsemble.attacks.apgd_core import APGDAttack, plain_logits, random_start_at_eps
 from sparsemble.attacks.attack import SMALLEST, attacks, likeliest_wrong
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.core.argument_checks import check_at_least
@@ -35,7 +35,7 @@ class APGDTargeted(APGDAttack):
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search towards each target."""
-        search, clean_logits = self._search(), mean_logits(model, x, self.eot)
+        search, clean_logits = self._search(), plain_logits(model, x)
         best = BestPoints.of_clean(x, clean_logits.argmax(1) != y)
         for target in likeliest_wrong(clean_logits, y, self.targets).unbind(1):
             for _ in range(self.restarts):

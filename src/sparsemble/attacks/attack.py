@@ -1,7 +1,7 @@
 """The interface of attacks, the checks around every one of them, and what several attacks share."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -12,17 +12,14 @@ from torch import Generator, Tensor
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.tensor_checks import checked_images, checked_labels
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import Norm, ThreatModel, unit_laplace
 from sparsemble.core.types import Classifier, Images, Labels, Logits, seeded
 
-Norm = Literal["linf", "l2"]
 Access = Literal["gradients", "scores", "labels"]
 """What an attack uses of a model: its gradients, only its logits, only the predicted class."""
 ACCESS: tuple[Access, ...] = ("labels", "scores", "gradients")
 """From least to most."""
 
-TOLERANCE = 1e-6
-"""Distance by which rounding may carry an image out of the ball."""
 SMALLEST = 1e-12
 """Added to or put in place of a divisor that may be 0."""
 DEFAULT_SEED = 0
@@ -53,10 +50,10 @@ class Attack(Labelled):
     weights, gradients, mode or BatchNorm statistics of the model. Put the model in eval mode before the call.
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     """Norms of the threat models in which the attack works."""
-    other_norm: ClassVar[str] = ""
-    """Name of the attack to use in a norm that is missing from `norms`."""
+    instead: ClassVar[Mapping[Norm, str]] = {}
+    """Names of the attacks to use in the norms that are missing from `norms`."""
     access: ClassVar[Access] = "gradients"
     """What the attack uses of the model."""
 
@@ -91,7 +88,7 @@ class Attack(Labelled):
         """Refuse a norm in which the attack does not work."""
         if norm not in self.norms:
             works = " and ".join(self.norms)
-            raise InputError(f'{self.name} works in {works} only, not in {norm}; use "{self.other_norm}" for {norm}')
+            raise InputError(f'{self.name} works in {works} only, not in {norm}; use "{self.instead[norm]}" for {norm}')
 
     @abstractmethod
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
@@ -162,7 +159,7 @@ def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], 
     with torch.enable_grad():
         x_adv = search().detach()
     inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
-    if not inside or not float(threat.distance(x_adv, x).max()) <= threat.eps + TOLERANCE:
+    if not inside or not float(threat.distance(x_adv, x).max()) <= threat.eps + threat.tolerance:
         raise RunError(f"{name} left the allowed images ({threat}); the model may return NaN")
     return x_adv
 
@@ -199,8 +196,10 @@ def random_direction(x: Images, norm: Norm, rng: Generator) -> Images:
         norm: in which the direction has length 1.
         rng: source of the draws.
     """
-    if norm == "l2":
-        noise = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-        return ThreatModel(norm=norm, eps=1.0).steepest(noise)
-    noise = 2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1
-    return noise / noise.flatten(1).abs().amax(1).clamp_min(SMALLEST).view(-1, 1, 1, 1)
+    if norm == "linf":
+        noise = 2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1
+        return noise / noise.flatten(1).abs().amax(1).clamp_min(SMALLEST).view(-1, 1, 1, 1)
+    if norm == "l1":
+        return unit_laplace(torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype))
+    noise = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+    return ThreatModel(norm=norm, eps=1.0).steepest(noise)

@@ -7,22 +7,25 @@ import torch
 from torch import Generator
 
 from sparsemble.attacks.apgd import APGD
-from sparsemble.attacks.apgd_core import mean_logits
+from sparsemble.attacks.apgd_core import plain_logits
 from sparsemble.attacks.apgd_focused import APGDFocused
 from sparsemble.attacks.apgd_targeted import APGDTargeted
 from sparsemble.attacks.attack import Attack, attacks
 from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.black_box.square import Square
+from sparsemble.attacks.eot import EOT
 from sparsemble.attacks.fab import FAB
 from sparsemble.attacks.fab_targeted import FABTargeted
 from sparsemble.attacks.losses.dlr import DLR
 from sparsemble.attacks.losses.margin import Margin, margin_of
 from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import Norm, ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels
 
 STILL_CORRECT, WRONG_WHEN_CLEAN = -1, -2
+RANDOM_PASSES = 20
+"""Passes that `rand` averages."""
 
 SHORT_SQUARE = Square(queries=200)
 """Last of the fast parts: where it raises the margin above that of the gradient attacks, these cannot be trusted."""
@@ -44,15 +47,17 @@ class AutoAttack(Attack):
     | variant, mode | attacks, in order |
     |---|---|
     | standard, exact | APGD (cross-entropy), targeted APGD, targeted FAB, Square |
+    | the same in l1 | APGD (cross-entropy) x5, targeted APGD (5 targets), targeted FAB, Square |
     | plus | APGD (cross-entropy) x5, APGD (DLR) x5, FAB x5, Square, targeted APGD, targeted FAB |
     | rand | APGD (cross-entropy) and APGD (DLR), both averaged over 20 passes |
     | standard, fast | APGD (30 steps), APGD (margin, 20 steps), `apgd_focused`, Square (200, 1000, 5000 queries) |
 
-    Source: Croce & Hein 2020, section 5, and the authors' code for the settings. With K classes there are
-    min(9, K - 1) targets; the DLR needs three classes and the targeted DLR four, below which the plain difference of
-    logits is used. `fast` is ours. Its Square parts depend on what was seen: where the first raises the margin of
-    an image above that of all gradient attacks, the image gets the second; where it does so on more than a quarter of
-    the remaining images, gradients are masked, and all remaining images get the third, published one instead.
+    Source: Croce & Hein 2020, section 5, in l1 Croce & Hein 2021, section 5, and the authors' code for the settings.
+    With K classes there are min(9, K - 1) targets; the DLR needs three classes and the targeted DLR four, below which
+    the plain difference of logits is used. `fast` is ours. Its Square parts depend on what was seen: where the first
+    raises the margin of an image above that of all gradient attacks, the image gets the second; where it does so on
+    more than a quarter of the remaining images, gradients are masked, and all remaining images get the third, published
+    one instead.
     """
 
     version: ClassVar[int] = 2
@@ -68,22 +73,19 @@ class AutoAttack(Attack):
         parts = ["autoattack", *[self.variant] * (self.variant != "standard"), *["fast"] * (self.mode == "fast")]
         self._set_label("-".join(parts))
 
-    @property
-    def eot(self) -> int:
-        """Passes averaged wherever the model is evaluated."""
-        return 20 if self.variant == "rand" else 1
-
-    def schedule(self, classes: int) -> tuple[Attack, ...]:
-        """Return the attacks, in the order in which they run, for a number of classes."""
+    def schedule(self, classes: int, norm: Norm) -> tuple[Attack, ...]:
+        """Return the attacks, in the order in which they run, for a number of classes and a norm."""
         ratio = DLR() if classes >= 3 else Margin()
         square = Square(rescale=False)
         if self.variant == "rand":
-            return APGD(eot=self.eot), APGD(eot=self.eot, loss=ratio)
+            return EOT(passes=RANDOM_PASSES, attack=APGD()), EOT(passes=RANDOM_PASSES, attack=APGD(loss=ratio))
         if self.variant == "plus":
             untargeted = APGD(restarts=5), APGD(restarts=5, loss=ratio), FAB(restarts=5)
             return *untargeted, square, APGDTargeted(), FABTargeted()
-        published = APGD(), APGDTargeted(), FABTargeted(), square
-        return (*FAST_SCHEDULE, square) if self.mode == "fast" else published
+        if self.mode == "fast":
+            return *FAST_SCHEDULE, square
+        gradient = (APGD(restarts=5), APGDTargeted(targets=5)) if norm == "l1" else (APGD(), APGDTargeted())
+        return *gradient, FABTargeted(), square
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Run the schedule."""
@@ -102,15 +104,18 @@ class AutoAttack(Attack):
             rng: source of random draws, on the device of `x`.
 
         Returns:
-            (B, C, H, W) adversarial images, and (B) the index in `schedule(K)` of the part that succeeded: -1 where
-            none did, -2 where the image is misclassified when clean.
+            (B, C, H, W) adversarial images, and (B) the index in `schedule(K, norm)` of the part that succeeded: -1
+            where none did, -2 where the image is misclassified when clean.
         """
-        logits = mean_logits(model, x, self.eot)
+        judge = model
+        if self.variant == "rand":
+            judge = EOT(passes=RANDOM_PASSES).expected(model, rng)
+        logits = plain_logits(judge, x)
         best = BestPoints.of_clean(x, logits.argmax(1) != y)
         part_index = torch.where(best.success, WRONG_WHEN_CLEAN, STILL_CORRECT)
         scheduled = torch.ones_like(best.success)
         masked = False
-        for index, part in enumerate(self.schedule(logits.shape[1])):
+        for index, part in enumerate(self.schedule(logits.shape[1], threat.norm)):
             rows = (scheduled & ~best.success).nonzero()[:, 0]
             if not len(rows):
                 break
@@ -118,7 +123,7 @@ class AutoAttack(Attack):
                 continue
             with for_images(rows):
                 x_adv = part(model, x[rows], y[rows], threat, rng=rng)
-                logits = mean_logits(model, x_adv, self.eot)
+                logits = plain_logits(judge, x_adv)
             margin = margin_of(logits, y[rows])
             if part is SHORT_SQUARE:
                 further = margin > best.score[rows]

@@ -1,17 +1,19 @@
 """The l2 attack of Carlini & Wagner (2017)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import Norm, attacks, input_gradient
+from sparsemble.attacks.attack import attacks, input_gradient
 from sparsemble.attacks.deepfool import DeepFool
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
 from sparsemble.core.argument_checks import check_above_zero, check_at_least
 from sparsemble.core.pass_counter import for_images
+from sparsemble.core.threat import Norm
 from sparsemble.core.types import Classifier, Counts, Flags, Images, PerImage
 
 LINE_SEARCH_STEPS = 5
@@ -40,7 +42,7 @@ class CarliniWagner(MinimumNorm):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
-    other_norm: ClassVar[str] = "cw_linf"
+    instead: ClassVar[Mapping[Norm, str]] = {"linf": "cw_linf", "l1": "fmn"}
 
     steps: int = 200
     """Steps for each c, >= 1."""

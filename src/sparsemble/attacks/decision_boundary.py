@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsemble.attacks.attack import SMALLEST, Norm
+from sparsemble.attacks.attack import SMALLEST
+from sparsemble.core.threat import Norm
 from sparsemble.core.types import Classifier, Images, Labels, Logits, PerImage
 
 
@@ -77,20 +78,23 @@ def nearest_boundary_at(
 
 
 def dual_norm(normal: Images, norm: Norm) -> PerImage:
-    """Return the dual norm of each normal: l1 for linf, l2 for l2.
+    """Return the dual norm of each normal: l1 for linf, l2 for l2, linf for l1.
 
     A point at which a linear function has the value v is |v| / dual_norm away from the plane where it is 0.
     """
     flat = normal.flatten(1)
+    if norm == "l1":
+        return flat.abs().amax(1)
     return flat.abs().sum(1) if norm == "linf" else flat.norm(dim=1)
 
 
 def move_to(points: Images, normal: Images, height: PerImage, norm: Norm) -> Images:
     """Return the shortest move to a plane that stays in [0, 1]; where the box does not meet it, to the nearest corner.
 
-    Source: the projection of Croce & Hein 2020 (FAB), section 3.1, in both norms: coordinate i moves against the
+    Source: the projections of Croce & Hein 2020 (FAB), section 3.1. In linf and l2 coordinate i moves against the
     height by min(t v_i, room_i) with v = 1 for linf and |w| for l2, and t solves sum_i |w_i| min(t v_i, room_i) =
-    |height|, whose left side is linear between the sorted values of room_i / v_i.
+    |height|, whose left side is linear between the sorted values of room_i / v_i. In l1 the coordinates of largest |w|
+    move one after the other, each as far as the box allows.
 
     Args:
         points: (B, C, H, W) in [0, 1].
@@ -101,10 +105,21 @@ def move_to(points: Images, normal: Images, height: PerImage, norm: Norm) -> Ima
     sign = -height.sign().view(-1, 1, 1, 1) * normal.sign()
     room = torch.where(sign > 0, 1 - points, points).flatten(1)
     slope = normal.abs().flatten(1)
+    if norm == "l1":
+        return sign * _greedy_lengths(height.abs(), slope, room).view_as(points)
     speed = torch.ones_like(slope) if norm == "linf" else slope
     time = _time_to_gain(height.abs(), slope, speed, room)
     length = torch.minimum(time[:, None] * speed, room)
     return sign * length.view_as(points)
+
+
+def _greedy_lengths(gain: PerImage, slope: Tensor, room: Tensor) -> Tensor:
+    """Return how far each coordinate moves, those of largest slope first, until sum_i slope_i length_i = gain."""
+    steepest, order = slope.sort(dim=1, descending=True)
+    free = room.gather(1, order)
+    before = (steepest * free).cumsum(1) - steepest * free
+    lengths = ((gain[:, None] - before).clamp_min(0) / steepest.clamp_min(SMALLEST)).minimum(free)
+    return torch.zeros_like(slope).scatter(1, order, torch.where(steepest > 0, lengths, 0))
 
 
 def _time_to_gain(gain: PerImage, slope: Tensor, speed: Tensor, room: Tensor) -> PerImage:

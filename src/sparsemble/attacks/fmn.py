@@ -1,20 +1,19 @@
 """Fast minimum-norm attack (Pintor et al. 2021)."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Generator
 
-from sparsemble.attacks.attack import SMALLEST, Norm, attacks, input_gradient
+from sparsemble.attacks.attack import SMALLEST, attacks, input_gradient
 from sparsemble.attacks.decision_boundary import dual_norm
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints
+from sparsemble.attacks.minimum_norm import MinimumNorm, NearestPoints, cosine_anneal
 from sparsemble.core.argument_checks import check_above_zero, check_at_least, check_interval
 from sparsemble.core.pass_counter import for_images
-from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Classifier, Flags, Images, PerImage
+from sparsemble.core.threat import ThreatModel, project
+from sparsemble.core.types import Classifier, Flags, PerImage
 
 
 @final
@@ -32,7 +31,7 @@ class FMN(MinimumNorm):
     steps: int = 100
     """Gradient steps, >= 1."""
     alpha: float = 1.0
-    """First length of a step, in the l2 norm for both norms, > 0."""
+    """First length of a step, in the l2 norm for all norms, > 0."""
     alpha_final: float = 0.01
     """Last length of a step, > 0."""
     gamma: float = 0.05
@@ -68,9 +67,9 @@ class FMN(MinimumNorm):
             boundary = ThreatModel(norm=nearest.norm).distance(point, x)
             boundary = boundary + margin.abs() / dual_norm(slope, nearest.norm).clamp_min(SMALLEST)
             radius = self._adapt(radius, misclassified, boundary, nearest.distance[rows], progress)
-            length = _cosine_anneal(self.alpha, self.alpha_final, progress)
+            length = cosine_anneal(self.alpha, self.alpha_final, progress)
             move = length * ThreatModel(norm="l2").steepest(slope)
-            point = _project_to_radius(point + move, x, radius, nearest.norm)
+            point = project(point + move, x, radius, nearest.norm)
             still_open = nearest.is_open()[rows]
             rows, point, radius = rows[still_open], point[still_open], radius[still_open]
         if len(rows):
@@ -81,23 +80,7 @@ class FMN(MinimumNorm):
         self, radius: PerImage, misclassified: Flags, boundary: PerImage, best: PerImage, progress: float
     ) -> PerImage:
         """Return the new radii; before the first misclassified point, just beyond the linearised boundary."""
-        rate = _cosine_anneal(self.gamma, self.gamma_final, progress)
+        rate = cosine_anneal(self.gamma, self.gamma_final, progress)
         smaller = torch.minimum(radius * (1 - rate), best)
         larger = (1 + rate) * torch.where(best.isfinite(), radius, boundary)
         return torch.where(misclassified, smaller, larger)
-
-
-def _cosine_anneal(first: float, last: float, progress: float) -> float:
-    """Return a value that goes from one to another along half a cosine."""
-    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _project_to_radius(point: Images, x: Images, radius: PerImage, norm: Norm) -> Images:
-    """Project each point into the ball of its own radius, and into the box."""
-    delta, size = point - x, radius.view(-1, 1, 1, 1)
-    if norm == "linf":
-        delta = torch.minimum(torch.maximum(delta, -size), size)
-    else:
-        length = delta.flatten(1).norm(dim=1).clamp_min(SMALLEST).view(-1, 1, 1, 1)
-        delta = delta * (size / length).clamp_max(1)
-    return (x + delta).clamp(0, 1)

@@ -1,5 +1,6 @@
 """The interface of minimum-norm attacks: the distance by which an image must move to be misclassified."""
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import final
@@ -7,11 +8,11 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.attack import DEFAULT_SEED, SMALLEST, TOLERANCE, Attack, Norm, refusing_other_labels
+from sparsemble.attacks.attack import DEFAULT_SEED, SMALLEST, Attack, refusing_other_labels
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.tensor_checks import checked_images, checked_labels
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import TOLERANCE, Norm, ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage, seeded
 
 
@@ -77,6 +78,18 @@ class NearestPoints:
         y = self.y[rows]
         margin = margin_of(logits, y)
         misclassified = (logits.argmax(1) != y) & (margin >= confidence)
+        self.improve_(rows, points, misclassified, margin)
+        return misclassified
+
+    def improve_(self, rows: Counts, points: Images, misclassified: Flags, margin: PerImage) -> None:
+        """Replace points by nearer misclassified ones; before there is one, by those of larger margin.
+
+        Args:
+            rows: (R) indices of the images.
+            points: (R, C, H, W).
+            misclassified: (R) whether the points are.
+            margin: (R) best wrong logit minus the true one at the points.
+        """
         distance = ThreatModel(norm=self.norm).distance(points, self.x[rows])
         nearer = misclassified & (distance < self.distance[rows])
         higher = ~misclassified & ~self.success[rows] & (margin > self.margin[rows])
@@ -86,7 +99,6 @@ class NearestPoints:
         self.margin[changed] = margin[better]
         self.distance[rows[nearer]] = distance[nearer]
         self.success[rows[nearer]] = True
-        return misclassified
 
     def line_search_(self, model: Classifier, steps: int) -> None:
         """Move misclassified points nearer along the line to the clean image, by false position on the margin.
@@ -218,3 +230,14 @@ def _largest_margin(model: Classifier, x: Images, y: Labels, candidates: list[Im
         margins.append(torch.where(same, -float("inf"), margin_of(logits, y)))
     chosen = torch.stack(margins).argmax(0)
     return torch.stack(candidates)[chosen, torch.arange(len(x), device=x.device)]
+
+
+def cosine_anneal(first: float, last: float, progress: float) -> float:
+    """Return a value that goes from one to another along half a cosine.
+
+    Args:
+        first: value at progress 0.
+        last: value at progress 1.
+        progress: in [0, 1].
+    """
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2

@@ -62,7 +62,7 @@ def evaluate(
     ] = "",
     transfer: Annotated[str, typer.Option("--transfer", help="Another TARGET, on which images are crafted, too.")] = "",
     eps: Annotated[str, typer.Option("--eps", help="As in 8/255; the target's own unless given.")] = "",
-    norm: Annotated[str, typer.Option("--norm", help="linf or l2; the target's own unless given.")] = "",
+    norm: Annotated[str, typer.Option("--norm", help="linf, l2 or l1; the target's own unless given.")] = "",
     images: Annotated[int, typer.Option("--images", help="Test images, drawn stratified; 0: all.")] = 0,
     seed: Annotated[Optional[int], typer.Option("--seed", help="Of the attacks; 0 unless given.")] = None,  # noqa: UP045
     adaptive: Annotated[

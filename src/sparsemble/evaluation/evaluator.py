@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Literal, TypeVar, final
 
-from sparsemble.attacks.attack import Access, Norm
+from sparsemble.attacks.attack import Access, Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
+from sparsemble.attacks.black_box.pointwise import Pointwise
 from sparsemble.attacks.black_box.rays import RayS
 from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.black_box.transfer import Transfer
@@ -21,7 +22,7 @@ from sparsemble.core.results import (
     ThreatRecord,
     Timing,
 )
-from sparsemble.core.threat import as_fraction
+from sparsemble.core.threat import Norm, as_fraction
 from sparsemble.data.dataset import Dataset, DataSource
 from sparsemble.evaluation.check_suite import Evidence, Extras, all_checks
 from sparsemble.evaluation.corruption_accuracy import CorruptedImages, corruption_accuracy, plan_corruptions
@@ -185,8 +186,8 @@ def usual_attacks(access: Access, norm: Norm) -> tuple[AnyAttack, ...]:
     """Return the attacks of an evaluation that names none, by what they may use of the model and by the norm."""
     if access == "gradients":
         return (AutoAttack(),)
-    search = RayS() if norm == "linf" else HopSkipJump()
-    return (Square(), search) if access == "scores" else (search,)
+    searches: dict[Norm, Attack] = {"linf": RayS(), "l2": HopSkipJump(), "l1": Pointwise()}
+    return (Square(), searches[norm]) if access == "scores" else (searches[norm],)
 
 
 def with_adaptive(attacks: Sequence[AnyAttack], target: LoadedModel) -> tuple[AnyAttack, ...]:

@@ -7,11 +7,13 @@ from torch import nn
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
+from sparsemble.attacks.black_box.pointwise import Pointwise
 from sparsemble.attacks.black_box.rays import RayS
 from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import members_of
 from sparsemble.core.results import Cost, Examples, MembersTable, SecurityCurve, Timing
+from sparsemble.core.threat import LARGEST_EPS
 from sparsemble.core.types import Images, Labels
 from sparsemble.data.dataset import Split
 from sparsemble.evaluation.cost import count_macs, packed_bytes, peak_memory
@@ -22,11 +24,14 @@ from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
 
 CURVE_ATTACK = PGD(steps=40, step_size=0.1, label="pgd40")
 CURVE_SCORES = Square(queries=300, label="square300")
-CURVE_LABELS = {"linf": RayS(queries=300, label="rays300"), "l2": HopSkipJump(queries=300, label="hop_skip_jump300")}
+CURVE_LABELS = {
+    "linf": RayS(queries=300, label="rays300"),
+    "l2": HopSkipJump(queries=300, label="hop_skip_jump300"),
+    "l1": Pointwise(queries=300, label="pointwise300"),
+}
 MEMBER_ATTACK = PGD(steps=20, stop_at_success=False, label="pgd20")
 EPS_MULTIPLES = (0.0, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0)
 """Radii of the security curve, in units of the threat model's eps; the largest that makes sense comes last."""
-LAST_EPS = {"linf": 1.0, "l2": 5.0}
 BATCH = 64
 """Images that memory and latency are measured with."""
 
@@ -45,7 +50,7 @@ def curve_attack(job: EvaluationJob) -> Attack:
 
 def curve_radii(job: EvaluationJob) -> tuple[float, ...]:
     """Return the radii of the security curve of a threat model."""
-    last = LAST_EPS[job.threat.norm]
+    last = LARGEST_EPS[job.threat.norm]
     return tuple(sorted({min(multiple * job.threat.eps, last) for multiple in EPS_MULTIPLES} | {last}))
 
 

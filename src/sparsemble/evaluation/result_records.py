@@ -58,7 +58,7 @@ def outcome_fields(job: EvaluationJob, attacks: Sequence[AnyAttack], outcomes: O
         outcomes: of each of them.
     """
     clean, worst = outcomes.clean.correct, outcomes.worst_case
-    results = [_attack_result(one, outcomes.attacks[one.label], job.classes or CLASSES) for one in attacks]
+    results = [_attack_result(one, outcomes.attacks[one.label], job) for one in attacks]
     return {
         "clean_accuracy": accuracy(clean),
         "clean_interval": _interval(clean),
@@ -76,8 +76,9 @@ def outcome_fields(job: EvaluationJob, attacks: Sequence[AnyAttack], outcomes: O
     }
 
 
-def _attack_result(attack: AnyAttack, outcome: Outcome, classes: int) -> AttackResult:
+def _attack_result(attack: AnyAttack, outcome: Outcome, job: EvaluationJob) -> AttackResult:
     """Return what one attack did."""
+    classes, norm = job.classes or CLASSES, job.threat.norm
     inner, plain = attack, isinstance(attack, Attack)
     if isinstance(attack, SurrogateAttack) and isinstance(attack.surrogate, FullEnsemble):
         # A run attacks single models as ensembles of one; an attack that keeps its own label is one on any classifier.
@@ -98,7 +99,7 @@ def _attack_result(attack: AnyAttack, outcome: Outcome, classes: int) -> AttackR
         passes=Passes(forward=forward, backward=backward),
         passes_by_image={"forward": _short(outcome.passes[:, 0]), "backward": _short(outcome.passes[:, 1])},
         seconds=float(outcome.seconds.sum()),
-        parts={part.label: int((outcome.part == i).sum()) for i, part in enumerate(auto.schedule(classes))}
+        parts={part.label: int((outcome.part == i).sum()) for i, part in enumerate(auto.schedule(classes, norm))}
         if auto
         else None,
         minimum_distances=None if minimum is None else tuple(_finite(value) for value in minimum.tolist()),

@@ -10,6 +10,7 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.black_box.hop_skip_jump import HopSkipJump
 from sparsemble.attacks.black_box.noise import Noise
+from sparsemble.attacks.black_box.pointwise import Pointwise
 from sparsemble.attacks.black_box.rays import RayS
 from sparsemble.attacks.bpda import BPDA
 from sparsemble.attacks.ensemble.suite import every_surrogate
@@ -18,6 +19,7 @@ from sparsemble.attacks.fgsm import FGSM
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import CheckResult
+from sparsemble.core.threat import Norm
 from sparsemble.core.types import Classifier, Flags
 from sparsemble.evaluation.checks.attacks import steps_suffice
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
@@ -31,6 +33,7 @@ NOISE = Noise(draws=10_000)
 LABELS_ONLY = {
     "linf": RayS(queries=1000, label="hard_label1000"),
     "l2": HopSkipJump(queries=1000, label="hard_label1000"),
+    "l1": Pointwise(queries=1000, label="hard_label1000"),
 }
 """By norm; the label names the stream of random numbers."""
 TRANSFERRED = PGD(steps=20, step_size=0.1, stop_at_success=False, label="pgd20")
@@ -142,7 +145,7 @@ def double_steps(
         images: how many of the first images.
         store: where outcomes are kept.
     """
-    longer = lengthened(attack, job.classes or CLASSES)
+    longer = lengthened(attack, job.classes or CLASSES, job.threat.norm)
     if not longer:
         return None
     usual = correct[:images]
@@ -154,12 +157,18 @@ def double_steps(
     return steps_suffice(usual.tolist(), after.tolist(), attack.label)
 
 
-def lengthened(attack: AnyAttack, classes: int) -> tuple[AnyAttack, ...]:
-    """Return an attack with twice its steps, labelled anew so that it starts elsewhere; AutoAttack as its parts."""
+def lengthened(attack: AnyAttack, classes: int, norm: Norm) -> tuple[AnyAttack, ...]:
+    """Return an attack with twice its steps, labelled anew so that it starts elsewhere; AutoAttack as its parts.
+
+    Args:
+        attack: any attack.
+        classes: of the data set.
+        norm: of the threat model.
+    """
     inner = attack.attack if isinstance(attack, SurrogateAttack) else attack
     parts: Sequence[Any] = [inner]
     if isinstance(inner, AutoAttack):
-        parts = inner.schedule(classes)[: 4 if inner.mode == "fast" else None]
+        parts = inner.schedule(classes, norm)[: 4 if inner.mode == "fast" else None]
     longer: list[Any] = [twice for part in parts if (twice := _twice(part)) is not None]
     if isinstance(attack, SurrogateAttack):
         longer = [replace(attack, attack=twice) for twice in longer]

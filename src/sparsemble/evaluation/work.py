@@ -9,12 +9,13 @@ from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.bpda import BPDA
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.eot import EOT
 from sparsemble.evaluation.job import AnyAttack
 from sparsemble.evaluation.outcome_store import Outcome
 
 BACKWARD = 1.5
 """Time of a backward pass towards the image, in forward passes."""
-FACTORS = ("steps", "queries", "draws", "restarts", "eot", "rounds", "searches")
+FACTORS = ("steps", "queries", "draws", "restarts", "rounds", "searches")
 """Settings of attacks whose product is the number of points they evaluate for an image."""
 AUTOATTACK = {"fast": (600.0, 230.0), "exact": (7800.0, 1900.0)}
 """Passes for an image that withstands every part, measured on `digits`."""
@@ -66,6 +67,8 @@ def expected_work(attack: AnyAttack, members: int, classes: int) -> Work:
         seen = getattr(attack.surrogate, "length", 1 if hasattr(attack.surrogate, "index") else members)
         work = expected_work(attack.attack, seen, classes)
         return Work(work.forward * (1 + attack.use_deployed_logits), work.backward)
+    if isinstance(attack, EOT):
+        return expected_work(attack.attack, members, classes).times(attack.passes)
     if isinstance(attack, Transfer | BPDA):
         return expected_work(attack.attack, 1, classes)
     if isinstance(attack, AutoAttack) and attack.variant == "standard":

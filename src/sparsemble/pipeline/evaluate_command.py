@@ -43,7 +43,7 @@ from sparsemble.pipeline.progress import make_bars, time_left
 from sparsemble.pipeline.stage import dataset, fingerprint
 
 TARGET_OPTIONS = ("target", "row", "model", "data", "transfer", "access", "class_map", "mean", "std")
-DEFAULT_EPS = {"linf": "8/255", "l2": 0.5}
+DEFAULT_EPS = {"linf": "8/255", "l2": 0.5, "l1": 12.0}
 
 
 @final

@@ -26,6 +26,8 @@ def premises(result: EvaluationResult, rows: int = 1) -> str:
     threat, data = result.threat, result.data
     if threat.norm == "linf":
         change = f"Every pixel value may move by up to {threat.eps_text}, where an image spans 0 to 1 (norm linf)."
+    elif threat.norm == "l1":
+        change = f"Pixel values may move by {threat.eps_text} in sum, where an image spans 0 to 1 (norm l1)."
     else:
         change = (
             f"An image may move by a distance of up to {threat.eps_text} in the norm {threat.norm}, where a pixel "

@@ -1,6 +1,7 @@
 """HopSkipJump: gradients at the decision boundary, estimated from predicted classes (Chen et al. 2020)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,14 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import Access, Attack, Norm, attacks
+from sparsemble.attacks.attack import Access, Attack, attacks
 from sparsemble.attacks.black_box.query_oracle import QueryOracle, point_on_ray
 from sparsemble.core.argument_checks import check_at_least
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import Norm, ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels, PerImage
 
-FIRST_DRAWS = 100
-"""Random images tried as the first misclassified one."""
 FIRST_PROBES = 100
 """Points queried for the first gradient; later ones use this many times the root of the iteration."""
 FIRST_PROBE_DISTANCE = 0.1
@@ -40,7 +39,7 @@ class HopSkipJump(Attack):
 
     access: ClassVar[Access] = "labels"
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
-    other_norm: ClassVar[str] = "rays"
+    instead: ClassVar[Mapping[Norm, str]] = {"linf": "rays", "l1": "pointwise"}
 
     queries: int = 1000
     """Forward passes for each image at most, >= 1."""
@@ -52,7 +51,7 @@ class HopSkipJump(Attack):
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Search along the decision boundary."""
         oracle = QueryOracle.with_clean(model, x, y, threat, self.queries)
-        _draw_first_points(oracle, rng)
+        oracle.draw_first_points(rng)
         iteration = 1
         while True:
             probes = int(FIRST_PROBES * math.sqrt(iteration))
@@ -68,22 +67,6 @@ class HopSkipJump(Attack):
             gradient = _estimate_gradient(oracle, rows, point, noise, probe_distance)
             _step(oracle, rows, point, gradient, distance / math.sqrt(iteration))
             iteration += 1
-
-
-def _draw_first_points(oracle: QueryOracle, rng: Generator) -> None:
-    """Query random images until one is misclassified, and search between it and the clean image."""
-    shape = oracle.x.shape[1:]
-    for _ in range(FIRST_DRAWS):
-        draw = torch.rand(shape, generator=rng, device=oracle.x.device, dtype=oracle.x.dtype)
-        rows = oracle.open_rows()
-        rows = rows[oracle.distance[rows].isinf()]
-        if not len(rows):
-            break
-        oracle.query(rows, draw.expand(len(rows), *shape))
-    rows = oracle.open_rows()
-    rows = rows[oracle.distance[rows].isfinite()]
-    if len(rows):
-        oracle.bisect(rows, oracle.images[rows] - oracle.x[rows], torch.ones_like(oracle.distance[rows]))
 
 
 def _unit_noise(x: Images, draws: int, rng: Generator) -> Float[Tensor, "N C H W"]:

@@ -12,7 +12,7 @@ from sparsemble.attacks.best_points import BestPoints
 from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.argument_checks import check_at_least
 from sparsemble.core.pass_counter import for_images
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import ThreatModel, unit_laplace
 from sparsemble.core.types import Classifier, Images, Labels
 
 DRAWS_AT_ONCE = 50
@@ -62,7 +62,10 @@ def _unit_noise(x: Images, threat: ThreatModel, draws: int, rng: Generator) -> F
     if threat.norm == "linf":
         inside = 2 * torch.rand(shape, generator=rng, device=x.device, dtype=x.dtype) - 1
         return torch.where(odd, inside.sign(), inside)
-    boundary = threat.steepest(torch.randn(shape, generator=rng, device=x.device, dtype=x.dtype))
+    if threat.norm == "l2":
+        boundary = threat.steepest(torch.randn(shape, generator=rng, device=x.device, dtype=x.dtype))
+    else:
+        boundary = unit_laplace(torch.rand(shape, generator=rng, device=x.device, dtype=x.dtype))
     radius = torch.rand(draws, generator=rng, device=x.device, dtype=x.dtype) ** (1 / x[0].numel())
     return torch.where(odd, boundary, boundary * radius.view(-1, 1, 1, 1))
 

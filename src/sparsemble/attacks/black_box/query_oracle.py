@@ -12,6 +12,8 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, PerImage
 
 POINTS_AT_ONCE = 1000
+FIRST_DRAWS = 100
+"""Random images tried as the first misclassified one."""
 TOLERANCE = 1e-3
 """Length of the last interval of a bisection, as a fraction of the ray."""
 
@@ -103,6 +105,27 @@ class QueryOracle:
             misclassified = self.query(rows[going], points)
             high[going] = torch.where(misclassified, middle, high[going])
             low[going] = torch.where(misclassified, low[going], middle)
+
+    def found_rows(self) -> Counts:
+        """Return the open rows that have a misclassified point."""
+        return (self._is_open() & self.distance.isfinite()).nonzero()[:, 0]
+
+    def bisect_to_clean(self, rows: Counts) -> None:
+        """Search between the nearest misclassified points of these images and the clean ones."""
+        if len(rows):
+            self.bisect(rows, self.images[rows] - self.x[rows], torch.ones_like(self.distance[rows]))
+
+    def draw_first_points(self, rng: Generator) -> None:
+        """Query random images, until each image has a misclassified one, and search between it and the clean image."""
+        shape = self.x.shape[1:]
+        for _ in range(FIRST_DRAWS):
+            draw = torch.rand(shape, generator=rng, device=self.x.device, dtype=self.x.dtype)
+            rows = self.open_rows()
+            rows = rows[self.distance[rows].isinf()]
+            if not len(rows):
+                break
+            self.query(rows, draw.expand(len(rows), *shape))
+        self.bisect_to_clean(self.found_rows())
 
     def nearest_in_ball(self, rng: Generator) -> Images:
         """Return the nearest misclassified points, projected into the ball; random ones where there are none."""

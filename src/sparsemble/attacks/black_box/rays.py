@@ -1,5 +1,6 @@
 """RayS: the nearest decision boundary along directions of plus and minus 1 (Chen & Gu 2020)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -7,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from sparsemble.attacks.attack import Access, Attack, Norm, attacks
+from sparsemble.attacks.attack import Access, Attack, attacks
 from sparsemble.attacks.black_box.query_oracle import QueryOracle, point_on_ray
 from sparsemble.core.argument_checks import check_at_least
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import Norm, ThreatModel
 from sparsemble.core.types import Classifier, Counts, Images, Labels
 
 FIRST_RADIUS = 1.0
@@ -32,7 +33,7 @@ class RayS(Attack):
 
     access: ClassVar[Access] = "labels"
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
-    other_norm: ClassVar[str] = "hop_skip_jump"
+    instead: ClassVar[Mapping[Norm, str]] = {"l2": "hop_skip_jump", "l1": "pointwise"}
 
     queries: int = 1000
     """Forward passes for each image at most, >= 1."""

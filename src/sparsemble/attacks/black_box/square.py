@@ -23,7 +23,7 @@ LONGEST = 10_000
 RESUMED_AT = LONGEST // 10
 """Position in that run at which `search_from` begins: larger squares would undo what gradients have achieved."""
 TILES = 5
-"""Tiles along the height of the l2 start."""
+"""Tiles along the height of the start in l2 and l1."""
 
 
 @final
@@ -32,7 +32,8 @@ TILES = 5
 class Square(Attack):
     """Changes one square of the image at a time and keeps changes that raise the margin.
 
-    Source: Andriushchenko et al. 2020, algorithms 1 to 3, margin loss. Departs: every image draws its own squares
+    Source: Andriushchenko et al. 2020, algorithms 1 to 3, margin loss; in l1 their l2 moves with l1 norms and the exact
+    projection (Croce & Hein 2021, section 4). Departs: every image draws its own squares
     (the authors' code moves one square over the whole batch), and an image that is misclassified when clean is
     returned unchanged.
     """
@@ -53,7 +54,7 @@ class Square(Attack):
 
     @torch.no_grad()
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
-        """Search from a start of stripes (linf) or tiles (l2)."""
+        """Search from a start of stripes (linf) or tiles (l2, l1)."""
         best = BestPoints.of_clean(x, model(x).argmax(1) != y)
         start = _moves_for(threat).start(x, threat, rng)
         sides = (self.side(query, x.shape[2], x.shape[3]) for query in range(self.queries))
@@ -141,7 +142,7 @@ class SquareDraw:
     corners: Tensor
     """Top and left edge of two windows, as fractions of the free range, (B, 4)."""
     transposed: Tensor
-    """Whether the l2 pattern is transposed, (B, 1, 1, 1)."""
+    """Whether the pattern of a peak is transposed, (B, 1, 1, 1)."""
 
     @classmethod
     def sample(cls, x: Images, side: int, rng: Generator) -> "SquareDraw":
@@ -207,7 +208,7 @@ class Moves(ABC):
 
 def _moves_for(threat: ThreatModel) -> Moves:
     """Return the moves in the norm of a threat model."""
-    return LinfMoves() if threat.norm == "linf" else L2Moves()
+    return LinfMoves() if threat.norm == "linf" else PeakMoves(2 if threat.norm == "l2" else 1)
 
 
 @final
@@ -229,8 +230,12 @@ class LinfMoves(Moves):
 
 
 @final
-class L2Moves(Moves):
-    """Peaks whose l2 norm is taken from elsewhere in the image (algorithm 3)."""
+@dataclass(frozen=True)
+class PeakMoves(Moves):
+    """Peaks whose norm is taken from elsewhere in the image (algorithm 3; for l1, Croce & Hein 2021, section 4)."""
+
+    order: int
+    """2 for l2, 1 for l1."""
 
     def start(self, x: Images, threat: ThreatModel, rng: Generator) -> Images:
         """Return a grid of peaks, about five along the height."""
@@ -240,42 +245,57 @@ class L2Moves(Moves):
         tiles = torch.where(dice < 0.5, -1.0, 1.0).repeat_interleave(side, 2).repeat_interleave(side, 3)
         delta = torch.zeros_like(x)
         top, left = (x.shape[2] - down * side) // 2, (x.shape[3] - across * side) // 2
-        grid = peaks(side, x).repeat(down, across)
+        grid = peaks(side, x, self.order).repeat(down, across)
         delta[:, :, top : top + down * side, left : left + across * side] = tiles * grid
-        return threat.project(x + threat.eps * threat.steepest(delta), x)
+        return threat.project(x + self._spread(delta, threat), x)
 
     def step(self, best: Images, x: Images, threat: ThreatModel, draw: SquareDraw) -> Images:
-        """Put a _peak into one window, with the norm of that window, of a second one and of what eps leaves unused."""
+        """Put a peak into one window, with the norm of that window, of a second one and of what eps leaves unused."""
         side = min(max(draw.side, 3) | 1, *x.shape[2:])
         window, emptied = draw.window(x, side, 0), draw.window(x, side, 1)
         delta = best - x
         either = torch.zeros_like(delta)
         either[window] = 1.0
         either[emptied] = 1.0
-        unused = (threat.eps**2 - delta.flatten(1).square().sum(1)).clamp_min(0).view(-1, 1, 1, 1)
-        available = (_length(delta * either).square() + unused / x.shape[1]).sqrt()
-        peak = peaks(side, x)
+        used = delta.abs().pow(self.order).flatten(1).sum(1)
+        unused = (threat.eps**self.order - used).clamp_min(0).view(-1, 1, 1, 1)
+        available = (self._length(delta * either).pow(self.order) + unused / x.shape[1]).pow(1 / self.order)
+        if self.order == 1:  # longer than the ball allows, because the projection then leaves few values
+            available = available * x.shape[1]
+        peak = peaks(side, x, self.order)
         fresh = draw.sign * torch.where(draw.transposed, peak.T, peak)
-        mixed = fresh + delta[window] / _length(delta[window]).clamp_min(SMALLEST)
+        mixed = fresh + delta[window] / self._length(delta[window]).clamp_min(SMALLEST)
         delta[emptied] = 0.0
-        delta[window] = mixed / _length(mixed).clamp_min(SMALLEST) * available
-        return threat.project(x + threat.eps * threat.steepest(delta), x)
+        delta[window] = mixed / self._length(mixed).clamp_min(SMALLEST) * available
+        return threat.project(x + self._spread(delta, threat), x)
+
+    def _spread(self, delta: Images, threat: ThreatModel) -> Images:
+        """Return a perturbation of norm eps; in l1 one that is too long stays so, as its projection is sparser."""
+        if self.order == 2:
+            return threat.eps * threat.steepest(delta)
+        length = delta.flatten(1).abs().sum(1).clamp_min(SMALLEST).view(-1, 1, 1, 1)
+        return delta * (threat.eps / length).clamp_min(1)
+
+    def _length(self, delta: Tensor) -> Tensor:
+        """Return the norm of every channel, (B, C, 1, 1)."""
+        norm: Tensor = delta.abs().pow(self.order).sum((2, 3), keepdim=True).pow(1 / self.order)
+        return norm
 
 
-def _length(delta: Tensor) -> Tensor:
-    """Return the l2 norm of every channel, (B, C, 1, 1)."""
-    norm: Tensor = delta.square().sum((2, 3), keepdim=True).sqrt()
-    return norm
+def peaks(side: int, like: Tensor, order: int) -> Tensor:
+    """Return a peak above a trough, (side, side), of unit norm (section 3.4, eq. 3).
 
-
-def peaks(side: int, like: Tensor) -> Tensor:
-    """Return a _peak above a trough, (side, side), of _unit norm (section 3.4, eq. 3)."""
+    Args:
+        side: of the square, in pixels.
+        like: gives device and dtype.
+        order: of the norm, 1 or 2.
+    """
     upper, lower = side // 2, side - side // 2
-    return _unit(torch.cat([_peak(upper, side, like), -_peak(lower, side, like)]))
+    return _unit(torch.cat([_peak(upper, side, like, order), -_peak(lower, side, like, order)]), order)
 
 
-def _peak(height: int, width: int, like: Tensor) -> Tensor:
-    """Return a _peak of _unit norm, falling from its middle in rings of 1/1 + 1/4 + ..."""
+def _peak(height: int, width: int, like: Tensor, order: int) -> Tensor:
+    """Return a peak of unit norm, falling from its middle in rings of 1/1 + 1/4 + ..."""
     if not height:
         return like.new_zeros(0, width)
     rows = (torch.arange(height, device=like.device) - height // 2).abs()
@@ -283,10 +303,10 @@ def _peak(height: int, width: int, like: Tensor) -> Tensor:
     ring = torch.maximum(rows[:, None], columns)
     steps = 1 / torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).square()
     heights = steps.flip(0).cumsum(0).flip(0)[ring]
-    return _unit(heights)
+    return _unit(heights, order)
 
 
-def _unit(pattern: Tensor) -> Tensor:
+def _unit(pattern: Tensor, order: int) -> Tensor:
     """Return a pattern scaled to norm 1."""
-    scaled: Tensor = pattern / pattern.norm().clamp_min(SMALLEST)
+    scaled: Tensor = pattern / pattern.norm(p=order).clamp_min(SMALLEST)
     return scaled

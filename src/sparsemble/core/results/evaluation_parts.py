@@ -99,7 +99,7 @@ class DataRecord:
 class ThreatRecord:
     """What the adversary may do and knows."""
 
-    norm: Literal["linf", "l2"]
+    norm: Literal["linf", "l2", "l1"]
     eps: float
     eps_text: str
     """As people write it: 8/255."""

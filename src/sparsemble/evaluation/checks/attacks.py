@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sparsemble.attacks.attack import TOLERANCE, attacks
+from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.core.results import AttackResult, CheckResult, EvaluationResult
 from sparsemble.core.threat import ThreatModel
@@ -41,7 +41,7 @@ def inside_threat(adversarial: Sequence[Images], x: Images, threat: ThreatModel)
     # Extremes are taken by torch, which lets NaN through; Python's max and min may drop it.
     farthest = float(torch.stack([threat.distance(x_adv, x).max() for x_adv in adversarial]).max())
     low, high = (float(end) for end in torch.stack(list(adversarial)).aminmax())
-    good = farthest <= threat.eps + TOLERANCE and low >= 0 and high <= 1
+    good = farthest <= threat.eps + threat.tolerance and low >= 0 and high <= 1
     detail = f"largest distance {farthest:.6f} of eps {threat.eps:.6f}, pixels in [{low:.3f}, {high:.3f}]"
     return verdict(2, good, detail)
 

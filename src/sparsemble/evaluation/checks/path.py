@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Generator
 
-from sparsemble.attacks.attack import TOLERANCE, Attack
+from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.losses.cross_entropy import CrossEntropy
 from sparsemble.core.results import CheckResult
 from sparsemble.core.threat import ThreatModel
@@ -106,7 +106,7 @@ def _follow(attack: Attack, model: Classifier, x: Images, y: Labels, threat: Thr
     def record(points: Images, logits: Logits) -> None:
         nonlocal succeeded
         clean = x.expand_as(points)
-        inside = threat.distance(points, clean) <= threat.eps + TOLERANCE
+        inside = threat.distance(points, clean) <= threat.eps + threat.tolerance
         inside &= ((points >= 0) & (points <= 1)).flatten(1).all(1) & (points != clean).flatten(1).any(1)
         labels = y.expand(len(points))
         losses.extend(LOSS(logits, clean_logits.expand_as(logits), labels)[inside].tolist())

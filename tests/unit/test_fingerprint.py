@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsemble.api.context import _described
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.fgsm import FGSM
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.source_file import source_hash
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
+from sparsemble.data.dataset import TensorSplit
 from sparsemble.evaluation import fingerprint as module
 from sparsemble.evaluation.fingerprint import fingerprint, weights_hash
 from sparsemble.evaluation.job import EvaluationJob
@@ -253,3 +255,19 @@ def test_images_are_transferred_anew_from_an_edited_network(folder: Path, tmp_pa
     changed(folder / "parts.py", "return numbers", "return -numbers")
     moved = {path for path, time in transferred().items() if time > written[path]}
     assert {Path(path).parent.name for path in moved} == {"transfer"}
+
+
+def test_what_python_callers_keep_belongs_to_code_and_images_too(folder: Path, tmp_path: Path) -> None:
+    def described(images: Tensor) -> object:
+        torch.manual_seed(0)
+        split = TensorSplit(images, torch.zeros(len(images), dtype=torch.long))
+        return _described({"model": call_factory(folder / "net.py", "make"), "data": split})
+
+    images = torch.rand(200, *SHAPE, generator=seeded(0))
+    before = described(images)
+    assert described(images) == before
+    assert described(1 - images) != before
+    changed(folder / "parts.py", "return numbers", "return -numbers")
+    assert described(images) != before
+    plain = small_network().to(torch.bfloat16)
+    assert _described(plain) == _described(plain) != _described(plain.float())

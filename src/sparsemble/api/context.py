@@ -17,15 +17,20 @@ from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.artifacts import META, PARTIAL, Artifact, finish, only_run_in
 from sparsemble.core.device import choose_device
 from sparsemble.core.errors import InputError
+from sparsemble.core.module_state import state_tensors
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.environment import source_revision, versions
+from sparsemble.evaluation.fingerprint import code_hash
 
 logger = logging.getLogger("sparsemble")
 TRIES = "tries.tmp"
 """File of the seconds that interrupted tries took, and the share of the work that the last one reached."""
+
+SAMPLE = 64
+"""Images of a split that are compared, evenly among all, beside every label."""
 
 
 @final
@@ -189,14 +194,18 @@ def _check_same(folder: Path, stage: str, spec: Mapping[str, Any]) -> None:
 def _described(value: Any) -> Any:
     """Return a setting as JSON values: models and images by a hash, components by name, version and settings."""
     if isinstance(value, nn.Module):
-        return _tensors_hash(value.state_dict())
+        code = code_hash(value)
+        weights = _tensors_hash(state_tensors(value))
+        return f"{weights} {code[:16]}" if code else weights
     if isinstance(getattr(value, "model", None), nn.Module):  # a result of the API
         return _described(value.model)
     if isinstance(value, Dataset):
         splits = {part: _described(getattr(value, part)) for part in ("train", "selection", "calibration", "test")}
         return splits | {"shape": list(value.shape), "mean": list(value.mean), "std": list(value.std)}
     if isinstance(value, Split):
-        return {"images": len(value), "labels": _tensors_hash({"labels": value.labels})}
+        some = torch.linspace(0, len(value) - 1, min(SAMPLE, len(value)), device=value.labels.device).long()
+        tensors = {"labels": value.labels, "some images": value.images(some)}
+        return {"images": len(value), **{name: _tensors_hash({name: tensor}) for name, tensor in tensors.items()}}
     if isinstance(value, torch.Tensor):
         return _tensors_hash({"tensor": value})
     if isinstance(value, Mapping):
@@ -210,5 +219,5 @@ def _tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

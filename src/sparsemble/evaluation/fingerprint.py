@@ -51,6 +51,12 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def code_hash(model: nn.Module) -> str:
+    """Return a sha256 of the user's code that a network runs: its files and those they import; "" where it has none."""
+    code = _code(model, list(_functions(model)))
+    return hashlib.sha256("\n".join(code).encode()).hexdigest() if code else ""
+
+
 def fingerprint(model: nn.Module, shape: Shape, device: torch.device) -> str:
     """Return a sha256 of what a model computes on images of a shape.
 
@@ -145,9 +151,15 @@ def _code(model: nn.Module, functions: list[FunctionType]) -> list[str]:
 
 def _compiled(code: CodeType) -> str:
     """Return a hash of compiled code that does not depend on where it was defined."""
-    consts = [_compiled(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    consts = [_constant(value) for value in code.co_consts]
     content = repr((code.co_code, code.co_names, code.co_varnames, code.co_freevars, consts))
     return hashlib.sha256(_without_addresses(content).encode()).hexdigest()
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, CodeType):
+        return _compiled(value)
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def _graph(model: nn.Module) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsemble as sp
-from sparsemble.attacks import BPDA, PGD
+from sparsemble.attacks import APGD, BPDA, FGSM, PGD, APGDTargeted, Margin, Noise
 from sparsemble.attacks.bpda import count_stand_ins, with_stand_ins
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Logits, seeded
@@ -177,5 +177,15 @@ def test_an_evaluation_reports_what_only_stand_ins_break() -> None:
     assert "decisions (gt x1)" in status[11].detail
     assert status[19].status == "failed"
     assert "broken only by gradients of smooth stand-ins" in status[19].detail
+    blind = sp.evaluate(model, (x, y), sp.Linf(0.15), attacks=[Noise(draws=10)], access="scores")
+    assert "broken only by gradients of smooth stand-ins" in blind.checks[18].detail
     stronger = sp.evaluate(model, (x, y), sp.Linf(0.15), attacks=[PGD(steps=5), BPDA()])
     assert stronger.robust_accuracy < result.robust_accuracy - 0.2
+
+
+def test_any_attack_on_gradients_may_follow_the_stand_ins() -> None:
+    threat, y = ThreatModel(eps=0.1), Hiding()(X).argmax(1)
+    weaker = Hiding()(PGD(steps=10)(Hiding(), X, y, threat, rng=seeded(0))).argmax(1) != y
+    for attack in (PGD(steps=10, loss=Margin()), APGD(steps=10), APGDTargeted(steps=10, targets=2), FGSM()):
+        x_adv = BPDA(attack=attack)(Hiding(), X, y, threat, rng=seeded(0))
+        assert int((Hiding()(x_adv).argmax(1) != y).sum()) > int(weaker.sum())

@@ -338,6 +338,12 @@ def between_rows(x: Images) -> Images:
     return image * (image > 0.5)
 
 
+class ProductReLU(nn.Module):
+    def forward(self, x: Images) -> Images:
+        x = x - 0.01
+        return x * (x > 0)
+
+
 DECISIONS = {
     "gate": (lambda x: torch.where((x.mean((1, 2, 3)) > 0.5)[:, None], MEMBER(x), W(x)), "gt"),
     "gate by a number": (lambda x: MEMBER(x) * (x.mean((1, 2, 3)) > 0.5).float()[:, None] + W(x), "gt"),
@@ -470,6 +476,15 @@ class TestForward:
 
     def test_a_branch_that_only_refuses_images_is_no_control_flow(self) -> None:
         expect(plain_forward(checked, X), 11, "passed", "undeclared: nothing")
+
+    def test_many_decisions_cost_no_more_than_some(self) -> None:
+        counts = []
+        for layers in (16, 40):
+            model = nn.Sequential(*(ProductReLU() for _ in range(layers)), LinearClassifier(4, (1, 6, 6)))
+            with count_passes(model) as passes:
+                expect(plain_forward(model, X), 11, "passed", "undeclared: nothing")
+            counts.append(passes.forward)
+        assert counts[1] <= counts[0] == 16 + 16 * 2 * 24
 
     def test_gradients_disabled_for_weights_alone_are_no_detour(self) -> None:
         member = LinearClassifier(4, (1, 6, 6))

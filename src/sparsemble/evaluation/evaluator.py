@@ -240,9 +240,9 @@ def _measured(
         with progress.running(name, TITLES[name]):
             return measure(sizes[name])
 
-    def sanity(name: str, *attacks: AnyAttack) -> Outcomes | None:
+    def sanity(name: str, *attacks: AnyAttack, access: Access = job.access) -> Outcomes | None:
         def attack_first(images: int) -> Outcomes:
-            first = replace(job, split=first_images(job.split, images), attacks=attacks)
+            first = replace(job, split=first_images(job.split, images), attacks=attacks, access=access)
             return run_attacks(first, store.part(name))
 
         return run(name, attack_first)
@@ -256,7 +256,8 @@ def _measured(
     members = run("members", lambda images: members_table(job, images, store))
     moved = sanity("transfer", Transfer(attack=TRANSFERRED, source=target.parent)) if target.parent else None
     blind = (sanity("labels", LABELS_ONLY[job.threat.norm]), sanity("noise", NOISE))
-    smoothed = sanity("stand_ins", STAND_INS)
+    # Also where attacks may use no gradients: rounding that hides them is no defence.
+    smoothed = sanity("stand_ins", STAND_INS, access="gradients")
     return Extras(
         doubled=doubled,
         curve=drawn if settings.curve == "draw" else settings.curve,
@@ -287,7 +288,7 @@ def _sample_sizes(
     absent = {"members": job.members == 1, "curve": settings.curve != "draw", "transfer": target.parent is None}
     if job.access != "gradients":
         absent |= {"gradients": True, "paths": True, "members": True, "noise": not job.allows(NOISE)}
-    absent["stand_ins"] = job.access != "gradients" or not _has_stand_ins(job)
+    absent["stand_ins"] = not _has_stand_ins(job)
     present = [name for name in FULL if not absent.get(name)]
     if settings.checks == "full":
         return {name: min(images, len(job.split)) * (name in present) for name, images in FULL.items()}

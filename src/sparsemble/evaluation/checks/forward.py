@@ -3,6 +3,7 @@
 import ast
 import functools
 import linecache
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -61,7 +62,9 @@ EQUALITY = ("__eq__", "__ne__", "eq", "ne")
 """Comparisons that hold for next to no image, and so guard against special values."""
 RANKS = ("sort", "argsort")
 """Calls whose result changes at many places, and the logits perhaps at few of them."""
-PAIRS = 3
+MOST = 16
+"""Decisions that are tried; of more, so many that lie evenly among them."""
+PAIRS = 2
 """Other images towards which a decision is changed."""
 HALVINGS = 22
 """Times that the way between two images is halved towards the place where a decision changes."""
@@ -78,8 +81,8 @@ def plain_forward(
     are found in the graph of gradients, early stopping by layers that run for some images only. A decision is a
     comparison, rank or integer computed from the image on which the logits depend; it is no detour where the logits
     do not jump as it changes, as in a ReLU written with a comparison. A branch that only refuses images is none
-    either. Compiled code cannot be traced. Costs 2 forward passes for each of at most 8 images, and 24 for each of at
-    most 3 images for each decision.
+    either. Compiled code cannot be traced. Costs 2 forward passes for each of at most 8 images, and 48 for each of at
+    most 16 decisions.
 
     Args:
         model: what is attacked, or the logits of the deployed decision.
@@ -95,7 +98,7 @@ def plain_forward(
     network = model if isinstance(model, nn.Module) else layers
     if network and any(_is_compiled(part) for part in network.modules()):
         return skipped(11, "the model is compiled, and compiled code cannot be traced from Python")
-    detours = _trace(model, x[:FEW]) + _run_singly(model, x[:FEW], network)
+    detours = _trace(model, x[:FEW], declared) + _run_singly(model, x[:FEW], network)
     seen: dict[str, list[str]] = {}
     for (kind, name), times in sorted(detours.items()):
         seen.setdefault(kind, []).append(f"{name} x{times}")
@@ -110,8 +113,8 @@ def _is_compiled(part: nn.Module) -> bool:
     return isinstance(part, torch.jit.ScriptModule) or type(part).__name__ == "OptimizedModule"
 
 
-def _trace(model: Classifier, x: Images) -> Detours:
-    """Run the model once and count the calls that show a detour."""
+def _trace(model: Classifier, x: Images, declared: Collection[str]) -> Detours:
+    """Run the model once and count the calls that show a detour; declared decisions are not tried."""
     point = x.clone().requires_grad_()
     with torch.enable_grad(), _Tracer(point) as tracer:
         logits = model(point)
@@ -121,10 +124,11 @@ def _trace(model: Classifier, x: Images) -> Detours:
     )
     if not logits.requires_grad:
         detours[NO_GRADIENT, "output"] += 1
-    reached = tracer.reaching(logits)
-    if reached:
-        jumping = {tracer.decisions[i].source for i in _jumping(model, x, tracer, sorted(reached))}
-        detours.update((DECISIONS, tracer.decisions[i].name) for i in jumping)
+    reached = sorted(tracer.reaching(logits))
+    if reached and DECISIONS not in declared:
+        reached = _jumping(model, x, tracer, reached[:: math.ceil(len(reached) / MOST)])
+    sources = {tracer.decisions[i].source for i in reached}
+    detours.update((DECISIONS, tracer.decisions[i].name) for i in sources)
     return detours
 
 
@@ -248,7 +252,7 @@ class _Decision:
         """Return the result as one row for each image; None where it is not made of such."""
         if self.values.numel() % images:
             return None
-        rows = self.values.reshape(images, -1)
+        rows = (self.values.int_repr() if self.values.is_quantized else self.values).reshape(images, -1)
         # The order among the largest values does not decide which ones they are.
         return rows.sort(1).values if self.name == "topk" else rows
 

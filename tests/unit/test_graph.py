@@ -154,3 +154,25 @@ def test_a_tensor_that_is_overwritten_is_what_overwrote_it() -> None:
         "pool",
         "linear",
     ]
+
+
+class Renamed(nn.Conv2d):
+    """A convolution under another name."""
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+
+class Scaled(nn.Conv2d):
+    """No convolution with its weight."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, 2 * weight, bias)
+
+
+def test_a_subclass_is_a_layer_where_it_computes_as_its_base_does() -> None:
+    model = Named(lambda own, x: own.head(torch.mean(x, (2, 3))), Renamed(4, 4, 3, bias=False))
+    assert list(Graph(model, SHAPE).layers()) == ["conv", "layer", "head"]
+    model.layer = Scaled(4, 4, 3)
+    with pytest.raises(InputError, match=r"operation .mul. combines feature maps"):
+        Graph(model, SHAPE)

@@ -28,7 +28,7 @@ from sparsemble.models.plain_network import (
     prunable_layers,
     weights_used,
 )
-from sparsemble.pruning import Mask
+from sparsemble.pruning import KeepZero, Mask
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
 from sparsemble.training.schedule import Schedule
 from tests.helpers import covering, magnitudes, sparsity_target
@@ -291,7 +291,8 @@ class TestTraining:
         file.write_text(HEADS, "utf-8")
         for model in (Code(factory=f"{file}:pruned"), changed_layer("pruned")):
             with pytest.raises(
-                InputError, match=r"the weight of layer .*(conv|2) \(torch.nn.utils.prune\); training would"
+                InputError,
+                match=r"the weight of layer .*prune\) is computed .* training would",
             ):
                 sp.train(model, images, sp.Linf(0.1), epochs=1, **QUICK)
 
@@ -346,6 +347,34 @@ class TestTraining:
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         assert torch.equal(torch.get_rng_state(), state)
         assert not model.training
+
+
+def test_a_layer_without_weights_yet_is_named() -> None:
+    with pytest.raises(InputError, match="layer 0 has no weights yet"):
+        make_plain_(nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(3)), SHAPE)
+
+
+def test_weights_held_at_zero_must_be_plain() -> None:
+    hold = KeepZero({"": Mask.of(network())})
+    with pytest.raises(InputError, match="the weight of layer 2 is computed from other tensors"):
+        hold.after_step(changed_layer("weight norm"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_networks_of_another_precision_are_pruned_in_float32(dtype: torch.dtype, images: tuple[Tensor, Tensor]) -> None:
+    parent = network().to(dtype).eval()
+    pruned = sp.prune(
+        parent,
+        images,
+        sp.Linf(0.1),
+        sparsity=0.5,
+        score=sp.scores.Magnitude(),
+        method=sp.pruning.OneShot(),
+        finetune_epochs=1,
+        **QUICK,
+    )
+    assert pruned(images[0][:2]).dtype == torch.float32
+    assert parent[0].weight.dtype == dtype
 
 
 def test_zeros_that_come_back_are_found() -> None:

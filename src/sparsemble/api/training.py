@@ -91,7 +91,7 @@ def train(
             network = built = spec.build(rng=seeded(draw_seed(running.seed, "train", "weights")))
             changes = built.changes
         else:
-            network = copy_network(model)
+            network = _in_float32(model, running)
             changes = make_plain_(network, images.shape)
         changes.refuse_computed()
         for note in changes.notes:
@@ -115,7 +115,7 @@ def train(
 
 
 def plain_copy(model: Model, shape: tuple[int, int, int], context: Context) -> nn.Module:
-    """Return a copy of a trained network that can be pruned and trained, in eval mode; report what was changed.
+    """Return a float32 copy of a trained network that can be pruned and trained, in eval mode; report what was changed.
 
     Args:
         model: left as found.
@@ -125,12 +125,20 @@ def plain_copy(model: Model, shape: tuple[int, int, int], context: Context) -> n
     Raises:
         InputError: a layer in which a mask would not hold, or a network that returns no logits in training mode.
     """
-    network = copy_network(network_of(model)).to(context.device).eval()
+    network = _in_float32(network_of(model), context).to(context.device).eval()
     for note in make_plain_(network, shape).notes:
         context.report_message(note)
     check_masks_hold(network, shape)
     check_training_output(network, shape)
     return network
+
+
+def _in_float32(model: nn.Module, context: Context) -> nn.Module:
+    """Return a copy of a network whose floating-point tensors are float32, in which all training computes."""
+    others = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
+    if others:
+        context.report_message(f"weights are converted from {' and '.join(sorted(others))} to float32")
+    return copy_network(model).float()
 
 
 def fit_best_epoch_(

@@ -63,7 +63,7 @@ def assert_same_outputs(before: nn.Module, after: nn.Module, shape: tuple[int, i
     if not difference <= TOLERANCE:
         raise InputError(
             f"{name} computes something else {change}: logits differ by {difference:.2g} (allowed {TOLERANCE:g}), so "
-            "one of its operations is not what it looks like (a forward hook, a tensor changed in place)"
+            "one of its operations is not what it looks like (a forward hook, a tensor changed in place, chance)"
         )
 
 

@@ -42,6 +42,7 @@ FUNCTIONS: dict[Callable[..., Any], Kind] = {
     F.avg_pool2d: "pool",
     F.adaptive_avg_pool2d: "pool",
     F.adaptive_max_pool2d: "pool",
+    torch.mean: "pool",
     torch.flatten: "flatten",
     F.dropout: "same",
     operator.sub: "affine",
@@ -134,7 +135,8 @@ def trace(model: nn.Module) -> fx.GraphModule:
     name = type(getattr(model, "body", model)).__name__
     try:
         with eval_mode(model):
-            return fx.symbolic_trace(model)
+            tracer = _Tracer()
+            return fx.GraphModule(model, tracer.trace(model))
     except (fx.proxy.TraceError, TypeError) as error:
         raise InputError(f"{name} decides by its input what it computes ({str(error).splitlines()[0]})") from None
     except InputError:
@@ -143,6 +145,25 @@ def trace(model: nn.Module) -> fx.GraphModule:
         raise InputError(f"{name} cannot be traced as a graph of operations: {first_line(error)}") from error
     finally:
         jaxtyping.config.update("jaxtyping_disable", disabled)
+
+
+@final
+class _Tracer(fx.Tracer):
+    """Takes subclasses of known modules for these, where they compute the same."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _module_kind(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+def _module_kind(module: nn.Module) -> Kind | None:
+    """Return the kind of a module, also of a subclass that does not change the forward pass."""
+    cls = type(module)
+    for base, kind in MODULES.items():
+        if isinstance(module, base) and all(
+            getattr(cls, name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward", "__call__")
+        ):
+            return kind
+    return None
 
 
 @final
@@ -269,7 +290,7 @@ def _kind(node: fx.Node, name: str, model: nn.Module) -> tuple[Kind, nn.Module |
         return "input", None
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        kind = MODULES.get(type(module))
+        kind = _module_kind(module)
         if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
             kind = None
         text = repr(module)

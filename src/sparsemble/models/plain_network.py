@@ -74,9 +74,9 @@ class Changes:
         """
         if self.computed:
             raise InputError(
-                f"{self.computed[0]}; training would lose that: make it a plain parameter first "
-                "(torch.nn.utils.prune.remove, remove_weight_norm, parametrize.remove_parametrizations), or use the "
-                "network as a trained parent"
+                f"{self.computed[0]} is computed from other tensors, which training would lose; make it a plain "
+                "parameter first (torch.nn.utils.prune.remove, remove_weight_norm, parametrize.remove_parametrizations) or "
+                "use the network as a trained parent"
             )
 
 
@@ -88,8 +88,12 @@ def make_plain_(model: nn.Module, shape: Shape) -> Changes:
         shape: channels, height and width of an image.
 
     Raises:
-        InputError: a layer whose weight cannot be computed once and for all; with its name.
+        InputError: a layer whose weight cannot be computed once and for all, or that has none yet; with its name.
     """
+    for name, module in model.named_modules():
+        if any(isinstance(tensor, nn.UninitializedParameter) for tensor in module._parameters.values()):
+            kind = type(module).__name__
+            raise InputError(f"layer {name} has no weights yet ({kind}); run the network on an image first")
     with eval_mode(model), torch.no_grad():
         computed = tuple(_bake_in_(model))
     shared = separate_(model)

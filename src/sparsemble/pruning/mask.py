@@ -143,6 +143,8 @@ class KeepZero(Callback):
         if not self._pairs:
             for name, mask in self.mask_of.items():
                 layers = prunable_layers(model.get_submodule(name))
+                for key in mask:
+                    check_plain(key, layers[key])
                 self._pairs += [(layers[key].weight, keep.to(layers[key].weight)) for key, keep in mask.items()]
         for weight, keep in self._pairs:
             weight.mul_(keep)

@@ -16,6 +16,7 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.module_state import copy_network
 from sparsemble.core.types import seeded
 from sparsemble.evaluation.cost import count_weights
+from sparsemble.export.convert import convert_model
 from sparsemble.models import architectures
 from sparsemble.models.code import Code
 from sparsemble.models.graph import Graph
@@ -29,6 +30,7 @@ from sparsemble.models.plain_network import (
     weights_used,
 )
 from sparsemble.pruning import KeepZero, Mask
+from sparsemble.pruning.shrink import shrink
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
 from sparsemble.training.schedule import Schedule
 from tests.helpers import covering, magnitudes, sparsity_target
@@ -136,7 +138,21 @@ def own_forward() -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("make", [lambda: hooked(standardised), lambda: hooked(doubled), own_forward])
+def functional() -> nn.Sequential:
+    class Borrowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lent = nn.Conv2d(8, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.lent.weight, padding=1)
+
+    model = network()
+    model[2] = Borrowing()
+    return model
+
+
+@pytest.mark.parametrize("make", [functional, lambda: hooked(standardised), lambda: hooked(doubled), own_forward])
 def test_weights_that_a_mask_does_not_reach_are_refused_by_the_name_of_the_layer(make: Any) -> None:
     model = make().eval()
     before = logits(model)
@@ -320,8 +336,12 @@ class TestTraining:
         ("forward", "message"),
         [
             (lambda own, x: (own.layer(x), x) if own.training else own.layer(x), "got tuple"),
-            (lambda own, x: own.layer(x).detach() if own.training else own.layer(x), "no gradient in training mode"),
+            (
+                lambda own, x: own.layer(x).detach() if own.training else own.layer(x),
+                "no weight has a gradient in training mode",
+            ),
             (lambda own, x: own.layer(x.sub_(0.5)), "changes its images in place"),
+            (lambda own, x: own.layer(x.detach()), "no gradient with respect to the images"),
             (lambda own, x: own.layer(x) if not own.training else own.missing(x), "fails in training mode"),
         ],
     )
@@ -347,6 +367,39 @@ class TestTraining:
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
         assert torch.equal(torch.get_rng_state(), state)
         assert not model.training
+
+
+def test_wrappers_are_taken_off(images: tuple[Tensor, Tensor]) -> None:
+    wrapped = nn.DataParallel(network())
+    pruned = sp.prune(
+        wrapped,
+        images,
+        sp.Linf(0.1),
+        sparsity=0.5,
+        score=sp.scores.ERM(),
+        method=sp.pruning.OneShot(),
+        finetune_epochs=0,
+        **QUICK,
+    )
+    assert list(prunable_layers(pruned.model)) == ["0", "2", "6"]
+    assert list(prunable_layers(shrink(wrapped, SHAPE))) == ["0", "2", "6"]
+    convert_model(wrapped, SHAPE)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted_modules_are_refused(images: tuple[Tensor, Tensor]) -> None:
+    scripted = torch.jit.script(network())  # type: ignore[no-untyped-call]
+    with pytest.raises(InputError, match="the network is a scripted module"):
+        sp.train(scripted, images, sp.Linf(0.1), epochs=1, **QUICK)
+
+
+def test_weights_that_are_nan_are_named() -> None:
+    model = network()
+    model[2].weight.data[0] = torch.nan
+    with pytest.raises(InputError, match="layer 2 has weights that are NaN"):
+        check_masks_hold(model, SHAPE)
+    with pytest.raises(InputError, match="Sequential returns NaN or infinite logits"):
+        convert_model(model, SHAPE)
 
 
 def test_a_layer_without_weights_yet_is_named() -> None:

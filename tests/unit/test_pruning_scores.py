@@ -207,6 +207,19 @@ class TestBNSF:
         model = nn.Sequential(plain[0], between, plain[1]).eval()
         assert torch.equal(BNSF()(model, batches)["0"], BNSF()(plain, batches)["0"])
 
+    def test_a_batchnorm_without_scale_divides_only(self) -> None:
+        norm = nn.BatchNorm2d(4, affine=False)
+        nn.init.uniform_(norm.running_var, 0.2, 3.0, generator=seeded(0))
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), norm).eval()
+        expected = model[0].weight.detach().abs() / (norm.running_var + norm.eps).sqrt().view(-1, 1, 1, 1)
+        assert_close(BNSF()(model, batches)["0"], expected)
+
+    @pytest.mark.parametrize("score", [BNSF(), NIS()])
+    def test_a_batchnorm_without_statistics_is_refused(self, score: Any) -> None:
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten()).eval()
+        with pytest.raises(InputError, match="a BatchNorm without running statistics"):
+            score(model, batches)
+
     @pytest.mark.parametrize("score", [BNSF(), NIS()])
     def test_a_network_that_cannot_be_traced_is_refused_before_images_are_crafted(self, score: Any) -> None:
         class Deciding(nn.Conv2d):

@@ -10,14 +10,14 @@ from sparsemble.api.context import Context, resumable
 from sparsemble.api.results import Data, Model, TrainedModel, network_of
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
-from sparsemble.core.module_state import copy_network
+from sparsemble.core.module_state import copy_network, unwrapped
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.data import load as load_data
 from sparsemble.data.dataset import Dataset
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.model_io import ModelSpec
-from sparsemble.models.plain_network import check_masks_hold, check_training_output, make_plain_
+from sparsemble.models.plain_network import check_has_weights, check_masks_hold, check_training_output, make_plain_
 from sparsemble.training.batches import Batches
 from sparsemble.training.callbacks import Callback, KeepBest, OnEpoch, ReportProgress, WriteHistory
 from sparsemble.training.checkpoint import Checkpoint
@@ -135,6 +135,8 @@ def plain_copy(model: Model, shape: tuple[int, int, int], context: Context) -> n
 
 def _in_float32(model: nn.Module, context: Context) -> nn.Module:
     """Return a copy of a network whose floating-point tensors are float32, in which all training computes."""
+    model = unwrapped(model)
+    check_has_weights(model)
     others = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
     if others:
         context.report_message(f"weights are converted from {' and '.join(sorted(others))} to float32")

@@ -72,6 +72,17 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside `DataParallel`, `DistributedDataParallel` or what `torch.compile` returned."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def copy_network(model: nn.Module) -> nn.Module:
     """Return a copy of a network, also of one whose hooks keep computed tensors (`weight_norm`, `torch...prune`)."""
     computed = [

@@ -48,10 +48,12 @@ def assert_same_outputs(before: nn.Module, after: nn.Module, shape: tuple[int, i
         change: what was done, as in "without its dead channels", for the message.
 
     Raises:
-        InputError: the second cannot run, or its logits differ by more than `TOLERANCE`.
+        InputError: the logits are not finite, the second network cannot run, or they differ by more than `TOLERANCE`.
     """
     name = type(getattr(before, "body", before)).__name__
     reference = _outputs(before, shape).float().cpu()
+    if not reference.isfinite().all():
+        raise InputError(f"{name} returns NaN or infinite logits on random images")
     try:
         outputs = _outputs(after, shape).float().cpu()
     except Exception as error:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
-from sparsemble.core.module_state import copy_network
+from sparsemble.core.module_state import copy_network, unwrapped
 from sparsemble.core.registry import to_dict
 from sparsemble.core.same_outputs import assert_same_outputs
 from sparsemble.export.pooling import as_pair, pool_node
@@ -41,7 +41,7 @@ def convert_model(model: nn.Module, shape: tuple[int, int, int]) -> runtime.Netw
     Raises:
         InputError: an operation that the runtime does not know, with its name, or one that becomes another there.
     """
-    plain = copy_network(model)
+    plain = copy_network(unwrapped(model))
     make_plain_(plain, shape)
     network = _Conversion(Graph(plain, shape), shape).run()
     assert_same_outputs(model, FoldedNetwork(network), shape, "in the runtime")

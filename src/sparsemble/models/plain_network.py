@@ -23,6 +23,8 @@ from sparsemble.models.adapted import find_output
 Shape = tuple[int, int, int]
 UNUSED = "is_unused"
 """Attribute of a Conv2d or Linear that the logits do not depend on."""
+REMOVE = "torch.nn.utils.prune.remove, remove_weight_norm, parametrize.remove_parametrizations"
+"""How a user makes computed weights plain."""
 SHOWN = 3
 """Names in a message."""
 
@@ -75,8 +77,7 @@ class Changes:
         if self.computed:
             raise InputError(
                 f"{self.computed[0]} is computed from other tensors, which training would lose; make it a plain "
-                "parameter first (torch.nn.utils.prune.remove, remove_weight_norm, parametrize.remove_parametrizations) or "
-                "use the network as a trained parent"
+                f"parameter first ({REMOVE}), or name the network as a trained parent"
             )
 
 
@@ -90,10 +91,7 @@ def make_plain_(model: nn.Module, shape: Shape) -> Changes:
     Raises:
         InputError: a layer whose weight cannot be computed once and for all, or that has none yet; with its name.
     """
-    for name, module in model.named_modules():
-        if any(isinstance(tensor, nn.UninitializedParameter) for tensor in module._parameters.values()):
-            kind = type(module).__name__
-            raise InputError(f"layer {name} has no weights yet ({kind}); run the network on an image first")
+    check_has_weights(model)
     with eval_mode(model), torch.no_grad():
         computed = tuple(_bake_in_(model))
     shared = separate_(model)
@@ -101,6 +99,23 @@ def make_plain_(model: nn.Module, shape: Shape) -> Changes:
     for name in unused:
         setattr(model.get_submodule(name), UNUSED, True)
     return Changes(computed=computed, shared=shared, unused=unused)
+
+
+def check_has_weights(model: nn.Module) -> None:
+    """Refuse a network whose weights cannot be changed from Python, or are not there yet.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{name or 'the network'} is a scripted module, in which no weight can be masked or replaced; use the "
+                "Python module that it was made of"
+            )
+        if any(isinstance(tensor, nn.UninitializedParameter) for tensor in module._parameters.values()):
+            kind = type(module).__name__
+            raise InputError(f"layer {name} has no weights yet ({kind}); run the network on an image first")
 
 
 def _bake_in_(model: nn.Module) -> Iterator[str]:
@@ -221,10 +236,16 @@ def check_masks_hold(model: nn.Module, shape: Shape) -> None:
     layers = prunable_layers(masked)
     for name, layer in layers.items():
         check_plain(name, layer)
+        if not layer.weight.isfinite().all():
+            raise InputError(f"layer {name} has weights that are NaN or infinite")
         layer.weight.mul_((torch.rand(layer.weight.shape, generator=rng) < 0.5).to(layer.weight.device))
     expected = {name: layer.weight.clone() for name, layer in layers.items()}
     for name, used in weights_used(masked, shape).items():
-        if not used or not all(_equal(weight, expected[name]) for weight in used):
+        if not used:
+            raise InputError(
+                f"the weight of layer {name} is used outside of the layer, where a mask would not hold; call the layer"
+            )
+        if not all(_equal(weight, expected[name]) for weight in used):
             raise InputError(
                 f"layer {name} computes with another tensor than its weight, which a hook or a forward pass of its own "
                 "makes; masks would not hold, so make it a plain layer"
@@ -240,7 +261,7 @@ def check_plain(name: str, layer: nn.Conv2d | nn.Linear) -> None:
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
         raise InputError(
             f"the weight of layer {name} is computed from other tensors, which would undo a mask; make it a plain "
-            "parameter first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
+            f"parameter first ({REMOVE})"
         )
 
 
@@ -322,20 +343,26 @@ def check_training_output(model: nn.Module, shape: Shape) -> None:
         InputError: it fails, returns no logits, has no gradient or changes its images.
     """
     trial = copy_network(model).train()
-    images: Images = noise_for(trial, shape, 2)
-    given = images.clone()
+    images: Images = noise_for(trial, shape, 2).requires_grad_()
+    weights = [parameter for parameter in trial.parameters() if parameter.requires_grad]
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            given = images.clone()
             output = trial(given)
     except Exception as error:
         raise InputError(f"the network fails in training mode: {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"in training mode the network must return logits (B, classes), got {got}")
-    if not output.requires_grad:
-        raise InputError("the logits have no gradient in training mode (no_grad, detach, or all weights are frozen)")
     if not torch.equal(given, images):
         raise InputError("the network changes its images in place in training mode; let it work on a copy")
+    gradients = (
+        torch.autograd.grad(output.sum(), [images, *weights], allow_unused=True) if output.requires_grad else (None,)
+    )
+    if all(gradient is None for gradient in gradients[1:]):
+        raise InputError("no weight has a gradient in training mode (no_grad, detach, or all weights are frozen)")
+    if gradients[0] is None:
+        raise InputError("the logits have no gradient with respect to the images (detach or numpy in the forward pass)")
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

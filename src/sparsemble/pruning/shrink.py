@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sparsemble.core.module_state import copy_network
+from sparsemble.core.module_state import copy_network, unwrapped
 from sparsemble.core.same_outputs import assert_same_outputs
 from sparsemble.models.channel_groups import channel_groups
 from sparsemble.models.graph import Graph
@@ -29,7 +29,7 @@ def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     Raises:
         InputError: an operation that is not known, or a forward pass that depends on the sizes that change.
     """
-    small = copy_network(model)
+    small = copy_network(unwrapped(model))
     make_plain_(small, shape)
     graph = Graph(small, shape)
     dead = find_dead_channels(Mask.of(small), graph)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
+from sparsemble.core.errors import InputError
 from sparsemble.models.graph import Graph, trace
 from sparsemble.models.plain_network import prunable_layers
 from sparsemble.pruning.score import AdversarialBatches, PruningScore, Scores, pruning_scores
@@ -47,6 +49,12 @@ def _norms_by_layer(graph: Graph) -> dict[str, nn.BatchNorm2d]:
 
 
 def norm_factor(norm: nn.BatchNorm2d) -> Tensor:
-    """Return |gamma| / sqrt(running variance + eps) of each channel."""
-    assert norm.running_var is not None
-    return norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
+    """Return |gamma| / sqrt(running variance + eps) of each channel.
+
+    Raises:
+        InputError: the BatchNorm keeps no running variance.
+    """
+    if norm.running_var is None:
+        raise InputError("a BatchNorm without running statistics gives its weights no score; use another, such as erm")
+    deviation = (norm.running_var + norm.eps).sqrt()
+    return (norm.weight.detach().abs() if norm.affine else torch.ones_like(deviation)) / deviation

@@ -193,6 +193,7 @@ OPERATORS: dict[str, Nodes] = {
     "expand": [("GlobalAveragePool", "x", "p", {}), *one("Expand", "p wide")],
     "einsum": one("Einsum", "x x", equation="bchw,bdhw->bcd"),
     "chosen by a constant": one("Where", "mask x scalar"),
+    "guarded": [("IsNaN", "x", "n", {}), *one("Where", "n zero x")],
     "resize": one(
         "Resize", "x - scales", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
     ),
@@ -315,6 +316,72 @@ def test_a_file_that_mixes_images_of_a_fixed_batch_is_run_in_groups(tmp_path: Pa
     np.testing.assert_allclose(network(images(3)).numpy(), OnnxSession(file)(images(3).numpy()), atol=1e-6)
 
 
+BAKED: dict[str, Nodes] = {
+    "a constant shape": [("Reshape", "x baked", "r", {}), ("Gemm", "r wide_classes three", "y", {})],
+    "a constant first image": [
+        ("ReduceMean", "x plane", "f", {"keepdims": 0}),
+        ("Gather", "f axis0", "g", {"axis": 0}),
+        ("Gemm", "g classes three", "y", {}),
+    ],
+}
+CONSTANTS["baked"] = np.array([1, 144])
+CONSTANTS["wide_classes"] = numbers(144, 3)
+
+
+@pytest.mark.parametrize("name", BAKED)
+def test_a_file_that_only_claims_to_take_any_batch(name: str, tmp_path: Path) -> None:
+    file = open_onnx(save(tmp_path / "model.onnx", BAKED[name]))
+    assert file.batch == 1
+    network, _ = convert_onnx(file)
+    expected = np.concatenate([OnnxSession(file)(images(5)[i : i + 1].numpy()) for i in range(5)])
+    np.testing.assert_allclose(network(images(5)).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_may_be_in_a_file_beside_it(tmp_path: Path) -> None:
+    hashes = set()
+    for factor in (1.0, 2.0):
+        model = onnx.load(
+            save(tmp_path / "whole.onnx", LINEAR, constants={**CONSTANTS, "three": CONSTANTS["three"] * factor})
+        )
+        (tmp_path / "weights.bin").unlink(missing_ok=True)
+        onnx.save_model(
+            model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+        )
+        file = open_onnx(tmp_path / "model.onnx")
+        assert convert_onnx(file)[0](images()).shape == (5, 3)
+        hashes.add(file.sha256)
+    assert len(hashes) == 2
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(InputError, match=r"cannot be read as an ONNX file.*weights\.bin"):
+        open_onnx(tmp_path / "model.onnx")
+
+
+def test_what_was_exported_in_training_mode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
+    constants = {**CONSTANTS, "on": np.array(True)}
+    for nodes in (
+        one("Dropout", "x half on"),
+        [("BatchNormalization", "x four four four positive", "z m v", {"training_mode": 1}), ("Flatten", "z", "y", {})],
+    ):
+        with pytest.raises(InputError, match="training mode; export the network in eval mode"):
+            convert_onnx(open_onnx(save(tmp_path / "model.onnx", nodes, constants=constants)))
+
+
+def test_labels_among_the_outputs_are_passed_over(tmp_path: Path) -> None:
+    nodes = [
+        *LINEAR[:1],
+        ("Gemm", "f classes three", "scores", {}),
+        ("ArgMax", "scores", "label", {"axis": 1, "keepdims": 0}),
+    ]
+    path = save(tmp_path / "model.onnx", nodes, outputs=("label", "scores"))
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    del model.graph.output[0].type.tensor_type.shape.dim[1]
+    onnx.save_model(model, path)
+    assert open_onnx(path).output == "scores"
+    assert convert_onnx(open_onnx(path))[0](images()).shape == (5, 3)
+
+
 def test_half_precision(tmp_path: Path) -> None:
     constants = {name: value.astype(np.float16) for name, value in CONSTANTS.items() if value.dtype == np.float32}
     file = open_onnx(save(tmp_path / "model.onnx", one("Conv", "x w b"), dtype=10, constants=constants))
@@ -430,7 +497,7 @@ def test_the_size_of_images_may_come_from_the_data(tmp_path: Path) -> None:
 
 def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no model", "utf-8")
-    with pytest.raises(InputError, match="is no ONNX file"):
+    with pytest.raises(InputError, match="cannot be read as an ONNX file"):
         open_onnx(tmp_path / "text.onnx")
     with pytest.raises(InputError, match="ONNX Runtime cannot load"):
         convert_onnx(open_onnx(save(tmp_path / "unknown.onnx", one("NoSuchOperator"))))

@@ -155,6 +155,5 @@ def show_result(
 
 
 def say(console: Console, text: str) -> None:
-    """Print a text as it is, without wrapping its lines; bytes of a path that are no characters are escaped."""
-    text = text.encode("utf-8", "backslashreplace").decode()
+    """Print a text as it is, without wrapping its lines."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -120,7 +120,7 @@ class HuggingFaceClassifier(nn.Module):
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
-        logits: Logits = self.network(pixel_values=self.preparation(x)).logits
+        logits: Logits = self.network(pixel_values=self.preparation(x), return_dict=True).logits
         return logits
 
 

@@ -66,6 +66,7 @@ class Builder:
         self.input = self.graph.placeholder("x")
         self.nodes: dict[str, fx.Node] = {run.input: self.input}
         """Nodes of the results that depend on the images, by name."""
+        self.producers = {name: call for call in run.calls for name in call.outputs}
         self.consumers: dict[str, list[Call]] = {}
         for call in run.calls:
             for name in call.inputs:

@@ -26,6 +26,7 @@ MAPS: dict[str, Callable[..., Any]] = {
     "Cos": torch.cos,
     "Erf": torch.erf,
     "Exp": torch.exp,
+    "IsNaN": torch.isnan,
     "Log": torch.log,
     "Mish": F.mish,
     "Neg": torch.neg,
@@ -191,6 +192,12 @@ def _local_norm(builder: Builder, call: Call) -> fx.Node:
 
 def _activation(make: Callable[[Call], nn.Module]) -> Add:
     return lambda builder, call: builder.layer(call, make(call), builder.tensor(call.inputs[0]))
+
+
+def _dropout(builder: Builder, call: Call) -> fx.Node:
+    if len(call.inputs) > 2 and call.inputs[2] and bool(builder.constant(call.inputs[2])):
+        raise InputError(f"{call} is in training mode; export the network in eval mode")
+    return builder.tensor(call.inputs[0])
 
 
 def _clip(builder: Builder, call: Call) -> fx.Node:
@@ -418,7 +425,9 @@ def _einsum(builder: Builder, call: Call) -> fx.Node:
 
 
 def _where(builder: Builder, call: Call) -> fx.Node:
-    if builder.varies(call.inputs[0]):
+    # What exporters of attention add, in case that all of a row is masked, decides nothing.
+    guards = builder.varies(call.inputs[0]) and builder.producers[call.inputs[0]].kind == "IsNaN"
+    if builder.varies(call.inputs[0]) and not guards:
         raise InputError(f"{call} decides by what the image is, so its gradient does not see the decision")
     return builder.function(torch.where, *(builder.tensor(name) for name in call.inputs))
 
@@ -441,7 +450,8 @@ OPERATORS: dict[str, Add] = {
     **dict.fromkeys(MANY, _many),
     **dict.fromkeys(REDUCTIONS, _reduction),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), _reshape),
-    **dict.fromkeys(("Dropout", "Identity"), lambda b, c: b.tensor(c.inputs[0])),
+    "Dropout": _dropout,
+    "Identity": lambda b, c: b.tensor(c.inputs[0]),
     **dict.fromkeys(("LogSoftmax", "Softmax"), _softmax),
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     **dict.fromkeys(("Resize", "Upsample"), _resize),

@@ -1,9 +1,10 @@
 """ONNX files as torch networks, whose predictions agree with ONNX Runtime; needs the extra `export`."""
 
+import contextlib
 import hashlib
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,7 +27,7 @@ SMALLEST = 1e-4
 BATCHES = (2, 3)
 """Sizes of the two batches on which a file that takes any is observed."""
 NAMES = ("logits", "out", "output", "pred")
-"""Of the output that is read where a file has several, likeliest first; else it is the first one."""
+"""Of the output that is read where a file has several, likeliest first; else it is the first one with fractions."""
 ENDS = ("Softmax", "Sigmoid")
 """Operators at the end of a classifier that are left off."""
 DTYPES: dict[str, type[np.floating[Any]]] = {"float": np.float32, "float16": np.float16, "double": np.float64}
@@ -177,10 +178,10 @@ def open_onnx(path: Path, shape: Shape | None = None) -> OnnxFile:
     """
     onnx, _ = _packages()
     try:
-        content = path.read_bytes()
-        model = onnx.load(path)
+        model = onnx.load(path)  # with the weights that are in files beside it
+        content = model.SerializeToString()
     except Exception as error:
-        raise InputError(f"{path} is no ONNX file: {first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as an ONNX file: {first_line(error)}") from error
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
@@ -195,8 +196,10 @@ def open_onnx(path: Path, shape: Shape | None = None) -> OnnxFile:
         )
     dims = [dim.dim_value or None for dim in tensor.shape.dim]
     shape, channels_last = _layout(path, dims, shape)
-    outputs = [value.name for value in model.graph.output]
-    return OnnxFile(
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+    numbers = [name for name, each in kinds.items() if onnx.TensorProto.DataType.Name(each).lower() in DTYPES]
+    outputs = numbers or list(kinds)
+    file = OnnxFile(
         path=path,
         model=model,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -207,6 +210,22 @@ def open_onnx(path: Path, shape: Shape | None = None) -> OnnxFile:
         input=inputs[0].name,
         output=next((name for name in NAMES if name in outputs), outputs[0]),
     )
+    return replace(file, batch=file.batch or _fixed_batch(file))
+
+
+def _fixed_batch(file: OnnxFile) -> int | None:
+    """Return 1 where a file says that it takes any number of images, but its operators are made for one.
+
+    Raises:
+        InputError: ONNX Runtime cannot run one either.
+    """
+    session = OnnxSession(file)
+    images = _random_images(file, BATCHES[0])
+    with contextlib.suppress(InputError):
+        if len(np.atleast_1d(session.values(images)[file.output])) == len(images):
+            return None
+    session.values(images[:1])
+    return 1
 
 
 def convert_onnx(file: OnnxFile) -> tuple[ConvertedOnnx, tuple[str, ...]]:
@@ -220,11 +239,12 @@ def convert_onnx(file: OnnxFile) -> tuple[ConvertedOnnx, tuple[str, ...]]:
         InputError: neither converts it; the message names the operator.
     """
     session = OnnxSession(file, file.logits[:1])
+    converter = ""
     try:
         network = _agreeing(_built(file), session)
     except InputError as error:
-        network = _by_onnx2torch(session, str(error))
-    notes = ["the ONNX file was converted to torch; on random images both give the same logits"]
+        network, converter = _by_onnx2torch(session, str(error)), " by onnx2torch"
+    notes = [f"the ONNX file was converted to torch{converter}; on random images both give the same logits"]
     if file.logits[1]:
         notes.append(f"the {file.logits[1].lower()} at the end of the file is left off, because attacks need logits")
     if network.batch:

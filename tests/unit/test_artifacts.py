@@ -224,12 +224,20 @@ class TestLock:
             pass
 
 
-def test_a_full_disk_gets_a_sentence_and_other_errors_none() -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), SafetensorError("I/O error: No space left on device (os error 28)")]
+)
+def test_a_disk_that_fills_while_a_run_works_is_named(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=f"the disk that holds {tmp_path} is full"), only_run_in(tmp_path):
+        raise error
+
+
+def test_a_disk_or_a_file_that_fails_gets_a_sentence_and_other_errors_none() -> None:
     for number in (errno.ENOSPC, errno.EDQUOT):
         found = explain_disk(OSError(number, "x"), Path("runs/a"))
         assert "the disk that holds runs/a is full" in str(found)
     named = explain_disk(PermissionError(errno.EACCES, "x", "runs/a/f"), Path("runs/a"))
-    assert str(named) == "runs/a/f cannot be used: Permission denied; run the same command to go on"
+    assert str(named) == "runs/a/f cannot be used: Permission denied"
     stored = explain_disk(SafetensorError("Error while serializing: I/O error: ... (os error 28)"), Path("runs/a"))
     assert "the disk that holds runs/a is full" in str(stored)
     assert explain_disk(ValueError("x"), Path("runs/a")) is None

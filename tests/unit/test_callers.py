@@ -62,6 +62,7 @@ def test_other_labels_are_named(labels: Any, message: str) -> None:
 CALLS = """
 import json, sys, numpy, torch
 import sparsemble as sp
+from sparsemble.api.results import TrainedModel
 from sparsemble.attacks.attack import attacks
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.core.types import seeded
@@ -83,13 +84,17 @@ given = outside.clone()
 far = outside.clone()
 far[0, 0, 0, 0] = 1.00001
 one_hot = torch.eye(3)[y]
-fgsm, pgd = (attacks.build(name) for name in ("fgsm", "pgd"))
+fgsm, pgd, deepfool = (attacks.build(name) for name in ("fgsm", "pgd", "deepfool"))
 many = x.repeat(6, 1, 1, 1), y.repeat(6)
 ensemble = Ensemble([network(0), network(1)], MeanProbability()).eval()
 slowdown = Slowdown(steps=2, restarts=1)
 
 def same(call, *others):
     return all(torch.equal(call(), other()) for other in others)
+
+@torch.inference_mode()
+def inferred(attack):
+    return attack(model, x.clone(), y.clone(), threat)
 
 def evaluated(data):
     return sp.evaluate(model, data, threat, attacks=(fgsm,), adaptive=False)
@@ -123,6 +128,27 @@ cases |= {
     "evaluate seed": lambda: sp.evaluate(model, many, threat, seed=-1),
     "train seed": lambda: sp.train(model, many, threat, epochs=1, seed=-1),
     "train half": lambda: sp.train(model, many, threat, epochs=1, seed=0.5),
+    "train range": lambda: sp.train(model, (many[0], torch.arange(24) % 6), threat, epochs=1),
+    "prune range": lambda: sp.prune(model, (many[0], torch.arange(24) % 6), threat, sparsity=0.5),
+    "train threat": lambda: sp.train(model, many, 0.1, epochs=1),
+    "evaluate threat": lambda: sp.evaluate(model, many, 0.1),
+    "evaluate attacks": lambda: sp.evaluate(model, many, threat, attacks=("fgsm",)),
+    "evaluate numpy seed": lambda: sp.evaluate(
+        model, many, threat, attacks=(fgsm,), seed=numpy.int64(2**40), adaptive=False
+    ).seed == 2**40,
+    "evaluate other mask": lambda: sp.evaluate(
+        TrainedModel(model=model, mask=Mask({"7": torch.ones(3, 16) > 0})), many, threat, attacks=(fgsm,)
+    ),
+    "evaluate mask of another shape": lambda: sp.evaluate(
+        TrainedModel(model=model, mask=Mask({"1": torch.ones(3) > 0})), many, threat, attacks=(fgsm,)
+    ),
+    "inference mode": lambda: same(lambda: pgd(model, x, y, threat), lambda: inferred(pgd)),
+    "minimum in inference mode": lambda: same(lambda: deepfool(model, x, y, threat), lambda: inferred(deepfool)),
+    "requires a gradient": lambda: same(
+        lambda: pgd(model, x, y, threat), lambda: pgd(model, x.clone().requires_grad_(), y, threat)
+    ),
+    "double": lambda: pgd(model, x.double(), y, threat),
+    "rng": lambda: pgd(model, x, y, threat, rng=3),
     "train soft": lambda: sp.train(model, (many[0], torch.full((24, 3), 1 / 3)), threat, epochs=1),
     "mask": lambda: Mask({"1": [True]}),
 }
@@ -155,8 +181,14 @@ def test_an_attack_takes_what_is_exact(name: str, results: dict[str, str]) -> No
     assert results[name] == "True"
 
 
-def test_evaluate_takes_what_is_exact(results: dict[str, str]) -> None:
-    assert results["evaluate exact"] == "True"
+@pytest.mark.parametrize("name", ["inference mode", "minimum in inference mode", "requires a gradient"])
+def test_an_attack_takes_gradients_where_its_caller_takes_none(name: str, results: dict[str, str]) -> None:
+    assert results[name] == "True"
+
+
+@pytest.mark.parametrize("name", ["evaluate exact", "evaluate numpy seed"])
+def test_evaluate_takes_what_is_exact(name: str, results: dict[str, str]) -> None:
+    assert results[name] == "True"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +204,25 @@ def test_evaluate_takes_what_is_exact(results: dict[str, str]) -> None:
         ("bytes", "images must be floats in [0, 1], got uint8; divide whole numbers 0..255 by 255"),
         ("array", "images must be a tensor, got ndarray; use torch.as_tensor"),
         ("evaluate range", "labels must lie in 0..2, the model's classes; got 0..5"),
+        ("train range", "the network has 3 outputs, but the labels are of 6 classes"),
+        ("prune range", "the network has 3 outputs, but the labels are of 6 classes"),
+        ("train threat", "threat = 0.1 must be a threat model, such as sparsemble.Linf(8 / 255)"),
+        ("evaluate threat", "threat = 0.1 must be a threat model, such as sparsemble.Linf(8 / 255)"),
+        (
+            "evaluate attacks",
+            "attacks = ('fgsm',) must be a list of attacks, such as [sparsemble.attacks.PGD()]",
+        ),
+        (
+            "evaluate other mask",
+            "the mask has a layer 7, which the network lacks; it belongs to another architecture",
+        ),
+        ("evaluate mask of another shape", "layer 1 has weights (3, 16), its mask (3,)"),
+        (
+            "double",
+            "the model cannot take float64 images of 1x4x4: mat1 and mat2 must have the same dtype, but got "
+            "Double and Float",
+        ),
+        ("rng", "rng must be a torch.Generator, got int; use torch.Generator().manual_seed(0)"),
         ("evaluate seed", "seed = -1 must be 0 or more"),
         ("train seed", "seed = -1 must be 0 or more"),
         ("train half", "seed = 0.5 must be a whole number, 0 or more"),

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from rich.console import Console
 
+from sparsemble.cli.app import say
 from sparsemble.core.errors import InputError
 from sparsemble.data import DataSource, data_sources
 from sparsemble.data.file_split import FileSplit
@@ -178,6 +180,21 @@ def test_linked_folders_and_accents_of_two_systems_are_followed(tmp_path: Path) 
     (root / "test" / "dog").rename(root / "test" / "d\x1bog")
     with pytest.raises(InputError, match=r"'d\\x1bog' in .* has a control character in its name; rename it"):
         source(root).load()
+
+
+def test_names_that_are_no_text_are_read_and_shown_with_escapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = made_folder(tmp_path / "photos")
+    path = os.fsdecode(os.fsencode(root / "test" / "cat") + b"/caf\xe9.png")
+    picture(seed=5).save(path)
+    assert len(source(root).load().test) == 13
+    assert source(root).fingerprint() != source(made_folder(tmp_path / "others")).fingerprint()
+    Path(path).write_bytes(b"damaged")
+    with pytest.raises(InputError, match="cannot be read as an image") as refused:
+        source(root).load()
+    say(Console(), f"error: {refused.value}")
+    assert "caf\\udce9.png cannot be read" in capsys.readouterr().out
 
 
 def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

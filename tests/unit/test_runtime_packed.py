@@ -20,6 +20,7 @@ from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import index_coding, packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.format.quantization import VALUES, Values
+from sparsemble.runtime.images import Preprocessing
 from sparsemble.runtime.network import (
     Add,
     Affine,
@@ -360,12 +361,14 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def whole_files(folder: Path) -> list[bytes]:
-    """The same ensemble in every kind of values, to be damaged in turn."""
+    """The same ensemble in every kind of values, and one that is made for files, to be damaged in turn."""
     path, found = folder / "whole.sparsemble", []
     for values in VALUES:
         packed.save(make_ensemble(), path, values=values)
         found.append(path.read_bytes())
-    return found
+    of_files = Preprocessing(mode="RGB", resize=4, size=1)
+    packed.save(replace(one_layer(np.eye(2, 3)), preprocessing=of_files), path)
+    return [*found, path.read_bytes()]
 
 
 def load_mutated(count: int, seed: int, folder: Path) -> tuple[int, int]:

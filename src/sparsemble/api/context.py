@@ -20,6 +20,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.module_state import state_tensors
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.registry import to_dict
+from sparsemble.core.threat import checked_threat
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.environment import source_revision, versions
@@ -153,6 +154,7 @@ def resumable(
         stream: of the random numbers; the stage's name unless given.
     """
     settings = {**settings, "seed": checked_seed(settings["seed"])}
+    checked_threat(settings["threat"])
     context, folder, device = (settings.pop(name) for name in ("context", "folder", "device"))
     if context is not None:
         return compute(context)

@@ -74,7 +74,7 @@ def train_ensemble(
 
     def compute(running: Context) -> TrainedEnsemble:
         images = load_data(data).to(running.device)
-        networks = [plain_copy(model, images.shape, running) for model in models.values()]
+        networks = [plain_copy(model, images, running) for model in models.values()]
         ensemble = Ensemble(networks, combiner)
         teacher = copy_network(network_of(parent)).to(running.device).eval() if parent is not None else None
         masks = [Mask.of(network) for network in networks]

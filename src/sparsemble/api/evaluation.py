@@ -1,19 +1,23 @@
 """`sparsemble.evaluate`: a classifier under attack, with the evidence for believing the result."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from sparsemble.api.results import Data, Model, TrainedEnsemble, TrainedModel, as_split, network_of
-from sparsemble.attacks.attack import Access
+from sparsemble.attacks.attack import Access, Attack
+from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.device import choose_device
+from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.module_state import copy_network
 from sparsemble.core.results import DataRecord, EvaluationResult
-from sparsemble.core.threat import ThreatModel
+from sparsemble.core.threat import ThreatModel, checked_threat
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.stopping.never import Never
 from sparsemble.evaluation.corruption_accuracy import open_corruptions
@@ -22,6 +26,8 @@ from sparsemble.evaluation.evaluator import evaluate as run_evaluator
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.loaded_model import LoadedModel
 from sparsemble.evaluation.outcome_store import OutcomeStore
+from sparsemble.models.plain_network import prunable_layers
+from sparsemble.pruning.mask import Mask
 
 RESULT = "evaluation.json"
 """File of the result, in the folder of an evaluation."""
@@ -71,6 +77,9 @@ def evaluate(
         InputError: labels that do not fit the model, or no classifier.
         RunError: an attack left its threat model, or the model returned NaN.
     """
+    seed, threat = checked_seed(seed), checked_threat(threat)
+    if not isinstance(attacks, Sequence) or not all(isinstance(attack, Attack | EnsembleAttack) for attack in attacks):
+        raise InputError(f"attacks = {attacks!r:.60} must be a list of attacks, such as [sparsemble.attacks.PGD()]")
     where = torch.device(choose_device(device))
     split = as_split(data, "test").to(where)
     target = _target(model, rule, name, where).probed(split, None, access, class_map)
@@ -108,7 +117,8 @@ def _target(
         masks = {f"members.{i}.{layer}": keep for i, m in enumerate(model.masks) for layer, keep in m.items()}
     else:
         network = network_of(model)
-        masks = dict(model.mask) if isinstance(model, TrainedModel) and model.mask else {}
+        masks = dict(Mask(model.mask)) if isinstance(model, TrainedModel) and model.mask else {}
+    _check_masks(masks, network)
     return LoadedModel(
         name=name or type(getattr(network, "body", network)).__name__,
         kind="code",
@@ -117,6 +127,19 @@ def _target(
         rule=rule,
         masks=masks,
     )
+
+
+def _check_masks(masks: Mapping[str, Tensor], network: torch.nn.Module) -> None:
+    """Refuse masks of other layers than the network's."""
+    layers = prunable_layers(network)
+    for name, keep in masks.items():
+        if name not in layers:
+            raise InputError(
+                f"the mask has a layer {name}, which the network lacks; it belongs to another architecture"
+            )
+        shape = tuple(layers[name].weight.shape)
+        if tuple(keep.shape) != shape:
+            raise InputError(f"layer {name} has weights {shape}, its mask {tuple(keep.shape)}")
 
 
 def _data_record(split: Split) -> DataRecord:

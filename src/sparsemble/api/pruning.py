@@ -107,7 +107,7 @@ def prune(
 
     def compute(running: Context) -> TrainedModel:
         images = load_data(data).to(running.device)
-        dense = plain_copy(parent, images.shape, running)
+        dense = plain_copy(parent, images, running)
         probe = held_out_probe(images.selection, held_out_attack, threat, lambda: running.rng("probe"))
         context = PruningContext(
             batches=Batches(split=images.train, batch_size=schedule.batch_size, augmentation=images.augmentation),

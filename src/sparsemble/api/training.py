@@ -96,7 +96,7 @@ def train(
         changes.refuse_computed()
         for note in changes.notes:
             running.report_message(note)
-        check_training_output(network.to(running.device), images.shape)
+        check_training_output(network.to(running.device), images.shape, len(images.classes))
         history = fit_best_epoch_(
             network,
             images,
@@ -114,22 +114,23 @@ def train(
     return resumable("train", settings, compute, TrainedModel.load)
 
 
-def plain_copy(model: Model, shape: tuple[int, int, int], context: Context) -> nn.Module:
+def plain_copy(model: Model, images: Dataset, context: Context) -> nn.Module:
     """Return a float32 copy of a trained network that can be pruned and trained, in eval mode; report what was changed.
 
     Args:
         model: left as found.
-        shape: channels, height and width of an image.
+        images: what it is trained on.
         context: its device gets the copy.
 
     Raises:
-        InputError: a layer in which a mask would not hold, or a network that returns no logits in training mode.
+        InputError: a layer in which a mask would not hold, or a network that returns no logits in training mode, or
+            fewer than there are classes.
     """
     network = _in_float32(network_of(model), context).to(context.device).eval()
-    for note in make_plain_(network, shape).notes:
+    for note in make_plain_(network, images.shape).notes:
         context.report_message(note)
-    check_masks_hold(network, shape)
-    check_training_output(network, shape)
+    check_masks_hold(network, images.shape)
+    check_training_output(network, images.shape, len(images.classes))
     return network
 
 

@@ -14,6 +14,7 @@ from sparsemble.attacks.ensemble.suite import every_surrogate, full_suite
 from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
 from sparsemble.attacks.losses.loss import AttackLoss, attack_losses
 from sparsemble.attacks.minimum_norm import MinimumNorm
+from sparsemble.attacks.patch import Patch
 from sparsemble.core.registry import component_names, find_component
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "AttackLoss",
     "EnsembleAttack",
     "MinimumNorm",
+    "Patch",
     "Surrogate",
     "Transfer",
     "attack_losses",

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.tensor_checks import checked_images, checked_labels
-from sparsemble.core.threat import Norm, ThreatModel, unit_laplace
+from sparsemble.core.threat import Norm, ThreatModel, checked_threat, unit_laplace
 from sparsemble.core.types import Classifier, Images, Labels, Logits, seeded
 
 Access = Literal["gradients", "scores", "labels"]
@@ -121,20 +121,29 @@ def checked_arguments(
         InputError: another type, shape, range or device.
     """
     x = checked_images(x)
-    if not isinstance(threat, ThreatModel):
-        raise InputError(f"threat = {threat!r:.60} must be a threat model, such as sparsemble.Linf(8 / 255)")
+    checked_threat(threat)
+    if rng is not None and not isinstance(rng, Generator):
+        raise InputError(
+            f"rng must be a torch.Generator, got {type(rng).__name__}; use torch.Generator().manual_seed(0)"
+        )
     if rng is not None and rng.device.type != x.device.type:
         raise InputError(f"rng is on {rng.device} and the images on {x.device}; make it there")
     return x, checked_labels(y, len(x)).to(x.device), rng if rng is not None else seeded(DEFAULT_SEED, x.device)
 
 
 def refusing_other_labels(model: Classifier, y: Labels) -> Classifier:
-    """Return the model; its first call refuses labels that it has no output for."""
+    """Return the model; its first call refuses images that it cannot take, and labels that it has no output for."""
     highest, compared = int(y.max()) if len(y) else -1, False
 
     def classify(x: Images) -> Logits:
         nonlocal compared
-        logits = model(x)
+        try:
+            logits = model(x)
+        except RuntimeError as error:
+            if compared or type(error) is not RuntimeError:  # such as no memory left
+                raise
+            given = f"{str(x.dtype).removeprefix('torch.')} images of {'x'.join(map(str, x.shape[1:]))}"
+            raise InputError(f"the model cannot take {given}: {str(error).partition(chr(10))[0]}") from error
         if not compared and logits.ndim == 2 and highest >= logits.shape[1]:
             raise InputError(
                 f"labels must lie in 0..{logits.shape[1] - 1}, the model's classes; the highest is {highest}"
@@ -156,7 +165,7 @@ def search_inside(threat: ThreatModel, x: Images, search: Callable[[], Images], 
     """
     if not len(x):
         return x
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         x_adv = search().detach()
     inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
     if not inside or not float(threat.distance(x_adv, x).max()) <= threat.eps + threat.tolerance:

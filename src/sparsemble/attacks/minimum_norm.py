@@ -164,10 +164,10 @@ class MinimumNorm(Attack):
         if not len(x):
             return x, torch.zeros(0, dtype=torch.bool, device=x.device)
         model = refusing_other_labels(model, y)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             clean_logits = model(x)
         nearest = NearestPoints.of_clean(x, y, norm, stop_distance, clean_logits)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             self.search(model, nearest, rng=rng if rng is not None else seeded(DEFAULT_SEED, x.device))
         return nearest.images, nearest.success
 

@@ -155,5 +155,6 @@ def show_result(
 
 
 def say(console: Console, text: str) -> None:
-    """Print a text as it is, without wrapping its lines."""
+    """Print a text as it is, without wrapping its lines; bytes of a path that are no characters are escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     console.print(text, markup=False, highlight=False, soft_wrap=True)

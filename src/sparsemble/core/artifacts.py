@@ -138,7 +138,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Lock a folder while the context is open, so that two runs never write to one folder."""
+    """Lock a folder while the context is open, so that two runs never write to one folder.
+
+    Raises:
+        InputError: the folder cannot be written, or another run has it.
+        RunError: the disk was full, or a file could not be read or written, while the context was open.
+    """
     import fcntl
 
     try:
@@ -151,7 +156,10 @@ def only_run_in(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another run is working in {folder}; wait for it or choose another with --out") from None
-        yield
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise explain_disk(error, folder) or error from error
 
 
 def explain_disk(error: Exception, folder: Path | None = None) -> RunError | None:
@@ -169,6 +177,4 @@ def explain_disk(error: Exception, folder: Path | None = None) -> RunError | Non
     if number in (errno.ENOSPC, errno.EDQUOT):
         place = folder or file or "the result"
         return RunError(f"the disk that holds {place} is full; make room and run the same command to go on")
-    return RunError(
-        f"{file or folder or 'a file'} cannot be used: {os.strerror(number)}; run the same command to go on"
-    )
+    return RunError(f"{file or folder or 'a file'} cannot be used: {os.strerror(number)}")

@@ -25,7 +25,15 @@ def checked_images(images: Any) -> Images:
     if not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
         raise InputError(f"images must be floats in [0, 1], got {kind}; divide whole numbers 0..255 by 255")
-    return in_unit_range(images)
+    return in_unit_range(for_autograd(images).detach())
+
+
+def for_autograd(tensor: Tensor) -> Tensor:
+    """Return a tensor, or a copy of one that was made in inference mode, which gradients cannot be taken through."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def in_unit_range(x: Tensor) -> Tensor:
@@ -80,7 +88,7 @@ def checked_labels(labels: Any, images: int, classes: int | None = None) -> Labe
         wrong = y[~y.isfinite() | (y != y.round())]
         if len(wrong):
             raise InputError(f"labels must be whole numbers, got {float(wrong[0]):g}")
-    y = y.long()
+    y = for_autograd(y).long()
     if len(y):
         low, high = (int(end) for end in y.aminmax())
         if low < 0 or (classes is not None and high >= classes):

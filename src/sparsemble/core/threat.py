@@ -183,6 +183,13 @@ def unit_laplace(uniform: Tensor) -> Tensor:
     return draws / draws.flatten(1).abs().sum(1).clamp_min(SMALLEST).view(-1, *[1] * (uniform.dim() - 1))
 
 
+def checked_threat(threat: Any) -> ThreatModel:
+    """Return a threat model; anything else, such as a bare radius, is refused."""
+    if not isinstance(threat, ThreatModel):
+        raise InputError(f"threat = {threat!r:.60} must be a threat model, such as sparsemble.Linf(8 / 255)")
+    return threat
+
+
 def as_fraction(eps: float) -> str:
     """Return eps as the string n/255 if it is such a fraction, else as a decimal."""
     fraction = Fraction(eps).limit_denominator(255)

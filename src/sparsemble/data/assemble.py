@@ -92,6 +92,9 @@ def as_split(images: Any) -> Split:
         InputError: anything else.
     """
     if isinstance(images, Split):
+        if images.labels.dtype != torch.int64:
+            kind = str(images.labels.dtype).removeprefix("torch.")
+            raise InputError(f"the labels of {type(images).__name__} must be int64 class indices, got {kind}")
         return images
     if isinstance(images, tuple | list) and len(images) == 2:
         return TensorSplit(_as_tensor(images[0], "images"), _as_tensor(images[1], "labels"))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsemble.attacks.attack import ACCESS, Access, Attack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
+from sparsemble.attacks.patch import OUTSIDE, Patch
 from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.dynamic import predict_dynamic
 from sparsemble.core.errors import InputError
@@ -104,5 +105,7 @@ class EvaluationJob:
 
 
 def access_of(attack: AnyAttack) -> Access:
-    """Return what an attack uses of a model."""
+    """Return what an attack uses of a model; refuse what is not an attack inside a ball."""
+    if isinstance(attack, Patch):
+        raise InputError(OUTSIDE)
     return "gradients" if isinstance(attack, EnsembleAttack) else attack.access

@@ -332,15 +332,16 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_training_output(model: nn.Module, shape: Shape) -> None:
+def check_training_output(model: nn.Module, shape: Shape, classes: int = 0) -> None:
     """Run a copy of a network in training mode on two images.
 
     Args:
         model: what will be trained; left as found.
         shape: channels, height and width of an image.
+        classes: least number of its outputs, those that the labels name.
 
     Raises:
-        InputError: it fails, returns no logits, has no gradient or changes its images.
+        InputError: it fails, returns no logits or too few, has no gradient or changes its images.
     """
     trial = copy_network(model).train()
     images: Images = noise_for(trial, shape, 2).requires_grad_()
@@ -354,6 +355,8 @@ def check_training_output(model: nn.Module, shape: Shape) -> None:
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"in training mode the network must return logits (B, classes), got {got}")
+    if output.shape[1] < classes:
+        raise InputError(f"the network has {output.shape[1]} outputs, but the labels are of {classes} classes")
     if not torch.equal(given, images):
         raise InputError("the network changes its images in place in training mode; let it work on a copy")
     gradients = (

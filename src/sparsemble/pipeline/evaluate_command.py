@@ -17,6 +17,7 @@ from sparsemble.api.evaluation import RESULT
 from sparsemble.attacks.attack import Access, attacks
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.ensemble.ensemble_attack import ensemble_attacks
+from sparsemble.attacks.patch import OUTSIDE
 from sparsemble.core.artifacts import only_run_in, read_json, write_json
 from sparsemble.core.config import from_dict, parse_toml
 from sparsemble.core.device import choose_device
@@ -222,6 +223,8 @@ def _parse_attacks(text: str) -> tuple[AnyAttack, ...]:
     is_list = text.lstrip().startswith("[")
     specs = parse_toml(f"attacks = {text}", "--attacks")["attacks"] if is_list else text.split(",")
     registries = (attacks, ensemble_attacks)
+    if any((spec.get("name") if isinstance(spec, dict) else spec.strip()) == "patch" for spec in specs):
+        raise InputError(f"--attacks: {OUTSIDE}")
     return tuple(build_from(registries, s.strip() if isinstance(s, str) else s, "--attacks") for s in specs)
 
 

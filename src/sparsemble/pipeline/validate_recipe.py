@@ -42,7 +42,7 @@ def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys
             feature_layers(model)
     graph = Graph(model, data.shape)
     check_masks_hold(model, data.shape)
-    check_training_output(model, data.shape)
+    check_training_output(model, data.shape, len(data.classes))
     for sparsity in sparsities or (recipe.member_sparsity,):
         settings = {name: getattr(recipe.prune, name) for name in ("granularity", "budget", "rates", "floor")}
         SparsityTarget(graph=graph, sparsity=sparsity, **settings)  # refuses what cannot be reached

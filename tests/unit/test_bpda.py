@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import sparsemble as sp
-from sparsemble.attacks import APGD, BPDA, FGSM, PGD, APGDTargeted, Margin, Noise
+from sparsemble.attacks import APGD, BPDA, FGSM, PGD, APGDTargeted, CarliniWagner, Margin, Noise
 from sparsemble.attacks.bpda import count_stand_ins, with_stand_ins
+from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Logits, seeded
 from tests.helpers import LinearClassifier
@@ -181,6 +182,12 @@ def test_an_evaluation_reports_what_only_stand_ins_break() -> None:
     assert "broken only by gradients of smooth stand-ins" in blind.checks[18].detail
     stronger = sp.evaluate(model, (x, y), sp.Linf(0.15), attacks=[PGD(steps=5), BPDA()])
     assert stronger.robust_accuracy < result.robust_accuracy - 0.2
+
+
+def test_works_in_the_norms_of_its_attack() -> None:
+    assert BPDA(attack=CarliniWagner()).norms == ("l2",)
+    with pytest.raises(InputError, match="works in l2 only"):
+        BPDA(attack=CarliniWagner()).check_norm("linf")
 
 
 def test_any_attack_on_gradients_may_follow_the_stand_ins() -> None:

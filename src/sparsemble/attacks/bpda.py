@@ -58,10 +58,12 @@ class BPDA(Attack):
 
     def __post_init__(self) -> None:
         self._set_label(f"bpda-{self.attack.label}")
+        object.__setattr__(self, "norms", self.attack.norms)
+        object.__setattr__(self, "instead", self.attack.instead)
 
     def perturb(self, model: Classifier, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator) -> Images:
         """Attack the model through its stand-ins."""
-        return self.attack(with_stand_ins(model), x, y, threat, rng=rng)
+        return self.attack.perturb(with_stand_ins(model), x, y, threat, rng=rng)
 
 
 def with_stand_ins(model: Classifier) -> Classifier:

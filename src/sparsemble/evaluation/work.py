@@ -70,7 +70,7 @@ def expected_work(attack: AnyAttack, members: int, classes: int) -> Work:
     if isinstance(attack, EOT):
         return expected_work(attack.attack, members, classes).times(attack.passes)
     if isinstance(attack, Transfer | BPDA):
-        return expected_work(attack.attack, 1, classes)
+        return expected_work(attack.attack, members if isinstance(attack, BPDA) else 1, classes)
     if isinstance(attack, AutoAttack) and attack.variant == "standard":
         return Work(*AUTOATTACK[attack.mode]).times(members)
     points = math.prod(max(1, int(getattr(attack, name, 1))) for name in FACTORS)

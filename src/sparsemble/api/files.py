@@ -32,7 +32,7 @@ def load(path: str | Path, *, device: str = "auto") -> TrainedModel | TrainedEns
 
     Args:
         path: the `folder` that a function of the API was given, a stage's artifact, the folder of a run (its ensemble
-            with its stopping rule), a packed ensemble, or `file.py:factory`.
+            with its stopping rule), a packed ensemble, an .onnx file, `hf:NAME`, or `file.py:factory`.
         device: auto, cpu, cuda or cuda:N.
 
     Returns:

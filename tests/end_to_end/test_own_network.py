@@ -97,9 +97,87 @@ def test_what_the_runtime_does_not_run_is_named_before_any_work_that_ends_there(
     validate_recipe(recipe, deploys=False)  # what only trains, prunes and attacks it may
 
 
+UNUSUAL = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
+        self.head, self.extra = nn.Linear(6, 10), nn.Linear(6, 10)
+
+    def forward(self, x):
+        z = F.relu(self.norm(self.conv(x))).mean((2, 3))
+        return (self.head(z), self.extra(z)) if self.training else self.head(z)
+
+
+def pruned():
+    net = Mine()
+    prune.l1_unstructured(net.conv, "weight", 0.5)
+    return net
+
+
+def standardised():
+    net = Mine()
+
+    def standardise(conv, x):
+        conv.weight.data = conv.weight.data / conv.weight.data.norm()
+
+    net.conv.register_forward_pre_hook(standardise)
+    return net
+
+
+class Detached(Mine):
+    def forward(self, x):
+        z = super().forward(x)
+        return z[0].detach() if self.training else z
+
+
+def hooked():
+    net = Mine()
+    net.head.register_forward_hook(lambda head, x, logits: logits * 2)
+    return net
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "parent", "words"),
+    [
+        ("pruned", False, "the weight of layer body.conv (torch.nn.utils.prune) is computed from other tensors"),
+        ("standardised", True, "layer body.conv computes with another tensor than its weight"),
+        ("Detached", False, "no weight has a gradient in training mode"),
+        ("hooked", True, "Mine computes something else in the runtime"),
+    ],
+)
+def test_what_a_mask_or_training_would_miss_is_said_before_any_stage(
+    factory: str, parent: bool, words: str, tmp_path: Path, in_process
+) -> None:
+    (tmp_path / "unusual.py").write_text(UNUSUAL, "utf-8")
+    model = f'model={{name="code", factory="{tmp_path / "unusual.py"}:{factory}"}}'
+    given = ["--set", model, *(["--set", "parent={}"] if parent else [])]
+    status, errors = in_process("run", SMOKE, "--out", tmp_path / "run", *given)
+    assert status == 2
+    assert words in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not list((tmp_path / "run").glob("*-*"))
+
+
+@pytest.mark.parametrize("factory", ["Mine", "pruned"])
+def test_unusual_parents_that_can_be_made_plain_are_let_through(factory: str, tmp_path: Path) -> None:
+    (tmp_path / "unusual.py").write_text(UNUSUAL, "utf-8")
+    model = f'model={{name="code", factory="{tmp_path / "unusual.py"}:{factory}"}}'
+    _, recipe = load_recipe(str(SMOKE), (model, "parent={}"))
+    validate_recipe(recipe, deploys=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        (['train.loss={name="distillation"}'], "train.loss: distillation needs a teacher"),
         (['model={name="code", factory="nowhere.py:make"}'], "nowhere.py does not exist"),
         (['model={name="code", factory="make"}'], "must name a file and a function"),
         (['model={name="timm", model="resnet18"}', "parent={}"], "needs the package timm"),

@@ -34,6 +34,8 @@ def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys
     """
     data = dataset(recipe.data)
     model = load_parent(recipe.model, recipe.parent, data)
+    check_masks_hold(model, data.shape)
+    check_training_output(model, data.shape, len(data.classes))
     _check_held_out(data)
     if deploys:
         check_deployable(model, data.shape)
@@ -41,8 +43,6 @@ def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys
         if any(isinstance(part, DVERGE) and part.beta for part in nested_losses(recipe.ensemble.loss)):
             feature_layers(model)
     graph = Graph(model, data.shape)
-    check_masks_hold(model, data.shape)
-    check_training_output(model, data.shape, len(data.classes))
     for sparsity in sparsities or (recipe.member_sparsity,):
         settings = {name: getattr(recipe.prune, name) for name in ("granularity", "budget", "rates", "floor")}
         SparsityTarget(graph=graph, sparsity=sparsity, **settings)  # refuses what cannot be reached

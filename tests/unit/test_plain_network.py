@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 import sparsemble as sp
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.module_state import copy_network
 from sparsemble.core.types import seeded
 from sparsemble.evaluation.cost import count_weights
@@ -341,6 +342,7 @@ class TestTraining:
                 "no weight has a gradient in training mode",
             ),
             (lambda own, x: own.layer(x.sub_(0.5)), "changes its images in place"),
+            (lambda own, x: own.layer(x) / 0, "NaN or infinite in training mode"),
             (lambda own, x: own.layer(x.detach()), "no gradient with respect to the images"),
             (lambda own, x: own.layer(x) if not own.training else own.missing(x), "fails in training mode"),
         ],
@@ -391,6 +393,12 @@ def test_scripted_modules_are_refused(images: tuple[Tensor, Tensor]) -> None:
     scripted = torch.jit.script(network())  # type: ignore[no-untyped-call]
     with pytest.raises(InputError, match="the network is a scripted module"):
         sp.train(scripted, images, sp.Linf(0.1), epochs=1, **QUICK)
+
+
+def test_an_ensemble_is_no_network_to_prune(images: tuple[Tensor, Tensor]) -> None:
+    ensemble = Ensemble([network(), network()], sp.combiners.MeanLogit())
+    with pytest.raises(InputError, match="a single network is trained or pruned here"):
+        sp.prune(ensemble, images, sp.Linf(0.1), sparsity=0.5, **QUICK)
 
 
 def test_weights_that_are_nan_are_named() -> None:

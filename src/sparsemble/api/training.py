@@ -10,6 +10,8 @@ from sparsemble.api.context import Context, resumable
 from sparsemble.api.results import Data, Model, TrainedModel, network_of
 from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.errors import InputError
+from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.module_state import copy_network, unwrapped
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import draw_seed, seeded
@@ -137,6 +139,8 @@ def plain_copy(model: Model, images: Dataset, context: Context) -> nn.Module:
 def _in_float32(model: nn.Module, context: Context) -> nn.Module:
     """Return a copy of a network whose floating-point tensors are float32, in which all training computes."""
     model = unwrapped(model)
+    if isinstance(model, Ensemble):
+        raise InputError("a single network is trained or pruned here, got an ensemble; give one of its members")
     check_has_weights(model)
     others = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()} - {"float32"}
     if others:

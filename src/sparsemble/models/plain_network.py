@@ -357,6 +357,8 @@ def check_training_output(model: nn.Module, shape: Shape, classes: int = 0) -> N
         raise InputError(f"in training mode the network must return logits (B, classes), got {got}")
     if output.shape[1] < classes:
         raise InputError(f"the network has {output.shape[1]} outputs, but the labels are of {classes} classes")
+    if not output.isfinite().all():
+        raise InputError("the logits are NaN or infinite in training mode, before any training")
     if not torch.equal(given, images):
         raise InputError("the network changes its images in place in training mode; let it work on a copy")
     gradients = (

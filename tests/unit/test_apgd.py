@@ -162,6 +162,36 @@ def test_checkpoints_are_the_published_ones() -> None:
     assert checkpoints(100, "l1") == dict.fromkeys(range(4, 101, 4), 4)
 
 
+@pytest.mark.parametrize("box", [False, True])
+def test_reaches_the_worst_point_of_an_l1_ball_and_the_box(box) -> None:
+    """The values of largest weight move first, each as far as the box allows."""
+    model, x = linear(2), images(low=0.0, high=1.0) if box else images()
+    y, eps = predicted(model, x), 1.5 if box else 0.3
+    way = (model.weight[1] - model.weight[0]).detach() * torch.where(y == 0, 1.0, -1.0)[:, None]
+    flat = x.flatten(1)
+    weight, order = way.abs().sort(dim=1, descending=True)
+    room = torch.where(way > 0, 1 - flat, flat).gather(1, order)
+    moved = (eps - (room.cumsum(1) - room)).clamp_min(0).minimum(room)
+    worst = margin(model, x, y) + (weight * moved).sum(1)
+    threat = ThreatModel(norm="l1", eps=eps)
+    x_adv = APGD(steps=100, loss=Margin(), stop_at_success=False)(model, x, y, threat, rng=seeded(0))
+    torch.testing.assert_close(margin(model, x_adv, y), worst, rtol=0.02, atol=0.04)
+
+
+def test_a_run_in_l1_goes_through_three_balls_and_counts_points_of_the_last_only() -> None:
+    model, x = linear(4), images(6)
+    y, distances = predicted(model, x), []
+    threat = ThreatModel(norm="l1", eps=0.01)
+    model.register_forward_pre_hook(lambda _module, inputs: distances.append(threat.distance(inputs[0], x).max()))
+    with count_passes(model) as passes:
+        x_adv = APGD(steps=20)(model, x, y, threat, rng=seeded(0))
+    assert (passes.forward, passes.backward) == (6 * (1 + 23), 6 * 20)
+    for radius, part in ((3, distances[1:8]), (2, distances[8:15]), (1, distances[15:])):
+        assert all(distance <= radius * threat.eps + threat.tolerance for distance in part)
+        assert max(part) > (radius - 0.5) * threat.eps
+    assert (threat.distance(x_adv, x) <= threat.eps + threat.tolerance).all()
+
+
 def test_starts_lie_on_the_boundary_of_the_ball() -> None:
     x = images()
     for threat in (LINF, L2):

@@ -53,7 +53,7 @@ class APGDSearch:
         In l1 the steps are divided over balls of three, two and one times the radius (Croce & Hein 2021, section 3.4);
         points outside the last ball do not count.
 
-        Passes, each image: steps + 1 forward and steps backward (in l1, steps + 3 and steps + 2); none after a success.
+        Passes, each image: steps + 1 forward (in l1, steps + 3) and steps backward; none after a success.
 
         Args:
             model: maps images to logits.

@@ -21,7 +21,8 @@ from sparsemble.export.convert import convert_model
 from sparsemble.export.onnx import ensemble_graph, member_graph
 from sparsemble.models import architectures, onnx_operators
 from sparsemble.models.graph import Graph
-from sparsemble.models.onnx_reader import OnnxSession, convert_onnx, open_onnx
+from sparsemble.models.onnx_file import OnnxSession, open_onnx
+from sparsemble.models.onnx_reader import convert_onnx
 from tests.helpers import tiny_model
 from tests.unit.test_runtime_engine import Everything, Sums, stir_
 

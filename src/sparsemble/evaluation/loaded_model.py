@@ -36,7 +36,8 @@ from sparsemble.models.architecture import Normalised, architectures
 from sparsemble.models.code import call_factory
 from sparsemble.models.folded import to_torch_ensemble
 from sparsemble.models.model_io import ModelSpec, load_model
-from sparsemble.models.onnx_reader import OnnxSession, convert_onnx, open_onnx
+from sparsemble.models.onnx_file import OnnxSession, open_onnx
+from sparsemble.models.onnx_reader import convert_onnx
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
 

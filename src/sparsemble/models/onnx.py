@@ -9,7 +9,8 @@ from torch import nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.models.architecture import Architecture, architectures
-from sparsemble.models.onnx_reader import convert_onnx, open_onnx
+from sparsemble.models.onnx_file import open_onnx
+from sparsemble.models.onnx_reader import convert_onnx
 
 
 @final

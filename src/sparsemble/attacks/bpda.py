@@ -33,6 +33,8 @@ ARITHMETIC |= {"__rmul__", "__rsub__", "__radd__", "__rdiv__", "__rtruediv__", "
 ARITHMETIC |= {"sum", "mean", "lerp", "maximum", "minimum", "cumsum"}
 SHAPES = {"view", "reshape", "unsqueeze", "squeeze", "expand", "expand_as", "permute", "transpose", "flatten", "repeat"}
 SHAPES |= {"contiguous", "clone", "movedim", "__getitem__", "flip", "chunk", "split", "unbind"}
+WIDTH = 0.05
+"""Width of a stand-in, in units of the mean size of its arguments over an image; chosen on held-out digits."""
 STEEPEST = 1e4
 """Largest difference that a stand-in passes on; masks may put infinity in place of a logit."""
 
@@ -44,9 +46,10 @@ class BPDA(Attack):
     """Runs an attack on the gradients of smooth stand-ins for steps and decisions in the forward pass.
 
     Predictions stay those of the model. In the backward pass a comparison is a sigmoid of the difference, in units of
-    its mean size over the image, `sign` a tanh of the same, a mask of the largest values (`topk`, or `argmax`, with
-    `one_hot` or `scatter`) a sigmoid or softmax, and rounding, thresholds and casts to integers the identity; `detach`
-    and `no_grad` are undone. Steps inside compiled code or a backward pass of one's own have no stand-in.
+    a twentieth of its mean size over the image, `sign` a tanh of the same, a mask of the largest values (`topk`, or
+    `argmax`, with `one_hot` or `scatter`) a sigmoid or softmax, and rounding, thresholds and casts to integers the
+    identity; `detach` and `no_grad` are undone. Steps inside compiled code or a backward pass of one's own have no
+    stand-in.
 
     Source: Athalye et al. 2018, section 4.1. Departs: the stand-ins are placed without knowing the model.
     """
@@ -237,7 +240,7 @@ class _StandIns(TorchFunctionMode):
         if dim is None or not _has_gradient([values]) or not kwargs.get("largest", True):
             return result
         if name == "argmax":
-            self.members[id(result)] = torch.softmax(values / _size(values), dim).movedim(dim, -1)
+            self.members[id(result)] = torch.softmax(values / _size(values, 1.0), dim).movedim(dim, -1)
         else:
             last = result[0].amin(dim, keepdim=True)
             self.members[id(result[1])] = torch.sigmoid((values - last) / _size(values - last))
@@ -265,10 +268,13 @@ def _has_gradient(values: Iterable[Any]) -> bool:
     return any(isinstance(value, Tensor) and value.requires_grad and value.is_floating_point() for value in values)
 
 
-def _size(values: Tensor) -> Tensor:
-    """Return the mean size of values over each image, in which stand-ins are measured; of one value, itself."""
+def _size(values: Tensor, width: float = WIDTH) -> Tensor:
+    """Return the width of the stand-ins of an image's values: a part of their mean size, at least the least of them."""
     size = values.detach().abs()
-    return (size.mean(tuple(range(1, size.ndim)), keepdim=True) if size.ndim > 1 else size).clamp_min(SMALLEST)
+    dims = tuple(range(1, size.ndim))
+    if dims:
+        size = torch.maximum(width * size.mean(dims, keepdim=True), size.amin(dims, keepdim=True))
+    return size.clamp_min(SMALLEST)
 
 
 def _difference(a: Any, b: Any) -> Tensor:

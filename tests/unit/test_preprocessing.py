@@ -17,6 +17,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
 from sparsemble.data import data_sources
 from sparsemble.data.dataset import Dataset
+from sparsemble.evaluation.loaded_model import resolve_data
 from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.export.onnx import write_graphs
 from sparsemble.models import architectures
@@ -82,6 +83,16 @@ def test_a_prediction_on_a_file_is_that_on_the_image_that_training_saw(photos: P
     assert np.array_equal(sp.runtime.load(file).predict(files).labels, probabilities.argmax(1).numpy())
     shown = CliRunner().invoke(app, ["show", str(file)]).stdout
     assert "files     turned upright, grey, short side resized to 8, centre of 8 x 8 cut out" in shown
+
+
+def test_a_folder_is_evaluated_as_the_ensemble_prepares_its_files(photos: Path, data: Dataset, tmp_path: Path) -> None:
+    file = sp.export(untrained(data), photos / "m.sparsemble")
+    source = resolve_data(str(photos), str(file))
+    assert source == data_sources.build({"name": "image_folder", "root": str(photos), "size": 8, "grey": True})
+    assert resolve_data(str(photos)) == data_sources.build({"name": "image_folder", "root": str(photos)})
+    (tmp_path / "damaged.sparsemble").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"damaged.sparsemble: this is no packed ensemble"):
+        resolve_data(str(photos), str(tmp_path / "damaged.sparsemble"))
 
 
 def test_a_damaged_file_is_a_row_with_an_error(photos: Path, data: Dataset, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> Ben
             "be timed only while its members keep the parent's shape"
         )
     target = load_target(str(path))
-    source = resolve_data(settings.data) if settings.data else target.data
+    source = resolve_data(settings.data, settings.target) if settings.data else target.data
     if source is None:
         raise InputError(f"{path} does not say what it was trained on; give images with --data")
     data = source.load()

@@ -51,7 +51,10 @@ def evaluate(
     row: Annotated[str, typer.Option("--row", help="Row of a run's table; ensemble_dynamic unless given.")] = "",
     model: Annotated[str, typer.Option("--model", help="Architecture of a .safetensors file, as in resnet18.")] = "",
     data: Annotated[
-        str, typer.Option("--data", help="Data set, a table in TOML, or an .npz file; the target's own unless given.")
+        str,
+        typer.Option(
+            "--data", help="Data set, a table in TOML, an .npz file or a folder; the target's own unless given."
+        ),
     ] = "",
     attacks: Annotated[
         str,

@@ -167,15 +167,34 @@ def load_target(
     return _from_weights(file, model, data, target, mean, std)
 
 
-def resolve_data(text: str) -> DataSource:
-    """Return the data source that `digits`, a table in TOML, or the path of an .npz file names.
+def resolve_data(text: str, target: str = "") -> DataSource:
+    """Return the data source that `digits`, a table in TOML, the path of an .npz file or of a folder of images names.
+
+    Args:
+        text: what the user wrote.
+        target: path of the classifier; a packed ensemble says how the images of a folder are prepared.
 
     Raises:
         InputError: unknown.
     """
     if text.endswith(".npz"):
         return data_sources.build({"name": "arrays", "path": text}, "--data")
+    if text not in data_sources.names() and Path(text).expanduser().is_dir():
+        return data_sources.build({"name": "image_folder", "root": text, **_image_settings(target)}, "--data")
     return data_sources.build(_spec(text, "--data"), "--data")
+
+
+def _image_settings(target: str) -> dict[str, Any]:
+    """Return size and colours of the images that a packed ensemble makes of files; empty where it does not say."""
+    if not (target.endswith(packed.SUFFIX) and Path(target).is_file()):
+        return {}
+    try:
+        record = packed.load(Path(target)).preprocessing
+    except RuntimeInputError as error:
+        raise InputError(f"{target}: {error}") from error
+    if record is None or record.resize != record.size:
+        return {}
+    return {"size": record.size, "grey": record.mode == "L"}
 
 
 def _spec(text: str, option: str) -> str | dict[str, Any]:

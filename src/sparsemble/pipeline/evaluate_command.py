@@ -99,7 +99,7 @@ def prepare(options: EvaluationOptions) -> EvaluationPlan:
     """Load the model and decide data, threat model and attacks; nothing is attacked yet."""
     device = choose_device(options.device)
     chosen = _parse_attacks(options.attacks) if options.attacks else ()
-    given = resolve_data(options.data) if options.data else None
+    given = resolve_data(options.data, options.target) if options.data else None
     images = dataset(given) if given else None
     target = load_target(
         options.target,

@@ -83,7 +83,7 @@ class APGDMinimum(MinimumNorm):
         self,
         model: Classifier,
         nearest: NearestPoints,
-        rows: Counts,
+        rows: Int[Tensor, "R"],
         radius: PerImage,
         targets: Int[Tensor, "B J"],
         directions: list[Images],

@@ -109,3 +109,8 @@ def test_neighbours_are_those_beside_the_file_as_they_are_now(mine: Path, tmp_pa
     assert call_factory(other / "mine.py", "make").weight.shape[0] == 5
     (tmp_path / "layers.py").write_text(LAYERS.replace("3)", "7)  # edited"))
     assert call_factory(mine, "make").weight.shape[0] == 7
+
+
+def test_statistics_are_for_files_of_weights(mine: Path) -> None:
+    with pytest.raises(InputError, match="normalises its images itself"):
+        load_target(f"{mine}:make", mean=(0.5,), std=(0.5,))

@@ -144,9 +144,14 @@ def load_target(
         InputError: nothing there, or what is there does not fit.
     """
     target = torch.device(device)
+    code, factory = split_reference(path)
+    whole = path.startswith(huggingface.PREFIX) or code or Path(path).is_dir() or path.endswith(packed.SUFFIX)
+    if whole and (mean or std):
+        raise InputError(
+            f"{path} normalises its images itself; --mean and --std are for files of weights and .onnx files"
+        )
     if path.startswith(huggingface.PREFIX):
         return _from_huggingface(path, target)
-    code, factory = split_reference(path)
     if code:
         network = call_factory(Path(code), factory).to(target).eval()
         return LoadedModel(name=f"{Path(code).stem}:{factory}", kind="code", path=code, model=network)

@@ -174,7 +174,10 @@ def _of_attacks(evidence: Evidence) -> Iterator[CheckResult]:
     correct: dict[str, Tensor] = {"clean": outcomes.clean.correct}
     correct |= {label: one.correct for label, one in outcomes.attacks.items()}
     yield attacks.only_by_square(result.attacks, correct, {label: one.part for label, one in outcomes.attacks.items()})
-    yield attacks.targeted_and_untargeted(result)
+    if job.access == "gradients":
+        yield attacks.targeted_and_untargeted(result)
+    else:
+        yield skipped(21, "attacks may not use gradients in this evaluation, and those without are untargeted")
     yield attacks.headline_is_union(result)
     yield attacks.reproduces(job.decide, stored.to(device), outcome.prediction.tolist(), batch=64)
     x_adv = stored[: evidence.sizes["model"]].to(device)

@@ -213,7 +213,7 @@ class TestTheSuite:
         labels = [view.label for view in every_surrogate(3, OTHERS)]
         assert labels == [
             *("whole", "reweighted", "mean_logit", "maximum", "soft_vote", "member2", "member3"),
-            *("prefix1", "prefix2", "expectation", "deployed"),
+            *("prefix1", "prefix2", "expectation", "deployed", "joint"),
         ]
         static = [view.label for view in every_surrogate(2, stops_early=False)]
         assert static == ["whole", "reweighted", "member1", "member2"]
@@ -221,8 +221,9 @@ class TestTheSuite:
 
     def test_a_black_box_asks_the_deployed_decision(self) -> None:
         suite = full_suite(2, [], black_box=[PGD(steps=2)])
-        assert suite[0].label == "pgd2-deployed"
-        assert {attack.name for attack in suite[1:]} == {"sequential", "hijack", "slowdown"}
+        expected = ["apgd15+30t3-deployed", "apgd15+30t3-joint", "pgd2-deployed"]
+        assert [attack.label for attack in suite[:3]] == expected
+        assert {attack.name for attack in suite[3:]} == {"sequential", "slowdown"}
 
 
 def direction(view: Surrogate, ensemble: Ensemble, rule: StoppingRule, x: Images) -> Tensor:

@@ -45,17 +45,23 @@ class TestEveryStoppingRule:
     def test_stop_probability_is_a_distribution_over_prefixes(
         self, rule: StoppingRule, members: int, scale: float, seed: int
     ) -> None:
-        stop_probability = rule.stop_probability(random_logits(members, 7, scale=scale, seed=seed))
+        stop_probability = rule.log_stop_probability(random_logits(members, 7, scale=scale, seed=seed)).exp()
         assert stop_probability.shape == (members, 7)
-        assert (stop_probability >= 0).all()
         torch.testing.assert_close(stop_probability.sum(0), torch.ones(7))
 
     def test_the_answering_prefix_has_the_largest_stop_probability(self, rule: StoppingRule) -> None:
         logits = random_logits(4, 500)
         answer = decide_from_logits(logits, MeanProbability(), rule)
-        stop_probability = rule.stop_probability(logits)
+        stop_probability = rule.log_stop_probability(logits)
         chosen = stop_probability.gather(0, answer.answered_with[None] - 1)[0]
         assert torch.equal(chosen, stop_probability.amax(0))
+
+    def test_members_after_a_prefix_do_not_change_its_stop_probability(self, rule: StoppingRule) -> None:
+        logits = random_logits(4, 200)
+        before = rule.log_stop_probability(logits)
+        for m in range(1, 4):
+            changed = torch.cat([logits[:m], random_logits(4 - m, 200, seed=m)])
+            assert torch.equal(rule.log_stop_probability(changed)[:m], before[:m])
 
     def test_sees_each_image_alone(self, rule: StoppingRule) -> None:
         images = 256 if FULL else 64
@@ -77,15 +83,14 @@ class TestEveryStoppingRule:
 
     def test_stop_probability_can_be_differentiated(self, rule: StoppingRule) -> None:
         logits = random_logits(3, 20).requires_grad_()
-        stop_probability = rule.stop_probability(logits)
-        if stop_probability.requires_grad:
-            (gradient,) = torch.autograd.grad(stop_probability[0].sum(), logits)
+        log_probability = rule.log_stop_probability(logits)
+        if log_probability.requires_grad:
+            (gradient,) = torch.autograd.grad(log_probability[0].sum(), logits)
             assert gradient.isfinite().all()
             assert gradient.abs().max() > 0 or rule != stopping_rules.build(rule.name)
         else:
-            assert torch.equal(
-                stop_probability, rule.stop_probability(random_logits(3, 20, seed=1))
-            )  # it does not depend on the images
+            others = rule.log_stop_probability(random_logits(3, 20, seed=1))
+            assert torch.equal(log_probability, others)  # it does not depend on the images
 
     def test_candidates_hold_the_rule_itself_and_are_of_its_kind(self, rule: StoppingRule) -> None:
         for members in (1, 4):

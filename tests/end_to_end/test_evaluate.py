@@ -55,7 +55,7 @@ def test_result_is_complete_and_consistent(dense: tuple[Path, dict]) -> None:
 def test_an_ensemble_is_attacked_through_everything(make_ensemble: tuple[Path, dict]) -> None:
     _, result = make_ensemble
     labels = " ".join(attack["label"] for attack in result["attacks"])
-    for word in ("whole", "prefix", "member", "expectation", "hijack", "slowdown", "sequential", "reweighted"):
+    for word in ("whole", "prefix", "member", "expectation", "joint", "slowdown", "sequential", "reweighted"):
         assert word in labels
     assert result["model"]["members"] == 2
     assert result["members"]["transfer"][0][1] >= 0

@@ -38,7 +38,8 @@ def test_leaves_a_report_with_every_row(finished: Path) -> None:
     assert attacks["dense"] == {"pgd2", "pgd4x2"}
     static = {f"pgd4x2-{view}" for view in ("whole", "reweighted", "maximum", "mean_logit", "member1", "member2")}
     assert attacks["dense"] | static | {"sequential20x2"} <= attacks["ensemble_static"]
-    stopping = {"pgd4x2-expectation", "square20-deployed", "hijack40", "slowdown50", "slowdown50-keep_label"}
+    stopping = {f"{attack}-deployed" for attack in ("apgd15+30t3", "square20")} | {"apgd15+30t3-joint"}
+    stopping |= {"pgd4x2-expectation", "slowdown50", "slowdown50-keep_label"}
     assert attacks["ensemble_static"] | stopping <= attacks["ensemble_dynamic"]
     page = (finished / "report" / "index.html").read_text("utf-8")
     assert "<html" in page

@@ -28,7 +28,9 @@ def test_attacks_on_members_that_it_lacks_are_left_out(
 ) -> None:
     _, recipe = load_recipe(str(SMOKE))
     evaluate = build_graph(recipe, "", "").until["evaluate"][0]
-    known = evaluate.inputs[f"attack.{row}.pgd4x2-whole" if row == "ensemble_static" else f"attack.{row}.hijack40"]
+    known = evaluate.inputs[
+        f"attack.{row}.pgd4x2-whole" if row == "ensemble_static" else f"attack.{row}.square20-deployed"
+    ]
     assert isinstance(known.stage, AttackStage)
     stage = replace(known.stage, attack=SurrogateAttack(attack=recipe.evaluate.adaptive, surrogate=view))
     absent = tmp_path / "absent"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemble.attacks import (
@@ -77,9 +78,9 @@ class Gate(StoppingRule):
         stop = (member_logits[0, :, 2] <= -18.8) | last
         return Decision(stop=stop, answer_with=torch.full_like(stop, len(member_logits), dtype=torch.long))
 
-    def stop_probability(self, member_logits: Tensor) -> Tensor:
-        later = (member_logits[0, :, 2] + 18.8).sigmoid()
-        return torch.stack([1 - later, later])
+    def log_stop_probability(self, member_logits: Tensor) -> Tensor:
+        later = member_logits[0, :, 2] + 18.8
+        return F.logsigmoid(torch.stack([-later, later]))
 
     def candidates(self, member_logits: Tensor) -> list[StoppingRule]:
         return [self]
@@ -231,10 +232,16 @@ class TestSlowdown:
         assert found.members_run == 2
         assert found.logits.argmax() == 0
 
-    def test_needs_its_doubt_where_the_mass_has_no_gradient(self) -> None:
-        """A rule so steep that even in double precision the sure image's mass is exactly 1."""
+    def test_sees_a_gradient_where_the_probability_of_stopping_is_1(self) -> None:
+        """A rule so steep that even in double precision the sure image's stop probability is exactly 1."""
         ensemble, rule = make_ensemble((6.0, -80.0), (6.0, -80.0)), DIE(b=500.0, tau_c=0.6)
-        assert rule.stop_probability(ensemble.member_logits(X).double())[0] == 1
+        assert rule.log_stop_probability(ensemble.member_logits(X).double()).exp()[0] == 1
+        assert answer(Slowdown(doubt=0.0, restarts=1), ensemble, rule).members_run == 2
+
+    def test_needs_its_doubt_where_the_confidence_is_1(self) -> None:
+        """Members so sure that in double precision their confidence does not depend on the image."""
+        ensemble, rule = make_ensemble((45.0, -445.0), (45.0, -445.0)), DIE(b=32.0, tau_c=0.9)
+        assert grid(ensemble, rule).members_run.max() == 2
         assert answer(Slowdown(doubt=0.0, restarts=1), ensemble, rule).members_run == 1
         assert answer(Slowdown(restarts=1), ensemble, rule).members_run == 2
 
@@ -318,8 +325,8 @@ class TestDecide:
     def test_log_stop_probability_resolves_below_single_precision(self) -> None:
         logits = torch.tensor([20.0, 0.0]).expand(3, 1, 2).clone().requires_grad_()
         rule = DIE(b=60.0, tau_c=0.55)
-        assert rule.stop_probability(logits)[1:].sum() == 0
         found = log_stop_probability(logits, rule)
+        assert 1 - found.exp()[0].detach() == 0
         assert -40 < float(found[1:].logsumexp(0).detach()) < -20
         (gradient,) = torch.autograd.grad(found[1:].logsumexp(0).sum(), logits)
         assert gradient.abs().max() > 0

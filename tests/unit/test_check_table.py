@@ -185,7 +185,7 @@ FAILS: dict[int, Make] = {
     31: lambda: ensemble.single_models_beside(DENSE, {**DENSE, "nonzeros": 500.0}, DENSE),
     32: lambda: ensemble.ablations_reported({"combiner only"}),
     33: lambda: dynamic.stopping_attacked(without("expectation")),
-    34: lambda: dynamic.hijack_counted(without("hijack")),
+    34: lambda: dynamic.hijack_counted(without("joint_decision")),
     35: lambda: dynamic.cost_under_attack(result("members_run.slowdown", None)),
     36: lambda: dynamic.speed_beside_cost(result("members_run.slowdown", None)),
     37: lambda: edge(DIE()),

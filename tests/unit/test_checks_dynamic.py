@@ -52,7 +52,7 @@ class TestAttacked:
 
     def test_hijack_must_run(self) -> None:
         expect(dynamic.hijack_counted(ensemble_result()), 34, "passed")
-        without = only(ensemble_result(), lambda attack: attack.settings["name"] != "hijack")
+        without = only(ensemble_result(), lambda attack: surrogate(attack).get("name") != "joint_decision")
         expect(dynamic.hijack_counted(without), 34, "failed", "no attack aimed")
 
     def test_hijack_must_count(self) -> None:

@@ -78,7 +78,7 @@ class TestDIE:
         """: sum_t z_t = 1 with the last step absorbing."""
         logits = random_logits(members, 4, seed=seed)
         expected = torch.tensor([literal_mass(rule, logits[:, i]) for i in range(4)], dtype=torch.float64).T
-        torch.testing.assert_close(rule.stop_probability(logits), expected)
+        torch.testing.assert_close(rule.log_stop_probability(logits).exp(), expected)
         torch.testing.assert_close(expected.sum(0), torch.ones(4, dtype=torch.float64))
 
     @given(RULES, st.integers(0, 999))
@@ -86,7 +86,7 @@ class TestDIE:
     def test_each_mass_is_what_survival_loses(self, rule: DIE, seed: int) -> None:
         logits = random_logits(5, 6, seed=seed)
         survival = torch.cat([torch.ones(1, 6, dtype=torch.float64), (1 - rule.hazards(logits)).cumprod(0)])
-        torch.testing.assert_close(rule.stop_probability(logits)[:-1], (survival[:-1] - survival[1:])[:-1])
+        torch.testing.assert_close(rule.log_stop_probability(logits).exp()[:-1], (survival[:-1] - survival[1:])[:-1])
 
     def test_the_causal_certificate_is_the_full_arg_max(self) -> None:
         """Answers are those of the arg max over all steps, although later members were never run."""
@@ -95,7 +95,7 @@ class TestDIE:
             logits = random_logits(5, 2000, scale=scale, seed=seed)
             for rule in (DIE(), DIE(a=30.0, b=100.0, tau_c=0.9), DIE(a=2.0, b=4.0, tau_u=0.3, tau_c=0.7)):
                 found = decide_from_logits(logits, MeanProbability(), rule)
-                stop_probability = rule.stop_probability(logits)
+                stop_probability = rule.log_stop_probability(logits).exp()
                 assert torch.equal(found.answered_with - 1, stop_probability.argmax(0))
                 assert (found.answered_with <= found.members_run).all()
                 saved += int((found.members_run < 5).sum())
@@ -103,7 +103,7 @@ class TestDIE:
 
     def test_it_stops_no_later_than_the_arg_max_is_certain(self) -> None:
         rule, logits = DIE(tau_c=0.9), random_logits(5, 1000)
-        stop_probability = rule.stop_probability(logits)
+        stop_probability = rule.log_stop_probability(logits).exp()
         found = decide_from_logits(logits, MeanProbability(), rule)
         for i in range(1000):
             z = stop_probability[:, i].tolist()
@@ -148,5 +148,5 @@ def test_never_runs_every_member() -> None:
     logits = random_logits(4, 10)
     found = decide_from_logits(logits, MeanProbability(), Never())
     assert found.answered_with.tolist() == found.members_run.tolist() == [4] * 10
-    assert Never().stop_probability(logits).sum(1).tolist() == [0, 0, 0, 10]
+    assert Never().log_stop_probability(logits).exp().sum(1).tolist() == [0, 0, 0, 10]
     assert list(Never().candidates(logits)) == [Never()]

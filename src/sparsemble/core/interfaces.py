@@ -43,8 +43,13 @@ class StoppingRule(Component):
         """Decide after m members, from their logits (m, B, K); after the `last` member every image stops."""
 
     @abstractmethod
-    def stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
-        """Return a differentiable probability that prefix 1..M answers, (M, B), with sum 1; used by attacks."""
+    def log_stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+        """Return the log of a probability that prefix 1..M answers, (M, B), largest at the prefix that does.
+
+        Attacks follow its gradient, so it must be computed from logits and not as the log of a probability, which is 0
+        or 1, without a gradient, where the rule is sure. Like the decision, it is fixed for a prefix m < M by members
+        1..m. It may be -inf where a prefix never answers.
+        """
 
     @abstractmethod
     def candidates(self, member_logits: MemberLogits) -> Iterable["StoppingRule"]:

@@ -1,11 +1,13 @@
 """Statistics of the first 1..M members that stopping rules use: confidence, change, hazard, stop probability."""
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,14 +65,18 @@ class HazardRule(StoppingRule):
         check_at_least(0, tau_c=self.tau_c)
 
     def hazards(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return the hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1.
+        """Return the hazard q_t of every prefix, of which `hazard_logits` are the log-odds."""
+        return torch.sigmoid(self.hazard_logits(member_logits))
+
+    def hazard_logits(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return the log-odds -a (U_t - tau_u) + b (C_t - tau_c) of the hazards, without the U term at t = 1.
 
         Source: EED supplement, eqs. 29-31. Departs: a threshold on each quantity, and change lowers the hazard; as
         printed the rule always stops after one member.
         """
         confidence, change = _confidence_and_change(member_logits)
         doubt = torch.cat([torch.zeros_like(confidence[:1]), self.a * (change - self.tau_u)])
-        return torch.sigmoid(self.b * (confidence - self.tau_c) - doubt)
+        return self.b * (confidence - self.tau_c) - doubt
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule, one that never stops early, and a grid of weights and thresholds.
@@ -115,14 +121,26 @@ def add_remainder(stop_probability: PerPrefix, survival: Float[Tensor, " B"]) ->
     return torch.cat([stop_probability[:-1], (stop_probability[-1] + survival).unsqueeze(0)])
 
 
-def relax_decision(answer_with: Counts, hazard: PerPrefix) -> PerPrefix:
-    """Return a differentiable stop probability whose maximum is at the prefix that is used.
+def log_stop_probabilities(hazard_logits: PerPrefix) -> PerPrefix:
+    """Return the log stop probability of every prefix, the last with the remainder, from the log-odds of the hazards.
+
+    log z_t = log q_t + sum_{i<t} log(1 - q_i); for the last one only the sum.
+
+    Source: EED supplement, eqs. 26-28.
+    """
+    survival = F.logsigmoid(-hazard_logits[:-1]).cumsum(0)
+    before = torch.cat([torch.zeros_like(hazard_logits[:1]), survival])
+    return before + torch.cat([F.logsigmoid(hazard_logits[:-1]), torch.zeros_like(before[:1])])
+
+
+def relax_decision(answer_with: Counts, hazard_logits: PerPrefix) -> PerPrefix:
+    """Return the log of a differentiable stop probability whose maximum is at the prefix that is used.
 
     Half of it is 1 at that prefix, the other half follows the soft hazards. A rule that compares with a threshold has
     no gradient; attacks on the rule follow this one.
     """
-    hard = torch.zeros_like(hazard).scatter(0, (answer_with - 1)[None], 1.0)
-    return (hard + add_remainder(*stop_probabilities(hazard))) / 2
+    hard = torch.full_like(hazard_logits, -torch.inf).scatter(0, (answer_with - 1)[None], 0.0)
+    return torch.logaddexp(hard, log_stop_probabilities(hazard_logits)) - math.log(2)
 
 
 def first_crossing(passed: Tensor) -> Counts:

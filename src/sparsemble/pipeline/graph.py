@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
-from sparsemble.attacks.ensemble.hijack import Hijack
 from sparsemble.attacks.ensemble.prefix import Prefix
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.suite import full_suite
@@ -172,7 +171,7 @@ def _attack_tasks(recipe: Recipe, models: Tasks, pool: Tasks) -> dict[str, Task]
         for attack in attacks_on_row(row, recipe):
             stage = AttackStage(row=row, attack=attack, **row_settings(recipe))
             # Long ones start first, so that none is left alone at the end.
-            long = 10 if attack.label.startswith("autoattack") else 3 if isinstance(attack, Hijack | Slowdown) else 1
+            long = 10 if attack.label.startswith("autoattack") else 3 if isinstance(attack, Slowdown) else 1
             cost = long * (4.0 if row.startswith("ensemble") else 1.0)
             title = f"attack {row}: {attack.label}"
             tasks[f"attack.{row}.{attack.label}"] = Task(title, stage, _row_inputs(row, models, pool), cost=cost)

@@ -14,6 +14,7 @@ ATTACKED = (
     (r"deployed", "the deployed decision"),
     (r"maximum|mean_logit|soft_vote", "all members through another combiner"),
     (r"sequential", "the members, one after the other"),
+    (r"joint", "the prediction and the decision to stop together"),
     (r"hijack", "the stopping rule: stop early on a wrong prediction"),
     (r"slowdown.*keep_label", "the stopping rule: run more members, same prediction"),
     (r"slowdown", "the stopping rule: run more members"),

@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 
-from sparsemble.attacks.attack import SMALLEST
+from sparsemble.attacks.ensemble.ranking import log_stop_probability
 from sparsemble.attacks.ensemble.surrogate import Surrogate, surrogates
 from sparsemble.core.interfaces import Ensemble, StoppingRule
 from sparsemble.core.types import Classifier, Images, Logits
@@ -29,7 +29,6 @@ class Expectation(Surrogate):
             member_logits = ensemble.member_logits(x)
             prefixes = [ensemble.combiner(member_logits[:m]) for m in range(1, len(member_logits) + 1)]
             log_probabilities = torch.stack(prefixes).log_softmax(-1)
-            log_stop_probability = rule.stop_probability(member_logits).clamp_min(SMALLEST).log()
-            return torch.logsumexp(log_probabilities + log_stop_probability.unsqueeze(-1), dim=0)
+            return torch.logsumexp(log_probabilities + log_stop_probability(member_logits, rule).unsqueeze(-1), dim=0)
 
         return classify

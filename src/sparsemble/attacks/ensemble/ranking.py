@@ -7,7 +7,8 @@ from sparsemble.attacks.losses.margin import margin_of
 from sparsemble.core.interfaces import StoppingRule
 from sparsemble.core.types import Labels, Logits, MemberLogits, PerImage
 
-SMALLEST = 1e-300
+LOWEST = -1e6
+"""Log of a probability that counts as 0, so that no sum is infinite."""
 MISCLASSIFIED = 2.0
 """The `rank` of a wrong prediction is this or more."""
 
@@ -23,9 +24,9 @@ def squash(value: PerImage) -> PerImage:
 
 
 def log_stop_probability(member_logits: MemberLogits, rule: StoppingRule) -> Float[Tensor, "M B"]:
-    """Return the log of the rule's stop probability, in double precision.
+    """Return the log of the rule's stop probability, finite, computed in double precision.
 
-    In single precision the probability of a confident image rounds to 0 or 1 and its gradient vanishes: the rule would
-    look robust only because the attack has no gradient.
+    In single precision the probabilities of a confident image round to 0 or 1 and their gradient vanishes: the rule
+    would look robust only because the attack has no gradient.
     """
-    return rule.stop_probability(member_logits.double()).clamp_min(SMALLEST).log()
+    return rule.log_stop_probability(member_logits.double()).clamp_min(LOWEST).to(member_logits.dtype)

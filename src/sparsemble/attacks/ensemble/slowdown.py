@@ -83,7 +83,7 @@ def _further_members(member_logits: MemberLogits, rule: StoppingRule) -> PerImag
     later = torch.arange(1, len(member_logits), device=member_logits.device).log()
     if not len(later):
         return torch.zeros_like(member_logits[0, :, 0])
-    return (log_stop_probability(member_logits, rule)[1:] + later.unsqueeze(1)).logsumexp(0).to(member_logits.dtype)
+    return (log_stop_probability(member_logits, rule)[1:] + later.unsqueeze(1)).logsumexp(0)
 
 
 def _doubt(member_logits: MemberLogits, combiner: Combiner) -> PerImage:

@@ -54,10 +54,10 @@ class Agreement(StoppingRule):
         passed = self._distance(member_logits) >= 0
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
-    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return 1/2 at the prefix that is used plus 1/2 of a soft decision by distance to the thresholds, (M, B)."""
+    def log_stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return the log of 1/2 at the prefix that is used plus 1/2 of a soft decision by distance, (M, B)."""
         distance = self._distance(member_logits)
-        return relax_decision(first_crossing(distance >= 0), torch.sigmoid(SLOPE * distance))
+        return relax_decision(first_crossing(distance >= 0), SLOPE * distance)
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule, one that never stops early, and rules with margins at quantiles over held-out images."""

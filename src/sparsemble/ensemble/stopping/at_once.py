@@ -22,10 +22,10 @@ class AtOnce(StoppingRule):
         ones = torch.ones_like(member_logits[0, :, 0])
         return Decision(stop=ones.bool(), answer_with=ones.long())
 
-    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return 1 for the first prefix and 0 for all others, (M, B)."""
-        stop_probability = torch.zeros_like(member_logits[:, :, 0])
-        return torch.cat([torch.ones_like(stop_probability[:1]), stop_probability[1:]])
+    def log_stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return 0 for the first prefix and -inf for all others, (M, B)."""
+        never = torch.full_like(member_logits[:, :, 0], -torch.inf)
+        return torch.cat([torch.zeros_like(never[:1]), never[1:]])
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule only; it has no settings."""

@@ -42,12 +42,14 @@ class Confidence(StoppingRule):
         passed = prefix_probabilities(member_logits).amax(-1) >= self.threshold
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
-    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return 1/2 at the prefix that is used plus 1/2 of a soft decision by log-odds, (M, B)."""
-        highest = prefix_probabilities(member_logits).amax(-1)
-        odds = torch.logit(highest, eps=EDGE)
+    def log_stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return the log of 1/2 at the prefix that is used plus 1/2 of a soft decision by log-odds, (M, B)."""
+        average = prefix_probabilities(member_logits)
+        highest, predicted = average.max(-1)
+        others = average.scatter(-1, predicted[..., None], 0.0).sum(-1)
+        odds = highest.log() - others.clamp_min(torch.finfo(others.dtype).tiny).log()
         threshold = torch.logit(torch.tensor(min(self.threshold, 1.0), dtype=odds.dtype), eps=EDGE).to(odds.device)
-        return relax_decision(first_crossing(highest >= self.threshold), torch.sigmoid(SLOPE * (odds - threshold)))
+        return relax_decision(first_crossing(highest >= self.threshold), SLOPE * (odds - threshold))
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule, one that never stops early, and thresholds at quantiles over held-out images."""

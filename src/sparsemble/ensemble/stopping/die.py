@@ -8,7 +8,14 @@ import torch
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, stopping_rules
 from sparsemble.core.types import MemberLogits
-from sparsemble.ensemble.prefix_statistics import UNREACHABLE, HazardRule, PerPrefix, add_remainder, stop_probabilities
+from sparsemble.ensemble.prefix_statistics import (
+    UNREACHABLE,
+    HazardRule,
+    PerPrefix,
+    add_remainder,
+    log_stop_probabilities,
+    stop_probabilities,
+)
 
 
 @final
@@ -46,12 +53,12 @@ class DIE(HazardRule):
         best, step = stop_probability.max(0)
         return Decision(stop=best >= survival, answer_with=step + 1)
 
-    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return z_1..z_M (M, B), the last one with the remainder.
+    def log_stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return log z_1..z_M (M, B), the last one with the remainder.
 
         Source: EED supplement, eqs. 26-28.
         """
-        return add_remainder(*stop_probabilities(self.hazards(member_logits)))
+        return log_stop_probabilities(self.hazard_logits(member_logits))
 
     def _static(self) -> "DIE":
         return DIE(a=8.0, b=128.0, tau_u=0.0, tau_c=UNREACHABLE)

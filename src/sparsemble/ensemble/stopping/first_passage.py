@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Decision, stopping_rules
 from sparsemble.core.types import MemberLogits
@@ -34,10 +36,10 @@ class FirstPassage(HazardRule):
         passed = self.hazards(member_logits) >= 0.5
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
-    def stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return 1/2 at the prefix that is used plus 1/2 of the stop probability of the hazards, (M, B)."""
-        hazard = self.hazards(member_logits)
-        return relax_decision(first_crossing(hazard >= 0.5), hazard)
+    def log_stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return the log of 1/2 at the prefix that is used plus 1/2 of the stop probability of the hazards, (M, B)."""
+        logits = self.hazard_logits(member_logits)
+        return relax_decision(first_crossing(torch.sigmoid(logits) >= 0.5), logits)
 
     def _static(self) -> "FirstPassage":
         return FirstPassage(a=0.0, b=8.0, tau_u=0.0, tau_c=UNREACHABLE)

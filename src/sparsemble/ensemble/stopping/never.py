@@ -25,10 +25,10 @@ class Never(StoppingRule):
         stop = torch.full((images,), last, device=device)
         return Decision(stop=stop, answer_with=torch.full((images,), members, device=device))
 
-    def stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
-        """Return 1 for the last prefix and 0 for all others, (M, B)."""
-        stop_probability = torch.zeros_like(member_logits[:, :, 0])
-        return torch.cat([stop_probability[:-1], torch.ones_like(stop_probability[-1:])])
+    def log_stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+        """Return 0 for the last prefix and -inf for all others, (M, B)."""
+        never = torch.full_like(member_logits[:, :, 0], -torch.inf)
+        return torch.cat([never[:-1], torch.zeros_like(never[-1:])])
 
     def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
         """Return this rule only; it has no settings."""

@@ -40,12 +40,12 @@ def stopping_attacked(result: EvaluationResult) -> CheckResult:
 
 
 def hijack_counted(result: EvaluationResult) -> CheckResult:
-    """Check 34: an attack pushed the rule to stop early on a wrong label, and the worst case counts it; no passes."""
+    """Check 34: an attack on label and stop together ran, and the worst case counts its successes; no passes."""
     if not stops_early(result):
         return skipped(34, ALWAYS_ALL)
-    ran = [attack for attack in result.attacks if attack.settings.get("name") == "hijack"]
+    ran = [attack for attack in result.attacks if uses(attack.settings, "joint_decision", "hijack")]
     if not ran:
-        return verdict(34, False, "no attack aimed at an early stop on a wrong label")
+        return verdict(34, False, "no attack aimed at an early stop on a wrong label (joint_decision, hijack)")
     worst = result.worst_case.correct
     lost = {i for attack in ran for i, correct in enumerate(attack.correct) if not correct}
     missed = sum(worst[i] for i in lost)

@@ -6,11 +6,13 @@ python benchmarks/stopping_attacks.py runs/digits --part test --all     # all te
 Most images are broken by any attack or by none. Unless `--all` is given, only images near the boundary are attacked: a
 short attack (targeted APGD through the deployed prediction, 15 steps, one target) leaves them at eps and breaks them at
 `NEAR` times eps. `--eps` takes several radii in units of the run's own; `--rule` calibrates another stopping rule on
-the logits that the run has stored. Prints Markdown and, with `--out`, writes which images each attack broke.
+the logits that the run has stored. With `--part test --all`, the attacks that the run stored for its ensemble are in
+the comparison, too. Prints Markdown and, with `--out`, writes which images each attack broke.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +108,16 @@ def near_boundary(ensemble: Ensemble, rule: StoppingRule, problem: Problem) -> P
     return Problem(left_problem.x[broken], left_problem.y[broken], problem.threat)
 
 
+def stored(run: Path, ensemble: Ensemble, rule: StoppingRule, y: Labels) -> Iterator[tuple[str, list[int]]]:
+    """Yield the label of each attack of a run on its ensemble, and the test images that it breaks under the rule."""
+    for meta in sorted(run.glob("attack-*/meta.json")):
+        if json.loads(meta.read_text("utf-8"))["spec"]["row"].startswith("ensemble"):
+            label = json.loads((meta.parent / "attack.json").read_text("utf-8"))["label"]
+            shards = sorted((meta.parent / "outcomes" / label).glob("*.safetensors"))
+            x_adv = torch.cat([load_file(shard)["images"] for shard in shards])
+            yield label, (predict_dynamic(ensemble, x_adv, rule).logits.argmax(1) != y).nonzero()[:, 0].tolist()
+
+
 def main() -> None:
     """Select images, run every attack, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,8 +150,13 @@ def main() -> None:
         forward, backward = (sum(run[i] * n for run, n in zip(runs, sizes, strict=True)) / sum(sizes) for i in (1, 2))
         outcomes[attack.label] = broken.nonzero()[:, 0].tolist()
         print(f"| `{attack.label}` | {int(broken.sum())} | {forward:.0f} + {backward:.0f} |", flush=True)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(outcomes), "utf-8")
+    if arguments.all and arguments.part == "test" and not arguments.images:
+        known = dict(stored(arguments.run, ensemble, rule, y))
+        renumber = {int(image): number for number, image in enumerate(clean.nonzero()[:, 0])}
+        for label, images in known.items():
+            outcomes[f"stored {label}"] = [renumber[image] for image in images if image in renumber]
+    if arguments.out:
+        arguments.out.write_text(json.dumps(outcomes), "utf-8")
     print("\n| broken by the row, not by the column | " + " | ".join(outcomes) + " |")
     print("|---|" + "---:|" * len(outcomes))
     for label, images in outcomes.items():

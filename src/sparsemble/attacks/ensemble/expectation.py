@@ -1,7 +1,7 @@
 """The expected prediction over all stopping times."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -21,6 +21,8 @@ class Expectation(Surrogate):
 
     Source: ours, with the stop probability of EED main paper, eqs. 20-22.
     """
+
+    version: ClassVar[int] = 2
 
     def __call__(self, ensemble: Ensemble, rule: StoppingRule) -> Classifier:
         """Return the classifier of the expected prediction."""

@@ -23,7 +23,7 @@ from sparsemble.core.interfaces import Combiner
 
 GRADIENT = PGD(steps=50, step_size=0.1, restarts=2, stop_at_success=False)
 """Runs on every surrogate but those of the deployed prediction, unless a recipe names another attack."""
-FOCUSED = APGDFocused(targets=3, restarts=10, queries=0)
+FOCUSED = APGDFocused(targets=3, restarts=10, queries=200)
 """Runs on surrogates of the deployed prediction, whose success is that of the attack: it can concentrate on them."""
 DEPLOYED = (Deployed(), JointDecision())
 """Surrogates that predict what is deployed."""

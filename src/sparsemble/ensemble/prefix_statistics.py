@@ -65,15 +65,15 @@ class HazardRule(StoppingRule):
         check_at_least(0, tau_c=self.tau_c)
 
     def hazards(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return the hazard q_t of every prefix, of which `hazard_logits` are the log-odds."""
-        return torch.sigmoid(self.hazard_logits(member_logits))
-
-    def hazard_logits(self, member_logits: MemberLogits) -> PerPrefix:
-        """Return the log-odds -a (U_t - tau_u) + b (C_t - tau_c) of the hazards, without the U term at t = 1.
+        """Return the hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1.
 
         Source: EED supplement, eqs. 29-31. Departs: a threshold on each quantity, and change lowers the hazard; as
         printed the rule always stops after one member.
         """
+        return torch.sigmoid(self.hazard_logits(member_logits))
+
+    def hazard_logits(self, member_logits: MemberLogits) -> PerPrefix:
+        """Return the log-odds of the hazards, whose gradient does not vanish where a hazard rounds to 0 or 1."""
         confidence, change = _confidence_and_change(member_logits)
         doubt = torch.cat([torch.zeros_like(confidence[:1]), self.a * (change - self.tau_u)])
         return self.b * (confidence - self.tau_c) - doubt

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from sparsemble.attacks.apgd_focused import APGDFocused
+from sparsemble.attacks.apgd_targeted import APGDTargeted
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.ensemble.suite import full_suite
 from sparsemble.attacks.fgsm import FGSM
@@ -198,6 +200,7 @@ def test_the_fraction_done_predicts_the_whole_within_a_factor_of_two(monkeypatch
 def test_work_of_attacks_grows_with_members_and_steps() -> None:
     assert expected_work(PGD(steps=40), 1, 10).units > 1.9 * expected_work(PGD(steps=20), 1, 10).units
     assert expected_work(PGD(steps=20), 3, 10).units == 3 * expected_work(PGD(steps=20), 1, 10).units
+    assert expected_work(APGDFocused(queries=0), 1, 10).units < expected_work(APGDTargeted(steps=100), 1, 10).units
     progress = Progress(Network(), lambda fraction, text: None)
     progress.plan({"a": (Work(10, 10), 1)})
     with progress.running("a"):

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+from sparsemble.attacks.apgd_focused import APGDFocused
 from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.bpda import BPDA
@@ -19,6 +20,8 @@ FACTORS = ("steps", "queries", "draws", "restarts", "rounds", "searches")
 """Settings of attacks whose product is the number of points they evaluate for an image."""
 AUTOATTACK = {"fast": (600.0, 230.0), "exact": (7800.0, 1900.0)}
 """Passes for an image that withstands every part, measured on `digits`."""
+NEARLY_REACHED = 0.2
+"""Fraction of the restarts and queries of `apgd_focused` that an image is expected to take."""
 STANDING = 0.5
 """Fraction of images that is expected to withstand an attack."""
 
@@ -73,6 +76,11 @@ def expected_work(attack: AnyAttack, members: int, classes: int) -> Work:
         return expected_work(attack.attack, members if isinstance(attack, BPDA) else 1, classes)
     if isinstance(attack, AutoAttack) and attack.variant == "standard":
         return Work(*AUTOATTACK[attack.mode]).times(members)
+    if isinstance(attack, APGDFocused):
+        probes, targets = attack.probe_steps, min(attack.targets, classes - 1)
+        restarts = NEARLY_REACHED * attack.restarts * attack.steps
+        forward = targets * (probes + 1) + restarts + NEARLY_REACHED * attack.queries
+        return Work(forward, targets * probes + restarts).times(members)
     points = math.prod(max(1, int(getattr(attack, name, 1))) for name in FACTORS)
     points *= max(1, min(int(getattr(attack, "targets", 1)), classes - 1))
     gradient = not any(hasattr(attack, name) for name in ("queries", "draws"))

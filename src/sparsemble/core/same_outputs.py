@@ -39,7 +39,7 @@ def noise_for(model: nn.Module, shape: tuple[int, int, int], count: int = IMAGES
 
 @torch.no_grad()
 def assert_same_outputs(before: nn.Module, after: nn.Module, shape: tuple[int, int, int], change: str) -> None:
-    """Compare two networks in eval mode on random images; whatever rewrites a network calls this before it returns.
+    """Compare two networks in eval mode on random images; every rewriting of a network ends with it.
 
     Args:
         before: the original; left as found.

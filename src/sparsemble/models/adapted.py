@@ -92,7 +92,7 @@ class NumpyFunction(nn.Module):
 
 
 def find_output(output: Any) -> Tensor | None:
-    """Return the tensor of logits in what a network returned; None if it cannot be told.
+    """Return the tensor of logits in what a network returned; None if it is not clear which.
 
     Args:
         output: a tensor (or, while a network is traced, what stands for one), a mapping or an object with an entry that

@@ -25,7 +25,7 @@ from sparsemble.models.adapted import NumpyFunction
 from sparsemble.models.architecture import Architecture, architectures
 
 IMAGES = ("x", "images", "image", "batch", "inputs", "input", "array")
-"""Names by which a function on arrays is told from one that makes a network and needs an argument."""
+"""Names of the parameter of a function on arrays; a function with another parameter makes a network and needs it."""
 
 
 @final

@@ -117,7 +117,8 @@ def main() -> None:
     """Run stages until the parent closes the pipe."""
     replies, sys.stdout = sys.stdout, sys.stderr
     torch.set_num_threads(1)
-    logging.getLogger("sparsemble").setLevel(logging.ERROR)  # the parent has told what the data set leaves out
+    # The parent process has reported what the data set leaves out.
+    logging.getLogger("sparsemble").setLevel(logging.ERROR)
     stages.register_package("sparsemble.pipeline.stages")
     jobs: SimpleQueue[list[str]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()

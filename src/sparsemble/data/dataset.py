@@ -17,6 +17,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.tensor_checks import checked_labels, in_unit_range
 from sparsemble.core.types import Images, Labels
+from sparsemble.data.file_summary import FileSummary
 from sparsemble.runtime.images import Preprocessing
 
 logger = logging.getLogger("sparsemble")
@@ -187,6 +188,8 @@ class Dataset:
     augmentation: Augmentation = Augmentation()
     preprocessing: Preprocessing | None = None
     """How images are made of files; none: the data set is arrays."""
+    files: FileSummary | None = None
+    """What the files were; none: the data set is arrays, or its files were not read."""
     notes: tuple[str, ...] = ()
     """Sentences about what is left out."""
 

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import Augmentation, TensorSplit
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import TensorSplit
 from sparsemble.evaluation.cost import count_macs
 from sparsemble.evaluation.environment import processor
 from sparsemble.models.architecture import build_model

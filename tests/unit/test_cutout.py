@@ -5,7 +5,7 @@ import torch
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import Augmentation
+from sparsemble.data.augmentation import Augmentation
 
 
 @pytest.mark.parametrize(("side", "height", "width"), [(1, 5, 7), (3, 8, 8), (4, 8, 6), (20, 6, 6)])

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparsemble.core.distributed_rng import normal_like, sharded, uniform_like
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import Augmentation, TensorSplit
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import TensorSplit
 from sparsemble.training import Batches
 from tests.processes import run_together
 
@@ -23,7 +24,8 @@ from safetensors.torch import save_file
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import Augmentation, TensorSplit
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import TensorSplit
 from sparsemble.training import EMA, Batches, Callback, Checkpoint, Guard, KeepBest, LossOutput, Schedule, fit
 from sparsemble.training import distributed
 from sparsemble.training.loss import TrainingLoss, training_losses

@@ -13,11 +13,12 @@ from sparsemble.ensemble.losses.igat import IGAT
 from sparsemble.ensemble.losses.joint import Joint
 from sparsemble.training.loss import AdversarialLoss, LossOutput, TrainingLoss, training_losses
 from sparsemble.training.losses.awp import AWP
+from sparsemble.training.losses.cutmix import CutMix
 from sparsemble.training.losses.distillation import Distillation
 from sparsemble.training.losses.n_fgsm import NFGSM
 from sparsemble.training.losses.pgd_at import PGDAT
 
-AROUND = [(EED.name, "base"), (IGAT.name, "base"), (Joint.name, "base"), (AWP.name, "inner")]
+AROUND = [(EED.name, "base"), (IGAT.name, "base"), (Joint.name, "base"), (AWP.name, "inner"), (CutMix.name, "inner")]
 
 
 @dataclass(frozen=True, kw_only=True)

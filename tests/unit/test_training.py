@@ -16,7 +16,7 @@ from sparsemble.core.errors import InputError, RunError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, Labels, seeded
-from sparsemble.data.dataset import Augmentation
+from sparsemble.data.augmentation import Augmentation
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.training import (
     Batches,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.data.dataset import Augmentation, TensorSplit
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import TensorSplit
 from sparsemble.training import Batches, Callback, Guard, KeepBest, Schedule, fit
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine

@@ -6,9 +6,20 @@ from typing import Any
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import component_names, find_component
 from sparsemble.data.assemble import as_split, without_test_images
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, Split, TensorSplit, data_sources
+from sparsemble.data.augmentation import Augmentation, PerImage
+from sparsemble.data.dataset import Dataset, DataSource, Split, TensorSplit, data_sources
 
-__all__ = ["Augmentation", "DataSource", "Dataset", "Split", "TensorSplit", "data_sources", "load", "source"]
+__all__ = [
+    "Augmentation",
+    "DataSource",
+    "Dataset",
+    "PerImage",
+    "Split",
+    "TensorSplit",
+    "data_sources",
+    "load",
+    "source",
+]
 
 data_sources.register_package("sparsemble.data")
 

@@ -12,7 +12,8 @@ from sparsemble.core.artifacts import file_hash
 from sparsemble.core.errors import InputError
 from sparsemble.core.tensor_checks import checked_labels
 from sparsemble.data.assemble import assemble, tensor_split
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, DataSource, TensorSplit, data_sources
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 GROUPS = ("train_groups", "train_track")

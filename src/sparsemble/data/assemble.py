@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from sparsemble.core.errors import InputError
-from sparsemble.data.dataset import Augmentation, Dataset, Split, TensorSplit, stratified
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, Split, TensorSplit, stratified
 
 SPLIT_SEED = 2009
 HELD_OUT = 0.1
@@ -42,7 +43,7 @@ def assemble(
         statistics: mean and standard deviation of each channel; none: those of all training images.
 
     Raises:
-        InputError: a split is empty, a label is out of range, or a class, the held-out part or `crop` does not fit.
+        InputError: a split is empty, a label is out of range, or classes, held-out part or augmentation do not fit.
     """
     _check_labels(train, test, classes)
     return _hold_out(train, test, classes, held_out, augmentation, groups, statistics)
@@ -78,7 +79,7 @@ def _hold_out(
         calibration=parts[2],
         test=test,
         classes=tuple(classes),
-        shape=_shape(train, augmentation.crop),
+        shape=_shape(train, augmentation),
         mean=mean,
         std=std,
         augmentation=augmentation,
@@ -177,11 +178,9 @@ def _check_labels(train: Split, test: Split, classes: Sequence[str]) -> None:
         raise InputError(f'class {counts.index(0)} ("{classes[counts.index(0)]}") has no training image')
 
 
-def _shape(split: Split, crop: int) -> tuple[int, int, int]:
+def _shape(split: Split, augmentation: Augmentation) -> tuple[int, int, int]:
     channels, height, width = split.images(torch.tensor([0])).shape[1:]
-    most = min(height, width) - 1
-    if not 0 <= crop <= most:
-        raise InputError(f"crop = {crop} must lie in 0..{most} for images of {height} x {width} pixels")
+    augmentation.check((channels, height, width))
     return channels, height, width
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble, tensor_split
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, DataSource, TensorSplit
 from sparsemble.data.download import Remote, fetch, hash_files, unpack
 
 SHAPE = (3, 32, 32)

@@ -1,4 +1,4 @@
-"""Datasets: splits of images in [0, 1], class names, channel statistics and augmentation."""
+"""Datasets: splits of images in [0, 1], class names, and channel statistics."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -10,13 +10,13 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.registry import Component, Registry
 from sparsemble.core.tensor_checks import checked_labels, in_unit_range
 from sparsemble.core.types import Images, Labels
+from sparsemble.data.augmentation import Augmentation, RandomChange
 from sparsemble.data.file_summary import FileSummary
 from sparsemble.runtime.images import Preprocessing
 
@@ -118,52 +118,6 @@ def _with_usual_strides(pixels: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random shifts, horizontal flips and cutout (DeVries & Taylor 2017), drawn for each image."""
-
-    crop: int = 0
-    """Largest shift in pixels, with zero padding, >= 0."""
-    flip: bool = False
-    """Flip half of the images horizontally; only where the classes are invariant to it."""
-    cutout: int = 0
-    """Side in pixels of a square set to zero, with a uniform centre; 0: none."""
-
-    def __post_init__(self) -> None:
-        if self.cutout < 0:
-            raise InputError(f"cutout = {self.cutout} must be 0 or more pixels")
-
-    def __call__(self, x: Images, rng: Generator) -> Images:
-        """Return augmented images of the same shape."""
-        if self.flip:
-            mirror = torch.rand(len(x), generator=rng, device=x.device) < 0.5
-            x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(3), x)
-        if self.crop:
-            x = self._shift(x, rng)
-        return self._cut_out(x, rng) if self.cutout else x
-
-    def _cut_out(self, x: Images, rng: Generator) -> Images:
-        inside = []
-        for side in x.shape[2:]:
-            centre = torch.randint(0, side, (len(x), 1), generator=rng, device=x.device)
-            first = centre - self.cutout // 2
-            position = torch.arange(side, device=x.device)
-            inside.append((position >= first) & (position < first + self.cutout))
-        rows, columns = inside
-        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
-
-    def _shift(self, x: Images, rng: Generator) -> Images:
-        height, width = x.shape[2:]
-        padded = F.pad(x, (self.crop,) * 4)
-        top, left = torch.randint(0, 2 * self.crop + 1, (2, len(x)), generator=rng, device=x.device)
-        rows = (top[:, None] + torch.arange(height, device=x.device)).view(-1, 1, height, 1)
-        columns = (left[:, None] + torch.arange(width, device=x.device)).view(-1, 1, 1, width)
-        image = torch.arange(len(x), device=x.device).view(-1, 1, 1, 1)
-        channel = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
-        return padded[image, channel, rows, columns]
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Images with train, held-out and test splits.
 
@@ -185,7 +139,8 @@ class Dataset:
     """Mean of each channel over the training images."""
     std: tuple[float, ...]
     """Standard deviation of each channel over the training images."""
-    augmentation: Augmentation = Augmentation()
+    augmentation: RandomChange = Augmentation()
+    """Changes training images at random: an `Augmentation`, `PerImage`, or any function like it."""
     preprocessing: Preprocessing | None = None
     """How images are made of files; none: the data set is arrays."""
     files: FileSummary | None = None

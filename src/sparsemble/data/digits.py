@@ -13,7 +13,8 @@ import torch
 
 from sparsemble.core.artifacts import file_hash
 from sparsemble.core.errors import InputError
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources, stratified
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, DataSource, TensorSplit, data_sources, stratified
 
 FILE = Path(__file__).with_name("digits.npz")
 SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"

@@ -11,7 +11,8 @@ from typing import ClassVar, final
 import torch
 
 from sparsemble.data.assemble import assemble, channel_statistics
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, TensorSplit, data_sources
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, DataSource, TensorSplit, data_sources
 from sparsemble.data.file_split import FileSplit, class_names, file_split, folder_hash, left_out, make_preprocessing
 
 IN_MEMORY = 2 << 30

@@ -10,7 +10,8 @@ from typing import ClassVar, final
 
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import Statistics, assemble
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, data_sources
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.data.file_split import class_names, file_split, folder_hash, left_out, make_preprocessing
 
 # The constants that the field uses for ImageNet (torchvision's reference training among others); not measured here.

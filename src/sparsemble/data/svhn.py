@@ -12,7 +12,8 @@ import numpy as np
 
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble, tensor_split
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, data_sources
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, DataSource, data_sources
 from sparsemble.data.download import Remote, fetch, hash_files
 
 # Sizes and sha256: TensorFlow Datasets, url_checksums/svhn_cropped.txt. torchvision's svhn.py names the md5 sums

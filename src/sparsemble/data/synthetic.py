@@ -8,7 +8,8 @@ import numpy as np
 
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble, tensor_split
-from sparsemble.data.dataset import Augmentation, Dataset, DataSource, data_sources
+from sparsemble.data.augmentation import Augmentation
+from sparsemble.data.dataset import Dataset, DataSource, data_sources
 
 NOISE = 0.08
 

@@ -9,7 +9,8 @@ from torch import Generator
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import Images, Labels
-from sparsemble.data.dataset import Augmentation, Split
+from sparsemble.data.augmentation import Augmentation, RandomChange
+from sparsemble.data.dataset import Split
 
 
 @final
@@ -20,7 +21,7 @@ class Batches:
     split: Split
     batch_size: int
     """Images in a batch, over all processes."""
-    augmentation: Augmentation = Augmentation()
+    augmentation: RandomChange = Augmentation()
     shard: tuple[int, int] = (0, 1)
     """Rank of this process and number of processes; each gets its slice of every batch."""
 

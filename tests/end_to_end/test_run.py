@@ -191,6 +191,7 @@ def test_tensorboard_draws_every_epoch_and_changes_no_result(finished: Path, tmp
         assert drawn == [(one["epoch"], pytest.approx(one[name])) for one in history]
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_training(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -21,7 +21,11 @@ from tests.end_to_end.conftest import SMOKE, without_timings
 
 
 @pytest.mark.parametrize(
-    ("row", "view"), [("ensemble_static", Member(index=3)), ("ensemble_dynamic", Prefix(length=3))]
+    ("row", "view"),
+    [
+        ("ensemble_static", Member(index=3)),
+        pytest.param("ensemble_dynamic", Prefix(length=3), marks=pytest.mark.slow),
+    ],
 )
 def test_attacks_on_members_that_it_lacks_are_left_out(
     finished: Path, tmp_path: Path, row: str, view: Surrogate

@@ -89,6 +89,7 @@ def test_a_failed_cell_is_told_and_the_others_go_on(done: Path, tmp_path: Path) 
     assert sum("failed" in cell for cell in found) == 2
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(done: Path, tmp_path: Path) -> None:
     words = ("study", done / "study.toml", "--out", tmp_path / "out", "--workers", 1)
     work = start_python(COMMAND_LINE, *words, out=tmp_path)

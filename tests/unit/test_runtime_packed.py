@@ -36,7 +36,7 @@ from sparsemble.runtime.network import (
     Weight,
 )
 from sparsemble.runtime.predictor import Predictor
-from tests.helpers import examples
+from tests.helpers import FULL, examples
 
 few = examples(60, derandomize=True)
 
@@ -390,10 +390,11 @@ def load_mutated(count: int, seed: int, folder: Path) -> tuple[int, int]:
 
 
 class TestHostile:
-    def test_2000_mutated_files_are_refused_with_a_sentence_or_are_files_like_any_other(self, tmp_path: Path) -> None:
-        refused, fine = load_mutated(2000, 0, tmp_path)
-        assert refused > 1500
-        assert refused + fine == 2000
+    def test_mutated_files_are_refused_with_a_sentence_or_are_files_like_any_other(self, tmp_path: Path) -> None:
+        count = 2000 if FULL else 500
+        refused, fine = load_mutated(count, 0, tmp_path)
+        assert refused > 0.75 * count
+        assert refused + fine == count
 
     @pytest.mark.slow
     def test_100000_mutated_files(self, tmp_path: Path) -> None:
@@ -422,7 +423,7 @@ class TestHostile:
         path = tmp_path / "mutated.sparsemble"
         tracemalloc.start()
         try:
-            for i in range(150):
+            for i in range(150 if FULL else 50):
                 damaged = mutated(contents[i % len(contents)], rng)
                 path.write_bytes(damaged)
                 tracemalloc.reset_peak()

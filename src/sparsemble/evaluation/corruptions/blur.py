@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy import ndimage, signal
+import scipy  # its parts are imported where they are first used
 
 from sparsemble.evaluation.corruptions.types import Pixels, Request, draw
 
@@ -17,9 +17,9 @@ def defocus_blur(request: Request) -> Pixels:
     disk = (distance <= radius).astype(np.float64)
     taps = np.exp(-0.5 * (np.arange(-1, 2) if radius <= 8 else np.arange(-2, 3)) ** 2 / deviation**2)
     for axis in (0, 1):
-        disk = ndimage.correlate1d(disk / disk.sum(), taps / taps.sum(), axis=axis, mode="mirror")
+        disk = scipy.ndimage.correlate1d(disk / disk.sum(), taps / taps.sum(), axis=axis, mode="mirror")
     padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
-    blurred: Pixels = signal.fftconvolve(padded, disk[None, None], mode="valid", axes=(2, 3))
+    blurred: Pixels = scipy.signal.fftconvolve(padded, disk[None, None], mode="valid", axes=(2, 3))
     return blurred
 
 
@@ -104,5 +104,5 @@ def _zoom_matrix(side: int, factor: float) -> np.ndarray:
 
 
 def _gaussian(x: Pixels, deviation: float) -> Pixels:
-    blurred: Pixels = ndimage.gaussian_filter(x, (0, 0, deviation, deviation), mode="nearest")
+    blurred: Pixels = scipy.ndimage.gaussian_filter(x, (0, 0, deviation, deviation), mode="nearest")
     return blurred

@@ -4,8 +4,8 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import scipy  # its parts are imported where they are first used
 from PIL import Image
-from scipy import ndimage
 
 from sparsemble.evaluation.corruptions.types import Pixels, Request, draw
 
@@ -35,7 +35,7 @@ def elastic_transform(request: Request) -> Pixels:
     at = np.einsum("bki,khw->bihw", back[:, :2], grid) + back[:, 2, :, None, None]
     x = _sample(x, at, "mirror")
     field = draw(request.streams, lambda rng: rng.uniform(-1, 1, (2, height, width)))
-    smooth = ndimage.gaussian_filter(field, (0, 0, deviation, deviation), mode="reflect", truncate=3)
+    smooth = scipy.ndimage.gaussian_filter(field, (0, 0, deviation, deviation), mode="reflect", truncate=3)
     return _sample(x, grid + displacement * smooth, "reflect")
 
 
@@ -43,7 +43,7 @@ def _sample(x: Pixels, at: np.ndarray, border: str) -> Pixels:
     """Return each image at the positions (B, 2, H, W) of its rows and columns, bilinear."""
     return np.stack(
         [
-            np.stack([ndimage.map_coordinates(channel, place, order=1, mode=border) for channel in image])
+            np.stack([scipy.ndimage.map_coordinates(channel, place, order=1, mode=border) for channel in image])
             for image, place in zip(x, at, strict=True)
         ]
     )

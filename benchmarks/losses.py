@@ -1,6 +1,7 @@
-"""Training losses at equal processor time: held-out and test accuracy, clean and under AutoAttack.
+"""Training losses, or augmentations, at equal processor time: held-out and test accuracy, clean and under AutoAttack.
 
     python benchmarks/losses.py --data gtsrb32.npz --minutes 3 --out results/losses-gtsrb.json
+    python benchmarks/losses.py --rows augmentations --data gtsrb32.npz --out results/augmentations-gtsrb.json
 
 Every row trains the same fresh network (bfloat16, channels last, one thread) on the same images for the same
 processor time: an epoch of each is timed first, and its one-cycle schedule made as long as the time allows. One
@@ -13,6 +14,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from sparsemble.attacks.pgd import PGD
 from sparsemble.core.artifacts import write_json
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
-from sparsemble.data import data_sources
+from sparsemble.data import load
+from sparsemble.data.augmentation import Augmentation
 from sparsemble.data.dataset import Dataset, Split
 from sparsemble.evaluation.environment import machine, source_revision
 from sparsemble.evaluation.job import EvaluationJob
@@ -33,6 +36,8 @@ from sparsemble.evaluation.statistics import wilson
 from sparsemble.models.architecture import architectures, build_model
 from sparsemble.training import EMA, Batches, Guard, KeepBest, Precision, Schedule, fit
 from sparsemble.training.loss import TrainingLoss, training_losses
+from sparsemble.training.losses.cutmix import CutMix
+from sparsemble.training.losses.n_fgsm import NFGSM
 from sparsemble.training.lr_schedules.one_cycle import OneCycle
 from sparsemble.training.optimisers.sgd import SGD
 
@@ -48,17 +53,43 @@ EVALUATIONS = 15
 """Evaluations on held-out images in a training."""
 
 
-def rows() -> dict[str, tuple[TrainingLoss, bool]]:
-    """Return the loss of each row and whether weights are averaged, by name."""
-    losses: dict[str, tuple[TrainingLoss, bool]] = {}
+@dataclass(frozen=True)
+class Row:
+    """What is trained in a row of the table."""
+
+    loss: TrainingLoss
+    averaging: bool
+    augmentation: Augmentation
+
+
+def losses(shift: int, flip: bool) -> dict[str, Row]:
+    """Return the rows that compare losses, by name."""
+    plain, made = Augmentation(crop=shift, flip=flip), {}
     for name, spec in PLAIN.items():
-        losses[name] = training_losses.build(spec), False
+        made[name] = Row(training_losses.build(spec), False, plain)
     for name in ("pgd_at", "n_fgsm"):
-        losses[f"{name} + ema"] = training_losses.build(PLAIN[name]), True
+        made[f"{name} + ema"] = Row(training_losses.build(PLAIN[name]), True, plain)
     for name in ("pgd_at", "n_fgsm"):
         perturbed = {"name": "awp", "inner": PLAIN[name]}
-        losses[f"{name} + ema + weight perturbation"] = training_losses.build(perturbed), True
-    return losses
+        made[f"{name} + ema + weight perturbation"] = Row(training_losses.build(perturbed), True, plain)
+    return made
+
+
+def augmentations(shift: int, flip: bool) -> dict[str, Row]:
+    """Return the rows that compare augmentations of N-FGSM with averaged weights, by name."""
+    shifted = Augmentation(crop=shift, flip=flip)
+    kinds = {
+        "none": Augmentation(),
+        f"shift of {shift}": shifted,
+        "shift, flip": replace(shifted, flip=True),
+        "resized crop from 0.35": Augmentation(random_resized_crop=(0.35, 1.0), flip=flip),
+        "resized crop from 0.7": Augmentation(random_resized_crop=(0.7, 1.0), flip=flip),
+        "shift, colour jitter": replace(shifted, jitter=(0.3, 0.3, 0.3, 0.05)),
+        "shift, rand_augment 0.3": replace(shifted, rand_augment=0.3),
+        "shift, cutout": replace(shifted, cutout=8),
+    }
+    made = {name: Row(NFGSM(), True, kind) for name, kind in kinds.items()}
+    return made | {"shift, cutmix": Row(CutMix(inner=NFGSM()), True, shifted)}
 
 
 def accuracy(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> dict[str, Any]:
@@ -75,9 +106,7 @@ def accuracy(model: nn.Module, split: Split, threat: ThreatModel, seed: int) -> 
     }
 
 
-def train(
-    training_loss: TrainingLoss, averaging: bool, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel
-) -> dict[str, Any]:
+def train(row: Row, data: Dataset, chosen: argparse.Namespace, threat: ThreatModel) -> dict[str, Any]:
     """Train one row for its processor time and evaluate it."""
 
     def fresh() -> nn.Module:
@@ -95,7 +124,7 @@ def train(
         model = fresh()
         steps = epochs * len(batches)
         # The average spans about a twentieth of the training, whatever its length.
-        ema = EMA(decay=max(0.9, 1 - 20 / steps)) if averaging else None
+        ema = EMA(decay=max(0.9, 1 - 20 / steps)) if row.averaging else None
         schedule = Schedule(
             learning_rate=chosen.learning_rate,
             batch_size=chosen.batch,
@@ -106,7 +135,7 @@ def train(
         )
         history = fit(
             model,
-            training_loss,
+            row.loss,
             batches,
             schedule,
             epochs=epochs,
@@ -117,10 +146,10 @@ def train(
         )
         return model, history
 
-    batches = Batches(split=data.train, batch_size=chosen.batch, augmentation=data.augmentation)
+    batches = Batches(split=data.train, batch_size=chosen.batch, augmentation=row.augmentation)
     if chosen.timing_batches < len(batches):
         subset = data.train.subset(torch.arange(chosen.timing_batches * chosen.batch))
-        whole, batches = batches, Batches(split=subset, batch_size=chosen.batch, augmentation=data.augmentation)
+        whole, batches = batches, Batches(split=subset, batch_size=chosen.batch, augmentation=row.augmentation)
     else:
         whole = batches
     run(1)  # warm-up: the first steps choose kernels
@@ -150,7 +179,7 @@ def train(
 
 def show(table: dict[str, Any]) -> None:
     """Print the rows as Markdown."""
-    print("\n| loss | epochs | images / s | held-out clean | held-out AutoAttack | test clean | test AutoAttack |")
+    print("\n| row | epochs | images / s | held-out clean | held-out AutoAttack | test clean | test AutoAttack |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, row in table.items():
         held_out, test = row["held_out"], row["test"]
@@ -163,7 +192,10 @@ def show(table: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="an .npz file of arrays (docs/data.md), or digits")
+    parser.add_argument(
+        "--data", required=True, help="an .npz file of arrays (docs/data.md), or the name of a data set"
+    )
+    parser.add_argument("--rows", default="losses", choices=["losses", "augmentations"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=3.0, help="processor time of each training")
     parser.add_argument("--model", default='{"name": "resnet18", "width": 8}')
@@ -175,25 +207,27 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=4)
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--held-out", type=float, default=0.1)
+    parser.add_argument("--training-images", type=int, default=0, help="the first ones only; 0: all")
     parser.add_argument("--only", nargs="*", default=[], help="names of rows")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    if chosen.data == "digits":
-        data = data_sources.build("digits").load()
-    else:
-        source = {"path": chosen.data, "crop": chosen.crop, "flip": chosen.flip, "held_out": chosen.held_out}
-        data = data_sources.build({"name": "arrays", **source}).load()
+    data = load(chosen.data, **({} if chosen.data == "digits" else {"held_out": chosen.held_out}))
+    if chosen.training_images:
+        data = replace(data, train=data.train.subset(torch.arange(chosen.training_images)))
     results: dict[str, Any] = json.loads(chosen.out.read_text("utf-8")) if chosen.out.is_file() else {"rows": {}}
     settings = {key: str(value) for key, value in vars(chosen).items() if key not in ("out", "only", "data")}
     if results.setdefault("settings", settings) != settings:
         parser.error(f"{chosen.out} holds rows of other settings: {results['settings']}; name another file")
     results |= {"machine": machine(torch.device("cpu")), "source": source_revision(), "data": Path(chosen.data).name}
-    for name, (training_loss, averaging) in rows().items():
+    rows = {"losses": losses, "augmentations": augmentations}[chosen.rows](
+        0 if chosen.data == "digits" else chosen.crop, chosen.flip
+    )
+    for name, row in rows.items():
         if name in results["rows"] or (chosen.only and name not in chosen.only):
             continue
-        results["rows"][name] = train(training_loss, averaging, data, chosen, ThreatModel(eps=chosen.eps))
+        results["rows"][name] = train(row, data, chosen, ThreatModel(eps=chosen.eps))
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(chosen.out, results)
         show({name: results["rows"][name]})

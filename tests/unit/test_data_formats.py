@@ -220,8 +220,6 @@ def test_image_folder_is_the_same_in_memory_and_streamed(tmp_path: Path, monkeyp
 
 
 def test_image_folder_faults_are_sentences(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"train is missing; it must hold one folder"):
-        folder_source(tmp_path).load()
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     with pytest.raises(InputError, match=r"train has no class folders"):
@@ -230,13 +228,10 @@ def test_image_folder_faults_are_sentences(tmp_path: Path) -> None:
     source = folder_source(tmp_path)
     before = source.fingerprint()
     (tmp_path / "train" / "n01" / "broken.jpg").write_bytes(b"not an image")
-    with pytest.raises(
-        InputError, match=r"n01/broken.jpg cannot be read as an image: its format .*; repair or remove it"
-    ):
-        source.load()
+    assert "n01/broken.jpg cannot be read as an image: its format is not known" in source.load().notes[0]
     assert source.fingerprint() != before
     (tmp_path / "test" / "n03").mkdir()
     with pytest.raises(InputError, match=r"test has the class folder n03 and .*train has not"):
         source.load()
     with pytest.raises(InputError, match=r"test/n03 has no images \(\.png, \.apng"):
-        file_split(tmp_path / "test", ("n01", "n03"), make_preprocessing(resize=8, size=8))
+        file_split(tmp_path, "test", ("n01", "n03"), make_preprocessing(resize=8, size=8))

@@ -187,14 +187,13 @@ def test_names_that_are_no_text_are_read_and_shown_with_escapes(
 ) -> None:
     root = made_folder(tmp_path / "photos")
     path = os.fsdecode(os.fsencode(root / "test" / "cat") + b"/caf\xe9.png")
-    picture(seed=5).save(path)
+    picture(seed=55).save(path)
     assert len(source(root).load().test) == 13
     assert source(root).fingerprint() != source(made_folder(tmp_path / "others")).fingerprint()
     Path(path).write_bytes(b"damaged")
-    with pytest.raises(InputError, match="cannot be read as an image") as refused:
-        source(root).load()
-    say(Console(), f"error: {refused.value}")
-    assert "caf\\udce9.png cannot be read" in capsys.readouterr().out
+    (note,) = source(root).load().notes
+    say(Console(), note)
+    assert "test/cat/caf\\udce9.png cannot be read as an image" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +206,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path: Path, monkeypa
     (tmp_path / "unmounted").rename(root / "test")
     assert data.test.tensors()[0].shape == (12, 3, 8, 8)
     (root / "test" / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    with pytest.raises(InputError, match=r"gone.jpg cannot be read: No such file or directory; repair or remove it"):
-        source(root).fingerprint()
-    with pytest.raises(InputError, match=r"gone.jpg cannot be read as an image: No such file .*; repair or remove it"):
-        source(root).load().test.tensors()
+    assert source(root).fingerprint()
+    data = source(root).load()
+    assert len(data.test) == 12
+    assert "1 file is left out: test/cat/gone.jpg cannot be read as an image: No such file" in data.notes[0]

@@ -153,7 +153,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} = {value!r} must be one of {', '.join(map(repr, args))}")
         return value
     if origin in (tuple, list):
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise InputError(f"{where} = {value!r} must be a list")
         return origin(_value(args[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin is dict:

@@ -28,7 +28,7 @@ def source(name: str | Path, **settings: Any) -> DataSource:
     """Return where a data set comes from.
 
     Args:
-        name: of a data set (`digits`), the path of an .npz file, or of a folder with train/CLASS and test/CLASS.
+        name: of a data set (`digits`), the path of an .npz file, or of a folder of class folders.
         settings: of the data source, such as `held_out`, `crop` and `flip`.
 
     Raises:
@@ -46,7 +46,7 @@ def load(data: str | Path | Dataset | DataSource | Split | tuple[Any, Any] | lis
     """Load a data set with its train, held-out and test splits.
 
     Args:
-        data: name of a data set (`digits`); path of an .npz file, or of a folder with train/CLASS and test/CLASS; a
+        data: name of a data set (`digits`); path of an .npz file, or of a folder of class folders; a
             data source; or training images (N, C, H, W), uint8 or float in [0, 1], with labels (N), as tensors or
             arrays: a tenth of each class is then held out, and there are no test images.
         settings: of the data source, such as `held_out`, `crop` and `flip`; only with a name or a path.

@@ -29,6 +29,7 @@ def assemble(
     held_out: int | float,
     augmentation: Augmentation,
     groups: np.ndarray | None = None,
+    stays: np.ndarray | None = None,
     statistics: Statistics | None = None,
 ) -> Dataset:
     """Hold out training images and make the dataset; the same images are held out every time.
@@ -40,13 +41,15 @@ def assemble(
         held_out: training images to hold out, or their share if below 1.
         augmentation: augmentation of training images.
         groups: (N,) group of each training image; images of one class and group are never separated.
+        stays: (N) whether an image must not be held out; none: any may be.
         statistics: mean and standard deviation of each channel; none: those of all training images.
 
     Raises:
         InputError: a split is empty, a label is out of range, or classes, held-out part or augmentation do not fit.
     """
     _check_labels(train, test, classes)
-    return _hold_out(train, test, classes, held_out, augmentation, groups, statistics)
+    parts = cut(_labels(train), held_out, groups, stays)
+    return _dataset(train, test, classes, parts, augmentation, statistics)
 
 
 def without_test_images(split: Split) -> Dataset:
@@ -59,19 +62,19 @@ def without_test_images(split: Split) -> Dataset:
     if highest >= max(len(split), LARGEST_LABEL):
         raise InputError(f"the labels go up to {highest:,}, for {len(split):,} images; number the classes from 0")
     classes = tuple(map(str, range(highest + 1)))
-    return _hold_out(split, split.subset(torch.tensor([], dtype=torch.long)), classes, HELD_OUT, Augmentation())
+    no_images = split.subset(torch.tensor([], dtype=torch.long))
+    return _dataset(split, no_images, classes, cut(_labels(split), HELD_OUT), Augmentation(), None)
 
 
-def _hold_out(
+def _dataset(
     train: Split,
     test: Split,
     classes: Sequence[str],
-    held_out: int | float,
+    indices: Sequence[np.ndarray],
     augmentation: Augmentation,
-    groups: np.ndarray | None = None,
-    statistics: Statistics | None = None,
+    statistics: Statistics | None,
 ) -> Dataset:
-    parts = [train.subset(torch.from_numpy(indices)) for indices in cut(_labels(train), held_out, groups)]
+    parts = [train.subset(torch.from_numpy(part)) for part in indices]
     mean, std = statistics or channel_statistics(parts[0])
     return Dataset(
         train=parts[0],
@@ -120,7 +123,7 @@ def _labels(split: Split) -> np.ndarray:
 
 
 def cut(
-    labels: np.ndarray, held_out: int | float, groups: np.ndarray | None = None
+    labels: np.ndarray, held_out: int | float, groups: np.ndarray | None = None, stays: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the indices of the train, selection and calibration splits, each class in proportion.
 
@@ -131,30 +134,69 @@ def cut(
         labels: (N,) class of each training image.
         held_out: images or groups to hold out, or their share if below 1.
         groups: (N,) group of each training image.
+        stays: (N) whether an image must stay in training.
 
     Raises:
         InputError: `held_out` leaves one of the splits empty.
     """
     units, unit_of = _units(labels, groups)
-    share = held_out if held_out < 1 else held_out / len(labels)
-    several = np.flatnonzero(np.bincount(units)[units] > 1)
-    count = round(share * len(units)) if 0 < share <= 1 else 0
-    if not 2 <= count < len(several):
-        kind = "training images" if groups is None else f"groups of {len(labels):,} training images"
-        raise InputError(
-            f"held_out = {held_out:g} does not fit {len(units):,} {kind}: 2 to {len(several) - 1:,} can be held out, "
-            "and a value below 1 is a share"
-        )
-    held_units = several[stratified(units[several], count, SPLIT_SEED)[1]]
+    held_units = _choose("held_out", held_out, units, unit_of, stays)
     # Alternately, class after class: the halves of a class differ by one at most, and overall by one at most.
     mixed = np.random.default_rng(SPLIT_SEED).permutation(held_units)
     by_class = mixed[np.argsort(units[mixed], kind="stable")]
     role = np.zeros(len(units), dtype=int)
     role[by_class[0::2]], role[by_class[1::2]] = 1, 2
     train, first, second = (np.flatnonzero(role[unit_of] == number) for number in range(3))
-    if missing := set(labels.tolist()) - set(labels[train].tolist()):
-        raise InputError(f"held_out = {held_out:g} leaves class {min(missing)} without training images; lower it")
+    _check_left("held_out", held_out, labels, train)
     return train, first, second
+
+
+def cut_test(
+    labels: np.ndarray, test: int | float, groups: np.ndarray, stays: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the training and test images of a data set that has no test images of its own.
+
+    Each class is cut in proportion, whole groups are assigned, and the cut is the same every time.
+
+    Args:
+        labels: (N,) class of each image.
+        test: groups in the test split, or their share if below 1.
+        groups: (N,) group of each image.
+        stays: (N) whether an image must stay in training.
+
+    Raises:
+        InputError: `test` leaves one of the splits empty.
+    """
+    units, unit_of = _units(labels, groups)
+    part = np.isin(unit_of, _choose("test", test, units, unit_of, stays))
+    _check_left("test", test, labels, np.flatnonzero(~part))
+    return np.flatnonzero(~part), np.flatnonzero(part)
+
+
+def _check_left(setting: str, value: int | float, labels: np.ndarray, train: np.ndarray) -> None:
+    if missing := set(labels.tolist()) - set(labels[train].tolist()):
+        raise InputError(f"{setting} = {value:g} leaves class {min(missing)} without training images; lower it")
+
+
+def _choose(
+    setting: str, value: int | float, units: np.ndarray, unit_of: np.ndarray, stays: np.ndarray | None
+) -> np.ndarray:
+    """Return the units to take out of training, each class in proportion; at least one of each class is left."""
+    share = value if value < 1 else value / len(unit_of)
+    may = np.bincount(units)[units] > 1
+    if stays is not None:
+        may &= np.bincount(unit_of, weights=stays, minlength=len(units)) == 0
+    several = np.flatnonzero(may)
+    count = round(share * len(units)) if 0 < share <= 1 else 0
+    if not 2 <= count < len(several):
+        images = f"{len(unit_of):,} training images"
+        kind = "training images" if len(units) == len(unit_of) else f"groups of {images}"
+        raise InputError(
+            f"{setting} = {value:g} does not fit {len(units):,} {kind}: 2 to {len(several) - 1:,} can be held out, "
+            "and a value below 1 is a share"
+        )
+    chosen: np.ndarray = several[stratified(units[several], count, SPLIT_SEED)[1]]
+    return chosen
 
 
 def _units(labels: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

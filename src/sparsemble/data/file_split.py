@@ -19,6 +19,11 @@ from sparsemble.runtime.errors import RuntimeInputError, affects_terminal
 from sparsemble.runtime.images import SUFFIXES, Preprocessing, describe_left_out, list_images
 
 THREADS = 8
+TRAIN = "train"
+TEST_PARTS = ("test", "val", "valid")
+"""Names of the test part; the first one that is there is used."""
+ARCHIVE_EXTRAS = "__MACOSX"
+"""A folder that macOS adds to archives."""
 
 
 def make_preprocessing(*, resize: int, size: int, grey: bool = False) -> Preprocessing:
@@ -81,25 +86,50 @@ class FileSplit(Split):
         return FileSplit(self.folder, self.names, self.labels.to(device), self.preprocessing)
 
 
-def class_names(train: Path, test: Path) -> tuple[str, ...]:
-    """Return the names of the class folders, sorted, which must be the same in both folders.
+def find_parts(root: Path) -> tuple[str, ...]:
+    """Return the folders of the training and the test part; `""` is the folder itself, and one part has no test part.
+
+    A folder `train` is the training part if it holds folders itself, or has a test part beside it: a class may have
+    this name, too.
+
+    Raises:
+        InputError: no folder, or a test part alone.
+    """
+    if not root.is_dir():
+        advice = "unpack it and give the folder" if root.is_file() else "give a folder of class folders"
+        raise InputError(f"{root} is {'a file' if root.is_file() else 'missing'}; {advice}")
+    present = [part for part in TEST_PARTS if (root / part).is_dir()]
+    if (root / TRAIN).is_dir() and (present or _class_folders(root / TRAIN)):
+        return (TRAIN, *present[:1])
+    if present and set(_class_folders(root)) <= set(TEST_PARTS):
+        raise InputError(f"{root} has {present[0]} and no {TRAIN}; it must hold both, or class folders only")
+    return ("",)
+
+
+def class_names(*parts: Path) -> tuple[str, ...]:
+    """Return the names of the class folders, sorted, which must be the same in all parts.
 
     Raises:
         InputError: a folder is missing or has no class folders, or a class is in one of them only.
     """
     names = []
-    for folder in (train, test):
+    for folder in parts:
         if not folder.is_dir():
             raise InputError(f"{folder} is missing; it must hold one folder of images for each class")
         names.append(set(_class_folders(folder)))
     if not names[0]:
-        raise InputError(f"{train} has no class folders; it must hold one folder of images for each class")
-    if unmatched := names[0] ^ names[1]:
+        raise InputError(f"{parts[0]} has no class folders; it must hold one folder of images for each class")
+    if unmatched := names[0] ^ names[-1]:
         name = min(unmatched)
-        present, missing = (train, test) if name in names[0] else (test, train)
+        present, missing = parts if name in names[0] else parts[::-1]
         raise InputError(
             f"{present} has the class folder {name} and {missing} has not; both must have the same classes"
         )
+    if len(names[0]) == 1:
+        folder = parts[0] / min(names[0])
+        inside = _class_folders(folder)
+        advice = f"; give {folder} if its folders are the classes" if len(inside) > 1 else ""
+        raise InputError(f"{parts[0]} has one class folder, {folder.name}, and needs two or more{advice}")
     return tuple(sorted(names[0]))
 
 
@@ -108,7 +138,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for path in _inside(folder):
         name = unicodedata.normalize("NFC", path.name)
-        if name.startswith(".") or not path.is_dir():
+        if name.startswith(".") or name == ARCHIVE_EXTRAS or not path.is_dir():
             continue
         if any(affects_terminal(character) for character in name):
             raise InputError(
@@ -127,11 +157,12 @@ def _inside(folder: Path) -> list[Path]:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
 
 
-def file_split(folder: Path, classes: Sequence[str], preprocessing: Preprocessing) -> FileSplit:
-    """Return the images of `folder/CLASS` and the folders within, sorted by name within each class.
+def file_split(root: Path, part: str, classes: Sequence[str], preprocessing: Preprocessing) -> FileSplit:
+    """Return the images of `root/part/CLASS` and the folders within, sorted by name within each class.
 
     Args:
-        folder: holds one folder a class.
+        root: folder that the names of the files are relative to.
+        part: folder in it that holds one folder a class.
         classes: names of the folders, in the order of the labels.
         preprocessing: how a file becomes an image.
 
@@ -140,14 +171,14 @@ def file_split(folder: Path, classes: Sequence[str], preprocessing: Preprocessin
     """
     names: list[str] = []
     labels: list[int] = []
-    folders = _class_folders(folder)
+    folders = _class_folders(root / part)
     for label, name in enumerate(classes):
         files, _ = _list(folders[name])
         if not files:
             raise InputError(f"{folders[name]} has no images ({', '.join(SUFFIXES)}); add some or remove it")
-        names += [file.relative_to(folder).as_posix() for file in files]
+        names += [file.relative_to(root).as_posix() for file in files]
         labels += [label] * len(files)
-    return FileSplit(folder, names, torch.tensor(labels), preprocessing)
+    return FileSplit(root, names, torch.tensor(labels), preprocessing)
 
 
 def left_out(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
@@ -168,9 +199,10 @@ def folder_hash(root: Path, folders: Sequence[str]) -> str:
         for path in _class_folders(root / folder).values():
             for file in _list(path)[0]:
                 try:
-                    lines.append(f"{file.relative_to(root).as_posix()}\t{file.stat().st_size}")
-                except OSError as error:
-                    raise InputError(f"{file} cannot be read: {error.strerror}; repair or remove it") from None
+                    size = file.stat().st_size
+                except OSError:  # a link to nothing, which `load` leaves out or refuses
+                    size = -1
+                lines.append(f"{file.relative_to(root).as_posix()}\t{size}")
     return hashlib.sha256("\n".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
 
 

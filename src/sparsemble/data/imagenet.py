@@ -48,8 +48,8 @@ class ImageNet(DataSource):
         root, preprocessing = self._find(), make_preprocessing(resize=self.resize, size=self.size)
         classes = class_names(root / "train", root / "val")
         data = assemble(
-            file_split(root / "train", classes, preprocessing),
-            file_split(root / "val", classes, preprocessing),
+            file_split(root, "train", classes, preprocessing),
+            file_split(root, "val", classes, preprocessing),
             classes,
             held_out=self.held_out,
             augmentation=Augmentation(crop=self.crop, flip=self.flip),

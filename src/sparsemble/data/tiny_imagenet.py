@@ -51,7 +51,7 @@ class TinyImageNet(DataSource):
         """Decode all images."""
         root, preprocessing = self._find(), make_preprocessing(resize=SIZE, size=SIZE)
         classes = _classes(root)
-        train, test = file_split(root / "train", classes, preprocessing), _validation(root, classes, preprocessing)
+        train, test = file_split(root, "train", classes, preprocessing), _validation(root, classes, preprocessing)
         augmentation = Augmentation(
             random_resized_crop=self.random_resized_crop, crop=self.crop, cutout=self.cutout, flip=self.flip
         )
@@ -85,7 +85,7 @@ def _validation(root: Path, classes: Sequence[str], preprocessing: Preprocessing
     """Return the test images, whose classes are those of their folders or of the list in the archive."""
     folder, path = root / "val", root / "val" / ANNOTATIONS
     if not path.is_file():
-        return file_split(folder, classes, preprocessing)
+        return file_split(root, "val", classes, preprocessing)
     label_of = {name: label for label, name in enumerate(classes)}
     names, labels = [], []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):

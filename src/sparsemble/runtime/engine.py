@@ -10,6 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
+from sparsemble.runtime.cache_folder import cache_folder
 from sparsemble.runtime.compiler.autotune import tune_configs
 from sparsemble.runtime.compiler.batched import BatchPlanner
 from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
@@ -19,7 +20,7 @@ from sparsemble.runtime.compiler.planner import Planner
 from sparsemble.runtime.compiler.single_image import SingleImagePlanner
 from sparsemble.runtime.compiler.workspace import Workspace, workspace_bytes
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.kernels.jit import JITKernels, cache_folder, lanes
+from sparsemble.runtime.kernels.jit import JITKernels, lanes
 from sparsemble.runtime.network import Floats, Network
 from sparsemble.runtime.thread_pool import THREAD_POOL
 

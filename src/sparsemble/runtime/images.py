@@ -66,7 +66,14 @@ class Preprocessing:
         Raises:
             RuntimeInputError: the file cannot be read as an image.
         """
-        image = _decode(path, self.mode)
+        return self.apply(decode(path, self.mode), path)
+
+    def apply(self, image: Image.Image, path: Path) -> NDArray[np.uint8]:
+        """Return a decoded image as (size, size, C) in 0..255.
+
+        Raises:
+            RuntimeInputError: its sides differ so much that it would become too long.
+        """
         short = min(image.size)
         width, height = (self.resize * side // short for side in image.size)
         if width * height > LARGEST_IMAGE:
@@ -182,7 +189,7 @@ def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False)
         raise RuntimeInputError(
             f"the ensemble takes images of {channels} channels, which files do not have; give arrays"
         )
-    image = _decode(path, MODES[channels])
+    image = decode(path, MODES[channels])
     if image.size != (width, height):
         if not resize:
             raise RuntimeInputError(
@@ -193,8 +200,12 @@ def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False)
     return _pixels(image)
 
 
-def _decode(path: Path, mode: Literal["L", "RGB"]) -> Image.Image:
-    """Return the first frame of a file, upright, in a colour mode."""
+def decode(path: Path, mode: Literal["L", "RGB"]) -> Image.Image:
+    """Return the first frame of a file, upright, in a colour mode.
+
+    Raises:
+        RuntimeInputError: the file cannot be read as an image.
+    """
     try:
         with Image.open(path) as opened:
             image = _as_8_bit(ImageOps.exif_transpose(opened), opened.format, path)

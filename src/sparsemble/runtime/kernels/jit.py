@@ -5,7 +5,6 @@ import ctypes
 import functools
 import hashlib
 import importlib.resources
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,15 +40,6 @@ def lanes() -> int:
 def registers() -> int:
     """Return the number of vector registers."""
     return 32 if lanes() in (16, 4) else 16
-
-
-def cache_folder() -> Path:
-    """Return the folder of compiled code: SPARSEMBLE_CACHE, or `sparsemble` in the user's cache folder."""
-    configured = os.environ.get("SPARSEMBLE_CACHE")
-    if configured:
-        return Path(configured)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "sparsemble"
 
 
 @final

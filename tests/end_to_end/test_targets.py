@@ -11,8 +11,8 @@ from torch import nn
 
 import sparsemble as sp
 from sparsemble.core.errors import InputError
-from sparsemble.export.convert import convert_model
 from sparsemble.export.onnx import member_graph
+from sparsemble.models.convert import convert_model
 from sparsemble.pipeline.evaluate_command import EvaluationOptions, prepare, run
 from sparsemble.pipeline.parent import parent_settings
 from sparsemble.pipeline.recipe import load_recipe

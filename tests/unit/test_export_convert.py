@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
-from sparsemble.export.convert import convert_model
+from sparsemble.models.convert import convert_model
 from sparsemble.models.folded import FoldedNetwork
 from sparsemble.pipeline.validate_recipe import check_deployable
 from sparsemble.runtime.network import AveragePool, MaxPool, Network

@@ -7,9 +7,9 @@ import torch
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.registry import to_dict
 from sparsemble.core.types import seeded
-from sparsemble.export.convert import convert_model
 from sparsemble.export.onnx import ensemble_graph, member_graph
 from sparsemble.models import architectures, build_model
+from sparsemble.models.convert import convert_model
 from tests.unit.test_runtime_engine import Everything, Sums, stir_
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")

@@ -17,9 +17,9 @@ from sparsemble.core.types import seeded
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.evaluation.loaded_model import load_target
 from sparsemble.evaluation.run_attacks import weights_hash
-from sparsemble.export.convert import convert_model
 from sparsemble.export.onnx import ensemble_graph, member_graph
 from sparsemble.models import architectures, onnx_operators
+from sparsemble.models.convert import convert_model
 from sparsemble.models.graph import Graph
 from sparsemble.models.onnx_file import OnnxSession, open_onnx
 from sparsemble.models.onnx_reader import convert_onnx

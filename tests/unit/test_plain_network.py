@@ -17,9 +17,9 @@ from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.module_state import copy_network
 from sparsemble.core.types import seeded
 from sparsemble.evaluation.cost import count_weights
-from sparsemble.export.convert import convert_model
 from sparsemble.models import architectures
 from sparsemble.models.code import Code
+from sparsemble.models.convert import convert_model
 from sparsemble.models.graph import Graph
 from sparsemble.models.model_io import ModelSpec, load_model, save_model
 from sparsemble.models.plain_network import (

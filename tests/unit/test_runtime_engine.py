@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sparsemble.core.errors import InputError
 from sparsemble.core.types import seeded
-from sparsemble.export.convert import convert_model
 from sparsemble.models import architectures, build_model
+from sparsemble.models.convert import convert_model
 from sparsemble.pruning import Mask, prunable_layers
 from sparsemble.runtime import engine as engine_module
 from sparsemble.runtime.compiler import autotune

@@ -15,7 +15,7 @@ from sparsemble.ensemble.stopping.agreement import Agreement
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.export.convert import convert_model
+from sparsemble.models.convert import convert_model
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.packed import save
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble

@@ -82,21 +82,27 @@ class Ensemble(nn.Module):
     Args:
         members: networks in running order, at least one.
         combiner: combines the logits of any prefix.
+        together: computes the logits of all members at once, from images to (M, B, K), as the members do one by one;
+            None: they run one by one.
 
     Raises:
         InputError: no members, or members made for images of different shapes.
     """
 
-    def __init__(self, members: Iterable[nn.Module], combiner: Combiner) -> None:
+    def __init__(self, members: Iterable[nn.Module], combiner: Combiner, *, together: nn.Module | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         if not len(self.members):
             raise InputError("an ensemble needs at least one member")
         _check_same_images(self.members)
         self.combiner = combiner
+        self.together = together
 
     def member_logits(self, x: Images) -> MemberLogits:
         """Return the logits of every member, (M, B, K), in running order."""
+        if self.together is not None:
+            logits: MemberLogits = self.together(x)
+            return logits
         return stack_logits([member(x) for member in self.members])
 
     def forward(self, x: Images) -> Logits:

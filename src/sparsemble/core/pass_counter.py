@@ -1,9 +1,10 @@
 """Counts forward and backward passes, in images, with hooks on the model."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -99,3 +100,31 @@ def count_passes(*models: nn.Module, images: int = 0) -> Iterator[Passes]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@final
+class StandIn(nn.Module):
+    """A network that runs in place of others: each of its passes is, to the hooks of all of these, a pass of theirs.
+
+    Args:
+        network: what runs.
+        models: what it stands in for; not part of it.
+    """
+
+    def __init__(self, network: nn.Module, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.network = network
+        self.__dict__["_models"] = tuple(models)  # past `__setattr__`, which would make them its own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the network returns."""
+        models: Sequence[nn.Module] = self.__dict__["_models"]
+        for model in models:
+            for hook in list(model._forward_pre_hooks.values()):
+                changed: Any = hook(model, (x,))
+                x = x if changed is None else changed[0]
+        output: Tensor = self.network(x)
+        for model in models:
+            for after in list(model._forward_hooks.values()):
+                after(model, (x,), output)
+        return output

@@ -3,9 +3,10 @@
 import math
 import time
 from dataclasses import replace
-from typing import final
+from typing import NamedTuple, final
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from sparsemble.attacks.attack import Attack, search_inside
@@ -20,6 +21,7 @@ from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage
 from sparsemble.evaluation.job import DTYPES, AnyAttack, EvaluationJob
 from sparsemble.evaluation.outcome_store import Outcome
+from sparsemble.evaluation.search_copy import may_search_on_copy
 
 
 def attack_shard(
@@ -42,17 +44,16 @@ def attack_shard(
     if isinstance(attack, EnsembleAttack) and attack.aims_at_cost:
         rows = torch.arange(len(x), device=x.device)
     started = time.perf_counter()
-    with count_passes(*members_of(job.model), images=len(rows)) as passes:
-        images, minimum, part = _search(job, attack, x[rows], y[rows], rng)
+    found = _search(job, attack, x[rows], y[rows], rng)
     seconds = time.perf_counter() - started
     x_adv = x.clone()
-    x_adv[rows] = images.float()
+    x_adv[rows] = found.images
     outcome = outcome_of(job, x_adv, x, y)
-    if not minimum.isnan().any():
+    if not found.minimum.isnan().any():
         outcome.minimum.zero_()  # an image that is misclassified when clean is adversarial at distance 0
-    outcome.minimum[rows.cpu()] = minimum.float().cpu()
-    outcome.part[rows.cpu()] = part.cpu()
-    outcome.passes[rows.cpu()] = passes.by_image.cpu()
+    outcome.minimum[rows.cpu()] = found.minimum
+    outcome.part[rows.cpu()] = found.part
+    outcome.passes[rows.cpu()] = found.passes
     outcome.seconds.fill_(seconds)
     # A clean image that is misclassified counts as such, whatever an attack on cost makes of it.
     return replace(outcome, correct=outcome.correct & clean_correct), x_adv.cpu()
@@ -86,11 +87,57 @@ def outcome_of(job: EvaluationJob, x_adv: Images, x: Images, y: Labels) -> Outco
     )
 
 
-def _search(
-    job: EvaluationJob, attack: AnyAttack, x: Images, y: Labels, rng: Generator
+class _Found(NamedTuple):
+    """What a search found for each image: adversarial images, and on the CPU what `Outcome` describes."""
+
+    images: Images
+    minimum: PerImage
+    part: Counts
+    passes: Float[Tensor, "B 2"]
+
+
+def _search(job: EvaluationJob, attack: AnyAttack, x: Images, y: Labels, rng: Generator) -> _Found:
+    """Search on the copy of the model, and once more on the model for images that only the copy gets wrong."""
+    copy = job.search_copy.of(job.model, x) if len(x) and may_search_on_copy(attack) else job.model
+    found = _search_on(copy, job, attack, x, y, rng)
+    if copy is job.model:
+        return found
+    seen, deployed = job.decide_by(copy, found.images), job.decide(found.images)
+    missed = (seen.logits.argmax(1) != y) & (deployed.logits.argmax(1) == y)
+    if isinstance(attack, EnsembleAttack) and attack.aims_at_cost:
+        missed |= seen.members_run > deployed.members_run
+    rows = missed.nonzero()[:, 0]
+    if len(rows):
+        again, cpu = _search_on(job.model, job, attack, x[rows], y[rows], rng), rows.cpu()
+        found.images[rows] = again.images
+        found.minimum[cpu], found.part[cpu] = again.minimum, again.part
+        found.passes[cpu] += again.passes
+    return found
+
+
+def _search_on(
+    network: nn.Module, job: EvaluationJob, attack: AnyAttack, x: Images, y: Labels, rng: Generator
+) -> _Found:
+    """Search on a network.
+
+    Args:
+        network: the model of the job, or a copy.
+        job: what is attacked.
+        attack: of the job.
+        x: (B, C, H, W) clean images.
+        y: (B) true classes.
+        rng: source of random draws.
+    """
+    with count_passes(*members_of(job.model), images=len(x)) as passes:
+        images, minimum, part = _attack(network, job, attack, x, y, rng)
+    return _Found(images.float(), minimum.float().cpu(), part.cpu(), passes.by_image.cpu())
+
+
+def _attack(
+    network: nn.Module, job: EvaluationJob, attack: AnyAttack, x: Images, y: Labels, rng: Generator
 ) -> tuple[Images, PerImage, Counts]:
-    """Return adversarial images, minimum distances and AutoAttack's parts, as `Outcome` describes them."""
-    model, threat = _in_precision(job.model, DTYPES[job.search_dtype]), job.threat
+    """Return adversarial images, minimum distances and AutoAttack's parts; arguments as for `_search_on`."""
+    model, threat = _in_precision(network, DTYPES[job.search_dtype]), job.threat
     minimum, part = torch.full((len(x),), math.nan), torch.full((len(x),), -1)
     target: Classifier = model
     inner: AnyAttack = attack
@@ -134,5 +181,7 @@ def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     if dtype == torch.float32:
         return model
     if isinstance(model, Ensemble):
-        return Ensemble([_Autocast(member, dtype) for member in model.members], model.combiner).eval()
+        together = model.together and _Autocast(model.together, dtype)
+        members = [_Autocast(member, dtype) for member in model.members]
+        return Ensemble(members, model.combiner, together=together).eval()
     return _Autocast(model, dtype)

@@ -1,7 +1,7 @@
 """What is evaluated: the model and its rule, the images, the threat model, the attacks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, final
 
 import torch
@@ -17,6 +17,7 @@ from sparsemble.core.interfaces import DynamicOutput, Ensemble, StoppingRule, me
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images
 from sparsemble.data.dataset import Split
+from sparsemble.evaluation.search_copy import SearchCopy
 
 AnyAttack = Attack | EnsembleAttack
 Decide = Callable[[Images], DynamicOutput]
@@ -49,6 +50,8 @@ class EvaluationJob:
     """Precision of the attacks' passes; float32 always decides."""
     access: Access = "gradients"
     """The most that attacks may use of the model."""
+    search_copy: SearchCopy = field(default_factory=SearchCopy, repr=False, compare=False)
+    """What attacks search on; jobs on the same model share it."""
 
     def __post_init__(self) -> None:
         if self.rule is None and isinstance(self.model, Ensemble):
@@ -94,14 +97,18 @@ class EvaluationJob:
         """Indices of the images of each shard."""
         return tuple(torch.arange(len(self.split), device=self.split.labels.device).split(self.shard))
 
-    @torch.no_grad()
     def decide(self, x: Images) -> DynamicOutput:
         """Return the deployed predictions, in float32; an ensemble runs its members one after the other."""
-        if isinstance(self.model, Ensemble):
+        return self.decide_by(self.model, x)
+
+    @torch.no_grad()
+    def decide_by(self, model: nn.Module, x: Images) -> DynamicOutput:
+        """Return the predictions as `decide` does, of a copy of the model."""
+        if isinstance(model, Ensemble):
             assert self.rule is not None
-            return predict_dynamic(self.model, x, self.rule)
+            return predict_dynamic(model, x, self.rule)
         one = torch.ones(len(x), dtype=torch.long, device=x.device)
-        return DynamicOutput(self.model(x), one, one)
+        return DynamicOutput(model(x), one, one)
 
 
 def access_of(attack: AnyAttack) -> Access:

@@ -22,7 +22,7 @@ from sparsemble.evaluation.outcome_store import Outcome, OutcomeStore
 from sparsemble.evaluation.progress import Progress
 from sparsemble.evaluation.work import expected_shard
 
-VERSION = 4
+VERSION = 5
 """Raised when the same job gets other outcomes, or outcomes have other fields."""
 CLASSES = 10
 """Number of classes that the time left is estimated with where it is not known."""

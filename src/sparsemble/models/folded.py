@@ -1,5 +1,6 @@
-"""Networks of the runtime in torch: the reference of every exported format."""
+"""Networks of the runtime in torch: the reference of every exported format, and what attacks search on."""
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -30,6 +31,7 @@ class FoldedNetwork(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.nodes = network.nodes
+        self.free = results_to_free(network.nodes)
         self.layers = nn.ModuleDict()
         for i, node in enumerate(network.nodes):
             layer = _layer(node)
@@ -42,26 +44,46 @@ class FoldedNetwork(nn.Module):
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
-        results: list[Tensor] = []
+        results: dict[int, Tensor] = {}
         for i, node in enumerate(self.nodes):
             inputs = [results[source] for source in node.inputs]
-            results.append(x if isinstance(node, runtime.Input) else self._run(i, node, inputs))
-        return results[-1]
+            results[i] = self._run(i, node, inputs) if inputs else x
+            for unread in self.free[i]:
+                del results[unread]
+        return results[len(self.nodes) - 1]
 
     def _run(self, index: int, node: Node, inputs: list[Tensor]) -> Tensor:
-        if isinstance(node, runtime.Affine):
-            scale, shift = self.get_buffer(f"scale{index}"), self.get_buffer(f"shift{index}")
-            return inputs[0] * scale[:, None, None] + shift[:, None, None]
-        if isinstance(node, runtime.Convolution | runtime.Linear):
+        kind = type(node)  # isinstance is slow on abstract classes, and this runs for every operation of every pass
+        if kind is runtime.Convolution or kind is runtime.Linear:
             result: Tensor = self.layers[f"node{index}"](inputs[0])
             return result
-        if isinstance(node, runtime.MaxPool):
-            return F.max_pool2d(inputs[0], node.kernel, node.stride, node.padding)
-        if isinstance(node, runtime.AveragePool):
-            return F.avg_pool2d(inputs[0], node.kernel, node.stride, node.padding)
-        if isinstance(node, runtime.Relu):
-            return F.relu(inputs[0])
-        return inputs[0] + inputs[1] if isinstance(node, runtime.Add) else inputs[0].flatten(1)
+        if kind is runtime.Affine:
+            scale, shift = self.get_buffer(f"scale{index}"), self.get_buffer(f"shift{index}")
+            return inputs[0] * scale[:, None, None] + shift[:, None, None]
+        return inputs[0].flatten(1) if kind is runtime.Flatten else run_plain(node, inputs)
+
+
+def results_to_free(nodes: Sequence[Node]) -> list[list[int]]:
+    """Return, for each operation, the results that no later one reads."""
+    last = {source: i for i, node in enumerate(nodes) for source in node.inputs}
+    return [[source for source in sorted(last) if last[source] == i] for i in range(len(nodes))]
+
+
+def run_plain(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    """Return the result of an operation without weights, each channel by itself.
+
+    Args:
+        node: a pool, a ReLU or an addition.
+        inputs: what it reads, (B, C, H, W); for a ReLU or an addition also of any other shape.
+    """
+    kind = type(node)
+    if kind is runtime.Relu:
+        return F.relu(inputs[0])
+    if kind is runtime.Add:
+        return inputs[0] + inputs[1]
+    assert isinstance(node, runtime.MaxPool | runtime.AveragePool)
+    pool = F.max_pool2d if kind is runtime.MaxPool else F.avg_pool2d
+    return pool(inputs[0], node.kernel, node.stride, node.padding)
 
 
 def _layer(node: Node) -> nn.Module | None:

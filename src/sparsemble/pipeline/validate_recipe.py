@@ -8,7 +8,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.losses.dverge import DVERGE, feature_layers
-from sparsemble.export.convert import convert_model
+from sparsemble.models.convert import convert_model
 from sparsemble.models.graph import Graph
 from sparsemble.models.plain_network import check_masks_hold, check_training_output
 from sparsemble.pipeline.recipe import Recipe

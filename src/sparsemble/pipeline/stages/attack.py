@@ -72,7 +72,7 @@ class AttackStage(RowStage):
     that a smaller ensemble lacks are not run.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     row: str
     attack: EnsembleAttack
@@ -99,7 +99,7 @@ class AttackStage(RowStage):
 class CurveStage(RowStage):
     """Attack one row at each radius, on the first test images, until accuracy is zero."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     row: str
     attack: Attack

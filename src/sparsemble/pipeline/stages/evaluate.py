@@ -47,7 +47,7 @@ MADE_BY = {
 class EvaluateStage(RowStage):
     """Evaluate every row from the outcomes of its attacks, with curve, members, cost and checks."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     sparsity: float
     """That the recipe asks for, of the whole ensemble counted against one dense parent."""

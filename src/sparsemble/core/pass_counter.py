@@ -122,7 +122,7 @@ class StandIn(nn.Module):
         for model in models:
             for hook in list(model._forward_pre_hooks.values()):
                 changed: Any = hook(model, (x,))
-                x = x if changed is None else changed[0]
+                x = x if changed is None else changed[0] if isinstance(changed, tuple) else changed
         output: Tensor = self.network(x)
         for model in models:
             for after in list(model._forward_hooks.values()):

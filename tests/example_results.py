@@ -9,6 +9,7 @@ import numpy as np
 from sparsemble.core.results import (
     ROW_NAMES,
     AttackResult,
+    ChanceLevel,
     CheckResult,
     CorruptionAccuracy,
     CorruptionRecord,
@@ -39,6 +40,7 @@ from sparsemble.core.results import (
     WorstCase,
 )
 from sparsemble.core.results.corruptions import CORRUPTIONS
+from sparsemble.evaluation.compare import paired_test
 from sparsemble.evaluation.statistics import wilson
 
 LABELS = ("autoattack-fast", "pgd50x2-whole", "pgd50x2-mean_logit", "sequential50x2", "hijack50", "slowdown50", "fmn")
@@ -268,6 +270,7 @@ def example_run(name: str = "digits & <friends>") -> RunSummary:
             robust_diversity=0.61,
             threshold=0.7,
             reason="the most diverse ensemble",
+            at_chance=("ase-2",),
         ),
         stopping=StoppingRecord(
             rule="die",
@@ -280,6 +283,8 @@ def example_run(name: str = "digits & <friends>") -> RunSummary:
             full_ensemble=outcome,
             sensitivity=(SensitivityRecord(setting="a", factor=0.9, outcome=outcome),),
         ),
+        against_parent=paired_test(rows[-1], rows[0]),
+        chance=ChanceLevel(images=40, largest_class=4, least=11),
         machine={"processor": "a processor", "threads": 2},
         recipe={"seed": 3, "threat": {"norm": "linf", "eps": 0.15}},
         versions={"torch": "2.13.0"},

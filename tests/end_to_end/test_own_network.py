@@ -60,9 +60,11 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     taught = 'base={name="distillation", attack={name="pgd", steps=2}}'
     settings.append(f'ensemble.loss={{name="joint", {taught}}}')
     words = [word for setting in settings for word in ("--set", setting)]
-    result = sparsemble("run", SMOKE, "--out", tmp_path / "run", *words, "--workers", 2)
+    result = sparsemble("run", SMOKE, "--out", tmp_path / "run", *words, "--workers", 2, "--force")
     assert result.returncode == 0, result.stderr
     assert "load the dense parent" in result.stderr
+    assert "the given parent does not know the classes" in result.stderr
+    assert "the run goes on, as --force asks" in result.stderr
     assert not list((tmp_path / "run").glob("train-*"))
     (adopted,) = (tmp_path / "run").glob("load_parent-*")
     stored = load_file(adopted / "model.safetensors")

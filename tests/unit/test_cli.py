@@ -78,7 +78,7 @@ class TestHelp:
     @pytest.mark.parametrize("command", STAGES)
     def test_every_option_of_a_run_is_explained(self, call: Call, command: str) -> None:
         _, out, _ = call(command, "--help")
-        for option in ("--out", "--set", "--json", "--seed", "--device", "--workers", "--engine", "--quiet"):
+        for option in ("--out", "--set", "--json", "--seed", "--device", "--workers", "--engine", "--force", "--quiet"):
             (line,) = [line for line in out.splitlines() if line.strip(" │").startswith(option + " ")]
             assert len(line.strip(" │").split()) > 4, line
 
@@ -147,11 +147,11 @@ class TestShow:
 class TestWhatReachesThePipeline:
     def test_settings_seed_and_options(self, call: Call, asked: list[tuple[Any, ...]], tmp_path: Path) -> None:
         words = ["digits", "--seed", 7, "--set", "train.epochs=3", "--set", "model.width=8", "--out", tmp_path / "x"]
-        assert call("train", *words, "--device", "cpu", "--workers", 2, "--quiet")[0] == 0
+        assert call("train", *words, "--device", "cpu", "--workers", 2, "--force", "--quiet")[0] == 0
         ((recipe, title, command, options),) = asked
         assert (recipe.seed, recipe.train.epochs, recipe.model.width, title) == (7, 3, 8, "digits")
         assert options == pipeline.RunOptions(
-            folder=tmp_path / "x", device="cpu", workers=2, engine="local", until="train", quiet=True
+            folder=tmp_path / "x", device="cpu", workers=2, engine="local", until="train", quiet=True, force=True
         )
         assert shlex.split(command)[:3] == ["sparsemble", "run", "digits"]
 

@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from sparsemble.core.results import ROW_NAMES, HeldOutAccuracy, RunDetails, RunSummary, TrainingRecord
+from sparsemble.evaluation.compare import paired_test
 from sparsemble.report import run_table, write_run_report
 from sparsemble.report.figures import rollback_epochs
 from sparsemble.report.formatting import count, duration, size
 from sparsemble.report.page import markdown
 from sparsemble.report.run_page import epoch_table, rollbacks, training_table
-from tests.example_results import example_details, example_epochs, example_images, example_run
+from tests.example_results import example_details, example_epochs, example_images, example_run, with_correct
 
 NO_DETAILS = RunDetails()
 
@@ -125,6 +126,50 @@ def test_counts_have_three_digits(value: float, text: str) -> None:
 def test_sizes_and_times() -> None:
     assert (size(812), size(14_600)) == ("812 B", "14.6 kB")
     assert (duration(42), duration(252), duration(11_160)) == ("42 s", "4.2 min", "3.1 h")
+
+
+class TestVerdict:
+    """The headline on the page and in the terminal says how the ensemble stands to its parent and to chance."""
+
+    def told(self, summary: RunSummary, folder: Path, ensemble: list[int], parent: list[int]) -> str:
+        """Return the headline of a run whose ensemble and parent have these outcomes; both places have the same."""
+        rows = {"ensemble_dynamic": ensemble, "dense": parent}
+        changed = tuple(with_correct(r, rows[r.name]) if r.name in rows else r for r in summary.rows)
+        summary = replace(summary, rows=changed, against_parent=paired_test(changed[-1], changed[0]))
+        write_run_report(summary, NO_DETAILS, None, folder)
+        line = (folder / "report.md").read_text("utf-8").splitlines()[2].strip("*")
+        assert line in " ".join(terminal(summary).split())
+        return line
+
+    def test_worse(self, summary: RunSummary, tmp_path: Path) -> None:
+        line = self.told(summary, tmp_path, [1] * 20 + [0] * 20, [1] * 30 + [0] * 10)
+        assert "25.0 points worse than its dense parent (95 % interval \u2212" in line
+
+    def test_better(self, summary: RunSummary, tmp_path: Path) -> None:
+        line = self.told(summary, tmp_path, [1] * 30 + [0] * 10, [1] * 20 + [0] * 20)
+        assert "25.0 points better than its dense parent (95 % interval +" in line
+
+    def test_no_difference(self, summary: RunSummary, tmp_path: Path) -> None:
+        line = self.told(summary, tmp_path, [1] * 30 + [0] * 10, [1] * 29 + [0] * 11)
+        assert "no difference from its dense parent shown (+2.5 points, 95 % interval \u2212" in line
+        assert "chance" not in line
+
+    def test_no_better_than_chance(self, summary: RunSummary, tmp_path: Path) -> None:
+        line = self.told(summary, tmp_path, [1] * 10 + [0] * 30, [1] * 10 + [0] * 30)
+        assert "keeps 25.0 % accuracy" in line
+        assert "no better than chance, no difference" in line
+        page = (tmp_path / "index.html").read_text("utf-8")
+        assert "No better than chance:</b> the ensemble classifies 25.0 % of the test images correctly" in page
+
+    def test_sub_models_at_chance_are_named(self, summary: RunSummary, tmp_path: Path) -> None:
+        write_run_report(summary, example_details(), None, tmp_path)
+        text = (tmp_path / "report.md").read_text("utf-8")
+        assert "- at chance: left out: ase-2" in text
+        assert "No better than chance on held-out images: ase-2." in text
+
+    def test_runs_of_earlier_versions_claim_nothing(self, summary: RunSummary) -> None:
+        text = terminal(replace(summary, against_parent=None, chance=None))
+        assert "its dense parent" not in text
 
 
 class TestTrainings:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemble.core.errors import InputError
-from sparsemble.evaluation.statistics import mcnemar, paired_difference, wilson
+from sparsemble.evaluation.statistics import chance_level, mcnemar, paired_difference, wilson
 
 Z2 = 1.959963984540054**2
 
@@ -143,3 +144,33 @@ class TestMcNemar:
         assert mcnemar(4000, 6000) < 1e-80
         # Normal limit with a continuity correction: |480 - 520| - 1 over sqrt(1000) is 1.233, two-sided 0.2175.
         assert mcnemar(480, 520) == pytest.approx(0.2175, abs=0.001)
+
+
+class TestChanceLevel:
+    @given(st.integers(1, 80), st.data())
+    def test_is_where_the_exact_binomial_tail_falls_to_one_percent(self, n: int, data: st.DataObject) -> None:
+        """The tail is summed in fractions: P(X >= k) of n images that are correct with the largest class's share."""
+        largest = data.draw(st.integers(1, n))
+        found = chance_level(np.r_[np.zeros(largest, int), np.arange(1, n - largest + 1)])
+        p = Fraction(largest, n)
+        mass = [math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+        least = min(k for k in range(n + 2) if sum(mass[k:]) <= Fraction(1, 100))
+        assert (found.images, found.largest_class, found.least) == (n, largest, least)
+
+    @pytest.mark.parametrize(("images", "least"), [(4, 5), (6, 7), (8, 8), (10, 10), (12, 11)])
+    def test_of_two_equal_classes_it_counts_throws_of_a_coin(self, images: int, least: int) -> None:
+        """All of 6 have probability 1/64, more than 1 %: nothing is enough; 11 or 12 of 12 have 13/4096."""
+        level = chance_level(np.arange(images) % 2)
+        assert level.least == least
+        assert level.is_beaten(1.0) == (least <= images)
+
+    @given(st.integers(1, 5000), st.integers(2, 100))
+    def test_one_class_for_every_image_never_passes(self, n: int, classes: int) -> None:
+        labels = np.arange(n) % classes
+        level = chance_level(labels)
+        assert not level.is_beaten(float((labels == 0).astype(np.float32).mean()))
+        assert level.least > level.largest_class
+
+    def test_refuses_no_images(self) -> None:
+        with pytest.raises(InputError, match="at least one image"):
+            chance_level(np.zeros(0, int))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Generator, nn
 
 from sparsemble.attacks.pgd import PGD
@@ -30,6 +32,7 @@ from sparsemble.training import (
     TrainingLoss,
     fit,
 )
+from sparsemble.training.callbacks import kept_epoch
 from sparsemble.training.losses.pgd_at import PGDAT
 from sparsemble.training.losses.standard import Standard
 from sparsemble.training.lr_schedules.cosine import Cosine
@@ -91,6 +94,36 @@ def whole() -> tuple[nn.Module, list[dict[str, Any]]]:
     model, history = train(None)
     assert max(history, key=lambda record: record["held_out_robust"])["epoch"] < EPOCHS - 1
     return model, history
+
+
+class TestKeptEpoch:
+    @given(
+        st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=9),
+        st.integers(1, 3),
+        st.sampled_from([0.0, 0.5]),
+    )
+    def test_the_history_tells_which_weights_were_kept(
+        self, accuracies: list[tuple[int, int]], every: int, first: float
+    ) -> None:
+        model, history = nn.Linear(1, 1), []
+        left = iter(accuracies)
+
+        def probe(_: nn.Module) -> dict[str, float]:
+            clean, robust = next(left)
+            return {"held_out_clean": clean / 4, "held_out_robust": robust / 4}
+
+        best = KeepBest(probe, every, first)
+        for epoch in range(1, len(accuracies) + 1):
+            nn.init.constant_(model.weight, epoch)
+            history.append({"epoch": epoch})
+            best.after_epoch(model, epoch, len(accuracies), history[-1])
+        best.finish(model)
+        kept = kept_epoch(history, len(accuracies), first)
+        assert kept is not None
+        assert kept["epoch"] == int(model.weight)
+
+    def test_what_was_not_measured_is_not_known(self) -> None:
+        assert kept_epoch([{"epoch": 1}], 1, 0.5) is None
 
 
 class TestResume:

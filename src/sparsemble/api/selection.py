@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,9 +16,11 @@ from sparsemble.api.training import HELD_OUT_ATTACK
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.artifacts import read_json, write_json
 from sparsemble.core.config import from_dict
+from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner, Ensemble
 from sparsemble.core.module_state import copy_network
 from sparsemble.core.registry import to_dict
+from sparsemble.core.results import ChanceLevel
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import MemberLogits
 from sparsemble.data.dataset import Split
@@ -26,8 +29,12 @@ from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
 from sparsemble.ensemble.selection.rule import PoolLogits, Selection, SelectionRule
 from sparsemble.ensemble.selection.rule import select as choose_members
 from sparsemble.evaluation.cost import count_macs
+from sparsemble.evaluation.statistics import chance_level
 from sparsemble.pruning.mask import Mask, jaccard
 from sparsemble.training.validation import adversarial_images, member_logits
+
+MOST_NAMED = 4
+"""Sub-models that an error message names."""
 
 
 @final
@@ -50,6 +57,10 @@ class PoolRecord:
     """Accuracy of each on images that were crafted against it."""
     best_member: str
     """Name of the most robust sub-model."""
+    at_chance: tuple[str, ...] = ()
+    """Names of those that are no better than chance, when clean or under attack; left out if enough others remain."""
+    chance: ChanceLevel | None = None
+    """Of the held-out images."""
     macs_nonzero: int
     """Multiply-accumulates of the selected sub-models for one image, non-zero weights only."""
     layers: tuple[str, ...]
@@ -59,6 +70,19 @@ class PoolRecord:
     """By sub-model, layer by layer."""
     overlap: tuple[tuple[float, ...], ...]
     """Jaccard overlap of every pair of masks."""
+
+    def too_few(self, size: int) -> str:
+        """Return a sentence where fewer sub-models than `size` are above chance; else an empty one."""
+        above = len(self.pool) - len(self.at_chance)
+        if self.chance is None or above >= size:
+            return ""
+        numbers = dict(zip(self.pool, zip(self.held_out_clean, self.held_out_robust, strict=True), strict=True))
+        shown = [f"{name} {_percent(*numbers[name])}" for name in self.at_chance[:MOST_NAMED]]
+        more = f" and {len(self.at_chance) - MOST_NAMED} more" if len(self.at_chance) > MOST_NAMED else ""
+        return (
+            f"{above} of {len(self.pool)} sub-models are better than chance on {self.chance.images} held-out images "
+            f"and {size} are needed; {self.chance}, and at chance are {', '.join(shown)}{more}"
+        )
 
 
 @final
@@ -104,6 +128,7 @@ def select(
     rule: SelectionRule = RobustDiversity(),
     combiner: Combiner = MeanProbability(),
     held_out_attack: Attack = HELD_OUT_ATTACK,
+    force: bool = False,
     seed: int = 0,
     folder: str | Path | None = None,
     device: str = "auto",
@@ -111,7 +136,9 @@ def select(
 ) -> SelectedMembers:
     """Select the members of an ensemble by what the sub-models predict on held-out images, clean and attacked.
 
-    Images are crafted against the average of the pool and against each sub-model; the rule sees the logits only.
+    Images are crafted against the average of the pool and against each sub-model; the rule sees the logits only. A
+    sub-model that is no better than chance (`evaluation.statistics.chance_level`), when clean or under the attack made
+    for it, is left out.
 
     Args:
         pool: sub-models, with names or in a list.
@@ -121,6 +148,7 @@ def select(
         rule: chooses among the ensembles.
         combiner: makes one prediction of the members'.
         held_out_attack: crafts the adversarial images.
+        force: where fewer than `size` sub-models are above chance, take the most robust of the others, too.
         seed: of attack starts, >= 0.
         folder: keeps what was measured.
         device: auto, cpu, cuda or cuda:N.
@@ -130,69 +158,135 @@ def select(
         The selected sub-models, a sequence, and what was measured of the whole pool.
 
     Raises:
-        InputError: a size that the pool does not allow, or a folder that holds another result.
+        InputError: a size that the pool does not allow, too few sub-models above chance, or a folder that holds another
+            result.
     """
-    settings = dict(locals())
+    settings = {name: value for name, value in locals().items() if name != "force"}  # it changes no result
     models = named_models(pool)
 
     def compute(running: Context) -> SelectedMembers:
         split = as_split(data, "selection").to(running.device)
-        logits = _attacked_logits(models, split, threat, combiner, held_out_attack, running)
-        pool_logits = PoolLogits(logits=logits, y=split.labels, combiner=combiner)
-        record = _record(models, pool_logits, choose_members(pool_logits, size, rule), split)
+        networks = [copy_network(model.model).to(running.device).eval() for model in models.values()]
+        everyone = Ensemble(networks, combiner).eval()
+
+        def against(target: nn.Module, purpose: str) -> MemberLogits:
+            x_adv = adversarial_images(target, split, held_out_attack, threat, running.rng(purpose))
+            return member_logits(everyone, x_adv)
+
+        with running.counting(*networks):
+            logits = {"clean": member_logits(everyone, split.tensors()[0])}
+            for number, (name, network) in enumerate(zip(models, networks, strict=True), start=1):
+                logits[name] = against(network, "best")
+                running.report_progress(number / len(networks), f"attacked {name}")
+            measured = _Measured.of(logits, split, size)
+            for sentence in measured.left_out():
+                running.report_message(sentence)
+            average = Ensemble([networks[i] for i in measured.candidates], combiner).eval()
+            logits["pool"] = against(average, "select")
+        selected = _choose(measured, PoolLogits(logits=logits, y=split.labels, combiner=combiner), size, rule)
+        record = _record(models, logits["pool"], measured, selected, split)
         return SelectedMembers(members=tuple(models[name] for name in record.ensemble), record=record)
 
     def load(path: Path, device: torch.device) -> SelectedMembers:
         record = from_dict(PoolRecord, read_json(path / "select.json"), str(path / "select.json"))
         return SelectedMembers(members=tuple(models[name] for name in record.ensemble), record=record)
 
-    return resumable("select", settings, compute, load)
+    result = resumable("select", settings, compute, load)
+    if not force and (too_few := result.record.too_few(size)):
+        raise InputError(f"{too_few}; train or prune them otherwise, or select them all the same with force=True")
+    return result
 
 
-def _attacked_logits(
-    models: Mapping[str, TrainedModel],
-    split: Split,
-    threat: ThreatModel,
-    combiner: Combiner,
-    attack: Attack,
-    running: Context,
-) -> dict[str, MemberLogits]:
-    """Return the logits of all models on clean images, on those crafted against the pool and against each model."""
-    networks = {name: copy_network(model.model).to(running.device).eval() for name, model in models.items()}
-    pool = Ensemble(networks.values(), combiner).eval()
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """Accuracy of each sub-model by itself on held-out images, and those among which members are chosen."""
 
-    def against(target: nn.Module, purpose: str) -> MemberLogits:
-        return member_logits(pool, adversarial_images(target, split, attack, threat, running.rng(purpose)))
+    names: tuple[str, ...]
+    clean: tuple[float, ...]
+    robust: tuple[float, ...]
+    chance: ChanceLevel
+    at_chance: tuple[int, ...]
+    """Positions of those that are no better than chance."""
+    candidates: tuple[int, ...]
+    """Positions of the others; where they are too few, with the most robust of those at chance."""
 
-    with running.counting(*networks.values()):
-        logits = {"clean": member_logits(pool, split.tensors()[0]), "pool": against(pool, "select")}
-        for number, (name, network) in enumerate(networks.items(), start=1):
-            logits[name] = against(network, "best")
-            running.report_progress(number / len(networks), f"attacked {name}")
-    return logits
+    @classmethod
+    def of(cls, logits: Mapping[str, MemberLogits], split: Split, size: int) -> "_Measured":
+        """Measure the sub-models, on the images `clean` and on those crafted against each, under its name."""
+        names = tuple(name for name in logits if name != "clean")
+        correct = {name: (logits[name].argmax(-1) == split.labels).float().mean(1) for name in logits}
+        clean, robust = correct["clean"].tolist(), [float(correct[name][i]) for i, name in enumerate(names)]
+        chance = chance_level(split.labels.cpu().numpy())
+        at_chance = [i for i in range(len(names)) if not (chance.is_beaten(clean[i]) and chance.is_beaten(robust[i]))]
+        above = [i for i in range(len(names)) if i not in at_chance]
+        best = sorted(at_chance, key=lambda i: (-robust[i], -clean[i]))
+        candidates = sorted(above + best[: max(0, size - len(above))])
+        return cls(
+            names=names,
+            clean=tuple(clean),
+            robust=tuple(robust),
+            chance=chance,
+            at_chance=tuple(at_chance),
+            candidates=tuple(candidates),
+        )
+
+    def left_out(self) -> Iterator[str]:
+        """Yield a sentence for each sub-model that is left out."""
+        for i in self.at_chance:
+            if i not in self.candidates:
+                yield (
+                    f"{self.names[i]} is left out, as it is no better than chance on {self.chance.images} held-out "
+                    f"images {_percent(self.clean[i], self.robust[i])}: {self.chance}"
+                )
+
+
+def _percent(clean: float, robust: float) -> str:
+    return f"({100 * clean:.1f} % clean, {100 * robust:.1f} % under attack)"
+
+
+def _choose(measured: _Measured, pool: PoolLogits, size: int, rule: SelectionRule) -> Selection:
+    """Choose among the candidates, by the images that are crafted on them."""
+    among = list(measured.candidates)
+    crafted = ["clean", "pool", *(measured.names[i] for i in among)]
+    selected = choose_members(replace(pool, logits={key: pool.logits[key][among] for key in crafted}), size, rule)
+    return replace(selected, members=tuple(among[i] for i in selected.members))
 
 
 def _record(
-    models: Mapping[str, TrainedModel], pool_logits: PoolLogits, selected: Selection, split: Split
+    models: Mapping[str, TrainedModel],
+    transferred: MemberLogits,
+    measured: _Measured,
+    selected: Selection,
+    split: Split,
 ) -> PoolRecord:
-    """Return what was measured of the pool; sub-models are compared layer by layer, too."""
+    """Return what was measured of the pool; sub-models are compared layer by layer, too.
+
+    Args:
+        models: the pool.
+        transferred: logits of each on images that were crafted against the average of the candidates.
+        measured: accuracy of each.
+        selected: the members.
+        split: the held-out images.
+    """
     names = tuple(models)
-    correct = {name: pool_logits.logits[name].argmax(-1) == pool_logits.y for name in ("clean", *names)}
-    robust = torch.stack([correct[name][i].float().mean() for i, name in enumerate(names)])
     masks = {name: Mask.of(model.model) for name, model in models.items()}
     layers = next(iter(masks.values()))
     chosen = tuple(names[i] for i in selected.members)
     channels, height, width = split.images(torch.zeros(1, dtype=torch.long, device=split.labels.device)).shape[1:]
+    failures = transferred.argmax(-1) != split.labels
     return PoolRecord(
         ensemble=chosen,
         robust_diversity=selected.robust_diversity,
         reason=selected.reason,
         ensembles_scored=selected.ensembles_scored,
         pool=names,
-        held_out_clean=tuple(correct["clean"].float().mean(1).tolist()),
-        held_out_transfer=tuple((1 - pool_logits.failures.float().mean(1)).tolist()),
-        held_out_robust=tuple(robust.tolist()),
-        best_member=names[int(robust.argmax())],
+        held_out_clean=measured.clean,
+        held_out_transfer=tuple((1 - failures.float().mean(1)).tolist()),
+        held_out_robust=measured.robust,
+        best_member=names[int(np.argmax(measured.robust))],
+        at_chance=tuple(names[i] for i in measured.at_chance),
+        chance=measured.chance,
         macs_nonzero=sum(count_macs(models[name].model, (channels, height, width)).nonzero for name in chosen),
         layers=tuple(layers),
         layer_weights=tuple(keep.numel() for keep in layers.values()),

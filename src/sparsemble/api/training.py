@@ -1,6 +1,6 @@
 """`sparsemble.train`: adversarial training of one network (EED main paper, eqs. 1-2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sparsemble.models.architecture import Architecture
 from sparsemble.models.model_io import ModelSpec
 from sparsemble.models.plain_network import check_has_weights, check_masks_hold, check_training_output, make_plain_
 from sparsemble.training.batches import Batches
-from sparsemble.training.callbacks import Callback, KeepBest, OnEpoch, ReportProgress, WriteHistory
+from sparsemble.training.callbacks import Callback, KeepBest, OnEpoch, ReportProgress, WriteHistory, kept_epoch
 from sparsemble.training.checkpoint import Checkpoint
 from sparsemble.training.fit import fit
 from sparsemble.training.loss import TrainingLoss
@@ -114,6 +114,16 @@ def train(
         return TrainedModel(model=network.eval(), spec=spec, history=tuple(history))
 
     return resumable("train", settings, compute, TrainedModel.load)
+
+
+def held_out_accuracy(history: Sequence[Mapping[str, Any]], epochs: int) -> Mapping[str, float] | None:
+    """Return `held_out_clean` and `held_out_robust` of the weights that a training kept; None: not measured.
+
+    Args:
+        history: one record an epoch.
+        epochs: number of epochs that were asked for.
+    """
+    return kept_epoch(history, epochs, FIRST_KEPT)
 
 
 def plain_copy(model: Model, images: Dataset, context: Context) -> nn.Module:

@@ -47,6 +47,9 @@ Workers = Annotated[
     int, typer.Option("--workers", help="Worker processes; 0: one a core, at most 4, and one on a GPU.")
 ]
 Engine = Annotated[str, typer.Option("--engine", help="Who runs the stages: local.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on where the run would stop, as what it made is no better than chance.")
+]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write training curves to RUN/tensorboard, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

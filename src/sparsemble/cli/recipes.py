@@ -11,6 +11,7 @@ from sparsemble.cli.app import (
     IS_FIRST_PROCESS,
     Device,
     Engine,
+    Force,
     Json,
     Out,
     Parent,
@@ -51,6 +52,7 @@ def _add(name: str, until: str, text: str) -> None:
         workers: Workers = 0,
         engine: Engine = "local",
         tensorboard: TensorBoard = False,
+        force: Force = False,
         json: Json = False,
         quiet: Quiet = False,
     ) -> None:
@@ -68,6 +70,7 @@ def _add(name: str, until: str, text: str) -> None:
             workers=workers,
             engine=engine,
             tensorboard=tensorboard,
+            force=force,
             quiet=quiet or not IS_FIRST_PROCESS,
         )
 

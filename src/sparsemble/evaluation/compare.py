@@ -47,7 +47,7 @@ def compare(results: Results, quoted: Sequence[QuotedResult] = ()) -> Comparison
     return ComparisonResult(
         level=LEVEL,
         rows=tuple(rows),
-        pairs=tuple(_pair(a, b) for a, b in itertools.combinations(rows, 2)),
+        pairs=tuple(paired_test(a, b) for a, b in itertools.combinations(rows, 2)),
         shared_attacks=shared,
         partial_attacks=partial,
         differing_attacks=differing,
@@ -111,7 +111,7 @@ def _autoattack_modes(result: EvaluationResult) -> str:
     return " and ".join(sorted(modes)) or "not run"
 
 
-def _pair(a: EvaluationResult, b: EvaluationResult) -> PairedTest:
+def paired_test(a: EvaluationResult, b: EvaluationResult) -> PairedTest:
     """Compare two classifiers image by image, in their own worst cases."""
     first, second = (np.asarray(result.worst_case.correct, bool) for result in (a, b))
     difference, low, high = paired_difference(first, second)

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results import ChanceLevel
 
 LEVEL = 0.95
 """Probability that an interval contains the true value."""
+CHANCE = 0.01
+"""Probability with which predictions without skill are taken for more than chance."""
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
@@ -30,6 +33,28 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
 
     low, high = binomtest(successes, total).proportion_ci(LEVEL, method="wilson")
     return 0.0 if successes == 0 else max(0.0, float(low)), 1.0 if successes == total else min(1.0, float(high))
+
+
+def chance_level(labels: Int[np.ndarray, "n"]) -> ChanceLevel:
+    """Return what predicting one class for every image gives, and what a classifier needs to be above chance.
+
+    It is above chance where the one-sided exact binomial test, at `CHANCE`, rejects that each image is correct with the
+    probability of the largest class.
+
+    Args:
+        labels: true classes of n images.
+
+    Raises:
+        InputError: no images.
+    """
+    if not len(labels):
+        raise InputError("chance needs at least one image")
+    from scipy.stats import binom
+
+    largest = int(np.unique(labels, return_counts=True)[1].max())
+    n, share = len(labels), largest / len(labels)
+    # The fewest k with P(X >= k) <= CHANCE: `isf` returns the fewest x with P(X > x) <= CHANCE.
+    return ChanceLevel(images=n, largest_class=largest, least=int(binom.isf(CHANCE, n, share)) + 1)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -17,6 +17,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import ExportResult
 from sparsemble.pipeline.engines.driver import run_tasks
+from sparsemble.pipeline.gates import Gates
 from sparsemble.pipeline.graph import RunGraph, build_graph, run_index
 from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
@@ -45,10 +46,14 @@ class RunOptions:
     quiet: bool = False
     tensorboard: bool = False
     """Write training curves for TensorBoard under the folder, too."""
+    force: bool = False
+    """Go on where a gate would stop: what was made is no better than chance."""
 
 
 def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[Artifact]:
     """Run a recipe and return the artifacts of the last stage asked for.
+
+    It stops after the parent, the pool or the ensemble where these are no better than chance (`gates`).
 
     Args:
         recipe: what to do.
@@ -66,22 +71,31 @@ def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[A
     board = Board(folder / "tensorboard") if options.tensorboard and is_first else None
     graph = build_graph(recipe, title, command)
     wanted = graph.until[options.until]
+    gates = Gates(folder=folder, force=options.force, report=lambda text: _print(console, text))
     with only_run_in(folder) if is_first else contextlib.nullcontext():
         validate_recipe(recipe, deploys=options.until in PUBLISHED)
+        gates.check_images(recipe)
         missing = _missing(graph, wanted, folder) if is_first else []
         hashes = distributed.broadcast_value([task.hash for task in missing])
         missing = [task for task in graph.tasks if task.hash in hashes]
         if is_first:
             _write_recipe(recipe, folder)
             run_index(recipe).save(folder)
+        gates.check_finished(missing)
         if missing:
             with Progress(console, missing, board) as progress:
-                run_tasks(missing, folder, device, workers, progress)
+                run_tasks(missing, folder, device, workers, progress, before=gates.check_inputs)
+        for task in wanted:
+            gates.check(task)
         if is_first and options.until in PUBLISHED:
             for task, name in zip(wanted, PUBLISHED, strict=False):
                 _publish(folder / task.folder, folder / name)
     distributed.stop()
     return [Artifact(folder / task.folder) for task in wanted]
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _missing(graph: RunGraph, wanted: Sequence[Task], folder: Path) -> list[Task]:
@@ -157,6 +171,7 @@ def export(folder: Path, values: str, device: str = "auto", *, quiet: bool = Fal
         raise InputError(f"{folder} is not the folder of a finished run; `sparsemble run RECIPE` makes one")
     report = read_json(meta)["spec"]
     _, recipe = load_recipe(str(folder / "recipe.toml"), (f"export.values={values}",) if values else ())
-    options = RunOptions(folder=folder, device=device, until="export", quiet=quiet)
+    # What was finished passed its gates, or was forced.
+    options = RunOptions(folder=folder, device=device, until="export", quiet=quiet, force=True)
     run(recipe, report["title"], report["command"], options)
     return ExportResult.load(folder / "export" / "export.json")

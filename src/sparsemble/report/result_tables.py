@@ -240,10 +240,16 @@ def beside_headline(result: EvaluationResult, rows: int = 1) -> list[Section]:
     return [Section("Threat model", [premises(result, rows)]), checks]
 
 
-def terminal_notes(result: EvaluationResult, footer: str) -> Text:
-    """Return what stands below a table in the terminal: checks, alarms, and a footer in small print."""
+def terminal_notes(result: EvaluationResult, footer: str, more_alarms: Sequence[str] = ()) -> Text:
+    """Return what stands below a table in the terminal: checks, alarms, and a footer in small print.
+
+    Args:
+        result: whose checks and alarms these are.
+        footer: in small print.
+        more_alarms: beside those of the result.
+    """
     text = Text(f"Checks: {_checks_count(result)}.")
     failed = [f"failed: {check.number} {check.name}: {check.detail}" for check in result.checks_with("failed")]
-    for line in (*alarms(result), *failed):
+    for line in (*more_alarms, *alarms(result), *failed):
         text.append(f"\n{line}", style="bold red")
     return text.append(f"\n{footer}", style="dim")

@@ -12,6 +12,7 @@ from sparsemble.core.results import (
     Examples,
     RunDetails,
     RunSummary,
+    SelectionRecord,
     SubModelRecord,
     TrainingRecord,
 )
@@ -27,11 +28,9 @@ from sparsemble.report.result_tables import (
     result_columns,
     terminal_notes,
 )
+from sparsemble.report.run_headline import HEADLINE_ROW, comparison, headline, useless
 from sparsemble.report.table import Column, Table
 from sparsemble.report.tradeoff_plot import TRADEOFF, robustness_against_size
-
-HEADLINE_ROW = "ensemble_dynamic"
-"""The row that the headline and the checks are about."""
 
 
 def write_run_report(summary: RunSummary, details: RunDetails, examples: Examples | None, folder: Path) -> None:
@@ -46,7 +45,7 @@ def write_run_report(summary: RunSummary, details: RunDetails, examples: Example
     result = summary.row(HEADLINE_ROW)
     sections: list[Section] = [Section("Results", [_results_table(summary)])]
     if details.pool:
-        sections.append(Section("Sub-models", [_pool_table(details.pool, summary.selection.ensemble)]))
+        sections.append(Section("Sub-models", [_pool_table(details.pool, summary.selection)]))
     measured = [training for training in details.trainings if any(epoch.held_out for epoch in training.epochs)]
     if measured:
         every = Details("Every epoch", [Side([epoch_table(training) for training in measured])])
@@ -61,9 +60,9 @@ def write_run_report(summary: RunSummary, details: RunDetails, examples: Example
         title=f"{summary.name}, seed {summary.seed}",
         kind="run",
         kicker=[summary.name, f"seed {summary.seed}"],
-        alarms=alarms(result),
-        headline=_headline(summary),
-        comparison=_comparison(summary),
+        alarms=[*useless(summary), *alarms(result)],
+        headline=headline(summary),
+        comparison=comparison(summary),
         aside=beside_headline(result, len(summary.rows)),
         key_figures=_key_figures(summary),
         sections=sections,
@@ -77,32 +76,8 @@ def write_run_report(summary: RunSummary, details: RunDetails, examples: Example
 def run_table(summary: RunSummary) -> TerminalTable:
     """Return the table that a run ends with, for a terminal of 80 columns or more."""
     result = summary.row(HEADLINE_ROW)
-    notes = terminal_notes(result, premises(result, len(summary.rows)))
-    return _results_table(summary).terminal("".join(_headline(summary)), notes)
-
-
-def _headline(summary: RunSummary) -> tuple[str, str, str]:
-    """Return the result in one sentence; the middle part is the number."""
-    result = summary.row(HEADLINE_ROW)
-    low, high = result.interval
-    return (
-        f"An ensemble of {plural(len(summary.selection.ensemble), 'sparse sub-model')}, "
-        f"{round_percent(result.model.sparsity)} sparse in all, keeps ",
-        f"{percent(result.robust_accuracy)} %",
-        f" accuracy in the worst case over {plural(len(result.attacks), 'attack')} (95 % interval {percent(low)} to "
-        f"{percent(high)}), running {result.members_run.clean:.2f} members a clean image and "
-        f"{result.members_run.attacked:.2f} an attacked one.",
-    )
-
-
-def _comparison(summary: RunSummary) -> str:
-    accuracies = {row.name: percent(row.robust_accuracy) + " %" for row in summary.rows}
-    return (
-        f"In its own worst case the dense parent keeps {accuracies['dense']}, one HARP model of the same sparsity "
-        f"{accuracies['harp']}, a small dense network of the same work {accuracies['small_dense']} and the best "
-        f"single sub-model {accuracies['best_member']}. This is one seed: differences within the intervals may be "
-        "chance."
-    )
+    notes = terminal_notes(result, premises(result, len(summary.rows)), useless(summary))
+    return _results_table(summary).terminal("".join(headline(summary)), notes)
 
 
 def _key_figures(summary: RunSummary) -> list[tuple[str, str, str]]:
@@ -145,7 +120,7 @@ def _results_table(summary: RunSummary) -> Table[EvaluationResult]:
     )
 
 
-def _pool_table(pool: Sequence[SubModelRecord], ensemble: Sequence[str]) -> Table[SubModelRecord]:
+def _pool_table(pool: Sequence[SubModelRecord], selection: SelectionRecord) -> Table[SubModelRecord]:
     columns: list[Column[SubModelRecord]] = [
         Column("sub-model", lambda row: row.name, left=True),
         Column("sparsity, %", lambda row: percent(1 - row.nonzeros / row.weights), "weights that are 0"),
@@ -158,13 +133,15 @@ def _pool_table(pool: Sequence[SubModelRecord], ensemble: Sequence[str]) -> Tabl
         Column("clean after, %", lambda row: percent(row.after_finetuning.clean)),
         Column("robust after, %", lambda row: percent(row.after_finetuning.robust)),
     ]
+    members, at_chance = selection.ensemble, selection.at_chance
+    chance = f" No better than chance on held-out images: {', '.join(at_chance)}." if at_chance else ""
     return Table(
         columns,
         pool,
         "In bold: members of the ensemble. Accuracy on held-out images before and after fine-tuning, clean and under "
-        "the attack by which epochs are chosen.",
-        colour=lambda row: "--row-ensemble_dynamic" if row.name in ensemble else "",
-        strong=lambda row: row.name in ensemble,
+        f"the attack by which epochs are chosen.{chance}",
+        colour=lambda row: "--row-ensemble_dynamic" if row.name in members else "",
+        strong=lambda row: row.name in members,
     )
 
 
@@ -216,8 +193,17 @@ def _ensemble_terms(summary: RunSummary) -> dict[str, object]:
         "members in running order": ", ".join(stopping.order),
         "robust diversity": f"{selection.robust_diversity:.2f}{threshold}",
         "why these members": sentence(selection.reason),
+        **({"at chance": _at_chance(selection)} if selection.at_chance else {}),
         "stopping rule": ", ".join([stopping.rule, *settings]),
     }
+
+
+def _at_chance(selection: SelectionRecord) -> str:
+    """Name the sub-models that are no better than chance, and the members among them."""
+    members = [name for name in selection.at_chance if name in selection.ensemble]
+    left_out = [name for name in selection.at_chance if name not in members]
+    parts = [f"left out: {', '.join(left_out)}"] if left_out else []
+    return "; ".join([*parts, *([f"members all the same: {', '.join(members)}"] if members else [])])
 
 
 def _stopping_text(summary: RunSummary) -> str:

@@ -68,7 +68,7 @@ class KeepBest(Callback):
         with eval_mode(model), full_precision(model):
             accuracies = self.probe(model)
         record.update(accuracies)
-        score = accuracies["held_out_robust"] + 0.5 * accuracies["held_out_clean"]
+        score = _score(accuracies)
         if score >= self.best and epoch >= self.first * epochs:
             self.best = score
             self.weights = copy.deepcopy(model.state_dict())
@@ -86,6 +86,25 @@ class KeepBest(Callback):
         """Load the best weights."""
         if self.weights:
             model.load_state_dict(self.weights)
+
+
+def kept_epoch(history: Sequence[Mapping[str, Any]], epochs: int, first: float) -> Mapping[str, Any] | None:
+    """Return the record of the epoch whose weights a finished training has; None: none was measured.
+
+    Args:
+        history: one record an epoch.
+        epochs: number of epochs that were asked for.
+        first: share of them before which `KeepBest` chooses none.
+    """
+    measured = [record for record in history if "held_out_robust" in record]
+    late = [record for record in measured if record["epoch"] >= first * epochs]
+    # A training that ended early keeps its last good weights.
+    return max(reversed(late or measured[-1:]), key=_score, default=None)
+
+
+def _score(accuracies: Mapping[str, Any]) -> float:
+    score: float = accuracies["held_out_robust"] + 0.5 * accuracies["held_out_clean"]
+    return score
 
 
 @final

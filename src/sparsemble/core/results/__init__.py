@@ -24,6 +24,7 @@ from sparsemble.core.results.evaluation_parts import (
 from sparsemble.core.results.result_file import SCHEMA, ResultFile
 from sparsemble.core.results.run import (
     ROW_NAMES,
+    ChanceLevel,
     EpochRecord,
     HeldOutAccuracy,
     HeldOutOutcome,
@@ -47,6 +48,7 @@ __all__ = [
     "AttackResult",
     "BenchResult",
     "BenchRow",
+    "ChanceLevel",
     "CheckResult",
     "ComparisonResult",
     "CorruptionAccuracy",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from sparsemble.core.errors import InputError
+from sparsemble.core.results.comparison import PairedTest
 from sparsemble.core.results.evaluation import EvaluationResult
 from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_lengths
 
@@ -20,6 +21,29 @@ ROW_NAMES = {
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ChanceLevel:
+    """What predictions without skill reach on a set of images: those of one class for every image."""
+
+    images: int
+    largest_class: int
+    """Images of the largest class: that many are correct if it is predicted for every image."""
+    least: int
+    """Fewest correct images that are more than chance (one-sided exact binomial test at 1 %); more than `images`: so
+    few cannot tell."""
+
+    def is_beaten(self, accuracy: float) -> bool:
+        """Return whether an accuracy on these images is more than chance."""
+        return round(accuracy * self.images) >= self.least
+
+    def __str__(self) -> str:
+        alone = f"predicting one class for every image gives {100 * self.largest_class / self.images:.1f} %"
+        if self.least > self.images:
+            return f"{alone}, and so few images cannot tell anything from chance"
+        return f"{alone}, and less than {100 * self.least / self.images:.1f} % may be chance"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class SelectionRecord:
     """Which sub-models were selected, and why."""
 
@@ -28,6 +52,8 @@ class SelectionRecord:
     robust_diversity: float
     threshold: float | None = None
     reason: str
+    at_chance: tuple[str, ...] = ()
+    """Names of sub-models that are no better than chance on held-out images."""
 
     def __post_init__(self) -> None:
         if not self.ensemble:
@@ -88,6 +114,10 @@ class RunSummary(ResultFile):
     """One a model of the result table; their names are in `ROW_NAMES`."""
     selection: SelectionRecord
     stopping: StoppingRecord
+    against_parent: PairedTest | None = None
+    """The ensemble with its stopping rule against the dense parent, each in its own worst case; none: not compared."""
+    chance: ChanceLevel | None = None
+    """Of the test images; none: not known."""
     machine: dict[str, Any]
     recipe: dict[str, Any]
     versions: dict[str, str]

@@ -6,7 +6,7 @@ folder of the run. What a stage is lies in the folder, and what it reports is ap
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -26,7 +26,14 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def run_tasks(
-    tasks: Sequence[Task], folder: Path, device: str, workers: int, progress: Progress, *, keep_going: bool = False
+    tasks: Sequence[Task],
+    folder: Path,
+    device: str,
+    workers: int,
+    progress: Progress,
+    *,
+    keep_going: bool = False,
+    before: Callable[[Task], None] = lambda task: None,
 ) -> dict[str, str]:
     """Run tasks whose inputs are finished or among them, in worker processes or in those that torchrun started.
 
@@ -37,6 +44,7 @@ def run_tasks(
         workers: processes.
         progress: shows what happens.
         keep_going: whether a failed task fails only those that need it.
+        before: called with each task before it starts; what it raises ends the run.
 
     Returns:
         Error messages of the tasks that failed, by hash.
@@ -50,7 +58,13 @@ def run_tasks(
         executor = LocalExecutor(slots)
     with executor:
         driver = Driver(
-            folder=folder, executor=executor, slots=slots, device=device, progress=progress, keep_going=keep_going
+            folder=folder,
+            executor=executor,
+            slots=slots,
+            device=device,
+            progress=progress,
+            keep_going=keep_going,
+            before=before,
         )
         driver.run(tasks)
     return driver.failures
@@ -70,6 +84,8 @@ class Driver:
     progress: Progress
     keep_going: bool = False
     """Whether a failed task fails only those that need it."""
+    before: Callable[[Task], None] = lambda task: None
+    """Called with each task before it starts."""
     failures: dict[str, str] = field(default_factory=dict)
     """Error messages, by hash, of the tasks that failed or needed one that did."""
     running: dict[Future[float], Task] = field(default_factory=dict)
@@ -115,6 +131,7 @@ class Driver:
             alone = task.alone or any(other.alone for other in self.running.values())
             if len(self.running) >= self.slots or (alone and self.running):
                 continue
+            self.before(task)
             ready.remove(task)
             if distributed.rank() == 0:  # of the processes of torchrun, which all go through the same graph
                 write_json(task_file(self.folder, task.hash), task.to_json() | {"device": self.device})

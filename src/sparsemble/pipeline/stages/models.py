@@ -11,6 +11,7 @@ from sparsemble import api
 from sparsemble.api.context import Context
 from sparsemble.api.results import TrainedEnsemble, TrainedModel
 from sparsemble.attacks.attack import Attack
+from sparsemble.core.artifacts import write_json
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Combiner
 from sparsemble.core.threat import ThreatModel
@@ -30,6 +31,8 @@ from sparsemble.pruning.score import PruningScore
 from sparsemble.training.precision import Precision
 from sparsemble.training.validation import held_out_probe
 
+HELD_OUT = "held_out.json"
+"""File with the accuracy of a parent that was trained elsewhere, on held-out images."""
 PHOTOGRAPH = 64
 """Height and width, in pixels, from which on images are treated as photographs."""
 
@@ -71,18 +74,22 @@ class TrainStage(ModelStage):
 class LoadParentStage(ModelStage):
     """A classifier that was trained elsewhere takes the place of the dense parent; nothing is trained."""
 
+    version: ClassVar[int] = 2
+
     model: Architecture
     parent: recipe.Parent
 
     def run(self, context: Context, inputs: Inputs) -> None:
-        """Leave `model.safetensors` and an empty `history.jsonl`."""
+        """Leave `model.safetensors`, an empty `history.jsonl`, and what was measured as `held_out.json`."""
         data = dataset(self.data).to(context.device)
         model = load_parent(self.model, self.parent, data).to(context.device)
         for note in model.changes.notes:
             context.report_message(note)
         probe = held_out_probe(data.selection, self.held_out_attack, self.threat, lambda: context.rng("probe"))
-        clean, robust = (f"{100 * accuracy:.1f} %" for accuracy in probe(model).values())
+        measured = probe(model)
+        clean, robust = (f"{100 * accuracy:.1f} %" for accuracy in measured.values())
         context.report_message(f"the parent classifies {clean} of the held-out images correctly, {robust} under attack")
+        write_json(context.output / HELD_OUT, measured)
         TrainedModel(model=model, spec=ModelSpec.of(self.model, data)).save(context.output)
 
 
@@ -159,18 +166,18 @@ class PruneStage(ModelStage):
 class SelectStage(ModelStage):
     """Select the members of the ensemble (EED main paper, section 4.1)."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     select: SelectionRule
     members: int
     combiner: Combiner
 
     def run(self, context: Context, inputs: Inputs) -> None:
-        """Leave `select.json`."""
+        """Leave `select.json`; that too few sub-models are above chance is for the gate of the run."""
         pool = with_prefix(inputs, "pool")
         models = {name: TrainedModel.load(artifact.path, context.device) for name, artifact in pool.items()}
         selection = api.select(
-            models, size=self.members, rule=self.select, combiner=self.combiner, **self.shared(context)
+            models, size=self.members, rule=self.select, combiner=self.combiner, force=True, **self.shared(context)
         )
         selection.save(context.output)
 

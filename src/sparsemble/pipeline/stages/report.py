@@ -24,8 +24,11 @@ from sparsemble.core.results import (
     SubModelRecord,
     TrainingRecord,
 )
+from sparsemble.evaluation.compare import paired_test
 from sparsemble.evaluation.environment import machine, source_revision, versions
+from sparsemble.evaluation.inputs import select_images
 from sparsemble.evaluation.run_models import running_labels
+from sparsemble.evaluation.statistics import chance_level
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages, with_prefix
 from sparsemble.pipeline.stages.evaluate import EXAMPLES, RESULTS
@@ -40,7 +43,7 @@ TRAININGS = ("dense", "small_dense", "harp", "ensemble")
 class ReportStage(Stage):
     """Tables, plots and one page."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     title: str
     """Name of the run."""
     command: str
@@ -60,6 +63,8 @@ class ReportStage(Stage):
         settings = dict(stopping["rule"])
         stored = {name: stopping[name] for name in STOPPING}
         record = {"rule": settings.pop("name"), "settings": settings, **stored}
+        by_name = {row.name: row for row in rows}
+        attacked = select_images(dataset(self.recipe.data), self.recipe.evaluate.images)
         return RunSummary(
             name=self.title,
             command=self.command,
@@ -70,12 +75,15 @@ class ReportStage(Stage):
                 robust_diversity=select["robust_diversity"],
                 threshold=to_dict(self.recipe)["select"].get("threshold"),
                 reason=select["reason"],
+                at_chance=tuple(select["at_chance"]),
             ),
             stopping=from_dict(
                 StoppingRecord,
                 {**record, "order": running_labels(inputs["ensemble"], inputs["stop"])},
                 "stopping",
             ),
+            against_parent=paired_test(by_name["ensemble_dynamic"], by_name["dense"]),
+            chance=chance_level(attacked.labels.cpu().numpy()),
             machine=machine(context.device) | {"latency_threads": inputs["latency"].json("latency.json")["threads"]},
             recipe=to_dict(self.recipe),
             versions=versions(),

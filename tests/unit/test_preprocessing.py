@@ -1,6 +1,7 @@
 """How files become images: made by the data set, kept beside the model, and applied to files at prediction."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ from typer.testing import CliRunner
 import sparsemble as sp
 from sparsemble.api.results import TrainedModel
 from sparsemble.cli import app
+from sparsemble.core.artifacts import META, write_json
 from sparsemble.core.errors import InputError
+from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data import data_sources
 from sparsemble.data.dataset import Dataset
-from sparsemble.evaluation.loaded_model import resolve_data
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.evaluation.loaded_model import load_target
+from sparsemble.evaluation.resolve_data import resolve_data
+from sparsemble.evaluation.run_models import RunIndex
 from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.export.onnx import write_graphs
 from sparsemble.models import architectures
@@ -44,9 +50,13 @@ def photos(tmp_path: Path) -> Path:
             for number in range(5):
                 sides = rng.integers(9, 30, 2)
                 image = Image.fromarray(rng.integers(0, 256, (*sides, 3), dtype=np.uint8))
-                image.convert(("RGB", "L", "RGBA", "CMYK", "RGB")[number]).save(
+                image.convert(("P", "L", "RGBA", "CMYK", "RGB")[number]).save(
                     tmp_path / part / name / f"{number}.{'tif' if number == 3 else 'png'}", exif=tag
                 )
+            deep = rng.integers(0, 65536, (12, 9), dtype=np.uint16)
+            Image.fromarray(deep).save(tmp_path / part / name / "5.png", exif=tag)
+            frames = [Image.fromarray(rng.integers(0, 256, (11, 14, 3), dtype=np.uint8)) for _ in range(2)]
+            frames[0].save(tmp_path / part / name / "6.gif", save_all=True, append_images=frames[1:])
     return tmp_path
 
 
@@ -95,12 +105,42 @@ def test_a_folder_is_evaluated_as_the_ensemble_prepares_its_files(photos: Path, 
         resolve_data(str(photos), str(tmp_path / "damaged.sparsemble"))
 
 
+def test_every_form_of_a_model_says_how_a_folder_is_prepared(photos: Path, data: Dataset, tmp_path: Path) -> None:
+    training = data_sources.build({"name": "image_folder", "root": str(photos), "size": 8, "grey": True})
+    model = untrained(data)
+    (tmp_path / "model").mkdir()
+    save_model(model.model, tmp_path / "model", model.spec)
+    write_json(tmp_path / "model" / META, {"spec": {}})
+    own = data_sources.build({"name": "image_folder", "root": "elsewhere", "size": 8, "grey": True, "test": 0.3})
+    index = RunIndex(
+        data=own, threat=ThreatModel(norm="linf", eps=0.1), combiner=MeanProbability(), rows={}, claimed_sparsity={}
+    )
+    (tmp_path / "run").mkdir()
+    index.save(tmp_path / "run")
+    assert resolve_data(str(photos), str(tmp_path / "model")) == training
+    assert resolve_data(str(photos), str(tmp_path / "run")) == replace(own, root=str(photos))  # type: ignore[type-var]
+    pytest.importorskip("onnxruntime")
+    write_graphs(packed.load(sp.export(model, photos / "m.sparsemble")), tmp_path / "onnx")
+    assert resolve_data(str(photos), str(tmp_path / "onnx" / "ensemble.onnx")) == training
+
+
+def test_images_of_other_classes_are_refused(photos: Path, data: Dataset) -> None:
+    target = load_target(str(sp.export(untrained(data), photos / "m.sparsemble")))
+    assert target.class_names == ("cat", "dog")
+    for names in (("cat", "dog"), ("Cat", "Dog"), ("0", "1")):
+        target.check_class_names(names)
+    with pytest.raises(InputError, match=r'the images have no class "dog"; give images of the classes that m was'):
+        target.check_class_names(("cat", "wolf"))
+    with pytest.raises(InputError, match=r'the model has no class "bird"'):
+        target.check_class_names(("cat", "dog", "bird"))
+
+
 def test_a_damaged_file_is_a_row_with_an_error(photos: Path, data: Dataset, tmp_path: Path) -> None:
     file = sp.export(untrained(data), photos / "m.sparsemble")
     (photos / "test" / "cat" / "1b.png").write_bytes(b"not an image")
     (photos / "test" / "notes.txt").write_text("no image")
     rows = predict(file, photos / "test")
-    assert len(rows) == 11
+    assert len(rows) == 15
     wrong = [row for row in rows if "error" in row]
     assert [Path(row["image"]).name for row in wrong] == ["1b.png"]
     assert wrong[0]["label"] is wrong[0]["probability"] is wrong[0]["members_run"] is None

@@ -17,7 +17,8 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.types import draw_seed, seeded
 from sparsemble.evaluation.cost import count_macs, count_weights
-from sparsemble.evaluation.loaded_model import load_target, resolve_data
+from sparsemble.evaluation.loaded_model import load_target
+from sparsemble.evaluation.resolve_data import resolve_data
 from sparsemble.models import architectures, build_model
 from sparsemble.models.convert import convert_model
 from sparsemble.models.graph import Graph

@@ -4,22 +4,23 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from sparsemble.attacks.attack import Access
 from sparsemble.core.artifacts import META, Artifact
-from sparsemble.core.config import from_dict, parse_toml
+from sparsemble.core.config import from_dict
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
 from sparsemble.core.results import FormatAgreement
 from sparsemble.core.source_file import split_reference
 from sparsemble.core.threat import ThreatModel
-from sparsemble.data.dataset import Dataset, DataSource, Split, data_sources
+from sparsemble.data.dataset import Dataset, DataSource, Split
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.probe import probe
+from sparsemble.evaluation.resolve_data import component_spec, data_source_in, members_of
 from sparsemble.evaluation.run_models import (
     INDEX,
     RunIndex,
@@ -35,7 +36,7 @@ from sparsemble.models.adapted import NumpyFunction
 from sparsemble.models.architecture import Normalised, architectures
 from sparsemble.models.code import call_factory
 from sparsemble.models.folded import to_torch_ensemble
-from sparsemble.models.model_io import ModelSpec, load_model
+from sparsemble.models.model_io import SPEC, ModelSpec, load_model, load_spec
 from sparsemble.models.onnx_file import OnnxSession, open_onnx
 from sparsemble.models.onnx_reader import convert_onnx
 from sparsemble.runtime.errors import RuntimeInputError
@@ -45,6 +46,10 @@ MODELS = ("train", "load_parent", "small_dense", "prune")
 """Stages whose artifact is one model."""
 ENSEMBLES = ("ensemble", "calibrate")
 """Stages whose artifact is an ensemble."""
+
+
+OURS = ("run", "artifact", "ensemble")
+"""Kinds of models that were trained by this package."""
 
 
 @final
@@ -104,16 +109,25 @@ class LoadedModel:
         return replace(self, model=probed.model, notes=(*self.notes, *probed.notes))
 
     def check_class_names(self, names: Sequence[str]) -> None:
-        """Compare the names of the outputs with those of the data's classes, where both are the same in another order.
+        """Compare the names of the outputs with those of the data's classes.
+
+        Numbers are no names, and those that others gave to their models may differ from those of the data.
 
         Raises:
-            InputError: with the class map that sets them right.
+            InputError: the same names in another order, or a model of ours was trained on other classes.
         """
         own = [name.casefold() for name in self.class_names]
         wanted = [name.casefold() for name in names]
         if own != wanted and sorted(own) == sorted(wanted) and len(set(own)) == len(own):
             class_map = ",".join(str(own.index(name)) for name in wanted)
             raise InputError(f"the model's classes are the data's in another order; add --class-map {class_map}")
+        numbered = any(each == [str(number) for number in range(len(each))] for each in (own, wanted))
+        if self.kind in OURS and set(own) != set(wanted) and not numbered:
+            name = min(set(own) ^ set(wanted))
+            lacking = "images have" if name in own else "model has"
+            raise InputError(
+                f'the {lacking} no class "{name}"; give images of the classes that {self.name} was trained on'
+            )
 
 
 def load_target(
@@ -172,44 +186,6 @@ def load_target(
     return _from_weights(file, model, data, target, mean, std)
 
 
-def resolve_data(text: str, target: str = "") -> DataSource:
-    """Return the data source that `digits`, a table in TOML, the path of an .npz file or of a folder of images names.
-
-    Args:
-        text: what the user wrote.
-        target: path of the classifier; a packed ensemble says how the images of a folder are prepared.
-
-    Raises:
-        InputError: unknown.
-    """
-    if text.endswith(".npz"):
-        return data_sources.build({"name": "arrays", "path": text}, "--data")
-    if text not in data_sources.names() and Path(text).expanduser().is_dir():
-        return data_sources.build({"name": "image_folder", "root": text, **_image_settings(target)}, "--data")
-    return data_sources.build(_spec(text, "--data"), "--data")
-
-
-def _image_settings(target: str) -> dict[str, Any]:
-    """Return size and colours of the images that a packed ensemble makes of files; empty where it does not say."""
-    if not (target.endswith(packed.SUFFIX) and Path(target).is_file()):
-        return {}
-    try:
-        record = packed.load(Path(target)).preprocessing
-    except RuntimeInputError as error:
-        raise InputError(f"{target}: {error}") from error
-    if record is None or record.resize != record.size:
-        return {}
-    return {"size": record.size, "grey": record.mode == "L"}
-
-
-def _spec(text: str, option: str) -> str | dict[str, Any]:
-    """Read a component's name, or a table in TOML such as `{name = "tiny", width = 16}`."""
-    if not text.lstrip().startswith("{"):
-        return text
-    spec: dict[str, Any] = parse_toml(f"value = {text}", option)["value"]
-    return spec
-
-
 def _from_folder(folder: Path, row: str, device: torch.device) -> LoadedModel:
     if (folder / META).is_file():
         return _from_artifact(Artifact(folder), device)
@@ -246,7 +222,12 @@ def _from_run(folder: Path, row: str, device: torch.device) -> LoadedModel:
         dense_weights=count_weights(parent).total,
         parent=None if row == "dense" else parent,
         exports=_exports(folder, artifacts) if row == "ensemble_dynamic" else {},
+        class_names=_class_names(dense),
     )
+
+
+def _class_names(artifact: Artifact) -> tuple[str, ...]:
+    return load_spec(artifact.path).classes if artifact.file(SPEC).is_file() else ()
 
 
 def _exports(folder: Path, artifacts: Mapping[str, Artifact]) -> dict[str, FormatAgreement]:
@@ -283,19 +264,13 @@ def _from_artifact(artifact: Artifact, device: torch.device) -> LoadedModel:
         path=str(artifact.path),
         model=model,
         rule=rule,
-        data=_data_source(spec.get("data")),
+        data=data_source_in(spec.get("data")),
         threat=from_dict(ThreatModel, spec["threat"], "threat") if "threat" in spec else None,
         selected_on="held-out",
         claimed_sparsity=spec.get("sparsity"),
         masks=masks,
+        class_names=_class_names(members_of(artifact)),
     )
-
-
-def _data_source(spec: Any) -> DataSource | None:
-    """Return the data source in the specification of an artifact; None where it was made from tensors."""
-    if not isinstance(spec, dict) or "name" not in spec:
-        return None
-    return data_sources.build({name: value for name, value in spec.items() if name != "version"})
 
 
 def _from_packed(path: Path, device: torch.device) -> LoadedModel:
@@ -312,12 +287,13 @@ def _from_packed(path: Path, device: torch.device) -> LoadedModel:
         path=str(path),
         model=to_torch_ensemble(ensemble).to(device),
         rule=stopping_rules.build(dict(ensemble.rule)),
-        data=data_sources.build(recipe["data"]) if "data" in recipe else None,
+        data=data_source_in(recipe.get("data")),
         threat=from_dict(ThreatModel, recipe["threat"], "threat") if "threat" in recipe else None,
         selected_on=selected_on if selected_on in ("held-out", "test") else None,
         extra_data=provenance.get("extra_data"),
         claimed_sparsity=ensemble.sparsity,
         dense_weights=ensemble.parent_weights,
+        class_names=ensemble.classes,
     )
 
 
@@ -369,7 +345,7 @@ def _from_weights(
         raise InputError(f"{path} holds weights only; name the architecture with --model, such as --model resnet18")
     if data is None:
         raise InputError(f"{path} holds weights only; name the images with --data, which decide shape and classes")
-    spec = ModelSpec.of(architectures.build(_spec(model, "--model"), "--model"), data)
+    spec = ModelSpec.of(architectures.build(component_spec(model, "--model"), "--model"), data)
     network = spec.build_trained(path, mean=mean, std=std)
     return LoadedModel(
         name=path.stem,

@@ -33,11 +33,12 @@ from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, eva
 from sparsemble.evaluation.fingerprint import weights_hash
 from sparsemble.evaluation.inputs import select_images
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
-from sparsemble.evaluation.loaded_model import LoadedModel, load_target, resolve_data
+from sparsemble.evaluation.loaded_model import LoadedModel, load_target
 from sparsemble.evaluation.metrics import examples
 from sparsemble.evaluation.outcome_store import OutcomeStore
 from sparsemble.evaluation.progress import Report
 from sparsemble.evaluation.quoted_results import read_result
+from sparsemble.evaluation.resolve_data import resolve_data
 from sparsemble.evaluation.run_attacks import run_attacks, source_hash
 from sparsemble.evaluation.sanity_attacks import TRANSFERRED
 from sparsemble.pipeline.progress import make_bars, time_left

@@ -8,6 +8,11 @@ with every contender in turn, batch by batch, so that a slow phase of the machin
 reference are stored in WORK and reused. Before and after every run the same plain passes are timed: where they show
 that a stored reference was timed on a slower or busier machine, no ratio of seconds is given (delete the file in WORK
 and run again). Prints a table and writes `WORK/attacks.json`.
+
+The contenders `autoattack-fast-copy` and `apgd-copy` search as an evaluation does, on a copy with BatchNorm folded,
+beside the same attack on the network itself. `--run` attacks a row of a run in place of the ResNet-18:
+
+    python benchmarks/attacks.py --run runs/digits --work WORK --batch 250 --only autoattack-fast autoattack-fast-copy
 """
 
 import argparse
@@ -27,11 +32,14 @@ from torch import Tensor, nn
 
 from sparsemble.attacks import attacks
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.interfaces import members_of
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.arrays import Arrays
 from sparsemble.data.dataset import Dataset, stratified
+from sparsemble.evaluation.loaded_model import load_target
+from sparsemble.evaluation.search_copy import SearchCopy
 from sparsemble.models.architecture import build_model
 from sparsemble.models.resnet import ResNet
 from sparsemble.training.batches import Batches
@@ -90,6 +98,18 @@ def ours(name: str, **settings: object) -> Contender:
     return run
 
 
+def on_copy(contender: Contender) -> Contender:
+    """Return a contender that searches on the copy that an evaluation makes; making it counts."""
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        copy = SearchCopy().of(model, x)
+        if copy is model:
+            raise SystemExit("this network has no copy")
+        return contender(copy, x, y, threat)
+
+    return run
+
+
 def reference_autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
     """Run pyautoattack, a packaged copy of the authors' code."""
     from pyautoattack import AutoAttack as Reference
@@ -104,10 +124,18 @@ CONTENDERS: dict[str, Contender] = {
     "autoattack": ours("autoattack"),
     "autoattack-fast": ours("autoattack", mode="fast"),
     "pyautoattack": reference_autoattack,
+    "autoattack-fast-copy": on_copy(ours("autoattack", mode="fast")),
     "apgd": ours("apgd"),
+    "apgd-copy": on_copy(ours("apgd")),
     "pyautoattack-apgd": reference_apgd,
 }
-REFERENCES = {"autoattack": "pyautoattack", "autoattack-fast": "pyautoattack", "apgd": "pyautoattack-apgd"}
+REFERENCES = {
+    "autoattack": "pyautoattack",
+    "autoattack-fast": "pyautoattack",
+    "apgd": "pyautoattack-apgd",
+    "autoattack-fast-copy": "autoattack-fast",
+    "apgd-copy": "apgd",
+}
 """What each of our attacks is measured against."""
 
 
@@ -145,7 +173,7 @@ def plain_passes(model: nn.Module, x: Tensor) -> float:
 def measure(contender: Contender, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Result:
     """Run a contender on some images; the final evaluation of its images is not counted."""
     plain_seconds = plain_passes(model, x)
-    with count_passes(model) as passes:
+    with count_passes(*members_of(model)) as passes:
         started = time.perf_counter()
         adversarial = contender(model, x, y, threat)
         if x.is_cuda:
@@ -181,7 +209,7 @@ def compare(
             def run(name: str = name, images: Tensor = images, labels: Tensor = labels) -> Result:
                 return measure(CONTENDERS[name], model, images, labels, threat)
 
-            result = kept(work / f"{name}-{what}.json", run) if name in REFERENCES.values() else run()
+            result = kept(work / f"{name}-{what}.json", run) if name.startswith("pyautoattack") else run()
             results[name].add_(result)
             print(f"{name}: {result.seconds:.1f} s, {sum(result.correct)} of {len(labels)} still correct", flush=True)
     return results
@@ -228,7 +256,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="gtsrb32.npz, as read by the data source `arrays`")
+    parser.add_argument("--data", type=Path, help="gtsrb32.npz, as read by the data source `arrays`")
+    parser.add_argument("--run", help="folder of a run, whose images, model and threat model are taken instead")
+    parser.add_argument("--row", default="ensemble_static", help="of that run")
     parser.add_argument("--work", type=Path, required=True, help="folder for the model and the references' results")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--held-out", action="store_true", help="held-out images instead of test images, for tuning")
@@ -243,10 +273,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
+    if bool(options.data) == bool(options.run):
+        parser.error("give either --data or --run")
     threat = ThreatModel(norm=options.norm, eps=options.eps / 255 if options.norm == "linf" else options.eps)
-    data = Arrays(path=str(options.data), crop=2).load()
-    training = ThreatModel(eps=options.train_eps / 255)
-    model = trained(data, training, options.work, options.epochs).to(options.device)
+    if options.run:
+        target = load_target(options.run, row=options.row, device=options.device)
+        assert target.data is not None
+        assert target.threat is not None
+        data, model, threat = target.data.load(), target.model.requires_grad_(False), target.threat
+    else:
+        data = Arrays(path=str(options.data), crop=2).load()
+        training = ThreatModel(eps=options.train_eps / 255)
+        model = trained(data, training, options.work, options.epochs).to(options.device)
     split = data.selection if options.held_out else data.test
     if options.images < len(split):
         _, part = stratified(split.labels.numpy(), options.images, SEED)

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -28,12 +28,17 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Set eval mode, and restore the mode of every module at the end."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    _set_modes([(module, False) for module, training in modes if training])
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        _set_modes(modes)
+
+
+def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Set the mode of modules, past the checks of `nn.Module.__setattr__`: attacks do so at every training step."""
+    for module, training in modes:
+        module.__dict__["training"] = training
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ class EMAModel:
     def __init__(self, model: nn.Module, settings: EMA) -> None:
         self.settings = settings
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.averages: list[Tensor] = list(self.model.parameters())
+        self.buffers = list(self.model.buffers())
         self.steps = 0
         self.recent: deque[Images] = deque(maxlen=settings.batches)
 
@@ -54,10 +56,10 @@ class EMAModel:
         self.recent.append(x)
         decay = min(self.settings.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for average, weight in zip(self.model.parameters(), model.parameters(), strict=True):
-            average.lerp_(weight, 1 - decay)
-        for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            copied.copy_(buffer)
+        weights: list[Tensor] = list(model.parameters())
+        torch._foreach_lerp_(self.averages, weights, 1 - decay)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, list(model.buffers()))
 
     @torch.no_grad()
     def refresh(self) -> nn.Module:

@@ -3,10 +3,10 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 import zipfile
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,9 +24,13 @@ from sparsemble.runtime.cache_folder import cache_folder
 from sparsemble.runtime.errors import RuntimeInputError, printable
 from sparsemble.runtime.images import Preprocessing, decode
 
+logger = logging.getLogger("sparsemble")
+
 VERSION = 1
 KEEP_AFTER = 5.0
 """Seconds that a scan took before it is kept for the next process."""
+REPORT_EVERY = 15.0
+"""Seconds between messages about how far it is."""
 DIGEST = 16
 READ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -110,8 +114,12 @@ def _scan(root: Path, names: Sequence[str], preprocessing: Preprocessing, keep_p
         if keep_pixels:
             scan.pixels[index] = made.transpose(2, 0, 1)
 
+    reported = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool:
-        deque(pool.map(fill, range(count)), maxlen=0)
+        for done, _ in enumerate(pool.map(fill, range(count))):
+            if time.monotonic() - reported > REPORT_EVERY:
+                reported = time.monotonic()
+                logger.warning("%s", printable(f"{root}: {done:,} of {count:,} image files read"))
     return replace(scan, errors=tuple(errors))
 
 

@@ -1,5 +1,7 @@
 """What a data set holds, before any work."""
 
+from collections.abc import Sequence
+
 import torch
 
 from sparsemble.data.dataset import Dataset, Split
@@ -7,6 +9,8 @@ from sparsemble.data.file_summary import FileSummary
 from sparsemble.report.formatting import plural
 from sparsemble.report.table import Column, Table
 
+COLOURS = {1: "grey", 3: "colour"}
+NAMED_CLASSES = 8
 NAMED = 3
 """Files that are named of each kind."""
 
@@ -16,15 +20,13 @@ def data_table(data: Dataset) -> Table[tuple[str, str]]:
     held_out = len(data.selection) + len(data.calibration)
     splits = (data.train, data.selection, data.calibration, data.test)
     counts = torch.stack([_counts(split, len(data.classes)) for split in splits]).sum(0)
-    largest, smallest = int(counts.argmax()), int(counts.argmin())
-    ratio = f", {counts[largest] / counts[smallest]:.1f} times as many" if counts[smallest] else ""
-    names = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
+    channels, height, width = data.shape
+    names = ", ".join(data.classes[:NAMED_CLASSES]) + (", ..." if len(data.classes) > NAMED_CLASSES else "")
     rows = {
         "classes": f"{len(data.classes)}: {names}",
         "images": f"{len(data.train):,} to train, {held_out:,} held out, {len(data.test):,} to test",
-        "smallest class": f"{data.classes[smallest]}, {plural(int(counts[smallest]), 'image')}",
-        "largest class": f"{data.classes[largest]}, {plural(int(counts[largest]), 'image')}{ratio}",
-        "size": f"{data.shape[2]} x {data.shape[1]} pixels, {data.shape[0]} channels",
+        "images of a class": _imbalance(data.classes, counts),
+        "size": f"{width} x {height} pixels, {COLOURS.get(channels, f'{channels} channels')}",
         **(_file_rows(data.files) if data.files else {}),
     }
     columns: list[Column[tuple[str, str]]] = [
@@ -38,9 +40,19 @@ def _counts(split: Split, classes: int) -> torch.Tensor:
     return split.labels.cpu().bincount(minlength=classes)
 
 
+def _imbalance(classes: Sequence[str], counts: torch.Tensor) -> str:
+    largest, smallest = int(counts.argmax()), int(counts.argmin())
+    most, least = int(counts[largest]), int(counts[smallest])
+    if most == least:
+        return f"{most:,} each"
+    ratio = f", {most / least:.1f} times as many" if least else ""
+    return f"{least:,} ({classes[smallest]}) to {most:,} ({classes[largest]}){ratio}"
+
+
 def _file_rows(files: FileSummary) -> dict[str, str]:
     (low, median, high) = (f"{width} x {height}" for width, height in files.sizes)
-    rows = {"size of the files": f"{low} to {high} pixels, median {median}"}
+    several = f"{low} to {high} pixels, median {median}"
+    rows = {"size of the files": f"{low} pixels each" if low == high else several}
     if files.unreadable:
         named = ", ".join(f"{name} ({reason})" for name, reason in files.unreadable[:NAMED])
         rows["unreadable, left out"] = f"{len(files.unreadable):,}: {named}" + _more(len(files.unreadable))

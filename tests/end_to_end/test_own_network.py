@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sparsemble.api.context import Context
+from sparsemble.api.results import TrainedModel
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.models.code import call_factory
+from sparsemble.pipeline.graph import parent_task
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.validate_recipe import validate_recipe
 from tests.end_to_end.conftest import SMOKE, sparsemble
@@ -77,6 +80,26 @@ def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     assert {row["name"] for row in summary["rows"]} >= {"dense", "small_dense", "harp", "ensemble_dynamic"}
     exported = json.loads((tmp_path / "run" / "export" / "export.json").read_text("utf-8"))
     assert exported["formats"]["packed"]["logits"] < 1e-4
+
+
+@pytest.mark.parametrize(("rate", "moves"), [("1e-9", False), ("0.05", True)])
+def test_a_parent_may_be_trained_further_before_it_is_pruned(rate: str, moves: bool, tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    save_file(call_factory(Path(own(tmp_path).split(":")[0]), "make").state_dict(), weights)
+    settings = (
+        f'model={{name="code", factory="{tmp_path / "mine.py"}:make"}}',
+        f'parent={{weights="{weights}", finetune_epochs=1}}',
+        f"train.schedule.learning_rate={rate}",
+    )
+    _, recipe = load_recipe(str(SMOKE), settings)
+    task = parent_task(recipe)
+    folder = tmp_path / "parent"
+    folder.mkdir()
+    task.stage.run(Context(folder=folder, device=torch.device("cpu"), seed=3, stream="parent"), {})
+    tuned = TrainedModel.load(folder, torch.device("cpu"))
+    assert len(tuned.history) == 1
+    before, after = load_file(weights)["answer.weight"], tuned.model.state_dict()["body.answer.weight"]
+    assert torch.allclose(before, after, atol=1e-6) != moves
 
 
 def test_the_first_layer_that_is_not_ours_is_named(tmp_path: Path, in_process) -> None:

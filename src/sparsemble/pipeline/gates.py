@@ -120,8 +120,8 @@ class Gates:
         if not _is_above(chance, found, "robust"):
             self.report(
                 f"the given parent is not robust: {_measured(found, chance)}; its sub-models have to learn robustness "
-                "while they are pruned and fine-tuned, so raise prune.finetune_epochs, or fine-tune the parent by "
-                "adversarial training first (sparsemble.train in Python takes a network; see docs/pruning.md)"
+                "while they are pruned and fine-tuned, so raise prune.finetune_epochs, or train the parent further "
+                f"first (parent.finetune_epochs = {stage.finetune.epochs if stage.finetune else 0})"
             )
         return ""
 

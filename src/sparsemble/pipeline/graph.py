@@ -116,8 +116,16 @@ def model_tasks(recipe: Recipe) -> tuple[dict[str, Task], dict[str, Task]]:
 def parent_task(recipe: Recipe) -> Task:
     """Train one dense parent adversarially, unless the recipe names a trained one."""
     if recipe.parent:
-        stage = LoadParentStage(model=recipe.model, parent=recipe.parent, **_model_settings(recipe))
-        return Task("load the dense parent", stage, {}, cost=1)
+        epochs = recipe.parent.finetune_epochs
+        stage = LoadParentStage(
+            model=recipe.model,
+            parent=recipe.parent,
+            finetune=replace(recipe.train, epochs=epochs) if epochs else None,
+            precision=recipe.precision,
+            **_model_settings(recipe),
+        )
+        title = "load and fine-tune the dense parent" if epochs else "load the dense parent"
+        return Task(title, stage, {}, cost=max(epochs, 1))
     return Task("train the dense parent", _train_stage(recipe), {}, cost=recipe.train.epochs)
 
 

@@ -56,17 +56,25 @@ class Train:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A classifier that was trained elsewhere and takes the place of the dense parent; `train` is for baselines."""
+    """A classifier that was trained elsewhere and takes the place of the dense parent; `train` is for baselines.
+
+    With `finetune_epochs` it is trained further first, with the loss and the schedule of `train`: a network that was
+    never trained adversarially has no robustness that pruning could keep.
+    """
 
     weights: str = ""
     """A file of weights for `model` (.safetensors, .pt or .pth); empty: those with which `model` makes its network."""
     mean: tuple[float, ...] = ()
     """Of each channel, by which `weights` expect their images normalised; empty: as the file says."""
     std: tuple[float, ...] = ()
+    finetune_epochs: int = 0
+    """Epochs of adversarial training before it is pruned, >= 0."""
     weights_hash: str = ""
     """sha256 of the file, filled in."""
 
     def __post_init__(self) -> None:
+        if self.finetune_epochs < 0:
+            raise InputError(f"parent.finetune_epochs = {self.finetune_epochs} must be 0 or more")
         if not self.weights:
             return
         if not Path(self.weights).is_file():

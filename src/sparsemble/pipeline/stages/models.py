@@ -1,6 +1,7 @@
 """The stages that make models: train, prune, select, ensemble, calibrate; each calls the API and saves the result."""
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -72,25 +73,40 @@ class TrainStage(ModelStage):
 @stages.register("load_parent")
 @dataclass(frozen=True, kw_only=True)
 class LoadParentStage(ModelStage):
-    """A classifier that was trained elsewhere takes the place of the dense parent; nothing is trained."""
+    """A classifier that was trained elsewhere takes the place of the dense parent, fine-tuned where asked for."""
+
+    parallel: ClassVar[bool] = True
 
     version: ClassVar[int] = 2
 
     model: Architecture
     parent: recipe.Parent
+    finetune: recipe.Train | None = None
+    """How it is trained further; None: not at all."""
+    precision: Precision = Precision()
 
     def run(self, context: Context, inputs: Inputs) -> None:
-        """Leave `model.safetensors`, an empty `history.jsonl`, and what was measured as `held_out.json`."""
+        """Leave `model.safetensors`, `history.jsonl` (empty where nothing was trained) and `held_out.json`."""
         data = dataset(self.data).to(context.device)
         model = load_parent(self.model, self.parent, data).to(context.device)
         for note in model.changes.notes:
             context.report_message(note)
+        parent = TrainedModel(model=model, spec=ModelSpec.of(self.model, data))
         probe = held_out_probe(data.selection, self.held_out_attack, self.threat, lambda: context.rng("probe"))
         measured = probe(model)
-        clean, robust = (f"{100 * accuracy:.1f} %" for accuracy in measured.values())
-        context.report_message(f"the parent classifies {clean} of the held-out images correctly, {robust} under attack")
+        context.report_message(f"the parent classifies {_as_text(measured)}")
+        if self.finetune:
+            tuned = api.train(model, **vars(self.finetune), precision=self.precision, **self.shared(context))
+            parent = replace(parent, model=tuned.model, history=tuned.history)
+            measured = probe(tuned.model)
+            context.report_message(f"after fine-tuning it classifies {_as_text(measured)}")
         write_json(context.output / HELD_OUT, measured)
-        TrainedModel(model=model, spec=ModelSpec.of(self.model, data)).save(context.output)
+        parent.save(context.output)
+
+
+def _as_text(measured: Mapping[str, float]) -> str:
+    clean, robust = (f"{100 * accuracy:.1f} %" for accuracy in measured.values())
+    return f"{clean} of the held-out images correctly, {robust} under attack"
 
 
 def load_parent(architecture: Architecture, parent: recipe.Parent | None, data: Dataset) -> Normalised:

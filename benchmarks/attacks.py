@@ -1,7 +1,8 @@
 """Our attacks beside the reference implementations: wall clock, passes, robust accuracy, agreement image by image.
 
-    pip install --no-deps pyautoattack
-    python benchmarks/attacks.py --data gtsrb32.npz --work WORK --images 500
+    pip install --no-deps pyautoattack torchattacks adv-lib
+    python benchmarks/attacks.py --data gtsrb32.npz --work WORK --images 500 --only autoattack pyautoattack
+    python benchmarks/attacks.py --run runs/digits --row harp --work WORK --norm l2 --eps 0.5 --only ddn adv-lib-ddn
 
 Trains a ResNet-18 of width 8 adversarially on GTSRB at 32x32 once (kept in WORK), then attacks the same test images
 with every contender in turn, batch by batch, so that a slow phase of the machine affects all of them. Results of a
@@ -9,29 +10,34 @@ reference are stored in WORK and reused. Before and after every run the same pla
 that a stored reference was timed on a slower or busier machine, no ratio of seconds is given (delete the file in WORK
 and run again). Prints a table and writes `WORK/attacks.json`.
 
-The contenders `autoattack-fast-copy` and `apgd-copy` search as an evaluation does, on a copy with BatchNorm folded,
-beside the same attack on the network itself. `--run` attacks a row of a run in place of the ResNet-18:
-
-    python benchmarks/attacks.py --run runs/digits --work WORK --batch 250 --only autoattack-fast autoattack-fast-copy
+Ours search as an evaluation does, on a copy with BatchNorm folded, and the network itself decides; those called
+`-original` search on the network itself. `--run` attacks a row of a run in place of the ResNet-18, at its eps unless
+`--eps` is given.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import sparsemble.ensemble  # noqa: F401 (registers combiners and stopping rules)
 from sparsemble.attacks import attacks
+from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.attacks.pgd import PGD
+from sparsemble.core.config import from_dict
 from sparsemble.core.interfaces import members_of
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
@@ -67,7 +73,9 @@ class Result:
     plain_seconds: float = 0.0
     """Seconds of the same plain passes, before and after."""
     correct: list[bool] = dataclasses.field(default_factory=list)
-    """Whether each image is still classified correctly."""
+    """Whether each image is still classified correctly; of attacks of minimum norm, within eps."""
+    distances: list[float] = dataclasses.field(default_factory=list)
+    """From each image to the misclassified one that was found; infinite where there is none."""
 
     def add_(self, other: "Result") -> None:
         """Take over the result of further images."""
@@ -76,6 +84,7 @@ class Result:
         self.backward += other.backward
         self.plain_seconds += other.plain_seconds
         self.correct += other.correct
+        self.distances += other.distances
 
 
 def reference_apgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
@@ -89,10 +98,12 @@ def reference_apgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) 
 
 
 def ours(name: str, **settings: object) -> Contender:
-    """Return one of our attacks as a contender."""
+    """Return one of our attacks as a contender; one of minimum norm searches for the nearest image, at any distance."""
     attack = attacks.build({"name": name, **settings})
 
     def run(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+        if isinstance(attack, MinimumNorm):
+            return attack.minimum(model, x, y, threat.norm, rng=seeded(SEED, x.device))[0]
         return attack(model, x, y, threat, rng=seeded(SEED, x.device))
 
     return run
@@ -120,23 +131,54 @@ def reference_autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatM
     return adversarial
 
 
+def reference_ddn(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """Run DDN of adversarial-library, without rounding to 8 bits, as ours does not round."""
+    for unused in ("torchvision", "visdom"):  # its perceptual attacks and its live plots need them
+        if importlib.util.find_spec(unused) is None:
+            sys.modules[unused] = MagicMock()
+    from adv_lib.attacks import ddn
+
+    adversarial: Tensor = ddn(model, x, y, levels=None)
+    return adversarial
+
+
+def reference_carlini_wagner(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """Run C&W of torchattacks with its default settings."""
+    from torchattacks import CW
+
+    adversarial: Tensor = CW(model)(x, y)
+    return adversarial
+
+
+CARLINI_WAGNER: dict[str, Any] = {"steps": 10, "searches": 1, "first_c": 1.0}
+"""The quickest settings that come as near as torchattacks' default."""
 CONTENDERS: dict[str, Contender] = {
-    "autoattack": ours("autoattack"),
-    "autoattack-fast": ours("autoattack", mode="fast"),
+    "autoattack": on_copy(ours("autoattack")),
+    "autoattack-fast": on_copy(ours("autoattack", mode="fast")),
+    "autoattack-original": ours("autoattack"),
+    "autoattack-fast-original": ours("autoattack", mode="fast"),
     "pyautoattack": reference_autoattack,
-    "autoattack-fast-copy": on_copy(ours("autoattack", mode="fast")),
-    "apgd": ours("apgd"),
-    "apgd-copy": on_copy(ours("apgd")),
+    "apgd": on_copy(ours("apgd")),
+    "apgd-original": ours("apgd"),
     "pyautoattack-apgd": reference_apgd,
+    "ddn": on_copy(ours("ddn")),
+    "ddn-original": ours("ddn"),
+    "adv-lib-ddn": reference_ddn,
+    "carlini_wagner": on_copy(ours("carlini_wagner", **CARLINI_WAGNER)),
+    "carlini_wagner-original": ours("carlini_wagner", **CARLINI_WAGNER),
+    "torchattacks-cw": reference_carlini_wagner,
 }
 REFERENCES = {
     "autoattack": "pyautoattack",
     "autoattack-fast": "pyautoattack",
     "apgd": "pyautoattack-apgd",
-    "autoattack-fast-copy": "autoattack-fast",
-    "apgd-copy": "apgd",
+    "ddn": "adv-lib-ddn",
+    "carlini_wagner": "torchattacks-cw",
 }
+REFERENCES |= {f"{name}-original": reference for name, reference in REFERENCES.items()}
 """What each of our attacks is measured against."""
+MINIMUM_NORM = ("ddn", "adv-lib-ddn", "carlini_wagner", "torchattacks-cw")
+"""Contenders that search for the nearest misclassified image, in l2, whatever eps is."""
 
 
 def trained(data: Dataset, threat: ThreatModel, work: Path, epochs: int) -> nn.Module:
@@ -170,21 +212,26 @@ def plain_passes(model: nn.Module, x: Tensor) -> float:
     return time.perf_counter() - started
 
 
-def measure(contender: Contender, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Result:
+def measure(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Result:
     """Run a contender on some images; the final evaluation of its images is not counted."""
     plain_seconds = plain_passes(model, x)
     with count_passes(*members_of(model)) as passes:
         started = time.perf_counter()
-        adversarial = contender(model, x, y, threat)
+        adversarial = CONTENDERS[name](model, x, y, threat)
         if x.is_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-    if float(threat.distance(adversarial, x).max()) > threat.eps + 10 * threat.tolerance:
-        raise SystemExit("a contender left the ball")
     plain_seconds += plain_passes(model, x)
+    distance = threat.distance(adversarial, x)
+    of_minimum_norm = name.removesuffix("-original") in MINIMUM_NORM
+    if not of_minimum_norm and float(distance.max()) > threat.eps + 10 * threat.tolerance:
+        raise SystemExit(f"{name} left the ball")
     with torch.no_grad():
-        correct = (model(adversarial).argmax(1) == y).tolist()
-    return Result(seconds, passes.forward, passes.backward, plain_seconds, correct)
+        correct = model(adversarial).argmax(1) == y
+    distance = distance.masked_fill(correct, float("inf"))
+    if of_minimum_norm:
+        correct = distance > threat.eps
+    return Result(seconds, passes.forward, passes.backward, plain_seconds, correct.tolist(), distance.tolist())
 
 
 def kept(path: Path, compute: Callable[[], Result]) -> Result:
@@ -207,9 +254,9 @@ def compare(
         for name in names:
 
             def run(name: str = name, images: Tensor = images, labels: Tensor = labels) -> Result:
-                return measure(CONTENDERS[name], model, images, labels, threat)
+                return measure(name, model, images, labels, threat)
 
-            result = kept(work / f"{name}-{what}.json", run) if name.startswith("pyautoattack") else run()
+            result = kept(work / f"{name}-{what}.json", run) if name in REFERENCES.values() else run()
             results[name].add_(result)
             print(f"{name}: {result.seconds:.1f} s, {sum(result.correct)} of {len(labels)} still correct", flush=True)
     return results
@@ -225,6 +272,8 @@ def summary(results: dict[str, Result]) -> list[dict[str, Any]]:
             "passes": result.forward + result.backward,
             "robust_accuracy": float(np.mean(result.correct)),
         }
+        if name.removesuffix("-original") in MINIMUM_NORM:
+            row["median_distance"] = round(float(np.median(result.distances)), 4)
         if (reference := results.get(REFERENCES.get(name, ""))) is not None:
             differ = np.array(result.correct) != np.array(reference.correct)
             speed = reference.plain_seconds / result.plain_seconds
@@ -242,14 +291,15 @@ def summary(results: dict[str, Result]) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
-    lines = ["| attack | robust % | passes | of reference | seconds | of reference | differs on | only we broke |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    heads = "robust %", "passes", "of reference", "seconds", "of reference", "differs on", "only we broke", "median l2"
+    lines = [f"| attack | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for row in rows:
         shares = [row.get(key) for key in ("share_of_passes", "share_of_seconds")]
         passes, seconds = ("" if share is None else f"{share:.3f}" for share in shares)
         lines.append(
             f"| {row['name']} | {100 * row['robust_accuracy']:.1f} | {row['passes']:,} | {passes} "
-            f"| {row['seconds']:.1f} | {seconds} | {len(row.get('differ', []))} | {row.get('only_we_broke', '')} |"
+            f"| {row['seconds']:.1f} | {seconds} | {len(row.get('differ', []))} | {row.get('only_we_broke', '')} "
+            f"| {row.get('median_distance', '')} |"
         )
     return "\n".join(lines)
 
@@ -265,8 +315,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--norm", choices=["linf", "l2", "l1"], default="linf", help="of the attacks")
-    parser.add_argument("--eps", type=float, default=8.0, help="of the attacks; in units of 1/255 for linf")
-    parser.add_argument("--train-eps", type=float, default=8.0, help="of adversarial training, linf, in units of 1/255")
+    parser.add_argument("--eps", help="of the attacks, such as 8/255; that of the run, or 8/255, unless given")
     parser.add_argument("--only", nargs="+", choices=sorted(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -275,16 +324,17 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if bool(options.data) == bool(options.run):
         parser.error("give either --data or --run")
-    threat = ThreatModel(norm=options.norm, eps=options.eps / 255 if options.norm == "linf" else options.eps)
     if options.run:
         target = load_target(options.run, row=options.row, device=options.device)
         assert target.data is not None
         assert target.threat is not None
-        data, model, threat = target.data.load(), target.model.requires_grad_(False), target.threat
+        data, model = target.data.load(), target.model.requires_grad_(False)
+        eps: Any = target.threat.eps
     else:
         data = Arrays(path=str(options.data), crop=2).load()
-        training = ThreatModel(eps=options.train_eps / 255)
-        model = trained(data, training, options.work, options.epochs).to(options.device)
+        model = trained(data, ThreatModel(eps=8 / 255), options.work, options.epochs).to(options.device)
+        eps = "8/255"
+    threat = from_dict(ThreatModel, {"norm": options.norm, "eps": options.eps or eps}, "threat")
     split = data.selection if options.held_out else data.test
     if options.images < len(split):
         _, part = stratified(split.labels.numpy(), options.images, SEED)
@@ -295,6 +345,7 @@ def main() -> None:
     print(f"{len(x)} images, clean accuracy {100 * clean:.1f} %, {threat}")
     rows = summary(compare(options.only, model, x, y, threat, options.work, options.batch))
     machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine["target"] = f"{options.run} {options.row}" if options.run else f"resnet18-8 on {options.data}"
     details = {**machine, "threads": options.threads, "images": len(x), "clean_accuracy": clean, "threat": str(threat)}
     (options.work / "attacks.json").write_text(json.dumps({**details, "rows": rows}, indent=1), "utf-8")
     print(json.dumps({**details, "rows": rows}))

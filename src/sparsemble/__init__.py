@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         train_ensemble,
     )
     from sparsemble.api.namespaces import combiners, losses, scores, selection, stopping
+    from sparsemble.pipeline.run_named import run
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,8 @@ FUNCTIONS = (
     "train",
     "train_ensemble",
 )
+WHOLE = {"run": "sparsemble.pipeline.run_named"}
+"""Functions above the API, by the module that has them."""
 COMPONENTS = ("combiners", "losses", "scores", "selection", "stopping")
 ROOMS = ("attacks", "data", "models", "pruning", "runtime")
 
@@ -59,6 +62,7 @@ __all__ = [
     "models",
     "prune",
     "pruning",
+    "run",
     "runtime",
     "scores",
     "select",
@@ -75,6 +79,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"sparsemble.{name}")
     if name in FUNCTIONS:
         return getattr(importlib.import_module("sparsemble.api"), name)
+    if name in WHOLE:
+        return getattr(importlib.import_module(WHOLE[name]), name)
     if name in COMPONENTS:
         return getattr(importlib.import_module("sparsemble.api.namespaces"), name)
     raise AttributeError(f"module 'sparsemble' has no attribute {name!r}")

@@ -27,6 +27,7 @@ from sparsemble.pipeline.catalogue import catalogue, sentence
 from sparsemble.pipeline.graph import build_graph
 from sparsemble.pipeline.recipe import load_recipe
 from sparsemble.pipeline.stage import Stage, stages
+from sparsemble.pipeline.stages.throughput import ThroughputStage
 
 stages.register_package("sparsemble.pipeline.stages")
 
@@ -48,7 +49,10 @@ ALIASES = [
 def stage_examples() -> dict[str, Stage]:
     """Return a stage of each kind, as a run makes them."""
     recipes = [load_recipe(str(SMOKE), settings)[1] for settings in ((), ("parent={}",))]
-    return {task.stage.name: task.stage for recipe in recipes for task in build_graph(recipe, "title", "command").tasks}
+    seed, data = recipes[0].seed, recipes[0].data
+    measure = ThroughputStage(seed=seed, data=data, recipe=recipes[0], copy=1, workers=2)
+    tasks = (task for recipe in recipes for task in build_graph(recipe, "title", "command").tasks)
+    return {measure.name: measure, **{task.stage.name: task.stage for task in tasks}}
 
 
 def required(component: type[Component]) -> list[str]:

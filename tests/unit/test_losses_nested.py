@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from torch import Generator, nn
 
 from sparsemble.core.threat import ThreatModel
-from sparsemble.core.types import Images, Labels
+from sparsemble.core.types import Images, Labels, seeded
 from sparsemble.ensemble.losses.eed import EED
 from sparsemble.ensemble.losses.igat import IGAT
 from sparsemble.ensemble.losses.joint import Joint
@@ -17,8 +18,14 @@ from sparsemble.training.losses.cutmix import CutMix
 from sparsemble.training.losses.distillation import Distillation
 from sparsemble.training.losses.n_fgsm import NFGSM
 from sparsemble.training.losses.pgd_at import PGDAT
+from sparsemble.training.losses.standard import Standard
+from sparsemble.training.losses.warm_start import WarmStart
+from tests.helpers import small_network
 
-AROUND = [(EED.name, "base"), (IGAT.name, "base"), (Joint.name, "base"), (AWP.name, "inner"), (CutMix.name, "inner")]
+AROUND = [
+    *((loss.name, "base") for loss in (EED, IGAT, Joint)),
+    *((loss.name, "inner") for loss in (AWP, CutMix, WarmStart)),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +78,12 @@ class TestNested:
 def test_two_deep() -> None:
     whole: Any = training_losses.build({"name": "eed", "base": {"name": "joint", "base": {"name": "n_fgsm"}}})
     assert whole.with_weaker_attack(0.5).base.base == NFGSM(noise=4.0)
+
+
+def test_a_warm_start_is_standard_training_and_then_the_loss_inside() -> None:
+    loss = WarmStart(share=0.2, inner=NFGSM(noise=1.5))
+    assert loss.at(0.19) == Standard()
+    assert loss.at(0.2) == loss
+    x, y = torch.rand(4, 1, 4, 4, generator=seeded(1)), torch.tensor([0, 1, 2, 0])
+    values = [one(small_network(), x, y, ThreatModel(eps=0.1), rng=seeded(2)).loss for one in (loss, loss.inner)]
+    assert values[0] == values[1]

@@ -204,7 +204,7 @@ class TestSettings:
         ("spec", "sentence"),
         [
             ({"name": "resnet", "depth": 20}, "depth = 20 must be one of 18, 34, 50, 101"),
-            ({"name": "resnet", "stem": "svhn"}, "must be one of 'cifar', 'imagenet'"),
+            ({"name": "resnet", "stem": "svhn"}, "must be one of 'cifar', 'half', 'imagenet'"),
             ({"name": "resnet18", "width": 0}, "width = 0 must be 1 or more"),
             ({"name": "tiny", "width": -1}, "width = -1 must be 1 or more"),
             ({"name": "vgg16", "width": 0}, "width = 0 must be 1 or more"),

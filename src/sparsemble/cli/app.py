@@ -41,6 +41,13 @@ Parent = Annotated[
         help="A trained classifier to prune: .onnx, hf:NAME, file.py:factory, weights, an artifact, or a run.",
     ),
 ]
+Data = Annotated[str, typer.Option("--data", metavar="FOLDER", help="Images of a recipe that reads a folder.")]
+Size = Annotated[Optional[int], typer.Option("--size", help="Side of the images of a folder in pixels.")]  # noqa: UP045
+Eps = Annotated[str, typer.Option("--eps", help="Radius of the attacks, as in 4/255; short for --set threat.eps=...")]
+Minutes = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--minutes", help="Time of the whole run: epochs and images are set from measured throughput."),
+]
 Seed = Annotated[Optional[int], typer.Option("--seed", help="Short for --set seed=N.")]  # noqa: UP045
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[

@@ -9,16 +9,20 @@ import typer
 
 from sparsemble.cli.app import (
     IS_FIRST_PROCESS,
+    Data,
     Device,
     Engine,
+    Eps,
     Force,
     Json,
+    Minutes,
     Out,
     Parent,
     Quiet,
     RecipeName,
     Seed,
     Set,
+    Size,
     TensorBoard,
     Workers,
     app,
@@ -44,6 +48,10 @@ def _add(name: str, until: str, text: str) -> None:
 
     def command(
         recipe: RecipeName,
+        data: Data = "",
+        size: Size = None,
+        eps: Eps = "",
+        minutes: Minutes = None,
         out: Out = None,
         settings: Set = None,
         parent: Parent = "",
@@ -57,13 +65,16 @@ def _add(name: str, until: str, text: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         need_train(name)
-        from sparsemble.pipeline.parent import parent_settings
+        from sparsemble.pipeline.options import option_settings
 
-        changes = [*(parent_settings(parent) if parent else []), *(settings or [])]
         run_recipe(
             recipe,
             until,
-            [*changes, *([f"seed={seed}"] if seed is not None else [])],
+            [
+                *option_settings(recipe, parent=parent, data=data, size=size, eps=eps, minutes=minutes),
+                *(settings or []),
+                *([f"seed={seed}"] if seed is not None else []),
+            ],
             out=out,
             json=json,
             device=device,
@@ -96,15 +107,12 @@ def run_recipe(
         **options: other fields of `RunOptions`.
     """
     need_train("run")
-    from sparsemble.pipeline.recipe import load_recipe
-    from sparsemble.pipeline.run import RunOptions, run
+    from sparsemble.pipeline.run_named import PACKED, SUMMARY, NamedRun
 
-    title, recipe = load_recipe(name, tuple(changes))
-    folder = out or Path("runs") / title
-    command = ["sparsemble", "run", name, *(part for change in changes for part in ("--set", change))]
-    how = RunOptions(folder=folder, until=until, quiet=quiet, **options)
+    named = NamedRun.of(name, changes, out)
+    folder = named.folder
     with stoppable(f"what is finished is kept in {folder}, run the same command to go on"):
-        artifacts = run(recipe, title, shlex.join(command), how)
+        artifacts = named.run(until, quiet=quiet, **options)
     if quiet and not json:
         return
     if until not in ("report", "export"):
@@ -114,10 +122,10 @@ def run_recipe(
     from sparsemble.core.results import RunSummary
     from sparsemble.report import run_table
 
-    summary = RunSummary.load(folder / "report" / "summary.json")
+    summary = RunSummary.load(folder / SUMMARY)
     files = {"report": folder / "report" / "index.html"}
     if until == "export":
-        files["packed ensemble"] = folder / "export" / "ensemble.sparsemble"
+        files["packed ensemble"] = folder / PACKED
     show_result(summary.to_json, lambda: run_table(summary), json=json, quiet=quiet, files=files)
 
 

@@ -12,8 +12,8 @@ from sparsemble.models.architecture import Architecture, architectures
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 """Blocks in each stage, by depth; from 50 on they are bottlenecks."""
-STEMS = {"cifar": (3, 1), "imagenet": (7, 2)}
-"""Kernel and stride of the first convolution; a stride is followed by max pooling with the same one."""
+STEMS = {"cifar": (3, 1), "half": (4, 2), "imagenet": (7, 2)}
+"""Kernel and stride of the first convolution."""
 
 Block = Callable[[int, int, int], nn.Module]
 """From channels in, channels out and stride to a module."""
@@ -34,8 +34,9 @@ class ResNet(Architecture):
     """Layers with weights; 50 and 101 use bottleneck blocks."""
     width: int = 64
     """Channels of the stem and, in 18 and 34, of the first stage (bottlenecks give four times as many), >= 1."""
-    stem: Literal["cifar", "imagenet"] = "cifar"
-    """cifar: 3x3 convolution at full size; imagenet: 7x7 and max pooling, which each halve the image."""
+    stem: Literal["cifar", "half", "imagenet"] = "cifar"
+    """cifar: 3x3 convolution at full size; half: 4x4, which halves the image; imagenet: 7x7 and max pooling, which each
+    halve it."""
 
     def __post_init__(self) -> None:
         check_at_least(1, width=self.width)
@@ -57,10 +58,10 @@ class ResidualNet(nn.Module):
         super().__init__()
         width, blocks = layout.width, BLOCKS[layout.depth]
         kernel, stride = STEMS[layout.stem]
-        self.conv = nn.Conv2d(in_channels, width, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, width, kernel, stride, padding=(kernel - 1) // 2, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.stem_pool = nn.Identity() if stride == 1 else nn.MaxPool2d(3, stride, padding=1)
+        self.stem_pool = nn.MaxPool2d(3, 2, padding=1) if layout.stem == "imagenet" else nn.Identity()
         block, first = (BasicBlock, width) if layout.depth < 50 else (Bottleneck, 4 * width)
         self.stage1 = make_stage(block, width, first, blocks[0], stride=1)
         self.stage2 = make_stage(block, first, 2 * first, blocks[1], stride=2)

@@ -41,8 +41,9 @@ from sparsemble.evaluation.quoted_results import read_result
 from sparsemble.evaluation.resolve_data import resolve_data
 from sparsemble.evaluation.run_attacks import run_attacks, source_hash
 from sparsemble.evaluation.sanity_attacks import TRANSFERRED
-from sparsemble.pipeline.progress import make_bars, time_left
+from sparsemble.pipeline.progress import as_text, make_bars
 from sparsemble.pipeline.stage import dataset, fingerprint
+from sparsemble.pipeline.time_left import LEAST_SHARE
 
 TARGET_OPTIONS = ("target", "row", "model", "data", "transfer", "access", "class_map", "mean", "std")
 DEFAULT_EPS = {"linf": "8/255", "l2": 0.5, "l1": 12.0}
@@ -292,7 +293,8 @@ def _bar(console: Console, title: str) -> Iterator[Report]:
 
     def report(fraction: float, text: str) -> None:
         nonlocal shown
-        left = time_left(began, fraction)
+        known = fraction >= LEAST_SHARE
+        left = as_text((time.perf_counter() - began) * (1 - fraction) / fraction if known else None)
         bar.update(task, completed=fraction, text=f"{left}, {text}" if left else text)
         step = text.partition(":")[0]
         if not console.is_terminal and step != shown:

@@ -1,8 +1,6 @@
 """What a terminal or a log shows while a run computes."""
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, final
 
 from rich import box
@@ -14,26 +12,13 @@ from rich.table import Table
 
 from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.tensorboard import Board
+from sparsemble.pipeline.time_left import TimeLeft
 
 LONG_EPOCH = 30.0
 """Seconds from which on a log gets a line for every epoch."""
 LAST = 6
 """Epochs shown of a training that runs alone; of several side by side, the last one each."""
 COLUMNS = ("epoch", "loss", "clean %", "robust %", "learning rate", "s / epoch")
-
-
-@final
-@dataclass
-class _Started:
-    """A task that has started; what was left of an interrupted try counts as done in its time."""
-
-    cost: float
-    began: float
-    bar: TaskID
-    share: float = 0.0
-    """Of its work that is done."""
-    earlier_seconds: float = 0.0
-    earlier_share: float = 0.0
 
 
 @final
@@ -44,19 +29,28 @@ class Progress:
         console: where it shows.
         tasks: what will run.
         board: where epochs are drawn, too.
+        workers: tasks that run at the same time.
+        in_seconds: whether the costs of the tasks are seconds.
     """
 
-    def __init__(self, console: Console, tasks: Sequence[Task], board: Board | None = None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        tasks: Sequence[Task],
+        board: Board | None = None,
+        *,
+        workers: int = 1,
+        in_seconds: bool = False,
+    ) -> None:
         self.console = console
         self.has_bars = console.is_terminal and not console.quiet
         self.board = board
         self.trainings: dict[str, list[dict[str, Any]]] = {}
         """The epochs of the running trainings, by title."""
-        self.total = sum(task.cost for task in tasks)
+        self.time_left = TimeLeft(tasks, workers, in_seconds=in_seconds)
         self.count = len(tasks)
         self.done = 0
-        self.began = time.perf_counter()
-        self.tasks: dict[str, _Started] = {}
+        self.task_bars: dict[str, TaskID] = {}
         """By hash."""
         self.bars = make_bars(console)
         self.live = Live(get_renderable=self._shown, console=console, transient=True, refresh_per_second=4)
@@ -64,8 +58,8 @@ class Progress:
 
     def started(self, task: Task) -> None:
         """Add a task that has started."""
-        bar = self.bars.add_task(task.title, total=1.0, text="")
-        self.tasks[task.hash] = _Started(task.cost, time.perf_counter(), bar)
+        self.task_bars[task.hash] = self.bars.add_task(task.title, total=1.0, text="")
+        self.time_left.started(task)
         self.tick()
 
     def receive(self, task: Task, message: Mapping[str, Any]) -> None:
@@ -75,8 +69,7 @@ class Progress:
         elif message["kind"] == "epoch":
             self.epoch(task, message["record"])
         elif message["kind"] == "resumed":
-            started = self.tasks[task.hash]
-            started.earlier_seconds, started.earlier_share = message["seconds"], message["share"]
+            self.time_left.resumed(task, message["seconds"], message["share"])
             self._move(task, message["share"], "resumed")
         elif message["kind"] == "details":
             self.print(message["text"])
@@ -94,10 +87,9 @@ class Progress:
 
     def finished(self, task: Task, seconds: float) -> None:
         """Record that a task has finished: its bar becomes a line."""
-        started = self.tasks[task.hash]
-        started.share = 1.0
+        self.time_left.finished(task)
         self._end(task)
-        self.bars.remove_task(started.bar)
+        self.bars.remove_task(self.task_bars.pop(task.hash))
         if self.has_bars:
             self.console.print(f"[green]done[/] {task.title} [dim]{seconds:.1f} s[/]")
         else:
@@ -108,9 +100,9 @@ class Progress:
     def failed(self, task: Task) -> None:
         """Record that a task failed, or will never start because one that it needs failed."""
         self._end(task)
-        self.total -= task.cost
-        if started := self.tasks.pop(task.hash, None):
-            self.bars.remove_task(started.bar)
+        self.time_left.failed(task)
+        if (bar := self.task_bars.pop(task.hash, None)) is not None:
+            self.bars.remove_task(bar)
         self.tick()
 
     def tick(self) -> None:
@@ -119,20 +111,18 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Share of the run that is done."""
-        return sum(task.cost * task.share for task in self.tasks.values()) / self.total if self.total else 1.0
+        """Share of the run's time that is over, as far as it is known."""
+        left, elapsed = self.time_left.seconds(), self.time_left.elapsed
+        return elapsed / (elapsed + left) if left is not None and elapsed + left else 0.0
 
     @property
     def left(self) -> str:
         """Time left of the run, as text; empty while it is not known."""
-        # Tasks that were interrupted together had run at the same time.
-        earlier = max((task.earlier_seconds for task in self.tasks.values()), default=0.0)
-        return time_left(self.began - earlier, self.share)
+        return as_text(self.time_left.seconds())
 
     def left_of(self, task: Task) -> str:
-        """Time left of a running task."""
-        started = self.tasks[task.hash]
-        return time_left(started.began - started.earlier_seconds, started.share)
+        """Time left of a running task, as text; empty while it is not known."""
+        return as_text(self.time_left.of(task))
 
     def print(self, text: str) -> None:
         """Print without styles, above the bars."""
@@ -150,12 +140,9 @@ class Progress:
 
     def _move(self, task: Task, share: float, text: str) -> None:
         """Record the share of a task's work that is done."""
-        started = self.tasks[task.hash]
-        started.share = share
-        if share < started.earlier_share:  # the earlier try was of no use
-            started.earlier_seconds = started.earlier_share = 0.0
+        self.time_left.moved(task, share)
         left = self.left_of(task)
-        self.bars.update(started.bar, completed=share, text=f"{left}, {text}" if left else text)
+        self.bars.update(self.task_bars[task.hash], completed=share, text=f"{left}, {text}" if left else text)
         self.tick()
 
     def _end(self, task: Task) -> None:
@@ -181,11 +168,10 @@ def make_bars(console: Console, **options: Any) -> Bars:
     )
 
 
-def time_left(began: float, share: float) -> str:
-    """Return the time left of work that began then and is done to this share; empty while it is not known."""
-    if share < 0.02:
+def as_text(seconds: float | None) -> str:
+    """Return a time left as text; empty for none."""
+    if seconds is None:
         return ""
-    seconds = (time.perf_counter() - began) * (1 - share) / share
     return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
 
 

@@ -236,6 +236,11 @@ class Recipe:
     """Of every training in the run; held-out and test images are evaluated in float32."""
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    minutes: float | None = None
+    """Minutes that the whole run may take, > 0: every number of epochs is multiplied by one factor, fewer test images
+    are attacked, and `model` gets one of `widths`, as throughput measured before the run allows; none: as is."""
+    widths: tuple[int, ...] | None = None
+    """Widths of `model` to choose from, ascending: the largest that the images and the minutes allow; none: its own."""
 
     def __post_init__(self) -> None:
         pool = len(self.prune.pool)
@@ -249,6 +254,12 @@ class Recipe:
         for attack in (*evaluate.attacks, evaluate.adaptive, *evaluate.black_box, evaluate.curve_attack):
             attack.check_norm(self.threat.norm)
         checked_seed(self.seed)
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes = {self.minutes:g} must be above 0")
+        if self.widths is not None and (not self.widths or list(self.widths) != sorted(set(self.widths))):
+            raise InputError(f"widths = {list(self.widths)} must be ascending")
+        if self.widths and "width" not in vars(self.model):
+            raise InputError(f'widths is set, and model = "{self.model.name}" has no width')
         if not 0 <= self.sparsity < 1:
             hint = f"; did you mean {self.sparsity / 100:g}?" if 1 < self.sparsity < 100 else ""
             raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1){hint}")

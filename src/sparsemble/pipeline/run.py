@@ -17,13 +17,18 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import ExportResult
 from sparsemble.pipeline.engines.driver import run_tasks
+from sparsemble.pipeline.estimate import Workload, with_costs
 from sparsemble.pipeline.gates import Gates
 from sparsemble.pipeline.graph import RunGraph, build_graph, run_index
+from sparsemble.pipeline.plan import make_plan, stored_plan
 from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.recipe import Recipe, load_recipe
-from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.stage import Task, dataset
+from sparsemble.pipeline.stages.throughput import counted_throughput
 from sparsemble.pipeline.tensorboard import Board
+from sparsemble.pipeline.time_table import time_table
 from sparsemble.pipeline.validate_recipe import validate_recipe
+from sparsemble.report.data_table import data_table
 from sparsemble.training import distributed
 
 PUBLISHED = ("report", "export")
@@ -69,12 +74,16 @@ def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[A
     folder, is_first = options.folder, distributed.rank() == 0
     console = Console(stderr=True, quiet=options.quiet or not is_first)
     board = Board(folder / "tensorboard") if options.tensorboard and is_first else None
-    graph = build_graph(recipe, title, command)
-    wanted = graph.until[options.until]
     gates = Gates(folder=folder, force=options.force, report=lambda text: _print(console, text))
     with only_run_in(folder) if is_first else contextlib.nullcontext():
         validate_recipe(recipe, deploys=options.until in PUBLISHED)
         gates.check_images(recipe)
+        if recipe.minutes and not stored_plan(recipe, folder):
+            console.print(data_table(dataset(recipe.data)).terminal())
+        plan = make_plan(recipe, folder, device, workers, console) if recipe.minutes else None
+        recipe = plan.applied(recipe) if plan else recipe
+        graph = build_graph(recipe, title, command)
+        wanted = graph.until[options.until]
         missing = _missing(graph, wanted, folder) if is_first else []
         hashes = distributed.broadcast_value([task.hash for task in missing])
         missing = [task for task in graph.tasks if task.hash in hashes]
@@ -83,7 +92,11 @@ def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[A
             run_index(recipe).save(folder)
         gates.check_finished(missing)
         if missing:
-            with Progress(console, missing, board) as progress:
+            throughput = plan.throughput if plan else counted_throughput(recipe)
+            missing = with_costs(missing, Workload.of(recipe, dataset(recipe.data), throughput))
+            if plan:
+                console.print(time_table(recipe, missing, workers))
+            with Progress(console, missing, board, workers=workers, in_seconds=True) as progress:
                 run_tasks(missing, folder, device, workers, progress, before=gates.check_inputs)
         for task in wanted:
             gates.check(task)

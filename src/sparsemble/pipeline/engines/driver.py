@@ -6,7 +6,7 @@ folder of the run. What a stage is lies in the folder, and what it reports is ap
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -17,6 +17,7 @@ from sparsemble.core.artifacts import write_json
 from sparsemble.pipeline.engines.local import LocalExecutor
 from sparsemble.pipeline.engines.torchrun import TorchrunExecutor
 from sparsemble.pipeline.engines.worker import TASKS, message_file, run_stage, task_file
+from sparsemble.pipeline.makespan import longest_chains
 from sparsemble.pipeline.progress import Progress
 from sparsemble.pipeline.stage import Task
 from sparsemble.training import distributed
@@ -95,8 +96,8 @@ class Driver:
     def run(self, tasks: Sequence[Task]) -> None:
         """Run tasks whose inputs are finished or among them; what is finished is kept when one fails."""
         by_hash = {task.hash: task for task in tasks}
-        priority = work_ahead(tasks)
         graph = {t.hash: [i.hash for i in t.inputs.values() if i.hash in by_hash] for t in tasks}
+        priority = longest_chains(graph, {task.hash: task.cost for task in tasks})
         sorter = TopologicalSorter(graph)
         sorter.prepare()
         (self.folder / TASKS).mkdir(parents=True, exist_ok=True)
@@ -175,15 +176,3 @@ class Driver:
     def _fail(self, task: Task, message: str) -> None:
         self.failures[task.hash] = message
         self.progress.failed(task)
-
-
-def work_ahead(tasks: Sequence[Task]) -> Mapping[str, float]:
-    """Return, for each task, its cost plus that of the longest chain of tasks that wait for it."""
-    ahead = {task.hash: 0.0 for task in tasks}
-    cost = {task.hash: task.cost for task in tasks}
-    inputs = {task.hash: [i.hash for i in task.inputs.values() if i.hash in cost] for task in tasks}
-    for name in reversed([*TopologicalSorter(inputs).static_order()]):
-        ahead[name] += cost[name]
-        for needed in inputs[name]:
-            ahead[needed] = max(ahead[needed], ahead[name])
-    return ahead

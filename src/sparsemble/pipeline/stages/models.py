@@ -260,14 +260,20 @@ class SmallDenseStage(Stage):
         assert isinstance(self.parent, TrainStage)
         macs = inputs["select"].json("select.json")["macs_nonzero"]
         data = dataset(self.parent.data)
-        widest: Any = self.parent.model
-        if "width" not in vars(widest):  # a layout without a width to set is replaced by a ResNet-18
-            widest = ResNet(stem="imagenet" if min(data.shape[1:]) >= PHOTOGRAPH else "cifar")
-        replace(self.parent, model=_narrowed(widest, data, macs)).run(context, inputs)
+        replace(self.parent, model=narrowed(self.parent.model, data, macs)).run(context, inputs)
 
 
-def _narrowed(widest: Any, data: Dataset, macs: int) -> Architecture:
-    """Return the architecture at the width whose dense multiply-accumulates are nearest to `macs`."""
+def narrowed(architecture: Architecture, data: Dataset, macs: int) -> Architecture:
+    """Return an architecture at the width whose dense multiply-accumulates are nearest to `macs`.
+
+    Args:
+        architecture: the widest; a ResNet-18 takes the place of one without a width to set.
+        data: its images.
+        macs: of one image.
+    """
+    widest: Any = architecture
+    if "width" not in vars(widest):
+        widest = ResNet(stem="imagenet" if min(data.shape[1:]) >= PHOTOGRAPH else "cifar")
 
     def at(width: int) -> Architecture:
         narrow: Architecture = replace(widest, width=width)

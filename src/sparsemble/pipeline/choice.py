@@ -139,6 +139,7 @@ def _epochs(recipe: Recipe) -> dict[str, int]:
     """Return every number of epochs of a recipe, by its setting."""
     epochs = {
         "train.epochs": recipe.train.epochs,
+        "parent.finetune_epochs": recipe.parent.finetune_epochs if recipe.parent else 0,
         "prune.method.epochs": learning_epochs(recipe.prune.method),
         "prune.finetune_epochs": recipe.prune.finetune_epochs,
         "ensemble.epochs": recipe.ensemble.epochs,

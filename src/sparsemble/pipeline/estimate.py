@@ -96,7 +96,9 @@ class Workload:
             case SmallDenseStage(parent=TrainStage() as parent):
                 return self._training(parent.train, parent.held_out_attack, self.throughput.narrow)
             case LoadParentStage():
-                return self._probes(2, stage.held_out_attack)
+                tuned = stage.finetune
+                tuning = self._training(tuned, stage.held_out_attack, self.throughput.train) if tuned else 0.0
+                return self._probes(2, stage.held_out_attack) + tuning
             case PruneStage():
                 return self._pruning(stage)
             case SelectStage():

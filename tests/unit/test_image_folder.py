@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
+import sparsemble as sp
 from sparsemble.core.errors import InputError
 from sparsemble.data import data_sources
 from sparsemble.data.assemble import assemble, tensor_split
@@ -16,6 +17,7 @@ from sparsemble.data.augmentation import Augmentation
 from sparsemble.data.dataset import Dataset
 from sparsemble.data.duplicates import LARGEST_DISTANCE, duplicate_groups, look
 from sparsemble.data.file_split import FileSplit
+from sparsemble.evaluation.resolve_data import resolve_data
 from sparsemble.report import data_table
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -215,6 +217,13 @@ def test_folders_that_cannot_be_used_are_refused_in_a_sentence(tmp_path: Path) -
 
     refused(tmp_path / "none", r"none is missing; give a folder of class folders")
     (tmp_path / "photos.zip").write_bytes(b"PK")
+    for path in (tmp_path / "none", tmp_path / "photos.zip"):
+        with pytest.raises(InputError, match=r"give a folder of class folders|unpack it and give the folder"):
+            sp.data.load(path)
+        with pytest.raises(InputError, match=r"give a folder of class folders|unpack it and give the folder"):
+            resolve_data(str(path)).load()
+    with pytest.raises(InputError, match=r'data = "phtos" is not a known data; known: arrays'):
+        sp.data.load("phtos")
     refused(tmp_path / "photos.zip", r"photos.zip is a file; unpack it and give the folder")
     write(tmp_path / "flat", range(12))
     refused(tmp_path / "flat", r"flat has no class folders; it must hold one folder of images for each class")

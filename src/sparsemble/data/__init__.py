@@ -34,12 +34,19 @@ def source(name: str | Path, **settings: Any) -> DataSource:
     Raises:
         InputError: unknown data set or setting.
     """
-    path = Path(name).expanduser()
-    if path.suffix == ".npz":
+    if Path(name).suffix == ".npz":
         return data_sources.build({"name": "arrays", "path": str(name), **settings}, "data")
-    if str(name) not in data_sources.names() and path.is_dir():
+    if names_folder(name):
         return data_sources.build({"name": "image_folder", "root": str(name), **settings}, "data")
     return data_sources.build({"name": str(name), **settings}, "data")
+
+
+def names_folder(name: str | Path) -> bool:
+    """Return whether a name is the path of a folder, which may be missing or a file, and not that of a data source."""
+    text = str(name)
+    if text in data_sources.names() or text.lstrip().startswith("{") or ".py:" in text:
+        return False
+    return "/" in text or Path(name).expanduser().exists()
 
 
 def load(data: str | Path | Dataset | DataSource | Split | tuple[Any, Any] | list[Any], **settings: Any) -> Dataset:

@@ -9,6 +9,7 @@ from sparsemble.core.artifacts import META, Artifact
 from sparsemble.core.config import parse_toml
 from sparsemble.core.errors import InputError
 from sparsemble.core.source_file import first_line
+from sparsemble.data import names_folder
 from sparsemble.data.dataset import DataSource, data_sources
 from sparsemble.data.image_folder import ImageFolder
 from sparsemble.evaluation.run_models import INDEX, RunIndex, stored_ensemble
@@ -40,7 +41,7 @@ def resolve_data(text: str, target: str = "") -> DataSource:
     """
     if text.endswith(".npz"):
         return data_sources.build({"name": "arrays", "path": text}, "--data")
-    if text in data_sources.names() or not Path(text).expanduser().is_dir():
+    if not names_folder(text):
         return data_sources.build(component_spec(text, "--data"), "--data")
     trained = _trained_on(target)
     if isinstance(trained.source, ImageFolder):

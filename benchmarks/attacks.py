@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import sparsemble.ensemble  # noqa: F401 (registers combiners and stopping rules)
 from sparsemble.attacks import attacks
-from sparsemble.attacks.minimum_norm import MinimumNorm
+from sparsemble.attacks.minimum_norm import MinimumNorm, minimum_on_copy
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.config import from_dict
 from sparsemble.core.interfaces import members_of
@@ -97,26 +97,24 @@ def reference_apgd(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) 
     return adversarial
 
 
-def ours(name: str, **settings: object) -> Contender:
-    """Return one of our attacks as a contender; one of minimum norm searches for the nearest image, at any distance."""
+def ours(name: str, *, original: bool = False, **settings: object) -> Contender:
+    """Return one of our attacks as a contender; one of minimum norm searches for the nearest image, at any distance.
+
+    Args:
+        name: of the attack.
+        original: search on the network itself; else on the copy that an evaluation makes: making it counts.
+        **settings: of the attack.
+    """
     attack = attacks.build({"name": name, **settings})
 
     def run(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-        if isinstance(attack, MinimumNorm):
-            return attack.minimum(model, x, y, threat.norm, rng=seeded(SEED, x.device))[0]
-        return attack(model, x, y, threat, rng=seeded(SEED, x.device))
-
-    return run
-
-
-def on_copy(contender: Contender) -> Contender:
-    """Return a contender that searches on the copy that an evaluation makes; making it counts."""
-
-    def run(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-        copy = SearchCopy().of(model, x)
-        if copy is model:
+        rng = seeded(SEED, x.device)
+        searched = model if original else SearchCopy().of(model, x)
+        if searched is model and not original:
             raise SystemExit("this network has no copy")
-        return contender(copy, x, y, threat)
+        if isinstance(attack, MinimumNorm):
+            return minimum_on_copy(attack, searched, model, x, y, threat.norm, rng=rng)[0]
+        return attack(searched, x, y, threat, rng=rng)
 
     return run
 
@@ -153,19 +151,19 @@ def reference_carlini_wagner(model: nn.Module, x: Tensor, y: Tensor, threat: Thr
 CARLINI_WAGNER: dict[str, Any] = {"steps": 10, "searches": 1, "first_c": 1.0}
 """The quickest settings that come as near as torchattacks' default."""
 CONTENDERS: dict[str, Contender] = {
-    "autoattack": on_copy(ours("autoattack")),
-    "autoattack-fast": on_copy(ours("autoattack", mode="fast")),
-    "autoattack-original": ours("autoattack"),
-    "autoattack-fast-original": ours("autoattack", mode="fast"),
+    "autoattack": ours("autoattack"),
+    "autoattack-fast": ours("autoattack", mode="fast"),
+    "autoattack-original": ours("autoattack", original=True),
+    "autoattack-fast-original": ours("autoattack", original=True, mode="fast"),
     "pyautoattack": reference_autoattack,
-    "apgd": on_copy(ours("apgd")),
-    "apgd-original": ours("apgd"),
+    "apgd": ours("apgd"),
+    "apgd-original": ours("apgd", original=True),
     "pyautoattack-apgd": reference_apgd,
-    "ddn": on_copy(ours("ddn")),
-    "ddn-original": ours("ddn"),
+    "ddn": ours("ddn"),
+    "ddn-original": ours("ddn", original=True),
     "adv-lib-ddn": reference_ddn,
-    "carlini_wagner": on_copy(ours("carlini_wagner", **CARLINI_WAGNER)),
-    "carlini_wagner-original": ours("carlini_wagner", **CARLINI_WAGNER),
+    "carlini_wagner": ours("carlini_wagner", **CARLINI_WAGNER),
+    "carlini_wagner-original": ours("carlini_wagner", original=True, **CARLINI_WAGNER),
     "torchattacks-cw": reference_carlini_wagner,
 }
 REFERENCES = {

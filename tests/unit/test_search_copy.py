@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from sparsemble.attacks.bpda import BPDA
+from sparsemble.attacks.ddn import DDN
 from sparsemble.attacks.deepfool import DeepFool
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.joint_decision import JointDecision
 from sparsemble.attacks.ensemble.slowdown import Slowdown
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.minimum_norm import MinimumNorm, minimum_on_copy
 from sparsemble.attacks.pgd import PGD
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.pass_counter import StandIn, count_passes
@@ -174,7 +176,7 @@ def test_images_that_only_the_copy_gets_wrong_are_attacked_again_on_the_model(mo
 def test_attacks_that_need_the_model_itself_search_on_it() -> None:
     assert may_search_on_copy(PGD())
     assert not may_search_on_copy(BPDA())
-    through = SurrogateAttack(attack=DeepFool(), surrogate=FullEnsemble(), use_deployed_logits=False)
+    through = SurrogateAttack(attack=BPDA(), surrogate=FullEnsemble(), use_deployed_logits=False)
     assert not may_search_on_copy(through)
 
 
@@ -182,3 +184,27 @@ def test_jobs_on_one_model_share_a_copy_and_another_model_gets_its_own() -> None
     copies, model, x = SearchCopy(), network(), some_images()
     assert copies.of(model, x) is copies.of(model, x)
     assert copies.of(network(seed=4), x) is not copies.of(model, x)
+
+
+@pytest.mark.parametrize("attack", [DeepFool(), DDN()], ids=lambda attack: attack.label)
+@pytest.mark.parametrize(
+    "change",
+    [lambda logits: logits + 1e-5 * torch.tensor([1.0, 0.0, 0.0]), lambda logits: logits.roll(1, 1)],
+    ids=["rounded otherwise", "wrong everywhere"],
+)
+def test_a_nearest_point_of_the_copy_is_misclassified_by_the_model(
+    attack: MinimumNorm, change: Callable[[Logits], Logits]
+) -> None:
+    model, x = network(), some_images(30)
+    y = predicted(model, x)
+
+    def copy(images: Images) -> Logits:
+        return change(model(images))
+
+    nearest, success = minimum_on_copy(attack, copy, model, x, y, "l2", rng=seeded(0))
+    usual, as_usual = attack.minimum(model, x, y, "l2", rng=seeded(0))
+    assert torch.equal(success, as_usual)
+    assert success.sum() > 20
+    assert (predicted(model, nearest) != y)[success].all()
+    near, far = (ThreatModel(norm="l2").distance(points, x)[success] for points in (nearest, usual))
+    torch.testing.assert_close(near, far, rtol=1e-2, atol=1e-4)

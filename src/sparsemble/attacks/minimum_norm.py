@@ -190,6 +190,45 @@ class MinimumNorm(Attack):
         return bring_inside(model, point, success, x, y, threat, rng=rng)
 
 
+STRETCHED = (1e-5, 1e-4, 1e-3)
+"""Fractions by which a distance may grow where a copy of the network misclassifies a point and the network does not."""
+
+
+def minimum_on_copy(
+    attack: MinimumNorm, copy: Classifier, model: Classifier, x: Images, y: Labels, norm: Norm, *, rng: Generator
+) -> tuple[Images, Flags]:
+    """Search for the nearest misclassified images on a copy of a model; all that is returned holds on the model.
+
+    The nearest point lies on the decision boundary, where rounding decides: a point that the model still classifies
+    correctly is moved a little further away, and where that does not help the image is attacked on the model.
+
+    Args:
+        attack: searches.
+        copy: computes what the model computes, up to rounding.
+        model: decides.
+        x: (B, C, H, W) clean images in [0, 1].
+        y: (B) true classes.
+        norm: in which distance is measured.
+        rng: source of random draws.
+
+    Returns:
+        As `MinimumNorm.minimum`.
+    """
+    points, success = attack.minimum(copy, x, y, norm, rng=rng)
+    rows = success.nonzero()[:, 0]
+    for fraction in (0.0, *STRETCHED):
+        if not len(rows):
+            return points, success
+        moved = (x[rows] + (1 + fraction) * (points[rows] - x[rows])).clamp(0, 1)
+        with torch.no_grad():
+            confirmed = model(moved).argmax(1) != y[rows]
+        points[rows[confirmed]] = moved[confirmed]
+        rows = rows[~confirmed]
+    if len(rows):
+        points[rows], success[rows] = attack.minimum(model, x[rows], y[rows], norm, rng=rng)
+    return points, success
+
+
 def bring_inside(
     model: Classifier, point: Images, success: Flags, x: Images, y: Labels, threat: ThreatModel, *, rng: Generator
 ) -> Images:

@@ -14,7 +14,7 @@ from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.attacks.minimum_norm import MinimumNorm, bring_inside
+from sparsemble.attacks.minimum_norm import MinimumNorm, bring_inside, minimum_on_copy
 from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Ensemble, members_of
 from sparsemble.core.pass_counter import count_passes
@@ -140,6 +140,7 @@ def _attack(
     model, threat = _in_precision(network, DTYPES[job.search_dtype]), job.threat
     minimum, part = torch.full((len(x),), math.nan), torch.full((len(x),), -1)
     target: Classifier = model
+    original: Classifier = job.model
     inner: AnyAttack = attack
     if isinstance(attack, EnsembleAttack):
         assert isinstance(model, Ensemble)
@@ -147,11 +148,16 @@ def _attack(
         if not (isinstance(attack, SurrogateAttack) and isinstance(attack.surrogate, FullEnsemble)):
             return attack(model, job.rule, x, y, threat, rng=rng), minimum, part
         # An attack through the whole ensemble reports what the attack inside it reports.
+        assert isinstance(job.model, Ensemble)
         inner, target = attack.attack, attack.classifier(model, job.rule)
+        original = attack.classifier(job.model, job.rule)
     if isinstance(inner, MinimumNorm):
-        nearest, success = inner.minimum(target, x, y, threat.norm, rng=rng)
+        if model is job.model:
+            nearest, success = inner.minimum(target, x, y, threat.norm, rng=rng)
+        else:
+            nearest, success = minimum_on_copy(inner, target, original, x, y, threat.norm, rng=rng)
         minimum = threat.distance(nearest, x).masked_fill(~success, math.inf)
-        return bring_inside(target, nearest, success, x, y, threat, rng=rng), minimum, part
+        return bring_inside(original, nearest, success, x, y, threat, rng=rng), minimum, part
     if isinstance(inner, AutoAttack) and len(x):
         images, broken_by = inner.cascade(target, x, y, threat, rng=rng)
         return search_inside(threat, x, lambda: images, inner.name), minimum, broken_by.clamp_min(-1)

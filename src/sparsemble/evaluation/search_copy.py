@@ -10,7 +10,6 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.attacks.bpda import BPDA
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
-from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.pass_counter import StandIn
@@ -49,11 +48,10 @@ class SearchCopy:
 def may_search_on_copy(attack: Attack | EnsembleAttack) -> bool:
     """Return whether an attack needs nothing of a model but its logits and their gradients.
 
-    A minimum-norm attack reports a distance at which the model itself must misclassify, and BPDA looks for the model's
-    own decisions: both search on the model.
+    BPDA looks for the model's own decisions, so it searches on the model.
     """
     inner = attack.attack if isinstance(attack, SurrogateAttack) else attack
-    return not isinstance(inner, MinimumNorm | BPDA)
+    return not isinstance(inner, BPDA)
 
 
 def _copy_of(model: nn.Module, x: Images) -> nn.Module:

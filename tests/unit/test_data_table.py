@@ -14,6 +14,8 @@ def test_a_table_of_a_data_set() -> None:
     assert rows["classes"].startswith("10: 0, 1, 2")
     assert rows["images of a class"] == "174 (8) to 183 (3), 1.1 times as many"
     unreadable = tuple((f"{number}.jpg", "it is damaged") for number in range(4))
+    files = FileSummary(sizes=((8, 9), (8, 9), (8, 9)))
+    assert dict(data_table(replace(digits, files=files)).rows)["duplicates"] == "none found"
     files = FileSummary(
         sizes=((8, 9), (640, 480), (4000, 3000)),
         unreadable=unreadable,

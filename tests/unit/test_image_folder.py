@@ -314,7 +314,9 @@ def test_a_long_scan_is_kept_until_a_file_changes(tmp_path: Path, cache: Path, m
     assert len(list((cache / "images").iterdir())) == 1
     kept.write_bytes(kept.read_bytes()[:-400])
     assert not load(root).notes
-    cache.joinpath("images", "x").write_text("")
+    for size in range(16, 26):
+        load(root, size=size)
+    assert len(list((cache / "images").iterdir())) == 8
     shutil.rmtree(cache)
     cache.write_text("not a folder")
     assert not load(root).notes

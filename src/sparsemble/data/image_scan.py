@@ -29,6 +29,8 @@ logger = logging.getLogger("sparsemble")
 VERSION = 1
 KEEP_AFTER = 5.0
 """Seconds that a scan took before it is kept for the next process."""
+KEPT = 8
+"""Scans that are kept, the newest ones."""
 REPORT_EVERY = 15.0
 """Seconds between messages about how far it is."""
 DIGEST = 16
@@ -149,5 +151,8 @@ def _save(path: Path, state: str, scan: ImageScan) -> None:
             arrays = {name: getattr(scan, name) for name in scan.arrays}
             np.savez(stream, state=np.array(state), errors=np.array(json.dumps(scan.errors)), **arrays)
         temporary.replace(path)
+        newest = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime)
+        for file in newest[:-KEPT]:
+            file.unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)

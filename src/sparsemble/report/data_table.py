@@ -56,10 +56,8 @@ def _file_rows(files: FileSummary) -> dict[str, str]:
     if files.unreadable:
         named = ", ".join(f"{name} ({reason})" for name, reason in files.unreadable[:NAMED])
         rows["unreadable, left out"] = f"{len(files.unreadable):,}: {named}" + _more(len(files.unreadable))
-    if files.duplicates:
-        rows["duplicates"] = (
-            f"{plural(files.duplicates, 'file')} in {plural(files.groups, 'group')}, never in two splits"
-        )
+    found = f"{plural(files.duplicates, 'file')} in {plural(files.groups, 'group')}, never in two splits"
+    rows["duplicates"] = found if files.duplicates else "none found"
     if files.removed:
         named = ", ".join(f"{name} (is {other})" for name, other in files.removed[:NAMED])
         rows["left out of the test"] = f"{len(files.removed):,} as they are in training: {named}" + _more(

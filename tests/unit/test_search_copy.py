@@ -26,7 +26,7 @@ from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
 from sparsemble.evaluation.search_copy import SearchCopy, may_search_on_copy
 from sparsemble.models import architectures, build_model
-from tests.helpers import predicted, random_split, tiny_ensemble
+from tests.helpers import margin, predicted, random_split, tiny_ensemble
 
 SHAPE = (2, 8, 8)
 THREAT = ThreatModel(eps=0.05)
@@ -205,6 +205,6 @@ def test_a_nearest_point_of_the_copy_is_misclassified_by_the_model(
     usual, as_usual = attack.minimum(model, x, y, "l2", rng=seeded(0))
     assert torch.equal(success, as_usual)
     assert success.sum() > 20
-    assert (predicted(model, nearest) != y)[success].all()
+    assert (margin(model, nearest)[success] > -1e-5).all()  # rounding differs with the number of images in a batch
     near, far = (ThreatModel(norm="l2").distance(points, x)[success] for points in (nearest, usual))
     torch.testing.assert_close(near, far, rtol=1e-2, atol=1e-4)

@@ -24,7 +24,7 @@ from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.agreement import Agreement
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
 from sparsemble.evaluation.run_attacks import Outcomes, run_attacks
-from sparsemble.evaluation.search_copy import SearchCopy, may_search_on_copy
+from sparsemble.evaluation.search_copy import SIDE_BY_SIDE, SearchCopy, may_search_on_copy
 from sparsemble.models import architectures, build_model
 from tests.helpers import margin, predicted, random_split, tiny_ensemble
 
@@ -86,7 +86,8 @@ def test_members_of_one_layout_run_side_by_side(mean: float) -> None:
     copy = assert_copied(ensemble, x)
     assert isinstance(copy, Ensemble)
     assert copy.together is not None
-    torch.testing.assert_close(copy.member_logits(x), ensemble.member_logits(x), rtol=1e-4, atol=1e-4)
+    for images in (x, some_images(SIDE_BY_SIDE + 1)):
+        torch.testing.assert_close(copy.member_logits(images), ensemble.member_logits(images), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(copy.members[1](x), ensemble.members[1](x), rtol=1e-4, atol=1e-4)
 
 

@@ -11,10 +11,10 @@ from sparsemble.attacks.bpda import BPDA
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Ensemble
+from sparsemble.core.interfaces import Ensemble, stack_logits
 from sparsemble.core.pass_counter import StandIn
 from sparsemble.core.same_outputs import TOLERANCE, assert_same_outputs, relative_difference
-from sparsemble.core.types import Images
+from sparsemble.core.types import Images, MemberLogits
 from sparsemble.models.convert import convert_model
 from sparsemble.models.folded import FoldedNetwork
 from sparsemble.models.folded_members import FoldedMembers, have_one_layout
@@ -23,6 +23,8 @@ from sparsemble.runtime.network import Network
 
 COMPARED = 32
 """Images, beside those of noise, on which a copy is compared with its model."""
+SIDE_BY_SIDE = 64
+"""Most images for which one grouped convolution is faster than one for each member."""
 
 
 @final
@@ -43,6 +45,26 @@ class SearchCopy:
         if self._copy is None or self._model is not model:
             self._model, self._copy = model, _copy_of(model, x)
         return self._copy
+
+
+@final
+class _Together(nn.Module):
+    """The logits of all members: side by side on few images, one after another on many.
+
+    Args:
+        grouped: computes those of all members at once.
+        members: compute the same.
+    """
+
+    def __init__(self, grouped: nn.Module, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.grouped, self.members = grouped, nn.ModuleList(members)
+
+    def forward(self, x: Images) -> MemberLogits:
+        if len(x) > SIDE_BY_SIDE:
+            return stack_logits([member(x) for member in self.members])
+        logits: MemberLogits = self.grouped(x)
+        return logits
 
 
 def may_search_on_copy(attack: Attack | EnsembleAttack) -> bool:
@@ -67,7 +89,7 @@ def _copy_of(model: nn.Module, x: Images) -> nn.Module:
     together = None
     # Groups are slow on a GPU, which one member keeps busy.
     if x.device.type == "cpu" and len(folded) == len(members) > 1 and have_one_layout(folded):
-        together = _placed(FoldedMembers(folded), list(model.members), x)
+        together = _Together(_placed(FoldedMembers(folded), list(model.members), x), members)
     return _as_proved(model, Ensemble(members, model.combiner, together=together).eval(), x)
 
 

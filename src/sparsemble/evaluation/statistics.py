@@ -12,6 +12,8 @@ from sparsemble.core.results import ChanceLevel
 
 LEVEL = 0.95
 """Probability that an interval contains the true value."""
+NORMAL = NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Standard deviations of the normal distribution on either side that hold so much."""
 CHANCE = 0.01
 """Probability with which predictions without skill are taken for more than chance."""
 
@@ -29,10 +31,10 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     """
     if not 0 <= successes <= total or total == 0:
         raise InputError(f"successes must lie in 0..total and total be at least 1, got {successes} of {total}")
-    from scipy.stats import binomtest  # takes half a second to import
-
-    low, high = binomtest(successes, total).proportion_ci(LEVEL, method="wilson")
-    return 0.0 if successes == 0 else max(0.0, float(low)), 1.0 if successes == total else min(1.0, float(high))
+    z2 = NORMAL**2
+    centre = (successes + z2 / 2) / (total + z2)
+    half = NORMAL / (total + z2) * math.sqrt(successes * (total - successes) / total + z2 / 4)
+    return 0.0 if successes == 0 else centre - half, 1.0 if successes == total else centre + half
 
 
 def chance_level(labels: Int[np.ndarray, "n"]) -> ChanceLevel:
@@ -49,12 +51,13 @@ def chance_level(labels: Int[np.ndarray, "n"]) -> ChanceLevel:
     """
     if not len(labels):
         raise InputError("chance needs at least one image")
-    from scipy.stats import binom
+    from scipy.special import bdtrc
 
     largest = int(np.unique(labels, return_counts=True)[1].max())
     n, share = len(labels), largest / len(labels)
-    # The fewest k with P(X >= k) <= CHANCE: `isf` returns the fewest x with P(X > x) <= CHANCE.
-    return ChanceLevel(images=n, largest_class=largest, least=int(binom.isf(CHANCE, n, share)) + 1)
+    more = bdtrc(np.arange(n), n, share)  # P(X > k) = P(X >= k + 1) for k = 0..n-1
+    unlikely = np.flatnonzero(more <= CHANCE)
+    return ChanceLevel(images=n, largest_class=largest, least=int(unlikely[0]) + 1 if len(unlikely) else n + 1)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -65,9 +68,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     Source: McNemar 1947, with the binomial distribution in place of its normal limit.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtr  # scipy.stats takes half a second to import
 
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def paired_difference(a: Bool[np.ndarray, "n"], b: Bool[np.ndarray, "n"]) -> tuple[float, float, float]:
@@ -84,7 +87,6 @@ def paired_difference(a: Bool[np.ndarray, "n"], b: Bool[np.ndarray, "n"]) -> tup
 
     Source: Tango 1998, Statistics in Medicine 17, 891-908: the differences that the score test does not reject.
     """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     n = len(a)
     if n == 0:
         raise InputError("a paired difference needs at least one image")
@@ -95,7 +97,7 @@ def paired_difference(a: Bool[np.ndarray, "n"], b: Bool[np.ndarray, "n"]) -> tup
         """Return whether the squared score is at most z^2; `q` is the likeliest P(only b is correct) given delta."""
         linear = (2 * n - only_a + only_b) * delta - only_a - only_b
         q = (math.sqrt(max(0.0, linear**2 + 8 * n * only_b * delta * (1 - delta))) - linear) / (4 * n)
-        return n * (difference - delta) ** 2 <= z**2 * (2 * q + delta * (1 - delta))
+        return n * (difference - delta) ** 2 <= NORMAL**2 * (2 * q + delta * (1 - delta))
 
     return difference, _last(accepted, difference, -1.0), _last(accepted, difference, 1.0)
 

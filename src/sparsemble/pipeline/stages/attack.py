@@ -1,5 +1,6 @@
 """One attack on one row of the result table, and accuracy of a row against eps."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -29,7 +30,9 @@ ATTACK = "attack.json"
 ABSENT = "absent"
 """Stands in `attack.json` of an attack that was not run, with the reason."""
 SHARD = 250
-"""Images attacked at once; small networks gain from many."""
+"""Images attacked at once, at least; networks on small images gain from many."""
+VALUES = 64_000
+"""Numbers in the images attacked at once, unless these are fewer images than `SHARD`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class RowStage(WithData):
             attacks=attacks,
             classes=len(data.classes),
             seed=self.seed,
-            shard=SHARD,
+            shard=max(SHARD, VALUES // math.prod(data.shape)),
         )
 
 

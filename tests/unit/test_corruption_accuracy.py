@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
@@ -22,15 +23,16 @@ from sparsemble.core.results import CorruptionRecord, EvaluationResult
 from sparsemble.core.results.corruptions import CORRUPTIONS, FAMILIES
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
+from sparsemble.data import data_sources
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.evaluation.check_suite import reporting
-from sparsemble.evaluation.corruption_accuracy import (
+from sparsemble.evaluation.corrupted_images import (
+    CorruptedFiles,
     GeneratedCorruptions,
     StoredCorruptions,
-    corruption_accuracy,
     open_corruptions,
-    plan_corruptions,
 )
+from sparsemble.evaluation.corruption_accuracy import corruption_accuracy, plan_corruptions
 from sparsemble.evaluation.corruptions import corrupt
 from sparsemble.evaluation.job import EvaluationJob
 from sparsemble.evaluation.outcome_store import OutcomeStore
@@ -149,6 +151,52 @@ def test_published_arrays_give_what_generated_images_give(tmp_path: Path) -> Non
         assert len(stored.sha256 or "") == 64
         if len(part) == 12:
             assert stored.corruptions == generated.corruptions
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_files_give_what_arrays_give(parts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, _ = images(12 if parts else 24).tensors()
+    for i, image in enumerate(clean):
+        folders = ("train", "test") if parts else ("",)
+        for k, part in enumerate(folders):
+            path = tmp_path / "photos" / part / "ab"[i % 2] / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((255 * image[0] + 7 * k).clamp(0, 255).round().byte().numpy()).save(path)
+    settings = {"size": 8, "grey": True, "held_out": 0.4, "near_duplicates": False}
+    source = data_sources.build({"name": "image_folder", "root": str(tmp_path / "photos"), **settings})
+    split = source.load().test
+    assert len(split.names) == len(split) == (12 if parts else 5)
+    x, _ = split.tensors()
+    folder = tmp_path / "photos-C"
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            changed_images = corrupt(name, severity, x, seed=0, positions=range(len(x)))
+            for image, file in zip(changed_images, split.names, strict=True):
+                path = folder / name / str(severity) / file.removeprefix("test/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((255 * image[0]).round().byte().numpy()).save(path)
+    generated = measured(job_of(split))
+    opened = open_corruptions(folder, split, range(len(split)), 0)
+    assert isinstance(opened, CorruptedFiles)
+    stored = measured(job_of(split), None, opened)
+    assert stored.corruptions == generated.corruptions
+    assert stored.source == str(folder)
+    some = split.subset(torch.tensor([1, 3]))
+    assert torch.equal(
+        open_corruptions(folder, some, [1, 3], 0).images("fog", 2, x[[3, 1]], [3, 1]),
+        opened.images("fog", 2, x, range(len(x)))[[3, 1]],
+    )
+    monkeypatch.setattr("sparsemble.data.image_folder.IN_MEMORY", 0)
+    assert list(source.load().test.names) == list(split.names)
+    path = folder / "snow" / "3" / split.names[2].removeprefix("test/")
+    path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"cannot be read as an image: its format is not known, .*; repair it"):
+        opened.images("snow", 3, x[[2]], [2])
+    path.unlink()
+    with pytest.raises(InputError, match=r"snow/3/.*png is missing; each test image needs a file of its name in every"):
+        open_corruptions(folder, split, range(len(split)), 0)
+    with pytest.raises(InputError, match=r"photos-C holds files, but the images that are evaluated are arrays"):
+        open_corruptions(folder, images(), range(12), 0)
 
 
 @pytest.mark.parametrize(

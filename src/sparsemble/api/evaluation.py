@@ -20,7 +20,7 @@ from sparsemble.core.results import DataRecord, EvaluationResult
 from sparsemble.core.threat import ThreatModel, checked_threat
 from sparsemble.data.dataset import Split
 from sparsemble.ensemble.stopping.never import Never
-from sparsemble.evaluation.corruption_accuracy import open_corruptions
+from sparsemble.evaluation.corrupted_images import open_corruptions
 from sparsemble.evaluation.evaluator import EvaluationSettings, usual_attacks, with_adaptive
 from sparsemble.evaluation.evaluator import evaluate as run_evaluator
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob
@@ -64,7 +64,7 @@ def evaluate(
         class_map: output of the model for each class of the data; empty: in their order.
         checks: default: they take no longer than the strongest attack; full: on more images.
         corruptions: True: also measure accuracy under the fifteen common corruptions; a folder: under those in the
-            arrays of CIFAR-10-C there, or in ones like them.
+            arrays of CIFAR-10-C or the files of ImageNet-C there, or in ones like them.
         name: of the result.
         seed: of attack starts, >= 0.
         folder: keeps the outcome of every image, so that an interrupted evaluation goes on, and `evaluation.json`.

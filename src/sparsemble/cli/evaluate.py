@@ -98,7 +98,7 @@ def evaluate(
         typer.Option(
             "--corruptions",
             metavar="[FOLDER]",
-            help="Measure accuracy under the fifteen common corruptions, too; of a FOLDER of CIFAR-10-C's arrays, or "
+            help="Measure accuracy under the fifteen common corruptions, too; of a FOLDER as of CIFAR-10-C or ImageNet-C, or "
             "generated.",
         ),
     ] = "",

@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -27,6 +27,8 @@ class Split(ABC):
     """Labelled images, accessed by index."""
 
     labels: Labels
+    names: Sequence[str] = ()
+    """Relative path of each image's file; (): the images are no files, or their paths are not kept."""
     prefetch: ClassVar[int] = 0
     """Batches that `stream` reads in the background."""
 
@@ -78,7 +80,7 @@ class TensorSplit(Split):
         InputError: another shape, type or range.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, names: Sequence[str] = ()) -> None:
         if pixels.ndim != 4 or len(pixels) != len(labels):
             raise InputError(
                 f"images must be (N, C, H, W) with one label each, got {tuple(pixels.shape)} and {tuple(labels.shape)}"
@@ -90,6 +92,7 @@ class TensorSplit(Split):
             pixels = in_unit_range(pixels.detach())
         self.pixels = _with_usual_strides(pixels)
         self.labels = checked_labels(labels, len(pixels)).to(pixels.device)
+        self.names = names
 
     def images(self, indices: Tensor) -> Images:
         """Return the images at these indices as float32 in [0, 1]."""
@@ -98,11 +101,12 @@ class TensorSplit(Split):
 
     def subset(self, indices: Tensor) -> "TensorSplit":
         """Return a split of these images only."""
-        return TensorSplit(self.pixels[indices], self.labels[indices])
+        names = [self.names[index] for index in indices.tolist()] if self.names else ()
+        return TensorSplit(self.pixels[indices], self.labels[indices], names)
 
     def to(self, device: torch.device | str) -> "TensorSplit":
         """Return the split on a device."""
-        return TensorSplit(self.pixels.to(device), self.labels.to(device))
+        return TensorSplit(self.pixels.to(device), self.labels.to(device), self.names)
 
 
 def _with_usual_strides(pixels: Tensor) -> Tensor:

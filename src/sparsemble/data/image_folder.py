@@ -102,7 +102,8 @@ class ImageFolder(DataSource):
 
         def split(indices: np.ndarray) -> Split:
             if in_memory:
-                return TensorSplit(torch.from_numpy(scan.pixels[indices]), files.labels[indices])
+                names = [files.names[index] for index in indices.tolist()]
+                return TensorSplit(torch.from_numpy(scan.pixels[indices]), files.labels[indices], names)
             return files.subset(torch.from_numpy(indices))
 
         measured = train[np.linspace(0, len(train) - 1, MEASURED).astype(int)]

@@ -25,7 +25,8 @@ from sparsemble.core.results import (
 from sparsemble.core.threat import Norm, as_fraction
 from sparsemble.data.dataset import Dataset, DataSource
 from sparsemble.evaluation.check_suite import Evidence, Extras, all_checks
-from sparsemble.evaluation.corruption_accuracy import CorruptedImages, corruption_accuracy, plan_corruptions
+from sparsemble.evaluation.corrupted_images import CorruptedImages
+from sparsemble.evaluation.corruption_accuracy import corruption_accuracy, plan_corruptions
 from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.inputs import FIRST, SUBSET_SEED, select_indices
 from sparsemble.evaluation.job import AnyAttack, EvaluationJob

@@ -28,7 +28,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.evaluation.checks import verdict
 from sparsemble.evaluation.checks.reporting import open_checks_shown
 from sparsemble.evaluation.compare import compare
-from sparsemble.evaluation.corruption_accuracy import CorruptedImages, open_corruptions
+from sparsemble.evaluation.corrupted_images import CorruptedImages, open_corruptions
 from sparsemble.evaluation.evaluator import EvaluationSettings, data_record, evaluate, usual_attacks, with_adaptive
 from sparsemble.evaluation.fingerprint import weights_hash
 from sparsemble.evaluation.inputs import select_images

@@ -98,8 +98,8 @@ def evaluate(
         typer.Option(
             "--corruptions",
             metavar="[FOLDER]",
-            help="Measure accuracy under the fifteen common corruptions, too; of a FOLDER as of CIFAR-10-C or ImageNet-C, or "
-            "generated.",
+            help="Measure accuracy under the fifteen common corruptions, too; of a FOLDER as of CIFAR-10-C or "
+            "ImageNet-C, or generated.",
         ),
     ] = "",
     out: Out = None,

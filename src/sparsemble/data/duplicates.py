@@ -15,11 +15,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported where they are first used
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.fft import dctn
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 SIDE = 32
 LOW = 8
@@ -45,7 +43,7 @@ class Look(NamedTuple):
 def look(image: Image.Image) -> Look:
     """Return the perceptual hash and the thumbnail of an image of any size and mode."""
     grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    low = dctn(np.asarray(grey, np.float64))[:LOW, :LOW].ravel()[1:]
+    low = scipy.fft.dctn(np.asarray(grey, np.float64))[:LOW, :LOW].ravel()[1:]
     bits = np.packbits(np.concatenate([[False], low > np.median(low)]))
     return Look(int.from_bytes(bits.tobytes(), "big"), np.asarray(grey.reduce(SIDE // THUMBNAIL)))
 
@@ -67,8 +65,10 @@ def duplicate_groups(
         return group
     equal = np.stack([np.arange(len(group)), group])
     pairs = np.concatenate([equal, first[_near_pairs(hashes[first], thumbnails[first])]], axis=1)
-    links = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(len(group), len(group)))
-    _, component = connected_components(links, directed=False)
+    links = scipy.sparse.coo_array(
+        (np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(len(group), len(group))
+    )
+    _, component = scipy.sparse.csgraph.connected_components(links, directed=False)
     _, first, same = np.unique(component, return_index=True, return_inverse=True)
     return first[same]
 

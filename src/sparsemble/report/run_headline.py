@@ -8,7 +8,7 @@ HEADLINE_ROW = "ensemble_dynamic"
 
 
 def headline(summary: RunSummary) -> tuple[str, str, str]:
-    """Return the result in one sentence; the middle part is the number."""
+    """Return the result in two sentences; the middle part is the number."""
     result = summary.row(HEADLINE_ROW)
     low, high = result.interval
     return (
@@ -16,13 +16,13 @@ def headline(summary: RunSummary) -> tuple[str, str, str]:
         f"{round_percent(result.model.sparsity)} sparse in all, keeps ",
         f"{percent(result.robust_accuracy)} %",
         f" accuracy in the worst case over {plural(len(result.attacks), 'attack')} (95 % interval {percent(low)} to "
-        f"{percent(high)}), {_verdict(summary)}running {result.members_run.clean:.2f} members a clean image and "
-        f"{result.members_run.attacked:.2f} an attacked one.",
+        f"{percent(high)}){_verdict(summary)}. It runs {result.members_run.clean:.2f} members for a clean image and "
+        f"{result.members_run.attacked:.2f} for an attacked one.",
     )
 
 
 def _verdict(summary: RunSummary) -> str:
-    """Return the part of the headline on chance and on the parent, with its comma; empty where neither is known."""
+    """Return the part of the headline on chance and on the parent, with its colon; empty where neither is known."""
     parts = ["no better than chance"] if _is_useless(summary) else []
     if test := summary.against_parent:
         low, high = test.interval
@@ -32,7 +32,7 @@ def _verdict(summary: RunSummary) -> str:
         else:
             kind = "worse" if test.difference < 0 else "better"
             parts.append(f"{percent(abs(test.difference))} points {kind} than its dense parent ({interval})")
-    return "".join(f"{part}, " for part in parts)
+    return f": {', '.join(parts)}" if parts else ""
 
 
 def _is_useless(summary: RunSummary) -> bool:

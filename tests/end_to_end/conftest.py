@@ -1,4 +1,5 @@
 import fcntl
+import logging
 import os
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         monkeypatch.setattr(sys, "argv", ["sparsemble", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
+        logging.getLogger("sparsemble").setLevel(logging.NOTSET)  # --quiet raises it
         return int(ended.value.code or 0), capsys.readouterr().err
 
     return call

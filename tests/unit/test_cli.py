@@ -1,6 +1,7 @@
 """The command line without any work: help, lists, what reaches the pipeline, and how errors come out."""
 
 import importlib.util
+import logging
 import shlex
 import signal
 import sys
@@ -17,6 +18,7 @@ from sparsemble.cli import main
 from sparsemble.cli.app import stoppable
 from sparsemble.cli.recipes import COMMANDS as STAGES
 from sparsemble.core.errors import InputError, RunError
+from sparsemble.pipeline import evaluate_command
 from sparsemble.pipeline.catalogue import catalogue
 from sparsemble.pipeline.recipe import load_recipe, shipped
 
@@ -41,6 +43,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     yield run
     signal.signal(signal.SIGTERM, handler)
+    logging.getLogger("sparsemble").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -181,6 +184,48 @@ class TestWhatReachesThePipeline:
         status, _, err = call("evaluate", "digits", option)
         assert status == 2
         assert option.split("=")[0] in err
+
+
+class TestQuiet:
+    def test_what_a_data_set_leaves_out_is_not_printed(
+        self, call: Call, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def run(*_: Any) -> list[Any]:
+            logging.getLogger("sparsemble").warning("2 images are left out")
+            return []
+
+        monkeypatch.setattr(pipeline, "run", run)
+        call("run", "digits", "--quiet")
+        assert not caplog.messages
+        call("train", "digits")
+        assert caplog.messages == ["2 images are left out"]
+
+
+class TestCorruptions:
+    @pytest.mark.parametrize(
+        ("words", "corruptions"),
+        [
+            (["--corruptions", "it.onnx"], "generated"),
+            (["it.onnx", "--corruptions"], "generated"),
+            (["--corruptions", "--eps=0.1", "it.onnx"], "generated"),
+            (["--corruptions", "folder", "it.onnx"], "folder"),
+            (["it.onnx", "--corruptions=folder"], "folder"),
+            (["it.onnx"], ""),
+        ],
+    )
+    def test_may_stand_without_a_folder_anywhere(
+        self, words: list[str], corruptions: str, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def prepare(options: Any) -> Any:
+            raise InputError(f"{options.target} {options.corruptions}")
+
+        monkeypatch.setattr(evaluate_command, "prepare", prepare)
+        assert call("evaluate", *words) == (2, "", f"error: it.onnx {corruptions}\n")
+
+    def test_alone_it_lacks_a_target(self, call: Call) -> None:
+        status, _, err = call("evaluate", "--corruptions")
+        assert status == 2
+        assert "Missing argument 'TARGET'" in err
 
 
 class TestErrors:

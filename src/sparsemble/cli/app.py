@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -59,7 +60,15 @@ Force = Annotated[
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write training curves to RUN/tensorboard, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def _hush(quiet: bool) -> bool:
+    """Log errors only where nothing else is printed, either."""
+    logging.getLogger("sparsemble").setLevel(logging.ERROR if quiet or not IS_FIRST_PROCESS else logging.NOTSET)
+    return quiet
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_hush, help="Print errors only.")]
 
 TRAIN_PACKAGES = ("torch", "jaxtyping", "jinja2", "matplotlib", "scipy", "tomli_w")
 """What the extra `train` installs."""

@@ -22,7 +22,7 @@ BARE = "--corruptions"
 
 
 class CommandWithCorruptions(TyperCommand):
-    """A command whose option --corruptions may stand without a folder."""
+    """A command whose option --corruptions may stand without a folder, before the target, too."""
 
     def make_parser(self, ctx: Any) -> Any:
         """Return a parser that reads a bare --corruptions as `--corruptions generated`."""
@@ -32,7 +32,10 @@ class CommandWithCorruptions(TyperCommand):
         def with_value(args: list[str]) -> Any:
             following = [*args, "--"][1:]
             bare = [word == BARE and after.startswith("-") for word, after in zip(args, following, strict=True)]
-            return parse([f"{BARE}=generated" if alone else word for word, alone in zip(args, bare, strict=True)])
+            generated = [f"{BARE}=generated" if word == BARE else word for word in args]
+            found = parse([new if alone else word for word, new, alone in zip(args, generated, bare, strict=True)])
+            # The only word that is no option is the target.
+            return parse(generated) if BARE in args and not isinstance(found[0].get("target"), str) else found
 
         parser.parse_args = with_value  # type: ignore[method-assign]
         return parser

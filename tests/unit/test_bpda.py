@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsemble as sp
-from sparsemble.attacks import APGD, BPDA, FGSM, PGD, APGDTargeted, CarliniWagner, Margin, Noise
+from sparsemble.attacks import APGD, BPDA, FGSM, PGD, APGDTargeted, CarliniWagner, Margin, Noise, Square
 from sparsemble.attacks.bpda import count_stand_ins, with_stand_ins
 from sparsemble.core.errors import InputError
 from sparsemble.core.threat import ThreatModel
@@ -182,6 +182,28 @@ def test_an_evaluation_reports_what_only_stand_ins_break() -> None:
     assert "broken only by gradients of smooth stand-ins" in blind.checks[18].detail
     stronger = sp.evaluate(model, (x, y), sp.Linf(0.15), attacks=[PGD(steps=5), BPDA()])
     assert stronger.robust_accuracy < result.robust_accuracy - 0.2
+
+
+def test_makes_its_own_gradients_of_a_model_that_has_none() -> None:
+    """The decisions alone: every gradient is zero, and Square finds less than gradients of stand-ins."""
+
+    class Deciding(Hiding):
+        def forward(self, x: Images) -> Logits:
+            logits: Logits = self.signs((x > 0.5).float())
+            return logits
+
+    model, square = Deciding().eval(), Square(queries=20)
+    x = torch.rand(20, 1, 6, 6, generator=seeded(3))
+    images = (x, model(x).argmax(1))
+    with pytest.raises(InputError, match=r"gradient .* is 0 .*--access scores \(there bpda makes its own"):
+        sp.evaluate(model, images, sp.Linf(0.15), attacks=[BPDA()])
+    result = sp.evaluate(model, images, sp.Linf(0.15), attacks=[square, BPDA()], access="scores")
+    assert result.attack("bpda-pgd40").robust_accuracy < result.attack(square.label).robust_accuracy
+    assert result.threat.knowledge == "white-box, with gradients of stand-ins only (bpda-pgd40)"
+    with pytest.raises(InputError, match="bpda-pgd40 has no stand-in for anything in the forward pass"):
+        sp.evaluate(MODEL.eval(), images, sp.Linf(0.15), attacks=[BPDA()], access="scores")
+    with pytest.raises(InputError, match="needs gradients, but attacks may use labels only"):
+        sp.evaluate(model, images, sp.Linf(0.15), attacks=[BPDA()], access="labels")
 
 
 def test_works_in_the_norms_of_its_attack() -> None:

@@ -56,6 +56,8 @@ class Attack(Labelled):
     """Names of the attacks to use in the norms that are missing from `norms`."""
     access: ClassVar[Access] = "gradients"
     """What the attack uses of the model."""
+    own_gradients: ClassVar[bool] = False
+    """Whether it makes gradients of its own where those of the model are zero or missing."""
 
     @final
     def __call__(

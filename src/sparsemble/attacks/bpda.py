@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Generator, Tensor
@@ -53,6 +53,8 @@ class BPDA(Attack):
 
     Source: Athalye et al. 2018, section 4.1. Departs: the stand-ins are placed without knowing the model.
     """
+
+    own_gradients: ClassVar[bool] = True
 
     attack: Attack = PGD(steps=40, step_size=0.1)
     """Follows the gradients."""

@@ -14,6 +14,7 @@ from sparsemble.attacks.black_box.square import Square
 from sparsemble.attacks.black_box.transfer import Transfer
 from sparsemble.attacks.bpda import count_stand_ins
 from sparsemble.attacks.ensemble.suite import BLACK_BOX, GRADIENT, full_suite
+from sparsemble.core.errors import InputError
 from sparsemble.core.interfaces import Ensemble, combiners
 from sparsemble.core.results import (
     DataRecord,
@@ -52,8 +53,6 @@ from sparsemble.evaluation.sanity_attacks import (
 from sparsemble.evaluation.work import Work, expected_shard
 
 T = TypeVar("T")
-KNOWLEDGE = {"gradients": "white-box", "scores": "black-box (logits)", "labels": "black-box (labels)"}
-"""What the adversary knows, by what attacks may use of the model."""
 CHECKS = "curve, sanity attacks and checks"
 TITLES = {
     "doubled": "twice the steps of the headline attack",
@@ -122,6 +121,7 @@ def evaluate(
         InputError: anything wrong that can be known before work begins.
         RunError: an attack left its threat model, or the model returned NaN.
     """
+    _check_stand_ins(job)
     store = store or OutcomeStore()
     progress = Progress(job.model, report)
     plan_attacks(job, store, progress)
@@ -149,7 +149,7 @@ def evaluate(
             norm=job.threat.norm,
             eps=job.threat.eps,
             eps_text=as_fraction(job.threat.eps),
-            knowledge=KNOWLEDGE[job.access],
+            knowledge=job.knowledge,
         ),
         seed=job.seed,
         device=job.split.labels.device.type,
@@ -295,6 +295,15 @@ def _sample_sizes(
         return {name: min(images, len(job.split)) * (name in present) for name, images in FULL.items()}
     budget = settings.budget * Work.of(outcomes.attacks[outcomes.strongest]).units
     return sizes_within(budget, job, outcomes, present)
+
+
+def _check_stand_ins(job: EvaluationJob) -> None:
+    """Refuse an attack through stand-ins on a model that has neither gradients nor anything to put one in place of."""
+    if job.own_gradients and not _has_stand_ins(job):
+        raise InputError(
+            f"{job.own_gradients[0]} has no stand-in for anything in the forward pass, and attacks may not use "
+            "gradients of the model; leave it out"
+        )
 
 
 def _has_stand_ins(job: EvaluationJob) -> bool:

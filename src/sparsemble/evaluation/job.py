@@ -24,6 +24,8 @@ Decide = Callable[[Images], DynamicOutput]
 """The deployed decision."""
 CLEAN = "clean"
 """Label of the shards that hold the outcomes of clean images."""
+KNOWLEDGE = {"gradients": "white-box", "scores": "black-box (logits)", "labels": "black-box (labels)"}
+"""What the adversary knows, by what attacks may use of the model."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -79,8 +81,23 @@ class EvaluationJob:
                 raise InputError(f"{attack.label} attacks an ensemble; this model is none")
 
     def allows(self, attack: AnyAttack) -> bool:
-        """Return whether an attack uses no more of the model than attacks may."""
-        return ACCESS.index(access_of(attack)) <= ACCESS.index(self.access)
+        """Return whether an attack uses no more of the model than attacks may, or makes its own gradients of it."""
+        makes_them = self.access == "scores" and not isinstance(attack, EnsembleAttack) and attack.own_gradients
+        return makes_them or ACCESS.index(access_of(attack)) <= ACCESS.index(self.access)
+
+    @property
+    def knowledge(self) -> str:
+        """What the adversary knows."""
+        if self.own_gradients:
+            return f"white-box, with gradients of stand-ins only ({', '.join(self.own_gradients)})"
+        return KNOWLEDGE[self.access]
+
+    @property
+    def own_gradients(self) -> tuple[str, ...]:
+        """Labels of the attacks that make their own gradients of a model without any."""
+        if self.access == "gradients":
+            return ()
+        return tuple(attack.label for attack in self.attacks if access_of(attack) == "gradients")
 
     @property
     def members(self) -> int:

@@ -288,7 +288,7 @@ def _check_gradient(model: nn.Module, x: Images) -> None:
     Raises:
         InputError: with the cause, as far as it shows.
     """
-    advice = "evaluate it by attacks that need none: --access scores"
+    advice = "evaluate it by attacks that need none: --access scores (there bpda makes its own, if named)"
     point = x.clone().requires_grad_()
     try:
         with torch.enable_grad():

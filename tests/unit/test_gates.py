@@ -93,24 +93,27 @@ class TestParent:
         write(tmp_path, task, "history.jsonl", "".join(json.dumps(record) + "\n" for record in best_first))
         gates(tmp_path)[0].check(task)
 
-    def loaded(self, recipe: Recipe, folder: Path, accuracies: Mapping[str, float]) -> Task:
-        with_parent = load_recipe(str(SMOKE), ("parent={}",))[1]
+    def loaded(self, folder: Path, accuracies: Mapping[str, float], epochs: int = 0) -> Task:
+        with_parent = load_recipe(str(SMOKE), (f"parent={{finetune_epochs={epochs}}}",))[1]
         task = build_graph(with_parent, "", "").until["train"][0]
         write(folder, task, "held_out.json", json.dumps(accuracies))
         return task
 
-    def test_one_from_elsewhere_need_not_be_robust_but_that_is_said(self, recipe: Recipe, tmp_path: Path) -> None:
+    def test_one_from_elsewhere_need_not_be_robust_but_that_is_said(self, tmp_path: Path) -> None:
         gate, reported = gates(tmp_path)
-        gate.check(self.loaded(recipe, tmp_path, NOT_ROBUST))
+        gate.check(self.loaded(tmp_path, NOT_ROBUST))
         (sentence,) = reported
-        for word in ("the given parent is not robust", "0.0 % under attack", "finetune_epochs", "sparsemble.train"):
+        for word in ("the given parent is not robust", "0.0 % under attack", "parent.finetune_epochs = 0"):
             assert word in sentence
 
-    def test_one_from_elsewhere_that_does_not_know_the_classes_stops_the_run(
-        self, recipe: Recipe, tmp_path: Path
-    ) -> None:
+    def test_one_that_was_fine_tuned_has_to_be(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"the fine-tuned parent is not robust.*parent\.finetune_epochs = 3"):
+            gates(tmp_path)[0].check(self.loaded(tmp_path, NOT_ROBUST, epochs=3))
+        gates(tmp_path)[0].check(self.loaded(tmp_path, GOOD, epochs=3))
+
+    def test_one_from_elsewhere_that_does_not_know_the_classes_stops_the_run(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"does not know the classes of digits.*same order.*parent\.mean"):
-            gates(tmp_path)[0].check(self.loaded(recipe, tmp_path, AT_CHANCE))
+            gates(tmp_path)[0].check(self.loaded(tmp_path, AT_CHANCE))
 
 
 def pool_record(at_chance: int, names: tuple[str, ...] = ("nis-1", "erm-1", "ase-1", "bnsf-1")) -> PoolRecord:

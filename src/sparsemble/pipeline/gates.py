@@ -33,7 +33,7 @@ class Gates:
     """Checks the finished parent, the pool of sub-models and the ensemble, by the numbers in their artifacts.
 
     Each must be above chance on held-out images, when clean and under attack: `evaluation.statistics.chance_level`. A
-    parent that was trained elsewhere is not expected to be robust.
+    parent that was trained elsewhere is not expected to be robust before it is fine-tuned.
     """
 
     folder: Path
@@ -111,6 +111,9 @@ class Gates:
 
     def _loaded(self, stage: LoadParentStage, found: Mapping[str, Any]) -> str:
         chance = _chance(stage.data)
+        if stage.finetune:
+            advice = f"more epochs (parent.finetune_epochs = {stage.finetune.epochs}) or {_smaller_eps(stage)}"
+            return self._failed("the fine-tuned parent", stage, found, f"try {advice}")
         if not _is_above(chance, found, "clean"):
             return (
                 f"the given parent does not know the classes of {stage.data.name}: {_measured(found, chance)}; check "
@@ -121,7 +124,7 @@ class Gates:
             self.report(
                 f"the given parent is not robust: {_measured(found, chance)}; its sub-models have to learn robustness "
                 "while they are pruned and fine-tuned, so raise prune.finetune_epochs, or train the parent further "
-                f"first (parent.finetune_epochs = {stage.finetune.epochs if stage.finetune else 0})"
+                "first (parent.finetune_epochs = 0)"
             )
         return ""
 

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # its parts are imported where they are first used
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -29,6 +28,8 @@ LEAST_CORRELATION = 0.97
 LEAST_CONTRAST = 1.0
 """Standard deviation of a thumbnail in grey levels; flatter images are compared by their pixels only."""
 ROWS_AT_ONCE = 512
+COSINES = np.cos(np.pi / SIDE * np.arange(LOW)[:, None] * (np.arange(SIDE) + 0.5))
+"""(8, 32) the lowest frequencies of the discrete cosine transform."""
 
 
 class Look(NamedTuple):
@@ -43,7 +44,7 @@ class Look(NamedTuple):
 def look(image: Image.Image) -> Look:
     """Return the perceptual hash and the thumbnail of an image of any size and mode."""
     grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    low = scipy.fft.dctn(np.asarray(grey, np.float64))[:LOW, :LOW].ravel()[1:]
+    low = (COSINES @ np.asarray(grey, np.float64) @ COSINES.T).ravel()[1:]
     bits = np.packbits(np.concatenate([[False], low > np.median(low)]))
     return Look(int.from_bytes(bits.tobytes(), "big"), np.asarray(grey.reduce(SIDE // THUMBNAIL)))
 
@@ -63,14 +64,15 @@ def duplicate_groups(
     group = first[same.reshape(-1)]
     if not near:
         return group
-    equal = np.stack([np.arange(len(group)), group])
-    pairs = np.concatenate([equal, first[_near_pairs(hashes[first], thumbnails[first])]], axis=1)
-    links = scipy.sparse.coo_array(
-        (np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(len(group), len(group))
-    )
-    _, component = scipy.sparse.csgraph.connected_components(links, directed=False)
-    _, first, same = np.unique(component, return_index=True, return_inverse=True)
-    return first[same]
+    one, other = first[_near_pairs(hashes[first], thumbnails[first])]
+    while True:  # the smallest index spreads along the pairs
+        joined = group.copy()
+        np.minimum.at(joined, one, group[other])
+        np.minimum.at(joined, other, group[one])
+        joined = joined[joined]
+        if np.array_equal(joined, group):
+            return group
+        group = joined
 
 
 def _near_pairs(hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -238,6 +238,9 @@ def test_folders_that_cannot_be_used_are_refused_in_a_sentence(tmp_path: Path) -
     few = class_folders(tmp_path / "few")
     write(few / "owl", range(500, 509))
     refused(few, r"the class owl has 9 images, and at least 10 are needed; add some or remove its folder")
+    same = class_folders(tmp_path / "same" / "train").parent
+    shutil.copytree(same / "train", same / "val")
+    refused(same, r"same: every image of val is also in train; test on other images")
     other = parts(tmp_path / "other")
     (other / "test" / "dog").rename(other / "test" / "wolf")
     refused(other, r"train has the class folder dog and .*test has not; both must have the same classes")

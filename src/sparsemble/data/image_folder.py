@@ -34,6 +34,8 @@ from sparsemble.runtime.images import NAMED
 
 IN_MEMORY = 2 << 30
 MEASURED = 2048
+AUGMENTATION = ("random_resized_crop", "flip", "crop", "rand_augment", "jitter", "cutout")
+"""Settings that are passed on."""
 FEWEST = 10
 """Images of a class, in all parts together, that are needed."""
 
@@ -83,8 +85,7 @@ class ImageFolder(DataSource):
         """
         root, parts = self._find()
         preprocessing = make_preprocessing(resize=self.size, size=self.size, grey=self.grey)
-        changes = ("random_resized_crop", "flip", "crop", "rand_augment", "jitter", "cutout")
-        augmentation = Augmentation(**{name: getattr(self, name) for name in changes})
+        augmentation = Augmentation(**{name: getattr(self, name) for name in AUGMENTATION})
         augmentation.check(preprocessing.shape)
         classes = class_names(*(root / part for part in parts))
         files, in_test = _join([file_split(root, part, classes, preprocessing) for part in parts])
@@ -98,6 +99,8 @@ class ImageFolder(DataSource):
             train, test = pictures.cut(self.test)
         else:
             train, test, copies = pictures.without_copies(in_test)
+            if not len(test):
+                raise InputError(f"{root}: every image of {parts[1]} is also in {parts[0]}; test on other images")
         summary = pictures.summary(files.names, scan, copies)
 
         def split(indices: np.ndarray) -> Split:
@@ -143,9 +146,10 @@ def _check_counts(root: Path, labels: Labels, classes: Sequence[str], beside: st
     counts = labels.bincount(minlength=len(classes)).tolist()
     if min(counts) < FEWEST:
         rarest = counts.index(min(counts))
+        found = f"{counts[rarest]} image{'' if counts[rarest] == 1 else 's'}{beside}"
         raise InputError(
-            f"{root}: the class {classes[rarest]} has {counts[rarest]} images{beside}, and at least {FEWEST} are "
-            "needed; add some or remove its folder"
+            f"{root}: the class {classes[rarest]} has {found}, and at least {FEWEST} are needed; add some or remove its "
+            "folder"
         )
 
 

@@ -148,8 +148,8 @@ def _check_counts(root: Path, labels: Labels, classes: Sequence[str], beside: st
         rarest = counts.index(min(counts))
         found = f"{counts[rarest]} image{'' if counts[rarest] == 1 else 's'}{beside}"
         raise InputError(
-            f"{root}: the class {classes[rarest]} has {found}, and at least {FEWEST} are needed; add some or remove its "
-            "folder"
+            f"{root}: the class {classes[rarest]} has {found}, and at least {FEWEST} are needed; add some or remove "
+            "its folder"
         )
 
 

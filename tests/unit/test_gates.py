@@ -260,3 +260,21 @@ class TestSelect:
         forced = sp.select(**given, folder=tmp_path / "selected", force=True)  # reads what was kept
         assert forced.record.ensemble == ("one", "two", "three")
         assert forced.record.at_chance == ("three",)
+
+
+def test_an_eps_that_changes_what_photographs_show_needs_force(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(60):
+            image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            image.save(tmp_path / "photos" / label / f"{i}.png")
+    folder = str(tmp_path / "photos").replace("\\", "/")
+    changes = (f"data.root={folder}", "data.size=16", "data.held_out=0.5", "data.near_duplicates=false")
+    large = load_recipe("photos", (*changes, "threat.eps=17/255"))[1]
+    with pytest.raises(InputError, match=r"threat\.eps = 17/255 is above 16/255"):
+        gates(tmp_path)[0].check_images(large)
+    gates(tmp_path, force=True)[0].check_images(large)
+    gates(tmp_path)[0].check_images(load_recipe("photos", (*changes, "threat.eps=16/255"))[1])

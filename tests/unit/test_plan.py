@@ -26,11 +26,11 @@ from sparsemble.pipeline.options import option_settings
 from sparsemble.pipeline.plan import PLAN, make_plan, stored_plan
 from sparsemble.pipeline.recipe import Recipe, load_recipe
 from sparsemble.pipeline.stage import Task, dataset
-from sparsemble.pipeline.stages.throughput import THROUGHPUT, counted_throughput
+from sparsemble.pipeline.stages.throughput import THROUGHPUT, counted_throughput, per_image_and_call
 from sparsemble.pipeline.time_table import STEPS, time_table
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
-FAST = Throughput(train=1e-3, narrow=5e-4, mask=1.2e-3, finetune=1e-3, ensemble=4e-3, attack=1e-4)
+FAST = Throughput(train=1e-3, narrow=5e-4, mask=1.2e-3, finetune=1e-3, ensemble=4e-3, attack=1e-4, call=0.0)
 
 
 def smoke(*settings: str) -> Recipe:
@@ -96,9 +96,18 @@ class TestEstimate:
     def test_passes_are_counted_where_time_is_not_measured(self) -> None:
         counted = counted_throughput(smoke("train.loss=n_fgsm", "prune.loss=n_fgsm"))
         # N-FGSM: a step towards the image and one towards the weights, each forward and backward.
-        assert counted.train / counted.attack == pytest.approx(2 + 1.5 * 2)
+        assert counted.train == pytest.approx((2 + 1.5 * 2) * (counted.attack + counted.call / 32))
         assert counted.finetune == counted.train < counted.mask
         assert counted.ensemble > 2 * counted.train
+
+    def test_a_call_costs_something_beside_its_images(self) -> None:
+        assert per_image_and_call(100, 1.2, 0.28) == pytest.approx({"attack": 0.01, "call": 0.2})
+        assert per_image_and_call(100, 1.0, 1.1) == {"attack": 0.01, "call": 0.0}
+        recipe = smoke()
+        data, tasks = dataset(recipe.data), build_graph(recipe, "", "").tasks
+        (attack,) = (task for task in tasks if task.title == "attack dense: pgd2")
+        free, costly = (Workload.of(recipe, data, replace(FAST, call=call)).seconds(attack) for call in (0.0, 1e-3))
+        assert costly - free == pytest.approx(1e-3 * (2 * 3 + 1.5 * 2))  # three points, each twice, and two gradients
 
 
 class TestChoice:

@@ -40,8 +40,8 @@ from sparsemble.training.precision import Precision
 from sparsemble.training.schedule import Schedule
 from sparsemble.training.validation import held_out_probe
 
-MASK_SHARE = 0.3
-"""Share of the work, for the progress report, that learning the mask is taken to be."""
+MASK_EPOCH = 1.3
+"""Time of an epoch that learns the mask, in epochs of fine-tuning, for the progress report."""
 
 
 def prune(
@@ -109,13 +109,14 @@ def prune(
         images = load_data(data).to(running.device)
         dense = plain_copy(parent, images, running)
         probe = held_out_probe(images.selection, held_out_attack, threat, lambda: running.rng("probe"))
+        search_share = _search_share(method, finetune_epochs)
         context = PruningContext(
             batches=Batches(split=images.train, batch_size=schedule.batch_size, augmentation=images.augmentation),
             held_out=probe,
             loss=loss.with_teacher(dense),
             threat=threat,
             rng=running.rng("masks"),
-            callbacks=_search_callbacks(running),
+            callbacks=_search_callbacks(running, search_share),
             checkpoint=Checkpoint(running.folder, "masks"),
             precision=replace(precision, compile=False),  # masked networks are inspected
         )
@@ -145,7 +146,7 @@ def prune(
                 held_out_attack=held_out_attack,
                 eval_every=eval_every,
                 precision=precision,
-                context=_after_search(running),
+                context=_after_search(running, search_share),
                 callbacks=[KeepZero({"": dead.mask})],
             )
         after = probe(pruned.model.eval())
@@ -171,22 +172,29 @@ def prune(
     return resumable("prune", settings, compute, TrainedModel.load, stream)
 
 
-def _search_callbacks(running: Context) -> list[Callback]:
+def _search_callbacks(running: Context, share: float) -> list[Callback]:
     """Report the mask search as the first part of the work, and keep its history."""
 
     def report(fraction: float, text: str) -> None:
-        running.report_progress(MASK_SHARE * fraction, f"masks: {text}")
+        running.report_progress(share * fraction, f"masks: {text}")
 
     progress = ReportProgress(report, running.report_message)
     return [progress, WriteHistory(running.folder / "learning.jsonl")] if running.folder else [progress]
 
 
-def _after_search(running: Context) -> Context:
+def _after_search(running: Context, share: float) -> Context:
     """Return the context whose progress begins where the mask search ended."""
     return replace(
         running,
-        report_progress=lambda fraction, text: running.report_progress(MASK_SHARE + (1 - MASK_SHARE) * fraction, text),
+        report_progress=lambda fraction, text: running.report_progress(share + (1 - share) * fraction, text),
     )
+
+
+def _search_share(method: PruningMethod, finetune_epochs: int) -> float:
+    """Return the share of the work that learning the mask is."""
+    learning = MASK_EPOCH * getattr(method, "epochs", 0)
+    after = finetune_epochs if method.fine_tunes else 0
+    return learning / (learning + after) if learning else 0.0
 
 
 def _scores(dense: nn.Module, score: PruningScore, context: PruningContext, attack: Attack, running: Context) -> Scores:

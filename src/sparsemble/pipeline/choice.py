@@ -19,7 +19,7 @@ START = 20.0
 """Seconds to start worker processes and to read the data."""
 LARGEST_FACTOR = 3.0
 """On the recipe's epochs: more of them overfit, so a run that has time left ends earlier."""
-LEAST_IMAGES = 100
+LEAST_IMAGES = 50
 """Test images that are attacked, at least, where there are as many."""
 ATTACKED = 0.3
 """Share of the time that attacks on the test images may take before fewer images are attacked."""

@@ -12,7 +12,7 @@ from sparsemble.evaluation.work import expected_shard, expected_work
 from sparsemble.pipeline.makespan import makespan
 from sparsemble.pipeline.recipe import Prune, Recipe, Train
 from sparsemble.pipeline.stage import Task
-from sparsemble.pipeline.stages.attack import AttackStage, CurveStage
+from sparsemble.pipeline.stages.attack import SHARD, AttackStage, CurveStage
 from sparsemble.pipeline.stages.evaluate import BUDGET, EvaluateStage
 from sparsemble.pipeline.stages.latency import LatencyStage
 from sparsemble.pipeline.stages.models import (
@@ -53,6 +53,8 @@ class Throughput:
     """A step of the ensemble's training."""
     attack: float
     """A unit of work of an attack on the dense network: about a forward pass."""
+    call: float
+    """Seconds of a unit of work of a batch beyond those of its images: what a call costs however few they are."""
 
     def slower(self, other: "Throughput") -> "Throughput":
         """Return the slower of two measurements, one by one."""
@@ -113,28 +115,32 @@ class Workload:
 
     def _evaluation(self, task: Task) -> float:
         """Return the expected seconds of a task that trains nothing."""
-        attack = self.throughput.attack
         match stage := task.stage:
             case AttackStage():
-                return FIXED["attack"] + attack * self._shard(stage.row, stage.attack, stage.images or self.test)
+                return FIXED["attack"] + self._attack(stage.row, stage.attack, stage.images or self.test)
             case CurveStage():
-                radius = self._shard(stage.row, stage.attack, stage.curve_images)
-                return FIXED["attack"] + attack * CURVE * len(stage.eps) * radius
+                radius = self._attack(stage.row, stage.attack, stage.curve_images)
+                return FIXED["attack"] + CURVE * len(stage.eps) * radius
             case LatencyStage():
-                return FIXED["latency"] + attack * TIMED * (len(ROWS) - 2 + 2 * self.members)
+                return FIXED["latency"] + self.throughput.attack * TIMED * (len(ROWS) - 2 + 2 * self.members)
             case EvaluateStage():
-                return FIXED["evaluate"] + attack * sum(self._checks(row, task) for row in ROWS)
+                return FIXED["evaluate"] + sum(self._checks(row, task) for row in ROWS)
         return FIXED.get(stage.name, 1.0)
 
-    def _shard(self, row: str, attack: AnyAttack, images: int) -> float:
-        """Return the units of work of an attack on so many images of a row."""
-        return expected_shard(attack, self._members(row), self.classes, images).units
+    def _attack(self, row: str, attack: AnyAttack, images: int) -> float:
+        """Return the seconds of an attack on so many images of a row."""
+        members, throughput = self._members(row), self.throughput
+        work = expected_shard(attack, members, self.classes, images).units
+        batches = -(-images // SHARD)
+        each = expected_work(attack, members, self.classes).units
+        return throughput.attack * work + throughput.call * each * batches
 
     def _checks(self, row: str, evaluate: Task) -> float:
-        """Return the units of work of the checks of a row."""
+        """Return the seconds of the checks of a row."""
         attacks = [task.stage for task in evaluate.inputs.values() if isinstance(task.stage, AttackStage)]
-        units = [self._shard(row, a.attack, a.images or self.test) for a in attacks if a.row == row]
-        return CHECKED * self._members(row) + BUDGET * max(units, default=0.0)
+        seconds = [self._attack(row, a.attack, a.images or self.test) for a in attacks if a.row == row]
+        least = CHECKED * self._members(row) * self.throughput.attack
+        return least + BUDGET * max(seconds, default=0.0)
 
     def _members(self, row: str) -> int:
         return self.members if row.startswith("ensemble") else 1
@@ -142,7 +148,7 @@ class Workload:
     def _probes(self, count: int, attack: Attack, images: int = 0) -> float:
         """Return the seconds of so many measurements of a network on held-out images, clean and attacked."""
         each = expected_work(attack, 1, self.classes).units + 2
-        return count * each * (images or self.selection) * self.throughput.attack
+        return count * each * ((images or self.selection) * self.throughput.attack + self.throughput.call)
 
     def _training(self, train: Train, attack: Attack, step: float) -> float:
         probes = self._probes(evaluations(train.epochs, train.eval_every), attack) * step / self.throughput.train
@@ -161,7 +167,8 @@ class Workload:
         seconds = self._probes(prefixes + 2 * self.members, stage.held_out_attack, self.calibration)
         for attack in stage.stopping.against:
             work = expected_work(attack, self.members, self.classes)
-            seconds += stage.stopping.rounds * self.calibration * work.units * self.throughput.attack
+            image = self.calibration * self.throughput.attack + self.throughput.call
+            seconds += stage.stopping.rounds * work.units * image
         return seconds
 
 

@@ -26,6 +26,10 @@ from sparsemble.pipeline.stages.models import (
     TrainStage,
 )
 
+COLOURS = 3
+LARGEST_EPS = 16 / 255
+"""linf radius beyond which attacks change what a photograph shows."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +50,23 @@ class Gates:
     """Hashes of the tasks that were checked."""
 
     def check_images(self, recipe: Recipe) -> None:
-        """Refuse, before any work, held-out images that are too few to tell any network from chance."""
+        """Refuse, before any work, what cannot end well.
+
+        Raises:
+            InputError: held-out images that are too few to tell any network from chance, or an eps at which attacks
+                change what photographs show; unless the run is forced.
+        """
+        if self.force:
+            return
+        data, threat = dataset(recipe.data), recipe.threat
+        photographs = data.preprocessing is not None and data.shape[0] == COLOURS
+        if photographs and threat.norm == "linf" and threat.eps > LARGEST_EPS:
+            raise InputError(
+                f"threat.eps = {as_fraction(threat.eps)} is above {as_fraction(LARGEST_EPS)}, where attacks change "
+                "what photographs show (4/255 is usual); lower it, or use --force"
+            )
         chance = _chance(recipe.data)
-        if chance.least > chance.images and not self.force:
+        if chance.least > chance.images:
             raise InputError(
                 f"the half of the held-out images that chooses epochs has {chance.images}, too few to tell a network "
                 "from chance; raise data.held_out, or use --force to run without that check"

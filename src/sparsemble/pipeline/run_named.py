@@ -88,6 +88,7 @@ def run(
     out: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
+    force: bool = False,
     quiet: bool = False,
 ) -> FinishedRun:
     """Run a recipe to the end: train, prune, select, train the ensemble, calibrate, evaluate, report, export.
@@ -104,6 +105,7 @@ def run(
         out: folder of the run; runs/NAME unless given. The same call goes on there, or reads what is finished.
         device: auto, cpu, cuda or cuda:N.
         workers: worker processes; 0: one a core, at most 4, and one on a GPU.
+        force: go on where the run would stop, as what it made is no better than chance.
         quiet: show no progress.
 
     Returns:
@@ -123,5 +125,5 @@ def run(
     )
     changes += [*settings, *([f"seed={seed}"] if seed is not None else [])]
     named = NamedRun.of(recipe, changes, None if out is None else Path(out))
-    named.run("export", device=device, workers=workers, quiet=quiet)
+    named.run("export", device=device, workers=workers, force=force, quiet=quiet)
     return FinishedRun(named.folder, RunSummary.load(named.folder / SUMMARY))

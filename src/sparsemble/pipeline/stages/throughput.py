@@ -35,8 +35,8 @@ from sparsemble.training.fit import fit as train_network
 from sparsemble.training.loss import TrainingLoss
 from sparsemble.training.schedule import Schedule
 
-ATTACK, ATTACKED = PGD(steps=10, stop_at_success=False), 100
-"""What is timed as an attack, and on how many images at a time."""
+ATTACK, ATTACKED, FEW = PGD(steps=10, stop_at_success=False), 100, 8
+"""What is timed as an attack, and on how many images at a time: many, and few."""
 LEAST_STEPS = 4
 """Training steps that are timed, at least."""
 MACS = 0.8
@@ -91,16 +91,35 @@ def measure(recipe: Recipe, data: Dataset, device: torch.device, budget: float) 
     return _Measurement(recipe=recipe, data=data, device=device, budget=budget).throughput()
 
 
+def per_image_and_call(many: int, slow: float, quick: float) -> dict[str, float]:
+    """Return the seconds of an image and those of a call beyond them.
+
+    Args:
+        many: images of the slow call.
+        slow: its seconds.
+        quick: seconds of a call with `FEW` images.
+    """
+    if many <= FEW or slow <= quick:
+        return {"attack": slow / many, "call": 0.0}
+    image = (slow - quick) / (many - FEW)
+    return {"attack": image, "call": max(0.0, quick - FEW * image)}
+
+
 def counted_throughput(recipe: Recipe) -> Throughput:
     """Return throughput from the passes of each loss, counted on two images, and the time of one forward pass."""
     data = dataset(recipe.data)
     dense = load_parent(recipe.model, recipe.parent, data)
     images = data.train.images(torch.arange(min(FORWARD, len(data.train))))
-    with torch.no_grad():
-        dense(images)
-        started = time.perf_counter()
-        dense(images)
-    second = (time.perf_counter() - started) / len(images)
+
+    def forward(count: int) -> float:
+        with torch.no_grad():
+            dense(images[:count])
+            started = time.perf_counter()
+            dense(images[:count])
+        return time.perf_counter() - started
+
+    attack = per_image_and_call(len(images), forward(len(images)), forward(FEW))
+    second = attack["attack"] + attack["call"] / len(images)
 
     def step(network: nn.Module, loss: TrainingLoss) -> float:
         rng, labels = seeded(0), data.train.labels[:2]
@@ -118,7 +137,7 @@ def counted_throughput(recipe: Recipe) -> Throughput:
         mask=MASKED * finetune,
         finetune=finetune,
         ensemble=step(ensemble, recipe.ensemble.loss.with_teacher(dense)),
-        attack=second,
+        **attack,
     )
 
 
@@ -143,7 +162,7 @@ class _Measurement:
             mask=self._learning(dense, finetune_loss),
             finetune=self._training(copy_network(dense), finetune_loss, recipe.prune.schedule),
             ensemble=self._training(ensemble, recipe.ensemble.loss.with_teacher(dense), recipe.ensemble.schedule),
-            attack=self._attack(dense),
+            **self._attack(dense),
         )
 
     def _network(self, model: Architecture) -> nn.Module:
@@ -217,17 +236,16 @@ class _Measurement:
 
         return self._seconds(size, learn)
 
-    def _attack(self, dense: nn.Module) -> float:
-        """Time a unit of work of an attack, as the evaluator runs it."""
+    def _attack(self, dense: nn.Module) -> dict[str, float]:
+        """Time a unit of work of an attack, as the evaluator runs it, on many and on few images."""
         units = expected_work(ATTACK, 1, len(self.data.classes)).units
 
         def attack(images: Split) -> None:
-            x, y = images.tensors()
+            x, _ = images.tensors()
             with torch.no_grad():  # only what is classified correctly is attacked
                 y = dense(x).argmax(1)
-            run_attacks(
-                EvaluationJob(model=dense, split=TensorSplit(x, y), threat=self.recipe.threat, attacks=(ATTACK,))
-            )
+            split = TensorSplit(x, y)
+            run_attacks(EvaluationJob(model=dense, split=split, threat=self.recipe.threat, attacks=(ATTACK,)))
 
-        size = min(ATTACKED, len(self.data.train))
-        return self._seconds(size, attack) / units
+        many = min(ATTACKED, len(self.data.train))
+        return per_image_and_call(many, *(size * self._seconds(size, attack) / units for size in (many, FEW)))

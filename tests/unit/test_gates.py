@@ -80,6 +80,11 @@ class TestParent:
         for word in [*words, *advice, str(tmp_path)]:
             assert word in str(stopped.value)
 
+    def test_where_minutes_decide_the_epochs_more_of_them_are_advised(self, recipe: Recipe, tmp_path: Path) -> None:
+        gate = Gates(folder=tmp_path, force=False, report=print, minutes=5)
+        with pytest.raises(InputError, match=r"more minutes \(minutes = 5 gave train\.epochs = 2\)"):
+            gate.check(self.dense(recipe, tmp_path, AT_CHANCE))
+
     def test_by_force_it_goes_on_and_says_so_once(self, recipe: Recipe, tmp_path: Path) -> None:
         gate, reported = gates(tmp_path, force=True)
         for _ in range(2):

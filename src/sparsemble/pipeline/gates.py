@@ -15,7 +15,7 @@ from sparsemble.core.threat import as_fraction
 from sparsemble.data.dataset import DataSource
 from sparsemble.evaluation.statistics import chance_level
 from sparsemble.pipeline.recipe import Recipe
-from sparsemble.pipeline.stage import Task, dataset
+from sparsemble.pipeline.stage import Stage, Task, dataset
 from sparsemble.pipeline.stages.models import (
     HELD_OUT,
     EnsembleStage,
@@ -46,6 +46,8 @@ class Gates:
     """Whether the run goes on all the same."""
     report: Callable[[str], None]
     """Receives sentences for the user."""
+    minutes: float | None = None
+    """Of the run, where they decide the epochs."""
     checked: set[str] = field(default_factory=set)
     """Hashes of the tasks that were checked."""
 
@@ -104,18 +106,19 @@ class Gates:
         match task.stage:
             case TrainStage(train=train):
                 found = held_out_accuracy(artifact.json_lines("history.jsonl"), train.epochs)
-                advice = f"{_smaller_eps(task.stage)}, more epochs (train.epochs = {train.epochs}) or more images"
+                more = self._more_epochs("train.epochs", train.epochs)
+                advice = f"{_smaller_eps(task.stage)}, {more} or more images"
                 return self._failed("the dense parent", task.stage, found, f"try {advice}")
             case LoadParentStage():
                 return self._loaded(task.stage, artifact.json(HELD_OUT))
             case SelectStage(members=members):
                 record = from_dict(PoolRecord, artifact.json("select.json"), "select.json")
-                return _too_few(record, members, next(iter(task.inputs.values())).stage)
+                return self._too_few(record, members, next(iter(task.inputs.values())).stage)
             case EnsembleStage(ensemble=settings):
                 found = held_out_accuracy(artifact.json_lines("history.jsonl"), settings.epochs)
                 advice = (
                     f"a lower learning rate (ensemble.schedule.learning_rate = {settings.schedule.learning_rate:g}), "
-                    f"more epochs (ensemble.epochs = {settings.epochs}) or {_smaller_eps(task.stage)}"
+                    f"{self._more_epochs('ensemble.epochs', settings.epochs)} or {_smaller_eps(task.stage)}"
                 )
                 return self._failed("the trained ensemble", task.stage, found, f"try {advice}")
         return ""
@@ -130,8 +133,8 @@ class Gates:
     def _loaded(self, stage: LoadParentStage, found: Mapping[str, Any]) -> str:
         chance = _chance(stage.data)
         if stage.finetune:
-            advice = f"more epochs (parent.finetune_epochs = {stage.finetune.epochs}) or {_smaller_eps(stage)}"
-            return self._failed("the fine-tuned parent", stage, found, f"try {advice}")
+            more = self._more_epochs("parent.finetune_epochs", stage.finetune.epochs)
+            return self._failed("the fine-tuned parent", stage, found, f"try {more} or {_smaller_eps(stage)}")
         if not _is_above(chance, found, "clean"):
             return (
                 f"the given parent does not know the classes of {stage.data.name}: {_measured(found, chance)}; check "
@@ -145,6 +148,21 @@ class Gates:
                 "first (parent.finetune_epochs = 0)"
             )
         return ""
+
+    def _too_few(self, record: PoolRecord, members: int, pruned: Stage) -> str:
+        sentence = record.too_few(members)
+        if not sentence:
+            return ""
+        assert isinstance(pruned, PruneStage)
+        more = self._more_epochs("prune.finetune_epochs", pruned.prune.finetune_epochs)
+        sparsity = f"a lower sparsity (sub-models have {pruned.sparsity:.3g})"
+        return f"{sentence}; try {sparsity}, {more} or {_smaller_eps(pruned)}"
+
+    def _more_epochs(self, setting: str, epochs: int) -> str:
+        """Name the epochs of a stage, and what decides them."""
+        if self.minutes is None:
+            return f"more epochs ({setting} = {epochs})"
+        return f"more minutes (minutes = {self.minutes:g} gave {setting} = {epochs})"
 
 
 def _chance(source: DataSource) -> ChanceLevel:
@@ -165,14 +183,3 @@ def _measured(found: Mapping[str, Any], chance: ChanceLevel) -> str:
 
 def _smaller_eps(stage: ModelStage) -> str:
     return f"a smaller eps (threat.eps = {as_fraction(stage.threat.eps)})"
-
-
-def _too_few(record: PoolRecord, members: int, pruned: Any) -> str:
-    sentence = record.too_few(members)
-    if not sentence:
-        return ""
-    assert isinstance(pruned, PruneStage)
-    return (
-        f"{sentence}; try a lower sparsity (sub-models have {pruned.sparsity:.3g}), more epochs "
-        f"(prune.finetune_epochs = {pruned.prune.finetune_epochs}) or {_smaller_eps(pruned)}"
-    )

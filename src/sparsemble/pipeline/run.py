@@ -74,7 +74,7 @@ def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[A
     folder, is_first = options.folder, distributed.rank() == 0
     console = Console(stderr=True, quiet=options.quiet or not is_first)
     board = Board(folder / "tensorboard") if options.tensorboard and is_first else None
-    gates = Gates(folder=folder, force=options.force, report=lambda text: _print(console, text))
+    gates = Gates(folder=folder, force=options.force, report=lambda text: _print(console, text), minutes=recipe.minutes)
     with only_run_in(folder) if is_first else contextlib.nullcontext():
         validate_recipe(recipe, deploys=options.until in PUBLISHED)
         gates.check_images(recipe)

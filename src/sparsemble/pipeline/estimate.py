@@ -26,7 +26,7 @@ from sparsemble.pipeline.stages.models import (
 )
 from sparsemble.pruning.method import PruningMethod
 
-FIXED = {"attack": 0.5, "latency": 6.0, "evaluate": 4.0, "report": 3.0, "export": 4.0}
+FIXED = {"attack": 0.5, "latency": 6.0, "evaluate": 4.0, "report": 4.0, "export": 5.0}
 """Seconds of a stage that do not depend on the network."""
 TIMED = 6_000
 """Forward passes of one network whose latency is measured."""

@@ -39,15 +39,14 @@ def time_table(recipe: Recipe, tasks: Sequence[Task], workers: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("stage", no_wrap=True)
     table.add_column("what")
-    table.add_column("minutes", justify="right", no_wrap=True)
+    table.add_column("core minutes", justify="right", no_wrap=True)
     what = _what(recipe)
     for name, members in kinds.items():
         if members:
-            minutes = sum(task.cost for task in members) / 60
-            table.add_row(STEPS[name], what.get(name, ""), f"{minutes:.1f}")
-    whole = graph_seconds(tasks, workers) / 60
+            table.add_row(STEPS[name], what.get(name, ""), f"{sum(task.cost for task in members) / 60:.1f}")
+    whole, beside = graph_seconds(tasks, workers) / 60, f", {workers} side by side" if workers > 1 else ""
     table.add_section()
-    table.add_row("whole run", f"{workers} side by side" if workers > 1 else "", f"{whole:.1f}")
+    table.add_row("whole run", f"{whole:.1f} minutes{beside}", f"{sum(task.cost for task in tasks) / 60:.1f}")
     return table
 
 

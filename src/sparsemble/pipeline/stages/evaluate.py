@@ -30,6 +30,8 @@ COMMAND = "sparsemble run recipe.toml"
 RESULTS, EXAMPLES = "results.json", "examples.safetensors"
 BUDGET = 0.1
 """Of the checks of a row, in passes of its headline attack: the rows of a run are checked one after the other."""
+ENSEMBLE = 2.5
+"""Time of the checks of an ensemble, in those of a single network, for the progress report."""
 MADE_BY = {
     "dense": "dense",
     "small_dense": "small_dense",
@@ -58,10 +60,11 @@ class EvaluateStage(RowStage):
     def run(self, context: Context, inputs: Inputs) -> None:
         """Leave `results.json`, one evaluation result a row, and `examples.safetensors`."""
         results: dict[str, EvaluationResult] = {}
+        work = [ENSEMBLE if name.startswith("ensemble") else 1.0 for name in ROWS]
         for i, name in enumerate(ROWS):
 
             def report(fraction: float, text: str, i: int = i, name: str = name) -> None:
-                context.report_progress((i + fraction) / len(ROWS), f"{name}: {text}")
+                context.report_progress((sum(work[:i]) + fraction * work[i]) / sum(work), f"{name}: {text}")
 
             results[name] = self._evaluate(name, results, context, inputs, report)
         write_json(context.output / RESULTS, [to_dict(result) for result in results.values()])

@@ -19,6 +19,8 @@ from sparsemble.runtime.predictor import Predictor
 
 SINGLE_IMAGES = 16
 BATCH = 64
+COMPILING = 0.5
+"""Share of the time, for the progress report, in which networks are compiled; then nothing may disturb."""
 
 
 @final
@@ -38,12 +40,14 @@ class LatencyStage(WithData):
         images = data.test.images(torch.arange(min(BATCH, len(data.test)))).to(context.device)
         batches = {"batch_64": [images], "batch_1": list(images[:SINGLE_IMAGES].split(1))}
         calls: dict[str, Callable[[], object]] = {}
-        for name in ROWS:
+        for i, name in enumerate(ROWS):
+            context.report_progress(COMPILING * i / len(ROWS), f"compiling {name}")
             row = load_row(name, inputs, self.combiner, context.device)
             engine = Predictor(convert_ensemble(row.ensemble, row.rule, data.classes, data.shape, 1))  # not rounded
             for batch, xs in batches.items():
                 calls[f"{name} torch {batch}"] = _in_torch(name, row, xs)
                 calls[f"{name} engine {batch}"] = _in_engine(engine, xs)
+        context.report_progress(COMPILING, "measuring")
         with torch.inference_mode():
             times = measure_latency(calls, rounds=self.rounds, warmup=2)
         latency = {

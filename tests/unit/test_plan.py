@@ -260,3 +260,5 @@ class TestOptions:
             option_settings("digits", data="pets")
         with pytest.raises(InputError, match="--size 64"):
             option_settings("digits", size=64)
+        with pytest.raises(InputError, match="--size 8: photographs of fewer than 16 pixels"):
+            option_settings("photos", size=8)

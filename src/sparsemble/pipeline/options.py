@@ -6,6 +6,9 @@ from sparsemble.core.errors import InputError
 from sparsemble.pipeline.parent import parent_settings
 from sparsemble.pipeline.recipe import read_named
 
+SMALLEST = 16
+"""Side, in pixels, below which photographs are not scaled."""
+
 
 def option_settings(
     recipe: str,
@@ -40,6 +43,8 @@ def option_settings(
                 f'--data {data}: the recipe {recipe} reads the data set "{kind}", which is no folder; '
                 "use the recipe photos"
             )
+        if size is not None and size < SMALLEST:
+            raise InputError(f"--size {size}: photographs of fewer than {SMALLEST} pixels show nothing; use 32 or more")
         if size is not None and kind != "image_folder":
             raise InputError(f'--size {size}: the images of "{kind}" have a size of their own')
         settings += [f"data.{field}={dumps(data)}"] if data else []

@@ -57,6 +57,7 @@ def test_all_of_them_have_a_twin() -> None:
         ({"name": "never", "a": 1.0}, 'stopping rule "never" has no setting "a"'),
         ({"name": "confidence", "threshold": "much"}, "is no number"),
         ({"name": "confidence", "threshold": float("nan")}, "is no number"),
+        ({"name": "confidence", "threshold": 10**400}, "is no number"),
     ],
 )
 def test_rules_that_cannot_be_give_a_sentence(settings: dict[str, object], words: str) -> None:

@@ -20,9 +20,10 @@ from sparsemble.ensemble import predict_dynamic
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.evaluation.run_models import load_row
-from sparsemble.export import convert, export_ensemble, onnx
+from sparsemble.export import export_ensemble, onnx
 from sparsemble.export.agreement import check_agreement, check_logits
 from sparsemble.export.hub import card, load_folder
+from sparsemble.models import convert
 from sparsemble.pipeline.stage import stages
 from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble

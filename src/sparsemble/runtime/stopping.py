@@ -1,5 +1,6 @@
 """Stopping rules in numpy, equal to those of `ensemble/stopping`: when to stop, and which prefix of members is used."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -192,7 +193,7 @@ def build_rule(settings: Mapping[str, Any]) -> StoppingRule:
     for key, value in options.items():
         if key not in required:
             raise RuntimeInputError(f'stopping rule "{name}" has no setting "{key:.60}"')
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise RuntimeInputError(f'setting "{key}" = {value!r:.60} of the stopping rule "{name}" is no number')
     rule: StoppingRule = rule_type(**options)
     return rule

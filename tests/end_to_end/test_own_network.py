@@ -51,6 +51,7 @@ def own(folder: Path, activation: str = "self.act = nn.ReLU(inplace=True)", size
     return f"{file}:make"
 
 
+@pytest.mark.slow
 def test_goes_through_the_whole_method(tmp_path: Path) -> None:
     factory = own(tmp_path)
     weights = tmp_path / "mine.safetensors"

@@ -102,14 +102,14 @@ def ours(name: str, *, original: bool = False, **settings: object) -> Contender:
 
     Args:
         name: of the attack.
-        original: search on the network itself; else on the copy that an evaluation makes: making it counts.
+        original: search on the network itself; else on the copy that an evaluation makes; making it counts, once.
         **settings: of the attack.
     """
-    attack = attacks.build({"name": name, **settings})
+    attack, copies = attacks.build({"name": name, **settings}), SearchCopy()
 
     def run(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
         rng = seeded(SEED, x.device)
-        searched = model if original else SearchCopy().of(model, x)
+        searched = model if original else copies.of(model, x)
         if searched is model and not original:
             raise SystemExit("this network has no copy")
         if isinstance(attack, MinimumNorm):

@@ -132,7 +132,7 @@ def reference_autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatM
 def reference_ddn(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
     """Run DDN of adversarial-library, without rounding to 8 bits, as ours does not round."""
     for unused in ("torchvision", "visdom"):  # its perceptual attacks and its live plots need them
-        if importlib.util.find_spec(unused) is None:
+        if unused not in sys.modules and importlib.util.find_spec(unused) is None:
             sys.modules[unused] = MagicMock()
     from adv_lib.attacks import ddn
 

@@ -14,7 +14,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import Norm, ThreatModel
 from sparsemble.core.types import Classifier, Images, Labels, seeded
-from tests.helpers import LinearClassifier, tiny_model
+from tests.helpers import FULL, LinearClassifier, tiny_model
 
 QUICK: dict[str, Any] = {
     "steps": 8,
@@ -119,35 +119,30 @@ class TestEveryAttack:
         assert torch.equal(x, clean)
         assert torch.equal(random_state, torch.get_rng_state())
 
-    def test_is_the_same_twice_and_under_no_grad(self, name: str, norm: Norm) -> None:
+    def test_is_the_same_twice_under_no_grad_and_with_the_seed_of_no_generator(self, name: str, norm: Norm) -> None:
         model, x, y, threat = small_case(norm)
         first = build(name)(model, x, y, threat, rng=seeded(0))
-        assert torch.equal(first, build(name)(model, x, y, threat, rng=seeded(0)))
         with torch.no_grad():
-            assert torch.equal(first, build(name)(model, x, y, threat, rng=seeded(0)))
+            assert torch.equal(first, build(name)(model, x, y, threat))
 
-    @pytest.mark.parametrize("classes", [2, 5])
-    def test_breaks_no_more_of_a_linear_model_than_can_be_misclassified(
-        self, name: str, norm: Norm, classes: int
-    ) -> None:
-        model, x, y, threat, possible = linear_case(classes, norm)
+    def test_breaks_what_can_be_misclassified_of_a_linear_model_and_no_more(self, name: str, norm: Norm) -> None:
+        model, x, y, threat, possible = linear_case(2, norm)
         success = misclassified(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
         assert not (success & ~possible).any()
         assert success[model.distance(x, y, norm) == 0].all()
-
-    def test_breaks_all_of_a_linear_model_that_can_be_misclassified(self, name: str, norm: Norm) -> None:
-        model, x, y, threat, possible = linear_case(2, norm)
-        success = misclassified(model, build_for_linear(name)(model, x, y, threat, rng=seeded(0)), y)
         if name in WITHOUT_GRADIENTS:  # these need not find everything, but more than the clean errors
             assert success.sum() > (model.distance(x, y, norm) == 0).sum()
         else:
             assert torch.equal(success, possible)
 
-    def test_log_probabilities_break_as_easily_as_logits(self, name: str, norm: Norm) -> None:
-        model, x, y, threat, _ = linear_case(5, norm)
+    def test_with_five_classes_log_probabilities_break_as_easily_as_logits(self, name: str, norm: Norm) -> None:
+        model, x, y, threat, possible = linear_case(5, norm)
         plain = build_for_linear(name)(model, x, y, threat, rng=seeded(0))
         logged = build_for_linear(name)(lambda images: model(images).log_softmax(1), x, y, threat, rng=seeded(0))
-        assert torch.equal(misclassified(model, plain, y), misclassified(model, logged, y))
+        success = misclassified(model, plain, y)
+        assert torch.equal(success, misclassified(model, logged, y))
+        assert not (success & ~possible).any()
+        assert success[model.distance(x, y, norm) == 0].all()
 
     def test_a_ball_of_radius_0_holds_the_clean_image_alone(self, name: str, norm: Norm) -> None:
         model, x, y, _ = small_case(norm)
@@ -175,11 +170,6 @@ class TestEveryAttack:
         model, x, _, threat, _ = linear_case(2, norm)
         wrong = 1 - model(x).argmax(1)
         assert misclassified(model, build_for_linear(name)(model, x, wrong, threat, rng=seeded(0)), wrong).all()
-
-    def test_without_a_generator_the_seed_is_fixed(self, name: str, norm: Norm) -> None:
-        model, x, y, threat = small_case(norm)
-        attack = build(name)
-        assert torch.equal(attack(model, x, y, threat), attack(model, x, y, threat, rng=seeded(0)))
 
 
 def test_every_attack_and_loss_can_be_imported_by_its_class() -> None:
@@ -249,6 +239,6 @@ def test_passes_are_put_down_to_the_image_that_took_them(name: str, norm: Norm) 
     # DeepFool looks again, without them, when others leave the batch.
     ways = slice(1, 2) if name in ("deepfool", "carlini_wagner") else slice(0, 2)
     others_wrong = (y + 1) % 4
-    for i in range(1, len(x)):
+    for i in range(1, len(x)) if FULL else (1, len(x) - 1):
         alone = torch.where(torch.arange(len(x)) == i, y, others_wrong)
         assert torch.equal(taken(alone)[i, ways], together[i, ways])

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sparsemble.core.artifacts import read_json_lines
 from sparsemble.pruning.mask import Mask
@@ -24,6 +26,12 @@ ROWS = ["dense", "small_dense", "harp", "best_member", "ensemble_static", "ensem
 
 def summary(folder: Path) -> dict:
     return json.loads((folder / "report" / "summary.json").read_text("utf-8"))
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, for commands that take the lock of its folder."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
 
 
 def test_leaves_a_report_with_every_row(finished: Path) -> None:
@@ -69,16 +77,16 @@ def test_training_cost_grows_along_the_method(finished: Path) -> None:
     )
 
 
-def test_repeated_run_does_no_work(finished: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
-    result = sparsemble("run", SMOKE, "--out", finished)
-    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+def test_repeated_run_does_no_work(copied: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file() and path.name != ".lock"}
+    result = sparsemble("run", SMOKE, "--out", copied)
+    after = {path: path.stat().st_mtime_ns for path in copied.rglob("*") if path.is_file() and path.name != ".lock"}
     assert result.returncode == 0
     assert before == after
 
 
-def test_saved_recipe_is_the_same_run(finished: Path) -> None:
-    result = sparsemble("calibrate", finished / "recipe.toml", "--out", finished)
+def test_saved_recipe_is_the_same_run(copied: Path) -> None:
+    result = sparsemble("calibrate", copied / "recipe.toml", "--out", copied)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).name.startswith("calibrate-")
 
@@ -88,9 +96,27 @@ def artifacts(folder: Path) -> int:
     return sum(not path.name.endswith(".partial") for path in folder.glob("*-*"))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(9, marks=pytest.mark.slow)])
-def test_killed_anywhere_it_goes_on_to_the_same_summary(kills: int, finished: Path, tmp_path: Path) -> None:
-    folder, rng = tmp_path / "run", random.Random(0)
+def test_killed_while_it_makes_models_it_goes_on_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    words = ("ensemble", SMOKE, "--out", tmp_path / "run", "--workers", 2)
+    process = start_python(COMMAND_LINE, *words, out=tmp_path)
+    while not list((tmp_path / "run").glob("prune-*.partial")):
+        time.sleep(0.02)
+        assert process.is_alive()
+    time.sleep(0.2)  # somewhere within
+    process.kill()
+    wait_for(process)
+    assert not list((tmp_path / "run").glob("ensemble-*"))
+    assert sparsemble(*words).returncode == 0
+    made = sorted(path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.safetensors"))
+    assert len(made) > 6
+    for path in made:
+        ours, theirs = (load_file(folder / path) for folder in (tmp_path / "run", finished))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys()), path
+
+
+@pytest.mark.slow
+def test_killed_nine_times_it_goes_on_to_the_same_summary(finished: Path, tmp_path: Path) -> None:
+    kills, folder, rng = 9, tmp_path / "run", random.Random(0)
     (tmp_path / "other").mkdir()
     # The same command line as the unbroken run: it is quoted in the summary.
     words = ("run", SMOKE, "--out", folder, "--workers", 2)
@@ -131,20 +157,18 @@ def test_ctrl_c_ends_soon_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
-def test_second_run_in_a_folder_stops(finished: Path) -> None:
-    with (finished / ".lock").open("a") as lock:
+def test_second_run_in_a_folder_stops(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = sparsemble("run", SMOKE, "--out", finished)
+        result = sparsemble("run", SMOKE, "--out", tmp_path)
     assert result.returncode == 2
     assert "another run is working" in result.stderr
 
 
-def test_artifact_edited_by_hand_is_refused(finished: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    (edited,) = folder.glob("select-*/select.json")
+def test_artifact_edited_by_hand_is_refused(copied: Path) -> None:
+    (edited,) = copied.glob("select-*/select.json")
     edited.write_text(edited.read_text("utf-8") + " ", "utf-8")
-    result = sparsemble("run", SMOKE, "--out", folder)
+    result = sparsemble("run", SMOKE, "--out", copied)
     assert result.returncode == 2
     assert str(edited) in result.stderr
     assert "was changed" in result.stderr

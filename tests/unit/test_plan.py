@@ -156,6 +156,8 @@ class TestChoice:
     def test_fewer_images_are_attacked_before_training_suffers(self) -> None:
         many = smoke("minutes=8", "evaluate.images=500")
         assert chosen(many, replace(FAST, attack=2e-5)).evaluate.images == 500
+        more_than_there_are = smoke("minutes=8", "evaluate.images=700")
+        assert chosen(more_than_there_are, replace(FAST, attack=2e-5)).evaluate.images == 500
         few = chosen(many, replace(FAST, attack=1e-3)).evaluate.images
         assert LEAST_IMAGES <= few < 500
 

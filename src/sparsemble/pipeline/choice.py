@@ -54,7 +54,7 @@ def choose(
     """Choose epochs, images and width: the widest network that gets the recipe's epochs, else the narrowest.
 
     Args:
-        recipe: with `minutes`; its epochs are proportions.
+        recipe: with `minutes`; its epochs are proportions, and its test images the most that are attacked.
         data: its images.
         throughputs: by the width of the network; of None, where it is not chosen.
         workers: processes that run side by side.
@@ -63,6 +63,8 @@ def choose(
     Raises:
         InputError: the time is too short for one epoch of each stage.
     """
+    if recipe.evaluate.images > len(data.test):
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, images=len(data.test)))
     choices = {
         width: fit(with_width(recipe, width), width, data, throughput, workers, spent)
         for width, throughput in throughputs.items()

@@ -83,7 +83,7 @@ def _check_sizes(recipe: Recipe, data: Dataset) -> None:
             raise InputError(f"{setting} is more than the {available} images it trains on")
         if size % processes:
             raise InputError(f"{setting} cannot be divided among {processes} processes; set a multiple of that number")
-    if recipe.evaluate.images > len(data.test):
+    if recipe.evaluate.images > len(data.test) and recipe.minutes is None:  # else fewer are chosen
         raise InputError(f"evaluate.images = {recipe.evaluate.images} is more than the {len(data.test)} test images")
 
 

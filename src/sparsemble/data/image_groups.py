@@ -70,7 +70,7 @@ class ImageGroups:
         return train, np.setdiff1d(test, list(copies)), copies
 
     def summary(self, names: Sequence[str], scan: ImageScan, copies: dict[int, int]) -> FileSummary:
-        """Return what is told of the files.
+        """Return the sentences on the files that a user sees.
 
         Args:
             names: (N) relative paths.

@@ -1,6 +1,6 @@
 """Networks of the runtime in torch: the reference of every exported format, and what attacks search on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -44,13 +44,7 @@ class FoldedNetwork(nn.Module):
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
-        results: dict[int, Tensor] = {}
-        for i, node in enumerate(self.nodes):
-            inputs = [results[source] for source in node.inputs]
-            results[i] = self._run(i, node, inputs) if inputs else x
-            for unread in self.free[i]:
-                del results[unread]
-        return results[len(self.nodes) - 1]
+        return run_nodes(self.nodes, self.free, x, self._run)
 
     def _run(self, index: int, node: Node, inputs: list[Tensor]) -> Tensor:
         kind = type(node)  # isinstance is slow on abstract classes, and this runs for every operation of every pass
@@ -100,3 +94,23 @@ def _layer(node: Node) -> nn.Module | None:
     layer.weight = nn.Parameter(torch.from_numpy(node.weight.dense()))
     layer.bias = nn.Parameter(torch.from_numpy(node.bias.copy()))
     return layer
+
+
+def run_nodes(
+    nodes: Sequence[Node], free: Sequence[Sequence[int]], x: Images, run: Callable[[int, Node, list[Tensor]], Tensor]
+) -> Tensor:
+    """Return the result of the last operation of a network.
+
+    Args:
+        nodes: operations, each after those that it reads.
+        free: for each operation, the results that none after it reads.
+        x: (B, C, H, W) images, the result of what reads nothing.
+        run: computes an operation, from its index and the results that it reads.
+    """
+    results: dict[int, Tensor] = {}
+    for i, node in enumerate(nodes):
+        inputs = [results[source] for source in node.inputs]
+        results[i] = run(i, node, inputs) if inputs else x
+        for unread in free[i]:
+            del results[unread]
+    return results[len(nodes) - 1]

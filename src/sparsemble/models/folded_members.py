@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemble.core.types import Images, MemberLogits
-from sparsemble.models.folded import results_to_free, run_plain
+from sparsemble.models.folded import results_to_free, run_nodes, run_plain
 from sparsemble.runtime import network as runtime
 from sparsemble.runtime.network import Network, Node, Weight
 
@@ -60,13 +60,7 @@ class FoldedMembers(nn.Module):
 
     def forward(self, x: Images) -> MemberLogits:
         """Return the logits of every network."""
-        results: dict[int, Tensor] = {}
-        for i, node in enumerate(self.nodes):
-            inputs = [results[source] for source in node.inputs]
-            results[i] = self._run(i, node, inputs) if inputs else x
-            for unread in self.free[i]:
-                del results[unread]
-        return results[len(self.nodes) - 1]
+        return run_nodes(self.nodes, self.free, x, self._run)
 
     def _is_shared(self, alike: Sequence[Node]) -> bool:
         node = alike[0]

@@ -1,15 +1,13 @@
-"""Every function of the package is checked against its shapes and types while the tests run."""
+"""Every function of the package is checked against its shapes and types while the tests run (in its first calls)."""
 
 import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from jaxtyping import install_import_hook
+from tests import jaxtyping_first_calls
 
-import tests.typechecker  # noqa: F401 (the hook looks it up by name)
-
-install_import_hook("sparsemble", "tests.typechecker.check")
+jaxtyping_first_calls.install()
 
 import pytest
 import torch
@@ -18,6 +16,12 @@ import torch
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def first_calls() -> None:
+    """Let this test check the first calls of every function."""
+    jaxtyping_first_calls.calls.clear()
 
 
 @pytest.fixture

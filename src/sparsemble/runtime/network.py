@@ -2,59 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import final
 
 from sparsemble.runtime.errors import RuntimeInputError
+from sparsemble.runtime.tensors import Floats, Pair, Shape, Steps, Weight
 
-Shape = tuple[int, ...]
-"""Of a result for one image: (channels, height, width) or (features,)."""
-Pair = tuple[int, int]
-"""Vertical and horizontal: of a window, stride, padding or dilation."""
-Floats = NDArray[np.float32]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """The non-zero weights of a layer."""
-
-    shape: Shape
-    """(outputs, inputs) or (outputs, inputs, height, width)."""
-    positions: NDArray[np.uint32]
-    """(nonzeros) indices into the flattened weights (C order), rising."""
-    values: Floats
-    """(nonzeros)"""
-
-    @staticmethod
-    def from_dense(array: NDArray[Any]) -> "Weight":
-        """Return the non-zero entries of an array."""
-        flat = np.ascontiguousarray(array, np.float32).reshape(-1)
-        positions = np.flatnonzero(flat).astype(np.uint32)
-        return Weight(tuple(array.shape), positions, flat[positions])
-
-    @property
-    def size(self) -> int:
-        """Number of weights, zeros included."""
-        return math.prod(self.shape)
-
-    @property
-    def nonzeros(self) -> int:
-        """Number of weights that are not 0."""
-        return len(self.positions)
-
-    def dense(self) -> Floats:
-        """Return all weights, zeros included."""
-        dense = np.zeros(self.size, np.float32)
-        dense[self.positions] = self.values
-        return dense.reshape(self.shape)
-
-    def kept(self, keep: NDArray[np.bool_]) -> "Weight":
-        """Return some of the non-zero weights."""
-        return self if keep.all() else Weight(self.shape, self.positions[keep], self.values[keep])
+__all__ = ["Floats", "Network", "Node", "Pair", "Shape", "Steps", "Weight"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,12 +188,16 @@ class Network:
     Args:
         shape: channels, height and width of an image.
         nodes: an `Input` first; every other node reads earlier ones.
+        steps: of the results that are stored in 8 bits, by the node's index; neither of the image nor of the logits.
 
     Raises:
-        RuntimeInputError: an operation that does not fit its inputs, named by its index.
+        RuntimeInputError: an operation that does not fit its inputs, named by its index; steps of a node that can have
+            none; a sum of 8-bit products that may exceed 32 bits.
     """
 
-    def __init__(self, shape: tuple[int, int, int], nodes: tuple[Node, ...]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], nodes: tuple[Node, ...], steps: Mapping[int, Steps] | None = None
+    ) -> None:
         if len(shape) != 3 or min(shape) < 1:
             raise RuntimeInputError(f"an image of shape {shape} is none; channels, height and width must be 1 or more")
         if not nodes or not isinstance(nodes[0], Input):
@@ -258,6 +217,8 @@ class Network:
         if len(shapes[-1]) != 1:
             raise RuntimeInputError(f"the last operation gives shape {shapes[-1]}; logits have one axis")
         self.shapes = tuple(shapes)
+        self.steps = _all_steps(nodes, steps or {})
+        """Of every result that is stored in 8 bits: maxima and flattened results keep the steps of their input."""
 
     @property
     def classes(self) -> int:
@@ -267,3 +228,24 @@ class Network:
     def weights(self) -> list[Weight]:
         """Return the prunable weights: those of convolutions and linear layers."""
         return [node.weight for node in self.nodes if isinstance(node, Convolution | Linear)]
+
+
+def _all_steps(nodes: tuple[Node, ...], given: Mapping[int, Steps]) -> dict[int, Steps]:
+    """Return the given steps and those that maxima and flattened results have from their input."""
+    for index in given:
+        if not 0 < index < len(nodes) - 1:
+            raise RuntimeInputError(
+                f"operation {index} cannot be stored in 8 bits: steps belong to 1..{len(nodes) - 2}"
+            )
+    steps: dict[int, Steps] = {}
+    for i, node in enumerate(nodes):
+        source = steps.get(node.inputs[0]) if node.inputs else None
+        kept = source if isinstance(node, MaxPool | Flatten) else None
+        found = given.get(i, kept)
+        if kept and found != kept:
+            raise RuntimeInputError(f"operation {i} keeps the 8-bit steps of its input, {kept}; it is given {found}")
+        if found:
+            steps[i] = found
+        if source and isinstance(node, Convolution | Linear) and node.weight.largest_sum() * 255 >= 2**31:
+            raise RuntimeInputError(f"operation {i} adds so many 8-bit products that their sum may exceed 32 bits")
+    return steps

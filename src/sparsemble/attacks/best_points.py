@@ -45,7 +45,10 @@ class BestPoints:
         """
         was = self.success[rows]
         better = (success & ~was) | ((success == was) & (score > self.score[rows]))
-        self.images[rows[better]] = images[better]
-        self.success[rows[better]] = success[better]
-        self.score[rows[better]] = score[better]
+        new = better.nonzero()[:, 0]
+        if len(new):
+            old = rows[new]
+            self.images[old] = images[new]
+            self.success[old] = success[new]
+            self.score[old] = score[new]
         return better

@@ -1,5 +1,6 @@
 """Networks of the runtime in torch: the reference of every exported format, and what attacks search on."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -32,29 +33,40 @@ class FoldedNetwork(nn.Module):
         super().__init__()
         self.nodes = network.nodes
         self.free = results_to_free(network.nodes)
-        self.layers = nn.ModuleDict()
+        read = Counter(source for node in network.nodes for source in node.inputs)
+        self.in_place = [  # the gradient of a sum does not need its result, if nothing else reads it
+            isinstance(node, runtime.Relu)
+            and isinstance(network.nodes[node.inputs[0]], runtime.Convolution | runtime.Linear | runtime.Add)
+            and read[node.inputs[0]] == 1
+            for node in network.nodes
+        ]
         for i, node in enumerate(network.nodes):
-            layer = _layer(node)
-            if layer is not None:
-                self.layers[f"node{i}"] = layer
+            if isinstance(node, runtime.Convolution | runtime.Linear):
+                self.register_buffer(f"factor{i}", torch.from_numpy(node.weight.dense()))
+                self.register_buffer(f"shift{i}", torch.from_numpy(node.bias.copy()))
             elif isinstance(node, runtime.Affine):
-                self.register_buffer(f"scale{i}", torch.from_numpy(node.scale.copy()))
+                self.register_buffer(f"factor{i}", torch.from_numpy(node.scale.copy()))
                 self.register_buffer(f"shift{i}", torch.from_numpy(node.shift.copy()))
-        self.requires_grad_(False)
 
     def forward(self, x: Images) -> Logits:
         """Return logits."""
         return run_nodes(self.nodes, self.free, x, self._run)
 
     def _run(self, index: int, node: Node, inputs: list[Tensor]) -> Tensor:
+        if self.in_place[index]:
+            return inputs[0].relu_()
         kind = type(node)  # isinstance is slow on abstract classes, and this runs for every operation of every pass
-        if kind is runtime.Convolution or kind is runtime.Linear:
-            result: Tensor = self.layers[f"node{index}"](inputs[0])
-            return result
-        if kind is runtime.Affine:
-            scale, shift = self.get_buffer(f"scale{index}"), self.get_buffer(f"shift{index}")
-            return inputs[0] * scale[:, None, None] + shift[:, None, None]
-        return inputs[0].flatten(1) if kind is runtime.Flatten else run_plain(node, inputs)
+        if kind is runtime.Flatten:
+            return inputs[0].flatten(1)
+        factor = self._buffers.get(f"factor{index}")
+        shift = self._buffers.get(f"shift{index}")
+        if factor is None or shift is None:
+            return run_plain(node, inputs)
+        if isinstance(node, runtime.Convolution):
+            return torch.conv2d(inputs[0], factor, shift, node.stride, node.padding, node.dilation)
+        if kind is runtime.Linear:
+            return F.linear(inputs[0], factor, shift)
+        return inputs[0] * factor[:, None, None] + shift[:, None, None]
 
 
 def results_to_free(nodes: Sequence[Node]) -> list[list[int]]:
@@ -78,22 +90,6 @@ def run_plain(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     assert isinstance(node, runtime.MaxPool | runtime.AveragePool)
     pool = F.max_pool2d if kind is runtime.MaxPool else F.avg_pool2d
     return pool(inputs[0], node.kernel, node.stride, node.padding)
-
-
-def _layer(node: Node) -> nn.Module | None:
-    """Return the layer of a node that has weights."""
-    if not isinstance(node, runtime.Convolution | runtime.Linear):
-        return None
-    outputs, inputs, *kernel = node.weight.shape
-    layer: nn.Conv2d | nn.Linear
-    if isinstance(node, runtime.Linear):
-        layer = nn.Linear(inputs, outputs, device="meta")
-    else:
-        size = (kernel[0], kernel[1])
-        layer = nn.Conv2d(inputs, outputs, size, node.stride, node.padding, node.dilation, device="meta")
-    layer.weight = nn.Parameter(torch.from_numpy(node.weight.dense()))
-    layer.bias = nn.Parameter(torch.from_numpy(node.bias.copy()))
-    return layer
 
 
 def run_nodes(

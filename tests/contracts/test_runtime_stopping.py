@@ -15,17 +15,19 @@ from tests.contracts.test_stopping import every_rule
 from tests.helpers import examples, random_logits
 
 few = examples(20)
+COMBINERS = combiners.names()
 
 
 @pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.name)
-@given(st.integers(1, 5), st.sampled_from([0.1, 1.0, 3.0, 50.0]), st.integers(0, 999))
+@given(st.integers(1, 5), st.sampled_from([0.1, 1.0, 3.0, 50.0]), st.sampled_from(COMBINERS), st.integers(0, 999))
 @few
-def test_rules_decide_alike(rule: StoppingRule, members: int, scale: float, seed: int) -> None:
+def test_rules_decide_alike(rule: StoppingRule, members: int, scale: float, name: str, seed: int) -> None:
     logits = random_logits(members, 40, scale=scale, seed=seed).double()
-    twin = stopping.build_rule(to_dict(rule))
+    twin, combiner = stopping.build_rule(to_dict(rule)), combiners.build(name)
+    combine = runtime_combiners.build_combiner(to_dict(combiner))
     for m in range(1, members + 1):
-        decision = rule(logits[:m], last=m == members)
-        stop, answer_with = twin(logits[:m].numpy(), last=m == members)
+        decision = rule(logits[:m], combiner, last=m == members)
+        stop, answer_with = twin(logits[:m].numpy(), combine, last=m == members)
         assert np.array_equal(stop, decision.stop.numpy())
         assert np.array_equal(answer_with[stop], decision.answer_with.numpy()[stop])
 

@@ -32,7 +32,7 @@ from sparsemble.attacks.ensemble.ranking import MISCLASSIFIED, log_stop_probabil
 from sparsemble.attacks.pga import Evaluation, Objective, Progress, projected_gradient_ascent, random_starts
 from sparsemble.core.dynamic import decide, decide_from_logits
 from sparsemble.core.errors import InputError, RunError
-from sparsemble.core.interfaces import Decision, DynamicOutput, Ensemble, StoppingRule
+from sparsemble.core.interfaces import Combiner, Decision, DynamicOutput, Ensemble, StoppingRule
 from sparsemble.core.pass_counter import count_passes
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, seeded
@@ -74,15 +74,15 @@ class Linear(nn.Module):
 class Gate(StoppingRule):
     """Stops at once unless the first member's third logit is above -18.8."""
 
-    def __call__(self, member_logits: Tensor, *, last: bool) -> Decision:
+    def __call__(self, member_logits: Tensor, combiner: Combiner, *, last: bool) -> Decision:
         stop = (member_logits[0, :, 2] <= -18.8) | last
         return Decision(stop=stop, answer_with=torch.full_like(stop, len(member_logits), dtype=torch.long))
 
-    def log_stop_probability(self, member_logits: Tensor) -> Tensor:
+    def log_stop_probability(self, member_logits: Tensor, combiner: Combiner) -> Tensor:
         later = member_logits[0, :, 2] + 18.8
         return F.logsigmoid(torch.stack([-later, later]))
 
-    def candidates(self, member_logits: Tensor) -> list[StoppingRule]:
+    def candidates(self, member_logits: Tensor, combiner: Combiner) -> list[StoppingRule]:
         return [self]
 
 
@@ -235,7 +235,7 @@ class TestSlowdown:
     def test_sees_a_gradient_where_the_probability_of_stopping_is_1(self) -> None:
         """A rule so steep that even in double precision the sure image's stop probability is exactly 1."""
         ensemble, rule = make_ensemble((6.0, -80.0), (6.0, -80.0)), DIE(b=500.0, tau_c=0.6)
-        assert rule.log_stop_probability(ensemble.member_logits(X).double()).exp()[0] == 1
+        assert rule.log_stop_probability(ensemble.member_logits(X).double(), ensemble.combiner).exp()[0] == 1
         assert answer(Slowdown(doubt=0.0, restarts=1), ensemble, rule).members_run == 2
 
     def test_needs_its_doubt_where_the_confidence_is_1(self) -> None:
@@ -325,7 +325,7 @@ class TestDecide:
     def test_log_stop_probability_resolves_below_single_precision(self) -> None:
         logits = torch.tensor([20.0, 0.0]).expand(3, 1, 2).clone().requires_grad_()
         rule = DIE(b=60.0, tau_c=0.55)
-        found = log_stop_probability(logits, rule)
+        found = log_stop_probability(logits, rule, MeanProbability())
         assert 1 - found.exp()[0].detach() == 0
         assert -40 < float(found[1:].logsumexp(0).detach()) < -20
         (gradient,) = torch.autograd.grad(found[1:].logsumexp(0).sum(), logits)

@@ -281,7 +281,9 @@ class TestEnsembles:
         known = verify_outputs.decide_with_rule
         other = (np.zeros(3, np.int64),) * 2
         monkeypatch.setattr(
-            verify_outputs, "decide_with_rule", lambda x, rule: known(x, rule) if isinstance(rule, Never) else other
+            verify_outputs,
+            "decide_with_rule",
+            lambda x, rule, combine: known(x, rule, combine) if isinstance(rule, Never) else other,
         )
         with pytest.raises(RunError, match="drawn decisions: stops elsewhere than its rule for 3 of 3 images"):
             bench(bench_settings(members=3), "", lambda text: None)

@@ -27,6 +27,7 @@ from tests.helpers import examples, random_logits, tiny_ensemble, tiny_model
 
 average = MeanProbability()
 RULES = [DIE(), DIE(a=20.0, b=60.0, tau_c=0.75), DIE(b=100.0, tau_c=0.2), Never()]
+MEAN = MeanProbability()
 few = examples(40)
 
 
@@ -167,7 +168,7 @@ class TestCalibrate:
         if name != "at_once":  # which has no choice
             assert round((found.full_ensemble.clean - found.outcome.clean) * images) <= found.allowed
             assert round((found.full_ensemble.worst_case - found.outcome.worst_case) * images) <= found.allowed
-        assert (found.images, found.tried) == (images, len(list(start.candidates(sets[0]))))
+        assert (found.images, found.tried) == (images, len(list(start.candidates(sets[0], MEAN))))
 
     @pytest.mark.parametrize("name", stopping_rules.names())
     def test_reports_what_its_rule_does(self, name: str) -> None:
@@ -231,7 +232,9 @@ class TestCalibrate:
         assert found.order[0] == 2
         assert sorted(found.order) == [0, 1, 2, 3]
         assert found.outcome.members_run == 1
-        assert found.tried == sum(len(list(DIE().candidates(logits[list(order)]))) for order in candidate_orders(4))
+        assert found.tried == sum(
+            len(list(DIE().candidates(logits[list(order)], MEAN))) for order in candidate_orders(4)
+        )
         kept = calibrate(DIE(), held_out(logits, [logits], y), max_accuracy_drop=0.0)
         assert kept.order == (0, 1, 2, 3)
 

@@ -41,15 +41,15 @@ class SecondPixel(StoppingRule):
     Whoever raises the wrong logits raises the third one, too, away from the second member.
     """
 
-    def __call__(self, member_logits: Tensor, *, last: bool) -> Decision:
+    def __call__(self, member_logits: Tensor, combiner: Combiner, *, last: bool) -> Decision:
         stop = (member_logits[0, :, 2] >= -10) | last
         return Decision(stop=stop, answer_with=torch.full_like(stop, len(member_logits), dtype=torch.long))
 
-    def log_stop_probability(self, member_logits: Tensor) -> Tensor:
+    def log_stop_probability(self, member_logits: Tensor, combiner: Combiner) -> Tensor:
         more = -10 * (member_logits[0, :, 2] + 10)
         return nn.functional.logsigmoid(torch.stack([-more, more]))
 
-    def candidates(self, member_logits: Tensor) -> list[StoppingRule]:
+    def candidates(self, member_logits: Tensor, combiner: Combiner) -> list[StoppingRule]:
         return [self]
 
 
@@ -127,7 +127,7 @@ def test_the_expected_prediction_keeps_its_gradient_where_the_probability_of_sto
     assert gradient.flatten()[1] < -100
     member_logits = ensemble.member_logits(leaf)
     prefixes = torch.stack([ensemble.combiner(member_logits[:m]) for m in (1, 2)]).log_softmax(-1)
-    clamped = rule.log_stop_probability(member_logits).exp().clamp_min(CLAMP).log()
+    clamped = rule.log_stop_probability(member_logits, ensemble.combiner).exp().clamp_min(CLAMP).log()
     expected = torch.logsumexp(prefixes + clamped.unsqueeze(-1), dim=0)
     (gradient,) = torch.autograd.grad(expected[0, 1] - expected[0, 0], leaf)
     assert gradient.abs().max() < 1e-6

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from sparsemble.core.dynamic import decide_from_logits
 from sparsemble.core.errors import InputError
+from sparsemble.ensemble.combiners.maximum import Maximum
 from sparsemble.ensemble.combiners.mean_probability import MeanProbability
+from sparsemble.ensemble.stopping.agreement import Agreement
 from sparsemble.ensemble.stopping.die import DIE
 from sparsemble.ensemble.stopping.never import Never
 from tests import helpers
 from tests.helpers import examples
 
+MEAN = MeanProbability()
 few = examples(40)
 random_logits = functools.partial(helpers.random_logits, dtype=torch.float64)
 RULES = st.builds(DIE, a=st.floats(0.1, 60), b=st.floats(0.1, 130), tau_u=st.floats(0, 0.5), tau_c=st.floats(0.0, 1.0))
@@ -78,15 +81,17 @@ class TestDIE:
         """: sum_t z_t = 1 with the last step absorbing."""
         logits = random_logits(members, 4, seed=seed)
         expected = torch.tensor([literal_mass(rule, logits[:, i]) for i in range(4)], dtype=torch.float64).T
-        torch.testing.assert_close(rule.log_stop_probability(logits).exp(), expected)
+        torch.testing.assert_close(rule.log_stop_probability(logits, MEAN).exp(), expected)
         torch.testing.assert_close(expected.sum(0), torch.ones(4, dtype=torch.float64))
 
     @given(RULES, st.integers(0, 999))
     @few
     def test_each_mass_is_what_survival_loses(self, rule: DIE, seed: int) -> None:
         logits = random_logits(5, 6, seed=seed)
-        survival = torch.cat([torch.ones(1, 6, dtype=torch.float64), (1 - rule.hazards(logits)).cumprod(0)])
-        torch.testing.assert_close(rule.log_stop_probability(logits).exp()[:-1], (survival[:-1] - survival[1:])[:-1])
+        survival = torch.cat([torch.ones(1, 6, dtype=torch.float64), (1 - rule.hazards(logits, MEAN)).cumprod(0)])
+        torch.testing.assert_close(
+            rule.log_stop_probability(logits, MEAN).exp()[:-1], (survival[:-1] - survival[1:])[:-1]
+        )
 
     def test_the_causal_certificate_is_the_full_arg_max(self) -> None:
         """Answers are those of the arg max over all steps, although later members were never run."""
@@ -95,7 +100,7 @@ class TestDIE:
             logits = random_logits(5, 2000, scale=scale, seed=seed)
             for rule in (DIE(), DIE(a=30.0, b=100.0, tau_c=0.9), DIE(a=2.0, b=4.0, tau_u=0.3, tau_c=0.7)):
                 found = decide_from_logits(logits, MeanProbability(), rule)
-                stop_probability = rule.log_stop_probability(logits).exp()
+                stop_probability = rule.log_stop_probability(logits, MEAN).exp()
                 assert torch.equal(found.answered_with - 1, stop_probability.argmax(0))
                 assert (found.answered_with <= found.members_run).all()
                 saved += int((found.members_run < 5).sum())
@@ -103,7 +108,7 @@ class TestDIE:
 
     def test_it_stops_no_later_than_the_arg_max_is_certain(self) -> None:
         rule, logits = DIE(tau_c=0.9), random_logits(5, 1000)
-        stop_probability = rule.log_stop_probability(logits).exp()
+        stop_probability = rule.log_stop_probability(logits, MEAN).exp()
         found = decide_from_logits(logits, MeanProbability(), rule)
         for i in range(1000):
             z = stop_probability[:, i].tolist()
@@ -136,7 +141,7 @@ class TestDIE:
         steady, jumping = torch.zeros(2, 1, 3), torch.zeros(2, 1, 3)
         steady[:, 0, 0] = 2.0
         jumping[0, 0, 1], jumping[1, 0, 0] = 2.0, 2.0
-        assert DIE().hazards(steady)[1] > DIE().hazards(jumping)[1]
+        assert DIE().hazards(steady, MEAN)[1] > DIE().hazards(jumping, MEAN)[1]
 
     @pytest.mark.parametrize("settings", [{"a": 0.0}, {"b": -1.0}, {"a": float("nan")}])
     def test_settings_that_would_stop_on_doubt_give_a_sentence(self, settings: dict[str, float]) -> None:
@@ -148,5 +153,28 @@ def test_never_runs_every_member() -> None:
     logits = random_logits(4, 10)
     found = decide_from_logits(logits, MeanProbability(), Never())
     assert found.answered_with.tolist() == found.members_run.tolist() == [4] * 10
-    assert Never().log_stop_probability(logits).exp().sum(1).tolist() == [0, 0, 0, 10]
-    assert list(Never().candidates(logits)) == [Never()]
+    assert Never().log_stop_probability(logits, MEAN).exp().sum(1).tolist() == [0, 0, 0, 10]
+    assert list(Never().candidates(logits, MEAN)) == [Never()]
+
+
+class TestOtherCombiners:
+    """What a prefix predicts is what the ensemble would predict with it."""
+
+    def test_hazards_of_the_maximum_are_literal(self) -> None:
+        logits, rule = random_logits(4, 30), DIE()
+        best = logits.softmax(-1).cummax(0).values
+        combined = best / best.sum(-1, keepdim=True)
+        change = (combined[1:] * (combined[1:] / combined[:-1]).log()).sum(-1)
+        doubt = torch.cat([torch.zeros(1, 30, dtype=torch.float64), rule.a * (change - rule.tau_u)])
+        expected = (rule.b * (combined.amax(-1).square() - rule.tau_c) - doubt).sigmoid()
+        torch.testing.assert_close(rule.hazards(logits, Maximum()), expected)
+
+    def test_agreement_votes_for_the_class_that_would_be_predicted(self) -> None:
+        """Two members lean to class 0 by a mean of 0.41 to 0.39; by the maximum the third one's class 1 leads."""
+        probabilities = torch.tensor([[0.6, 0.1, 0.3], [0.6, 0.1, 0.3], [0.02, 0.97, 0.01]], dtype=torch.float64)
+        logits, rule = probabilities.log()[:, None], Agreement(sure=2.0, votes=2, lead=0.0)
+        late = logits[[0, 2, 1]]
+        assert decide_from_logits(late, MeanProbability(), rule).logits.argmax(1).tolist() == [0]
+        assert decide_from_logits(late, Maximum(), rule).logits.argmax(1).tolist() == [1]
+        stop = {c.name: rule(late, c, last=False).stop.item() for c in (MeanProbability(), Maximum())}
+        assert stop == {"mean_probability": True, "maximum": False}

@@ -78,7 +78,7 @@ def test_at_once_runs_the_first_member_only() -> None:
 @pytest.mark.parametrize("rule", [rule for rule, _ in CASES if rule != CASES[-1][0]], ids=str)
 def test_an_attacker_sees_a_gradient_of_when_it_stops(rule: StoppingRule) -> None:
     logits = random_logits(4, 60, scale=0.5).requires_grad_()
-    later = log_stop_probability(logits, rule)[1:].logsumexp(0)
+    later = log_stop_probability(logits, rule, MeanProbability())[1:].logsumexp(0)
     (gradient,) = torch.autograd.grad(later.sum(), logits)
     assert gradient.isfinite().all()
     assert float((gradient.abs().amax((0, 2)) > 0).double().mean()) > 0.9
@@ -87,7 +87,7 @@ def test_an_attacker_sees_a_gradient_of_when_it_stops(rule: StoppingRule) -> Non
 @pytest.mark.parametrize("name", [name for name in stopping_rules.names() if name not in ("at_once", "never")])
 def test_calibration_can_always_fall_back_to_all_members(name: str) -> None:
     logits = random_logits(4, 100, scale=30.0)
-    candidates = list(stopping_rules.build(name).candidates(logits))
+    candidates = list(stopping_rules.build(name).candidates(logits, MeanProbability()))
     assert candidates[0] == stopping_rules.build(name)
     assert (decide_from_logits(logits, MeanProbability(), candidates[1]).members_run == 4).all()
 

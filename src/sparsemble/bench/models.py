@@ -25,6 +25,7 @@ from sparsemble.models.graph import Graph
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
+from sparsemble.runtime.combiners import Combiner
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
@@ -136,7 +137,7 @@ class RandomStopping(StoppingRule):
             low, high = (middle, high) if sum(middle**m for m in range(members)) < members_run else (low, middle)
         self.fraction = low
 
-    def __call__(self, member_logits: Floats, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Floats, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Stop a random subset of the images."""
         members, images = member_logits.shape[:2]
         stop: Flags = np.full(images, last)

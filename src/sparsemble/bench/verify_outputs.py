@@ -11,6 +11,8 @@ from sparsemble.core.errors import RunError
 from sparsemble.core.interfaces import Combiner, Ensemble, stopping_rules
 from sparsemble.core.types import MemberLogits, seeded
 from sparsemble.export.agreement import check_agreement
+from sparsemble.runtime.combiners import Combiner as RuntimeCombiner
+from sparsemble.runtime.combiners import build_combiner
 from sparsemble.runtime.predictor import Prediction, Predictor
 from sparsemble.runtime.stopping import Counts, StoppingRule
 
@@ -64,7 +66,8 @@ def verify_ensemble(
         members_run, prefix = decided.members_run.numpy(), decided.answered_with.numpy()
     else:
         near = 0
-        members_run, prefix = decide_with_rule(logits, rule)
+        combine = build_combiner(predictor.ensemble.combiner)
+        members_run, prefix = decide_with_rule(logits, rule, combine)
     different = int(((prediction.members_run != members_run) | (prediction.answered_with != prefix)).sum())
     if different > near:
         raise RunError(f"{name}: stops elsewhere than its rule for {different} of {len(x)} images; it was not timed")
@@ -87,13 +90,19 @@ def _check_probabilities(name: str, prediction: Prediction, torch_logits: Member
             )
 
 
-def decide_with_rule(member_logits: Floats, rule: StoppingRule) -> tuple[Counts, Counts]:
-    """Return the members run and the length of the prefix, from the logits of all members (M, B, K)."""
+def decide_with_rule(member_logits: Floats, rule: StoppingRule, combiner: RuntimeCombiner) -> tuple[Counts, Counts]:
+    """Return the members run and the length of the prefix.
+
+    Args:
+        member_logits: (M, B, K) of all members.
+        rule: decides for each image.
+        combiner: of the ensemble.
+    """
     total, images, _ = member_logits.shape
     members_run, answered_with = np.zeros(images, np.int64), np.zeros(images, np.int64)
     undecided = np.arange(images)
     for m in range(1, total + 1):
-        done, prefix = rule(member_logits[:m, undecided], last=m == total)
+        done, prefix = rule(member_logits[:m, undecided], combiner, last=m == total)
         members_run[undecided[done]], answered_with[undecided[done]] = m, prefix[done]
         undecided = undecided[~done]
     return members_run, answered_with

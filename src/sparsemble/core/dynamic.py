@@ -72,7 +72,7 @@ def _decide(
         member_logits = stack_logits(so_far)
         if m == 1:
             outputs.append(combiner(member_logits[:, :0]))  # an empty batch needs an output, too
-        decision = rule(member_logits.detach(), last=m == total)
+        decision = rule(member_logits.detach(), combiner, last=m == total)
         done = decision.stop if m < total else torch.ones_like(decision.stop)
         for prefix in decision.answer_with[done].unique().tolist():
             rows = done & (decision.answer_with == prefix)

@@ -35,15 +35,16 @@ class Decision:
 class StoppingRule(Component):
     """Decides for each image when to stop running members and which prefix of them answers.
 
-    The decision depends on members 1..m and on this image only: it is the same in a batch of 1 and of 256.
+    The decision depends on members 1..m and on this image only: it is the same in a batch of 1 and of 256. What a
+    prefix predicts is what `combiner`, that of the ensemble, makes of its members.
     """
 
     @abstractmethod
-    def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
+    def __call__(self, member_logits: MemberLogits, combiner: Combiner, *, last: bool) -> Decision:
         """Decide after m members, from their logits (m, B, K); after the `last` member every image stops."""
 
     @abstractmethod
-    def log_stop_probability(self, member_logits: MemberLogits) -> Float[Tensor, "M B"]:
+    def log_stop_probability(self, member_logits: MemberLogits, combiner: Combiner) -> Float[Tensor, "M B"]:
         """Return the log of a probability that prefix 1..M answers, (M, B), largest at the prefix that does.
 
         Attacks follow its gradient, so it must be computed from logits and not as the log of a probability, which is 0
@@ -52,7 +53,7 @@ class StoppingRule(Component):
         """
 
     @abstractmethod
-    def candidates(self, member_logits: MemberLogits) -> Iterable["StoppingRule"]:
+    def candidates(self, member_logits: MemberLogits, combiner: Combiner) -> Iterable["StoppingRule"]:
         """Return the rules to compare in calibration, this one first, given held-out logits (M, B, K)."""
 
 

@@ -103,7 +103,7 @@ def calibrate(
     for order in candidate_orders(members) if reorder else [present]:
         predictions = _PrefixPredictions(logits.reordered(order))
         full = predictions.correct(torch.full_like(predictions.labels[0], members))
-        for candidate in rule.candidates(predictions.clean):
+        for candidate in rule.candidates(predictions.clean, logits.combiner):
             answer_with, members_run = predictions.decide(candidate)
             cost = predictions.cost(members_run, attacked_share) + MIN_REORDER_SAVING * (order != present)
             rank = _rank(predictions.correct(answer_with), full, cost, allowed, max_accuracy_drop)
@@ -176,7 +176,7 @@ class _PrefixPredictions:
     def __init__(self, logits: CalibrationLogits) -> None:
         sets = [logits.clean, *logits.attacked.values()]
         self.clean, self.all_sets = logits.clean, torch.cat(sets, 1)
-        self.images, self.y = len(logits.y), logits.y
+        self.images, self.y, self.combiner = len(logits.y), logits.y, logits.combiner
         prefixes = range(1, len(self.all_sets) + 1)
         self.labels = torch.stack([logits.combiner(self.all_sets[:m]).argmax(1) for m in prefixes])
 
@@ -186,7 +186,7 @@ class _PrefixPredictions:
         answer_with = torch.zeros(count, dtype=torch.long, device=self.y.device)
         members_run = torch.zeros_like(answer_with)
         for m in range(1, members + 1):
-            decision = rule(self.all_sets[:m], last=m == members)
+            decision = rule(self.all_sets[:m], self.combiner, last=m == members)
             now = (members_run == 0) & (decision.stop | (m == members))
             answer_with = torch.where(now, decision.answer_with, answer_with)
             members_run = torch.where(now, m, members_run)

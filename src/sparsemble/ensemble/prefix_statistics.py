@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparsemble.core.argument_checks import check_at_least, check_finite
-from sparsemble.core.interfaces import StoppingRule
+from sparsemble.core.interfaces import Combiner, StoppingRule
 from sparsemble.core.types import Counts, MemberLogits
+from sparsemble.ensemble.combiners.mean_probability import MeanProbability
 
 SMALLEST = 1e-12
 UNREACHABLE = 2.0
@@ -23,25 +24,29 @@ PerPrefix = Float[Tensor, "M B"]
 """One number for each prefix of the ensemble and each image."""
 
 
-def prefix_probabilities(member_logits: MemberLogits) -> Float[Tensor, "M B K"]:
-    """Return the mean probabilities of the first 1..M members, from logits (M, B, K).
+def prefix_probabilities(member_logits: MemberLogits, combiner: Combiner) -> Float[Tensor, "M B K"]:
+    """Return the probabilities that the first 1..M members, combined, give to each class, from logits (M, B, K).
 
-    Source: EED main paper, eq. 20.
+    Source: EED main paper, eq. 20, the mean; EED supplement, section B.4, another combiner.
     """
+    if not isinstance(combiner, MeanProbability):
+        return torch.stack([combiner(member_logits[:m]).softmax(-1) for m in range(1, len(member_logits) + 1)])
     probabilities = member_logits.softmax(-1)
     counts = torch.arange(1, len(probabilities) + 1, device=probabilities.device).view(-1, 1, 1)
     return probabilities.cumsum(0) / counts
 
 
-def _confidence_and_change(member_logits: MemberLogits) -> tuple[PerPrefix, Float[Tensor, "rest B"]]:
+def _confidence_and_change(
+    member_logits: MemberLogits, combiner: Combiner
+) -> tuple[PerPrefix, Float[Tensor, "rest B"]]:
     """Return the confidence of every prefix and the change from each prefix to the next, from logits (M, B, K).
 
-    C_1..C_M is the square of the highest mean probability; U_2..U_M the KL divergence, in nats, from the mean over t-1
-    members to that over t.
+    C_1..C_M is the square of the highest combined probability; U_2..U_M the KL divergence, in nats, from the
+    probabilities of t-1 members, combined, to those of t.
 
     Source: EED supplement, eqs. 29-30.
     """
-    average = prefix_probabilities(member_logits)
+    average = prefix_probabilities(member_logits, combiner)
     log_average = average.clamp_min(SMALLEST).log()
     change = (average[1:] * (log_average[1:] - log_average[:-1])).sum(-1)
     return average.amax(-1).square(), change
@@ -64,27 +69,27 @@ class HazardRule(StoppingRule):
         check_finite(a=self.a, b=self.b, tau_u=self.tau_u)
         check_at_least(0, tau_c=self.tau_c)
 
-    def hazards(self, member_logits: MemberLogits) -> PerPrefix:
+    def hazards(self, member_logits: MemberLogits, combiner: Combiner) -> PerPrefix:
         """Return the hazard q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)), without the U term at t = 1.
 
         Source: EED supplement, eqs. 29-31. Departs: a threshold on each quantity, and change lowers the hazard; as
         printed the rule always stops after one member.
         """
-        return torch.sigmoid(self.hazard_logits(member_logits))
+        return torch.sigmoid(self.hazard_logits(member_logits, combiner))
 
-    def hazard_logits(self, member_logits: MemberLogits) -> PerPrefix:
+    def hazard_logits(self, member_logits: MemberLogits, combiner: Combiner) -> PerPrefix:
         """Return the log-odds of the hazards, whose gradient does not vanish where a hazard rounds to 0 or 1."""
-        confidence, change = _confidence_and_change(member_logits)
+        confidence, change = _confidence_and_change(member_logits, combiner)
         doubt = torch.cat([torch.zeros_like(confidence[:1]), self.a * (change - self.tau_u)])
         return self.b * (confidence - self.tau_c) - doubt
 
-    def candidates(self, member_logits: MemberLogits) -> Iterable[StoppingRule]:
+    def candidates(self, member_logits: MemberLogits, combiner: Combiner) -> Iterable[StoppingRule]:
         """Return this rule, one that never stops early, and a grid of weights and thresholds.
 
         Thresholds are quantiles over held-out images. Because the second candidate never stops early, calibration can
         always fall back to the full ensemble.
         """
-        confidence, change = _confidence_and_change(member_logits)
+        confidence, change = _confidence_and_change(member_logits, combiner)
         levels = torch.linspace(0.02, 0.9, 12, device=change.device)
         # One member decides most clean images; the cheapest rules run a second one on about 1 % of them.
         low_levels = torch.tensor([0.0, 0.003, 0.007, 0.012], device=change.device)

@@ -28,6 +28,11 @@ def _log_mean_exp(values: Logits) -> Logits:
     return result
 
 
+def mean_probability(logits: Logits) -> Logits:
+    """Return the log of the mean probability."""
+    return _log_mean_exp(log_softmax(logits))
+
+
 def build_combiner(settings: Mapping[str, Any]) -> Combiner:
     """Return a combiner from its name and settings.
 
@@ -42,7 +47,7 @@ def build_combiner(settings: Mapping[str, Any]) -> Combiner:
     if options:
         raise RuntimeInputError(f'combiner "{name!s:.60}" has no setting "{next(iter(options)):.60}"')
     by_name: dict[Any, Combiner] = {
-        "mean_probability": lambda logits: _log_mean_exp(log_softmax(logits)),
+        "mean_probability": mean_probability,
         "mean_logit": lambda logits: log_softmax(logits.mean(0)),
         "maximum": lambda logits: log_softmax(log_softmax(logits).max(0)),
         "soft_vote": lambda logits: _log_mean_exp(log_softmax(logits / temperature)),

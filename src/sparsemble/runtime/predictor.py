@@ -126,7 +126,7 @@ class Predictor:
                 break
             last_logits = self._engine(m - 1).run(x[undecided], self.threads)
             member_logits = np.concatenate([member_logits, last_logits[None]])
-            stop, prefix = self._rule(member_logits, last=m == total)
+            stop, prefix = self._rule(member_logits, self._combiner, last=m == total)
             done = stop | (m == total)
             for length in np.unique(prefix[done]):
                 rows = done & (prefix == length)

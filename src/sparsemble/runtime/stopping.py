@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsemble.runtime.combiners import Logits, log_softmax
+from sparsemble.runtime.combiners import Combiner, Logits, log_softmax, mean_probability
 from sparsemble.runtime.errors import RuntimeInputError
 
 Flags = NDArray[np.bool_]
@@ -24,11 +24,12 @@ class StoppingRule(ABC):
     """Decides after m members, image by image."""
 
     @abstractmethod
-    def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Logits, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Decide whether to stop after the members that have run.
 
         Args:
             member_logits: (m, B, K) of the first m members.
+            combiner: of the ensemble.
             last: whether there is no further member.
 
         Returns:
@@ -36,8 +37,11 @@ class StoppingRule(ABC):
         """
 
 
-def prefix_probabilities(member_logits: Logits) -> Numbers:
-    """Return the mean probabilities of the first 1..m members, (m, B, K)."""
+def prefix_probabilities(member_logits: Logits, combiner: Combiner) -> Numbers:
+    """Return the probabilities that the first 1..m members, combined, give to each class, (m, B, K)."""
+    if combiner is not mean_probability:
+        combined = [np.exp(combiner(member_logits[:m])) for m in range(1, len(member_logits) + 1)]
+        return np.stack(combined).astype(member_logits.dtype)
     probabilities = np.exp(log_softmax(member_logits))
     counts = np.arange(1, len(probabilities) + 1).reshape(-1, 1, 1)
     means: Numbers = (probabilities.cumsum(0) / counts).astype(member_logits.dtype)
@@ -62,7 +66,7 @@ def _stop_at_first(passed: Flags, *, last: bool) -> tuple[Flags, Counts]:
 class Never(StoppingRule):
     """Runs every member."""
 
-    def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Logits, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Stop at the last member only."""
         images = member_logits.shape[1]
         return np.full(images, last), np.full(images, len(member_logits))
@@ -73,7 +77,7 @@ class Never(StoppingRule):
 class AtOnce(StoppingRule):
     """Runs the first member only."""
 
-    def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Logits, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Stop at member 1."""
         images = member_logits.shape[1]
         return np.ones(images, bool), np.ones(images, np.int64)
@@ -82,20 +86,21 @@ class AtOnce(StoppingRule):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Confidence(StoppingRule):
-    """Stops when the largest mean probability reaches the threshold."""
+    """Stops when the largest combined probability reaches the threshold."""
 
     threshold: float
 
-    def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Logits, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
-        return _stop_at_first(prefix_probabilities(member_logits).max(-1) >= self.threshold, last=last)
+        return _stop_at_first(prefix_probabilities(member_logits, combiner).max(-1) >= self.threshold, last=last)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HazardRule(StoppingRule):
     """Decides by the stopping hazards q_t = sigmoid(-a (U_t - tau_u) + b (C_t - tau_c)); q_1 has no U term.
 
-    U_t is the KL divergence from the mean of t - 1 members to that of t, C_t the squared largest mean probability.
+    U_t is the KL divergence from the combined probabilities of t - 1 members to those of t, C_t the square of their
+    largest.
     """
 
     a: float
@@ -103,9 +108,9 @@ class HazardRule(StoppingRule):
     tau_u: float
     tau_c: float
 
-    def hazards(self, member_logits: Logits) -> Numbers:
+    def hazards(self, member_logits: Logits, combiner: Combiner) -> Numbers:
         """Return (m, B) the hazards of the first m members."""
-        means = prefix_probabilities(member_logits)
+        means = prefix_probabilities(member_logits, combiner)
         logs = np.log(np.maximum(means, MIN_PROBABILITY))
         change = (means[1:] * (logs[1:] - logs[:-1])).sum(-1)
         confidence = means.max(-1) ** 2
@@ -119,9 +124,9 @@ class HazardRule(StoppingRule):
 class FirstPassage(HazardRule):
     """Stops at the first step whose hazard is 0.5 or more."""
 
-    def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Logits, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
-        return _stop_at_first(self.hazards(member_logits) >= 0.5, last=last)
+        return _stop_at_first(self.hazards(member_logits, combiner) >= 0.5, last=last)
 
 
 @final
@@ -129,11 +134,11 @@ class FirstPassage(HazardRule):
 class DIE(HazardRule):
     """Uses the step with the largest stop probability; stops when no later step can have a larger one."""
 
-    def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Logits, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
         survival = np.ones_like(member_logits[0, :, 0])
         stop_probabilities = []
-        for hazard in self.hazards(member_logits):
+        for hazard in self.hazards(member_logits, combiner):
             stop_probabilities.append(hazard * survival)
             survival = survival - stop_probabilities[-1]
         stop_probability = np.stack(stop_probabilities)
@@ -146,15 +151,15 @@ class DIE(HazardRule):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Agreement(StoppingRule):
-    """Stops after one member if its lead is `sure`, later if `votes` members agree with a mean whose lead is `lead`."""
+    """Stops after one member if its lead is `sure`, later if `votes` members agree and their prefix leads by `lead`."""
 
     sure: float
     votes: int
     lead: float
 
-    def __call__(self, member_logits: Logits, *, last: bool) -> tuple[Flags, Counts]:
+    def __call__(self, member_logits: Logits, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
         """Decide after m members."""
-        means = prefix_probabilities(member_logits)
+        means = prefix_probabilities(member_logits, combiner)
         top_two = np.sort(means, -1)[..., -2:]
         lead, label = top_two[..., 1] - top_two[..., 0], means.argmax(-1)
         member_labels = member_logits.argmax(-1)

@@ -31,6 +31,7 @@ class Expectation(Surrogate):
             member_logits = ensemble.member_logits(x)
             prefixes = [ensemble.combiner(member_logits[:m]) for m in range(1, len(member_logits) + 1)]
             log_probabilities = torch.stack(prefixes).log_softmax(-1)
-            return torch.logsumexp(log_probabilities + log_stop_probability(member_logits, rule).unsqueeze(-1), dim=0)
+            stop = log_stop_probability(member_logits, rule, ensemble.combiner)
+            return torch.logsumexp(log_probabilities + stop.unsqueeze(-1), dim=0)
 
         return classify

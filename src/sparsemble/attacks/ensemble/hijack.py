@@ -58,7 +58,7 @@ class Hijack(EnsembleAttack):
             member_logits = ensemble.member_logits(images)
             prefix = ensemble.combiner(member_logits[:length])
             ahead = (prefix.gather(1, target[progress.rows, None]) - prefix.gather(1, labels[:, None]))[:, 0]
-            stops_here = log_stop_probability(member_logits, rule)[length - 1]
+            stops_here = log_stop_probability(member_logits, rule, ensemble.combiner)[length - 1]
             loss = ahead + torch.where(ahead > 0, stops_here, 0.0)
             output = decide_from_logits(member_logits.detach(), ensemble.combiner, rule)
             score = rank(output.logits, labels)

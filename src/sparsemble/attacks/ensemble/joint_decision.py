@@ -40,7 +40,8 @@ class JointDecision(Surrogate):
             member_logits = ensemble.member_logits(x)
             prefixes = [ensemble.combiner(member_logits[:m]) for m in range(1, len(member_logits) + 1)]
             label = _above_others(torch.stack(prefixes), dim=2)
-            stop = _above_others(log_stop_probability(member_logits, rule), dim=0).unsqueeze(-1)
+            stop = log_stop_probability(member_logits, rule, ensemble.combiner)
+            stop = _above_others(stop, dim=0).unsqueeze(-1)
             lacking = label.clamp_max(0) + stop.clamp_max(0)
             return torch.where(lacking < 0, lacking, torch.minimum(label, stop)).amax(0)
 

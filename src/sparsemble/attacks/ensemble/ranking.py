@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparsemble.attacks.losses.margin import margin_of
-from sparsemble.core.interfaces import StoppingRule
+from sparsemble.core.interfaces import Combiner, StoppingRule
 from sparsemble.core.types import Labels, Logits, MemberLogits, PerImage
 
 LOWEST = -1e6
@@ -23,10 +23,15 @@ def squash(value: PerImage) -> PerImage:
     return value / (1 + value.abs())
 
 
-def log_stop_probability(member_logits: MemberLogits, rule: StoppingRule) -> Float[Tensor, "M B"]:
+def log_stop_probability(member_logits: MemberLogits, rule: StoppingRule, combiner: Combiner) -> Float[Tensor, "M B"]:
     """Return the log of the rule's stop probability, finite, computed in double precision.
 
     In single precision the probabilities of a confident image round to 0 or 1 and their gradient vanishes: the rule
     would look robust only because the attack has no gradient.
+
+    Args:
+        member_logits: (M, B, K), members in running order.
+        rule: decides when to stop.
+        combiner: of the ensemble.
     """
-    return rule.log_stop_probability(member_logits.double()).clamp_min(LOWEST).to(member_logits.dtype)
+    return rule.log_stop_probability(member_logits.double(), combiner).clamp_min(LOWEST).to(member_logits.dtype)

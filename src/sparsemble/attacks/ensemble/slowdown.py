@@ -63,7 +63,9 @@ class Slowdown(EnsembleAttack):
         def objective(images: Images, progress: Progress) -> Evaluation:
             labels = y[progress.rows]
             member_logits = ensemble.member_logits(images)
-            loss = _further_members(member_logits, rule) + self.doubt * _doubt(member_logits, ensemble.combiner)
+            loss = _further_members(member_logits, rule, ensemble.combiner) + self.doubt * _doubt(
+                member_logits, ensemble.combiner
+            )
             output = decide_from_logits(member_logits, ensemble.combiner, rule)
             score = output.members_run + squash(loss.detach()) / 2
             if self.keep_label:
@@ -78,12 +80,12 @@ class Slowdown(EnsembleAttack):
         ).images
 
 
-def _further_members(member_logits: MemberLogits, rule: StoppingRule) -> PerImage:
+def _further_members(member_logits: MemberLogits, rule: StoppingRule, combiner: Combiner) -> PerImage:
     """Return the log of the expected number of members after the first."""
     later = torch.arange(1, len(member_logits), device=member_logits.device).log()
     if not len(later):
         return torch.zeros_like(member_logits[0, :, 0])
-    return (log_stop_probability(member_logits, rule)[1:] + later.unsqueeze(1)).logsumexp(0)
+    return (log_stop_probability(member_logits, rule, combiner)[1:] + later.unsqueeze(1)).logsumexp(0)
 
 
 def _doubt(member_logits: MemberLogits, combiner: Combiner) -> PerImage:

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 
 from sparsemble.core.errors import InputError
-from sparsemble.core.interfaces import Decision, stopping_rules
+from sparsemble.core.interfaces import Combiner, Decision, stopping_rules
 from sparsemble.core.types import MemberLogits
 from sparsemble.ensemble.prefix_statistics import UNREACHABLE, HazardRule, PerPrefix, first_crossing, relax_decision
 
@@ -22,7 +22,7 @@ class FirstPassage(HazardRule):
     Source: IRENE, from which EED takes its stopping, stops at a first crossing; hazard of EED supplement, eqs. 29-31.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if not (self.a >= 0 and self.b > 0):
@@ -31,14 +31,14 @@ class FirstPassage(HazardRule):
             )
         super().__post_init__()
 
-    def __call__(self, member_logits: MemberLogits, *, last: bool) -> Decision:
+    def __call__(self, member_logits: MemberLogits, combiner: Combiner, *, last: bool) -> Decision:
         """Decide after m members, from their logits (m, B, K)."""
-        passed = self.hazards(member_logits) >= 0.5
+        passed = self.hazards(member_logits, combiner) >= 0.5
         return Decision(stop=passed.any(0) | last, answer_with=first_crossing(passed))
 
-    def log_stop_probability(self, member_logits: MemberLogits) -> PerPrefix:
+    def log_stop_probability(self, member_logits: MemberLogits, combiner: Combiner) -> PerPrefix:
         """Return the log of 1/2 at the prefix that is used plus 1/2 of the stop probability of the hazards, (M, B)."""
-        logits = self.hazard_logits(member_logits)
+        logits = self.hazard_logits(member_logits, combiner)
         return relax_decision(first_crossing(torch.sigmoid(logits) >= 0.5), logits)
 
     def _static(self) -> "FirstPassage":

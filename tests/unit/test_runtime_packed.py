@@ -33,6 +33,7 @@ from sparsemble.runtime.network import (
     Network,
     Node,
     Relu,
+    Steps,
     Weight,
 )
 from sparsemble.runtime.predictor import Predictor
@@ -80,6 +81,13 @@ def make_ensemble(members: int = 2) -> PackedEnsemble:
     )
 
 
+def in_8_bits(members: int = 2) -> PackedEnsemble:
+    """The same with results in 8 bits, one of them kept through maxima."""
+    steps = {3: Steps(0.125, 0), 6: Steps(0.5, 128)}
+    made = make_ensemble(members)
+    return replace(made, members=tuple(Network(m.image, m.nodes, steps) for m in made.members))
+
+
 def one_layer(weights: Any) -> PackedEnsemble:
     """An ensemble of one linear layer on images of one row."""
     outputs, inputs = np.shape(weights)
@@ -101,10 +109,14 @@ def same(a: PackedEnsemble, b: PackedEnsemble) -> bool:
     def flat(one: PackedEnsemble) -> list[Any]:
         found: list[Any] = [one.combiner, one.rule, one.classes, one.parent_weights, one.recipe, one.provenance]
         for member in one.members:
+            found.append(member.steps)
             for node in member.nodes:
                 found += [type(node), node.inputs, packed.node_to_dict(node)]
                 found += [floats.tobytes() for floats in packed.node_constants(node)]
                 if isinstance(node, Convolution | Linear):
+                    found += [
+                        None if part is None else part.tobytes() for part in (node.weight.integers, node.weight.scales)
+                    ]
                     found += [node.weight.shape, node.weight.positions.tobytes(), node.weight.values.tobytes()]
         return found
 
@@ -156,6 +168,23 @@ class TestRoundTrip:
         packed.save(found, tmp_path / "b.sparsemble", values=values)
         assert (tmp_path / "b.sparsemble").read_bytes() == path.read_bytes()
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.sparsemble", "b.sparsemble"]
+
+    def test_results_in_8_bits_are_a_version_that_older_readers_refuse(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sparsemble"
+        packed.save(in_8_bits(), path, values="int8")
+        found = packed.load(path)
+        assert same(found, packed.round_weights(in_8_bits(), "int8"))
+        assert found.members[0].steps == {3: Steps(0.125, 0), 4: Steps(0.125, 0), 6: Steps(0.5, 128)}
+        assert (found.arithmetic, packed.describe(path)["version"]) == ("int8", 2)
+        packed.save(found, tmp_path / "b.sparsemble", values="int8")
+        assert (tmp_path / "b.sparsemble").read_bytes() == path.read_bytes()
+        packed.save(make_ensemble(), path, values="int8")
+        assert (packed.load(path).arithmetic, packed.describe(path)["version"]) == ("float32", 1)
+
+    def test_8_bit_arithmetic_needs_weights_of_8_bits(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeInputError, match="8-bit arithmetic needs int8 values of the weights, got float16"):
+            packed.save(in_8_bits(), tmp_path / "a.sparsemble")
+        assert list(tmp_path.iterdir()) == []
 
     def test_describe_returns_the_header(self, tmp_path: Path) -> None:
         packed.save(make_ensemble(), tmp_path / "a.sparsemble")
@@ -213,6 +242,79 @@ class TestRoundTrip:
         with pytest.raises(RuntimeInputError, match=words):
             packed.save(one_layer([[value], [1.0]]), tmp_path / "a.sparsemble", values=values)
         assert list(tmp_path.iterdir()) == []
+
+
+class TestSteps:
+    """What a file may not say of results in 8 bits."""
+
+    def refused(self, tmp_path: Path, change: Callable[[dict[str, Any]], None], **settings: Any) -> str:
+        packed.save(in_8_bits(1), tmp_path / "a.sparsemble", values="int8")
+        header, body = split_file((tmp_path / "a.sparsemble").read_bytes())
+        change(header)
+        (tmp_path / "a.sparsemble").write_bytes(join_file(header, body, **settings))
+        with pytest.raises(RuntimeInputError) as refused:
+            packed.load(tmp_path / "a.sparsemble")
+        return str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("steps", "words"),
+        [
+            ({"scale": 0, "zero": 0}, "scale = 0.0 of 8-bit steps must be a positive, normal float32"),
+            ({"scale": -0.5, "zero": 0}, "scale = -0.5 of 8-bit steps must be a positive, normal float32"),
+            ({"scale": 1e-40, "zero": 0}, "scale = 1e-40 of 8-bit steps must be a positive, normal float32"),
+            ({"scale": 0.1, "zero": 0}, "scale = 0.1 of 8-bit steps must be a positive, normal float32"),
+            ({"scale": 1e39, "zero": 0}, "scale = 1e+39 of 8-bit steps must be a positive, normal float32"),
+            ({"scale": math.nan, "zero": 0}, "the header holds NaN, which is no number"),
+            ({"scale": math.inf, "zero": 0}, "the header holds Infinity, which is no number"),
+            ({"scale": "0.5", "zero": 0}, "steps: scale = '0.5' must be a finite number"),
+            ({"scale": True, "zero": 0}, "steps: scale = True must be a finite number"),
+            ({"scale": 10**400, "zero": 0}, "must be a finite number"),
+            ({"zero": 0}, "member 1, operation 6: steps lacks scale"),
+            ({"scale": 0.5}, "member 1, operation 6: steps lacks zero"),
+            ({"scale": 0.5, "zero": -1}, "steps: zero = -1 must be a whole number from 0 to 255"),
+            ({"scale": 0.5, "zero": 256}, "steps: zero = 256 must be a whole number from 0 to 255"),
+            ({"scale": 0.5, "zero": 1.0}, "steps: zero = 1.0 must be a whole number from 0 to 255"),
+            (None, "member 1, operation 6: steps = None must be a table"),
+        ],
+    )
+    def test_steps_that_cannot_be(self, tmp_path: Path, steps: Any, words: str) -> None:
+        message = self.refused(tmp_path, lambda header: header["members"][0][6].update(steps=steps))
+        assert words in message
+
+    def test_an_infinite_scale_as_a_number_of_json(self, tmp_path: Path) -> None:
+        packed.save(in_8_bits(1), tmp_path / "a.sparsemble", values="int8")
+        _, body = split_file((tmp_path / "a.sparsemble").read_bytes())
+        header = (tmp_path / "a.sparsemble").read_bytes()[packed.PREFIX.size : -len(body)]
+        encoded = header.replace(b'"scale":0.125', b'"scale":1e999', 1)
+        prefix = packed.PREFIX.pack(packed.MAGIC, 2, len(encoded), hashlib.sha256(encoded).digest())
+        (tmp_path / "a.sparsemble").write_bytes(prefix + encoded + body)
+        with pytest.raises(RuntimeInputError, match="operation 3: steps: scale = inf must be a finite number"):
+            packed.load(tmp_path / "a.sparsemble")
+
+    @pytest.mark.parametrize("index", [0, 9])
+    def test_image_and_logits_are_in_float32(self, tmp_path: Path, index: int) -> None:
+        steps = {"scale": 0.5, "zero": 0}
+        message = self.refused(tmp_path, lambda header: header["members"][0][index].update(steps=steps))
+        assert f"operation {index} cannot be stored in 8 bits" in message
+
+    def test_maxima_have_the_steps_of_what_they_read(self, tmp_path: Path) -> None:
+        steps = {"scale": 0.5, "zero": 0}
+        message = self.refused(tmp_path, lambda header: header["members"][0][4].update(steps=steps))
+        assert message.startswith("member 1: operation 4 keeps the 8-bit steps of its input")
+
+    def test_values_that_are_no_integers(self, tmp_path: Path) -> None:
+        packed.save(make_ensemble(1), tmp_path / "a.sparsemble")
+        header, body = split_file((tmp_path / "a.sparsemble").read_bytes())
+        header["members"][0][3]["steps"] = {"scale": 0.5, "zero": 0}
+        (tmp_path / "a.sparsemble").write_bytes(join_file(header, body))
+        with pytest.raises(
+            RuntimeInputError, match=r"member 1, operation 3 has steps, but the values are float16 and must be int8"
+        ):
+            packed.load(tmp_path / "a.sparsemble")
+
+    def test_a_version_that_has_none(self, tmp_path: Path) -> None:
+        message = self.refused(tmp_path, lambda header: None, version=1)
+        assert message == "member 1, operation 3 has steps, which begin with version 2; this file has 1"
 
 
 class TestInt8:
@@ -349,24 +451,27 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     if how == 2:
         return content + bytes(rng.integers(0, 256, rng.integers(1, 50), dtype=np.uint8))
     header, body = split_file(content)
+    version = int(packed.PREFIX.unpack_from(content)[1]) if rng.random() < 0.95 else int(rng.integers(0, 4))
     if how == 3:
         damaged = bytearray(body)
         for _ in range(rng.integers(1, 20)):
             damaged[rng.integers(0, len(damaged))] = int(rng.integers(0, 256))
-        return join_file(header, bytes(damaged))
+        return join_file(header, bytes(damaged), version=version)
     for _ in range(rng.integers(1, 4)):
         with contextlib.suppress(KeyError, IndexError, TypeError):
             forge_(header, how, rng)
     cut = int(rng.integers(0, len(body) + 1)) if rng.random() < 0.2 else len(body)
-    return join_file(header, body[:cut], fix=bool(rng.random() < 0.9))
+    return join_file(header, body[:cut], version=version, fix=bool(rng.random() < 0.9))
 
 
 def whole_files(folder: Path) -> list[bytes]:
-    """The same ensemble in every kind of values, and one that is made for files, to be damaged in turn."""
+    """The same ensemble in every kind of values and in 8 bits, and one that is made for files."""
     path, found = folder / "whole.sparsemble", []
     for values in VALUES:
         packed.save(make_ensemble(), path, values=values)
         found.append(path.read_bytes())
+    packed.save(in_8_bits(), path, values="int8")
+    found.append(path.read_bytes())
     of_files = Preprocessing(mode="RGB", resize=4, size=1)
     packed.save(replace(one_layer(np.eye(2, 3)), preprocessing=of_files), path)
     return [*found, path.read_bytes()]
@@ -481,7 +586,10 @@ class TestHostile:
         return str(refused.value)
 
     def test_a_newer_version(self, tmp_path: Path) -> None:
-        assert "written by a newer sparsemble; this one reads 1" in self.change(tmp_path, lambda _: None, version=2)
+        assert "written by a newer sparsemble; this one reads 2" in self.change(tmp_path, lambda _: None, version=3)
+        assert "this file has version 0; this sparsemble reads 1 to 2" in self.change(
+            tmp_path, lambda _: None, version=0
+        )
 
     def test_another_sparsity_than_it_says(self, tmp_path: Path) -> None:
         message = self.change(tmp_path, lambda header: header.update(nonzeros=header["nonzeros"] - 1))

@@ -19,8 +19,10 @@ SHAREABLE = (runtime.Affine, runtime.Relu, runtime.Add, runtime.MaxPool, runtime
 
 
 def have_one_layout(networks: Sequence[Network]) -> bool:
-    """Return whether networks differ in nothing but their weights and constants."""
-    return all(_layout(network) == _layout(networks[0]) for network in networks)
+    """Return whether networks compute in float32 and differ in nothing but their weights and constants."""
+    return not any(network.steps for network in networks) and all(
+        _layout(network) == _layout(networks[0]) for network in networks
+    )
 
 
 def _layout(network: Network) -> list[tuple[Any, ...]]:

@@ -121,6 +121,13 @@ def fuse(network: Network) -> FusedGraph:
     return _Fuser(network).run()
 
 
+def fused_groups(network: Network) -> dict[int, int]:
+    """Return the buffer of each node's result; nodes that are computed in one go share one."""
+    fuser = _Fuser(network)
+    fuser.run()
+    return fuser.buffers
+
+
 class _Fuser:
     """Reads the nodes in order; a node that is fused into an earlier one shares the buffer of that node."""
 

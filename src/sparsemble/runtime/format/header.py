@@ -8,6 +8,8 @@ from sparsemble.runtime.errors import RuntimeInputError
 
 LARGEST_INT = 2**40
 """Upper bound of every number of bytes, weights or pixels."""
+LARGEST_NUMBER = 1e300
+"""Upper bound of the size of every other number."""
 MAX_DEPTH = 40
 """Upper bound of nested lists and tables."""
 
@@ -89,6 +91,13 @@ class Fields:
             high: largest value allowed.
         """
         return tuple(self._integer(key, value, low, high) for value in self.items(key, length))
+
+    def number(self, key: str) -> float:
+        """Return a number."""
+        value = self.get(key)
+        if type(value) not in (int, float) or abs(value) > LARGEST_NUMBER:
+            raise RuntimeInputError(f"{self.name}: {key} = {_shortened(value)} must be a finite number")
+        return float(value)
 
     def items(self, key: str, length: int | None = None) -> list[Any]:
         """Return a list, of that many entries unless `length` is None."""

@@ -17,6 +17,7 @@ from sparsemble.runtime.network import (
     MaxPool,
     Node,
     Relu,
+    Steps,
     Weight,
 )
 
@@ -46,15 +47,36 @@ def node_constants(node: Node) -> list[Floats]:
     return [node.bias] if isinstance(node, Convolution | Linear) else []
 
 
-def node_to_dict(node: Node) -> dict[str, Any]:
-    """Return kind, inputs and settings of a node; weights and constants are stored elsewhere."""
+def node_to_dict(node: Node, steps: Steps | None = None) -> dict[str, Any]:
+    """Return kind, inputs and settings of a node, and the steps of its result in 8 bits.
+
+    Weights and constants are stored elsewhere.
+    """
     kind = next(name for name, node_type in NODES.items() if type(node) is node_type)
     table: dict[str, Any] = {"kind": kind, "inputs": list(node.inputs)}
     for name, _ in PAIRS.get(kind, ()):
         table[name] = list(getattr(node, name))
     if isinstance(node, Affine):
         table["channels"] = len(node.scale)
+    if steps:
+        table["steps"] = {"scale": steps.scale, "zero": steps.zero}
     return table
+
+
+def steps_from_dict(fields: Fields) -> Steps | None:
+    """Return the steps in which a node stores its result; None where that is float32.
+
+    Args:
+        fields: what `node_to_dict` returned, perhaps damaged.
+    """
+    if "steps" not in fields.values:
+        return None
+    table = fields.table("steps")
+    scale, zero = table.number("scale"), table.integer("zero", 0, 255)
+    try:
+        return Steps(scale, zero)
+    except RuntimeInputError as error:
+        raise RuntimeInputError(f"{fields.name}: {error}") from None
 
 
 def node_from_dict(fields: Fields, next_weight: Callable[[], Weight], next_constants: Callable[[int], Floats]) -> Node:

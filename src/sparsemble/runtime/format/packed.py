@@ -19,7 +19,8 @@ from sparsemble.runtime.format.validate import PARTS, validate_packed_file
 from sparsemble.runtime.network import Convolution, Linear, Network, Node
 
 MAGIC = b"\x89SPARSE\n"
-VERSION = 1
+VERSION = 2
+"""The newest that is read; files without 8-bit arithmetic are written in version 1, which older sparsembles read."""
 PREFIX = struct.Struct("<8sII32s")
 """Magic, version, length of the header, sha256 of the header."""
 SUFFIX = ".sparsemble"
@@ -47,7 +48,7 @@ def _round_member(member: Network, values: Values, number: int) -> Network:
                 raise RuntimeInputError(f"{where} has a weight of size {largest:g}, too much for {values}")
             node = replace(node, weight=weight)
         nodes.append(node)
-    return Network(member.image, tuple(nodes))
+    return Network(member.image, tuple(nodes), member.steps)
 
 
 def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") -> None:
@@ -59,8 +60,11 @@ def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") ->
         values: number format of the weights.
 
     Raises:
-        RuntimeInputError: a weight that is not finite, or too large for the format.
+        RuntimeInputError: a weight that is not finite, or too large for the format; 8-bit arithmetic with other values
+            than int8.
     """
+    if ensemble.arithmetic == "int8" and values != "int8":
+        raise RuntimeInputError(f"8-bit arithmetic needs int8 values of the weights, got {values}")
     ensemble = round_weights(ensemble, values)
     node_lists, parts, bodies = [], [], []
     offset = 0
@@ -94,7 +98,8 @@ def save(ensemble: PackedEnsemble, path: Path, *, values: Values = "float16") ->
         raise RuntimeInputError(
             f"the header takes {len(encoded)} bytes, more than the {MAX_HEADER_BYTES} that are read"
         )
-    prefix = PREFIX.pack(MAGIC, VERSION, len(encoded), hashlib.sha256(encoded).digest())
+    version = 2 if ensemble.arithmetic == "int8" else 1
+    prefix = PREFIX.pack(MAGIC, version, len(encoded), hashlib.sha256(encoded).digest())
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(b"".join([prefix, encoded, *bodies]))
@@ -107,8 +112,8 @@ def _encode_member(member: Network, values: Values) -> tuple[list[dict[str, Any]
     """Return the header's entries of a member's operations, and the content of its parts."""
     nodes = []
     contents: dict[str, list[bytes]] = {name: [] for name in PARTS}
-    for node in member.nodes:
-        entry = node_to_dict(node)
+    for i, node in enumerate(member.nodes):
+        entry = node_to_dict(node, member.steps.get(i))
         if isinstance(node, Convolution | Linear):
             weight, value_bits = node.weight, 8 * np.dtype(values).itemsize
             coding, parameter = index_coding.best_coding(weight.positions, weight.size, value_bits)
@@ -136,8 +141,8 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         RuntimeInputError: it is no packed file, or its header is damaged.
     """
-    content, header, header_end = _read(path)
-    return {"version": VERSION, "bytes": len(content), "header_bytes": header_end - PREFIX.size, **header}
+    version, content, header, header_end = _read(path)
+    return {"version": version, "bytes": len(content), "header_bytes": header_end - PREFIX.size, **header}
 
 
 def load(path: Path, *, max_memory: int = 2**30) -> PackedEnsemble:
@@ -155,12 +160,12 @@ def load(path: Path, *, max_memory: int = 2**30) -> PackedEnsemble:
     Raises:
         RuntimeInputError: the first fault of the file, in one sentence.
     """
-    content, header, header_end = _read(path)
-    return validate_packed_file(header, memoryview(content)[header_end:], max_memory)
+    version, content, header, header_end = _read(path)
+    return validate_packed_file(header, memoryview(content)[header_end:], version, max_memory)
 
 
-def _read(path: Path) -> tuple[bytes, dict[str, Any], int]:
-    """Return the content of a file, its header and the index of the first byte behind the header."""
+def _read(path: Path) -> tuple[int, bytes, dict[str, Any], int]:
+    """Return the version and content of a file, its header and the index of the first byte behind the header."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -172,12 +177,12 @@ def _read(path: Path) -> tuple[bytes, dict[str, Any], int]:
         raise RuntimeInputError(
             f"this file has version {version}, written by a newer sparsemble; this one reads {VERSION}"
         )
-    if version != VERSION:
-        raise RuntimeInputError(f"this file has version {version}; this sparsemble reads {VERSION}")
+    if version < 1:
+        raise RuntimeInputError(f"this file has version {version}; this sparsemble reads 1 to {VERSION}")
     end = PREFIX.size + length
     if length > MAX_HEADER_BYTES or end > len(content):
         raise RuntimeInputError(f"the header has a length of {length} bytes, in a file of {len(content)}")
     encoded = content[PREFIX.size : end]
     if hashlib.sha256(encoded).digest() != digest:
         raise RuntimeInputError("the header is damaged: its sha256 is another one")
-    return content, parse_header(encoded), end
+    return version, content, parse_header(encoded), end

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Literal, final
 
 from sparsemble.runtime.errors import RuntimeInputError, affects_terminal
 from sparsemble.runtime.images import Preprocessing
@@ -57,6 +57,11 @@ class PackedEnsemble:
                 )
         if self.parent_weights < 1:
             raise RuntimeInputError(f"parent_weights = {self.parent_weights} must be 1 or more")
+
+    @property
+    def arithmetic(self) -> Literal["float32", "int8"]:
+        """int8 where a member stores results in 8 bits."""
+        return "int8" if any(member.steps for member in self.members) else "float32"
 
     @property
     def image(self) -> tuple[int, int, int]:

@@ -24,9 +24,12 @@ def round_weight(weight: Weight, values: Values) -> Weight:
         if values == "int8":
             scales, integers = quantize(weight)
             rounded = dequantize(integers, weight.positions, weight.shape, scales)
+            scales[np.diff(_output_starts(weight.positions[integers != 0], weight.shape)) == 0] = 0
+            weight = replace(weight, values=rounded, integers=integers, scales=scales)
         else:
             rounded = weight.values.astype(values).astype(np.float32)
-    return replace(weight, values=rounded).kept(rounded != 0)
+            weight = replace(weight, values=rounded, integers=None, scales=None)
+    return weight.kept(rounded != 0)
 
 
 def quantize(weight: Weight) -> tuple[Floats, Integers]:

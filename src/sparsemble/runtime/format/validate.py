@@ -12,11 +12,11 @@ from sparsemble.runtime.compiler.layout import table_bytes
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import index_coding
 from sparsemble.runtime.format.header import LARGEST_INT, Fields
-from sparsemble.runtime.format.op_serialization import node_from_dict
+from sparsemble.runtime.format.op_serialization import node_from_dict, steps_from_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.format.quantization import LARGEST, LEAST_SCALE, VALUES, dequantize
 from sparsemble.runtime.images import LARGEST_SIDE, MODES, Preprocessing
-from sparsemble.runtime.network import Floats, Network, Node, Weight
+from sparsemble.runtime.network import Floats, Network, Node, Steps, Weight
 from sparsemble.runtime.stopping import build_rule
 
 MAX_MEMBERS, MAX_NODES, MAX_CLASSES = 64, 10_000, 100_000
@@ -24,15 +24,16 @@ PARTS = ("positions", "values", "constants")
 """Of each member: coded positions of its weights; their values; scales, biases and shifts."""
 
 
-def validate_packed_file(header: dict[str, Any], content: memoryview, max_memory: int) -> PackedEnsemble:
+def validate_packed_file(header: dict[str, Any], content: memoryview, version: int, max_memory: int) -> PackedEnsemble:
     """Return the ensemble that a packed file holds, if everything in the file is valid.
 
     Args:
         header: the parsed header; nothing in it is trusted.
         content: the bytes behind the header.
+        version: of the file; results in 8 bits begin with version 2.
         max_memory: bytes that the activations of one image, and the tables to run a member, may take.
     """
-    return _Validator(Fields(header, "the header"), content).ensemble(max_memory)
+    return _Validator(Fields(header, "the header"), content, version).ensemble(max_memory)
 
 
 def read_preprocessing(header: Fields) -> Preprocessing | None:
@@ -98,8 +99,8 @@ class _Part:
 class _Validator:
     """Builds an ensemble from a header and the bytes behind it."""
 
-    def __init__(self, header: Fields, content: memoryview) -> None:
-        self.header, self.content = header, content
+    def __init__(self, header: Fields, content: memoryview, version: int) -> None:
+        self.header, self.content, self.version = header, content, version
         self.values = np.dtype(header.choice("values", VALUES)).newbyteorder("<")
 
     def ensemble(self, max_memory: int) -> PackedEnsemble:
@@ -173,8 +174,11 @@ class _Validator:
             _Part(part, f"the {name} of {where}") for part, name in zip(parts, PARTS, strict=True)
         )
         nodes: list[Node] = []
+        steps: dict[int, Steps] = {}
         for i, entry in enumerate(node_list):
             node = Fields(entry, f"{where}, operation {i}")
+            if found := self._steps(node):
+                steps[i] = found
             nodes.append(
                 node_from_dict(
                     node,
@@ -185,9 +189,18 @@ class _Validator:
         for part in (positions, values, constants):
             part.check_end()
         try:
-            return Network(image, tuple(nodes))
+            return Network(image, tuple(nodes), steps)
         except RuntimeInputError as error:
             raise RuntimeInputError(f"{where}: {error}") from None
+
+    def _steps(self, node: Fields) -> Steps | None:
+        """Return the steps in which an operation stores its result, if it does."""
+        steps = steps_from_dict(node)
+        if steps and self.version < 2:
+            raise RuntimeInputError(f"{node.name} has steps, which begin with version 2; this file has {self.version}")
+        if steps and self.values != np.int8:
+            raise RuntimeInputError(f"{node.name} has steps, but the values are {self.values.name} and must be int8")
+        return steps
 
     def _weight(self, node: Fields, positions: _Part, values: _Part, constants: _Part) -> Weight:
         """Return the weights of a convolution or linear layer from its entry in the header and the member's parts."""
@@ -214,14 +227,14 @@ class _Validator:
                     f"{where} has a weight of {stored.min()} scales; {-LARGEST} to {LARGEST} are read"
                 )
             with np.errstate(over="ignore"):
-                weights = dequantize(stored, indices, shape, scales)
+                weight = Weight(shape, indices, dequantize(stored, indices, shape, scales), stored.copy(), scales)
         else:
-            weights = stored.astype(np.float32)
-        if not np.isfinite(weights).all():
+            weight = Weight(shape, indices, stored.astype(np.float32))
+        if not np.isfinite(weight.values).all():
             raise RuntimeInputError(f"{where} has a weight that is no number")
-        if len(indices) != count or not weights.all():
+        if len(indices) != count or not weight.values.all():
             raise RuntimeInputError(f"{where} has other than {count} weights that are not 0")
-        return Weight(shape, indices, weights)
+        return weight
 
 
 def _check_memory(members: list[Network], max_memory: int) -> None:

@@ -85,6 +85,15 @@ def test_repeated_run_does_no_work(copied: Path) -> None:
     assert before == after
 
 
+def test_select_prints_the_members_and_why(copied: Path) -> None:
+    result = sparsemble("select", SMOKE, "--out", copied, "--quiet", "--workers", 1)
+    assert (result.returncode, result.stdout) == (0, "")
+    result = sparsemble("select", SMOKE, "--out", copied)
+    selection = json.loads(next(copied.glob("select-*/select.json")).read_text("utf-8"))
+    assert f"selected          {', '.join(selection['ensemble'])}" in result.stdout
+    assert selection["reason"] in result.stdout
+
+
 def test_saved_recipe_is_the_same_run(copied: Path) -> None:
     result = sparsemble("calibrate", copied / "recipe.toml", "--out", copied)
     assert result.returncode == 0, result.stderr

@@ -143,21 +143,29 @@ def test_whole_runs_are_cells_too(tmp_path: Path) -> None:
 
 
 def test_rows_of_whole_runs_are_those_of_their_reports(finished: Path, tmp_path: Path) -> None:
-    """A run's folder already holds all that its cell needs, but the report, which names the study."""
-    text = (
-        f'recipe = "{SMOKE}"\nkind = "run"\nrows = ["ensemble_dynamic", "harp"]\nseeds = [3]\n[axes.as_is]\nyes = []\n'
-    )
+    """A run's folder already holds all that its cell needs, but the report, which names the study.
+
+    The dense parent and its attacks serve the single pruned model beside it, too.
+    """
+    text = f'recipe = "{SMOKE}"\nrows = ["ensemble_dynamic", "harp"]\nseeds = [3]\n[axes.method]\n'
+    text += "one_shot = [\"prune.method={name='one_shot'}\"]\need = [\"kind='run'\"]\n"
     (tmp_path / "study.toml").write_text(text, "utf-8")
     shutil.copytree(finished, tmp_path / "out")
     result = sparsemble("study", tmp_path / "study.toml", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     study = json.loads((tmp_path / "out" / "study.json").read_text("utf-8"))
-    assert study["stages_run"] == 1
+    assert study["kind"] == "mixed"
+    listed = list(study["cells"][1]["numbers"]["attacks"])
+    assert study["stages_run"] == 1 + 1 + len(listed)  # the report; the pruned model and the attacks on it
     reported = json.loads((finished / "report" / "summary.json").read_text("utf-8"))["rows"]
-    for cell in study["cells"]:
+    for cell in study["cells"][2:]:
         (row,) = (row for row in reported if row["name"] == cell["row"])
         numbers, correct = cell["numbers"], cell["correct"]
         assert numbers["worst_case"] == row["worst_case"]["accuracy"] == sum(correct) / len(correct)
         assert numbers["training_passes"] == row["cost"]["training_passes"]
         assert numbers["members_run"] == row["members_run"]
-    assert [cell["row"] for cell in study["cells"]] == ["harp", "ensemble_dynamic"]
+        assert numbers["speedup"] == pytest.approx(reported[0]["cost"]["macs_dense"] / row["cost"]["macs_nonzero"])
+    assert [cell["row"] for cell in study["cells"]] == ["dense", "pruned", "harp", "ensemble_dynamic"]
+    header = next(line for line in result.stdout.splitlines() if line.startswith("| method"))
+    assert all(f"| {label}, % |" in header for label in listed)
+    assert "| speed-up |" in header

@@ -334,3 +334,29 @@ class TestCarliniWagner:
 def test_refuses_bad_settings(attack: type[MinimumNorm], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         attack(**settings)
+
+
+class TestAnotherNorm:
+    """`norm`: l2 DeepFool where the threat model is linf, as in papers that report both at one eps."""
+
+    def test_an_image_counts_where_its_boundary_is_within_eps_in_that_norm(self) -> None:
+        model, x, y = linear_case("l2")
+        distance = model.distance(x, y, "l2")
+        threat = ThreatModel(norm="linf", eps=float(distance.median()) * 1.03)
+        x_adv = attacks.build("deepfool_l2")(model, x, y, threat, rng=seeded(0))
+        clear = (distance / threat.eps - 1).abs() > 0.025
+        assert torch.equal((model(x_adv).argmax(1) != y)[clear], (distance < threat.eps)[clear])
+        assert (ThreatModel(norm="l2").distance(x_adv, x) <= threat.eps + 1e-6).all()
+
+    def test_labels_name_the_norm(self) -> None:
+        assert attacks.build("deepfool_l2").label == "deepfool_l2"
+        assert DeepFool(norm="l2").label == "deepfool50-l2"
+        assert DeepFool().label == "deepfool50"
+
+    def test_attacks_that_search_in_one_norm_work_in_wider_ones(self) -> None:
+        model, x, y = linear_case("l2")
+        build("ddn", norm="l2")(model, x, y, ThreatModel(norm="linf", eps=0.1), rng=seeded(0))
+        with pytest.raises(InputError, match="deepfool works in l2 and linf only, not in l1"):
+            DeepFool(norm="l2")(model, x, y, ThreatModel(norm="l1", eps=1.0), rng=seeded(0))
+        with pytest.raises(InputError, match='norm = "linf" is none in which ddn searches: l2'):
+            build("ddn", norm="linf")

@@ -119,8 +119,13 @@ class TestRule:
 
     def test_says_which_part_of_it_decided(self) -> None:
         matrix = failures(6, 400, 0.45)
-        reached = RobustDiversity(threshold=0.1)(pool_logits(matrix), 3)
-        assert reached.reason == "the most diverse ensemble of 3 reaches the threshold 0.1"
+        exact = RobustDiversity(threshold=0.1)(pool_logits(matrix), 3)
+        assert exact.reason == (
+            "the most diverse ensemble of 3, the only size compared (exact_size), is above the threshold 0.1"
+        )
+        assert exact.members == RobustDiversity(threshold=0.0)(pool_logits(matrix), 3).members
+        smallest = RobustDiversity(threshold=0.1, exact_size=False)(pool_logits(matrix), 3)
+        assert smallest.reason == "the most diverse ensemble of 2, the fewest members that reach the threshold 0.1"
         missed = RobustDiversity(threshold=0.99, exact_size=False)(pool_logits(matrix), 3)
         assert len(missed.members) == 3
         independent = 1 - float(matrix[list(missed.members)].double().mean())

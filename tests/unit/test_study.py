@@ -37,6 +37,8 @@ def study(folder: Path, text: str) -> Study:
         ("seeds = [0, 0]\n[axes.a]\nb = []", "names one twice"),
         ('rows = "dense"\nkind = "run"\n[axes.a]\nb = []', "rows = 'dense' must be a list"),
         ("title = 3\n[axes.a]\nb = []", "title = 3 must be a string"),
+        ("[axes.a]\nb = [\"kind='both'\"]", 'kind = \'both\' must be "pruned" or "run"'),
+        ('rows = ["dense"]\n[axes.a]\nb = ["kind=run"]\nc = []', 'rows names "dense", which has a line of its own'),
     ],
 )
 def test_a_wrong_study_gives_a_sentence(text: str, words: str, tmp_path: Path) -> None:
@@ -75,6 +77,24 @@ def test_parents_that_differ_by_more_than_their_seed_have_lines_of_their_own(tmp
     ]
     plain = cells(study(tmp_path, text.replace("train.loss", "prune.loss")))
     assert [cell.label for cell in plain if "dense" in cell.made] == ["dense parent, seed 1", "dense parent, seed 2"]
+
+
+def test_single_models_and_whole_runs_share_a_table_and_their_stages(tmp_path: Path) -> None:
+    text = """
+    [axes.method]
+    hydra = ["prune.method={name='hydra', epochs=1}"]
+    eed = ["kind='run'"]
+    """
+    asked = study(tmp_path, text)
+    assert asked.kinds == "mixed"
+    assert asked.rows == ("ensemble_dynamic",)
+    parent, hydra, eed = cells(asked)
+    assert [line.row for line in made_up(asked)] == ["dense", "pruned", "ensemble_dynamic"]
+    assert asked.changes(eed.values) == ()
+    assert hydra.report is None
+    assert eed.report is not None
+    shared = {task.hash for task in eed.tasks} & {task.hash for task in (*parent.tasks, *hydra.tasks)}
+    assert {task.hash for task in parent.tasks} <= shared
 
 
 def made_up(asked: Study) -> tuple[StudyLine, ...]:

@@ -101,7 +101,7 @@ def test_a_study_of_runs_shows_members_and_names_failures(study: StudyResult) ->
     failed = StudyLine(values={"method": "a|b", "sparsity": "0.9"}, row="harp", seeds=0, failed=("seed 3: it fell",))
     text = study_page(replace(study, kind="run", table=(*study.table, failed))).markdown()
     assert "| 1 |" in text.partition("members |")[2]
-    assert r"| a\|b | 0.9 | harp |  | failed |" in text
+    assert r"| a\|b | 0.9 | harp |  |  |  | failed |" in text
     assert "a|b, 0.9, harp, seed 3: it fell" in text
 
 

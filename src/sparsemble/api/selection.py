@@ -71,6 +71,14 @@ class PoolRecord:
     overlap: tuple[tuple[float, ...], ...]
     """Jaccard overlap of every pair of masks."""
 
+    def as_text(self) -> str:
+        """Return the members, why they were chosen, and the held-out accuracy of the whole pool, as a table."""
+        lines = {"selected": ", ".join(self.ensemble), "reason": self.reason}
+        lines["robust diversity"] = f"{self.robust_diversity:.3f}"
+        for name, clean, robust in zip(self.pool, self.held_out_clean, self.held_out_robust, strict=True):
+            lines[name] = f"clean {clean:.3f}, robust {robust:.3f} (held-out)"
+        return as_table("selection", lines)
+
     def too_few(self, size: int) -> str:
         """Return a sentence where fewer sub-models than `size` are above chance; else an empty one."""
         above = len(self.pool) - len(self.at_chance)
@@ -111,12 +119,7 @@ class SelectedMembers(Sequence[TrainedModel]):
         return json.dumps(to_dict(self.record))
 
     def __repr__(self) -> str:
-        record = self.record
-        lines = {"selected": ", ".join(record.ensemble), "reason": record.reason}
-        lines["robust diversity"] = f"{record.robust_diversity:.3f}"
-        for name, clean, robust in zip(record.pool, record.held_out_clean, record.held_out_robust, strict=True):
-            lines[name] = f"clean {clean:.3f}, robust {robust:.3f} (held-out)"
-        return as_table("selection", lines)
+        return self.record.as_text()
 
 
 def select(

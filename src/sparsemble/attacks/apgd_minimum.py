@@ -53,7 +53,7 @@ class APGDMinimum(MinimumNorm):
     def __post_init__(self) -> None:
         check_at_least(1, searches=self.searches, steps=self.steps)
         check_at_least(0, targets=self.targets)
-        self._set_label(f"apgd_minimum{self.searches}x{self.steps}")
+        self._complete(f"apgd_minimum{self.searches}x{self.steps}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Search over the radius.

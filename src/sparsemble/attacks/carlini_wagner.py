@@ -59,7 +59,7 @@ class CarliniWagner(MinimumNorm):
         check_at_least(1, steps=self.steps, searches=self.searches)
         check_above_zero(step_size=self.step_size, first_c=self.first_c)
         check_at_least(0, kappa=self.kappa)
-        self._set_label(f"cw{self.steps}")
+        self._complete(f"cw{self.steps}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Search over c."""

@@ -43,7 +43,7 @@ class DDN(MinimumNorm):
         check_at_least(1, steps=self.steps)
         check_above_zero(first_radius=self.first_radius, alpha=self.alpha)
         check_interval("(0, 1)", gamma=self.gamma)
-        self._set_label(f"ddn{self.steps}")
+        self._complete(f"ddn{self.steps}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Take gradient steps, and adapt the radius of each image.

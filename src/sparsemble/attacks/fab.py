@@ -88,7 +88,7 @@ class FAB(FABAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set_label(f"fab{self.steps}" + f"x{self.restarts}" * (self.restarts > 1))
+        self._complete(f"fab{self.steps}" + f"x{self.restarts}" * (self.restarts > 1))
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Search from each start."""

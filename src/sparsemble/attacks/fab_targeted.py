@@ -29,7 +29,7 @@ class FABTargeted(FABAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, targets=self.targets)
-        self._set_label(f"fab{self.steps}t{self.targets}")
+        self._complete(f"fab{self.steps}t{self.targets}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Search towards each target, from each start."""

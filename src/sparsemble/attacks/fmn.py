@@ -43,7 +43,7 @@ class FMN(MinimumNorm):
         check_at_least(1, steps=self.steps)
         check_above_zero(alpha=self.alpha, alpha_final=self.alpha_final)
         check_interval("(0, 1)", gamma=self.gamma, gamma_final=self.gamma_final)
-        self._set_label(f"fmn{self.steps}")
+        self._complete(f"fmn{self.steps}")
 
     def search(self, model: Classifier, nearest: NearestPoints, *, rng: Generator) -> None:
         """Take gradient steps, and adapt the radius of each image.

@@ -10,10 +10,14 @@ from torch import Generator
 
 from sparsemble.attacks.attack import DEFAULT_SEED, SMALLEST, Attack, refusing_other_labels
 from sparsemble.attacks.losses.margin import margin_of
+from sparsemble.core.errors import InputError
 from sparsemble.core.pass_counter import for_images
 from sparsemble.core.tensor_checks import checked_images, checked_labels
 from sparsemble.core.threat import TOLERANCE, Norm, ThreatModel
 from sparsemble.core.types import Classifier, Counts, Flags, Images, Labels, Logits, PerImage, seeded
+
+INNER_FIRST: tuple[Norm, ...] = ("l1", "l2", "linf")
+"""Norms, each with a ball that lies inside that of the next one at the same radius."""
 
 
 @final
@@ -127,6 +131,30 @@ class NearestPoints:
 class MinimumNorm(Attack):
     """Searches for the nearest misclassified image; the ball of a threat model is applied to the result only."""
 
+    norm: Norm | None = None
+    """In which the nearest image is looked for and must lie within eps; none: that of the threat model, inside whose
+    ball the ball in this norm must lie, as l2 in linf."""
+
+    @final
+    def ball(self, threat: ThreatModel) -> ThreatModel:
+        """Return the ball in which the attack searches: that of the threat model, or of the same radius in `norm`."""
+        return ThreatModel(norm=self.norm, eps=threat.eps) if self.norm else threat
+
+    def _complete(self, automatic: str) -> None:
+        """Use an automatic label where none was given; with `norm`, work in the norms whose balls hold its ball.
+
+        Raises:
+            InputError: a norm in which the attack does not search.
+        """
+        self._set_label(f"{automatic}-{self.norm}" if self.norm else automatic)
+        if not self.norm:
+            return
+        if self.norm not in self.norms:
+            raise InputError(f'norm = "{self.norm}" is none in which {self.name} searches: {", ".join(self.norms)}')
+        wider = INNER_FIRST[INNER_FIRST.index(self.norm) :]
+        object.__setattr__(self, "norms", wider)
+        object.__setattr__(self, "instead", {norm: self.name for norm in INNER_FIRST if norm not in wider})
+
     @final
     def minimum(
         self,
@@ -186,6 +214,7 @@ class MinimumNorm(Attack):
         """Return the result of `minimum` where it lies in the ball, else the point of the ball of largest margin."""
         if not threat.eps:
             return x
+        threat = self.ball(threat)
         point, success = self.minimum(model, x, y, threat.norm, rng=rng, stop_distance=threat.eps)
         return bring_inside(model, point, success, x, y, threat, rng=rng)
 

@@ -117,7 +117,8 @@ def run_recipe(
         return
     if until not in ("report", "export"):
         paths = [str(artifact.path) for artifact in artifacts]
-        show_result(lambda: dumps(paths), lambda: "\n".join(paths), json=json, quiet=quiet)
+        lines = [*([_selected(artifacts[0])] if until == "select" else []), *paths]
+        show_result(lambda: dumps(paths), lambda: "\n".join(lines), json=json, quiet=quiet)
         return
     from sparsemble.core.results import RunSummary
     from sparsemble.report import run_table
@@ -127,6 +128,14 @@ def run_recipe(
     if until == "export":
         files["packed ensemble"] = folder / PACKED
     show_result(summary.to_json, lambda: run_table(summary), json=json, quiet=quiet, files=files)
+
+
+def _selected(artifact: Any) -> str:
+    """Return which sub-models were selected, and why."""
+    from sparsemble.api.selection import PoolRecord
+    from sparsemble.core.config import from_dict
+
+    return from_dict(PoolRecord, artifact.json("select.json"), "select.json").as_text()
 
 
 @app.command()

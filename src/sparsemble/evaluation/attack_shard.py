@@ -152,6 +152,7 @@ def _attack(
         inner, target = attack.attack, attack.classifier(model, job.rule)
         original = attack.classifier(job.model, job.rule)
     if isinstance(inner, MinimumNorm):
+        threat = inner.ball(threat)
         if model is job.model:
             nearest, success = inner.minimum(target, x, y, threat.norm, rng=rng)
         else:

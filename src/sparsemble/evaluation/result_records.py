@@ -12,6 +12,7 @@ from sparsemble.attacks.autoattack import AutoAttack
 from sparsemble.attacks.ensemble.ensemble_attack import EnsembleAttack
 from sparsemble.attacks.ensemble.full_ensemble import FullEnsemble
 from sparsemble.attacks.ensemble.surrogate_attack import SurrogateAttack
+from sparsemble.attacks.minimum_norm import MinimumNorm
 from sparsemble.core.interfaces import Ensemble, members_of
 from sparsemble.core.registry import to_dict
 from sparsemble.core.results import AttackResult, MembersRun, ModelRecord, Passes, WorstCase
@@ -104,6 +105,7 @@ def _attack_result(attack: AnyAttack, outcome: Outcome, job: EvaluationJob) -> A
         else None,
         minimum_distances=None if minimum is None else tuple(_finite(value) for value in minimum.tolist()),
         median_distance=None if minimum is None else _finite(float(minimum.median())),
+        minimum_norm=inner.norm if isinstance(inner, MinimumNorm) else None,
     )
 
 

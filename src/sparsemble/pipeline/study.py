@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, cast, final, get_args
 
 from sparsemble.core.config import from_dict, nearest
 from sparsemble.core.errors import InputError
@@ -14,6 +14,7 @@ from sparsemble.pipeline.stage import Task
 from sparsemble.pipeline.stages.attack import AttackStage
 from sparsemble.pipeline.validate_recipe import validate_recipe
 
+Kind = Literal["pruned", "run"]
 SINGLE_MODEL = ("members=2", "prune.folds=3")
 """Changes before those of a study of kind pruned: a recipe must allow an ensemble even where none is made."""
 
@@ -27,8 +28,9 @@ class Study:
     """The file's name unless given."""
     recipe: str
     """Name or path of the recipe that all cells begin with."""
-    kind: Literal["pruned", "run"] = "pruned"
-    """pruned: a cell is one dense parent and one pruned model; run: the whole method."""
+    kind: Kind = "pruned"
+    """pruned: a cell is one dense parent and one pruned model; run: the whole method. A value of an axis may change it,
+    as "kind='run'", so that single pruned models and ensembles stand in one table."""
     set: tuple[str, ...] = ()
     """Changes for all cells, as after --set."""
     seeds: tuple[int, ...] = (0,)
@@ -44,15 +46,43 @@ class Study:
             raise InputError(f"seeds = {list(self.seeds)} must be a list of whole numbers, 0 or more")
         if len({*self.seeds}) < len(self.seeds):
             raise InputError(f"seeds = {list(self.seeds)} names one twice; the same result twice says nothing new")
-        known = ("pruned",) if self.kind == "pruned" else ROWS
+        known = ("pruned",) if self.kinds == "pruned" else ROWS
         for row in self.rows:
             if row not in known:
                 raise InputError(f'rows names "{row}"{nearest(row, known)}')
+            if row == "dense" and self.kinds == "mixed":
+                raise InputError('rows names "dense", which has a line of its own beside single pruned models')
         object.__setattr__(self, "rows", tuple(dict.fromkeys(self.rows or known[-1:])))
+
+    @property
+    def kinds(self) -> Literal["pruned", "run", "mixed"]:
+        """Kind of all cells; mixed: some are single models, others whole runs."""
+        every = (dict(zip(self.axes, names, strict=True)) for names in itertools.product(*self.axes.values()))
+        found = {self.kind_of(values) for values in every}
+        return found.pop() if len(found) == 1 else "mixed"
+
+    def kind_of(self, values: Mapping[str, str]) -> Kind:
+        """Return the kind of the cell of these values."""
+        named = [kind for change in self._of_values(values) if (kind := _as_kind(change))]
+        return named[-1] if named else self.kind
 
     def changes(self, values: Mapping[str, str]) -> tuple[str, ...]:
         """Return what a cell of these values changes in the recipe, its seed aside."""
-        return (*self.set, *(change for axis, value in values.items() for change in self.axes[axis][value]))
+        return (*self.set, *(change for change in self._of_values(values) if not _as_kind(change)))
+
+    def _of_values(self, values: Mapping[str, str]) -> list[str]:
+        return [change for axis, value in values.items() for change in self.axes[axis][value]]
+
+
+def _as_kind(change: str) -> Kind | None:
+    """Return the kind that a change of an axis names; none: it changes the recipe."""
+    key, _, value = change.partition("=")
+    if key.strip() != "kind":
+        return None
+    for kind in get_args(Kind):
+        if value.strip().strip("'\"") == kind:
+            return cast(Kind, kind)
+    raise InputError(f'kind = {value.strip()} must be "pruned" or "run"')
 
 
 class Cell(NamedTuple):
@@ -65,9 +95,9 @@ class Cell(NamedTuple):
     made: dict[str, Task]
     """Row -> the task that makes it."""
     attacks: dict[str, Task]
-    """Of kind pruned, by label: the tasks that attack the model."""
+    """Of a single model, by label: the tasks that attack the model."""
     report: Task | None
-    """Kind run: the task whose artifact holds the summary."""
+    """Of a whole run: the task whose artifact holds the summary."""
 
     @property
     def tasks(self) -> list[Task]:
@@ -103,14 +133,14 @@ def load_study(name: str) -> Study:
 
 
 def cells(study: Study) -> list[Cell]:
-    """Expand a study; of kind pruned, the dense parents come first."""
+    """Expand a study; the dense parents of single pruned models come first."""
     expanded: list[Cell] = []
     parents: list[Cell] = []
     for seed in study.seeds:
         for chosen in itertools.product(*(values.items() for values in study.axes.values())):
             values = dict(zip(study.axes, (name for name, _ in chosen), strict=True))
             recipe = _recipe(study, values, seed)
-            if study.kind == "run":
+            if study.kind_of(values) == "run":
                 report = build_graph(recipe, study.title, f"a cell of {study.title}").until["report"][0]
                 expanded.append(Cell(values, seed, recipe, {}, {}, report))
                 continue
@@ -159,7 +189,7 @@ def _distinct(parents: list[Cell], axes: list[str]) -> list[Cell]:
 
 def _recipe(study: Study, values: Mapping[str, str], seed: int) -> Recipe:
     """Return the recipe of a cell, checked against its data."""
-    single = study.kind == "pruned"
+    single = study.kind_of(values) == "pruned"
     try:
         changes = (*(SINGLE_MODEL if single else ()), *study.changes(values), f"seed={seed}")
         _, recipe = load_recipe(study.recipe, changes)

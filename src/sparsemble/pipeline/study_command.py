@@ -86,7 +86,7 @@ def run_study(
     results = tuple(result for cell in expanded for result in _cells(cell, study, folder, failures))
     result = StudyResult(
         title=study.title,
-        kind=study.kind,
+        kind=study.kinds,
         recipe=study.recipe,
         settings=tuple(study.set),
         axes={axis: tuple(values) for axis, values in study.axes.items()},
@@ -124,8 +124,9 @@ def _cells(cell: Cell, study: Study, folder: Path, failures: dict[str, str]) -> 
         return [StudyCell(**facts, row=row, failed=failed[0]) for row in (cell.made or study.rows)]
     if cell.report:
         summary = RunSummary.load(folder / cell.report.folder / "summary.json")
+        dense = next(row.cost.macs_dense for row in summary.rows if row.name == "dense")
         return [
-            StudyCell(**facts, row=row.name, artifact=cell.report.folder, **_of_result(row))
+            StudyCell(**facts, row=row.name, artifact=cell.report.folder, **_of_result(row, dense))
             for row in summary.rows
             if row.name in study.rows
         ]
@@ -135,8 +136,8 @@ def _cells(cell: Cell, study: Study, folder: Path, failures: dict[str, str]) -> 
     ]
 
 
-def _of_result(row: EvaluationResult) -> dict[str, Any]:
-    """Return the numbers of a row of a run."""
+def _of_result(row: EvaluationResult, dense: int) -> dict[str, Any]:
+    """Return the numbers of a row of a run, whose dense parent has so many multiply-accumulates."""
     numbers = StudyNumbers(
         clean_accuracy=row.clean_accuracy,
         worst_case=row.robust_accuracy,
@@ -147,6 +148,7 @@ def _of_result(row: EvaluationResult) -> dict[str, Any]:
         members_run=row.members_run,
         training_passes=row.cost.training_passes or 0,
         training_seconds=row.cost.training_seconds or 0.0,
+        speedup=dense / row.cost.macs_nonzero,
     )
     return {"numbers": numbers, "macs_dense": row.cost.macs_dense, "correct": row.worst_case.correct}
 
@@ -171,6 +173,7 @@ def _of_model(name: str, task: Task, cell: Cell, folder: Path) -> dict[str, Any]
         members_run=MembersRun(clean=1.0, attacked=1.0),
         training_passes=sum(sum(stage.meta["passes"].values()) for stage in made_from),
         training_seconds=sum(stage.meta["seconds"] for stage in made_from),
+        speedup=macs.dense / macs.nonzero,
     )
     return {"numbers": numbers, "macs_dense": macs.dense, "correct": tuple(outcomes.worst_case.int().tolist())}
 
@@ -203,6 +206,7 @@ def _line(cells: Sequence[StudyCell]) -> StudyLine:
         numbers=StudyNumbers(
             **{name: mean(getattr(each, name) for each in numbers) for name in NUMBERS},
             attacks={label: mean(each.attacks[label] for each in numbers) for label in numbers[0].attacks},
+            speedup=mean(each.speedup or 0.0 for each in numbers) if all(each.speedup for each in numbers) else None,
             members_run=MembersRun(
                 clean=mean(each.members_run.clean for each in numbers),
                 attacked=mean(each.members_run.attacked for each in numbers),

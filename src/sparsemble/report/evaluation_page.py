@@ -150,7 +150,7 @@ def _plots(result: EvaluationResult, examples: Examples | None) -> list[Plot]:
     curve, members = result.security_curve, result.members
     attack = curve.attack if curve else ""
     curves = [(LOOKS["ensemble_dynamic"]._replace(label=f"under {attack}"), curve)] if curve else []
-    has_distances = any(d is not None for attack in result.attacks for d in attack.minimum_distances or ())
+    has_distances = any(d is not None for _, distances in figures.in_threat_norm(result) for d in distances)
     shown = [
         Plot(
             "security_curve",

@@ -66,15 +66,20 @@ def _mark_threat_model(ax: "Axes", eps: float, height: float) -> None:
     ax.annotate("threat model", (eps, height), (3, 0), textcoords="offset points", fontsize=8)
 
 
+def in_threat_norm(result: EvaluationResult) -> list[tuple[str, tuple[float | None, ...]]]:
+    """Return the label and the minimum distances of each attack that measured them in the norm of the threat model."""
+    return [
+        (attack.label, attack.minimum_distances)
+        for attack in result.attacks
+        if attack.minimum_distances is not None and attack.minimum_norm in (None, result.threat.norm)
+    ]
+
+
 def minimum_distances(result: EvaluationResult) -> "Figure":
     """Draw the distance of the nearest adversarial image; images that are misclassified when clean are left out."""
     scale = 255 if in_255ths(result.threat) else 1
     correct = np.asarray(result.clean_correct, bool)
-    distances = {
-        attack.label: np.asarray(attack.minimum_distances, float)[correct]
-        for attack in result.attacks
-        if attack.minimum_distances is not None
-    }
+    distances = {label: np.asarray(distances, float)[correct] for label, distances in in_threat_norm(result)}
     finite_distances = np.concatenate([scale * values[np.isfinite(values)] for values in distances.values()])
     figure, ax = new_figure(HALF, 3.3)
     edges = np.linspace(0, float(finite_distances.max(initial=0)) or 1.0, BINS + 1)

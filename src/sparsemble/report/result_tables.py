@@ -7,6 +7,7 @@ from rich.text import Text
 
 from sparsemble.core.results import STATUSES, AttackResult, CheckResult, CorruptionRecord, EvaluationResult, Passes
 from sparsemble.core.results.corruptions import SEVERITIES
+from sparsemble.core.results.evaluation_parts import ThreatRecord
 from sparsemble.report.descriptions import alarms, attack_note, distance, premises
 from sparsemble.report.formatting import count, duration, members, percent, size, span
 from sparsemble.report.page import Details, Section
@@ -121,7 +122,7 @@ def attack_rows(result: EvaluationResult) -> list[AttackRow]:
             attack.passes,
             attack.seconds,
             sum(attack.members_run) / len(attack.members_run) if result.model.members > 1 else None,
-            "" if attack.minimum_distances is None else distance(attack.median_distance, result.threat),
+            "" if attack.minimum_distances is None else _median(attack, result.threat),
         )
 
     low, high = result.clean_interval
@@ -132,6 +133,11 @@ def attack_rows(result: EvaluationResult) -> list[AttackRow]:
         *map(row, sorted(result.attacks, key=lambda attack: -sum(attack.correct))),
         AttackRow("worst case", "worst case", WORST_CASE, _worst_case_interval(result), result.passes, seconds),
     ]
+
+
+def _median(attack: AttackResult, threat: ThreatRecord) -> str:
+    norm = f" ({attack.minimum_norm})" if attack.minimum_norm else ""
+    return distance(attack.median_distance, threat) + norm
 
 
 def attack_table(result: EvaluationResult) -> Table[AttackRow]:

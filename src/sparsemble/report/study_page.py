@@ -83,38 +83,53 @@ def _study_table(study: StudyResult) -> Table[StudyLine]:
         return Column(axis, cell, left=True)
 
     several = len({line.row for line in study.table if line.values}) > 1
+    whole_runs = study.kind != "pruned"
     columns = [
         *[axis_column(axis, i == 0) for i, axis in enumerate(study.axes)],
         *([Column[StudyLine]("row", lambda line: line.row, left=True)] if several else []),
         Column[StudyLine]("clean, %", numbers(lambda n: percent(n.clean_accuracy))),
+        *[_attack_column(label) for label in _attacks_on_all(study)],
         Column("worst case, %", lambda line: percent(line.numbers.worst_case) if line.numbers else "failed"),
         Column("95 % interval", lambda line: span(line.interval) if line.interval else ""),
         Column("seeds", lambda line: str(line.seeds) if line.numbers else ""),
         Column("model sparsity, %", numbers(lambda n: percent(n.sparsity))),
         Column("weights", numbers(lambda n: count(round(n.nonzeros)))),
         Column("MACs", numbers(lambda n: count(round(n.macs_nonzero)))),
+        Column("speed-up", numbers(lambda n: f"{n.speedup:.2f}x" if n.speedup else "")),
         Column("training", numbers(lambda n: duration(n.training_seconds))),
-        *([Column[StudyLine]("members", numbers(lambda n: members(n.members_run)))] if study.kind == "run" else []),
+        *([Column[StudyLine]("members", numbers(lambda n: members(n.members_run)))] if whole_runs else []),
     ]
     return Table(
         columns,
         study.table,
         "Worst case: the fraction of images that are classified correctly when clean and under every attack. "
-        "Intervals hold for other images and, with several seeds, other seeds. Training: time of all stages that a "
-        "model was made from, its dense parent's included.",
+        "Intervals hold for other images and, with several seeds, other seeds. Speed-up: multiply-accumulates of the "
+        "dense parent over those of the weights that are not zero, of the members that a clean image runs. Training: "
+        "time of all stages that a model was made from, its dense parent's included.",
     )
 
 
+def _attack_column(label: str) -> Column[StudyLine]:
+    """Return the column of an attack that every line was attacked with."""
+    return Column(f"{label}, %", lambda line: percent(line.numbers.attacks[label]) if line.numbers else "")
+
+
+def _attacks_on_all(study: StudyResult) -> list[str]:
+    """Return the attacks that every line was attacked with, such as those listed in the recipe."""
+    measured = [list(line.numbers.attacks) for line in study.table if line.numbers]
+    return [label for label in measured[0] if all(label in others for others in measured)] if measured else []
+
+
 def _is_parent(study: StudyResult, line: StudyLine) -> bool:
-    """Whether a line is a dense parent beside its cells; of kind run, it is a row like the others."""
-    return study.kind == "pruned" and line.row == "dense"
+    """Whether a line is a dense parent beside its cells; of whole runs, it is a row like the others."""
+    return study.kind != "run" and line.row == "dense"
 
 
 def _name(study: StudyResult, line: StudyLine, without: str | None = None) -> str:
     """Return the values of a line, without that of one axis."""
     names = ["dense parent"] if _is_parent(study, line) else []
     names += [value for axis, value in line.values.items() if axis != without]
-    if study.kind == "run" and len({other.row for other in study.table}) > 1:
+    if study.kind != "pruned" and len({other.row for other in study.table}) > 1:
         names.append(line.row)
     return ", ".join(names)
 
@@ -123,7 +138,7 @@ def as_csv(study: StudyResult) -> str:
     """Return the numbers of the table, unrounded."""
     attacks = sorted({label for line in study.table if line.numbers for label in line.numbers.attacks})
     names = ["clean_accuracy", "worst_case", "sparsity", "nonzeros", "macs_nonzero"]
-    names += ["training_passes", "training_seconds"]
+    names += ["training_passes", "training_seconds", "speedup"]
     shown = ["model_sparsity" if name == "sparsity" else name for name in names]  # an axis may be called sparsity
     shown += ["low", "high", "members_run_clean", "members_run_attacked"]
     out = io.StringIO()
@@ -132,7 +147,7 @@ def as_csv(study: StudyResult) -> str:
     for line in study.table:
         values: list[object] = [""] * (len(shown) + len(attacks))
         if line.numbers:
-            values = [getattr(line.numbers, name) for name in names]
+            values = ["" if (value := getattr(line.numbers, name)) is None else value for name in names]
             values += [*line.interval, line.numbers.members_run.clean, line.numbers.members_run.attacked]
             values += [line.numbers.attacks.get(label, "") for label in attacks]
         axes = [line.values.get(axis, "") for axis in study.axes]

@@ -156,6 +156,8 @@ class AttackResult:
     minimum_distances: tuple[float | None, ...] | None = None
     """Minimum-norm attacks: distance of the nearest adversarial image found; none where there is none."""
     median_distance: float | None = None
+    minimum_norm: str | None = None
+    """Norm of these distances, where it is not the threat's."""
 
     def __post_init__(self) -> None:
         check_accuracy("robust_accuracy", self.robust_accuracy, self.correct, self.interval)

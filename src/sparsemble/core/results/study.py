@@ -30,6 +30,8 @@ class StudyNumbers:
     members_run: MembersRun
     training_passes: float
     training_seconds: float
+    speedup: float | None = None
+    """Multiply-accumulates of the dense parent over those that a clean image takes; none: not measured."""
 
     def __post_init__(self) -> None:
         check_fractions(
@@ -40,6 +42,7 @@ class StudyNumbers:
             macs_nonzero=self.macs_nonzero,
             training_passes=self.training_passes,
             training_seconds=self.training_seconds,
+            speedup=self.speedup or 0.0,
         )
 
 
@@ -106,8 +109,8 @@ class StudyResult(ResultFile):
 
     schema: int = SCHEMA
     title: str
-    kind: Literal["pruned", "run"]
-    """pruned: a cell is a dense parent or one pruned model; run: the whole method."""
+    kind: Literal["pruned", "run", "mixed"]
+    """pruned: a cell is a dense parent or one pruned model; run: the whole method; mixed: cells of both kinds."""
     recipe: str
     settings: tuple[str, ...]
     """Changes for all cells."""

@@ -28,9 +28,9 @@ class DVERGE(MemberLoss):
     sum_i [ CE(F_i(x_adv), y) + beta sum_{j != i} CE(F_i(x~_j), y) ], where x~_j lies near x and has, in a hidden layer
     of member j, nearly the features of another image.
 
-    Source: EED main paper, eq. 14, with Reg = 0; Yang et al. 2020, "plus adv".
-    Departs: the other image comes from the same batch, rolled by a random offset, and the layer is drawn for every
-    batch, not every epoch.
+    Source: EED main paper, eq. 14, with Reg = 0; EED supplement, eq. 34; Yang et al. 2020, "plus adv".
+    Departs: cross-entropy on adversarial images, as in "plus adv"; the other image comes from the same batch, rolled by
+    a random offset, and the layer is drawn for every batch, not every epoch.
     """
 
     beta: float = 1.0

@@ -12,6 +12,7 @@ from sparsemble.pruning.method import PruningContext, PruningMethod, PruningResu
 from sparsemble.pruning.score import Scores, rescale
 from sparsemble.pruning.target import SparsityTarget
 from sparsemble.training.lr_schedules.cosine import Cosine
+from sparsemble.training.optimisers.sgd import SGD
 from sparsemble.training.schedule import Schedule
 
 
@@ -27,7 +28,7 @@ class HYDRA(PruningMethod):
 
     epochs: int = 20
     """Epochs of mask learning, >= 1."""
-    schedule: Schedule = Schedule(learning_rate=0.1, lr_schedule=Cosine())
+    schedule: Schedule = Schedule(learning_rate=0.1, lr_schedule=Cosine(), optimiser=SGD(weight_decay=1e-4))
     """Of the scores; the batch size is that of the context."""
 
     def __post_init__(self) -> None:

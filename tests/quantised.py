@@ -130,13 +130,16 @@ def in_8_bits(network: Network, images: Array, *, keep: Mapping[int, Steps] | No
     some nodes.
     """
     nodes = tuple(
-        replace(node, weight=with_integers(node.weight))
-        if isinstance(node, Convolution | Linear) and node.inputs != (0,)
-        else node
+        replace(node, weight=with_integers(node.weight)) if isinstance(node, Convolution | Linear) else node
         for node in network.nodes
     )
     rounded = Network(network.image, nodes)
     results = evaluate(rounded, images)
+    of_image = {0}
+    """Nodes that only scale the image."""
+    for i, node in enumerate(nodes):
+        if isinstance(node, Affine) and node.inputs[0] in of_image:
+            of_image.add(i)
     readers = [[j for j, node in enumerate(nodes) if i in node.inputs] for i in range(len(nodes))]
     steps: dict[int, Steps] = {}
     for i, node in enumerate(nodes):
@@ -146,7 +149,7 @@ def in_8_bits(network: Network, images: Array, *, keep: Mapping[int, Steps] | No
         if i and alone != len(nodes) - 1 and readers[i] and not inside and not isinstance(node, Flatten):
             if isinstance(node, MaxPool) and source in steps:
                 steps[i] = steps[source]
-            elif not (isinstance(node, Affine) and source == 0):
+            elif i not in of_image:
                 low, high = min(0.0, float(results[i].min())), max(0.01, float(results[i].max()))
                 scale = float(np.float32((high - low) / 255))
                 steps[i] = Steps(scale, int(np.clip(np.rint(-low / scale), 0, 255)))

@@ -1,11 +1,54 @@
 """Networks in 8 bits: integers exactly, logits to rounding, the same bits in every batch."""
 
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sparsemble.core.types import seeded
+from sparsemble.models import architectures, build_model
+from sparsemble.models.convert import convert_model
+from sparsemble.runtime.compiler import autotune
+from sparsemble.runtime.compiler.execution_plan import KernelConfig
+from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
-from sparsemble.runtime.network import Convolution, Flatten, Input, Linear, MaxPool, Network, Relu, Steps, Weight
-from tests.quantised import evaluate, logits, with_integers
+from sparsemble.runtime.kernels.jit import dot_instructions
+from sparsemble.runtime.network import (
+    Add,
+    Affine,
+    AveragePool,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool,
+    Network,
+    Node,
+    Pair,
+    Relu,
+    Steps,
+    Weight,
+)
+from tests.helpers import examples
+from tests.quantised import evaluate, in_8_bits, logits, with_integers
+from tests.unit.test_runtime_engine import NETWORKS, stir_
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def kernels(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile the kernels of a layer once for all tests, and measure nothing."""
+    monkeypatch.setenv("SPARSEMBLE_CACHE", str(shared_cache))
+    monkeypatch.setattr(autotune, "MIN_SECONDS", 1.0)
 
 
 def layer(outputs: int, inputs: int, *, sparsity: float = 0.5, seed: int = 0) -> Weight:
@@ -86,6 +129,132 @@ class TestReference:
         assert np.abs(results[4] - expected).max() <= 1  # ties, at most
         assert (results[4] != expected).mean() < 0.02
         assert logits(network, x).shape == (3, 2)
+
+
+def agrees(network: Network, images: np.ndarray, engine: Engine | None = None) -> None:
+    """Logits are those of the reference, and have the same bits in every batch."""
+    engine = engine or Engine(network)
+    expected = logits(network, images)
+    single = np.concatenate([engine.run(images[i : i + 1]) for i in range(len(images))])
+    together = engine.batch_plan(images[: engine.lanes])
+    assert np.array_equal(together, single[: engine.lanes])
+    assert np.array_equal(engine.run(images, 2), single)
+    np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+class TestEngine:
+    def test_a_chain(self) -> None:
+        x = np.random.default_rng(0).random((21, 2, 6, 6), np.float32)
+        agrees(chain({2: Steps(2.0**-4, 0), 4: Steps(2.0**-3, 100)}), x)
+
+    @pytest.mark.parametrize(
+        ("layout", "shape"),
+        [pytest.param(*network, marks=() if i < 2 else pytest.mark.slow) for i, network in enumerate(NETWORKS)],
+        ids=str,
+    )
+    def test_every_architecture(self, layout: dict[str, object], shape: tuple[int, int, int]) -> None:
+        model = build_model(architectures.build(layout), shape, 5, (0.5,) * shape[0], (0.3,) * shape[0], rng=seeded(0))
+        network = convert_model(stir_(model), shape)
+        x = np.random.default_rng(1).random((19, *shape), np.float32)
+        agrees(in_8_bits(network, x), x)
+
+    @pytest.mark.parametrize("residual", ["none", "floats", "steps"])
+    @pytest.mark.parametrize("rounded", [False, True])
+    @pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+    @pytest.mark.filterwarnings("ignore:this processor has no AVX2")
+    def test_every_kind_of_residual_and_result_at_every_width(
+        self, residual: str, rounded: bool, lanes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: lanes)
+        network = residual_network(residual, rounded=rounded)
+        agrees(network, np.random.default_rng(3).random((2 * lanes + 1, 2, 7, 6), np.float32))
+
+    @pytest.mark.parametrize("kind", ["maddwd", "plain"])
+    @pytest.mark.parametrize("lanes", [4, 8, 16])
+    def test_every_kind_of_instruction(self, kind: str, lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        if kind not in ("plain", dot_instructions(4)) and not has_maddwd(lanes):
+            pytest.skip("this processor has other instructions")
+        monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: lanes)
+        monkeypatch.setattr("sparsemble.runtime.compiler.integer_steps.dot_instructions", lambda lanes: kind)
+        network = residual_network("steps", rounded=True)
+        agrees(network, np.random.default_rng(3).random((lanes + 1, 2, 7, 6), np.float32))
+
+    def test_every_config_gives_the_same_bits(self) -> None:
+        network = residual_network("steps", rounded=True)
+        x = np.random.default_rng(3).random((1, 2, 7, 6), np.float32)
+        expected = Engine(network).run(x)
+        for tile, block, chains in itertools.product([(1, 1), (2, 3), (1, 4)], [1, 2], [1, 3]):
+            config = KernelConfig(tile, block, 1, chains)
+            configs = dict.fromkeys((2, 3, 4), config)
+            found = Engine(network, batch_configs=configs).batch_plan(np.repeat(x, 3, 0))
+            assert np.array_equal(found, np.repeat(expected, 3, 0))
+            if tile[0] == 1:
+                single = {i: replace(config, tile=(1, min(tile[1], 2))) for i in (2, 3, 4)}
+                assert np.array_equal(Engine(network, single_configs=single).run(x), expected)
+
+    @given(
+        st.integers(1, 9),
+        st.integers(1, 9),
+        st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        st.tuples(st.integers(0, 2), st.integers(0, 2)),
+        st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        st.sampled_from([0, 3, 255]),
+        st.sampled_from([0.0, 0.6, 1.0]),
+        st.integers(0, 99),
+    )
+    @examples(40, derandomize=True)
+    def test_every_convolution(
+        self,
+        channels: int,
+        outputs: int,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        zero: int,
+        sparsity: float,
+        seed: int,
+    ) -> None:
+        """Integers are exact, borders of any zero and unequal groups of channels included."""
+        rng = np.random.default_rng(seed)
+        dense = rng.normal(size=(outputs, channels, *kernel)) * (rng.random((outputs, channels, *kernel)) >= sparsity)
+        scale = rng.uniform(0.5, 1.5, channels).astype(np.float32)
+        node = Convolution((1,), with_integers(Weight.from_dense(dense)), biases(outputs), stride, padding, dilation)
+        nodes = (Input(), Affine((0,), scale, biases(channels)), node, Flatten((2,)))
+        network = Network((channels, 6 + seed % 4, 5 + seed % 3), nodes, {1: Steps(2.0**-6, zero)})
+        x = rng.random((3, *network.image), np.float32)
+        engine = Engine(network)
+        assert np.array_equal(engine.run(x), logits(network, x))
+        assert np.array_equal(engine.batch_plan(x), logits(network, x))
+
+
+def residual_network(residual: str, *, rounded: bool) -> Network:
+    """A convolution whose result is added to another one's: floats or steps, of unequal steps, with zeros inside."""
+    nodes: list[Node] = [
+        Input(),
+        Convolution((0,), layer(6, 2), biases(6), padding=(1, 1)),
+        Convolution((1,), layer(9, 6, seed=1), biases(9), padding=(1, 1)),
+        Convolution((1,), layer(9, 6, seed=2), biases(9), padding=(1, 1)),
+    ]
+    steps = {1: Steps(2.0**-5, 120), 2: Steps(2.0**-4, 100)}
+    last = 3
+    if residual != "none":
+        nodes.append(Add((3, 2)))
+        last = 4
+    nodes.append(Relu((last,)))
+    if residual == "floats":
+        del steps[2]
+    if rounded:
+        steps[last + 1] = Steps(0.0625, 0)
+    nodes += [Convolution((last + 1,), layer(5, 9, seed=4), biases(5)), AveragePool((last + 2,), (5, 4), (1, 1))]
+    nodes.append(Flatten((last + 3,)))
+    return Network((2, 7, 6), tuple(nodes), steps)
+
+
+def has_maddwd(lanes: int) -> bool:
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("avx512bw") if lanes == 16 else features.get("avx2"))
 
 
 def _of(node: Convolution) -> tuple[Weight, np.ndarray, tuple[int, int], tuple[int, int]]:

@@ -13,6 +13,7 @@ import numpy as np
 from sparsemble.runtime.cache_folder import cache_folder
 from sparsemble.runtime.compiler.autotune import tune_configs
 from sparsemble.runtime.compiler.batched import BatchPlanner
+from sparsemble.runtime.compiler.conversions import add_conversions
 from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
 from sparsemble.runtime.compiler.execution_plan import DRIVER, ExecutionPlan, KernelConfig
 from sparsemble.runtime.compiler.fused import fuse
@@ -159,7 +160,7 @@ class Engine:
         self.lanes = lanes()
         if self.lanes == 1:
             warnings.warn(SCALAR_WARNING, stacklevel=2)
-        fused, folder = remove_dead_channels(fuse(network)), folder or cache_folder()
+        fused, folder = add_conversions(remove_dead_channels(fuse(network))), folder or cache_folder()
         batch_planner, single_planner = BatchPlanner(fused, self.lanes), SingleImagePlanner(fused, self.lanes)
         # Offsets in records have 32 bits: with more memory a kernel would read elsewhere.
         limit = min(max_memory, 2**32 - 1)

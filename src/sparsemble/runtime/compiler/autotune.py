@@ -14,6 +14,7 @@ from sparsemble.runtime.compiler.execution_plan import ExecutionPlan, KernelConf
 from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph
 from sparsemble.runtime.compiler.planner import Planner
 from sparsemble.runtime.compiler.workspace import Workspace
+from sparsemble.runtime.kernels.integer_conv import IntegerConv
 from sparsemble.runtime.kernels.jit import JITKernels, code_digest, processor, read_checked, write_checked
 from sparsemble.runtime.kernels.llvm_builder import Kernel
 from sparsemble.runtime.kernels.sparse_conv import SparseConv
@@ -57,7 +58,7 @@ class _Autotuner:
         configs = {index: self.planner.candidate_configs(index, conv)[0] for index, conv in convs.items()}
         default = self.planner.plan(configs)
         self._compile(default.functions(), self.folder)  # cached, for the case that no other candidate is faster
-        steps = [step for step in default.steps if isinstance(default.kernels[step.kernel], SparseConv)]
+        steps = [step for step in default.steps if isinstance(default.kernels[step.kernel], SparseConv | IntegerConv)]
         times = dict(zip(configs, self._times(steps, default), strict=True))
         tuned: dict[Any, KernelConfig] = {}
         for index, conv in convs.items():
@@ -74,7 +75,14 @@ class _Autotuner:
         """Return a key that is equal for convolutions which one measurement can represent."""
         weight, shapes = operation.weight, self.planner.fused.shapes
         geometry = (shapes[operation.source], shapes[operation.out], operation.stride, operation.dilation)
-        return weight.shape, geometry, round(DENSITY_STEPS * weight.nonzeros / weight.size)
+        kinds = tuple(buffer in self.planner.fused.steps for buffer in (operation.source, operation.out))
+        return (
+            weight.shape,
+            geometry,
+            kinds,
+            weight.integers is None,
+            round(DENSITY_STEPS * weight.nonzeros / weight.size),
+        )
 
     def _fastest(self, index: int, candidates: list[KernelConfig]) -> KernelConfig:
         """Return the fastest candidate; the first one unless another is clearly faster."""
@@ -111,11 +119,13 @@ class _Autotuner:
 
 def _cache_key(planner: Planner) -> str:
     fused, digest = planner.fused, hashlib.sha256()
-    digest.update(repr((type(planner).__name__, planner.lanes, fused.shapes, code_digest(), processor())).encode())
+    stored = sorted(fused.steps)
+    digest.update(repr((type(planner).__name__, planner.lanes, fused.shapes, stored)).encode())
+    digest.update(repr((code_digest(), processor())).encode())
     for operation in fused.operations:
         if isinstance(operation, ConvOp):
             geometry = operation.source, operation.out, operation.stride, operation.padding, operation.dilation
-            digest.update(repr(geometry).encode())
+            digest.update(repr((geometry, fused.reads_integers(operation))).encode())
             digest.update(repr(operation.weight.shape).encode() + operation.weight.positions.tobytes())
     return digest.hexdigest()
 

@@ -5,8 +5,10 @@ from typing import final
 from sparsemble.runtime.compiler.execution_plan import ExecutionPlan, KernelConfig
 from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph
 from sparsemble.runtime.compiler.im2col import BufferLayout
+from sparsemble.runtime.compiler.integer_steps import LARGEST_TILE, integer_configs
 from sparsemble.runtime.compiler.layout import (
     Plane,
+    TileLayout,
     batch_planes,
     candidate_tiles,
     tile_offsets,
@@ -15,7 +17,6 @@ from sparsemble.runtime.compiler.layout import (
 from sparsemble.runtime.compiler.planner import (
     TILES_TRIED,
     Planner,
-    TileLayout,
     channels_in_cache,
     max_tile_vectors,
     output_block_sizes,
@@ -40,12 +41,19 @@ class BatchPlanner(Planner):
     def candidate_configs(self, index: int, operation: ConvOp) -> list[KernelConfig]:
         """Return configurations that may be the fastest; the first one is rarely slow."""
         read, written = self.layout.plane(operation.source), self.layout.plane(operation.out)
+
+        def block_of(tile: Pair) -> int:
+            kernel = operation.weight.shape[2:]
+            rows, columns = ((t - 1) * s + k for t, s, k in zip(tile, operation.stride, kernel, strict=True))
+            return channels_in_cache(rows * columns * read.column)
+
+        if self.fused.reads_integers(operation):
+            tiles = candidate_tiles(written.height, written.width, LARGEST_TILE)
+            return integer_configs(tiles[:TILES_TRIED], block_of(tiles[0]))
         configs = []
         for outputs in output_block_sizes(operation):
             tiles = candidate_tiles(written.height, written.width, max_tile_vectors(outputs))
-            kernel = operation.weight.shape[2:]
-            rows, columns = ((t - 1) * s + k for t, s, k in zip(tiles[0], operation.stride, kernel, strict=True))
-            block = channels_in_cache(rows * columns * read.column)
+            block = block_of(tiles[0])
             configs += [KernelConfig(tile, block, outputs) for tile in tiles[:TILES_TRIED]]
         return configs
 

@@ -1,7 +1,7 @@
 """A network as the operations that kernels compute: residual sums and ReLUs are part of the operation before them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -23,9 +23,12 @@ from sparsemble.runtime.network import (
     Pool,
     Relu,
     Shape,
+    Steps,
     Weight,
 )
 
+CHANNELS_OF_LANE = 4
+"""In 8 bits: they are the bytes of one 32-bit lane."""
 LARGEST_WINDOW = 64
 """Pixels; the pool of a larger window is computed in two steps, along rows and then along columns."""
 
@@ -89,7 +92,16 @@ class AddOp:
     relu: bool = False
 
 
-FusedOp = ConvOp | PoolOp | AffineOp | AddOp
+@final
+@dataclass(frozen=True, eq=False)
+class ConvertOp:
+    """Floats as 8-bit steps, or steps as floats."""
+
+    source: int
+    out: int
+
+
+FusedOp = ConvOp | PoolOp | AffineOp | AddOp | ConvertOp
 
 
 @final
@@ -107,6 +119,23 @@ class FusedGraph:
     logits_buffer: int
     """The buffer of the logits, in C order."""
     classes: int
+    steps: Mapping[int, Steps] = field(default_factory=dict)
+    """Of the buffers that hold 8 bits."""
+
+    def planes(self, buffer: int) -> Shape:
+        """Return planes, height and width of a buffer: in 8 bits, four channels share a plane."""
+        channels, height, width = self.shapes[buffer]
+        return (-(-channels // CHANNELS_OF_LANE) if buffer in self.steps else channels), height, width
+
+    def fill(self, buffer: int) -> int:
+        """Return the byte of pixels outside a buffer: the step that means 0."""
+        return self.steps[buffer].zero if buffer in self.steps else 0
+
+    def reads_integers(self, operation: FusedOp) -> bool:
+        """Return whether a convolution adds integers: it reads 8-bit steps, and its weights are integers."""
+        return (
+            isinstance(operation, ConvOp) and operation.source in self.steps and operation.weight.integers is not None
+        )
 
 
 def sources(operation: FusedOp) -> list[int]:
@@ -141,6 +170,8 @@ class _Fuser:
         """The buffer of each node's result."""
         self.shapes: list[Shape] = [network.image]
         self.operations: list[FusedOp] = []
+        self.steps: dict[int, Steps] = {}
+        """Of the buffers."""
         channels = network.image[0]
         self.scale, self.shift = np.ones(channels, np.float32), np.zeros(channels, np.float32)
 
@@ -156,13 +187,19 @@ class _Fuser:
             shift=self.shift,
             logits_buffer=self.buffers[len(self.network.nodes) - 1],
             classes=self.network.classes,
+            steps=self.steps,
         )
 
     def _add_node(self, index: int, node: Node) -> None:
         source = self.buffers[node.inputs[0]]
         if isinstance(node, Flatten):
             self.buffers[index] = source
-        elif isinstance(node, Affine) and source == 0 and self.consumers[node.inputs[0]] == [index]:
+        elif (
+            isinstance(node, Affine)
+            and source == 0
+            and self.consumers[node.inputs[0]] == [index]
+            and self._exact(index)
+        ):
             self.scale, self.shift = self.scale * node.scale, self.shift * node.scale + node.shift
             self.buffers[index] = 0
         elif isinstance(node, Convolution | Linear):
@@ -184,7 +221,7 @@ class _Fuser:
     def _add_conv(self, index: int, node: Convolution | Linear, source: int) -> None:
         fused, residual = [index], None
         after = self.consumers[index]
-        if len(after) == 1 and isinstance(self.network.nodes[after[0]], Add):
+        if len(after) == 1 and isinstance(self.network.nodes[after[0]], Add) and self._exact(index):
             first, second = self.network.nodes[after[0]].inputs
             other = second if first == index else first
             # The later of the two summands adds the earlier one, if that is computed already.
@@ -211,14 +248,20 @@ class _Fuser:
             channels, height, _ = self.shapes[source]
             self.shapes.append((channels, height, self.network.shapes[index][2]))
             between = len(self.shapes) - 1
+            if is_max and source in self.steps:
+                self.steps[between] = self.steps[source]
             self.operations.append(PoolOp(source, between, *windows[0], is_max))
             source, windows = between, windows[1:]
         self.operations.append(PoolOp(source, self._new_buffer([index]), *windows[0], is_max))
 
+    def _exact(self, index: int) -> bool:
+        """Return whether a result is not rounded to 8 bits, so that what reads it may be fused with it."""
+        return index not in self.network.steps
+
     def _new_buffer_with_relu(self, nodes: list[int]) -> tuple[int, bool]:
         """Return a new buffer for these nodes and a ReLU that alone reads them, and whether there is one."""
         after = self.consumers[nodes[-1]]
-        relu = len(after) == 1 and isinstance(self.network.nodes[after[0]], Relu)
+        relu = len(after) == 1 and isinstance(self.network.nodes[after[0]], Relu) and self._exact(nodes[-1])
         return self._new_buffer([*nodes, *after] if relu else nodes), relu
 
     def _new_buffer(self, nodes: Sequence[int]) -> int:
@@ -228,4 +271,6 @@ class _Fuser:
         self.shapes.append(shape if len(shape) == 3 else (*shape, 1, 1))
         for index in nodes:
             self.buffers[index] = len(self.shapes) - 1
+        if nodes[-1] in self.network.steps:
+            self.steps[len(self.shapes) - 1] = self.network.steps[nodes[-1]]
         return len(self.shapes) - 1

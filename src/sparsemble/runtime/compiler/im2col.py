@@ -55,6 +55,8 @@ class Im2col:
     """The vertical displacements, rising."""
     lanes: int
     """Floats of the vectors that are read."""
+    fill: int = 0
+    """The byte of pixels outside the plane: in 8 bits, the step that means 0."""
 
     @property
     def row(self) -> int:
@@ -160,15 +162,30 @@ def _window_displacements(operation: ConvOp | PoolOp) -> tuple[Numbers, Numbers]
 
 @final
 @dataclass(frozen=True)
+class PartialSums:
+    """Memory for the integer sums of one tile, of each thread by itself."""
+
+    bytes: int
+    fill: int = 0
+
+
+@final
+@dataclass(frozen=True)
 class BufferLayout:
     """The buffers of a run."""
 
-    buffers: list[Plane | Im2col]
-    """Those of the operations, then the copies."""
+    buffers: list[Plane | Im2col | PartialSums]
+    """Those of the operations, then the copies and partial sums."""
     lifetimes: dict[int, Pair] = field(default_factory=dict)
     """The first and the last operation that reads a buffer of copies."""
     copies_of: dict[int, int] = field(default_factory=dict)
     """The buffer of copies that an operation reads, by the operation's index; others read the plane itself."""
+
+    def inputs(self, index: int, buffer: int) -> Plane | Im2col:
+        """Return the layout of what an operation reads: a buffer, or copies of it."""
+        found = self.buffers[self.copies_of.get(index, buffer)]
+        assert not isinstance(found, PartialSums)
+        return found
 
     def plane(self, buffer: int) -> Plane:
         """Return the layout of a buffer that an operation writes."""
@@ -179,7 +196,7 @@ class BufferLayout:
 
 def single_image_layout(fused: FusedGraph, lanes: int) -> BufferLayout:
     """Return the layout of a run of one image, with at most `lanes` floats in a vector."""
-    layout = BufferLayout([_unframed(shape, lanes) for shape in fused.shapes])
+    layout = BufferLayout([_unframed(fused.planes(i), lanes, fused.fill(i)) for i in range(len(fused.shapes))])
     sharing: dict[SharingKey, dict[int, tuple[Numbers, Numbers]]] = {}
     for i, operation in enumerate(fused.operations):
         if isinstance(operation, ConvOp | PoolOp) and _needs_copies(operation, fused):
@@ -188,7 +205,7 @@ def single_image_layout(fused: FusedGraph, lanes: int) -> BufferLayout:
             readers[i] = _window_displacements(operation)
     for (source, stride, height, width), readers in sharing.items():
         downs, across = zip(*readers.values(), strict=True)
-        channels, *read = fused.shapes[source]
+        channels, *read = fused.planes(source)
         copies = Im2col(
             channels=channels,
             read=(read[0], read[1]),
@@ -197,6 +214,7 @@ def single_image_layout(fused: FusedGraph, lanes: int) -> BufferLayout:
             columns=tuple(np.unique(np.concatenate(across)).tolist()),
             downs=tuple(np.unique(np.concatenate(downs)).tolist()),
             lanes=vector_width(height * width, lanes),
+            fill=fused.fill(source),
         )
         layout.lifetimes[len(layout.buffers)] = (min(readers), max(readers))
         layout.copies_of.update(dict.fromkeys(readers, len(layout.buffers)))
@@ -209,9 +227,9 @@ def vector_width(pixels: int, lanes: int) -> int:
     return min(lanes, 1 << pixels.bit_length() - 1)
 
 
-def _unframed(shape: tuple[int, ...], lanes: int) -> Plane:
+def _unframed(shape: tuple[int, ...], lanes: int, fill: int) -> Plane:
     channels, height, width = shape
-    return Plane(channels, height, width, (0, 0), 1, padded=4 * vector_width(height * width, lanes))
+    return Plane(channels, height, width, (0, 0), 1, padded=4 * vector_width(height * width, lanes), fill=fill)
 
 
 def _needs_copies(operation: ConvOp | PoolOp, fused: FusedGraph) -> bool:

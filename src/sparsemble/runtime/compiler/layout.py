@@ -38,6 +38,8 @@ class Plane:
     lanes: int
     padded: int = 4
     """The size of a channel is a multiple of that many bytes."""
+    fill: int = 0
+    """The byte of the frame: in 8 bits, the step that means 0; there, a channel stands for four."""
 
     @property
     def column(self) -> int:
@@ -83,7 +85,11 @@ def batch_planes(fused: FusedGraph, lanes: int) -> list[Plane]:
     while any(frames[a] != frames[b] for a, b in added):
         for a, b in added:
             frames[a] = frames[b] = _wider(frames[a], frames[b])
-    return [Plane(s[0], s[1], s[2], frame, lanes) for s, frame in zip(fused.shapes, frames, strict=True)]
+    planes = []
+    for i, frame in enumerate(frames):
+        channels, height, width = fused.planes(i)
+        planes.append(Plane(channels, height, width, frame, lanes, fill=fused.fill(i)))
+    return planes
 
 
 def _wider(a: Pair, b: Pair) -> Pair:
@@ -114,6 +120,27 @@ class WindowLayout:
         row, column = np.divmod(tap, np.uint32(len(self.across)))
         offsets = channel.astype(np.int64) * self.plane + self.down[row] + self.across[column]
         return offsets.astype(np.uint32)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TileLayout:
+    """How a convolution reads its inputs, and how its outputs are divided into tiles."""
+
+    buffer: int
+    """That is read."""
+    window: WindowLayout
+    """Where the windows are in it."""
+    lanes: int
+    """Floats in a vector."""
+    reads: tuple[int, ...]
+    """Bytes from the tile's input offset to each vector that is read."""
+    writes: tuple[int, ...]
+    """Bytes from the tile's output offset to each vector that is written."""
+    offsets: NDArray[np.uint32]
+    """(tiles, 2) input and output offset of every tile."""
+    aligned: bool
+    """Whether all vectors are aligned."""
 
 
 def window_layout(operation: ConvOp, read: Plane) -> WindowLayout:

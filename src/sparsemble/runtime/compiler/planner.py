@@ -2,16 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsemble.runtime.compiler.execution_plan import BufferAddress, ExecutionPlan, KernelCall, KernelConfig
-from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, PoolOp
+from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvertOp, ConvOp, FusedGraph, PoolOp
 from sparsemble.runtime.compiler.im2col import BufferLayout, Im2col
-from sparsemble.runtime.compiler.layout import Plane, WindowLayout
+from sparsemble.runtime.compiler.integer_steps import add_conversion, add_integer_conv, partial_sums
+from sparsemble.runtime.compiler.layout import Plane, TileLayout
 from sparsemble.runtime.compiler.weight_stream import weight_stream
 from sparsemble.runtime.kernels.elementwise import Elementwise, Gather, Pack
 from sparsemble.runtime.kernels.jit import registers
@@ -29,27 +28,6 @@ LIKELY_FILLED, POSSIBLY_FILLED = 0.6, 0.4
 """Fraction of non-zero weights in blocks above which blocks are probably, or possibly, faster."""
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class TileLayout:
-    """How a convolution reads its inputs, and how its outputs are divided into tiles."""
-
-    buffer: int
-    """That is read."""
-    window: WindowLayout
-    """Where the windows are in it."""
-    lanes: int
-    """Floats in a vector."""
-    reads: tuple[int, ...]
-    """Bytes from the tile's input offset to each vector that is read."""
-    writes: tuple[int, ...]
-    """Bytes from the tile's output offset to each vector that is written."""
-    offsets: NDArray[np.uint32]
-    """(tiles, 2) input and output offset of every tile."""
-    aligned: bool
-    """Whether all vectors are aligned."""
-
-
 class Planner(ABC):
     """Builds execution plans of one network.
 
@@ -61,6 +39,9 @@ class Planner(ABC):
 
     def __init__(self, fused: FusedGraph, layout: BufferLayout, lanes: int) -> None:
         self.fused, self.layout, self.lanes = fused, layout, lanes
+        for buffer in partial_sums(fused, lanes):
+            layout.lifetimes[len(layout.buffers)] = (0, len(fused.operations) - 1)
+            layout.buffers.append(buffer)
 
     def plan(self, configs: Mapping[int, KernelConfig], threads: int = 1) -> ExecutionPlan:
         """Return an execution plan.
@@ -77,6 +58,8 @@ class Planner(ABC):
                 self.add_conv(plan, i, configs[i] if i in configs else self.candidate_configs(i, operation)[0])
             elif isinstance(operation, PoolOp):
                 self._add_pool(plan, i, operation)
+            elif isinstance(operation, ConvertOp):
+                add_conversion(plan, operation, self.vector_grid(self.layout.plane(operation.out)))
             else:
                 self._add_elementwise(plan, operation)
         return plan
@@ -118,6 +101,9 @@ class Planner(ABC):
         operation = self.fused.operations[index]
         assert isinstance(operation, ConvOp)
         written, tiles = self.layout.plane(operation.out), self.tile_layout(index, operation, config)
+        if self.fused.reads_integers(operation):
+            add_integer_conv(plan, index, config, tiles)
+            return
         kernel = SparseConv(
             lanes=tiles.lanes,
             outputs=config.outputs,
@@ -160,7 +146,7 @@ class Planner(ABC):
     def _add_pool(self, plan: ExecutionPlan, index: int, operation: PoolOp) -> None:
         """Add a pool, which reads copies, or gathers its windows from the plane."""
         buffer = self.layout.copies_of.get(index, operation.source)
-        read, written = self.layout.buffers[buffer], self.layout.plane(operation.out)
+        read, written = self.layout.inputs(index, operation.source), self.layout.plane(operation.out)
         if isinstance(read, Im2col):
             lanes, _, vectors = self.vector_grid(written)
             table = read.pool_table(operation, np.arange(vectors) * 4 * lanes)
@@ -176,6 +162,7 @@ class Planner(ABC):
             read_plane=read.plane,
             write_plane=written.plane,
             aligned=isinstance(read, Plane),
+            integer=operation.source in self.fused.steps,
         )
         plan.add(kernel, (BufferAddress(buffer), BufferAddress(operation.out), table), written.channels)
 

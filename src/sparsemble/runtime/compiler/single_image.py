@@ -8,11 +8,11 @@ import numpy as np
 from sparsemble.runtime.compiler.execution_plan import BufferAddress, ExecutionPlan, KernelCall, KernelConfig
 from sparsemble.runtime.compiler.fused import ConvOp, FusedGraph
 from sparsemble.runtime.compiler.im2col import Im2col, single_image_layout, vector_width
-from sparsemble.runtime.compiler.layout import Plane, tile_starts, window_layout
+from sparsemble.runtime.compiler.integer_steps import LARGEST_TILE, integer_configs
+from sparsemble.runtime.compiler.layout import Plane, TileLayout, tile_starts, window_layout
 from sparsemble.runtime.compiler.planner import (
     TILES_TRIED,
     Planner,
-    TileLayout,
     channels_in_cache,
     max_tile_vectors,
     output_block_sizes,
@@ -58,6 +58,7 @@ class SingleImagePlanner(Planner):
                 copy=copies.column,
                 read_plane=read.plane,
                 write_plane=copies.plane,
+                fill=copies.fill,
             )
         else:
             table = copies.run_table(read)
@@ -68,17 +69,21 @@ class SingleImagePlanner(Planner):
 
     def candidate_configs(self, index: int, operation: ConvOp) -> list[KernelConfig]:
         """Return configurations that may be the fastest; the first one is rarely slow."""
-        read = self.layout.buffers[self.layout.copies_of.get(index, operation.source)]
+        read = self.layout.inputs(index, operation.source)
         lanes, _, vectors = self.vector_grid(self.layout.plane(operation.out))
+
+        def widths_and_block(largest: int) -> tuple[list[int], int]:
+            # A record costs its vectors and about two more.
+            widths = sorted(range(1, min(vectors, largest) + 1), key=lambda w: (math.ceil(vectors / w) * (w + 2), w))
+            tile = 4 * lanes * widths[0]
+            return widths, channels_in_cache(read.bytes_read(tile) if isinstance(read, Im2col) else tile)
+
+        if self.fused.reads_integers(operation):
+            widths, block = widths_and_block(LARGEST_TILE)
+            return integer_configs([(1, width) for width in widths[:TILES_TRIED]], block)
         configs = []
         for outputs in output_block_sizes(operation):
-            # A record costs its vectors and about two more.
-            widths = sorted(
-                range(1, min(vectors, max_tile_vectors(outputs)) + 1),
-                key=lambda w: (math.ceil(vectors / w) * (w + 2), w),
-            )
-            tile = 4 * lanes * widths[0]
-            block = channels_in_cache(read.bytes_read(tile) if isinstance(read, Im2col) else tile)
+            widths, block = widths_and_block(max_tile_vectors(outputs))
             for width in widths[:TILES_TRIED]:
                 chains = max(1, min(MAX_CHAINS // outputs, SUMS_IN_FLIGHT // (width * outputs)))
                 configs += [
@@ -90,7 +95,7 @@ class SingleImagePlanner(Planner):
     def tile_layout(self, index: int, operation: ConvOp, config: KernelConfig) -> TileLayout:
         """Return tiles of neighbouring vectors."""
         buffer = self.layout.copies_of.get(index, operation.source)
-        read = self.layout.buffers[buffer]
+        read = self.layout.inputs(index, operation.source)
         window = read.window_layout(operation) if isinstance(read, Im2col) else window_layout(operation, read)
         lanes, _, vectors = self.vector_grid(self.layout.plane(operation.out))
         starts = tile_starts(vectors, config.tile[1]) * 4 * lanes

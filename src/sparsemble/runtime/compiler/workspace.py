@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sparsemble.runtime.compiler.execution_plan import Argument, BufferAddress, ExecutionPlan, KernelCall
 from sparsemble.runtime.compiler.fused import FusedGraph, sources
-from sparsemble.runtime.compiler.im2col import BufferLayout, Im2col
+from sparsemble.runtime.compiler.im2col import BufferLayout, Im2col, PartialSums
 from sparsemble.runtime.compiler.layout import Plane, table_bytes
 
 ALIGNMENT = 64
@@ -20,7 +20,7 @@ def _buffer_offsets(fused: FusedGraph, layout: BufferLayout) -> tuple[list[int],
 
     Only equal layouts may share memory: otherwise the frame of one would be overwritten by the pixels of another.
     """
-    buffers, free = layout.buffers, dict[Plane | Im2col, list[int]]()
+    buffers, free = layout.buffers, dict[Plane | Im2col | PartialSums, list[int]]()
     last = {0: -1}
     for i, operation in enumerate(fused.operations):
         last |= dict.fromkeys([operation.out, *sources(operation)], i)
@@ -71,6 +71,11 @@ class Workspace:
         self._size = -(-size // ALIGNMENT) * ALIGNMENT
         self._bytes = zero_bytes(plan.threads * self._size + ALIGNMENT)
         self.start = -(-self._bytes.ctypes.data // ALIGNMENT) * ALIGNMENT
+        for buffer, begin in zip(plan.layout.buffers, self.offsets, strict=True):
+            if buffer.fill:
+                for t in range(plan.threads):
+                    first = self.start - self._bytes.ctypes.data + t * self._size + begin
+                    self._bytes[first : first + buffer.bytes] = buffer.fill
         self._arguments = [[self.arguments(step.calls[t], t) for step in plan.steps] for t in range(plan.threads)]
         self._tables = [
             np.array(
@@ -125,7 +130,11 @@ class Workspace:
     def _value(self, argument: Argument, thread: int) -> int:
         """Return an argument as a number: an address or a count."""
         if isinstance(argument, BufferAddress):
-            own = thread * self._size if isinstance(self.plan.layout.buffers[argument.buffer], Im2col) else 0
+            own = (
+                thread * self._size
+                if isinstance(self.plan.layout.buffers[argument.buffer], Im2col | PartialSums)
+                else 0
+            )
             return self.start + self.offsets[argument.buffer] + own
         if isinstance(argument, np.ndarray):
             return int(argument.ctypes.data)

@@ -32,14 +32,22 @@ class Gather(Kernel):
     """Bytes from one input channel to the next."""
     write_plane: int
     aligned: bool
+    integer: bool = False
+    """Whether a lane holds four unsigned bytes: for a maximum only."""
 
     def write(self, module: ir.Module, name: str) -> None:
         """Add the function to a module."""
         code = LLVMBuilder(module, name, self.lanes, aligned=self.aligned)
         source, out, table = (code.argument(i) for i in range(3))
 
+        def load(entry: Value) -> Value:
+            offset = code.load_uint32(entry)
+            return code.load_octets(read, offset) if self.integer else code.load(read, offset)
+
         def reduce(result: Value, entry: Value) -> Value:
-            other = code.load(read, code.load_uint32(entry))
+            other = load(entry)
+            if self.integer:
+                return code.builder.select(code.builder.icmp_unsigned(">", result, other), result, other)
             return code.maximum(result, other) if self.reduction == "max" else code.builder.fadd(result, other)
 
         with code.loop(code.first, code.last) as channel:
@@ -47,7 +55,7 @@ class Gather(Kernel):
             written = code.address(out, code.scaled(channel, self.write_plane))
             with code.loop(0, self.vectors) as vector:
                 row = code.address(table, code.scaled(vector, 4 * (self.window + 1)))
-                result = [code.load(read, code.load_uint32(row, 4))]
+                result = [load(code.address(row, 4))]
                 if self.window > UNROLLED:
                     with code.loop(8, 4 * (self.window + 1), result, step=4) as offset:
                         result[0] = reduce(result[0], code.address(row, offset))

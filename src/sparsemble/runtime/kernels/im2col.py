@@ -5,7 +5,7 @@ from typing import final
 
 from llvmlite import ir
 
-from sparsemble.runtime.kernels.llvm_builder import FLOAT, INT, LONG, Kernel, LLVMBuilder, Value
+from sparsemble.runtime.kernels.llvm_builder import INT, LONG, Kernel, LLVMBuilder, Value
 
 MAX_SHUFFLED_STRIDE = 4
 """Stride up to which a vector is shuffled from neighbouring ones; for larger ones it is built from single floats."""
@@ -16,9 +16,9 @@ MAX_SHUFFLED_STRIDE = 4
 class Im2colVector(Kernel):
     """Copies each row of a plane once for each column of a window, vector by vector.
 
-    Output x of the copy for displacement d is input `stride x + d`, 0 outside the row. Arguments: input, output, table
-    of rows {offset in the input, offset in the first column's copy}, number of rows. The range is over channels. May
-    read a vector beyond a row.
+    Output x of the copy for displacement d is input `stride x + d`, four times `fill` outside the row. Arguments:
+    input, output, table of rows {offset in the input, offset in the first column's copy}, number of rows. The range is
+    over channels. May read a vector beyond a row.
     """
 
     lanes: int
@@ -34,6 +34,8 @@ class Im2colVector(Kernel):
     """Bytes from the copies for one displacement to those for the next."""
     read_plane: int
     write_plane: int
+    fill: int = 0
+    """The byte of pixels outside the plane."""
 
     def write(self, module: ir.Module, name: str) -> None:
         """Add the function to a module."""
@@ -54,25 +56,26 @@ class Im2colVector(Kernel):
         code.finish()
 
     def _shifted(self, code: LLVMBuilder, row: Value, begin: int) -> Value:
-        """Return inputs begin, begin + stride, ..; 0 outside the row."""
+        """Return inputs begin, begin + stride, .., as integers; the fill outside the row."""
         indices = [begin + lane * self.stride for lane in range(self.lanes)]
         inside = [index for index in indices if 0 <= index < self.width]
+        outside = int.from_bytes(bytes([self.fill] * 4), "little", signed=True)
         if not inside:
-            return code.zero()
+            return code.splat_integer(outside)
         if self.lanes == 1 or self.stride > MAX_SHUFFLED_STRIDE:
-            zero = ir.Constant(FLOAT, 0.0)
-            floats = [code.builder.load(code.address(row, 4 * i), typ=FLOAT) if i in inside else zero for i in indices]
-            return code.pack_lanes(floats)
+            fill = ir.Constant(INT, outside)
+            values = [code.builder.load(code.address(row, 4 * i), typ=INT) if i in inside else fill for i in indices]
+            return code.pack_lanes(values)
         first, span = inside[0], inside[-1] - inside[0] + 1
         count = self.lanes if span <= self.lanes else self.lanes * self.stride
-        wide = ir.VectorType(FLOAT, count)
+        wide = ir.VectorType(INT, count)
         vector = code.builder.load(code.address(row, 4 * first), typ=wide)
         vector.align = 4
         if inside == list(range(first, first + self.lanes)):
             return vector
-        zeros = ir.Constant(wide, [0.0] * count)
+        fills = ir.Constant(wide, [outside] * count)
         selected = [index - first if index in inside else count for index in indices]
-        return code.builder.shuffle_vector(vector, zeros, ir.Constant(ir.VectorType(INT, self.lanes), selected))
+        return code.builder.shuffle_vector(vector, fills, ir.Constant(ir.VectorType(INT, self.lanes), selected))
 
 
 @final

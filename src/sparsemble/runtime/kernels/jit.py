@@ -14,6 +14,7 @@ import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from sparsemble.runtime.kernels.dot_product import Dot
 from sparsemble.runtime.kernels.llvm_builder import Kernel
 
 FUNCTION_TYPE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -40,6 +41,18 @@ def lanes() -> int:
 def registers() -> int:
     """Return the number of vector registers."""
     return 32 if lanes() in (16, 4) else 16
+
+
+def dot_instructions(lanes: int) -> Dot:
+    """Return the instructions by which this processor adds 8-bit products, for vectors of so many int32."""
+    _initialise()
+    features = llvm.get_host_cpu_features()
+    vnni = (features.get("avx512vnni") and features.get("avx512vl")) or (features.get("avxvnni") and lanes < 16)
+    if lanes >= 4 and vnni:
+        return "vnni"
+    if lanes >= 4 and features.get("avx2") and (lanes < 16 or features.get("avx512bw")):
+        return "maddwd"
+    return "sdot" if lanes == 4 and features.get("dotprod") else "plain"
 
 
 @final

@@ -38,6 +38,7 @@ class LLVMBuilder:
     def __init__(self, module: ir.Module, name: str, lanes: int, *, aligned: bool) -> None:
         self.module, self.lanes = module, lanes
         self.vector = ir.VectorType(FLOAT, lanes) if lanes > 1 else FLOAT
+        self.integers = ir.VectorType(INT, lanes) if lanes > 1 else INT
         self.align = 4 * lanes if aligned else 4
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, LONG, LONG]), name)
         self.arguments, self.first, self.last = function.args
@@ -65,7 +66,18 @@ class LLVMBuilder:
 
     def load(self, pointer: Value, offset: Value | int = 0) -> Value:
         """Read a vector."""
-        vector = self.builder.load(self.address(pointer, offset), typ=self.vector)
+        return self._load(pointer, offset, self.vector)
+
+    def load_integers(self, pointer: Value, offset: Value | int = 0) -> Value:
+        """Read a vector of int32."""
+        return self._load(pointer, offset, self.integers)
+
+    def load_octets(self, pointer: Value, offset: Value | int = 0) -> Value:
+        """Read a vector as bytes."""
+        return self._load(pointer, offset, ir.VectorType(BYTE, 4 * self.lanes))
+
+    def _load(self, pointer: Value, offset: Value | int, kind: ir.Type) -> Value:
+        vector = self.builder.load(self.address(pointer, offset), typ=kind)
         vector.align = self.align
         return vector
 
@@ -82,7 +94,7 @@ class LLVMBuilder:
     def prefetch(self, pointer: Value, offset: int) -> None:
         """Prefetch a cache line; an address outside the memory does no harm."""
         constants = (ir.Constant(INT, value) for value in (0, 3, 1))
-        self._call("llvm.prefetch.p0", ir.VoidType(), self.address(pointer, offset), *constants)
+        self.call("llvm.prefetch.p0", ir.VoidType(), self.address(pointer, offset), *constants)
 
     def load_uint32(self, pointer: Value, offset: Value | int = 0) -> Value:
         """Read a uint32, as 64 bits."""
@@ -92,35 +104,53 @@ class LLVMBuilder:
         """Read one float into every lane."""
         return self.broadcast(self.builder.load(self.address(pointer, offset), typ=FLOAT))
 
+    def load_integer(self, pointer: Value, offset: Value | int = 0) -> Value:
+        """Read one int32 into every lane."""
+        return self.broadcast(self.builder.load(self.address(pointer, offset), typ=INT))
+
+    def splat_integer(self, value: int) -> Value:
+        """Return a constant int32 in every lane."""
+        return ir.Constant(self.integers, [value] * self.lanes) if self.lanes > 1 else ir.Constant(INT, value)
+
+    def splat_float(self, value: float) -> Value:
+        """Return a constant float in every lane."""
+        return ir.Constant(self.vector, [value] * self.lanes) if self.lanes > 1 else ir.Constant(FLOAT, value)
+
     def broadcast(self, value: Value) -> Value:
-        """Return a float in every lane."""
+        """Return a float or an int32 in every lane."""
         if self.lanes == 1:
             return value
-        empty = ir.Constant(self.vector, ir.Undefined)
+        empty = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
         first_lane = self.builder.insert_element(empty, value, ir.Constant(INT, 0))
         zeros = ir.Constant(ir.VectorType(INT, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first_lane, empty, zeros)
 
     def pack_lanes(self, values: Sequence[Value]) -> Value:
-        """Return a vector of single floats, one a lane."""
+        """Return a vector of single floats or int32, one a lane."""
         if self.lanes == 1:
             return values[0]
-        vector: Value = ir.Constant(self.vector, ir.Undefined)
+        vector: Value = ir.Constant(ir.VectorType(values[0].type, self.lanes), ir.Undefined)
         for lane, value in enumerate(values):
             vector = self.builder.insert_element(vector, value, ir.Constant(INT, lane))
         return vector
 
     def zero(self) -> Value:
         """Return 0 in every lane."""
-        return ir.Constant(self.vector, [0.0] * self.lanes) if self.lanes > 1 else ir.Constant(FLOAT, 0.0)
+        return self.splat_float(0.0)
 
     def intrinsic(self, name: str, *values: Value) -> Value:
         """Call llvm.NAME on vectors."""
         suffix = f"v{self.lanes}f32" if self.lanes > 1 else "f32"
-        return self._call(f"llvm.{name}.{suffix}", self.vector, *values)
+        return self.call(f"llvm.{name}.{suffix}", self.vector, *values)
 
-    def _call(self, name: str, result: ir.Type, *values: Value) -> Value:
-        """Call a function that is not in the module."""
+    def call(self, name: str, result: ir.Type, *values: Value) -> Value:
+        """Call a function that is not in the module.
+
+        Args:
+            name: of the function.
+            result: its type.
+            values: its arguments.
+        """
         kind = ir.FunctionType(result, [value.type for value in values])
         return self.builder.call(self.module.globals.get(name) or ir.Function(self.module, kind, name), list(values))
 
@@ -202,7 +232,7 @@ class LLVMBuilder:
         self.builder.position_at_end(again)
         if os.name == "posix":
             with self.builder.if_then(self.builder.icmp_signed(">", spins, self.int64(SPINS))):
-                self._call("sched_yield", INT)
+                self.call("sched_yield", INT)
         spins.add_incoming(self.builder.add(spins, self.int64(1)), self.builder.block)
         self.builder.branch(waiting)
         self.builder.position_at_end(on)

@@ -44,6 +44,7 @@ from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import seeded
 from sparsemble.data.arrays import Arrays
 from sparsemble.data.dataset import Dataset, stratified
+from sparsemble.evaluation.environment import source_revision
 from sparsemble.evaluation.loaded_model import load_target
 from sparsemble.evaluation.search_copy import SearchCopy
 from sparsemble.models.architecture import build_model
@@ -343,6 +344,7 @@ def main() -> None:
     print(f"{len(x)} images, clean accuracy {100 * clean:.1f} %, {threat}")
     rows = summary(compare(options.only, model, x, y, threat, options.work, options.batch))
     machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine["source"] = source_revision()
     machine["target"] = f"{options.run} {options.row}" if options.run else f"resnet18-8 on {options.data}"
     details = {**machine, "threads": options.threads, "images": len(x), "clean_accuracy": clean, "threat": str(threat)}
     (options.work / "attacks.json").write_text(json.dumps({**details, "rows": rows}, indent=1), "utf-8")

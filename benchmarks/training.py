@@ -31,7 +31,7 @@ from sparsemble.core.types import seeded
 from sparsemble.data.augmentation import Augmentation
 from sparsemble.data.dataset import TensorSplit
 from sparsemble.evaluation.cost import count_macs
-from sparsemble.evaluation.environment import processor
+from sparsemble.evaluation.environment import processor, source_revision
 from sparsemble.models.architecture import build_model
 from sparsemble.models.resnet import ResNet
 from sparsemble.training.batches import Batches
@@ -190,6 +190,7 @@ def main() -> None:
         print(f"| {name} | {row['images_per_second']:.0f} | {row['ratio']:.2f} | {row['teraflops']:.3f}{peak} |")
     if chosen.json:
         metadata: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(chosen).items()}, "machine": hardware}
+        metadata["source"] = source_revision()
         chosen.json.write_text(json.dumps(metadata | {"rows": rows}, indent=1) + "\n", "utf-8")
 
 

@@ -1,6 +1,7 @@
 """The committed result files: each is read by the format that results/README.md names."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ import pytest
 
 from sparsemble.core.config import from_dict
 from sparsemble.core.results import ROW_NAMES, BenchResult, SelectionRecord, Status, StoppingRecord, StudyResult
-from sparsemble.pipeline.recipe import Recipe
+from sparsemble.pipeline.recipe import Recipe, shipped
 
 RESULTS = Path(__file__).parents[2] / "results"
 STUDIES = ("ensemble-", "pruning-", "stopping-")
@@ -137,3 +138,26 @@ def test_every_file_is_of_a_format_and_every_folder_is_described() -> None:
     assert set(known) == set(RESULTS.rglob("*.json"))
     text = (RESULTS / "README.md").read_text("utf-8")
     assert [path.name for path in RESULTS.iterdir() if path.is_dir() and f"`{path.name}/" not in text] == []
+
+
+def test_every_file_has_a_source_or_the_commit_that_added_it_is_named() -> None:
+    text = (RESULTS / "README.md").read_text("utf-8")
+    table = text.partition("| files without `source`")[2].partition("\n\n")[0]
+    patterns = re.findall(r"`([\w./*-]+\.json)`", table)
+    without = {name(path) for path in RESULTS.rglob("*.json") if not _source(path)}
+    assert without == {name(path) for pattern in patterns for path in RESULTS.glob(pattern)} & without
+    assert all(any(name(path) in without for path in RESULTS.glob(pattern)) for pattern in patterns)
+
+
+def _source(path: Path) -> str:
+    content = json.loads(path.read_text("utf-8"))
+    return str(content.get("source") or "") if isinstance(content, dict) else ""
+
+
+@pytest.mark.parametrize("path", files(*STUDIES), ids=name)
+def test_the_study_of_a_command_is_shipped(path: Path) -> None:
+    typed = Path(StudyResult.load(path).command.split()[2])
+    text = (RESULTS / "README.md").read_text("utf-8")
+    renamed = dict(re.findall(r"^\| `(\w+\.toml)` \| `([\w-]+)`", text, re.MULTILINE))
+    shipped_studies = shipped("studies")
+    assert renamed.get(typed.name, typed.stem) in shipped_studies

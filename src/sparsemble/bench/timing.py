@@ -16,7 +16,7 @@ from sparsemble.bench.models import BenchModel, BenchSettings, load_bench_model
 from sparsemble.bench.verify_outputs import verify_engines, verify_ensemble
 from sparsemble.core.interfaces import Ensemble
 from sparsemble.core.results import BenchResult, BenchRow, FirstUse
-from sparsemble.evaluation.environment import machine, versions
+from sparsemble.evaluation.environment import machine, source_revision, versions
 from sparsemble.evaluation.latency import measure_latency
 from sparsemble.models.folded import to_torch_ensemble
 from sparsemble.runtime.engine import Engine
@@ -60,6 +60,7 @@ def bench(settings: BenchSettings, command: str, report: Callable[[str], None]) 
         network=model.properties,
         machine=machine(torch.device("cpu")),
         versions=versions() | engine_versions(),
+        source=source_revision() or None,
         rows=tuple(rows),
         first_use=tuple(first_use(model.network)) if settings.first_use else (),
     )

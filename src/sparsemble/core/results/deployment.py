@@ -97,5 +97,7 @@ class BenchResult(ResultFile):
     """Facts of the network: weights, nonzeros, sparsity, ..."""
     machine: dict[str, Any]
     versions: dict[str, str]
+    source: str | None = None
+    """Source revision."""
     rows: tuple[BenchRow, ...]
     first_use: tuple[FirstUse, ...] = ()

@@ -161,7 +161,7 @@ def test_killed_at_any_moment_it_neither_repeats_nor_loses_a_shard(kills: int, t
     for _ in range(kills):
         child = start_python(SCRIPT, tmp_path / "shards", 60 * kills, out=tmp_path)
         wait_for_line(child, tmp_path, "ready")
-        while not written and child.poll() is None and not any(tmp_path.rglob("*.safetensors")):
+        while not written and child.is_alive() and not any(tmp_path.rglob("*.safetensors")):
             time.sleep(0.01)  # so that the first kill finds a finished shard, however busy the machine is
         time.sleep(moments.uniform(0.0, 0.25))
         child.kill()

@@ -36,7 +36,7 @@ context = partial(pruning_context, classes=4, held_out=held_out)
 
 SHAPE = (1, 8, 8)
 METHODS = sorted(pruning_methods.components)
-GRANULARITIES = {"weight": 0.7, "n_m": 0.5, "block": 0.7, "channel": 0.6}
+GRANULARITIES = {"weight": 0.7, "n_m": 0.5, "block": 0.7, "block-in": 0.7, "channel": 0.6}
 """Each with a sparsity that it reaches."""
 LOSSES = ["standard", "pgd_at", "trades", "mart", "n_fgsm", "fgsm_rs", "awp", "distillation"]
 
@@ -88,8 +88,9 @@ def test_prunes_exactly_in_pieces(name: str, granularity: str) -> None:
             rows, columns = keep.flatten(1).any(1), keep.flatten(2).any(2).any(0) if keep.ndim > 2 else keep.any(0)
             table = rows[:, None] & columns[None]
             assert torch.equal(keep, table.view(*table.shape, *[1] * (keep.ndim - 2)).expand_as(keep)), layer
-        if granularity == "block":
-            parts = [part.flatten(1) for part in keep.split(4)]
+        if granularity.startswith("block"):
+            by_channel = keep if granularity == "block" else keep.transpose(0, 1)
+            parts = [part.flatten(1) for part in by_channel.split(4)]
             assert sum(int((part.any(0) & ~part.all(0)).sum()) for part in parts) <= 1
         if granularity == "n_m":
             columns = keep.flatten(2) if keep.ndim > 2 else keep[:, :, None]
@@ -159,6 +160,21 @@ def test_takes_every_score(name: str, score: str) -> None:
     scores = pruning_scores.build(score)(model, lambda: iter([(x, y)]))
     asked = target(model, 0.8)
     check(model, before, asked, quick(name)(model, scores, asked, context()))
+
+
+@pytest.mark.parametrize("score", sorted(pruning_scores.components))
+@pytest.mark.parametrize("name", ["harp", "hydra", "one_shot"])
+def test_takes_every_score_in_blocks_of_inputs(name: str, score: str) -> None:
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    x, y = torch.rand(12, *SHAPE, generator=seeded(5)), torch.arange(12) % 4
+    scores = pruning_scores.build(score)(model, lambda: iter([(x, y)]))
+    asked = target(model, 0.8, granularity="block-in")
+    pruned = quick(name, epochs=1)(model, scores, asked, context())
+    check(model, before, asked, pruned)
+    for keep in pruned.mask.values():
+        parts = [part.flatten(1) for part in keep.transpose(0, 1).split(4)]
+        assert sum(int((part.any(0) & ~part.all(0)).sum()) for part in parts) <= 1
 
 
 def test_a_mask_for_another_architecture_gives_a_sentence() -> None:

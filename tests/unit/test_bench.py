@@ -302,7 +302,7 @@ class TestEnsembles:
 
 
 class TestMasks:
-    @pytest.mark.parametrize("granularity", ["weight", "block", "channel"])
+    @pytest.mark.parametrize("granularity", ["weight", "block", "block-in", "channel"])
     def test_have_the_sparsity_asked_for(self, granularity: str) -> None:
         load_bench_model = random_model(
             bench_settings(model='{name = "tiny", width = 16}', granularity=granularity, sparsity=0.8)

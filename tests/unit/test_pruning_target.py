@@ -15,6 +15,7 @@ from sparsemble.models import architectures, build_model
 from sparsemble.models.graph import Graph
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.budget import budgets
+from sparsemble.pruning.granularities.block import Block
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
 from tests.helpers import examples
@@ -151,7 +152,7 @@ class TestBlock:
     ) -> None:
         scores = torch.rand(rows, columns, 3, 3, generator=seeded(data.draw(st.integers(0, 99))))
         count = data.draw(st.integers(0, scores.numel()))
-        keep = granularities.build({"name": "block", "outputs": outputs}).keep(scores, count)
+        keep = granularities.build({"name": "block", "size": outputs}).keep(scores, count)
         assert int(keep.sum()) == count
         split = [part.flatten(1) for part in keep.split(outputs)]
         assert sum(int((part.any(0) & ~part.all(0)).sum()) for part in split) <= 1
@@ -162,9 +163,43 @@ class TestBlock:
         means = scores.view(2, 4, 3).mean(1)
         assert torch.equal(keep.view(2, 4, 3).all(1), means >= means.flatten().topk(3).values[-1])
 
+    @given(st.integers(1, 9), st.integers(1, 21), st.integers(2, 5), st.data())
+    @examples(60)
+    def test_blocks_of_inputs_are_blocks_of_the_outputs_of_the_transposed_layer(
+        self, rows: int, columns: int, size: int, data: st.DataObject
+    ) -> None:
+        scores = torch.rand(rows, columns, 2, 2, generator=seeded(data.draw(st.integers(0, 99))))
+        count = data.draw(st.integers(0, scores.numel()))
+        along_in, along_out = Block(size=size, axis="in"), Block(size=size)
+        keep = along_in.keep(scores, count)
+        assert int(keep.sum()) == count
+        assert keep.is_contiguous()
+        assert torch.equal(keep.transpose(0, 1), along_out.keep(scores.transpose(0, 1), count))
+
+    def test_the_last_block_of_inputs_is_smaller(self) -> None:
+        scores = torch.tensor([[1.0, 1.0, 1.0, 1.0, 3.0, 2.0]])
+        assert Block(axis="in").keep(scores, 2).tolist() == [[False] * 4 + [True] * 2]
+        assert Block(axis="in").keep(scores, 6).all()
+        image = torch.rand(4, 3, 3, 3, generator=seeded(0))
+        keep = Block(axis="in").keep(image, 27)
+        assert torch.equal(keep.any(1), keep.all(1))  # the three channels of an image are one block
+
+    @pytest.mark.parametrize("size", [-4, 0, 1, 65])
+    def test_sizes_that_are_none_give_a_sentence(self, size: int) -> None:
+        with pytest.raises(InputError, match=rf"size = {size} must be 2 to 64 channels"):
+            Block(size=size)
+
+    def test_an_unknown_axis_gives_a_sentence(self) -> None:
+        with pytest.raises(InputError, match=r"axis = 'rows' must be one of 'out', 'in'"):
+            granularities.build({"name": "block", "axis": "rows"})
+        block = object.__new__(Block)  # as from Python, where nothing checks types
+        object.__setattr__(block, "axis", "rows")
+        with pytest.raises(InputError, match=r"axis = 'rows' must be \"out\" or \"in\""):
+            block.__post_init__()
+
     def test_layers_too_small_give_a_sentence(self) -> None:
         with pytest.raises(InputError, match=r"layer body.linear has 5 output channels, too few for blocks of 8"):
-            target(make(), 0.5, granularity={"name": "block", "outputs": 8})
+            target(make(), 0.5, granularity={"name": "block", "size": 8})
 
 
 class TestChannel:

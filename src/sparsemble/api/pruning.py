@@ -27,6 +27,7 @@ from sparsemble.pruning.layer_rates import LayerRates
 from sparsemble.pruning.mask import KeepZero
 from sparsemble.pruning.method import PruningContext, PruningMethod
 from sparsemble.pruning.methods.harp import HARP
+from sparsemble.pruning.permutation import permute_channels
 from sparsemble.pruning.rates.uniform import Uniform
 from sparsemble.pruning.score import PruningScore, Scores
 from sparsemble.pruning.scores.nis import NIS
@@ -129,6 +130,7 @@ def prune(
             floor=floor,
         )
         scores = _scores(dense, score, context, held_out_attack, running)
+        dense, scores = permute_channels(dense, scores, target)
         pruned = method(dense, scores, target, context)
         running.add_passes(pruned.history)
         dead = find_dead_channels(pruned.mask, Graph(pruned.model, images.shape))

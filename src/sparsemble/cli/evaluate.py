@@ -180,7 +180,9 @@ def bench(
     data: Annotated[str, typer.Option("--data", help="Images for TARGET; those of its recipe unless given.")] = "",
     model: Annotated[str, typer.Option("--model", help="An architecture, or a table in TOML.")] = "resnet18",
     sparsity: Annotated[float, typer.Option("--sparsity", help="In [0, 1).")] = 0.9,
-    granularity: Annotated[str, typer.Option("--granularity", help="weight, block, channel, or a table.")] = "weight",
+    granularity: Annotated[
+        str, typer.Option("--granularity", help="weight, block, block-in, channel, or a table.")
+    ] = "weight",
     mask: Annotated[str, typer.Option("--mask", help="uniform, erk, or a mask.safetensors.")] = "uniform",
     members: Annotated[int, typer.Option("--members", help="Of a drawn ensemble, >= 1.")] = 1,
     members_run: Annotated[float, typer.Option("--members-run", help="Of a drawn ensemble, on average.")] = 1.6,

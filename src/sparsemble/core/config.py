@@ -30,6 +30,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "glance": ("probe_steps",),
     "judged": ("use_deployed_logits",),
     "objective": ("loss",),
+    "outputs": ("size",),
     "precision": ("dtype",),
     "probe_every": ("eval_every",),
     "rate": ("learning_rate",),

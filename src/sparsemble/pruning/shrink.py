@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sparsemble.core.module_state import copy_network, unwrapped
 from sparsemble.core.same_outputs import assert_same_outputs
-from sparsemble.models.channel_groups import channel_groups
+from sparsemble.models.channel_groups import ChannelGroup, channel_groups
 from sparsemble.models.graph import Graph
 from sparsemble.models.plain_network import make_plain_
 from sparsemble.pruning.dead_channels import find_dead_channels
@@ -40,16 +40,27 @@ def shrink(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
         alive = dead.alive[group.producers[0]].clone()
         alive[0] |= not bool(alive.any())
         stays = alive.nonzero()[:, 0]
-        for name in group.operations:
-            module = graph.by_name[name].module
-            if isinstance(module, nn.BatchNorm2d):
-                _narrow_norm_(module, stays)
-        for name in group.producers:
-            _narrow_(graph.by_name[name].module, stays, 0)
-        for name in group.consumers:
-            _narrow_(graph.by_name[name].module, stays, 1, group.channels)
+        select_channels_(graph, group, stays)
     assert_same_outputs(model, small, shape, "when its dead channels are removed")
     return small
+
+
+def select_channels_(graph: Graph, group: ChannelGroup, indices: Tensor) -> None:
+    """Keep some channels of a group, or put them into another order, in every layer and BatchNorm that has them.
+
+    Args:
+        graph: of the network to change.
+        group: channels that it can go without.
+        indices: the channels to keep, in their new order.
+    """
+    norms = {id(graph.by_name[name].module): graph.by_name[name].module for name in group.operations}
+    for module in norms.values():
+        if isinstance(module, nn.BatchNorm2d):
+            _narrow_norm_(module, indices)
+    for name in group.producers:
+        _narrow_(graph.by_name[name].module, indices, 0)
+    for name in group.consumers:
+        _narrow_(graph.by_name[name].module, indices, 1, group.channels)
 
 
 def _narrow_(layer: nn.Module | None, stays: Tensor, dim: int, channels: int = 0) -> None:

@@ -93,6 +93,8 @@ def test_a_packed_ensemble_answers_without_torch_as_with_it(
     assert [row["label"] for row in rows] == [str(label) for label in found.labels]
     told = call(base, "sparsemble.cli", "show", str(file))
     assert "a packed ensemble of version 1" in told.stdout
+    written = call(base, "sparsemble.cli", "export", str(file), "--format", "c", "--out", str(tmp_path / "c"))
+    assert "bytes of RAM" in written.stdout, written.stderr
     refused = call(base, "sparsemble.cli", "predict", str(file), str(tmp_path), "--threads", "0")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: threads = 0 must be 1 or more")

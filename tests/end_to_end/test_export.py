@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import sparsemble as sp
 from sparsemble import runtime
 from sparsemble.api.context import Context
 from sparsemble.core.artifacts import Artifact
@@ -27,6 +28,7 @@ from sparsemble.models import convert
 from sparsemble.pipeline.stage import stages
 from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from tests import c_program
 from tests.end_to_end.conftest import sparsemble
 
 
@@ -112,6 +114,21 @@ class TestExport:
             for a, b in zip(one.weights(), other.weights(), strict=True):
                 assert np.array_equal(a.dense(), b.dense())
         assert "in int8; sparsity" in sparsemble("show", folder / "ensemble.sparsemble").stdout
+
+    def test_written_as_c_it_predicts_as_the_packed_file(self, finished: Path, tmp_path: Path) -> None:
+        """On all test images; a label or decision may differ where it depends on less than rounding."""
+        shutil.copytree(finished, tmp_path / "run", symlinks=True)
+        result = sparsemble("export", tmp_path / "run", "--format", "c")
+        assert result.returncode == 0, result.stderr
+        assert "bytes of RAM" in result.stdout
+        images, _ = sp.data.load("digits").test.tensors()
+        pixels = np.ascontiguousarray(np.rint(255 * images.numpy()).astype(np.uint8).transpose(0, 2, 3, 1))
+        found = c_program.run(tmp_path / "run" / "c", pixels)
+        expected = runtime.load(finished / "export" / "ensemble.sparsemble").predict(pixels)
+        assert found.labels.tolist() == expected.labels.tolist()
+        assert found.members_run.tolist() == expected.members_run.tolist()
+        assert found.answered_with.tolist() == expected.answered_with.tolist()
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
 
     def test_a_folder_that_is_no_run_gives_a_sentence(
         self, in_process: Callable[..., tuple[int, str]], tmp_path: Path, finished: Path

@@ -3,7 +3,7 @@
 import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsemble.cli.app import Device, Json, Quiet, app, need_train, say, sentences, show_result
+from sparsemble.core.errors import InputError
 
 
 @app.command()
@@ -19,14 +20,35 @@ def export(
     values: Annotated[
         str, typer.Option("--values", help="float16, float32 or int8; the recipe's own unless given.")
     ] = "",
+    file_format: Annotated[
+        str, typer.Option("--format", help="c: one C99 file and a header for small devices, of a run or a packed file.")
+    ] = "",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Folder of the C files; RUN/c, or c for a packed file, unless given."),
+    ] = None,
+    max_flash: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--max-flash", help="KB that the constants of the C file may take; 2048 unless given."),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's ensemble as a packed file, ONNX graphs and a folder for model hubs, and compare them.
 
+    With `--format c`: as C source, which needs no torch where the packed file exists.
+
     Example: [bold]sparsemble export runs/digits[/]
     """
+    if file_format == "c":
+        with sentences():
+            _export_c(run, values, out, max_flash, device, json=json, quiet=quiet)
+        return
+    if file_format:
+        raise InputError(f'--format "{file_format}" is not known; c is, and without it all other formats are written')
+    if out is not None or max_flash is not None:
+        raise InputError("--out and --max-flash are for --format c; other formats are written to RUN/export")
     need_train("export")
     from sparsemble.pipeline.run import export as export_run
     from sparsemble.report import export_table
@@ -34,6 +56,41 @@ def export(
     result = export_run(run, values, device, quiet=quiet)
     files = {"packed ensemble": run / "export" / "ensemble.sparsemble"}
     show_result(result.to_json, lambda: export_table(result).terminal(), json=json, quiet=quiet, files=files)
+
+
+def _export_c(
+    run: Path, values: str, out: Path | None, max_flash: int | None, device: str, *, json: bool, quiet: bool
+) -> None:
+    """Write the C files of a packed ensemble, or of a run, which is exported first where it is not."""
+    from sparsemble.export.c.write import MAX_FLASH_KB, write_c
+    from sparsemble.runtime.format.packed import load
+
+    file, folder = run, Path("c")
+    if not run.is_file():
+        file, folder = run / "export" / "ensemble.sparsemble", run / "c"
+        if values or not file.is_file():
+            need_train("export")
+            from sparsemble.pipeline.run import export as export_run
+
+            export_run(run, values, device, quiet=quiet)
+    elif values:
+        raise InputError(
+            f"the weights of {file} are rounded; --values needs the folder of the run, to measure the loss"
+        )
+    limit = MAX_FLASH_KB if max_flash is None else max_flash
+    made = write_c(load(file), folder if out is None else out, max_flash_kb=limit)
+    lines = [
+        f"memory  {made.ram:,} bytes of RAM; {made.flash:,} bytes of flash for constants, and a few KB for code",
+        f"pixels  {made.pixels}",
+    ]
+    files = {"C source": Path(made.source), "header": Path(made.source).with_suffix(".h")}
+    show_result(
+        lambda: json_format.dumps(made.to_dict(), indent=1),
+        lambda: "\n".join(lines),
+        json=json,
+        quiet=quiet,
+        files=files,
+    )
 
 
 @app.command()

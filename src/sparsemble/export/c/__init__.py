@@ -1,0 +1,1 @@
+"""A packed ensemble as one file of C99 for processors without an operating system; needs no torch."""

@@ -1,0 +1,68 @@
+"""Places for the buffers of a network in one block of memory: what is read no more makes room for what comes."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, FusedOp, sources
+
+
+@final
+@dataclass(frozen=True)
+class Arena:
+    """Where each buffer lies."""
+
+    offsets: tuple[int, ...]
+    """By buffer, in floats."""
+    size: int
+    """Of all of them, in floats."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """Memory of one buffer, or of several that take over from each other."""
+
+    size: int
+    first: int
+    last: int
+    """First and last operation that needs it; -1: before the first one."""
+    offset: int = 0
+
+
+def place_buffers(graph: FusedGraph) -> Arena:
+    """Return offsets at which no two buffers overlap that are needed at the same time; the largest are placed first.
+
+    An operation that computes each number from those at the same index writes over one of them, if it is read no more.
+    """
+    last_use = {0: 0, graph.logits_buffer: len(graph.operations)}
+    for index, operation in enumerate(graph.operations):
+        for buffer in (*sources(operation), operation.out):
+            last_use[buffer] = max(index, last_use.get(buffer, 0))
+    places = {0: _Place(math.prod(graph.shapes[0]), -1, last_use[0])}
+    for index, operation in enumerate(graph.operations):
+        out = operation.out
+        size = math.prod(graph.shapes[out])
+        reused = [b for b in _overwritable(operation) if last_use[b] == index]
+        if reused:
+            places[out] = places[reused[0]]
+            places[out].last = last_use[out]
+        else:
+            places[out] = _Place(size, index, last_use[out])
+    placed: list[_Place] = []
+    for place in sorted(dict.fromkeys(places.values()), key=lambda place: -place.size):
+        for other in sorted(placed, key=lambda other: other.offset):
+            together = place.first <= other.last and other.first <= place.last
+            if together and place.offset < other.offset + other.size and other.offset < place.offset + place.size:
+                place.offset = other.offset + other.size
+        placed.append(place)
+    offsets = tuple(places[buffer].offset if buffer in places else 0 for buffer in range(len(graph.shapes)))
+    return Arena(offsets, max(place.offset + place.size for place in placed))
+
+
+def _overwritable(operation: FusedOp) -> list[int]:
+    """Return the buffers that may be written while they are read."""
+    if isinstance(operation, ConvOp):
+        return [] if operation.residual in (None, operation.source) else [operation.residual]
+    if isinstance(operation, AffineOp):
+        return [operation.source]
+    return [operation.source, operation.addend] if isinstance(operation, AddOp) else []

@@ -1,6 +1,7 @@
 """What a study file asks for, whose parents stand beside it, and what a failed stage takes with it."""
 
 import io
+import itertools
 import json
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from sparsemble.core.results import MembersRun, StudyCell, StudyLine, StudyNumbe
 from sparsemble.pipeline.engines.driver import Driver
 from sparsemble.pipeline.engines.worker import task_file
 from sparsemble.pipeline.progress import Progress
+from sparsemble.pipeline.recipe import load_recipe, shipped
 from sparsemble.pipeline.stage import Inputs, Stage, Task
-from sparsemble.pipeline.study import Study, cells, load_study
+from sparsemble.pipeline.study import SINGLE_MODEL, Study, cells, load_study
 from sparsemble.pipeline.study_command import study_lines
 
 SMOKE = Path(__file__).parents[1] / "end_to_end" / "smoke.toml"
@@ -44,6 +46,16 @@ def study(folder: Path, text: str) -> Study:
 def test_a_wrong_study_gives_a_sentence(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words.replace("[", r"\[")):
         study(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", sorted(shipped("studies")))
+def test_the_settings_of_shipped_studies_exist(name: str) -> None:
+    """Without the data of each, so not all that `cells` checks."""
+    asked = load_study(name)
+    for chosen in itertools.product(*asked.axes.values()):
+        values = dict(zip(asked.axes, chosen, strict=True))
+        single = SINGLE_MODEL if asked.kind_of(values) == "pruned" else ()
+        assert load_recipe(asked.recipe, (*single, *asked.changes(values)))
 
 
 def test_one_score_is_enough_for_single_models(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 STRICT = ("-O2", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
+QUICK = ("-O1", "-std=c99", "-Wall", "-Wextra", "-Werror")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "edge.c"
 DRIVER = """#include "ensemble.c"
 #include <stdio.h>

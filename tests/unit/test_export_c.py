@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError
-from sparsemble.export.c.arena import place_buffers
+from sparsemble.export.c.arena import place_buffers, words
 from sparsemble.export.c.literals import float_literal, string_literal
 from sparsemble.export.c.weights import gap_codes, store_weights
 from sparsemble.export.c.write import CExport, write_c
@@ -162,7 +162,7 @@ def test_any_geometry(tmp_path_factory: pytest.TempPathFactory, data: st.DataObj
     network = draw_network(data.draw)
     ensemble, folder, pixels = ensemble_of(network), tmp_path_factory.mktemp("c"), random_pixels(network, 5)
     write_c(ensemble, folder)
-    found = c_program.run(folder, pixels, flags=("-O1", "-std=c99", "-Wall", "-Wextra", "-Werror"))
+    found = c_program.run(folder, pixels, flags=c_program.QUICK)
     expected = member_logits(ensemble, pixels)[0]
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(found.logits[:, 0], expected, rtol=1e-5, atol=1e-5 * scale)
@@ -175,13 +175,13 @@ def test_no_result_is_overwritten_before_it_is_read(data: st.DataObject) -> None
 
 
 def check_places(network: Network) -> int:
-    """Check each read against what was written there last; return the size of the memory."""
+    """Check each read against what was written there last; return the size of the memory in words."""
     graph = fuse(network)
     arena = place_buffers(graph)
     owner = np.zeros(arena.size, int)
 
     def cells(buffer: int) -> slice:
-        return slice(arena.offsets[buffer], arena.offsets[buffer] + math.prod(graph.shapes[buffer]))
+        return slice(arena.offsets[buffer], arena.offsets[buffer] + words(graph, buffer))
 
     for operation in graph.operations:
         for source in sources(operation):
@@ -232,7 +232,7 @@ def test_labels_and_decisions(rule: dict[str, Any], combiner: dict[str, Any], tm
     ensemble = ensemble_of(*(linear_network(seed) for seed in range(4)), rule=rule, combiner=combiner)
     pixels = random_pixels(ensemble.members[0], 400)
     write_c(ensemble, tmp_path)
-    found = c_program.run(tmp_path, pixels, flags=("-O1", "-std=c99", "-Wall", "-Wextra", "-Werror"))
+    found = c_program.run(tmp_path, pixels, flags=c_program.QUICK)
     logits = member_logits(ensemble, pixels)
     decisions, probabilities = decide(ensemble, logits)
     near = np.zeros(400, bool)

@@ -13,9 +13,9 @@ class Arena:
     """Where each buffer lies."""
 
     offsets: tuple[int, ...]
-    """By buffer, in floats."""
+    """By buffer, in words of 4 bytes."""
     size: int
-    """Of all of them, in floats."""
+    """Of all of them, in words."""
 
 
 @dataclass(eq=False)
@@ -32,17 +32,18 @@ class _Place:
 def place_buffers(graph: FusedGraph) -> Arena:
     """Return offsets at which no two buffers overlap that are needed at the same time; the largest are placed first.
 
-    An operation that computes each number from those at the same index writes over one of them, if it is read no more.
+    An operation that computes each number from those at the same index writes over one of them, if it is read no more
+    and takes as much memory.
     """
     last_use = {0: 0, graph.logits_buffer: len(graph.operations)}
     for index, operation in enumerate(graph.operations):
         for buffer in (*sources(operation), operation.out):
             last_use[buffer] = max(index, last_use.get(buffer, 0))
-    places = {0: _Place(math.prod(graph.shapes[0]), -1, last_use[0])}
+    places = {0: _Place(words(graph, 0), -1, last_use[0])}
     for index, operation in enumerate(graph.operations):
         out = operation.out
-        size = math.prod(graph.shapes[out])
-        reused = [b for b in _overwritable(operation) if last_use[b] == index]
+        size = words(graph, out)
+        reused = [b for b in _overwritable(operation) if last_use[b] == index and words(graph, b) == size]
         if reused:
             places[out] = places[reused[0]]
             places[out].last = last_use[out]
@@ -57,6 +58,11 @@ def place_buffers(graph: FusedGraph) -> Arena:
         placed.append(place)
     offsets = tuple(places[buffer].offset if buffer in places else 0 for buffer in range(len(graph.shapes)))
     return Arena(offsets, max(place.offset + place.size for place in placed))
+
+
+def words(graph: FusedGraph, buffer: int) -> int:
+    """Return the size of a buffer in words of 4 bytes: of one number, or of four in 8 bits."""
+    return -(-math.prod(graph.shapes[buffer]) // (4 if buffer in graph.steps else 1))
 
 
 def _overwritable(operation: FusedOp) -> list[int]:

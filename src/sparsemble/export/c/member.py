@@ -8,7 +8,7 @@ import numpy as np
 
 from sparsemble.core.errors import InputError
 from sparsemble.export.c.arena import Arena, place_buffers
-from sparsemble.export.c.literals import Array
+from sparsemble.export.c.literals import Array, float_literal
 from sparsemble.export.c.weights import store_weights
 from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
 from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, FusedOp, PoolOp, fuse
@@ -28,12 +28,13 @@ class Member:
     statements: list[str]
     """In running order, on `pixels` and `memory`."""
     sections: set[str]
-    """Of `support.c`, that the statements need."""
+    """Of the C files, that the statements need."""
     arena: Arena
     """Where results lie in `memory`."""
     largest_plane: int
     """Numbers of one output of a convolution, at most."""
-    logits_offset: int
+    logits: str
+    """The tensor that it returns."""
 
     def __str__(self) -> str:
         """Return the definitions of its constants and of `member1`."""
@@ -42,8 +43,8 @@ class Member:
             f"/* Member {self.number} */\n"
             + "".join(map(str, self.arrays))
             + "".join(self.tables)
-            + f"\nstatic const float *member{self.number}(const uint8_t *pixels)\n{{\n{body}\n"
-            + f"    return memory + {self.logits_offset};\n}}\n"
+            + f"\nstatic tensor member{self.number}(const uint8_t *pixels)\n{{\n{body}\n"
+            + f"    return {self.logits};\n}}\n"
         )
 
 
@@ -57,8 +58,6 @@ def convert_member(network: Network, number: int) -> Member:
     Raises:
         InputError: an operation that has no C.
     """
-    if network.steps:
-        raise InputError(f"member {number} computes in 8 bits, which cannot be written as C; export it in float32")
     graph = remove_dead_channels(fuse(network))
     arena = place_buffers(graph)
     prefix = f"m{number}"
@@ -67,12 +66,12 @@ def convert_member(network: Network, number: int) -> Member:
         arrays=[Array(f"{prefix}_scale", graph.scale), Array(f"{prefix}_shift", graph.shift)],
         tables=[],
         statements=[f"image(pixels, {prefix}_scale, {prefix}_shift, memory + {arena.offsets[0]});"],
-        sections={"image"},
+        sections={"tensor", "image"},
         arena=arena,
         largest_plane=max(
             [0, *(math.prod(graph.shapes[op.out][1:]) for op in graph.operations if _is_plane(op, graph))]
         ),
-        logits_offset=arena.offsets[graph.logits_buffer],
+        logits=_tensor(graph, arena, graph.logits_buffer),
     )
     for index, operation in enumerate(graph.operations, start=1):
         _Writer(member, graph, f"{prefix}_{index}").add(operation)
@@ -89,12 +88,19 @@ def _is_linear(operation: ConvOp, source: Shape) -> bool:
     return operation.weight.shape[1:] == source and operation.padding == (0, 0) and operation.dilation == (1, 1)
 
 
+def _tensor(graph: FusedGraph, arena: Arena, buffer: int) -> str:
+    """Return a buffer as C."""
+    steps = graph.steps.get(buffer)
+    kind = f"{float_literal(steps.scale)}, {steps.zero}" if steps else "0, 0"
+    return f"(tensor){{memory + {arena.offsets[buffer]}, {kind}}}"
+
+
 @final
 class _Writer:
     """Adds one operation to a member."""
 
     def __init__(self, member: Member, graph: FusedGraph, name: str) -> None:
-        self.member, self.shapes, self.name = member, graph.shapes, name
+        self.member, self.graph, self.shapes, self.name = member, graph, graph.shapes, name
 
     def add(self, operation: FusedOp) -> None:
         """Add constants, geometry and the call."""
@@ -147,11 +153,19 @@ class _Writer:
             dilation_down=operation.dilation[0],
             dilation_right=operation.dilation[1],
         )
-        residual = 0 if operation.residual is None else self._at(operation.residual)
-        function = "linear" if _is_linear(operation, (channels, height, width)) else "convolution"
-        self.member.sections.add("weights")
-        if function == "convolution":
-            self.member.sections.add("window")
+        residual = "(tensor){0, 0, 0}" if operation.residual is None else self._at(operation.residual)
+        function, sections = "linear", {"weights"}
+        if not _is_linear(operation, (channels, height, width)):
+            function, sections = "convolution", {"weights", "window", "place"}
+        if self.graph.reads_integers(operation):
+            function = f"integer_{function}"
+        elif operation.source in self.graph.steps:
+            raise InputError(
+                f"member {self.member.number}, {self.name} reads 8 bits, but its weights are floats; C needs integers"
+            )
+        else:
+            sections.add("weight_value")
+        self.member.sections.update(sections)
         self._call(function, f"&{self.name}", self._at(operation.source), residual, self._at(operation.out))
 
     def _add_pool(self, operation: PoolOp) -> None:
@@ -182,10 +196,10 @@ class _Writer:
         self.member.tables.append(f"static const {kind} {self.name} = {{{settings}}};\n")
 
     def _at(self, buffer: int) -> str:
-        """Return a pointer to a buffer."""
-        return f"memory + {self.member.arena.offsets[buffer]}"
+        """Return a buffer."""
+        return _tensor(self.graph, self.member.arena, buffer)
 
     def _call(self, function: str, *arguments: Any) -> None:
-        """Add the call of a function of `support.c`."""
+        """Add the call of a function of the C files."""
         self.member.sections.add(function)
         self.member.statements.append(f"{function}({', '.join(map(str, arguments))});")

@@ -16,7 +16,7 @@ GAP_BITS = (2, 4, 8)
 @final
 @dataclass(frozen=True, eq=False)
 class StoredWeights:
-    """What `support.c` reads as a layer's values, gaps and scales."""
+    """What `layers.c` reads as a layer's values, gaps and scales."""
 
     values: Array
     gaps: Array | None
@@ -51,7 +51,12 @@ def store_weights(weight: Weight, name: str) -> StoredWeights:
 
 
 def _smallest_values(weight: Weight) -> tuple[NDArray[Any], Floats | None]:
-    """Return floats, halves, or whole numbers and their scales: the smallest that are equal to the weights."""
+    """Return floats, halves, or whole numbers and their scales: the smallest that are equal to the weights.
+
+    Weights that have whole numbers keep these, as 8-bit arithmetic uses them.
+    """
+    if weight.integers is not None:
+        return weight.integers, weight.scales
     with np.errstate(over="ignore"):
         halves = weight.values.astype(np.float16)
     floats = halves if np.array_equal(halves.astype(np.float32), weight.values) else weight.values

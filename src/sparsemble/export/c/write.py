@@ -14,6 +14,8 @@ from sparsemble.export.c.member import Member, convert_member
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 
 SOURCE, HEADER = "ensemble.c", "ensemble.h"
+C_FILES = ("layers.c", "elementwise.c", "decision.c")
+"""Each is divided into sections by lines `//@ name`; those that are needed are written."""
 MAX_FLASH_KB = 2048
 """KB of constants that are written unless told otherwise: as much flash as large microcontrollers have."""
 RULE_SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -24,14 +26,14 @@ RULE_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "die": ("combined", "hazard", "die"),
     "agreement": ("combined", "agreement"),
 }
-"""Sections of `support.c` by stopping rule."""
+"""Sections of `decision.c` by stopping rule."""
 COMBINERS: Mapping[str, str] = {
     "mean_probability": "mean_probability",
     "mean_logit": "mean_logit",
     "maximum": "maximum",
     "soft_vote": "mean_probability",
 }
-"""Section of `support.c` by combiner."""
+"""Section of `decision.c` by combiner."""
 
 
 @final
@@ -92,7 +94,7 @@ def write_c(ensemble: PackedEnsemble, folder: Path, *, max_flash_kb: int = MAX_F
     made = CExport(
         source=str(folder / SOURCE),
         flash=flash,
-        ram=sum(4 * math.prod(sizes) for _, _, sizes in variables),
+        ram=4 * sum(size for _, size in variables),
         members=len(members),
         pixels=describe_pixels(ensemble),
     )
@@ -112,23 +114,23 @@ def describe_pixels(ensemble: PackedEnsemble) -> str:
     return f"{height} x {width} x {channels} bytes, rows from the top, {layout}, 0 to 255: {prepared}"
 
 
-def _variables(ensemble: PackedEnsemble, members: list[Member]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return type, name and sizes of the static variables, each number of 4 bytes."""
+def _variables(ensemble: PackedEnsemble, members: list[Member]) -> list[tuple[str, int]]:
+    """Return declarations of the static variables, and how many numbers of 4 bytes they hold."""
     classes, sections = len(ensemble.classes), RULE_SECTIONS[ensemble.rule["name"]]
-    variables: list[tuple[str, str, tuple[int, ...]]] = [
-        ("float", "memory", (max(member.arena.size for member in members),)),
-        ("float", "logits", (len(members), classes)),
-        ("int", "run", ()),
-        ("int", "used", ()),
+    memory, plane = (max(sizes) for sizes in zip(*((m.arena.size, m.largest_plane) for m in members), strict=True))
+    variables = [
+        (f"float memory[{memory}]", memory),
+        (f"float logits[{len(members)}][{classes}]", len(members) * classes),
+        ("int run, used", 2),
     ]
-    if plane := max(member.largest_plane for member in members):
-        variables.append(("float", "sums", (plane,)))
+    if plane:
+        variables.append((f"union {{ float floats[{plane}]; int32_t integers[{plane}]; }} sums", plane))
     if "combined" in sections:
-        variables.append(("float", "combined", (classes,)))
+        variables.append((f"float combined[{classes}]", classes))
     if "hazard" in sections:
-        variables.append(("float", "log_before", (classes,)))
+        variables.append((f"float log_before[{classes}]", classes))
     if "die" in sections:
-        variables += [("float", name, ()) for name in ("survival", "largest_stop_probability")]
+        variables.append(("float survival, largest_stop_probability", 2))
     return variables
 
 
@@ -175,20 +177,17 @@ int answered_with(void);
 """
 
 
-def _source(ensemble: PackedEnsemble, members: list[Member], variables: list[tuple[str, str, tuple[int, ...]]]) -> str:
+def _source(ensemble: PackedEnsemble, members: list[Member], variables: list[tuple[str, int]]) -> str:
     """Return the C file."""
     support = _sections()
     rule = RULE_SECTIONS[ensemble.rule["name"]]
     operations = set().union(*(member.sections for member in members))
     decision = {"log_softmax", *rule, COMBINERS[ensemble.combiner["name"]]}
-    declarations = [
-        f"static {kind} {name}{''.join(f'[{size}]' for size in sizes)};\n" for kind, name, sizes in variables
-    ]
     names = ",\n    ".join(map(string_literal, ensemble.classes))
     return "\n".join(
         [
             f'#include "{HEADER}"\n\n#include <math.h>\n#include <string.h>\n',
-            "".join(declarations),
+            "".join(f"static {declaration};\n" for declaration, _ in variables),
             f"const char *const class_names[PREDICT_CLASSES] = {{\n    {names}}};\n",
             *(text for name, text in support.items() if name in operations),
             *map(str, members),
@@ -206,12 +205,12 @@ def _run_member(ensemble: PackedEnsemble, members: int) -> str:
     name = ensemble.combiner["name"]
     if name == "soft_vote":
         temperature = float_literal(ensemble.combiner.get("temperature", 0.5))
-        lines.append(f"for (k = 0; k < PREDICT_CLASSES; k++)\n        logits[m][k] = result[k] / {temperature};")
+        lines.append(f"for (k = 0; k < PREDICT_CLASSES; k++)\n        logits[m][k] = load(result, k) / {temperature};")
     else:
-        lines.append("for (k = 0; k < PREDICT_CLASSES; k++)\n        logits[m][k] = result[k];")
+        lines.append("for (k = 0; k < PREDICT_CLASSES; k++)\n        logits[m][k] = load(result, k);")
     if name != "mean_logit":
         lines.append("log_softmax(logits[m], logits[m]);")
-    body = "\n    ".join(["const float *result = 0;", "int32_t k;", *lines])
+    body = "\n    ".join(["tensor result = {0, 0, 0};", "int32_t k;", *lines])
     return f"static void run_member(int m, const uint8_t *pixels)\n{{\n    {body}\n}}\n"
 
 
@@ -228,7 +227,8 @@ def _constants(ensemble: PackedEnsemble) -> list[str]:
 
 
 def _sections() -> dict[str, str]:
-    """Return the parts of `support.c` by their names, in their order."""
-    text = files("sparsemble.export.c").joinpath("support.c").read_text("ascii")
+    """Return the sections of the C files by their names, in their order."""
+    folder = files("sparsemble.export.c")
+    text = "".join(folder.joinpath(name).read_text("ascii") for name in C_FILES)
     parts = (part.partition("\n") for part in text.split("//@ ")[1:])
     return {name: body for name, _, body in parts}

@@ -415,3 +415,13 @@ class TestCompile:
     def probe(self, model: nn.Module) -> dict[str, float]:
         with torch.no_grad():
             return {"held_out_clean": float(model(split().pixels).softmax(1).amax(1).mean()), "held_out_robust": 0.5}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_is_what_the_device_has_instructions_for(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsemble.training.precision._cpu_has_bf16", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    auto = Precision(dtype="auto")
+    auto.check("cpu")
+    assert auto.on("cpu") == Precision(dtype="bfloat16" if native else "float32")
+    assert Precision().on("cpu") == Precision()

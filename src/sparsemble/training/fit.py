@@ -60,6 +60,7 @@ def fit(
         raise InputError(f"epochs = {epochs} must be 1 or more")
     loss.check_complete()
     precision.check(rng.device)
+    precision = precision.on(rng.device)
     networks = members_of(model)
     loop = Loop(
         model=model,

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
@@ -18,8 +18,9 @@ from sparsemble.core.types import Images
 class Precision:
     """Settings that make training faster; held-out images are always evaluated in float32."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: convolutions and matrix products in 16 bits; weights, logits, losses and gradients in 32."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """bfloat16: convolutions and matrix products in 16 bits; weights, logits, losses and gradients in 32. auto: that
+    where the device has instructions for it, which makes it faster, else float32."""
     channels_last: bool = True
     """Keep images and filters in channels-last memory layout, which is faster for convolutions."""
     compile: bool = False
@@ -27,7 +28,7 @@ class Precision:
 
     def check(self, device: torch.device | str) -> None:
         """Check that the device supports the number format."""
-        if self.dtype == "float32":
+        if self.dtype != "bfloat16":
             return
         if torch.device(device).type == "cuda":
             supported, needs = torch.cuda.is_bf16_supported(including_emulation=False), "a GPU from 2020 or later"
@@ -38,6 +39,16 @@ class Precision:
                 f'dtype = "bfloat16" is not supported on this {torch.device(device).type} (it needs {needs}); '
                 'use dtype = "float32"'
             )
+
+    def on(self, device: torch.device | str) -> "Precision":
+        """Return these settings with `auto` replaced by what this device is fastest in."""
+        if self.dtype != "auto":
+            return self
+        if torch.device(device).type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = _cpu_has_bf16() and torch.cpu._is_avx512_bf16_supported()
+        return replace(self, dtype="bfloat16" if native else "float32")
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module, networks: Sequence[nn.Module]) -> Iterator[None]:

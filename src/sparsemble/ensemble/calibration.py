@@ -185,11 +185,13 @@ class _PrefixPredictions:
         members, count = len(self.all_sets), self.all_sets.shape[1]
         answer_with = torch.zeros(count, dtype=torch.long, device=self.y.device)
         members_run = torch.zeros_like(answer_with)
+        undecided = torch.arange(count, device=self.y.device)
         for m in range(1, members + 1):
-            decision = rule(self.all_sets[:m], self.combiner, last=m == members)
-            now = (members_run == 0) & (decision.stop | (m == members))
-            answer_with = torch.where(now, decision.answer_with, answer_with)
-            members_run = torch.where(now, m, members_run)
+            decision = rule(self.all_sets[:m, undecided], self.combiner, last=m == members)
+            now = decision.stop | (m == members)
+            answer_with[undecided[now]] = decision.answer_with[now]
+            members_run[undecided[now]] = m
+            undecided = undecided[~now]
         return answer_with, members_run
 
     def correct(self, answer_with: Int[Tensor, " all"]) -> Bool[Tensor, "sets B"]:

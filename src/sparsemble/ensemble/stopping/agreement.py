@@ -75,8 +75,9 @@ class Agreement(StoppingRule):
         predicted = average.argmax(-1)
         margin = _margin(average)
         distance = [margin[0] - self.sure]
+        each = member_logits.softmax(-1)
         for m in range(2, len(average) + 1):
-            own = member_logits[:m].softmax(-1)
+            own = each[:m]
             of_predicted = own.gather(2, predicted[m - 1].expand(m, -1)[..., None])
             others = own.scatter(2, predicted[m - 1].expand(m, -1)[..., None], -1.0).amax(-1)
             support = (of_predicted[..., 0] - others).sort(0, descending=True).values

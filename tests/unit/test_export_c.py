@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from sparsemble.cli import app
 from sparsemble.core.errors import InputError
+from sparsemble.export.c import arena
 from sparsemble.export.c.arena import place_buffers, words
 from sparsemble.export.c.literals import float_literal, string_literal
 from sparsemble.export.c.weights import gap_codes, store_weights
@@ -161,7 +163,9 @@ def as_convolutions(member: Network) -> list[Weight]:
 def test_any_geometry(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     network = draw_network(data.draw)
     ensemble, folder, pixels = ensemble_of(network), tmp_path_factory.mktemp("c"), random_pixels(network, 5)
-    write_c(ensemble, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena, "MOST_PIXELS", data.draw(st.sampled_from([0, 256])))
+        write_c(ensemble, folder)
     found = c_program.run(folder, pixels, flags=c_program.QUICK)
     expected = member_logits(ensemble, pixels)[0]
     scale = max(1.0, float(np.abs(expected).max()))
@@ -177,11 +181,11 @@ def test_no_result_is_overwritten_before_it_is_read(data: st.DataObject) -> None
 def check_places(network: Network) -> int:
     """Check each read against what was written there last; return the size of the memory in words."""
     graph = fuse(network)
-    arena = place_buffers(graph)
-    owner = np.zeros(arena.size, int)
+    places = place_buffers(graph)
+    owner = np.zeros(places.size, int)
 
     def cells(buffer: int) -> slice:
-        return slice(arena.offsets[buffer], arena.offsets[buffer] + words(graph, buffer))
+        return slice(places.offsets[buffer], places.offsets[buffer] + words(graph, buffer))
 
     for operation in graph.operations:
         for source in sources(operation):
@@ -191,7 +195,26 @@ def check_places(network: Network) -> int:
             assert (owner[cells(operation.source)] == operation.source).all()
         owner[cells(operation.out)] = operation.out
     assert (owner[cells(graph.logits_buffer)] == graph.logits_buffer).all()
-    return arena.size
+    return places.size
+
+
+def test_a_large_image_is_read_through_a_table(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    nodes = (
+        Input(),
+        Affine((0,), floats(rng, 3), floats(rng, 3)),
+        Convolution((1,), weight(rng, 2, 3, 3, 3), floats(rng, 2), stride=(2, 2), padding=(1, 2)),
+        Convolution((1,), weight(rng, 2, 3, 1, 3), floats(rng, 2), stride=(2, 2), padding=(0, 2)),
+        Add((2, 3)),
+        AveragePool((4,), (10, 11), (1, 1)),
+        Flatten((5,)),
+    )
+    network = Network((3, 20, 20), nodes)
+    assert check_places(network) == 3 * 256 + 2 * 10 * 11
+    ensemble, pixels = ensemble_of(network), random_pixels(network, 5)
+    write_c(ensemble, tmp_path)
+    found = c_program.run(tmp_path, pixels, target="arm" if shutil.which("qemu-arm") else "host")
+    np.testing.assert_allclose(found.logits[:, 0], member_logits(ensemble, pixels)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_residual_block_takes_two_planes() -> None:
@@ -225,6 +248,15 @@ def test_gaps_read_back(counts: list[int], bits: int, seed: int) -> None:
                 row[position] = 1
     assert np.array_equal(found, dense)
     assert len(list(stream)) < 8 // bits
+
+
+def test_a_weight_far_from_others_takes_little_memory() -> None:
+    far = Weight((1, 1, 1, 2**31 - 1), np.array([2**31 - 2], np.uint32), np.ones(1, np.float32))
+    stored = store_weights(far, "w")
+    assert stored.gap_bits == 8
+    assert sum(array.size for array in stored.arrays) < 2**31 / 250
+    with pytest.raises(InputError, match=r"C needs fewer than 2\^31 for each output"):
+        store_weights(replace(far, shape=(1, 1, 1, 2**31)), "w")
 
 
 @pytest.mark.parametrize(("rule", "combiner"), covering(RULES, COMBINERS))

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from typing import final
 
 from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, FusedOp, sources
+from sparsemble.runtime.network import Shape
+
+LEVELS = 256
+"""Values of a pixel."""
+MOST_PIXELS = 256
+"""Pixels of an image that is converted to floats; a larger one is read through a table, which takes less memory."""
 
 
 @final
@@ -61,8 +67,25 @@ def place_buffers(graph: FusedGraph) -> Arena:
 
 
 def words(graph: FusedGraph, buffer: int) -> int:
-    """Return the size of a buffer in words of 4 bytes: of one number, or of four in 8 bits."""
+    """Return the size of a buffer in words of 4 bytes: of one number, or of four in 8 bits; of the image, as read."""
+    if buffer == 0 and reads_levels(graph):
+        return graph.shapes[0][0] * LEVELS
     return -(-math.prod(graph.shapes[buffer]) // (4 if buffer in graph.steps else 1))
+
+
+def reads_levels(graph: FusedGraph) -> bool:
+    """Return whether the image is read as bytes, through a table of their values in each channel."""
+    readers = [operation for operation in graph.operations if 0 in sources(operation)]
+    convolutions = all(
+        isinstance(operation, ConvOp) and operation.residual != 0 and not is_linear(operation, graph.shapes[0])
+        for operation in readers
+    )
+    return convolutions and math.prod(graph.shapes[0][1:]) > MOST_PIXELS
+
+
+def is_linear(operation: ConvOp, source: Shape) -> bool:
+    """Return whether the window of a convolution is the whole plane, so that a position is an index of the input."""
+    return operation.weight.shape[1:] == source and operation.padding == (0, 0) and operation.dilation == (1, 1)
 
 
 def _overwritable(operation: FusedOp) -> list[int]:

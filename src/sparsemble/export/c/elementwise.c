@@ -85,3 +85,13 @@ static void image(const uint8_t *pixels, const float *scale, const float *shift,
             *y++ = scale[c] * ((float)pixels[i * PREDICT_CHANNELS + c] / 255.0f) + shift[c];
 }
 
+//@ levels
+/* The value scale * byte / 255 + shift of each byte, channel by channel. */
+static void levels(const float *scale, const float *shift, float *y)
+{
+    int32_t c, byte;
+    for (c = 0; c < PREDICT_CHANNELS; c++)
+        for (byte = 0; byte < 256; byte++)
+            *y++ = scale[c] * ((float)byte / 255.0f) + shift[c];
+}
+

@@ -159,6 +159,31 @@ static void convolution(const layer *l, tensor x, tensor residual, tensor y)
     }
 }
 
+//@ image_convolution
+/* The same on the pixels themselves, where levels has the value of each byte for each channel. */
+static void image_convolution(const layer *l, const uint8_t *pixels, const float *levels, tensor residual, tensor y)
+{
+    const int32_t count = l->out_height * l->out_width;
+    reader r = {0, 0, -1};
+    int32_t output, i, j;
+    for (output = 0; output < l->outputs; output++) {
+        for (i = 0; i < count; i++)
+            sums.floats[i] = 0;
+        for (; next_weight(l, &r); r.value++) {
+            const place p = find_place(l, r.position);
+            const float weight = weight_value(l, r.value, output), *value = levels + 256 * p.channel;
+            for (i = p.top; i < p.bottom; i++) {
+                const uint8_t *in = pixels + (i * l->stride_down + p.down) * l->width * l->channels + p.channel;
+                float *sum = sums.floats + i * l->out_width;
+                for (j = p.left; j < p.end; j++)
+                    sum[j] += weight * value[in[(j * l->stride_right + p.right) * l->channels]];
+            }
+        }
+        for (i = 0; i < count; i++)
+            write_result(l, output, output * count + i, sums.floats[i], residual, y);
+    }
+}
+
 //@ integer_convolution
 /* The same on bytes, with weights that are whole numbers: sums are exact. */
 static void integer_convolution(const layer *l, tensor x, tensor residual, tensor y)

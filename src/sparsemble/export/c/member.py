@@ -7,12 +7,12 @@ from typing import Any, final
 import numpy as np
 
 from sparsemble.core.errors import InputError
-from sparsemble.export.c.arena import Arena, place_buffers
+from sparsemble.export.c.arena import Arena, is_linear, place_buffers, reads_levels
 from sparsemble.export.c.literals import Array, float_literal
 from sparsemble.export.c.weights import store_weights
 from sparsemble.runtime.compiler.dead_channels import remove_dead_channels
 from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvOp, FusedGraph, FusedOp, PoolOp, fuse
-from sparsemble.runtime.network import Network, Shape
+from sparsemble.runtime.network import Network
 
 
 @final
@@ -61,12 +61,14 @@ def convert_member(network: Network, number: int) -> Member:
     graph = remove_dead_channels(fuse(network))
     arena = place_buffers(graph)
     prefix = f"m{number}"
+    scaled = f"{prefix}_scale, {prefix}_shift, memory + {arena.offsets[0]}"
+    image, call = ("levels", f"levels({scaled});") if reads_levels(graph) else ("image", f"image(pixels, {scaled});")
     member = Member(
         number=number,
         arrays=[Array(f"{prefix}_scale", graph.scale), Array(f"{prefix}_shift", graph.shift)],
         tables=[],
-        statements=[f"image(pixels, {prefix}_scale, {prefix}_shift, memory + {arena.offsets[0]});"],
-        sections={"tensor", "image"},
+        statements=[call],
+        sections={"tensor", image},
         arena=arena,
         largest_plane=max(
             [0, *(math.prod(graph.shapes[op.out][1:]) for op in graph.operations if _is_plane(op, graph))]
@@ -80,12 +82,7 @@ def convert_member(network: Network, number: int) -> Member:
 
 def _is_plane(operation: FusedOp, graph: FusedGraph) -> bool:
     """Return whether an operation is a convolution that is computed plane by plane."""
-    return isinstance(operation, ConvOp) and not _is_linear(operation, graph.shapes[operation.source])
-
-
-def _is_linear(operation: ConvOp, source: Shape) -> bool:
-    """Return whether the window of a convolution is the whole plane, so that a position is an index of the input."""
-    return operation.weight.shape[1:] == source and operation.padding == (0, 0) and operation.dilation == (1, 1)
+    return isinstance(operation, ConvOp) and not is_linear(operation, graph.shapes[operation.source])
 
 
 def _tensor(graph: FusedGraph, arena: Arena, buffer: int) -> str:
@@ -155,7 +152,7 @@ class _Writer:
         )
         residual = "(tensor){0, 0, 0}" if operation.residual is None else self._at(operation.residual)
         function, sections = "linear", {"weights"}
-        if not _is_linear(operation, (channels, height, width)):
+        if not is_linear(operation, (channels, height, width)):
             function, sections = "convolution", {"weights", "window", "place"}
         if self.graph.reads_integers(operation):
             function = f"integer_{function}"
@@ -166,7 +163,10 @@ class _Writer:
         else:
             sections.add("weight_value")
         self.member.sections.update(sections)
-        self._call(function, f"&{self.name}", self._at(operation.source), residual, self._at(operation.out))
+        source = [self._at(operation.source)]
+        if operation.source == 0 and reads_levels(self.graph):
+            function, source = "image_convolution", ["pixels", f"memory + {self.member.arena.offsets[0]}"]
+        self._call(function, f"&{self.name}", *source, residual, self._at(operation.out))
 
     def _add_pool(self, operation: PoolOp) -> None:
         (channels, height, width), (_, out_height, out_width) = (

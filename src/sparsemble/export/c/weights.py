@@ -6,6 +6,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemble.core.errors import InputError
 from sparsemble.export.c.literals import Array
 from sparsemble.runtime.format.quantization import dequantize, quantize
 from sparsemble.runtime.network import Floats, Weight
@@ -37,11 +38,18 @@ def store_weights(weight: Weight, name: str) -> StoredWeights:
     Args:
         weight: (outputs, inputs, height, width)
         name: beginning of the arrays' names.
+
+    Raises:
+        InputError: an output of 2^31 or more weights, zeros included: C counts with 32 bits.
     """
+    if weight.size // weight.shape[0] >= 2**31:
+        raise InputError(f"{name} has weights of shape {weight.shape}; C needs fewer than 2^31 for each output")
     values, factors = _smallest_values(weight)
     scales = None if factors is None else Array(f"{name}_scales", factors)
-    forms = [(bits, gap_codes(weight, bits)) for bits in GAP_BITS]
-    gap_bits, codes = min(forms, key=lambda form: len(form[1]))
+    gaps = _gaps(weight)[1]
+    # Codes of other widths are counted, not made: a file of a few bytes may have a gap of 2^31.
+    gap_bits = min(GAP_BITS, key=lambda bits: bits * (int((gaps // (2**bits - 2)).sum()) + len(gaps) + weight.shape[0]))
+    codes = gap_codes(weight, gap_bits)
     dense = weight.size * values.itemsize
     if dense <= len(codes) + values.nbytes:
         all_values = np.zeros(weight.size, values.dtype)
@@ -73,10 +81,7 @@ def gap_codes(weight: Weight, bits: int) -> NDArray[np.uint8]:
     The largest code ends an output; the second largest, c, means c zeros without a weight behind them.
     """
     end, skip = 2**bits - 1, 2**bits - 2
-    row = weight.size // weight.shape[0]
-    outputs, positions = np.divmod(weight.positions.astype(np.int64), row)
-    first = np.diff(outputs, prepend=-1) > 0
-    gaps = positions - np.where(first, 0, np.roll(positions, 1) + 1)
+    outputs, gaps = _gaps(weight)
     lengths = gaps // skip + 1
     ends = np.cumsum(lengths)
     codes = np.full(int(lengths.sum()), skip, np.uint8)
@@ -89,3 +94,10 @@ def gap_codes(weight: Weight, bits: int) -> NDArray[np.uint8]:
     shifts = np.arange(per_byte, dtype=np.uint8) * bits
     packed: NDArray[np.uint8] = np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1)
     return packed
+
+
+def _gaps(weight: Weight) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the output of each weight, and the number of zeros between it and the one before it in that output."""
+    outputs, positions = np.divmod(weight.positions.astype(np.int64), weight.size // weight.shape[0])
+    first = np.diff(outputs, prepend=-1) > 0
+    return outputs, positions - np.where(first, 0, np.roll(positions, 1) + 1)

@@ -19,7 +19,6 @@ from sparsemble.runtime.compiler.planner import (
     Planner,
     channels_in_cache,
     max_tile_vectors,
-    output_block_sizes,
 )
 from sparsemble.runtime.network import Pair
 
@@ -51,7 +50,7 @@ class BatchPlanner(Planner):
             tiles = candidate_tiles(written.height, written.width, LARGEST_TILE)
             return integer_configs(tiles[:TILES_TRIED], block_of(tiles[0]))
         configs = []
-        for outputs in output_block_sizes(operation):
+        for outputs in self.output_blocks(operation):
             tiles = candidate_tiles(written.height, written.width, max_tile_vectors(outputs))
             block = block_of(tiles[0])
             configs += [KernelConfig(tile, block, outputs) for tile in tiles[:TILES_TRIED]]

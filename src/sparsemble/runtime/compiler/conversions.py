@@ -42,7 +42,7 @@ class _Converter:
 
     def _add_in_floats(self, operation: FusedOp) -> None:
         out = operation.out
-        rounds = out in self.fused.steps
+        rounds = out in self.fused.steps and not _rounds(operation)
         operation = replace(operation, source=self._as_floats(operation.source), out=self._new(out) if rounds else out)
         if isinstance(operation, ConvOp) and operation.residual is not None:
             operation = replace(operation, residual=self._as_floats(operation.residual))
@@ -64,3 +64,8 @@ class _Converter:
     def _new(self, like: int) -> int:
         self.shapes.append(self.shapes[like])
         return len(self.shapes) - 1
+
+
+def _rounds(operation: FusedOp) -> bool:
+    """Return whether an operation of floats rounds its result itself: a convolution of the image, in one turn."""
+    return isinstance(operation, ConvOp) and operation.source == 0 and operation.residual is None

@@ -77,7 +77,7 @@ def add_integer_conv(plan: ExecutionPlan, index: int, config: KernelConfig, tile
         for buffer, plane in ((operation.out, written), (residual, added))
     )
     constants = np.concatenate(
-        [_constants(steps.get(operation.out), relu=operation.relu), _constants(steps.get(residual), relu=False)]
+        [step_constants(steps.get(operation.out), relu=operation.relu), step_constants(steps.get(residual), relu=False)]
     )
     calls = []
     for thread in range(plan.threads):
@@ -125,11 +125,11 @@ def add_conversion(plan: ExecutionPlan, operation: ConvertOp, grid: tuple[int, i
         to_steps=to_steps,
     )
     packed: Plane = written if to_steps else read
-    constants = _constants(steps[operation.out if to_steps else operation.source], relu=False)
+    constants = step_constants(steps[operation.out if to_steps else operation.source], relu=False)
     plan.add(kernel, (BufferAddress(operation.source), BufferAddress(operation.out), constants), packed.channels)
 
 
-def _constants(steps: Steps | None, *, relu: bool) -> NDArray[np.uint8]:
+def step_constants(steps: Steps | None, *, relu: bool) -> NDArray[np.uint8]:
     """Return {scale, zero, lowest, highest} of steps; a ReLU clips at 0."""
     found = steps or Steps(1.0, 0)
     values = np.zeros(1, [("scale", "<f4"), ("zero", "<i4"), ("lowest", "<f4"), ("highest", "<f4")])

@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsemble.runtime.compiler.execution_plan import BufferAddress, ExecutionPlan, KernelCall, KernelConfig
-from sparsemble.runtime.compiler.fused import AddOp, AffineOp, ConvertOp, ConvOp, FusedGraph, PoolOp
+from sparsemble.runtime.compiler.fused import CHANNELS_OF_LANE, AddOp, AffineOp, ConvertOp, ConvOp, FusedGraph, PoolOp
 from sparsemble.runtime.compiler.im2col import BufferLayout, Im2col
-from sparsemble.runtime.compiler.integer_steps import add_conversion, add_integer_conv, partial_sums
+from sparsemble.runtime.compiler.integer_steps import add_conversion, add_integer_conv, partial_sums, step_constants
 from sparsemble.runtime.compiler.layout import Plane, TileLayout
 from sparsemble.runtime.compiler.weight_stream import weight_stream
 from sparsemble.runtime.kernels.elementwise import Elementwise, Gather, Pack
@@ -90,6 +91,13 @@ class Planner(ABC):
             config: how it is computed.
         """
 
+    def output_blocks(self, operation: ConvOp) -> list[int]:
+        """Return how many output channels may share records; those that share a plane do."""
+        sizes = output_block_sizes(operation)
+        if operation.out not in self.fused.steps:
+            return sizes
+        return [size for size in sizes if size % CHANNELS_OF_LANE == 0] or [CHANNELS_OF_LANE]
+
     def add_conv(self, plan: ExecutionPlan, index: int, config: KernelConfig) -> None:
         """Add a convolution or linear layer.
 
@@ -104,6 +112,10 @@ class Planner(ABC):
         if self.fused.reads_integers(operation):
             add_integer_conv(plan, index, config, tiles)
             return
+        rounds = operation.out in self.fused.steps
+        if rounds:  # all inputs at once, as partial sums have no place in 8 bits
+            outputs = max(CHANNELS_OF_LANE, config.outputs)
+            config = replace(config, outputs=outputs, block=operation.weight.shape[1])
         kernel = SparseConv(
             lanes=tiles.lanes,
             outputs=config.outputs,
@@ -114,7 +126,9 @@ class Planner(ABC):
             relu=operation.relu,
             aligned=tiles.aligned,
             chains=config.chains,
+            to_steps=rounds,
         )
+        steps = step_constants(self.fused.steps.get(operation.out), relu=operation.relu)
         residual = operation.out if operation.residual is None else operation.residual
         buffers = (BufferAddress(tiles.buffer), BufferAddress(operation.out), BufferAddress(residual))
         calls = []
@@ -129,9 +143,10 @@ class Planner(ABC):
                     block=config.block,
                     chains=config.chains,
                     part=(thread, plan.threads),
+                    channels_of_plane=CHANNELS_OF_LANE if rounds else 1,
                 )
             stream = plan.streams[key]
-            arguments = (*buffers, stream.records, stream.heads, stream.head_count, tiles.offsets)
+            arguments = (*buffers, stream.records, stream.heads, stream.head_count, tiles.offsets, steps)
             calls.append(KernelCall(arguments, 0, len(tiles.offsets)))
         plan.add_step(kernel, tuple(calls))
 

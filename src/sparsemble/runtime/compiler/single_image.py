@@ -15,7 +15,6 @@ from sparsemble.runtime.compiler.planner import (
     Planner,
     channels_in_cache,
     max_tile_vectors,
-    output_block_sizes,
 )
 from sparsemble.runtime.kernels.im2col import Im2colScalar, Im2colVector
 
@@ -82,7 +81,7 @@ class SingleImagePlanner(Planner):
             widths, block = widths_and_block(LARGEST_TILE)
             return integer_configs([(1, width) for width in widths[:TILES_TRIED]], block)
         configs = []
-        for outputs in output_block_sizes(operation):
+        for outputs in self.output_blocks(operation):
             widths, block = widths_and_block(max_tile_vectors(outputs))
             for width in widths[:TILES_TRIED]:
                 chains = max(1, min(MAX_CHAINS // outputs, SUMS_IN_FLIGHT // (width * outputs)))

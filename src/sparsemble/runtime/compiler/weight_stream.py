@@ -34,6 +34,7 @@ def weight_stream(
     block: int,
     chains: int = 1,
     part: tuple[int, int] = (0, 1),
+    channels_of_plane: int = 1,
 ) -> WeightStream:
     """Return the records of a convolution.
 
@@ -45,6 +46,7 @@ def weight_stream(
         block: input channels that are added for all outputs before the next ones, so that their tile stays in L1.
         chains: groups of such output channels that are summed side by side.
         part: index and number of parts into which the output channels are divided, with about equal work in each.
+        channels_of_plane: output channels that share a plane.
     """
     weight = operation.weight
     channels, height, width = weight.shape[1:]
@@ -78,7 +80,7 @@ def weight_stream(
     else:
         records["values"][:total, 0] = values
     runs = _find_runs(key[is_new], operation, outputs, in_part, every=chains > 1)
-    return _with_heads(records, runs, operation, written, chains)
+    return _with_heads(records, runs, operation, written.plane // channels_of_plane, chains)
 
 
 def divide_groups(record_groups: NDArray[np.int32], groups: int, part: tuple[int, int]) -> NDArray[np.bool_]:
@@ -125,11 +127,11 @@ def _find_runs(
 
 
 def _with_heads(
-    records: NDArray[Any], runs: NDArray[Any], operation: ConvOp, written: Plane, chains: int
+    records: NDArray[Any], runs: NDArray[Any], operation: ConvOp, channel: int, chains: int
 ) -> WeightStream:
     """Interleave `chains` runs, the shorter ones padded, and write a head with the offsets of their sums.
 
-    The last record adds 0; runs are in the order in which they are computed.
+    The last record adds 0; runs are in the order in which they are computed. Output channels are `channel` bytes apart.
     """
     if not len(runs):
         return WeightStream(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
@@ -152,7 +154,7 @@ def _with_heads(
     turn, group = chained["turn"][:, 0], chained["group"][:, 0]
     dtype = [("offset", "<u4", (chains,)), ("records", "<u4"), ("flags", "<u4"), ("bias", "<f4", (chains, outputs))]
     heads = np.zeros(len(chained), dtype)
-    heads["offset"] = chained["group"] * outputs * written.plane
+    heads["offset"] = chained["group"] * outputs * channel
     heads["records"] = chained["length"].max(1)
     heads["flags"] = FIRST * (turn == first[group]) + LAST * (turn == last[group])
     heads["bias"] = bias[chained["group"]]

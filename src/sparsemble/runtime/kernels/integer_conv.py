@@ -17,12 +17,13 @@ from sparsemble.runtime.kernels.sparse_conv import (
     OUTPUT,
     RECORDS,
     RESIDUAL,
+    STEPS,
     TILES,
 )
 from sparsemble.runtime.kernels.steps import PACKED, STEP_BYTES, append_byte, load_steps, rounded, to_floats
 
-STEPS, PARTIAL_SUMS = 7, 8
-"""Further indices in the table of arguments: steps of the output and of the residual; memory for sums of a tile."""
+PARTIAL_SUMS = 8
+"""A further index in the table of arguments: memory for the sums of a tile. The steps are of output and residual."""
 RECORD_BYTES = 8
 """Of {input offset, four weights}."""
 RUN_BYTES = 16

@@ -7,10 +7,11 @@ from typing import final
 from llvmlite import ir
 
 from sparsemble.runtime.kernels.llvm_builder import LONG, Kernel, LLVMBuilder, Value
+from sparsemble.runtime.kernels.steps import PACKED, append_byte, load_steps, rounded
 
 FIRST, LAST = 1, 2
 """Flags of a head: its sums start with it; its sums end with it."""
-INPUT, OUTPUT, RESIDUAL, RECORDS, HEADS, HEAD_COUNT, TILES = range(7)
+INPUT, OUTPUT, RESIDUAL, RECORDS, HEADS, HEAD_COUNT, TILES, STEPS = range(8)
 """Indices in the table of arguments."""
 CACHE_LINE = 64
 PREFETCH_BYTES = 2048
@@ -44,6 +45,8 @@ class SparseConv(Kernel):
     aligned: bool
     chains: int = 1
     """Groups of outputs that are summed side by side, which hides the latency of multiply-adds."""
+    to_steps: bool = False
+    """Whether results are rounded to 8-bit steps, which a ReLU is part of; then all sums end with their first head."""
 
     @property
     def record_bytes(self) -> int:
@@ -61,19 +64,20 @@ class SparseConv(Kernel):
         source, out, residual = code.argument(INPUT), code.argument(OUTPUT), code.argument(RESIDUAL)
         records, heads, tiles = code.argument(RECORDS), code.argument(HEADS), code.argument(TILES)
         count = code.argument(HEAD_COUNT, LONG)
+        steps = code.argument(STEPS) if self.to_steps else out
 
         with code.loop(code.first, code.last) as tile:
             entry = code.address(tiles, code.scaled(tile, 8))
             written = code.load_uint32(entry, 4)
             read = code.address(source, code.load_uint32(entry))
-            pointers = (read, code.address(out, written), code.address(residual, written))
+            pointers = (read, code.address(out, written), code.address(residual, written), steps)
             following = [records]
             with code.loop(0, count, following) as i:
                 head = code.address(heads, code.scaled(i, self.head_bytes))
                 following[0] = self._head(code, head, following[0], pointers)
         code.finish()
 
-    def _head(self, code: LLVMBuilder, head: Value, records: Value, pointers: tuple[Value, Value, Value]) -> Value:
+    def _head(self, code: LLVMBuilder, head: Value, records: Value, pointers: tuple[Value, ...]) -> Value:
         """Write the code of one head; return the address of the next head's records."""
         counts = 4 * self.chains
         count, flags = code.load_uint32(head, counts), code.load_uint32(head, counts + 4)
@@ -105,6 +109,9 @@ class SparseConv(Kernel):
         end = code.address(records, code.scaled(count, self.record_bytes))
         with code.loop(0, count, sums) as i:
             sums[:] = self._record(code, code.address(records, code.scaled(i, self.record_bytes)), source, sums)
+        if self.to_steps:
+            self._store_steps(code, sums, outs, pointers[3])
+            return end
         if self.relu:
 
             def rectified() -> Sequence[Value]:
@@ -114,6 +121,18 @@ class SparseConv(Kernel):
         for (chain, _, offset), value in zip(targets, sums, strict=True):
             code.store(value, outs[chain], offset)
         return end
+
+    def _store_steps(self, code: LLVMBuilder, sums: Sequence[Value], outs: Sequence[Value], steps: Value) -> None:
+        """Round the sums and store four channels of a vector as one."""
+        found, size = load_steps(code, steps), len(self.writes)
+        for chain, out in enumerate(outs):
+            for group in range(self.outputs // PACKED):
+                for i, written in enumerate(self.writes):
+                    first = (chain * self.outputs + group * PACKED) * size + i
+                    packed = code.splat_integer(0)
+                    for value in sums[first : first + PACKED * size : size]:
+                        packed = append_byte(code, packed, rounded(code, value, found))
+                    code.store(packed, out, group * self.plane + written)
 
     def _record(self, code: LLVMBuilder, record: Value, source: Value, sums: Sequence[Value]) -> list[Value]:
         """Write the code of one record; return the sums with its products added."""

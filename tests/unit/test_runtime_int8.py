@@ -38,7 +38,7 @@ from sparsemble.runtime.network import (
 )
 from tests.helpers import examples
 from tests.quantised import evaluate, in_8_bits, logits, with_integers
-from tests.unit.test_runtime_engine import NETWORKS, stir_
+from tests.unit.test_runtime_engine import NETWORKS, pool_of, stir_
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,43 @@ class TestEngine:
             config = replace(config, tile=(1, min(tile[1], 2)))
             assert np.array_equal(Engine(network, single_configs=dict.fromkeys(integer, config)).run(x), expected)
 
+    @pytest.mark.parametrize("threads", [2, 3])
+    @pytest.mark.parametrize("count", [1, 7])
+    def test_threads_that_share_a_run_give_the_same_bits(
+        self, threads: int, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Four outputs share a plane, so one thread computes them; each has partial sums of its own."""
+        thread_pool = pool_of(threads, monkeypatch)
+        network = residual_network("steps", rounded=True)
+        config = KernelConfig((1, 2), 1, 1, 2)
+        engine = Engine(
+            network,
+            single_configs=dict.fromkeys((1, 2, 3), config),
+            batch_configs=dict.fromkeys((1, 2, 3), config),
+        )
+        x = np.random.default_rng(3).random((count, 2, 7, 6), np.float32)
+        plan = engine.single_plan if count == 1 else engine.batch_plan
+        expected = plan(x)
+        with thread_pool.claimed() as claimed:
+            assert claimed
+            for _ in range(20):
+                assert np.array_equal(plan(x, threads), expected)
+
+    def test_dead_channels_go_and_answers_keep_their_bits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        network = chain({2: Steps(2.0**-4, 0), 4: Steps(2.0**-3, 100)}, with_dead_channels())
+        x = np.random.default_rng(0).random((17, 2, 6, 6), np.float32)
+        found = Engine(network).run(x)
+        agrees(network, x)
+        monkeypatch.setattr("sparsemble.runtime.engine.remove_dead_channels", lambda fused: fused)
+        assert np.array_equal(Engine(network).run(x), found)
+
+    def test_an_integer_layer_is_no_float_layer_in_the_cache_of_configs(self, cache: Path) -> None:
+        x = np.random.default_rng(0).random((1, 2, 6, 6), np.float32)
+        steps = {2: Steps(2.0**-4, 0), 4: Steps(2.0**-3, 100)}
+        for network in (chain({}), chain(steps), chain({2: steps[2]})):
+            Engine(network).run(x)
+        assert len(list(cache.glob("*.choices"))) == 3
+
     @given(
         st.integers(1, 9),
         st.integers(1, 9),
@@ -229,6 +266,13 @@ class TestEngine:
         engine = Engine(network)
         assert np.array_equal(engine.run(x), logits(network, x))
         assert np.array_equal(engine.batch_plan(x), logits(network, x))
+
+
+def with_dead_channels() -> Weight:
+    """Weights of a layer of three outputs that read the inputs 0 and 3 of five."""
+    weight = layer(3, 5, seed=1)
+    channel = weight.positions // 9 % 5
+    return weight.kept((channel == 0) | (channel == 3))
 
 
 def in_8_bits_graph(network: Network) -> FusedGraph:

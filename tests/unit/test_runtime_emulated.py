@@ -66,7 +66,7 @@ PROCESSORS = {
         "aarch64-unknown-linux-gnu",
         "+neon",
         4,
-        "plain",
+        "saddlp",
     ),
     "neon-dotprod": Processor(
         ("qemu-aarch64", "-cpu", "max"),

@@ -178,8 +178,17 @@ class TestEngine:
             pytest.skip("this processor has other instructions")
         monkeypatch.setattr("sparsemble.runtime.engine.lanes", lambda: lanes)
         monkeypatch.setattr("sparsemble.runtime.compiler.integer_steps.dot_instructions", lambda lanes: kind)
-        network = residual_network("steps", rounded=True)
-        agrees(network, np.random.default_rng(3).random((lanes + 1, 2, 7, 6), np.float32))
+        agrees(
+            residual_network("steps", rounded=True), np.random.default_rng(3).random((lanes + 1, 2, 7, 6), np.float32)
+        )
+        # The largest products, which saturate 16 bits where two are added.
+        signs = np.random.default_rng(4).choice([-1.0, 1.0], (4, 40, 3, 3))
+        signs[0] = 1
+        node = Convolution((1,), with_integers(Weight.from_dense(signs)), biases(4))
+        affine = Affine((0,), np.full(40, 1e3, np.float32), np.zeros(40, np.float32))
+        network = Network((40, 5, 6), (Input(), affine, node, Flatten((2,))), {1: Steps(2.0**-6, 0)})
+        x = np.random.default_rng(5).choice([0.5, 1.0], (lanes, 40, 5, 6)).astype(np.float32)
+        assert np.array_equal(Engine(network).batch_plan(x), logits(network, x))
 
     def test_every_config_gives_the_same_bits(self) -> None:
         network = residual_network("steps", rounded=True)

@@ -52,7 +52,9 @@ def dot_instructions(lanes: int) -> Dot:
         return "vnni"
     if lanes >= 4 and features.get("avx2") and (lanes < 16 or features.get("avx512bw")):
         return "maddwd"
-    return "sdot" if lanes == 4 and features.get("dotprod") else "plain"
+    if lanes == 4 and features.get("neon") and llvm.get_default_triple().startswith(("aarch64", "arm64")):
+        return "sdot" if features.get("dotprod") else "saddlp"
+    return "plain"
 
 
 @final

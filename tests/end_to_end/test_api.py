@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import sparsemble as sp
 from sparsemble.api import PoolRecord, TrainedEnsemble, TrainedModel
 from sparsemble.core.errors import InputError
+from sparsemble.ensemble.stopping.never import Never
 from sparsemble.pruning import PruningScore, prunable_layers
 from sparsemble.training import LossOutput, TrainingLoss
 
@@ -115,6 +117,27 @@ def test_an_exported_ensemble_predicts_the_same_in_the_runtime(ensemble, data, t
     prediction = sp.runtime.load(path).predict(x.numpy())
     assert np.array_equal(prediction.labels, ensemble.predict(x).logits.argmax(1).numpy())
     assert np.array_equal(prediction.members_run, ensemble.predict(x).members_run.numpy())
+
+
+def test_an_ensemble_exported_in_8_bits_is_evaluated_as_it_is_deployed(ensemble, data, linf, tmp_path: Path) -> None:
+    file = tmp_path / "ensemble.sparsemble"
+    with pytest.raises(InputError, match='arithmetic = "int8" needs data and threat'):
+        sp.export(ensemble, file, arithmetic="int8")
+    with pytest.raises(InputError, match='values = "float32" does not fit arithmetic = "int8"'):
+        sp.export(ensemble, file, values="float32", arithmetic="int8", data=data, threat=linf)
+    none = data.selection.subset(torch.arange(0))
+    with pytest.raises(InputError, match="there are 0 and 0, so they never were"):
+        sp.export(ensemble, file, arithmetic="int8", data=none, threat=linf)
+    assert not file.exists()
+    static = replace(ensemble, rule=Never())  # tests of the command calibrate the rule again
+    sp.export(static, file, arithmetic="int8", data=data, threat=linf, held_out_attack=FAST)
+    loaded, (x, y) = sp.load(file, device="cpu"), data.test.tensors()
+    assert all(member.steps for member in loaded.members)
+    with torch.no_grad():
+        difference = (loaded(x) - ensemble.model.cpu()(x)).abs().max()
+    assert 0 < float(difference) < 1
+    x_adv = sp.attacks.PGD(steps=5)(loaded, x[:20], y[:20], linf)
+    assert float(linf.distance(x_adv, x[:20]).max()) > 0.9 * linf.eps
 
 
 def test_an_evaluation_names_robust_accuracy_interval_and_checks(ensemble, parent, data, linf, tmp_path: Path) -> None:

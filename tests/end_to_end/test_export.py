@@ -130,6 +130,32 @@ class TestExport:
         assert found.answered_with.tolist() == expected.answered_with.tolist()
         np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
 
+    def test_may_compute_in_8_bits(self, finished: Path, tmp_path: Path) -> None:
+        shutil.copytree(finished, tmp_path / "run")
+        result = sparsemble("export", tmp_path / "run", "--arithmetic", "int8")
+        assert result.returncode == 0, result.stderr
+        found, folder = told(tmp_path / "run"), tmp_path / "run" / "export"
+        assert (found["values"], found["arithmetic"]) == ("int8", "int8")
+        assert found["unrounded"] == told(finished)["unrounded"]
+        change = found["change"]
+        for arithmetic in ("float32", "int8"):
+            by_attack = change[arithmetic]["attacks"]
+            assert [label.rsplit("-", 1)[1] for label in by_attack] == ["whole", "deployed", "deployed"]
+            assert any(label.startswith("square") for label in by_attack)
+            assert change[arithmetic]["robust"] <= min(by_attack.values())
+        for name in ("clean", "robust"):
+            low, high = change[name]["interval"]
+            assert low <= change[name]["difference"] <= high
+            difference = change["int8"][name] - change["float32"][name]
+            assert change[name]["difference"] == pytest.approx(difference, abs=1e-9)
+        assert "change in 8 bits, paired 95 % clean" in one_space(result.stdout)
+        assert found["not_written"] == {"onnx": "has no 8-bit arithmetic; the packed file and the hub folder have"}
+        assert found["formats"]["hub"]["logits"] == 0
+        ensemble, hub = packed.load(folder / "ensemble.sparsemble"), load_folder(folder / "hub")
+        assert [member.steps for member in hub.members] == [member.steps for member in ensemble.members]
+        assert all(member.steps for member in ensemble.members)
+        assert "in int8, computed in 8 bits; sparsity" in sparsemble("show", folder / "ensemble.sparsemble").stdout
+
     def test_a_folder_that_is_no_run_gives_a_sentence(
         self, in_process: Callable[..., tuple[int, str]], tmp_path: Path, finished: Path
     ) -> None:
@@ -139,6 +165,12 @@ class TestExport:
         status, said = in_process("export", finished, "--values", "float8")
         assert status == 2
         assert "float8" in said
+        status, said = in_process("export", finished, "--arithmetic", "int8", "--values", "float16")
+        assert status == 2
+        assert 'values = "float16" does not fit arithmetic = "int8"' in one_space(said)
+        status, said = in_process("export", finished, "--arithmetic", "int4")
+        assert status == 2
+        assert "int4" in said
 
 
 class TestWhatIsWrongIsNotExported:

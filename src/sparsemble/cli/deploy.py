@@ -20,6 +20,12 @@ def export(
     values: Annotated[
         str, typer.Option("--values", help="float16, float32 or int8; the recipe's own unless given.")
     ] = "",
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            "--arithmetic", help="float32, or int8: 8-bit weights and results; the recipe's own unless given."
+        ),
+    ] = "",
     file_format: Annotated[
         str, typer.Option("--format", help="c: one C99 file and a header for small devices, of a run or a packed file.")
     ] = "",
@@ -43,7 +49,7 @@ def export(
     """
     if file_format == "c":
         with sentences():
-            _export_c(run, values, out, max_flash, device, json=json, quiet=quiet)
+            _export_c(run, (values, arithmetic), out, max_flash, device, json=json, quiet=quiet)
         return
     if file_format:
         raise InputError(f'--format "{file_format}" is not known; c is, and without it all other formats are written')
@@ -53,29 +59,47 @@ def export(
     from sparsemble.pipeline.run import export as export_run
     from sparsemble.report import export_table
 
-    result = export_run(run, values, device, quiet=quiet)
+    result = export_run(run, values, arithmetic, device, quiet=quiet)
     files = {"packed ensemble": run / "export" / "ensemble.sparsemble"}
     show_result(result.to_json, lambda: export_table(result).terminal(), json=json, quiet=quiet, files=files)
 
 
 def _export_c(
-    run: Path, values: str, out: Path | None, max_flash: int | None, device: str, *, json: bool, quiet: bool
+    run: Path,
+    stored: tuple[str, str],
+    out: Path | None,
+    max_flash: int | None,
+    device: str,
+    *,
+    json: bool,
+    quiet: bool,
 ) -> None:
-    """Write the C files of a packed ensemble, or of a run, which is exported first where it is not."""
+    """Write the C files of a packed ensemble, or of a run, which is exported first where it is not.
+
+    Args:
+        run: its folder, or a packed file.
+        stored: values and arithmetic; empty: the recipe's own.
+        out: folder of the C files.
+        max_flash: KB that their constants may take.
+        device: of the export.
+        json: print the result as JSON.
+        quiet: show no progress.
+    """
     from sparsemble.export.c.write import MAX_FLASH_KB, write_c
     from sparsemble.runtime.format.packed import load
 
     file, folder = run, Path("c")
     if not run.is_file():
         file, folder = run / "export" / "ensemble.sparsemble", run / "c"
-        if values or not file.is_file():
+        if any(stored) or not file.is_file():
             need_train("export")
             from sparsemble.pipeline.run import export as export_run
 
-            export_run(run, values, device, quiet=quiet)
-    elif values:
+            export_run(run, *stored, device, quiet=quiet)
+    elif any(stored):
         raise InputError(
-            f"the weights of {file} are rounded; --values needs the folder of the run, to measure the loss"
+            f"the weights of {file} are rounded; --values needs the folder of the run, to measure the loss; so does "
+            "--arithmetic"
         )
     limit = MAX_FLASH_KB if max_flash is None else max_flash
     made = write_c(load(file), folder if out is None else out, max_flash_kb=limit)
@@ -181,13 +205,14 @@ def describe_packed_file(path: Path) -> str:
     channels, height, width = ensemble.image
     classes = ", ".join(ensemble.classes[:12]) + (" ..." if len(ensemble.classes) > 12 else "")
     rule = "".join(f", {key} = {value:g}" for key, value in ensemble.rule.items() if key != "name")
+    arithmetic = ", computed in 8 bits" if ensemble.arithmetic == "int8" else ""
     lines = [
         f"{printable(path.name)}: a packed ensemble of version {header['version']}, {header['bytes']:,} bytes",
         f"images    {width} x {height}, {channels} {'colours' if channels == 3 else 'channel(s)'}, in [0, 1]",
         *([f"files     {ensemble.preprocessing}"] if ensemble.preprocessing else []),
         f"classes   {len(ensemble.classes)}: {classes}",
-        f"weights   {ensemble.nonzeros:,} not 0, in {header['values']}; sparsity {ensemble.sparsity:.4f} of "
-        f"{ensemble.parent_weights:,} in the dense parent",
+        f"weights   {ensemble.nonzeros:,} not 0, in {header['values']}{arithmetic}; sparsity {ensemble.sparsity:.4f} "
+        f"of {ensemble.parent_weights:,} in the dense parent",
         f"combiner  {ensemble.combiner['name']}",
         f"stopping  {ensemble.rule['name']}{rule}",
     ]

@@ -10,6 +10,9 @@ from sparsemble.core.results import FormatAgreement
 from sparsemble.core.same_outputs import TOLERANCE, relative_difference
 from sparsemble.core.types import Flags, MemberLogits
 
+EIGHT_BITS = 0.1
+"""Like `TOLERANCE`, of logits in 8-bit arithmetic: where rounding in float32 moves a result by a step, all that follows
+may move."""
 DRAWS = 8
 """Random perturbations of the reference's logits by the tolerance, to find images whose decision depends on less."""
 
@@ -36,7 +39,13 @@ def check_logits(reference: Tensor, other: Tensor, name: str, reference_name: st
 
 
 def check_agreement(
-    reference: MemberLogits, other: MemberLogits, combiner: Combiner, rule: StoppingRule, *, rng: Generator
+    reference: MemberLogits,
+    other: MemberLogits,
+    combiner: Combiner,
+    rule: StoppingRule,
+    *,
+    rng: Generator,
+    tolerance: float = TOLERANCE,
 ) -> FormatAgreement:
     """Compare the logits of all members, and the labels and decisions of the ensemble.
 
@@ -46,6 +55,7 @@ def check_agreement(
         combiner: of the ensemble.
         rule: its stopping rule.
         rng: draws the perturbations.
+        tolerance: of logits, relative to the largest where that is above 1.
 
     Raises:
         RunError: a logit differs by more than the tolerance, or a label or decision differs that does not depend on
@@ -57,7 +67,7 @@ def check_agreement(
     near = torch.zeros_like(labels)
     for _ in range(DRAWS):
         noise = torch.rand(reference.shape, generator=rng, device=reference.device, dtype=reference.dtype)
-        perturbed = reference + (2 * noise - 1) * TOLERANCE * scale
+        perturbed = reference + (2 * noise - 1) * tolerance * scale
         near |= torch.stack(_differences(reference, perturbed, combiner, rule)).any(0)
     result = FormatAgreement(
         images=reference.shape[1],
@@ -67,9 +77,9 @@ def check_agreement(
         near=int(near.sum()),
     )
     unexplained = int(((labels | decisions) & ~near).sum())
-    if not logits <= TOLERANCE or unexplained:
+    if not logits <= tolerance or unexplained:
         raise RunError(
-            f"the exported ensemble differs from its reference: logits by {logits:.2g} (allowed {TOLERANCE:g}), label "
+            f"the exported ensemble differs from its reference: logits by {logits:.2g} (allowed {tolerance:g}), label "
             f"or decision of {unexplained} of {result.images} images by more than rounding"
         )
     return result

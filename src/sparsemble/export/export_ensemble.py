@@ -10,12 +10,13 @@ from torch import Generator
 
 from sparsemble.attacks.attack import Attack
 from sparsemble.core.dynamic import decide_from_logits
-from sparsemble.core.interfaces import Ensemble, StoppingRule
+from sparsemble.core.interfaces import Ensemble, StoppingRule, stopping_rules
 from sparsemble.core.results import ExportResult, FormatAgreement, HeldOutAccuracy, RunSummary
+from sparsemble.core.same_outputs import TOLERANCE
 from sparsemble.core.threat import ThreatModel
 from sparsemble.core.types import Images, MemberLogits
 from sparsemble.data.dataset import Split
-from sparsemble.export.agreement import check_agreement, check_logits
+from sparsemble.export.agreement import EIGHT_BITS, check_agreement, check_logits
 from sparsemble.export.hub import load_folder, save_folder
 from sparsemble.export.onnx import write_graphs
 from sparsemble.runtime.format import packed
@@ -25,6 +26,7 @@ from sparsemble.runtime.predictor import Predictor
 from sparsemble.training.validation import adversarial_images, member_logits
 
 PACKED_FILE = "ensemble.sparsemble"
+FLOATS_ONLY = "has no 8-bit arithmetic; the packed file and the hub folder have"
 NO_ONNX = "needs onnx and onnxruntime; pip install 'sparsemble[export]'"
 ToTorch = Callable[[PackedEnsemble], Ensemble]
 """Builds a packed ensemble in torch, in eval mode: the reference of every format."""
@@ -38,6 +40,7 @@ def export_packed(
     images: Images,
     to_torch: ToTorch,
     values: Values = "float16",
+    quantized: PackedEnsemble | None = None,
 ) -> PackedEnsemble:
     """Check how an ensemble was converted, and write it as a packed file.
 
@@ -48,6 +51,7 @@ def export_packed(
         images: (B, C, H, W) in [0, 1], on which the conversion is checked.
         to_torch: builds a packed ensemble in torch.
         values: number format of the weights.
+        quantized: the converted ensemble in 8-bit arithmetic, which is written instead; None: in float32.
 
     Returns:
         The ensemble with its weights rounded, as the file stores them.
@@ -59,7 +63,7 @@ def export_packed(
     for number, (trained_logits, converted_logits) in enumerate(pairs, start=1):
         name = f"member {number} converted for the runtime"
         check_logits(trained_logits, converted_logits, name, "the trained member")
-    rounded = packed.round_weights(converted, values)
+    rounded = packed.round_weights(quantized or converted, values)
     packed.save(rounded, path, values=values)
     return rounded
 
@@ -76,6 +80,7 @@ def export_ensemble(
     to_torch: ToTorch,
     make_rng: Callable[[str], Generator],
     values: Values = "float16",
+    quantized: PackedEnsemble | None = None,
     summary: RunSummary | None = None,
     report_progress: Callable[[float, str], None] = lambda fraction, text: None,
 ) -> ExportResult:
@@ -94,6 +99,7 @@ def export_ensemble(
         to_torch: builds a packed ensemble in torch.
         make_rng: returns the generator for a purpose, in the same state at every call.
         values: number format of the weights.
+        quantized: the converted ensemble in 8-bit arithmetic, which is written instead; None: in float32.
         summary: results of the run, for the model card.
         report_progress: receives the fraction of the work that is done, and a short text.
 
@@ -105,14 +111,14 @@ def export_ensemble(
     """
     x, y = held_out.tensors()
     path = folder / PACKED_FILE
-    rounded = export_packed(ensemble, converted, path, images=x, to_torch=to_torch, values=values)
+    rounded = export_packed(ensemble, converted, path, images=x, to_torch=to_torch, values=values, quantized=quantized)
     report_progress(0.2, "packed")
-    reference = to_torch(rounded)
+    reference, stored_rule = to_torch(rounded), stopping_rules.build(dict(rounded.rule))
     accuracies, crafted = [], []
-    for model in (ensemble, reference):
+    for model, its_rule in ((ensemble, rule), (reference, stored_rule)):
         crafted.append(adversarial_images(model, held_out, attack, threat, make_rng("export")))
         clean, adversarial = (
-            decide_from_logits(member_logits(model, images), model.combiner, rule).logits.argmax(1) == y
+            decide_from_logits(member_logits(model, images), model.combiner, its_rule).logits.argmax(1) == y
             for images in (x, crafted[-1])
         )
         robust = float((clean & adversarial).double().mean())
@@ -121,16 +127,24 @@ def export_ensemble(
     reference_logits = member_logits(reference, images)
     report_progress(0.6, "measured what rounding does")
 
-    def check(logits: MemberLogits) -> FormatAgreement:
-        return check_agreement(reference_logits, logits, ensemble.combiner, rule, rng=make_rng("agreement"))
+    def check(logits: MemberLogits, tolerance: float = TOLERANCE) -> FormatAgreement:
+        rng = make_rng("agreement")
+        return check_agreement(reference_logits, logits, ensemble.combiner, stored_rule, rng=rng, tolerance=tolerance)
 
-    formats = {"packed": check(torch.from_numpy(Predictor(packed.load(path)).member_logits(images.numpy())))}
-    if onnx := _export_onnx(rounded, folder / "onnx", images, ensemble.combiner(reference_logits), check):
+    engine_logits = torch.from_numpy(Predictor(packed.load(path)).member_logits(images.numpy()))
+    formats = {"packed": check(engine_logits, EIGHT_BITS if quantized else TOLERANCE)}
+    not_written = {}
+    if quantized:
+        not_written["onnx"] = FLOATS_ONLY
+    elif onnx := _export_onnx(rounded, folder / "onnx", images, ensemble.combiner(reference_logits), check):
         formats["onnx"] = onnx
+    else:
+        not_written["onnx"] = NO_ONNX
     save_folder(rounded, folder / "hub", summary, values=values)
     formats["hub"] = check(member_logits(to_torch(load_folder(folder / "hub")), images))
     return ExportResult(
         values=values,
+        arithmetic=rounded.arithmetic,
         bytes=path.stat().st_size,
         share_of_dense_float32=path.stat().st_size / (4 * rounded.parent_weights),
         nonzeros=rounded.nonzeros,
@@ -139,7 +153,7 @@ def export_ensemble(
         unrounded=accuracies[0],
         rounded=accuracies[1],
         formats=formats,
-        not_written={} if onnx else {"onnx": NO_ONNX},
+        not_written=not_written,
     )
 
 

@@ -13,8 +13,9 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.results import RunSummary
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.header import Fields, encode_header, parse_header
-from sparsemble.runtime.format.op_serialization import node_constants, node_from_dict, node_to_dict
+from sparsemble.runtime.format.op_serialization import node_constants, node_from_dict, node_to_dict, steps_from_dict
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
+from sparsemble.runtime.format.quantization import round_weight
 from sparsemble.runtime.format.validate import read_preprocessing
 from sparsemble.runtime.network import Convolution, Floats, Linear, Network, Node, Weight
 
@@ -38,7 +39,7 @@ def save_folder(ensemble: PackedEnsemble, folder: Path, summary: RunSummary | No
     for number, member in enumerate(ensemble.members, start=1):
         nodes = []
         for index, node in enumerate(member.nodes):
-            nodes.append(node_to_dict(node))
+            nodes.append(node_to_dict(node, member.steps.get(index)))
             name = f"member{number}.{index}"
             if isinstance(node, Convolution | Linear):
                 tensors[f"{name}.weight"] = node.weight.dense().astype(dtype)
@@ -74,7 +75,7 @@ def load_folder(folder: Path) -> PackedEnsemble:
         tensors = load_file(folder / WEIGHTS)
         encode_header(settings)
         members = [
-            Network(tuple(settings["image"]), tuple(_nodes(entries, tensors, number)))
+            _network(tuple(settings["image"]), entries, tensors, number)
             for number, entries in enumerate(settings["members"], start=1)
         ]
         return PackedEnsemble(
@@ -91,14 +92,26 @@ def load_folder(folder: Path) -> PackedEnsemble:
         raise InputError(f"{folder} cannot be read as an exported ensemble: {error}") from None
 
 
-def _nodes(entries: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number: int) -> Iterator[Node]:
-    """Yield a member's nodes from their entries in the settings and the tensors named after them."""
+def _network(
+    image: tuple[int, int, int], entries: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number: int
+) -> Network:
+    """Return a member from its entries in the settings and the tensors named after them."""
+    found = {index: steps_from_dict(Fields(entry, f"member{number}.{index}")) for index, entry in enumerate(entries)}
+    steps = {index: each for index, each in found.items() if each}
+    return Network(image, tuple(_nodes(entries, tensors, number, in_8_bits=bool(steps))), steps)
+
+
+def _nodes(
+    entries: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], number: int, *, in_8_bits: bool
+) -> Iterator[Node]:
+    """Yield a member's nodes; those in 8 bits get the integers that their weights are multiples of."""
     for index, entry in enumerate(entries):
         name = f"member{number}.{index}"
         indices = iter(range(2))
 
         def weight(name: str = name) -> Weight:
-            return Weight.from_dense(tensors[f"{name}.weight"])
+            stored = Weight.from_dense(tensors[f"{name}.weight"])
+            return round_weight(stored, "int8") if in_8_bits else stored
 
         def constants(_count: int, name: str = name, indices: Iterator[int] = indices) -> Floats:
             return tensors[f"{name}.constant{next(indices)}"]
@@ -123,6 +136,11 @@ def card(ensemble: PackedEnsemble, summary: RunSummary | None) -> str:
         f"with {channels} channel(s) in [0, 1].",
         f"Members run in turn until the stopping rule `{ensemble.rule['name']}` stops them; their logits are combined "
         f"by `{ensemble.combiner['name']}`.",
+        *(
+            ["Results between the first layer and the logits are stored in 8 bits."]
+            if ensemble.arithmetic == "int8"
+            else []
+        ),
         *([f"How a file becomes an image: {ensemble.preprocessing}."] if ensemble.preprocessing else []),
         "",
     ]

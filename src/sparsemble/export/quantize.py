@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from sparsemble.runtime.compiler.fused import fused_groups
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format.packed import round_weights
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.format.quantization import LEAST_SCALE
+from sparsemble.runtime.format.quantization import LEAST_SCALE, Values
 from sparsemble.runtime.network import Network, Node, Steps
 
 KNOWN = (
@@ -33,6 +34,25 @@ KNOWN = (
 MOST_VALUES = 2**24
 """Numbers of one result that its range is calibrated on; where results are large, on fewer images."""
 FEWEST_IMAGES = 16
+
+
+Arithmetic = Literal["float32", "int8"]
+
+
+def values_for(arithmetic: Arithmetic, values: Values | None) -> Values:
+    """Return the number format of the weights: int8 where they are multiplied in 8 bits, else float16 unless given.
+
+    Raises:
+        InputError: another format with 8-bit arithmetic, or an unknown arithmetic.
+    """
+    if arithmetic not in get_args(Arithmetic):
+        raise InputError(f'arithmetic = "{arithmetic}" is not known; use float32 or int8')
+    if arithmetic == "int8" and values not in (None, "int8"):
+        raise InputError(
+            f'values = "{values}" does not fit arithmetic = "int8", which multiplies int8 weights; leave values out, '
+            "or use float32 arithmetic"
+        )
+    return values or ("int8" if arithmetic == "int8" else "float16")
 
 
 def quantize(ensemble: PackedEnsemble, clean: Images, adversarial: Images) -> PackedEnsemble:
@@ -72,7 +92,7 @@ def stored_in_8_bits(network: Network) -> set[int]:
     Not the image or its normalisation, the logits, or a mean that only the last layer reads.
 
     Raises:
-        InputError: an operation without 8-bit arithmetic.
+        InputError: an operation without 8-bit arithmetic, or nothing to store.
     """
     for i, node in enumerate(network.nodes):
         if not isinstance(node, KNOWN):
@@ -96,7 +116,10 @@ def stored_in_8_bits(network: Network) -> set[int]:
         for i, node in enumerate(network.nodes)
         if isinstance(node, runtime.AveragePool) and read_by[groups[i]] == {logits}
     }
-    return {index for buffer, index in results.items() if buffer not in {image, logits} | means}
+    stored = {index for buffer, index in results.items() if buffer not in {image, logits} | means}
+    if not stored:
+        raise InputError("all its layers are the first or the last, which compute in float32")
+    return stored
 
 
 def _some(member: Network, clean: Images, adversarial: Images) -> Tensor:
@@ -111,8 +134,6 @@ def _some(member: Network, clean: Images, adversarial: Images) -> Tensor:
 def _calibrated(member: Network, images: Tensor) -> Network:
     """Return a member with the steps of its results; each is calibrated where those before it are rounded already."""
     wanted, network = stored_in_8_bits(member), FoldedNetwork(member)
-    if not wanted:
-        raise InputError("all its layers are the first or the last, which compute in float32")
     steps: dict[int, Steps] = {}
 
     def run(index: int, node: Node, inputs: list[Tensor]) -> Tensor:

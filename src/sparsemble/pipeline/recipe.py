@@ -23,6 +23,7 @@ from sparsemble.data.dataset import DataSource
 from sparsemble.ensemble.selection.robust_diversity import RobustDiversity
 from sparsemble.ensemble.selection.rule import SelectionRule
 from sparsemble.ensemble.stopping.die import DIE
+from sparsemble.export.quantize import values_for
 from sparsemble.models.architecture import Architecture
 from sparsemble.pruning.budget import Budget
 from sparsemble.pruning.budgets.weights import Weights
@@ -204,9 +205,18 @@ class Evaluate:
 class Export:
     """The files that a run leaves for others."""
 
-    values: Literal["float16", "float32", "int8"] = "float16"
+    arithmetic: Literal["float32", "int8"] = "float32"
+    """In which members compute. int8: 8-bit weights and results, whose ranges and the stopping rule are calibrated on
+    held-out images."""
+    values: Literal["", "float16", "float32", "int8"] = ""
     """Format of the weights; the exported ensemble is rounded to it, and evaluated as rounded. int8: a byte each, and a
-    scale for each output of a layer."""
+    scale for each output of a layer. Empty: int8 where that is the arithmetic, else float16; filled in."""
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "values", values_for(self.arithmetic, self.values or None))
+        except InputError as error:
+            raise InputError(f"export: {error}") from None
 
 
 @final

@@ -170,12 +170,15 @@ def _publish(artifact: Path, target: Path) -> None:
     beside.rename(target)
 
 
-def export(folder: Path, values: str, device: str = "auto", *, quiet: bool = False) -> ExportResult:
-    """Export the ensemble of a finished run again, in another number format perhaps.
+def export(
+    folder: Path, values: str, arithmetic: str = "", device: str = "auto", *, quiet: bool = False
+) -> ExportResult:
+    """Export the ensemble of a finished run again, in another number format or arithmetic perhaps.
 
     Args:
         folder: of the run.
-        values: float16, float32 or int8; empty: that of its recipe.
+        values: float16, float32 or int8; empty: that of its recipe, or what the arithmetic needs.
+        arithmetic: float32 or int8; empty: that of its recipe.
         device: auto, cpu, cuda or cuda:N.
         quiet: show no progress.
     """
@@ -183,8 +186,15 @@ def export(folder: Path, values: str, device: str = "auto", *, quiet: bool = Fal
     if not (folder / "recipe.toml").is_file() or not meta.is_file():
         raise InputError(f"{folder} is not the folder of a finished run; `sparsemble run RECIPE` makes one")
     report = read_json(meta)["spec"]
-    _, recipe = load_recipe(str(folder / "recipe.toml"), (f"export.values={values}",) if values else ())
+    _, recipe = load_recipe(str(folder / "recipe.toml"), _export_settings(values, arithmetic))
     # What was finished passed its gates, or was forced.
     options = RunOptions(folder=folder, device=device, until="export", quiet=quiet, force=True)
     run(recipe, report["title"], report["command"], options)
     return ExportResult.load(folder / "export" / "export.json")
+
+
+def _export_settings(values: str, arithmetic: str) -> tuple[str, ...]:
+    """Return settings of a recipe; values that are not named are those that the arithmetic needs."""
+    values = values or ("int8" if arithmetic == "int8" else "")
+    named = {"export.values": values, "export.arithmetic": arithmetic}
+    return tuple(f"{key}={value}" for key, value in named.items() if value)

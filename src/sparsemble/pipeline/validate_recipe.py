@@ -8,6 +8,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.registry import to_dict
 from sparsemble.data.dataset import Dataset
 from sparsemble.ensemble.losses.dverge import DVERGE, feature_layers
+from sparsemble.export.quantize import stored_in_8_bits
 from sparsemble.models.convert import convert_model
 from sparsemble.models.graph import Graph
 from sparsemble.models.plain_network import check_masks_hold, check_training_output
@@ -38,7 +39,7 @@ def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys
     check_training_output(model, data.shape, len(data.classes))
     _check_held_out(data)
     if deploys:
-        check_deployable(model, data.shape)
+        check_deployable(model, data.shape, recipe.export.arithmetic)
         _check_runtime_components(recipe)
         if any(isinstance(part, DVERGE) and part.beta for part in nested_losses(recipe.ensemble.loss)):
             feature_layers(model)
@@ -99,9 +100,17 @@ def _check_held_out(data: Dataset) -> None:
             )
 
 
-def check_deployable(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Convert a network, trained or not, for the runtime, which compares the logits."""
+def check_deployable(model: nn.Module, shape: tuple[int, int, int], arithmetic: str = "float32") -> None:
+    """Convert a network, trained or not, for the runtime, which compares the logits.
+
+    Args:
+        model: any network.
+        shape: channels, height and width of an image.
+        arithmetic: float32 or int8.
+    """
     try:
-        convert_model(model, shape)
+        network = convert_model(model, shape)
+        if arithmetic == "int8":
+            stored_in_8_bits(network)
     except (InputError, RuntimeInputError) as error:
         raise InputError(f"{error}; {ADVICE}") from None

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from sparsemble.core.results import BenchResult, BenchRow, ExportResult, HeldOutAccuracy
+from sparsemble.core.results import (
+    AccuracyChange,
+    ArithmeticAccuracy,
+    ArithmeticChange,
+    BenchResult,
+    BenchRow,
+    ExportResult,
+    HeldOutAccuracy,
+)
 from sparsemble.report.formatting import percent, plural
 from sparsemble.report.plot_style import INK, PALETTE, STYLE, new_figure
 from sparsemble.report.table import Column, Table
@@ -16,12 +24,15 @@ def export_table(result: ExportResult) -> Table[tuple[str, str]]:
 
     rows = {
         "values of the weights": result.values,
+        "arithmetic": result.arithmetic,
         "bytes of the packed file": f"{result.bytes:,}",
         "share of the dense parent in float32": f"{100 * result.share_of_dense_float32:.2f} %",
         "sparsity": f"{result.sparsity:.4f}",
         "held-out accuracy, unrounded": accuracy(result.unrounded),
         "held-out accuracy, rounded": accuracy(result.rounded),
     }
+    if result.change:
+        rows |= _change_rows(result.change)
     for name, agrees in result.formats.items():
         rows[f"{name} against the rounded ensemble"] = (
             f"logits within {agrees.logits:.1g}; {agrees.labels} labels and {agrees.decisions} decisions differ of "
@@ -35,6 +46,27 @@ def export_table(result: ExportResult) -> Table[tuple[str, str]]:
         Column("value", lambda row: row[1], left=True),
     ]
     return Table(columns, [*rows.items(), *result.not_written.items()])
+
+
+def _change_rows(change: ArithmeticChange) -> dict[str, str]:
+    """Return the accuracies in float32 and in 8 bits, each attacked itself, and what changed."""
+
+    def accuracy(found: ArithmeticAccuracy) -> str:
+        attacks = ", ".join(f"{label} {percent(correct)} %" for label, correct in found.attacks.items())
+        return (
+            f"clean {percent(found.clean)} %, robust {percent(found.robust)} % ({attacks}); "
+            f"{found.members_run:.2f} members run"
+        )
+
+    def points(found: AccuracyChange) -> str:
+        low, high = (100 * end for end in found.interval)
+        return f"{100 * found.difference:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+    return {
+        "attacked in float32": accuracy(change.float32),
+        "attacked in 8 bits": accuracy(change.int8),
+        "change in 8 bits, paired 95 %": f"clean {points(change.clean)}, robust {points(change.robust)}",
+    }
 
 
 def bench_table(result: BenchResult) -> Table[BenchRow]:

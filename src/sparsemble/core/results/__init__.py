@@ -2,7 +2,16 @@
 
 from sparsemble.core.results.comparison import ComparisonResult, PairedTest, QuotedResult
 from sparsemble.core.results.corruptions import CorruptionAccuracy, CorruptionRecord
-from sparsemble.core.results.deployment import BenchResult, BenchRow, ExportResult, FirstUse, FormatAgreement
+from sparsemble.core.results.deployment import (
+    AccuracyChange,
+    ArithmeticAccuracy,
+    ArithmeticChange,
+    BenchResult,
+    BenchRow,
+    ExportResult,
+    FirstUse,
+    FormatAgreement,
+)
 from sparsemble.core.results.evaluation import EvaluationResult, Examples
 from sparsemble.core.results.evaluation_parts import (
     CHECKS,
@@ -45,6 +54,9 @@ __all__ = [
     "ROW_NAMES",
     "SCHEMA",
     "STATUSES",
+    "AccuracyChange",
+    "ArithmeticAccuracy",
+    "ArithmeticChange",
     "AttackResult",
     "BenchResult",
     "BenchRow",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_not_negative
+from sparsemble.core.results.result_file import SCHEMA, ResultFile, check_intervals, check_not_negative
 from sparsemble.core.results.run import HeldOutAccuracy
 
 
@@ -29,12 +29,53 @@ class FormatAgreement:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class ArithmeticAccuracy:
+    """Of an ensemble with its stopping rule in one arithmetic, attacked itself."""
+
+    clean: float
+    robust: float
+    """Correct when clean and under every attack."""
+    attacks: dict[str, float]
+    """Accuracy under each attack."""
+    members_run: float
+    """Mean on clean images."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AccuracyChange:
+    """An accuracy in 8 bits minus that in float32, on the same images."""
+
+    difference: float
+    interval: tuple[float, float]
+    """Paired, 95 % (Tango 1998): low and high."""
+
+    def __post_init__(self) -> None:
+        check_intervals(-1, interval=self.interval)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticChange:
+    """What 8-bit arithmetic changes, on held-out images."""
+
+    images: int
+    float32: ArithmeticAccuracy
+    int8: ArithmeticAccuracy
+    clean: AccuracyChange
+    robust: AccuracyChange
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class ExportResult(ResultFile):
     """What an export wrote: `export/export.json`."""
 
     schema: int = SCHEMA
     values: str
     """float16, float32 or int8."""
+    arithmetic: str = "float32"
+    """float32 or int8."""
     bytes: int
     """Of the packed file."""
     share_of_dense_float32: float
@@ -44,7 +85,9 @@ class ExportResult(ResultFile):
     held_out_images: int
     unrounded: HeldOutAccuracy
     rounded: HeldOutAccuracy
-    """With the weights as stored."""
+    """With the weights as stored, in the arithmetic of the file."""
+    change: ArithmeticChange | None = None
+    """By 8-bit arithmetic; none: it computes in float32."""
     formats: dict[str, FormatAgreement]
     not_written: dict[str, str] = field(default_factory=dict)
     """Format to the reason."""

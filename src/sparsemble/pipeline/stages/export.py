@@ -1,21 +1,27 @@
 """From a finished run to files that others can run: packed ensemble, ONNX, a folder for model hubs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
 
 from sparsemble.api.context import Context
+from sparsemble.api.quantization import in_8_bits
+from sparsemble.attacks.ensemble.suite import BLACK_BOX
+from sparsemble.core.interfaces import stopping_rules
 from sparsemble.core.registry import to_dict
-from sparsemble.core.results import RunSummary
+from sparsemble.core.results import ArithmeticChange, RunSummary
+from sparsemble.data.dataset import Dataset
+from sparsemble.evaluation.arithmetic import arithmetic_change, attacks_on_both
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.environment import source_revision, versions
-from sparsemble.evaluation.run_models import load_row
+from sparsemble.evaluation.run_models import Row, load_row
 from sparsemble.export.convert import convert_ensemble
 from sparsemble.export.export_ensemble import export_ensemble
 from sparsemble.models.folded import to_torch_ensemble
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, Stage, dataset, stages
+from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 
 CPU = torch.device("cpu")
 """Where an export is made and checked: it is for CPUs."""
@@ -54,6 +60,18 @@ class ExportStage(Stage):
                 **versions(),
             },
         )
+        quantized, done = None, 0.0
+        if recipe.export.arithmetic == "int8":
+            done = 0.5  # of the work, when the ensemble is in 8 bits
+            quantized = in_8_bits(
+                row.ensemble,
+                converted,
+                data,
+                recipe.threat,
+                held_out_attack=recipe.held_out_attack,
+                context=replace(context, device=CPU),
+                **vars(recipe.stopping),
+            )
         result = export_ensemble(
             row.ensemble,
             row.rule,
@@ -64,8 +82,23 @@ class ExportStage(Stage):
             threat=recipe.threat,
             to_torch=to_torch_ensemble,
             make_rng=lambda purpose: context.rng(purpose, CPU),
-            values=recipe.export.values,
+            values=recipe.export.values or "float16",
+            quantized=quantized,
             summary=RunSummary.load(inputs["report"].file("summary.json")),
-            report_progress=context.report_progress,
+            report_progress=lambda share, text: context.report_progress(done + (1 - done) * share, text),
         )
+        if quantized:
+            result = replace(result, change=self._change(row, quantized, data))
         result.save(context.output / "export.json")
+
+    def _change(self, row: Row, quantized: PackedEnsemble, data: Dataset) -> ArithmeticChange:
+        """Attack the ensemble in both arithmetics."""
+        recipe = self.recipe
+        return arithmetic_change(
+            row,
+            Row(to_torch_ensemble(quantized), stopping_rules.build(dict(quantized.rule))),
+            data.calibration,
+            recipe.threat,
+            attacks_on_both(recipe.held_out_attack, recipe.evaluate.black_box or BLACK_BOX),
+            seed=self.seed,
+        )

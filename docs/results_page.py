@@ -9,7 +9,7 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "src/sparsemble/core/results"
 PAGE = DOCS / "results.md"
-FILES = ("evaluation", "evaluation_parts", "corruptions", "comparison", "run", "study", "deployment")
+FILES = ("evaluation", "evaluation_parts", "corruptions", "comparison", "run", "study", "cost_plan", "deployment")
 HIDDEN = {"Examples"}
 """Not part of any file."""
 WORDS = {

@@ -85,7 +85,7 @@ class TestEstimate:
     def test_costs_do_not_change_what_is_computed(self) -> None:
         recipe = smoke()
         tasks = build_graph(recipe, "", "").tasks
-        costly = with_costs(tasks, Workload.of(recipe, dataset(recipe.data), FAST))
+        costly = with_costs(tasks, Workload.of(recipe, dataset(recipe.data), FAST).seconds)
         assert [task.hash for task in costly] == [task.hash for task in tasks]
         position = {id(task): i for i, task in enumerate(costly)}
         assert all(id(needed) in position for task in costly for needed in task.inputs.values())
@@ -238,7 +238,7 @@ class TestPlan:
 
 def test_the_table_of_times_names_every_kind_of_stage() -> None:
     recipe = smoke()
-    tasks = with_costs(build_graph(recipe, "", "").tasks, Workload.of(recipe, dataset(recipe.data), FAST))
+    tasks = with_costs(build_graph(recipe, "", "").tasks, Workload.of(recipe, dataset(recipe.data), FAST).seconds)
     table = time_table(recipe, tasks, 2)
     cells = [list(column.cells) for column in table.columns]
     assert cells[0][0] == "train the dense parent"

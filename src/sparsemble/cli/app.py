@@ -55,6 +55,20 @@ Workers = Annotated[
     int, typer.Option("--workers", help="Worker processes; 0: one a core, at most 4, and one on a GPU.")
 ]
 Engine = Annotated[str, typer.Option("--engine", help="Who runs the stages: local.")]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan", help="Print the stages, their passes and an estimate of time, memory and disk, and run nothing."
+    ),
+]
+Throughput = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--throughput",
+        metavar="N",
+        help="For --plan: forward passes a second of an image through the dense network, instead of measuring them.",
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Go on where the run would stop, as what it made is no better than chance.")
 ]

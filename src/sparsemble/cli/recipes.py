@@ -18,19 +18,21 @@ from sparsemble.cli.app import (
     Minutes,
     Out,
     Parent,
+    Plan,
     Quiet,
     RecipeName,
     Seed,
     Set,
     Size,
     TensorBoard,
+    Throughput,
     Workers,
     app,
     need_train,
     show_result,
     stoppable,
 )
-from sparsemble.core.errors import RunError
+from sparsemble.core.errors import InputError, RunError
 
 COMMANDS = {
     "run": ("export", "Run a whole recipe: train, prune, select, ensemble, calibrate, evaluate, report, export."),
@@ -61,20 +63,27 @@ def _add(name: str, until: str, text: str) -> None:
         engine: Engine = "local",
         tensorboard: TensorBoard = False,
         force: Force = False,
+        plan: Plan = False,
+        throughput: Throughput = None,
         json: Json = False,
         quiet: Quiet = False,
     ) -> None:
         need_train(name)
         from sparsemble.pipeline.options import option_settings
 
+        changes = [
+            *option_settings(recipe, parent=parent, data=data, size=size, eps=eps, minutes=minutes),
+            *(settings or []),
+            *([f"seed={seed}"] if seed is not None else []),
+        ]
+        if _is_plan(plan, throughput):
+            options = {"device": device, "workers": workers, "throughput": throughput}
+            plan_recipe(recipe, until, changes, json=json, quiet=quiet, **options)
+            return
         run_recipe(
             recipe,
             until,
-            [
-                *option_settings(recipe, parent=parent, data=data, size=size, eps=eps, minutes=minutes),
-                *(settings or []),
-                *([f"seed={seed}"] if seed is not None else []),
-            ],
+            changes,
             out=out,
             json=json,
             device=device,
@@ -90,6 +99,32 @@ def _add(name: str, until: str, text: str) -> None:
 
 for _name, (_until, _text) in COMMANDS.items():
     _add(_name, _until, _text)
+
+
+def _is_plan(plan: bool, throughput: float | None) -> bool:
+    if throughput is not None and not plan:
+        raise InputError(f"--throughput {throughput:g} is of --plan; a run measures its own")
+    return plan
+
+
+def plan_recipe(name: str, until: str, changes: list[str], *, json: bool, quiet: bool, **options: Any) -> None:
+    """Print what a recipe will take up to a stage.
+
+    Args:
+        name: of a shipped recipe, or a .toml file.
+        until: the command that the run stops after.
+        changes: settings as after --set.
+        json: print JSON.
+        quiet: print nothing, but errors.
+        **options: device, workers and throughput of `plan_run`.
+    """
+    from sparsemble.pipeline.cost_plan import plan_run
+    from sparsemble.pipeline.run_named import NamedRun
+    from sparsemble.report import cost_plan_table
+
+    named = NamedRun.of(name, changes)
+    plan = plan_run(named.recipe, named.title, named.command, until=until, **options)
+    show_result(plan.to_json, lambda: cost_plan_table(plan), json=json, quiet=quiet)
 
 
 def run_recipe(
@@ -146,6 +181,8 @@ def study(
     out: Annotated[Optional[Path], typer.Option("--out", help="Folder; runs/NAME unless given.")] = None,  # noqa: UP045
     device: Device = "auto",
     workers: Workers = 0,
+    plan: Plan = False,
+    throughput: Throughput = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -157,12 +194,20 @@ def study(
     from sparsemble.pipeline.study import load_study
     from sparsemble.pipeline.study_command import run_study
 
+    command = shlex.join(["sparsemble", "study", name])
+    if _is_plan(plan, throughput):
+        from sparsemble.pipeline.cost_plan import plan_study
+        from sparsemble.report import cost_plan_table
+
+        planned = plan_study(load_study(name), command, device=device, workers=workers, throughput=throughput)
+        show_result(planned.to_json, lambda: cost_plan_table(planned), json=json, quiet=quiet)
+        return
     folder = out or Path("runs") / Path(name).stem
     with stoppable(f"finished cells are kept in {folder}, run the same command to go on"):
         result = run_study(
             load_study(name),
             folder,
-            shlex.join(["sparsemble", "study", name]),
+            command,
             device=device,
             workers=workers,
             quiet=quiet,

@@ -13,7 +13,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.tensor_checks import checked_labels
 from sparsemble.data.assemble import assemble, tensor_split
 from sparsemble.data.augmentation import Augmentation
-from sparsemble.data.dataset import Dataset, DataSource, TensorSplit, data_sources
+from sparsemble.data.dataset import Dataset, DataSource, Sizes, TensorSplit, data_sources
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 GROUPS = ("train_groups", "train_track")
@@ -41,6 +41,12 @@ class Arrays(DataSource):
     """Side in pixels of a random square that is set to zero in training; 0: none."""
     flip: bool = False
     """Flip half of the images horizontally in training; only where the classes are invariant to it."""
+
+    def known_sizes(self) -> Sizes | None:
+        """Return none if the file is there, else the sizes of CIFAR-10, as a guess."""
+        if Path(self.path).expanduser().is_file():
+            return None
+        return Sizes(train=50_000, test=10_000, classes=10, shape=(3, 32, 32), held_out=self.held_out, assumed=True)
 
     def load(self) -> Dataset:
         """Read the file."""

@@ -14,7 +14,7 @@ import numpy as np
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble, tensor_split
 from sparsemble.data.augmentation import Augmentation
-from sparsemble.data.dataset import Dataset, DataSource, TensorSplit
+from sparsemble.data.dataset import Dataset, DataSource, Sizes, TensorSplit
 from sparsemble.data.download import Remote, fetch, hash_files, unpack
 
 SHAPE = (3, 32, 32)
@@ -58,6 +58,13 @@ class CIFAR(DataSource):
     @abstractmethod
     def _release(self) -> Release:
         """Return the published archive."""
+
+    @final
+    def known_sizes(self) -> Sizes:
+        """Return the sizes of the published archive."""
+        release = self._release()
+        train, test = (sum(part.values()) for part in (release.train, release.test))
+        return Sizes(train=train, test=test, classes=len(release.classes), shape=SHAPE, held_out=self.held_out)
 
     @final
     def load(self) -> Dataset:

@@ -158,8 +158,31 @@ class Dataset:
         return replace(self, **{part: getattr(self, part).to(device) for part in parts})
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much there is in a data set."""
+
+    train: int
+    """Training images, those included that are held out."""
+    test: int
+    classes: int
+    shape: tuple[int, int, int]
+    """Channels, height, width of an image."""
+    held_out: float
+    """Training images that are held out; a share if below 1."""
+    in_memory: bool = True
+    """Whether the images are kept in memory; else files are decoded on demand."""
+    assumed: bool = False
+    """Whether the files are missing and these sizes a guess."""
+
+
 class DataSource(Component):
     """Settings of a dataset: where its files are and how it is split."""
+
+    def known_sizes(self) -> Sizes | None:
+        """Return the sizes that are known without reading files, or guessed where files are missing; else none."""
+        return None
 
     @final
     def load_and_report(self) -> Dataset:

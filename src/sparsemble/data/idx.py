@@ -19,7 +19,7 @@ import numpy as np
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble, tensor_split
 from sparsemble.data.augmentation import Augmentation
-from sparsemble.data.dataset import Dataset, DataSource, TensorSplit
+from sparsemble.data.dataset import Dataset, DataSource, Sizes, TensorSplit
 from sparsemble.data.download import Remote, fetch
 
 UNSIGNED_BYTES = 8
@@ -79,6 +79,12 @@ class IDX(DataSource):
 
     def _augmentation(self) -> Augmentation:
         return Augmentation(cutout=self.cutout, crop=self.crop)
+
+    @final
+    def known_sizes(self) -> Sizes:
+        """Return the sizes of the published files."""
+        classes = len(self._release().classes)
+        return Sizes(train=60_000, test=10_000, classes=classes, shape=(1, 28, 28), held_out=self.held_out)
 
     @final
     def load(self) -> Dataset:

@@ -16,7 +16,7 @@ from sparsemble.core.errors import InputError
 from sparsemble.core.types import Labels
 from sparsemble.data.assemble import assemble, channel_statistics
 from sparsemble.data.augmentation import Augmentation
-from sparsemble.data.dataset import Dataset, DataSource, Split, TensorSplit, data_sources
+from sparsemble.data.dataset import Dataset, DataSource, Sizes, Split, TensorSplit, data_sources
 from sparsemble.data.file_split import (
     FileSplit,
     class_names,
@@ -77,6 +77,13 @@ class ImageFolder(DataSource):
     """Largest change of brightness, contrast, saturation and hue in training; (): none."""
     cutout: int = 0
     """Side in pixels of a random square that is set to zero in training; 0: none."""
+
+    def known_sizes(self) -> Sizes | None:
+        """Return none if the folder is there, else, as a guess, the counts of CIFAR-10."""
+        if Path(self.root).expanduser().is_dir():
+            return None
+        shape = (1 if self.grey else 3, self.size, self.size)
+        return Sizes(train=50_000, test=10_000, classes=10, shape=shape, held_out=self.held_out, assumed=True)
 
     def load(self) -> Dataset:
         """Read the images into memory, or list them if they are too many.

@@ -11,7 +11,7 @@ from typing import ClassVar, final
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import Statistics, assemble
 from sparsemble.data.augmentation import Augmentation
-from sparsemble.data.dataset import Dataset, DataSource, data_sources
+from sparsemble.data.dataset import Dataset, DataSource, Sizes, data_sources
 from sparsemble.data.file_split import class_names, file_split, folder_hash, left_out, make_preprocessing
 
 # The constants that the field uses for ImageNet (torchvision's reference training among others); not measured here.
@@ -42,6 +42,11 @@ class ImageNet(DataSource):
     """Largest random shift in training, in pixels."""
     flip: bool = True
     """Flip half of the images horizontally in training."""
+
+    def known_sizes(self) -> Sizes:
+        """Return the sizes of ILSVRC 2012."""
+        shape, held_out = (3, self.size, self.size), self.held_out
+        return Sizes(train=1_281_167, test=50_000, classes=1000, shape=shape, held_out=held_out, in_memory=False)
 
     def load(self) -> Dataset:
         """List the files; images are read on access."""

@@ -13,7 +13,7 @@ import numpy as np
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble, tensor_split
 from sparsemble.data.augmentation import Augmentation
-from sparsemble.data.dataset import Dataset, DataSource, data_sources
+from sparsemble.data.dataset import Dataset, DataSource, Sizes, data_sources
 from sparsemble.data.download import Remote, fetch, hash_files
 
 # Sizes and sha256: TensorFlow Datasets, url_checksums/svhn_cropped.txt. torchvision's svhn.py names the md5 sums
@@ -48,6 +48,10 @@ class SVHN(DataSource):
     """Largest random shift in training, in pixels; digits are never flipped."""
     cutout: int = 0
     """Side in pixels of a random square that is set to zero in training; 0: none."""
+
+    def known_sizes(self) -> Sizes:
+        """Return the sizes of the published files."""
+        return Sizes(train=73_257, test=26_032, classes=10, shape=(3, 32, 32), held_out=self.held_out)
 
     def load(self) -> Dataset:
         """Read the two files, downloading them first if they are absent."""

@@ -16,7 +16,7 @@ from sparsemble.core.artifacts import file_hash
 from sparsemble.core.errors import InputError
 from sparsemble.data.assemble import assemble
 from sparsemble.data.augmentation import Augmentation
-from sparsemble.data.dataset import Dataset, DataSource, TensorSplit, data_sources
+from sparsemble.data.dataset import Dataset, DataSource, Sizes, TensorSplit, data_sources
 from sparsemble.data.file_split import FileSplit, class_names, file_split, folder_hash, make_preprocessing
 from sparsemble.runtime.images import Preprocessing
 
@@ -46,6 +46,10 @@ class TinyImageNet(DataSource):
     """Side in pixels of a random square that is set to zero in training; 0: none."""
     flip: bool = False
     """Flip half of the images horizontally in training."""
+
+    def known_sizes(self) -> Sizes:
+        """Return the sizes of the published archive."""
+        return Sizes(train=100_000, test=10_000, classes=200, shape=(3, SIZE, SIZE), held_out=self.held_out)
 
     def load(self) -> Dataset:
         """Decode all images."""

@@ -37,7 +37,11 @@ class Work:
     @property
     def units(self) -> float:
         """The work in forward passes."""
-        return self.forward + BACKWARD * self.backward
+        return self.weighed(BACKWARD)
+
+    def weighed(self, backward: float) -> float:
+        """Return the work in forward passes, where a backward pass counts as so many of them."""
+        return self.forward + backward * self.backward
 
     def by_forward(self, forward: float) -> float:
         """Return the units of work of so many forward passes, with as many backward passes to each as in this work."""

@@ -1,6 +1,6 @@
 """How long the stages of a run take, from throughput that was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -8,10 +8,10 @@ from sparsemble.attacks.attack import Attack
 from sparsemble.data.dataset import Dataset
 from sparsemble.evaluation.job import AnyAttack
 from sparsemble.evaluation.run_models import ROWS
-from sparsemble.evaluation.work import expected_shard, expected_work
+from sparsemble.evaluation.work import BACKWARD, expected_shard, expected_work
 from sparsemble.pipeline.makespan import makespan
 from sparsemble.pipeline.recipe import Prune, Recipe, Train
-from sparsemble.pipeline.stage import Task
+from sparsemble.pipeline.stage import Stage, Task
 from sparsemble.pipeline.stages.attack import SHARD, AttackStage, CurveStage
 from sparsemble.pipeline.stages.evaluate import BUDGET, EvaluateStage
 from sparsemble.pipeline.stages.latency import LatencyStage
@@ -26,7 +26,7 @@ from sparsemble.pipeline.stages.models import (
 )
 from sparsemble.pruning.method import PruningMethod
 
-FIXED = {"attack": 0.5, "latency": 6.0, "evaluate": 4.0, "report": 4.0, "export": 5.0}
+FIXED = {"attack": 0.5, "curve": 0.5, "latency": 6.0, "evaluate": 4.0, "report": 4.0, "export": 5.0}
 """Seconds of a stage that do not depend on the network."""
 TIMED = 6_000
 """Forward passes of one network whose latency is measured."""
@@ -62,11 +62,27 @@ class Throughput:
 
 
 @final
+@dataclass(frozen=True)
+class Unit:
+    """What the work of a stage is expressed in."""
+
+    backward: float
+    """Forward passes that a backward pass counts as."""
+    fixed: float
+    """Factor on the seconds of a stage that do not depend on the network."""
+
+
+SECONDS = Unit(BACKWARD, 1.0)
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """What the time of a stage depends on beside its own settings."""
 
     throughput: Throughput
+    unit: Unit = SECONDS
+    """Of `seconds`, with a throughput of the same unit."""
     train: int
     """Training images."""
     selection: int
@@ -79,16 +95,25 @@ class Workload:
     """Of the ensemble."""
 
     @staticmethod
-    def of(recipe: Recipe, data: Dataset, throughput: Throughput) -> "Workload":
+    def of(recipe: Recipe, data: Dataset, throughput: Throughput, unit: Unit = SECONDS) -> "Workload":
         """Return the workload of a recipe.
 
         Args:
             recipe: gives the members.
             data: its images.
-            throughput: of its networks.
+            throughput: of its networks, in this unit.
+            unit: what the work is expressed in.
         """
-        sizes = {name: len(getattr(data, name)) for name in ("train", "selection", "calibration", "test")}
-        return Workload(throughput=throughput, classes=len(data.classes), members=recipe.members, **sizes)
+        return Workload(
+            throughput=throughput,
+            unit=unit,
+            train=len(data.train),
+            selection=len(data.selection),
+            calibration=len(data.calibration),
+            test=len(data.test),
+            classes=len(data.classes),
+            members=recipe.members,
+        )
 
     def seconds(self, task: Task) -> float:
         """Return the expected seconds of a task."""
@@ -117,22 +142,25 @@ class Workload:
         """Return the expected seconds of a task that trains nothing."""
         match stage := task.stage:
             case AttackStage():
-                return FIXED["attack"] + self._attack(stage.row, stage.attack, stage.images or self.test)
+                return self._fixed(stage) + self._attack(stage.row, stage.attack, stage.images or self.test)
             case CurveStage():
                 radius = self._attack(stage.row, stage.attack, stage.curve_images)
-                return FIXED["attack"] + CURVE * len(stage.eps) * radius
+                return self._fixed(stage) + CURVE * len(stage.eps) * radius
             case LatencyStage():
-                return FIXED["latency"] + self.throughput.attack * TIMED * (len(ROWS) - 2 + 2 * self.members)
+                return self._fixed(stage) + self.throughput.attack * TIMED * (len(ROWS) - 2 + 2 * self.members)
             case EvaluateStage():
-                return FIXED["evaluate"] + sum(self._checks(row, task) for row in ROWS)
-        return FIXED.get(stage.name, 1.0)
+                return self._fixed(stage) + sum(self._checks(row, task) for row in ROWS)
+        return self._fixed(stage)
+
+    def _fixed(self, stage: Stage) -> float:
+        return self.unit.fixed * FIXED.get(stage.name, 1.0)
 
     def _attack(self, row: str, attack: AnyAttack, images: int) -> float:
         """Return the seconds of an attack on so many images of a row."""
         members, throughput = self._members(row), self.throughput
-        work = expected_shard(attack, members, self.classes, images).units
+        work = expected_shard(attack, members, self.classes, images).weighed(self.unit.backward)
         batches = -(-images // SHARD)
-        each = expected_work(attack, members, self.classes).units
+        each = expected_work(attack, members, self.classes).weighed(self.unit.backward)
         return throughput.attack * work + throughput.call * each * batches
 
     def _checks(self, row: str, evaluate: Task) -> float:
@@ -147,7 +175,7 @@ class Workload:
 
     def _probes(self, count: int, attack: Attack, images: int = 0) -> float:
         """Return the seconds of so many measurements of a network on held-out images, clean and attacked."""
-        each = expected_work(attack, 1, self.classes).units + 2
+        each = expected_work(attack, 1, self.classes).weighed(self.unit.backward) + 2
         return count * each * ((images or self.selection) * self.throughput.attack + self.throughput.call)
 
     def _training(self, train: Train, attack: Attack, step: float) -> float:
@@ -168,7 +196,7 @@ class Workload:
         for attack in stage.stopping.against:
             work = expected_work(attack, self.members, self.classes)
             image = self.calibration * self.throughput.attack + self.throughput.call
-            seconds += stage.stopping.rounds * work.units * image
+            seconds += stage.stopping.rounds * work.weighed(self.unit.backward) * image
         return seconds
 
 
@@ -187,14 +215,14 @@ def finetune_epochs(prune: Prune) -> int:
     return prune.finetune_epochs if prune.method.fine_tunes else 0
 
 
-def with_costs(tasks: Sequence[Task], workload: Workload) -> list[Task]:
+def with_costs(tasks: Sequence[Task], seconds: Callable[[Task], float]) -> list[Task]:
     """Return the tasks of a graph, in the same order, with their expected seconds as costs."""
     changed: dict[Task, Task] = {}
 
     def of(task: Task) -> Task:
         if task not in changed:
             inputs = {role: of(needed) for role, needed in task.inputs.items()}
-            changed[task] = replace(task, inputs=inputs, cost=workload.seconds(task))
+            changed[task] = replace(task, inputs=inputs, cost=seconds(task))
         return changed[task]
 
     return [of(task) for task in tasks]

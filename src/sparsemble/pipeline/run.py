@@ -93,7 +93,7 @@ def run(recipe: Recipe, title: str, command: str, options: RunOptions) -> list[A
         gates.check_finished(missing)
         if missing:
             throughput = plan.throughput if plan else counted_throughput(recipe)
-            missing = with_costs(missing, Workload.of(recipe, dataset(recipe.data), throughput))
+            missing = with_costs(missing, Workload.of(recipe, dataset(recipe.data), throughput).seconds)
             if plan:
                 console.print(time_table(recipe, missing, workers))
             with Progress(console, missing, board, workers=workers, in_seconds=True) as progress:

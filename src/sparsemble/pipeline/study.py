@@ -1,7 +1,7 @@
 """Many recipes at once: the settings of a study, and the cells that it expands to."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast, final, get_args
 
@@ -132,14 +132,19 @@ def load_study(name: str) -> Study:
     return replace(study, title=study.title or path.stem, recipe=str(beside) if beside.is_file() else study.recipe)
 
 
-def cells(study: Study) -> list[Cell]:
-    """Expand a study; the dense parents of single pruned models come first."""
+def cells(study: Study, change: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> list[Cell]:
+    """Expand a study; the dense parents of single pruned models come first.
+
+    Args:
+        study: its axes and seeds.
+        change: changes the recipe of each cell, such as its data set.
+    """
     expanded: list[Cell] = []
     parents: list[Cell] = []
     for seed in study.seeds:
         for chosen in itertools.product(*(values.items() for values in study.axes.values())):
             values = dict(zip(study.axes, (name for name, _ in chosen), strict=True))
-            recipe = _recipe(study, values, seed)
+            recipe = _recipe(study, values, seed, change)
             if study.kind_of(values) == "run":
                 report = build_graph(recipe, study.title, f"a cell of {study.title}").until["report"][0]
                 expanded.append(Cell(values, seed, recipe, {}, {}, report))
@@ -187,12 +192,19 @@ def _distinct(parents: list[Cell], axes: list[str]) -> list[Cell]:
     return list(distinct.values())
 
 
-def _recipe(study: Study, values: Mapping[str, str], seed: int) -> Recipe:
-    """Return the recipe of a cell, checked against its data."""
+def _recipe(study: Study, values: Mapping[str, str], seed: int, change: Callable[[Recipe], Recipe]) -> Recipe:
+    """Return the recipe of a cell, changed and checked against its data.
+
+    Args:
+        study: its axes.
+        values: of the cell.
+        seed: of the cell.
+        change: changes the recipe.
+    """
     single = study.kind_of(values) == "pruned"
     try:
         changes = (*(SINGLE_MODEL if single else ()), *study.changes(values), f"seed={seed}")
-        _, recipe = load_recipe(study.recipe, changes)
+        recipe = change(load_recipe(study.recipe, changes)[1])
         validate_recipe(recipe, (recipe.sparsity,) if single else (), deploys=not single)
     except InputError as error:
         cell = ", ".join(f"{axis} = {value}" for axis, value in values.items())

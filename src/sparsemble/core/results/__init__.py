@@ -2,6 +2,7 @@
 
 from sparsemble.core.results.comparison import ComparisonResult, PairedTest, QuotedResult
 from sparsemble.core.results.corruptions import CorruptionAccuracy, CorruptionRecord
+from sparsemble.core.results.cost_plan import CostPlan, StageCost
 from sparsemble.core.results.deployment import (
     AccuracyChange,
     ArithmeticAccuracy,
@@ -66,6 +67,7 @@ __all__ = [
     "CorruptionAccuracy",
     "CorruptionRecord",
     "Cost",
+    "CostPlan",
     "DataRecord",
     "EpochRecord",
     "EvaluationResult",
@@ -89,6 +91,7 @@ __all__ = [
     "SecurityCurve",
     "SelectionRecord",
     "SensitivityRecord",
+    "StageCost",
     "Status",
     "StoppingRecord",
     "StudyCell",

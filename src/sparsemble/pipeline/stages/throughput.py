@@ -1,5 +1,6 @@
 """How fast this machine trains, prunes and attacks the networks of a recipe."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from sparsemble.evaluation.work import Work, expected_work
 from sparsemble.models.architecture import Architecture
 from sparsemble.models.graph import Graph
 from sparsemble.models.plain_network import prunable_layers
+from sparsemble.models.tiny import Tiny
 from sparsemble.pipeline.choice import fit, possible_widths, with_width
-from sparsemble.pipeline.estimate import Throughput, learning_epochs
+from sparsemble.pipeline.estimate import SECONDS, Throughput, Unit, learning_epochs
 from sparsemble.pipeline.recipe import Recipe
 from sparsemble.pipeline.stage import Inputs, WithData, dataset, stages
 from sparsemble.pipeline.stages.models import load_parent, narrowed
@@ -49,6 +51,9 @@ FORWARD, CALLS = 32, 4
 """Images of the forward pass, and batches of each loss, where work is counted and not measured."""
 NARROW, MASKED = 0.7, 1.3
 """Time of a step of the small dense network and of one that learns a mask, over a plain one's, where not measured."""
+COUNTED_SIDE, COUNTED_WIDTH = 16, 4
+"""Side of the images, and channels of the network, on which passes are counted."""
+POSITIVE = re.compile(r"\b(?!0\.0+\b)\d+\.\d+")
 LEARNING_RATE = 1e-6
 """Of steps that are only timed."""
 
@@ -105,8 +110,79 @@ def per_image_and_call(many: int, slow: float, quick: float) -> dict[str, float]
     return {"attack": image, "call": max(0.0, quick - FEW * image)}
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """Passes that an image takes in a step of each training."""
+
+    train: Work
+    finetune: Work
+    ensemble: Work
+
+    @staticmethod
+    def of(recipe: Recipe, data: Dataset, counted: dict[str, Work] | None = None) -> "StepWork":
+        """Count the passes of each loss on two images through a small network; other networks take as many.
+
+        Args:
+            recipe: its losses.
+            data: its images.
+            counted: what was counted for other recipes, by loss; receives what is counted here.
+        """
+        known = {} if counted is None else counted
+        side = min(COUNTED_SIDE, *data.shape[1:])
+        classes, channels = len(data.classes), data.shape[0]
+        images, labels = torch.rand(2, channels, side, side, generator=seeded(0)), torch.arange(2) % classes
+
+        def network() -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                return Tiny(width=COUNTED_WIDTH).build(channels, classes)
+
+        def step(network: nn.Module, loss: TrainingLoss) -> Work:
+            # Of a weight, only whether it is 0 decides how many passes a loss takes.
+            settings = POSITIVE.sub("positive", repr(loss))
+            key = repr((settings, len(members_of(network)), recipe.threat.norm))
+            if key not in known:
+                rng, complete = seeded(0), loss.with_teacher(teacher).at(1.0)
+                with count_passes(*members_of(network)) as passes:
+                    for _ in range(CALLS):
+                        complete(network.train(), images, labels, recipe.threat, rng=rng).loss.backward()
+                known[key] = Work(passes.forward, passes.backward).times(1 / (2 * CALLS))
+            return known[key]
+
+        teacher = network().eval()
+        ensemble = Ensemble([network() for _ in range(recipe.members)], recipe.ensemble.combiner)
+        return StepWork(
+            train=step(network(), recipe.train.loss),
+            finetune=step(network(), recipe.prune.loss),
+            ensemble=step(ensemble, recipe.ensemble.loss),
+        )
+
+    def throughput(self, unit: Unit, attack: float, call: float = 0.0) -> Throughput:
+        """Return throughput from the passes of each step.
+
+        Args:
+            unit: what work is expressed in.
+            attack: of a forward pass of an image.
+            call: of a forward pass of a batch beyond its images, >= 0.
+        """
+        second = attack + call / FORWARD
+        train, finetune, ensemble = (
+            second * work.weighed(unit.backward) for work in (self.train, self.finetune, self.ensemble)
+        )
+        timed = unit == SECONDS
+        return Throughput(
+            train=train,
+            narrow=NARROW * train if timed else train,
+            mask=MASKED * finetune if timed else finetune,
+            finetune=finetune,
+            ensemble=ensemble,
+            attack=attack,
+            call=call,
+        )
+
+
 def counted_throughput(recipe: Recipe) -> Throughput:
-    """Return throughput from the passes of each loss, counted on two images, and the time of one forward pass."""
+    """Return throughput from the passes of each loss and the time of one forward pass."""
     data = dataset(recipe.data)
     dense = load_parent(recipe.model, recipe.parent, data)
     images = data.train.images(torch.arange(min(FORWARD, len(data.train))))
@@ -119,26 +195,7 @@ def counted_throughput(recipe: Recipe) -> Throughput:
         return time.perf_counter() - started
 
     attack = per_image_and_call(len(images), forward(len(images)), forward(FEW))
-    second = attack["attack"] + attack["call"] / len(images)
-
-    def step(network: nn.Module, loss: TrainingLoss) -> float:
-        rng, labels = seeded(0), data.train.labels[:2]
-        with count_passes(*members_of(network)) as passes:
-            for _ in range(CALLS):
-                loss.at(1.0)(network.train(), images[:2], labels, recipe.threat, rng=rng).loss.backward()
-        return second * Work(passes.forward, passes.backward).units / (2 * CALLS)
-
-    ensemble = Ensemble([copy_network(dense) for _ in range(recipe.members)], recipe.ensemble.combiner)
-    finetune = step(copy_network(dense), recipe.prune.loss.with_teacher(dense))
-    train = step(copy_network(dense), recipe.train.loss)
-    return Throughput(
-        train=train,
-        narrow=NARROW * train,
-        mask=MASKED * finetune,
-        finetune=finetune,
-        ensemble=step(ensemble, recipe.ensemble.loss.with_teacher(dense)),
-        **attack,
-    )
+    return StepWork.of(recipe, data).throughput(SECONDS, **attack)
 
 
 @final

@@ -1,6 +1,7 @@
 """Ensembles in 8 bits: the network in torch adds the integers that its arithmetic means."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from sparsemble.models import architectures, build_model
 from sparsemble.models.convert import convert_model
 from sparsemble.models.folded import FoldedNetwork, run_nodes
 from sparsemble.models.folded_members import have_one_layout
+from sparsemble.runtime.compiler import autotune
+from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.network import (
     Affine,
@@ -33,6 +36,7 @@ from sparsemble.runtime.network import (
     Steps,
     Weight,
 )
+from sparsemble.runtime.predictor import Predictor
 from tests.quantised import evaluate, logits, with_integers
 from tests.unit.test_runtime_engine import Everything, Sums, stir_
 
@@ -105,6 +109,19 @@ def test_every_stored_integer_is_that_of_the_arithmetic(layout: str) -> None:
     np.testing.assert_allclose(found_logits, logits(network, x.numpy()), rtol=1e-5, atol=1e-5)
     in_float32 = FoldedNetwork(Network(network.image, network.nodes))(x).numpy()
     assert 0 < np.abs(found_logits - in_float32).max() < 0.1 * np.abs(in_float32).max()
+
+
+@pytest.mark.parametrize("layout", ["tiny", pytest.param("preact_resnet", marks=pytest.mark.slow)])
+def test_the_runtime_predicts_from_the_file_as_the_network_in_torch(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEMBLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(autotune, "MIN_SECONDS", 1.0)  # nothing is measured
+    network = in_8_bits(network_of(layout))
+    packed.save(packed_of(network), tmp_path / "a.sparsemble", values="int8")
+    x = images(count=18, seed=3)
+    found = Predictor(packed.load(tmp_path / "a.sparsemble")).member_logits(x.numpy())[0]
+    np.testing.assert_allclose(found, FoldedNetwork(network)(x), rtol=1e-5, atol=1e-5)
 
 
 def test_sums_beyond_the_whole_numbers_of_float32_are_exact() -> None:

@@ -17,8 +17,8 @@ from sparsemble.runtime.network import Pair, Steps
 
 LARGEST_TILE = 12
 """Vectors: their sums and their packed results stay in registers."""
-SUMS_IN_FLIGHT, MAX_SUMS = 6, 16
-"""Independent sums that hide the latency of a multiply-add; that are in registers, beside the packed results."""
+SUMS_IN_FLIGHT = 4
+"""Independent sums that hide the latency of a multiply-add, as the next output begins before this one ends."""
 SIGNED_SURPLUS = 128
 """What `sdot` takes from every input."""
 
@@ -36,13 +36,7 @@ def integer_configs(tiles: Sequence[Pair], block: int) -> list[KernelConfig]:
         tiles: rows and columns of vectors, at most LARGEST_TILE.
         block: groups of input channels of the first tile that fit into the L1 cache.
     """
-    configs = []
-    for tile in tiles:
-        vectors = tile[0] * tile[1]
-        fewest = max(1, SUMS_IN_FLIGHT // vectors)
-        chains = dict.fromkeys((fewest, max(1, min(2 * fewest, MAX_SUMS // vectors))))
-        configs += [KernelConfig(tile, block, 1, count) for count in chains]
-    return configs
+    return [KernelConfig(tile, block, 1, max(1, SUMS_IN_FLIGHT // (tile[0] * tile[1]))) for tile in tiles]
 
 
 def add_integer_conv(plan: ExecutionPlan, index: int, config: KernelConfig, tiles: TileLayout) -> None:

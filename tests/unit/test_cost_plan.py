@@ -90,6 +90,12 @@ def test_minutes_choose_epochs_first() -> None:
     assert found.seconds < 30 * 60
 
 
+def test_minutes_choose_epochs_and_width_without_the_photographs(tmp_path: Path) -> None:
+    recipe = load_recipe("photos", (f"data.root='{tmp_path / 'gone'}'", "minutes=600", "widths=[4, 6]"))[1]
+    found = plan(recipe, until="train", throughput=50_000.0)
+    assert "model.width=" in "".join(found.notes)
+
+
 @pytest.mark.parametrize("throughput", [0.0, -1.0, float("nan")])
 def test_an_impossible_throughput_is_a_sentence(throughput: float) -> None:
     with pytest.raises(InputError, match=r"throughput = .* must be above 0: forward passes of an image a second"):

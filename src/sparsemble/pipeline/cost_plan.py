@@ -166,9 +166,12 @@ class _Planner:
         data = dataset(recipe.data)
         widths = possible_widths(recipe, data) or (None,)
         throughputs = {width: self.throughput(with_width(recipe, width)) for width in widths}
-        choice, _ = choose(recipe, data, throughputs, self.workers)
+        # A recipe with a stand-in cannot be written out and read back, as settings are applied.
+        source = recipe.data.source if isinstance(recipe.data, StandIn) else recipe.data
+        written = replace(recipe, data=source)
+        choice, _ = choose(written, data, throughputs, self.workers)
         self.notes[f"chosen for {recipe.minutes:g} minutes: {', '.join(choice.settings)}"] = None
-        return with_settings(recipe, choice.settings)
+        return replace(with_settings(written, choice.settings), data=recipe.data)
 
     def plan(self, kind: str, title: str, command: str, parts: Sequence[tuple[Recipe, Sequence[Task]]]) -> CostPlan:
         """Return the plan of tasks, each with the recipe that it belongs to.

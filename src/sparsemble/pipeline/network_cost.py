@@ -123,14 +123,15 @@ class Footprint:
         """Return the bytes of a worker that runs the task, at most."""
         weights, image = FLOAT * self.network.weights, FLOAT * self.network.activations
         recipe, members = self.recipe, self.recipe.members
+        trained = image if recipe.precision.dtype == "float32" else image / 2
         read = self._read() if isinstance(task.stage, WithData) else 0.0
         match task.stage:
             case TrainStage() | SmallDenseStage() | LoadParentStage():
-                needed = TRAINED * weights + recipe.train.schedule.batch_size * image
+                needed = TRAINED * weights + recipe.train.schedule.batch_size * trained
             case PruneStage():
-                needed = (TRAINED + 2) * weights + recipe.prune.schedule.batch_size * image
+                needed = (TRAINED + 2) * weights + recipe.prune.schedule.batch_size * trained
             case EnsembleStage():
-                needed = members * (TRAINED * weights + recipe.ensemble.schedule.batch_size * image)
+                needed = members * (TRAINED * weights + recipe.ensemble.schedule.batch_size * trained)
             case AttackStage() | CurveStage() | EvaluateStage() | CalibrateStage() | SelectStage():
                 count = members if getattr(task.stage, "row", "ensemble").startswith("ensemble") else 1
                 needed = count * (weights + min(SHARD, len(self._data.test)) * image)

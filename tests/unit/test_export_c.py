@@ -198,6 +198,13 @@ def check_places(network: Network) -> int:
     return places.size
 
 
+def test_logits_that_are_the_pixels(tmp_path: Path) -> None:
+    network = Network((3, 2, 2), (Input(), Flatten((0,))))
+    ensemble, pixels = ensemble_of(network), random_pixels(network, 3)
+    write_c(ensemble, tmp_path)
+    assert np.array_equal(c_program.run(tmp_path, pixels).logits[:, 0], member_logits(ensemble, pixels)[0])
+
+
 def test_a_large_image_is_read_through_a_table(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     nodes = (

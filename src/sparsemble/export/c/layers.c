@@ -10,6 +10,7 @@ static float load(tensor x, int32_t i)
     return x.scale == 0 ? ((const float *)x.data)[i] : x.scale * (float)(((const uint8_t *)x.data)[i] - x.zero);
 }
 
+//@ store
 static void store(tensor y, int32_t i, float value)
 {
     if (y.scale == 0) {

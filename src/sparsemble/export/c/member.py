@@ -201,5 +201,5 @@ class _Writer:
 
     def _call(self, function: str, *arguments: Any) -> None:
         """Add the call of a function of the C files."""
-        self.member.sections.add(function)
+        self.member.sections.update({"store", function})
         self.member.statements.append(f"{function}({', '.join(map(str, arguments))});")

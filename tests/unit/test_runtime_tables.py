@@ -1,14 +1,17 @@
 """The memory of planning is within the bound that is checked, however large the windows in a small file are."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sparsemble.runtime.compiler.batched import BatchPlanner
+from sparsemble.runtime.compiler.conversions import add_conversions
 from sparsemble.runtime.compiler.fused import ConvOp, fuse
 from sparsemble.runtime.compiler.im2col import Im2col
+from sparsemble.runtime.compiler.integer_stream import HEAD, RECORD, integer_stream
 from sparsemble.runtime.compiler.layout import Plane, table_bytes, window_layout
 from sparsemble.runtime.compiler.planner import Planner
 from sparsemble.runtime.compiler.single_image import SingleImagePlanner
@@ -17,7 +20,19 @@ from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.network import AveragePool, Convolution, Flatten, Input, Linear, MaxPool, Network, Node, Weight
+from sparsemble.runtime.network import (
+    AveragePool,
+    Convolution,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool,
+    Network,
+    Node,
+    Relu,
+    Steps,
+    Weight,
+)
 
 MEBIBYTE = 2**20
 
@@ -79,6 +94,41 @@ def test_planning_takes_little_more_than_its_tables(
     assert peak < 4 * tables + 2 * MEBIBYTE
 
 
+def in_8_bits(network: Network) -> Network:
+    """The same network behind a ReLU whose result is stored in 8 bits, as are all but the logits."""
+    nodes: list[Node] = [Input(), Relu((0,))]
+    for node in network.nodes[1:]:
+        node = replace(node, inputs=tuple(source + 1 for source in node.inputs))
+        if isinstance(node, Convolution | Linear):
+            found, ones = node.weight, np.ones(node.weight.shape[0], np.float32)
+            integers = np.ones(found.nonzeros, np.int8)
+            node = replace(node, weight=replace(found, integers=integers, scales=ones))
+        nodes.append(node)
+    steps = {
+        i: Steps(1.0, 0) for i, node in enumerate(nodes[:-1]) if isinstance(node, Relu | Convolution | AveragePool)
+    }
+    return Network(network.image, tuple(nodes), steps)
+
+
+@pytest.mark.parametrize("kind", [BatchPlanner, SingleImagePlanner])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_planning_in_8_bits_takes_little_more_than_its_tables(
+    name: str, kind: type[BatchPlanner] | type[SingleImagePlanner]
+) -> None:
+    fused = add_conversions(fuse(in_8_bits(NETWORKS[name])))
+    tracemalloc.start()
+    try:
+        planner: Planner = kind(fused, 8)
+        planner.plan({})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    tables = table_bytes(fused) + sum(
+        buffer.table_bytes for buffer in planner.layout.buffers if isinstance(buffer, Im2col)
+    )
+    assert peak < 4 * tables + 2 * MEBIBYTE
+
+
 def test_what_planning_takes_is_refused_before_it_is_taken(tmp_path: Path) -> None:
     wide = network((1, 1, 4000), AveragePool((0,), (1, 2000), (1, 1)))
     words = "[0-9]+ bytes, more than max_memory = 2097152"
@@ -96,6 +146,23 @@ def test_what_planning_takes_is_refused_before_it_is_taken(tmp_path: Path) -> No
     with pytest.raises(RuntimeInputError, match=f"the tables to run a member take {words}"):
         packed.load(tmp_path / "a.sparsemble", max_memory=2 * MEBIBYTE)
     assert packed.load(tmp_path / "a.sparsemble").classes == ensemble.classes
+
+
+def test_integer_layers_of_nearly_2_to_the_32_weights_are_planned_rightly() -> None:
+    count = 60_000
+    places = [5, 1234 * count + 40_000, count * count - 1]
+    integers, scales = np.array([1, 2, 3], np.int8), np.ones(count, np.float32)
+    weight = Weight((count, count, 1, 1), np.array(places, np.uint32), integers.astype(np.float32), integers, scales)
+    product = ConvOp(source=0, out=1, weight=weight, bias=zeros(count))
+    plane = Plane(count // 4, 1, 1, (0, 0), 1)
+    found = integer_stream(product, window_layout(product, plane), Steps(1.0, 7), (4, 4), block=1)
+    records = found.records.view(RECORD)
+    assert records["offset"].tolist() == [4 * (5 // 4), 4 * (40_000 // 4), 4 * (count // 4 - 1)]
+    assert records["weights"].tolist() == [[0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 3]]
+    heads = found.heads.view(HEAD)
+    assert found.head_count == len(heads) == count // 4
+    assert heads["runs"]["records"].sum() == 3
+    assert heads["runs"]["bias"][1234 // 4, 1234 % 4] == -2 * 7
 
 
 def test_layers_of_nearly_2_to_the_32_weights_are_planned_rightly() -> None:

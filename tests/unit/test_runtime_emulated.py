@@ -22,6 +22,7 @@ from sparsemble.runtime.compiler.workspace import Workspace
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.kernels import jit
 from sparsemble.runtime.network import Convolution, Flatten, Input, Linear, MaxPool, Network, Relu, Steps, Weight
+from tests.helpers import covering
 from tests.quantised import with_integers
 
 BASE = 0x2_0000_0000
@@ -77,6 +78,10 @@ PROCESSORS = {
         "sdot",
     ),
 }
+
+
+RUNS = [(BatchPlanner, True), (SingleImagePlanner, True), (SingleImagePlanner, False), (BatchPlanner, False)]
+"""Of several images or one, in 8 bits or float32."""
 
 
 def small_network(*, in_8_bits: bool) -> Network:
@@ -158,13 +163,11 @@ def memory_image(plan: ExecutionPlan, workspace: Workspace, images: np.ndarray) 
     return b"".join(parts), table
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
-@pytest.mark.parametrize("in_8_bits", [False, True])
-@pytest.mark.parametrize("planner", [BatchPlanner, SingleImagePlanner])
+@pytest.mark.parametrize(("name", "run"), covering([*PROCESSORS], RUNS))
 def test_another_processor_computes_the_same_logits(
-    name: str, in_8_bits: bool, planner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, run: tuple[Any, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processor = PROCESSORS[name]
+    processor, (planner, in_8_bits) = PROCESSORS[name], run
     for program in (processor.emulator[0], processor.compiler):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, cast, final, get_args
 from sparsemble.core.config import from_dict, nearest
 from sparsemble.core.errors import InputError
 from sparsemble.evaluation.run_models import ROWS
+from sparsemble.models.graph import Graph
 from sparsemble.pipeline.graph import attacks_on_row, build_graph, parent_task, prune_task, row_settings
 from sparsemble.pipeline.recipe import Recipe, load_recipe, read_named
 from sparsemble.pipeline.stage import Task
@@ -141,10 +142,11 @@ def cells(study: Study, change: Callable[[Recipe], Recipe] = lambda recipe: reci
     """
     expanded: list[Cell] = []
     parents: list[Cell] = []
+    checked: dict[str, Graph] = {}
     for seed in study.seeds:
         for chosen in itertools.product(*(values.items() for values in study.axes.values())):
             values = dict(zip(study.axes, (name for name, _ in chosen), strict=True))
-            recipe = _recipe(study, values, seed, change)
+            recipe = _recipe(study, values, seed, change, checked)
             if study.kind_of(values) == "run":
                 report = build_graph(recipe, study.title, f"a cell of {study.title}").until["report"][0]
                 expanded.append(Cell(values, seed, recipe, {}, {}, report))
@@ -192,7 +194,9 @@ def _distinct(parents: list[Cell], axes: list[str]) -> list[Cell]:
     return list(distinct.values())
 
 
-def _recipe(study: Study, values: Mapping[str, str], seed: int, change: Callable[[Recipe], Recipe]) -> Recipe:
+def _recipe(
+    study: Study, values: Mapping[str, str], seed: int, change: Callable[[Recipe], Recipe], checked: dict[str, Graph]
+) -> Recipe:
     """Return the recipe of a cell, changed and checked against its data.
 
     Args:
@@ -200,12 +204,13 @@ def _recipe(study: Study, values: Mapping[str, str], seed: int, change: Callable
         values: of the cell.
         seed: of the cell.
         change: changes the recipe.
+        checked: networks that were checked for other cells; receives that of this one.
     """
     single = study.kind_of(values) == "pruned"
     try:
         changes = (*(SINGLE_MODEL if single else ()), *study.changes(values), f"seed={seed}")
         recipe = change(load_recipe(study.recipe, changes)[1])
-        validate_recipe(recipe, (recipe.sparsity,) if single else (), deploys=not single)
+        validate_recipe(recipe, (recipe.sparsity,) if single else (), deploys=not single, checked=checked)
     except InputError as error:
         cell = ", ".join(f"{axis} = {value}" for axis, value in values.items())
         raise InputError(f"in the cell {cell}: {error}") from None

@@ -25,28 +25,40 @@ from sparsemble.training.loss import nested_losses
 ADVICE = "change it, or run `sparsemble evaluate`, which ends before the ensemble is timed in the runtime and exported"
 
 
-def validate_recipe(recipe: Recipe, sparsities: Sequence[float] = (), *, deploys: bool = True) -> None:
+def validate_recipe(
+    recipe: Recipe,
+    sparsities: Sequence[float] = (),
+    *,
+    deploys: bool = True,
+    checked: dict[str, Graph] | None = None,
+) -> None:
     """Refuse a recipe that asks for what its data set or its network cannot give.
 
     Args:
         recipe: the settings.
         sparsities: of the models that are pruned; that of the members unless given.
         deploys: whether the runtime will run the networks.
+        checked: networks of other recipes that passed, by what their checks depend on; receives that of this one.
     """
     data = dataset(recipe.data)
-    model = load_parent(recipe.model, recipe.parent, data)
-    check_masks_hold(model, data.shape)
-    check_training_output(model, data.shape, len(data.classes))
+    graphs = {} if checked is None else checked
+    dverge = any(isinstance(part, DVERGE) and part.beta for part in nested_losses(recipe.ensemble.loss))
+    key = repr((recipe.model, recipe.parent, data.shape, len(data.classes), deploys, recipe.export.arithmetic, dverge))
+    if key not in graphs:
+        model = load_parent(recipe.model, recipe.parent, data)
+        check_masks_hold(model, data.shape)
+        check_training_output(model, data.shape, len(data.classes))
+        if deploys:
+            check_deployable(model, data.shape, recipe.export.arithmetic)
+            if dverge:
+                feature_layers(model)
+        graphs[key] = Graph(model, data.shape)
     _check_held_out(data)
     if deploys:
-        check_deployable(model, data.shape, recipe.export.arithmetic)
         _check_runtime_components(recipe)
-        if any(isinstance(part, DVERGE) and part.beta for part in nested_losses(recipe.ensemble.loss)):
-            feature_layers(model)
-    graph = Graph(model, data.shape)
     for sparsity in sparsities or (recipe.member_sparsity,):
         settings = {name: getattr(recipe.prune, name) for name in ("granularity", "budget", "rates", "floor")}
-        SparsityTarget(graph=graph, sparsity=sparsity, **settings)  # refuses what cannot be reached
+        SparsityTarget(graph=graphs[key], sparsity=sparsity, **settings)  # refuses what cannot be reached
     _check_sizes(recipe, data)
 
 

@@ -137,24 +137,24 @@ class StepWork:
             with torch.random.fork_rng(devices=[]):
                 return Tiny(width=COUNTED_WIDTH).build(channels, classes)
 
-        def step(network: nn.Module, loss: TrainingLoss) -> Work:
+        def step(loss: TrainingLoss, members: int = 0) -> Work:
             # Of a weight, only whether it is 0 decides how many passes a loss takes.
-            settings = POSITIVE.sub("positive", repr(loss))
-            key = repr((settings, len(members_of(network)), recipe.threat.norm))
+            key = repr((POSITIVE.sub("positive", repr(loss)), members, recipe.threat.norm))
             if key not in known:
-                rng, complete = seeded(0), loss.with_teacher(teacher).at(1.0)
-                with count_passes(*members_of(network)) as passes:
+                combined = (
+                    Ensemble([network() for _ in range(members)], recipe.ensemble.combiner) if members else network()
+                )
+                rng, complete = seeded(0), loss.with_teacher(network().eval()).at(1.0)
+                with count_passes(*members_of(combined)) as passes:
                     for _ in range(CALLS):
-                        complete(network.train(), images, labels, recipe.threat, rng=rng).loss.backward()
+                        complete(combined.train(), images, labels, recipe.threat, rng=rng).loss.backward()
                 known[key] = Work(passes.forward, passes.backward).times(1 / (2 * CALLS))
             return known[key]
 
-        teacher = network().eval()
-        ensemble = Ensemble([network() for _ in range(recipe.members)], recipe.ensemble.combiner)
         return StepWork(
-            train=step(network(), recipe.train.loss),
-            finetune=step(network(), recipe.prune.loss),
-            ensemble=step(ensemble, recipe.ensemble.loss),
+            train=step(recipe.train.loss),
+            finetune=step(recipe.prune.loss),
+            ensemble=step(recipe.ensemble.loss, recipe.members),
         )
 
     def throughput(self, unit: Unit, attack: float, call: float = 0.0) -> Throughput:

@@ -36,7 +36,8 @@ from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.kernels import jit
 from sparsemble.runtime.kernels.jit import lanes
-from sparsemble.runtime.network import Network
+from sparsemble.runtime.network import Add, Flatten, Input, Linear, Network, Relu
+from sparsemble.runtime.tensors import Weight
 from sparsemble.runtime.thread_pool import ThreadPool
 
 few = settings(deadline=None, max_examples=15, derandomize=True)
@@ -544,6 +545,25 @@ def imported() -> str:
 
 def test_importing_the_engine_never_imports_torch(imported: str) -> None:
     assert imported == "[]"
+
+
+class TestFlattened:
+    ones = Weight.from_dense(np.ones((3, 8)))
+    zeros = np.zeros(3, np.float32)
+
+    @pytest.mark.parametrize("images", [1, 20])
+    def test_relu_keeps_the_planes(self, images: int) -> None:
+        linear = Linear((2,), self.ones, self.zeros)
+        network = Network((2, 2, 2), (Input(), Flatten((0,)), Relu((1,)), linear))
+        x = np.random.default_rng(0).uniform(-1, 1, (images, 2, 2, 2)).astype(np.float32)
+        expected = np.maximum(x, 0).sum((1, 2, 3))[:, None].repeat(3, 1)
+        np.testing.assert_allclose(Engine(network).run(x), expected, rtol=1e-6)
+
+    def test_their_sum_with_features_is_refused_with_a_sentence(self) -> None:
+        square = Weight.from_dense(np.ones((8, 8)))
+        layers = Linear((1,), square, np.zeros(8, np.float32)), Add((1, 2)), Linear((3,), self.ones, self.zeros)
+        with pytest.raises(RuntimeInputError, match="does not combine flattened planes with features"):
+            Engine(Network((2, 2, 2), (Input(), Flatten((0,)), *layers)))
 
 
 class TestConversion:

@@ -207,16 +207,27 @@ class _Fuser:
         elif isinstance(node, Pool):
             self._add_pool(index, node, source)
         elif isinstance(node, Affine):
+            self._check_layout(index, self.shapes[source], (len(node.scale), *self.shapes[source][1:]))
             out, relu = self._new_buffer_with_relu([index])
             self.operations.append(AffineOp(source, out, node.scale, node.shift, relu))
         elif isinstance(node, Add):
+            addend = self.buffers[node.inputs[1]]
+            self._check_layout(index, self.shapes[source], self.shapes[addend])
             out, relu = self._new_buffer_with_relu([index])
-            self.operations.append(AddOp(source, self.buffers[node.inputs[1]], out, relu))
+            self.operations.append(AddOp(source, addend, out, relu))
         elif isinstance(node, Relu):
-            ones, zeros = (np.full(self.network.shapes[index][0], v, np.float32) for v in (1, 0))
+            ones, zeros = (np.full(self.shapes[source][0], v, np.float32) for v in (1, 0))
             self.operations.append(AffineOp(source, self._new_buffer([index]), ones, zeros, True))
         elif not isinstance(node, Input):
             raise RuntimeInputError(f"operation {index} is {type(node).__name__}, which the engine does not know")
+
+    def _check_layout(self, index: int, first: Shape, second: Shape) -> None:
+        """Refuse to combine flattened planes with features, number by number: they lie differently in memory."""
+        if first != second:
+            raise RuntimeInputError(
+                f"operation {index} is {type(self.network.nodes[index]).__name__} of {first} and {second} numbers: "
+                "the engine does not combine flattened planes with features"
+            )
 
     def _add_conv(self, index: int, node: Convolution | Linear, source: int) -> None:
         fused, residual = [index], None
@@ -225,7 +236,7 @@ class _Fuser:
             first, second = self.network.nodes[after[0]].inputs
             other = second if first == index else first
             # The later of the two summands adds the earlier one, if that is computed already.
-            if other != index and other in self.buffers:
+            if other != index and other in self.buffers and self.shapes[self.buffers[other]] == self._own_shape(index):
                 fused, residual = [index, after[0]], self.buffers[other]
         out, relu = self._new_buffer_with_relu(fused)
         if isinstance(node, Convolution):
@@ -264,11 +275,17 @@ class _Fuser:
         relu = len(after) == 1 and isinstance(self.network.nodes[after[0]], Relu) and self._exact(nodes[-1])
         return self._new_buffer([*nodes, *after] if relu else nodes), relu
 
+    def _own_shape(self, index: int) -> Shape:
+        """Return channels, height and width of a node's result; features are channels of one pixel."""
+        shape = self.network.shapes[index]
+        return shape if len(shape) == 3 else (*shape, 1, 1)
+
     def _new_buffer(self, nodes: Sequence[int]) -> int:
         """Return a new buffer for the result of these nodes."""
-        shape = self.network.shapes[nodes[-1]]
-        # Features are channels of one pixel.
-        self.shapes.append(shape if len(shape) == 3 else (*shape, 1, 1))
+        node, shape = self.network.nodes[nodes[0]], self._own_shape(nodes[-1])
+        if isinstance(node, Relu | Add | Affine):
+            shape = self.shapes[self.buffers[node.inputs[0]]]  # of flattened planes, still planes
+        self.shapes.append(shape)
         for index in nodes:
             self.buffers[index] = len(self.shapes) - 1
         if nodes[-1] in self.network.steps:

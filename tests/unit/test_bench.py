@@ -1,8 +1,10 @@
 """`sparsemble bench`: what is timed answers alike, and the numbers belong together. No time is asserted here."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from sparsemble.bench import engines, verify_outputs
 from sparsemble.bench import timing as module
-from sparsemble.bench.engines import TimedEngine
+from sparsemble.bench.engines import Engines, TimedEngine
 from sparsemble.bench.models import BenchSettings, random_model
 from sparsemble.bench.timing import bench, first_use
 from sparsemble.cli import app
@@ -25,6 +27,7 @@ from sparsemble.ensemble.stopping.confidence import Confidence
 from sparsemble.evaluation.cost import count_weights
 from sparsemble.evaluation.loaded_model import load_target
 from sparsemble.export.convert import convert_ensemble
+from sparsemble.export.quantize import quantize
 from sparsemble.models import architectures, build_model
 from sparsemble.report import bench_table, draw_bench
 from sparsemble.runtime import predictor
@@ -32,7 +35,7 @@ from sparsemble.runtime.combiners import log_softmax
 from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
 from sparsemble.runtime.kernels.jit import lanes
-from sparsemble.runtime.network import Convolution
+from sparsemble.runtime.network import Convolution, Linear
 from sparsemble.runtime.predictor import Predictor
 from sparsemble.runtime.stopping import AtOnce, Never
 
@@ -90,18 +93,18 @@ def deepsparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 class TestDeepSparse:
     def test_the_empty_package_is_left_out_with_a_sentence(self, deepsparse: Callable[[str, str], None]) -> None:
         deepsparse("1.9.0", "")
-        said: list[str] = []
-        found = bench(bench_settings(batches=(1, 2)), "", said.append)
+        found = bench(bench_settings(batches=(1, 2)), "", lambda text: None)
         assert "deepsparse" not in {row.engine for row in found.rows} | set(found.versions)
-        sentence = "deepsparse 1.9.0 is left out; 1.8 is timed, the last version with an engine: "
-        assert [text for text in said if "deepsparse" in text] == [f"{sentence}pip install 'deepsparse==1.8.*'"]
+        sentence = "1.9.0 has no engine; 1.8 is the last version with one: pip install 'deepsparse==1.8.*'"
+        assert found.skipped["deepsparse"] == sentence
+        assert f"not timed: deepsparse: {sentence}" in bench_table(found).caption
 
     def test_the_last_one_with_an_engine_is_timed(self, deepsparse: Callable[[str, str], None]) -> None:
         deepsparse("1.8.0", ENGINE)
         found = bench(bench_settings(), "", lambda text: None)
         assert [row.dense for row in found.rows if row.engine == "deepsparse"] == [False]
         assert found.versions["deepsparse"] == "1.8.0"
-        assert engines.excluded_engines() == []
+        assert "deepsparse" not in found.skipped
 
 
 class TestBench:
@@ -112,8 +115,12 @@ class TestBench:
         for threads, batch in places:
             rows = [row for row in found.rows if (row.threads, row.batch) == (threads, batch)]
             assert {"torch", "torch, channels last", "onnxruntime", "sparsemble"} <= {row.engine for row in rows}
-            fastest = min(row.median_ms for row in rows if row.dense)
+            dense = [row for row in rows if row.dense]
+            assert {"float32", "int8"} <= {row.arithmetic for row in dense}
+            fastest = min(row.median_ms for row in dense if row.arithmetic == "float32")
             assert all(row.ratio == pytest.approx(fastest / row.median_ms) for row in rows)
+            fastest = min(row.median_ms for row in dense)
+            assert all(row.ratio_any_precision == pytest.approx(fastest / row.median_ms) for row in rows)
         assert found.ratio == next(row.ratio for row in found.rows if row.engine == "sparsemble")
         spinning = [row.threads for row in found.rows if row.engine == "onnxruntime, spinning"]
         assert spinning == [2, 2]
@@ -124,14 +131,16 @@ class TestBench:
         assert bench_table(found).terminal().row_count == len(found.rows)
 
     def test_an_engine_that_answers_something_else_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def wrong(network: object, batch: int, threads: int) -> list[TimedEngine]:
+        def wrong(engines: object, batch: int, threads: int) -> list[TimedEngine]:
             return [
                 TimedEngine("torch", lambda x: np.ones((batch, 10)), True),
                 TimedEngine("other", lambda x: np.zeros((batch, 10)), True),
             ]
 
-        monkeypatch.setattr(module, "installed_engines", wrong)
-        with pytest.raises(RunError, match="other differs from torch by 1 of the largest logit; it was not timed"):
+        monkeypatch.setattr(Engines, "load", wrong)
+        with pytest.raises(
+            RunError, match=r"other differs from torch by 1 of the largest logit \(allowed 0.001\); it was"
+        ):
             bench(bench_settings(), "", lambda text: None)
 
     def test_the_command_leaves_a_file(self, tmp_path: Path) -> None:
@@ -139,9 +148,9 @@ class TestBench:
         words = [
             "bench",
             "--model",
-            "vgg16",
+            TINY,
             "--sparsity",
-            "0.99",
+            "0.5",
             "--batch",
             "1",
             "--rounds",
@@ -152,7 +161,7 @@ class TestBench:
         ]
         assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
         found = BenchResult.load(path)
-        assert found.settings["model"] == "vgg16"
+        assert found.settings["model"] == TINY
         assert found.ratio > 0
 
     @pytest.mark.parametrize(
@@ -221,6 +230,14 @@ def pack(path: Path, parent_weights: int = 0) -> PackedEnsemble:
 
 
 class TestEnsembles:
+    def test_a_new_process_knows_combiners_and_rules(self) -> None:
+        code = (
+            "import sparsemble.bench.models; from sparsemble.core.interfaces import combiners, stopping_rules; "
+            "print('mean_probability' in combiners.components, 'never' in stopping_rules.components)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["True", "True"]
+
     def test_a_drawn_ensemble_is_timed_whole_and_stopping_early(self, tmp_path: Path) -> None:
         found = bench(bench_settings(batches=(200,), members=4, members_run=1.6), "", lambda text: None)
         rows = {row.engine: row for row in found.rows}
@@ -301,6 +318,86 @@ class TestEnsembles:
             bench(bench_settings(target=str(tmp_path / "ensemble.sparsemble")), "", lambda text: None)
 
 
+class TestArithmetic:
+    def test_ours_in_8_bits_is_beside_dense_engines_in_8_bits(self) -> None:
+        found = bench(bench_settings(arithmetic="int8", granularity="block-in", sparsity=0.5), "", lambda text: None)
+        rows = {row.engine: row for row in found.rows}
+        assert rows["sparsemble"].arithmetic == rows["onnxruntime, int8"].arithmetic == "int8"
+        assert all(0.5 < (rows[name].agreement or 0) <= 1 for name in ("sparsemble", "onnxruntime, int8"))
+        assert rows["torch"].agreement == 1
+        assert rows["onnxruntime, int8, channels pruned"].agreement is None
+        assert not rows["onnxruntime, channels pruned"].dense
+        assert {row.accuracy for row in found.rows} == {None}
+        assert (found.ratio, found.ratio_any_precision) == (
+            rows["sparsemble"].ratio,
+            rows["sparsemble"].ratio_any_precision,
+        )
+        headline = bench_table(found).caption.splitlines()[0]
+        assert f"sparsemble in int8 ({100 * (rows['sparsemble'].agreement or 0):.1f} % of labels" in headline
+        assert f"is {found.ratio:.2f} times as fast" in headline
+        assert f"and {found.ratio_any_precision:.2f} times as fast as the fastest in any precision" in headline
+
+    def test_an_ensemble_in_8_bits_has_an_accuracy_in_every_arithmetic(self, tmp_path: Path) -> None:
+        path = tmp_path / "ensemble.sparsemble"
+        rng = seeded(1)
+        packed.save(quantize(pack(path), *torch.rand(2, 32, 1, 8, 8, generator=rng)), path, values="int8")
+        found = bench(bench_settings(target=str(path), batches=(40,)), "", lambda text: None)
+        rows = {row.engine: row for row in found.rows}
+        early = "sparsemble, stopping early, {}"
+        assert rows[early.format("slowdown attack")].accuracy is None
+        known = ("torch", "onnxruntime, int8", "sparsemble", "sparsemble, all members", early.format("clean images"))
+        assert all(0 <= (rows[name].accuracy or 0) <= 1 for name in known)
+        assert not any(rows[name].accuracy is None for name in known)
+        assert {rows[name].arithmetic for name in rows if name.startswith("sparsemble")} == {"int8"}
+        assert (rows["sparsemble, all members"].agreement or 0) > 0.8
+        assert found.headline == early.format("clean images")
+        with pytest.raises(InputError, match=r"computes in int8, and arithmetic = float32; leave it out, or write ano"):
+            bench(bench_settings(target=str(path), arithmetic="float32"), "", lambda text: None)
+
+    @pytest.mark.parametrize(
+        ("arithmetic", "error", "fits"),
+        [("float32", 2e-3, False), ("bfloat16", 0.04, True), ("int8", 0.2, True), ("int8", 0.3, False)],
+    )
+    def test_logits_are_compared_within_what_the_arithmetic_costs(
+        self, arithmetic: str, error: float, fits: bool
+    ) -> None:
+        one = np.ones((2, 10), np.float32)
+        both = [
+            TimedEngine("torch", lambda x: one, True),
+            TimedEngine("other", lambda x: one * np.float32(1 + error), True, arithmetic),
+        ]
+        with nullcontext() if fits else pytest.raises(RunError, match="other differs from torch"):
+            verify_outputs.verify_engines(both, one)
+
+    def test_what_is_not_installed_is_left_out_with_a_reason(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engines, "_installed", lambda package: package == "onnx")
+        found = bench(bench_settings(sparsity=0.0), "", lambda text: None)
+        assert {row.engine for row in found.rows} == {"torch", "torch, channels last", "sparsemble"}
+        assert set(found.skipped) == {"onnxruntime", "openvino", "int8", "mnn", "channels pruned"}
+        assert "not timed: openvino: not installed: pip install 'sparsemble[bench]'" in bench_table(found).caption
+        assert found.ratio == found.ratio_any_precision
+
+    def test_mnn_runs_dense_and_sparse(self) -> None:
+        pytest.importorskip("MNN")
+        found = bench(bench_settings(), "", lambda text: None)
+        assert {row.engine: row.dense for row in found.rows if "mnn" in row.engine} == {
+            "mnn": True,
+            "mnn, sparse kernels": False,
+        }
+
+    def test_channels_are_removed_down_to_the_same_multiply_adds(self) -> None:
+        model = random_model(bench_settings(model='{name = "tiny", width = 32}', image=(3, 16, 16), sparsity=0.75))
+        assert model.narrow
+        shapes = zip(model.narrow.nodes, model.narrow.shapes, strict=True)
+        macs = sum(
+            node.weight.size * int(np.prod(shape[1:]))
+            for node, shape in shapes
+            if isinstance(node, Convolution | Linear)
+        )
+        assert macs == pytest.approx(model.properties["macs_nonzero"], rel=0.1)
+        assert all(weight.nonzeros == weight.size for weight in model.narrow.weights())
+
+
 class TestMasks:
     @pytest.mark.parametrize("granularity", ["weight", "block", "block-in", "channel"])
     def test_have_the_sparsity_asked_for(self, granularity: str) -> None:
@@ -331,6 +428,7 @@ class TestMasks:
         ({"batches": ()}, r"batches = \[\] must be whole numbers"),
         ({"rounds": 1}, "rounds = 1 must be 2 or more"),
         ({"sparsity": 1.0}, r"sparsity = 1 must lie in \[0, 1\)"),
+        ({"arithmetic": "int4"}, 'arithmetic = "int4" is not known; use float32 or int8'),
         ({"members": 0}, "members = 0 must be 1 or more"),
         ({"members": 3, "first_use": True}, "first_use is of a single network with drawn weights"),
         ({"target": "ensemble.sparsemble", "first_use": True}, "leave out the target and members"),

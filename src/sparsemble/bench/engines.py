@@ -1,29 +1,33 @@
-"""The engines that are timed: PyTorch, ONNX Runtime, OpenVINO, DeepSparse, and ours."""
+"""The engines that are timed: ours, others with the dense network in three arithmetics, others with sparse kernels."""
 
-import copy
 import importlib
 import importlib.metadata
 import importlib.util
-import os
-import tempfile
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, final
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-
+from sparsemble.bench.graphs import Graphs
+from sparsemble.bench.models import BenchModel
+from sparsemble.bench.other_engines import (
+    Call,
+    deepsparse_call,
+    mnn_call,
+    onnxruntime_call,
+    openvino_call,
+    torch_call,
+)
 from sparsemble.models.folded import FoldedNetwork
 from sparsemble.runtime.engine import Engine
 from sparsemble.runtime.network import Network
 
 DEEPSPARSE = "1.8"
 """The last version that contains an engine; 1.9 is empty."""
-Floats = NDArray[np.float32]
-Call = Callable[[Floats], Floats]
+OURS = "sparsemble"
+FLOAT32, INT8 = "float32", "int8"
 
 
 class TimedEngine(NamedTuple):
@@ -32,51 +36,123 @@ class TimedEngine(NamedTuple):
     name: str
     call: Call
     dense: bool
-    """Whether the engine computes zeros, too."""
+    """Whether the engine computes every weight of the dense network, zeros, too."""
+    arithmetic: str = FLOAT32
+    reference: Network | None = None
+    """What it must compute as torch does, if that is not the network that torch is timed with."""
 
 
-def installed_engines(network: Network, batch: int, threads: int) -> list[TimedEngine]:
-    """Return every engine that is installed, ready for batches of one size.
+@final
+@dataclass(frozen=True, eq=False)
+class Engines:
+    """Every engine that is installed, for one model; files that they read are made once."""
+
+    model: BenchModel
+
+    @cached_property
+    def _graphs(self) -> Graphs:
+        return Graphs(self.model.network, self.model.calibration)
+
+    @cached_property
+    def _narrow(self) -> Graphs | None:
+        return Graphs(self.model.narrow, self.model.calibration) if self.model.narrow else None
+
+    def load(self, batch: int, threads: int) -> list[TimedEngine]:
+        """Return the engines, ready for batches of one size; torch, the reference, first and ours last.
+
+        Args:
+            batch: images.
+            threads: of each engine.
+        """
+        folded = FoldedNetwork(self.model.network).eval()
+        engines = [
+            TimedEngine("torch", torch_call(folded, threads, channels_last=False), True),
+            TimedEngine("torch, channels last", torch_call(folded, threads, channels_last=True), True),
+        ]
+        if _installed("onnx"):
+            engines += _on_graphs(self._graphs, batch, threads)
+            if _has_deepsparse():
+                with self._graphs.onnx_file(batch, in_8_bits=False) as path:
+                    engines.append(TimedEngine("deepsparse", deepsparse_call(path, batch, threads), False))
+            if _installed("MNN"):
+                for sparse in (False, True):
+                    with self._graphs.mnn_file(sparse=sparse) as path:
+                        name = "mnn, sparse kernels" if sparse else "mnn"
+                        engines.append(TimedEngine(name, mnn_call(path, threads), not sparse))
+            if self._narrow:
+                engines += [
+                    engine._replace(name=f"{engine.name}, channels pruned", dense=False, reference=self.model.narrow)
+                    for engine in _on_graphs(self._narrow, batch, threads)
+                ]
+        engine, ours = Engine(self.model.ours), self.model.ours
+        arithmetic = INT8 if ours.steps else FLOAT32
+        return [*engines, TimedEngine(OURS, lambda x: engine.run(x, threads), False, arithmetic, ours)]
+
+
+def _on_graphs(graphs: Graphs, batch: int, threads: int) -> Iterator[TimedEngine]:
+    """Load an ONNX graph in float32, in the default arithmetic of an engine, and in 8 bits.
 
     Args:
-        network: what is run; dense engines compute its zeros, too.
+        graphs: of the network.
         batch: images.
         threads: of each engine.
     """
-    folded = FoldedNetwork(network).eval()
-    engines = [
-        TimedEngine("torch", _torch(folded, threads, channels_last=False), True),
-        TimedEngine("torch, channels last", _torch(folded, threads, channels_last=True), True),
-    ]
-    if importlib.util.find_spec("onnx"):
-        with _onnx_file(network, batch) as path:
-            if importlib.util.find_spec("onnxruntime"):
-                engines.append(TimedEngine("onnxruntime", _onnxruntime(path, threads, spinning=False), True))
-            if importlib.util.find_spec("onnxruntime") and threads > 1:
-                engines.append(TimedEngine("onnxruntime, spinning", _onnxruntime(path, threads, spinning=True), True))
-            if importlib.util.find_spec("openvino"):
-                engines.append(TimedEngine("openvino", _openvino(path, threads), True))
-            if _has_deepsparse():
-                engines.append(TimedEngine("deepsparse", _deepsparse(path, batch, threads), False))
-    engine = Engine(network)
-    engines.append(TimedEngine("sparsemble", lambda x: engine.run(x, threads), False))
-    return engines
+
+    def file(*, in_8_bits: bool) -> AbstractContextManager[Path]:
+        return graphs.onnx_file(batch, in_8_bits=in_8_bits)
+
+    quantized = _installed("onnxruntime")
+    for in_8_bits in (False, True) if quantized else (False,):
+        arithmetic, ending = (INT8, ", int8") if in_8_bits else (FLOAT32, "")
+        with file(in_8_bits=in_8_bits) as path:
+            for spinning in ((False, True) if threads > 1 else (False,)) if quantized else ():
+                call = onnxruntime_call(path, threads, spinning=spinning)
+                name = f"onnxruntime{ending}{', spinning' if spinning else ''}"
+                yield TimedEngine(name, call, True, arithmetic)
+            if not _installed("openvino"):
+                continue
+            call, default = openvino_call(path, threads, in_float32=False)
+            if in_8_bits:
+                yield TimedEngine("openvino, int8", call, True, INT8)
+            else:
+                yield TimedEngine("openvino", openvino_call(path, threads, in_float32=True)[0], True)
+                yield TimedEngine("openvino, default precision", call, True, default)
 
 
 def engine_versions() -> dict[str, str]:
     """Return the versions of the other engines, or "not installed"; DeepSparse only if it is timed."""
-    names = ["onnxruntime", "openvino", *(["deepsparse"] if _has_deepsparse() else [])]
-    return {name: _version(name) for name in names}
+    names = ["onnxruntime", "openvino", "MNN", *(["deepsparse"] if _has_deepsparse() else [])]
+    return {name.lower(): _version(name) for name in names}
 
 
-def excluded_engines() -> list[str]:
-    """Return a sentence for each installed engine that cannot be timed."""
-    if not importlib.util.find_spec("deepsparse") or _has_deepsparse():
-        return []
-    return [
-        f"deepsparse {_version('deepsparse')} is left out; {DEEPSPARSE} is timed, the last version with an engine: "
-        f"pip install 'deepsparse=={DEEPSPARSE}.*'"
-    ]
+def skipped_engines(model: BenchModel) -> dict[str, str]:
+    """Return why an engine, or a network in all of them, is not timed.
+
+    Args:
+        model: what is timed.
+    """
+    skipped = {}
+    if not _installed("onnx"):
+        skipped["all but torch"] = "they read ONNX files, which need onnx: pip install 'sparsemble[bench]'"
+    for name in ("onnxruntime", "openvino"):
+        if not _installed(name):
+            skipped[name] = "not installed: pip install 'sparsemble[bench]'"
+    if not _installed("onnxruntime"):
+        skipped["int8"] = "the dense network is quantised by onnxruntime, which is not installed"
+    if not _installed("MNN"):
+        skipped["mnn"] = "not installed: pip install --no-deps mnn (what it depends on would downgrade protobuf)"
+    if _installed("deepsparse") and not _has_deepsparse():
+        skipped["deepsparse"] = (
+            f"{_version('deepsparse')} has no engine; {DEEPSPARSE} is the last version with one: "
+            f"pip install 'deepsparse=={DEEPSPARSE}.*'"
+        )
+    if not model.narrow:
+        skipped["channels pruned"] = model.why_not_narrow
+    return skipped
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _has_deepsparse() -> bool:
@@ -84,72 +160,9 @@ def _has_deepsparse() -> bool:
 
 
 def _version(package: str) -> str:
-    if not importlib.util.find_spec(package):
+    if not _installed(package):
         return "not installed"
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # as with onnxruntime-gpu, whose module has the plain name
         return str(vars(importlib.import_module(package)).get("__version__", "unknown"))
-
-
-@contextmanager
-def _onnx_file(network: Network, batch: int) -> Any:
-    """Write the graph with a fixed batch size, with which the other engines are fastest."""
-    import onnx
-
-    from sparsemble.export.onnx import member_graph
-
-    model = member_graph(network)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        onnx.save_model(model, path)
-        yield path
-
-
-def _torch(model: nn.Module, threads: int, *, channels_last: bool) -> Call:
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    model = copy.deepcopy(model).to(memory_format=order)  # type: ignore[call-overload]
-
-    @torch.inference_mode()
-    def call(x: Floats) -> Floats:
-        torch.set_num_threads(threads)
-        logits: Floats = model(torch.from_numpy(x).contiguous(memory_format=order)).numpy()
-        return logits
-
-    return call
-
-
-def _onnxruntime(path: Path, threads: int, *, spinning: bool) -> Call:
-    """Return ONNX Runtime with threads that sleep, or spin (the default), between the layers of a run.
-
-    Spinning is faster on idle cores and slower on busy ones, so both are timed. Spinning after a run, also a default,
-    is off: it would slow down the engine that is timed next (for over 30 ms, longer than a round).
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x: session.run(["logits"], {"images": x})[0]
-
-
-def _openvino(path: Path, threads: int) -> Call:
-    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-    import openvino
-
-    # The hint means one stream with all threads; by default it would compute in bfloat16 where that is faster.
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    return lambda x: np.array(request.infer({"images": x})["logits"])
-
-
-def _deepsparse(path: Path, batch: int, threads: int) -> Call:
-    os.environ.setdefault("NM_DISABLE_ANALYTICS", "1")
-    import deepsparse
-
-    engine = deepsparse.Engine(model=str(path), batch_size=batch, num_cores=threads)
-    return lambda x: engine.run([x])[0]

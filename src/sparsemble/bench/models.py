@@ -7,10 +7,13 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+import sparsemble.ensemble  # noqa: F401  combiners and stopping rules register
 from sparsemble.attacks.ensemble.slowdown import Slowdown
-from sparsemble.bench.engines import Floats
+from sparsemble.bench.channels_pruned import without_channels
+from sparsemble.bench.random_stopping import RandomStopping
 from sparsemble.core.argument_checks import checked_seed
 from sparsemble.core.config import parse_toml
 from sparsemble.core.errors import InputError
@@ -19,19 +22,24 @@ from sparsemble.core.types import draw_seed, seeded
 from sparsemble.evaluation.cost import count_macs, count_weights
 from sparsemble.evaluation.loaded_model import load_target
 from sparsemble.evaluation.resolve_data import resolve_data
+from sparsemble.export.quantize import quantize
 from sparsemble.models import architectures, build_model
 from sparsemble.models.convert import convert_model
 from sparsemble.models.graph import Graph
 from sparsemble.pruning import Mask, SparsityTarget, prunable_layers
 from sparsemble.pruning.granularity import granularities
 from sparsemble.pruning.layer_rates import layer_rates
-from sparsemble.runtime.combiners import Combiner
 from sparsemble.runtime.errors import RuntimeInputError
 from sparsemble.runtime.format import packed
 from sparsemble.runtime.format.packed_ensemble import PackedEnsemble
-from sparsemble.runtime.network import Network
-from sparsemble.runtime.stopping import Counts, Flags, StoppingRule
+from sparsemble.runtime.network import Floats, Network
+from sparsemble.runtime.stopping import StoppingRule
 from sparsemble.training.validation import BATCH
+
+CALIBRATED, CHECKED = 64, 256
+"""Images on which ranges of 8-bit results are calibrated; on which labels are compared."""
+ATTACKED = "slowdown attack"
+UNTRAINED = "needs training of its own, so that its accuracy is known; with random weights it is timed"
 
 
 @final
@@ -49,6 +57,8 @@ class BenchSettings:
     """Of all members together."""
     granularity: str = "weight"
     """A granularity, or a table in TOML."""
+    arithmetic: str = ""
+    """Of our engine: float32, or int8; empty: that of the target, float32 without one."""
     mask: str = "uniform"
     """uniform (the first layer stays dense), erk, or a mask.safetensors."""
     members: int = 1
@@ -73,6 +83,8 @@ class BenchSettings:
             raise InputError(f"rounds = {self.rounds} must be 2 or more")
         if not 0 <= self.sparsity < 1:
             raise InputError(f"sparsity = {self.sparsity:g} must lie in [0, 1)")
+        if self.arithmetic not in ("", "float32", "int8"):
+            raise InputError(f'arithmetic = "{self.arithmetic}" is not known; use float32 or int8')
         if self.members < 1:
             raise InputError(f"members = {self.members} must be 1 or more")
         if self.first_use and (self.target or self.members > 1):
@@ -87,10 +99,21 @@ class BenchModel:
     """A network or ensemble to time."""
 
     network: Network
-    """What every engine runs. Of an ensemble it is the first member: it has the dense parent's shape, and a dense
-    engine takes as long for it as for the parent."""
+    """What every engine runs, in float32. Of an ensemble it is the first member: it has the dense parent's shape, and a
+    dense engine takes as long for it as for the parent."""
+    ours: Network
+    """The same in the arithmetic of our engine."""
     properties: dict[str, Any]
     """Weights, non-zero weights, sparsity, multiply-accumulates."""
+    calibration: Floats
+    """(B, C, H, W) images on which dense engines calibrate 8-bit arithmetic."""
+    images: Floats
+    """(B, C, H, W) images on which labels are compared."""
+    labels: NDArray[np.int64] | None = None
+    """Their classes; None: the weights are random."""
+    narrow: Network | None = None
+    """A dense network with fewer channels, of as many multiply-adds as all members keep."""
+    why_not_narrow: str = ""
     ensemble: PackedEnsemble | None = None
     image_sets: dict[str, Floats] = field(default_factory=dict)
     """Images on which an ensemble is timed while it stops early, by a description of them."""
@@ -110,8 +133,6 @@ def random_model(settings: BenchSettings) -> BenchModel:
         _network(replace(settings, sparsity=member_sparsity, seed=settings.seed + i)) for i in range(settings.members)
     ]
     network, properties = networks[0]
-    if settings.members == 1:
-        return BenchModel(network, properties)
     ensemble = PackedEnsemble(
         members=tuple(member for member, _ in networks),
         combiner={"name": "mean_probability"},
@@ -119,38 +140,55 @@ def random_model(settings: BenchSettings) -> BenchModel:
         classes=tuple(map(str, range(settings.classes))),
         parent_weights=properties["weights"],
     )
-    images = np.random.default_rng(settings.seed).random((max(settings.batches), *settings.image), dtype=np.float32)
-    rule = RandomStopping(settings.members_run, settings.members)
-    return BenchModel(
-        network, {**properties, "ensemble_sparsity": ensemble.sparsity}, ensemble, {"drawn decisions": images}, rule
+    rng = np.random.default_rng(settings.seed)
+    count = CALIBRATED + CHECKED
+    calibration, images = np.split(rng.random((count, *settings.image), dtype=np.float32), [CALIBRATED])
+    if settings.arithmetic == "int8":
+        ensemble = quantize(ensemble, *torch.from_numpy(calibration).chunk(2))
+    kept = sum(facts["macs_nonzero"] for _, facts in networks) / properties["macs_dense"]
+    narrow, why_not_narrow = _narrow(settings, kept)
+    model = BenchModel(
+        network=network,
+        ours=ensemble.members[0],
+        properties=properties,
+        calibration=calibration,
+        images=images,
+        narrow=narrow,
+        why_not_narrow=why_not_narrow,
+    )
+    if settings.members == 1:
+        return model
+    timed = np.random.default_rng(settings.seed).random((max(settings.batches), *settings.image), dtype=np.float32)
+    return replace(
+        model,
+        properties=properties | {"ensemble_sparsity": ensemble.sparsity},
+        ensemble=ensemble,
+        image_sets={"drawn decisions": timed},
+        rule=RandomStopping(settings.members_run, settings.members),
     )
 
 
-@final
-class RandomStopping(StoppingRule):
-    """Stops random images, the same fraction after each member, so that a given number of members run on average."""
+def _narrow(settings: BenchSettings, kept: float) -> tuple[Network | None, str]:
+    """Return a dense network with a fraction of the multiply-adds, or None and the reason."""
+    if kept >= 1:
+        return None, "all members together keep as many multiply-adds as the dense network has"
+    try:
+        return without_channels(_dense(settings), settings.image, kept), ""
+    except InputError as error:
+        return None, str(error)
 
-    def __init__(self, members_run: float, members: int) -> None:
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if sum(middle**m for m in range(members)) < members_run else (low, middle)
-        self.fraction = low
 
-    def __call__(self, member_logits: Floats, combiner: Combiner, *, last: bool) -> tuple[Flags, Counts]:
-        """Stop a random subset of the images."""
-        members, images = member_logits.shape[:2]
-        stop: Flags = np.full(images, last)
-        stop |= np.random.default_rng(members).permutation(images) >= round(self.fraction * images)
-        return stop, np.full(images, members, np.int64)
+def _dense(settings: BenchSettings) -> nn.Module:
+    """Return the dense network with random weights."""
+    layout = architectures.build(_spec(settings.model, "--model"), "--model")
+    mean, std = (0.5,) * settings.image[0], (0.25,) * settings.image[0]
+    rng = seeded(draw_seed(settings.seed, "bench"))
+    return build_model(layout, settings.image, settings.classes, mean, std, rng=rng).eval()
 
 
 def _network(settings: BenchSettings) -> tuple[Network, dict[str, Any]]:
     """Return a network with random weights and a random mask, and its properties."""
-    layout = architectures.build(_spec(settings.model, "--model"), "--model")
-    mean, std = (0.5,) * settings.image[0], (0.25,) * settings.image[0]
-    rng = seeded(draw_seed(settings.seed, "bench"))
-    model = build_model(layout, settings.image, settings.classes, mean, std, rng=rng).eval()
+    model = _dense(settings)
     _mask(model, settings).apply_(model)
     weights, macs = count_weights(model), count_macs(model, settings.image)
     return convert_model(model, settings.image), {
@@ -208,6 +246,11 @@ def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> Ben
             f"{ensemble.parent_weights}; dense engines run the first member in the parent's place, so an ensemble can "
             "be timed only while its members keep the parent's shape"
         )
+    if settings.arithmetic not in ("", ensemble.arithmetic):
+        raise InputError(
+            f"{path} computes in {ensemble.arithmetic}, and arithmetic = {settings.arithmetic}; leave it out, or write "
+            f"another file with `sparsemble export RUN --arithmetic {settings.arithmetic}`"
+        )
     target = load_target(str(path))
     source = resolve_data(settings.data, settings.target) if settings.data else target.data
     if source is None:
@@ -215,10 +258,10 @@ def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> Ben
     data = source.load()
     if data.shape != ensemble.image:
         raise InputError(f"{path} takes images of {ensemble.image}; those of the data are {data.shape}")
-    x, y = data.test.tensors()
-    indices = torch.randperm(len(x), generator=seeded(draw_seed(settings.seed, "bench")))
-    indices = indices.repeat(-(-max(settings.batches) // len(x)))[: max(settings.batches)]
-    x, y = x[indices], y[indices]
+    shuffled = torch.randperm(len(data.test), generator=seeded(draw_seed(settings.seed, "bench")))
+    most = max(settings.batches)
+    indices = shuffled.repeat(-(-most // len(shuffled)))[:most]
+    x, y = data.test.images(indices), data.test.labels[indices]
     image_sets = {"clean images": x.numpy()}
     if target.threat is not None and target.rule is not None:
         attack, rng = Slowdown(steps=20, restarts=1), seeded(draw_seed(settings.seed, "slowdown"))
@@ -226,6 +269,20 @@ def _packed_model(settings: BenchSettings, report: Callable[[str], None]) -> Ben
         assert isinstance(target.model, Ensemble)
         parts = zip(x.split(BATCH), y.split(BATCH), strict=True)
         crafted = [attack(target.model, target.rule, a, b, target.threat, rng=rng) for a, b in parts]
-        image_sets["slowdown attack"] = torch.cat(crafted).numpy()
-    sizes = {"weights": ensemble.parent_weights, "nonzeros": ensemble.nonzeros}
-    return BenchModel(ensemble.members[0], sizes | {"ensemble_sparsity": ensemble.sparsity}, ensemble, image_sets)
+        image_sets[ATTACKED] = torch.cat(crafted).numpy()
+    first, held_out, checked = ensemble.members[0], data.selection, shuffled[:CHECKED]
+    return BenchModel(
+        network=Network(first.image, first.nodes),
+        ours=first,
+        properties={
+            "weights": ensemble.parent_weights,
+            "nonzeros": ensemble.nonzeros,
+            "ensemble_sparsity": ensemble.sparsity,
+        },
+        calibration=held_out.images(torch.arange(min(CALIBRATED, len(held_out)))).numpy(),
+        images=data.test.images(checked).numpy(),
+        labels=data.test.labels[checked].numpy(),
+        why_not_narrow=UNTRAINED,
+        ensemble=ensemble,
+        image_sets=image_sets,
+    )

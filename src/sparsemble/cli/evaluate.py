@@ -183,6 +183,9 @@ def bench(
     granularity: Annotated[
         str, typer.Option("--granularity", help="weight, block, block-in, channel, or a table.")
     ] = "weight",
+    arithmetic: Annotated[
+        str, typer.Option("--arithmetic", help="Of our engine: float32 or int8; TARGET's own unless given.")
+    ] = "",
     mask: Annotated[str, typer.Option("--mask", help="uniform, erk, or a mask.safetensors.")] = "uniform",
     members: Annotated[int, typer.Option("--members", help="Of a drawn ensemble, >= 1.")] = 1,
     members_run: Annotated[float, typer.Option("--members-run", help="Of a drawn ensemble, on average.")] = 1.6,
@@ -198,7 +201,10 @@ def bench(
 ) -> None:
     """Time a sparse network or ensemble in our engine, and the dense one in all that are installed (extra `bench`).
 
+    The dense network runs in float32, in OpenVINO's default precision and quantised to int8, and with fewer channels.
+
     Examples: [bold]sparsemble bench --model resnet18 --sparsity 0.9 --batch 64 --threads 1[/],
+    [bold]sparsemble bench --sparsity 0.9 --granularity block-in --arithmetic int8[/],
     [bold]sparsemble bench runs/digits --batch 1,64[/]
     """
     options = locals()  # by name

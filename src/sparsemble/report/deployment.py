@@ -70,9 +70,14 @@ def _change_rows(change: ArithmeticChange) -> dict[str, str]:
 
 
 def bench_table(result: BenchResult) -> Table[BenchRow]:
-    """Return the times of every engine in every configuration."""
+    """Return the times of every engine in every configuration, and sentences on what stands out."""
+
+    def share(value: float | None) -> str:
+        return "" if value is None else percent(value)
+
     columns: list[Column[BenchRow]] = [
         Column("engine", lambda row: row.engine, left=True),
+        Column("arithmetic", lambda row: row.arithmetic, left=True),
         Column("batch", lambda row: str(row.batch)),
         Column("threads", lambda row: str(row.threads)),
         Column("members run", lambda row: "" if row.members_run is None else f"{row.members_run:.2f}"),
@@ -80,10 +85,42 @@ def bench_table(result: BenchResult) -> Table[BenchRow]:
         Column("quartiles", lambda row: f"{row.low_quartile_ms:.2f} to {row.high_quartile_ms:.2f}"),
         Column("images/s", lambda row: f"{row.images_per_second:.0f}"),
         Column("ratio", lambda row: f"{row.ratio:.2f}"),
+        Column("ratio, any precision", lambda row: _ratio(row.ratio_any_precision)),
+        Column("labels as in float32, %", lambda row: share(row.agreement)),
+        Column("accuracy, %", lambda row: share(row.accuracy)),
     ]
     first = ", ".join(f"{f.empty_cache_s:.1f} ({f.filled_cache_s:.2f}) for {f.batch}" for f in result.first_use)
-    caption = f"first prediction, seconds with an empty cache (a filled one), by images: {first}" if first else ""
-    return Table(columns, result.rows, caption)
+    lines = [
+        *(_bench_headline(result) if result.headline else []),
+        *(f"not timed: {name}: {reason}" for name, reason in result.skipped.items()),
+        *([f"first prediction, seconds with an empty cache (a filled one), by images: {first}"] if first else []),
+    ]
+    return Table(columns, result.rows, "\n".join(lines))
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _bench_headline(result: BenchResult) -> list[str]:
+    """Return both ratios, each with the engine that it is over and the accuracy of both."""
+    ours = next(row for row in result.rows if row.engine == result.headline)
+    dense = [row for row in result.rows if row.dense and (row.batch, row.threads) == (ours.batch, ours.threads)]
+    in_float32 = min((row for row in dense if row.arithmetic == "float32"), key=lambda row: row.median_ms)
+    of_all = min(dense, key=lambda row: row.median_ms)
+
+    def described(row: BenchRow) -> str:
+        arithmetic = "" if row is in_float32 or row.arithmetic in row.engine else f" in {row.arithmetic}"
+        if row.accuracy is not None:
+            return f"{row.engine}{arithmetic} (accuracy {percent(row.accuracy)} %)"
+        same = "" if row.agreement is None else f" ({percent(row.agreement)} % of labels as in float32)"
+        return f"{row.engine}{arithmetic}{same}"
+
+    return [
+        f"batch {ours.batch}, {plural(ours.threads, 'thread')}: {described(ours)} is {ours.ratio:.2f} times as fast as "
+        f"the fastest dense engine in float32, {described(in_float32)}, and {_ratio(ours.ratio_any_precision)} times "
+        f"as fast as the fastest in any precision, {described(of_all)}"
+    ]
 
 
 def draw_bench(result: BenchResult, path: Path) -> None:
@@ -106,7 +143,7 @@ def draw_bench(result: BenchResult, path: Path) -> None:
             ax.bar_label(bars, fmt="%.1f", fontsize=7)
         ax.axhline(1, color=INK, linewidth=0.8)
         ax.set_xticks(range(len(groups)), [f"batch {batch}, {plural(threads, 'thread')}" for batch, threads in groups])
-        ax.set_ylabel("times as fast as the fastest dense engine")
+        ax.set_ylabel("times as fast as the fastest dense engine in float32")
         ax.legend(fontsize=7)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130, facecolor="white")

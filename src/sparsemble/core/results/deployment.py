@@ -100,7 +100,9 @@ class BenchRow:
 
     engine: str
     dense: bool
-    """Whether the engine computes zeros, too."""
+    """Whether the engine computes every weight of the dense network, zeros, too."""
+    arithmetic: str = "float32"
+    """float32, bfloat16, float16 or int8: of most of its layers."""
     batch: int
     threads: int
     median_ms: float
@@ -108,8 +110,15 @@ class BenchRow:
     high_quartile_ms: float
     images_per_second: float
     ratio: float
-    """Median time of the fastest dense engine over that of this row."""
+    """Median time of the fastest dense engine in float32 over that of this row."""
+    ratio_any_precision: float | None = None
+    """The same for the fastest dense engine in any arithmetic."""
     members_run: float | None = None
+    agreement: float | None = None
+    """Fraction of images with the label of the same network in float32 (of an ensemble: with the same rule); it says
+    little of random weights, which give most images one label."""
+    accuracy: float | None = None
+    """On up to 256 test images, of what the row runs: the ensemble, or its first member; none: random weights."""
 
     def __post_init__(self) -> None:
         check_not_negative(median_ms=self.median_ms, images_per_second=self.images_per_second, ratio=self.ratio)
@@ -132,7 +141,12 @@ class BenchResult(ResultFile):
 
     schema: int = SCHEMA
     ratio: float
-    """Of our engine, for the first batch size and number of threads; of an ensemble while it stops early."""
+    """Of our engine over the fastest dense one in float32, for the first batch size and number of threads; an ensemble
+    stops early on clean images."""
+    ratio_any_precision: float | None = None
+    """The same over the fastest dense engine in any arithmetic."""
+    headline: str = ""
+    """Engine of the row that has these ratios."""
     command: str
     settings: dict[str, Any]
     """What was asked for, every default written out."""
@@ -143,4 +157,6 @@ class BenchResult(ResultFile):
     source: str | None = None
     """Source revision."""
     rows: tuple[BenchRow, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Engine or network that was not timed, to the reason."""
     first_use: tuple[FirstUse, ...] = ()

@@ -105,6 +105,7 @@ def artifacts(folder: Path) -> int:
     return sum(not path.name.endswith(".partial") for path in folder.glob("*-*"))
 
 
+@pytest.mark.slow  # a quick suite ends a run by Ctrl-C, kills attacks and resumes trainings
 def test_killed_while_it_makes_models_it_goes_on_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
     words = ("ensemble", SMOKE, "--out", tmp_path / "run", "--workers", 2)
     process = start_python(COMMAND_LINE, *words, out=tmp_path)

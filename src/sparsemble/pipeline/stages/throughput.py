@@ -47,7 +47,7 @@ dense network is not known before the ensemble is selected."""
 THROUGHPUT = "throughput.json"
 BUDGET = 2.0
 """Seconds of a measurement, about; there are six for each width."""
-FORWARD, CALLS = 32, 4
+FORWARD, CALLS = 32, 2
 """Images of the forward pass, and batches of each loss, where work is counted and not measured."""
 NARROW, MASKED = 0.7, 1.3
 """Time of a step of the small dense network and of one that learns a mask, over a plain one's, where not measured."""

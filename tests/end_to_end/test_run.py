@@ -192,6 +192,7 @@ def test_failing_stage_keeps_what_is_finished(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_full_disk_is_a_sentence_and_the_run_goes_on(finished: Path, tmp_path: Path) -> None:
     small = Path("/dev/full")
     if not small.exists():

@@ -124,7 +124,9 @@ def compare(tmp_path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return beside
 
 
+@pytest.mark.slow
 class TestTwoProcesses:
+    @pytest.mark.slow
     def test_train_what_one_would_with_everything_that_has_a_state(self, tmp_path: Path) -> None:
         left = compare(tmp_path, {"loss": MADRY, "ema": True, "max_grad_norm": 1.0})
         # Each step: mean and variance of 2 BatchNorms forward and backward, loss, gradients. None for the attack.

@@ -13,7 +13,7 @@ from sparsemble.core.results import ROW_NAMES, BenchResult, SelectionRecord, Sta
 from sparsemble.pipeline.recipe import Recipe, shipped
 
 RESULTS = Path(__file__).parents[2] / "results"
-STUDIES = ("ensemble-", "pruning-", "stopping-")
+STUDIES = ("blocks-", "ensemble-", "pruning-", "stopping-")
 RUNS = ("digits", "gtsrb")
 
 
